@@ -1,0 +1,1 @@
+"""Qwen3-VL for LMDeploy's TurboMind: position packing, split vision encoder, model registration."""

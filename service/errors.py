@@ -1,0 +1,167 @@
+"""Every error that a client can see, and the one table that maps it to a gRPC status.
+
+ServiceError
+├── InvalidRequest            a field of the request is wrong; carries field violations
+│   ├── ImageError            IMAGE_…
+│   ├── GrammarError          SCHEMA_…, GRAMMAR_…
+│   └── ContextTooLong
+├── UnknownTask
+├── VisionDisabled
+├── OutputTruncated
+├── OutputInvalid
+├── NoUsableFields
+├── InferenceTimeout
+├── Overloaded
+├── EngineUnavailable         ENGINE_…
+└── InternalError
+
+Messages are written for the caller: they say what to change and never hold a path, an address or a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc
+
+DOMAIN = "qwen3vl.service"
+"""The ``domain`` of every ``google.rpc.ErrorInfo``."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldViolation:
+    """A field of the request, by its path in the proto (``sampling.top_p``, ``images[2].data``), and what is wrong."""
+
+    field: str
+    description: str
+
+
+class ServiceError(Exception):
+    """Base of all errors that are shown to a client."""
+
+    reason = "INTERNAL"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason or type(self).reason
+        self.metadata = dict(metadata or {})
+
+
+class InvalidRequest(ServiceError):
+    """One field, or several, of the request are not acceptable."""
+
+    reason = "INVALID_FIELD"
+
+    def __init__(
+        self,
+        field: str,
+        description: str,
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        more: tuple[FieldViolation, ...] = (),
+    ) -> None:
+        super().__init__(f"{field}: {description}", reason=reason, metadata=metadata)
+        self.violations = (FieldViolation(field, description), *more)
+
+
+class ImageError(InvalidRequest):
+    """A picture cannot be used."""
+
+    reason = "IMAGE_INVALID"
+
+
+class GrammarError(InvalidRequest):
+    """A JSON schema, regular expression, EBNF grammar or choice cannot be used."""
+
+    reason = "GRAMMAR_INVALID"
+
+
+class ContextTooLong(InvalidRequest):
+    """The prompt, or the prompt and max_tokens together, exceed the context of the model."""
+
+    reason = "CONTEXT_TOO_LONG"
+
+
+class UnknownTask(ServiceError):
+    """No task is registered under this name."""
+
+    reason = "UNKNOWN_TASK"
+
+
+class VisionDisabled(ServiceError):
+    """The request has pictures, but the model was started without vision."""
+
+    reason = "VISION_DISABLED"
+
+
+class OutputTruncated(ServiceError):
+    """Generation was cut before the answer was complete. No partial answer is given."""
+
+    reason = "OUTPUT_TRUNCATED"
+
+
+class OutputInvalid(ServiceError):
+    """The model's answer does not satisfy the schema or the task's parser."""
+
+    reason = "OUTPUT_INVALID"
+
+
+class NoUsableFields(ServiceError):
+    """The answer is well formed, but says nothing about the picture."""
+
+    reason = "NO_USABLE_FIELDS"
+
+
+class InferenceTimeout(ServiceError):
+    """Inference took longer than the server allows, or the caller's deadline passed."""
+
+    reason = "INFERENCE_TIMEOUT"
+
+
+class Overloaded(ServiceError):
+    """The queue is full; ``retry_after_s`` tells when to come again."""
+
+    reason = "OVERLOADED"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineUnavailable(ServiceError):
+    """The engine is loading, draining or dead."""
+
+    reason = "ENGINE_UNAVAILABLE"
+
+
+class InternalError(ServiceError):
+    """A defect of the server. The message is fixed; the cause is in the log under the request id."""
+
+    reason = "INTERNAL"
+
+
+STATUS: dict[type[ServiceError], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ImageError: grpc.StatusCode.INVALID_ARGUMENT,
+    GrammarError: grpc.StatusCode.INVALID_ARGUMENT,
+    ContextTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownTask: grpc.StatusCode.NOT_FOUND,
+    VisionDisabled: grpc.StatusCode.FAILED_PRECONDITION,
+    OutputTruncated: grpc.StatusCode.OUT_OF_RANGE,
+    OutputInvalid: grpc.StatusCode.INTERNAL,
+    NoUsableFields: grpc.StatusCode.INTERNAL,
+    InferenceTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+    InternalError: grpc.StatusCode.INTERNAL,
+}
+"""gRPC status of each error class. Exhaustive: a test walks the subclasses of ServiceError."""

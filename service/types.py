@@ -1,0 +1,132 @@
+"""Plain values that cross the seams between API, tasks and engines. No proto, torch or LMDeploy here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class GrammarKind(enum.Enum):
+    """The ways in which the text of an answer can be constrained."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    EBNF = "ebnf"
+    CHOICE = "choice"
+
+
+class FinishReason(enum.Enum):
+    """Why generation ended. Only STOP yields an answer; LENGTH and LOOP mean that the text was cut."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    LOOP = "loop"
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A constraint on the answer.
+
+    ``source`` is the JSON schema as text, the regular expression or the EBNF grammar (root rule ``root``);
+    for CHOICE it is a JSON array of the allowed strings. Text, so that a grammar is hashable and can be cached.
+    """
+
+    kind: GrammarKind
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. The defaults are greedy decoding.
+
+    temperature: 0 is greedy, at most 2. top_p: in (0, 1]. top_k: 0 keeps all tokens.
+    repetition_penalty: in (0, 10], 1 is off. seed: uint64, None lets the engine draw one.
+    max_tokens: at least 1.
+    """
+
+    max_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A decoded, upright picture.
+
+    pixels: (height, width, 3) uint8, RGB, C-contiguous.
+    min_pixels, max_pixels: bounds of the area after resizing, in pixels; None takes the model's own.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GenerateRequest:
+    """One prompt for an engine: a system text, then one user turn of all images followed by the text."""
+
+    request_id: str
+    user: str
+    system: str = ""
+    images: tuple[Image, ...] = ()
+    grammar: Grammar | None = None
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a request. ``prompt_tokens`` includes ``image_tokens``."""
+
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds since the engine got the request: wait in its queue, first token, end."""
+
+    queue_s: float = 0.0
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last chunk of a request, and only it, has a finish reason.
+
+    ``text`` never splits a character; it may be empty.
+    """
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage = Usage()
+    timings: Timings = Timings()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do. A request beyond it is refused before it reaches the engine."""
+
+    model: str
+    engine: str
+    vision: bool
+    grammar_kinds: frozenset[GrammarKind]
+    sampling_options: frozenset[str]
+    """Names of the fields of Sampling that the engine honours."""
+    context_length: int
+    """Tokens of prompt and answer together."""
+    max_images: int
+    """Pictures in one request."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Whatever an operator wants to see in GetModel: dtype, device, DeepStack mode, versions."""
