@@ -1,0 +1,91 @@
+"""Reads the vision tower's tensors, and nothing else, from a safetensors checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+PREFIXES = ("model.visual.", "visual.")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class CheckpointError(ValueError):
+    """The checkpoint's vision tensors are not those that its configuration asks for."""
+
+
+def visual_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """For each tensor of the tower: its file and its key there; the names have no prefix."""
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+    elif (folder / _SINGLE).is_file():
+        with safe_open(folder / _SINGLE, framework="pt") as file:
+            weight_map = dict.fromkeys(file.keys(), _SINGLE)
+    else:
+        raise FileNotFoundError(f"the checkpoint has neither {_INDEX} nor {_SINGLE}")
+    found = {}
+    for key, filename in weight_map.items():
+        for prefix in PREFIXES:
+            if key.startswith(prefix):
+                found[key.removeprefix(prefix)] = (folder / filename, key)
+    return found
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise one `CheckpointError` that names every missing, unexpected and wrong-shaped tensor."""
+    problems = []
+    for title, names in (
+        ("missing", expected.keys() - found.keys()),
+        ("unexpected", found.keys() - expected.keys()),
+    ):
+        if names:
+            problems.append(f"{title}: {', '.join(sorted(names))}")
+    wrong = [
+        f"{name} has {list(found[name])} instead of {list(shape)}"
+        for name, shape in sorted(expected.items())
+        if name in found and found[name] != shape
+    ]
+    if wrong:
+        problems.append(f"wrong shape: {', '.join(wrong)}")
+    if problems:
+        raise CheckpointError("vision tower does not fit its configuration; " + "; ".join(problems))
+
+
+def read_visual(
+    folder: Path, expected: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor on the CPU) one after the other, after all shapes have been checked.
+
+    A yielded tensor may be a view into the mapped file: copy it before the next one is asked for.
+    """
+    files: dict[Path, list[tuple[str, str]]] = {}
+    for name, (path, key) in visual_files(folder).items():
+        files.setdefault(path, []).append((name, key))
+    shapes = {}
+    for path, names in files.items():
+        with safe_open(path, framework="pt") as file:
+            stored = set(file.keys())
+            for name, key in names:
+                if key in stored:  # an index may promise what the shard lacks: that is "missing"
+                    shapes[name] = tuple(file.get_slice(key).get_shape())
+    check_tensors(expected, shapes)
+    for path, names in files.items():
+        for name, key in names:
+            # Opened anew for each tensor, so that the pages read so far can be unmapped.
+            with safe_open(path, framework="pt") as file:
+                yield name, _checked(name, file.get_tensor(key))
+
+
+def _checked(name: str, tensor: Tensor) -> Tensor:
+    if tensor.dtype not in DTYPES:
+        raise CheckpointError(f"vision tensor {name} has unsupported type {tensor.dtype}")
+    return tensor

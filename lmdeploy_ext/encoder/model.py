@@ -1,0 +1,332 @@
+"""Qwen3-VL's vision tower: uint8 patches of many pictures in, image-token embeddings out.
+
+Pictures of all sizes and requests share one run of rows, without padding: linear layers see all
+rows at once, attention sees one picture (or frame pair) at a time, equal sizes in one call. The
+numbers are those of transformers' ``Qwen3VLVisionModel``, with DeepStack (arXiv 2406.04334).
+
+Letters: R rows = patches of all pictures; D hidden size; H heads; d = D/H; M merged tokens;
+O output size; B pictures of L patches each in one attention call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.layers.activations import GELUTanh
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm
+from torch import Tensor, nn
+
+from lmdeploy_ext.encoder.checkpoint import check_tensors, read_visual
+from lmdeploy_ext.encoder.config import VisionConfig
+from lmdeploy_ext.encoder.grids import grid_tables
+from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
+from lmdeploy_ext.encoder.weights import (
+    ZERO_LEVEL,
+    check_processor,
+    checkpoint_shapes,
+    fold_patch_embed,
+    module_name,
+    pair_up,
+)
+from lmdeploy_ext.packing import PackedImage
+
+_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFeatures:
+    """Features of a batch of pictures, in the order in which they were given.
+
+    Attributes:
+        embeddings: (M, O), what replaces the image placeholders' embeddings.
+        deepstack: one (M, O) for each entry of ``deepstack_visual_indexes``; number k is added to
+            the residual stream behind decoder layer k, at the image tokens only.
+        lengths: tokens of each picture; they sum to M.
+    """
+
+    embeddings: Tensor
+    deepstack: tuple[Tensor, ...]
+    lengths: tuple[int, ...]
+
+
+class PatchEmbed(nn.Module):
+    """Patches (R, C*p*p) or (R, C*2*p*p), uint8 values minus 128, to (R, D).
+
+    The 3-D convolution of the checkpoint covers exactly one patch, so it is a linear layer. A still
+    picture shows the same frame twice: the two halves of the weight are summed once, for half the
+    work. Normalisation of the pixels is folded into weight and bias.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        columns = config.frame_values
+        self.still = nn.Linear(columns, config.hidden_size)
+        self.pair = nn.Linear(columns * config.temporal_patch_size, config.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        layer = self.still if pixels.shape[1] == self.still.in_features else self.pair
+        result: Tensor = layer(pixels)
+        return result
+
+
+def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
+    """Turn the rotary pairs of x (R, heads, d) by rotary complex64 (R, 1, d/2), in float32."""
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Full attention within each picture. Query and key rows are stored in rotary pairs, see
+    `weights.pair_up`."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor, rotary: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+        """x (R, D), rotary complex64 (R, 1, d/2), groups of (B, L) in row order -> (R, D)."""
+        qkv = self.qkv(x).view(len(x), 3 * self.num_heads, -1)
+        query_key, value = qkv.split([2 * self.num_heads, self.num_heads], dim=1)
+        query_key = _rotate(query_key, rotary)
+        query, key = query_key.chunk(2, dim=1)
+        outputs = []
+        start = 0
+        for count, length in groups:
+            rows = slice(start, start + count * length)
+            q, k, v = (
+                part[rows]
+                .reshape(count, length, self.num_heads, -1)
+                .transpose(1, 2)  # (B, H, L, d)
+                for part in (query, key, value)
+            )
+            attended = F.scaled_dot_product_attention(q, k, v)
+            outputs.append(attended.transpose(1, 2).reshape(count * length, -1))
+            start += count * length
+        result: Tensor = self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+        return result
+
+
+class Block(nn.Module):
+    """Pre-LayerNorm transformer block; changes its input."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.hidden_size, eps=_EPS)
+        self.norm2 = LayerNorm(config.hidden_size, eps=_EPS)
+        self.attn = Attention(config)
+        self.mlp = Mlp(config.hidden_size, config.intermediate_size, act_layer=GELUTanh)
+
+    def forward(self, x: Tensor, rotary: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+        x += self.attn(self.norm1(x), rotary, groups)
+        x += self.mlp(self.norm2(x))
+        return x
+
+
+class Merger(nn.Module):
+    """Each block of neighbouring patches to one token: (R, D) to (M, O).
+
+    The main merger normalises each patch, a DeepStack merger the whole block.
+    """
+
+    def __init__(self, config: VisionConfig, norm_block: bool) -> None:
+        super().__init__()
+        self.size = config.merged_size
+        self.norm_block = norm_block
+        self.norm = LayerNorm(self.size if norm_block else config.hidden_size, eps=_EPS)
+        self.mlp = Mlp(self.size, self.size, config.out_hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blocks = x.view(-1, self.size)
+        blocks = self.norm(blocks) if self.norm_block else self.norm(x).view(-1, self.size)
+        result: Tensor = self.mlp(blocks)
+        return result
+
+
+class VisionEncoder(nn.Module):
+    """The whole tower, for inference. Build it with `from_checkpoint` or `from_tensors`."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = nn.Embedding(config.num_position_embeddings, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.merger = Merger(config, norm_block=False)
+        self.deepstack_merger_list = nn.ModuleList(
+            Merger(config, norm_block=True) for _ in config.deepstack_visual_indexes
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> VisionEncoder:
+        """Load the tower of a Qwen3-VL checkpoint (dense or MoE), tensor by tensor.
+
+        Reads config.json, the pre-processing file for mean and std, and the ``visual.*`` tensors of
+        the safetensors files; never needs more memory than the tower and one tensor.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            CheckpointError: tensors are missing, unexpected or have the wrong shape.
+            ValueError: a configuration that this encoder cannot run.
+        """
+        folder = Path(folder)
+        content = json.loads((folder / "config.json").read_text())
+        if "vision_config" not in content:
+            raise ValueError("config.json has no vision_config")
+        config = VisionConfig.from_dict(content["vision_config"])
+        processor = ImageProcessorConfig.from_checkpoint(folder)
+        tensors = read_visual(folder, checkpoint_shapes(config))
+        return cls._load(config, processor, tensors, dtype, torch.device(device), copy=True)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: VisionConfig,
+        tensors: Mapping[str, Tensor],
+        processor: ImageProcessorConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> VisionEncoder:
+        """From tensors with the checkpoint's names, without prefix; may share memory with them.
+
+        Raises:
+            CheckpointError: tensors are missing, unexpected or have the wrong shape.
+        """
+        check_tensors(
+            checkpoint_shapes(config), {name: tuple(t.shape) for name, t in tensors.items()}
+        )
+        processor = processor or ImageProcessorConfig()
+        return cls._load(
+            config, processor, tensors.items(), dtype, torch.device(device), copy=False
+        )
+
+    @classmethod
+    def _load(
+        cls,
+        config: VisionConfig,
+        processor: ImageProcessorConfig,
+        tensors: Iterable[tuple[str, Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+        copy: bool,
+    ) -> VisionEncoder:
+        check_processor(config, processor)
+        with torch.device("meta"):
+            encoder = cls(config)
+        patch_tensors = {}
+        for name, tensor in tensors:
+            if name.startswith("patch_embed.proj."):
+                patch_tensors[name.rpartition(".")[2]] = tensor.to(torch.float32, copy=True)
+                continue
+            if ".attn.qkv." in name:
+                tensor = pair_up(tensor, config.num_heads)
+            # The resampled grid is summed in float32, as transformers does.
+            target = torch.float32 if name == "pos_embed.weight" else dtype
+            encoder._assign(module_name(name), tensor.to(device, target, copy=copy))
+        for name, tensor in fold_patch_embed(**patch_tensors, processor=processor).items():
+            encoder._assign(f"patch_embed.{name}", tensor.to(device, dtype))
+        return encoder.eval()
+
+    def _assign(self, name: str, tensor: Tensor) -> None:
+        owner, _, attribute = name.rpartition(".")
+        setattr(self.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.merger.norm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.merger.norm.weight.device
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[PackedImage]) -> VisionFeatures:
+        """Features of all pictures; a picture's features do not depend on its neighbours.
+
+        Raises:
+            ValueError: patches that do not fit the tower, with the picture's number.
+        """
+        for number, image in enumerate(images):
+            self._check_image(number, image)
+        lengths = tuple(image.num_tokens for image in images)
+        # Pictures of one size become neighbours, so that attention can take them as a plain view.
+        order = sorted(range(len(images)), key=lambda i: images[i].patches.shape)
+        if not order:
+            nothing = torch.empty(
+                0, self.config.out_hidden_size, dtype=self.dtype, device=self.device
+            )
+            return VisionFeatures(nothing, (nothing,) * len(self.deepstack_merger_list), ())
+        merged, deepstack = self._run([images[i] for i in order])
+        back = np.argsort(order)
+
+        def restore(rows: Tensor) -> Tensor:
+            parts = torch.split(rows, [lengths[i] for i in order])
+            return rows if len(parts) == 1 else torch.cat([parts[i] for i in back])
+
+        return VisionFeatures(restore(merged), tuple(map(restore, deepstack)), lengths)
+
+    def _run(self, images: Sequence[PackedImage]) -> tuple[Tensor, list[Tensor]]:
+        """Merged features (M, O) and DeepStack features of pictures sorted by size."""
+        x, rotary = self._embed(images)
+        groups = [
+            (len(list(same)), length) for length, same in groupby(len(i.patches) for i in images)
+        ]
+        deepstack = []
+        mergers = iter(self.deepstack_merger_list)
+        for number, block in enumerate(self.blocks):
+            x = block(x, rotary, groups)
+            if number in self.config.deepstack_visual_indexes:
+                deepstack.append(next(mergers)(x))
+        return self.merger(x), deepstack
+
+    def _embed(self, images: Sequence[PackedImage]) -> tuple[Tensor, Tensor]:
+        """Patch plus position embedding (R, D), and rotary factors complex64 (R, 1, d/2)."""
+        config = self.config
+        rows, rotary = [], []
+        for _, same in groupby(images, key=lambda image: image.patches.shape[1]):
+            run = list(same)
+            pixels = torch.cat([torch.from_numpy(image.patches) for image in run]).to(self.device)
+            rows.append(self.patch_embed(pixels.to(self.dtype) - ZERO_LEVEL))
+        x = rows[0] if len(rows) == 1 else torch.cat(rows)
+        start = 0
+        for image in images:
+            _, h, w = image.grid
+            tables = grid_tables(
+                h, w, config.spatial_merge_size, config.grid_side, config.head_dim,
+                config.rope_theta, self.device,
+            )  # fmt: skip
+            x[start : start + h * w] += F.embedding_bag(
+                tables.taps, self.pos_embed.weight, per_sample_weights=tables.weights, mode="sum"
+            ).to(self.dtype)
+            rotary.append(tables.rotary)
+            start += h * w
+        return x, torch.cat(rotary)[:, None]
+
+    def _check_image(self, number: int, image: PackedImage) -> None:
+        config = self.config
+        columns = image.patches.shape[1]
+        if columns not in (config.frame_values, config.frame_values * config.temporal_patch_size):
+            raise ValueError(
+                f"picture {number}: patches of {columns} values; this tower takes "
+                f"{config.frame_values} (still) or "
+                f"{config.frame_values * config.temporal_patch_size} (frame pair)"
+            )
+        if image.merge_size != config.spatial_merge_size:
+            raise ValueError(
+                f"picture {number}: merge size {image.merge_size}, the tower has "
+                f"{config.spatial_merge_size}"
+            )

@@ -1,0 +1,224 @@
+"""Pixels to patches: smart resize, bicubic resampling and patch order of Qwen3-VL.
+
+The product is uint8. transformers rounds the resized picture to uint8 as well before it normalises,
+so uint8 patches of one frame hold exactly the same information as its float32 ``pixel_values`` with
+both frames of a still image: 768 bytes instead of 6144 per patch. `normalise` makes the latter.
+
+Letters: H, W the picture in pixels; h, w its grid in patches; P = h*w patches; C = 3 channels;
+p pixels per patch side; m patches per merged side.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lmdeploy_ext.packing import PackedImage
+
+MAX_ASPECT_RATIO = 200  # of a picture's sides, the limit of transformers' smart_resize
+BICUBIC = 3  # Pillow's number, as the configuration files write it
+CHANNELS = 3
+_CHUNK = 128  # patches; one chunk of normalise stays in the second-level cache
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessorConfig:
+    """What pre-processing needs from a checkpoint.
+
+    Attributes:
+        min_pixels, max_pixels: limits of height * width after resizing.
+        patch_size: pixels per patch side.
+        temporal_patch_size: frames per patch.
+        merge_size: patches per side that become one token.
+        mean, std: per channel, on values scaled to 0..1.
+    """
+
+    min_pixels: int = 65536
+    max_pixels: int = 16777216
+    patch_size: int = 16
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"need 0 < min_pixels <= max_pixels, got {self.min_pixels} and {self.max_pixels}"
+            )
+        if min(self.patch_size, self.temporal_patch_size, self.merge_size) < 1:
+            raise ValueError("patch_size, temporal_patch_size and merge_size must be at least 1")
+        if len(self.mean) != CHANNELS or len(self.std) != CHANNELS or min(self.std) <= 0:
+            raise ValueError("mean and std need three channels, and std must be positive")
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one merged token; both sides of a resized picture are multiples."""
+        return self.patch_size * self.merge_size
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> ImageProcessorConfig:
+        """From the content of preprocessor_config.json, in either of its styles.
+
+        Raises:
+            ValueError: the file asks for another resampling or scale than Qwen3-VL's.
+        """
+        for switch in ("do_resize", "do_rescale", "do_normalize"):
+            if not settings.get(switch, True):
+                raise ValueError(f"{switch}=false is not supported")
+        if settings.get("resample", BICUBIC) not in (BICUBIC, None):
+            raise ValueError(f"resample must be {BICUBIC} (bicubic), got {settings['resample']}")
+        if not math.isclose(settings.get("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-6):
+            raise ValueError(f"rescale_factor must be 1/255, got {settings['rescale_factor']}")
+        size = settings.get("size") or {}
+        sources = {
+            "min_pixels": (settings.get("min_pixels"), size.get("shortest_edge")),
+            "max_pixels": (settings.get("max_pixels"), size.get("longest_edge")),
+            "patch_size": (settings.get("patch_size"),),
+            "temporal_patch_size": (settings.get("temporal_patch_size"),),
+            "merge_size": (settings.get("merge_size"),),
+        }
+        values: dict[str, Any] = {}
+        for name, candidates in sources.items():
+            given = [value for value in candidates if value is not None]
+            if given:
+                values[name] = int(given[0])
+        for name, key in (("mean", "image_mean"), ("std", "image_std")):
+            if settings.get(key) is not None:
+                values[name] = tuple(float(value) for value in settings[key])
+        return cls(**values)
+
+    @classmethod
+    def from_checkpoint(cls, folder: str | Path) -> ImageProcessorConfig:
+        """From preprocessor_config.json, or processor_config.json as transformers 5 writes it.
+
+        Raises:
+            FileNotFoundError: the folder has neither file.
+            ValueError: see `from_dict`.
+        """
+        legacy = Path(folder) / "preprocessor_config.json"
+        if legacy.is_file():
+            return cls.from_dict(json.loads(legacy.read_text()))
+        current = Path(folder) / "processor_config.json"
+        if current.is_file():
+            content = json.loads(current.read_text())
+            if "image_processor" in content:
+                return cls.from_dict(content["image_processor"])
+        raise FileNotFoundError(
+            "the checkpoint has no preprocessor_config.json and no processor_config.json "
+            "with an image_processor"
+        )
+
+
+def smart_resize(
+    height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Height and width of the resized picture.
+
+    Both are multiples of ``factor``; the area is kept between ``min_pixels`` and ``max_pixels``,
+    the aspect ratio as closely as that allows. Same numbers as transformers' ``smart_resize``.
+
+    Raises:
+        ValueError: an empty picture, or sides more than 1:200 apart.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"picture of {height}x{width} pixels is empty")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"aspect ratio of {height}x{width} pixels exceeds {MAX_ASPECT_RATIO}:1; crop it"
+        )
+    rows, columns = round(height / factor), round(width / factor)
+    if rows * columns * factor**2 > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        rows = max(1, math.floor(height / shrink / factor))
+        columns = max(1, math.floor(width / shrink / factor))
+    elif rows * columns * factor**2 < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        rows = math.ceil(height * grow / factor)
+        columns = math.ceil(width * grow / factor)
+    return rows * factor, columns * factor
+
+
+def preprocess(
+    image: npt.NDArray[np.uint8],
+    config: ImageProcessorConfig,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> PackedImage:
+    """Resize one RGB picture, uint8 (H, W, 3), and cut it into patches, uint8 (P, C*p*p).
+
+    ``min_pixels`` and ``max_pixels`` override the configuration for this picture.
+
+    Raises:
+        ValueError: not a uint8 RGB array, limits in the wrong order, or see `smart_resize`.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != CHANNELS:
+        raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+    low = config.min_pixels if min_pixels is None else min_pixels
+    high = config.max_pixels if max_pixels is None else max_pixels
+    if not 0 < low <= high:
+        raise ValueError(f"need 0 < min_pixels <= max_pixels, got {low} and {high}")
+    height, width = smart_resize(image.shape[0], image.shape[1], config.factor, low, high)
+    planes = _resize(image, height, width)
+    patches = _cut(planes, config.patch_size, config.merge_size)
+    grid = (1, height // config.patch_size, width // config.patch_size)
+    return PackedImage(patches, grid, config.merge_size)
+
+
+def normalise(
+    patches: npt.NDArray[np.uint8], config: ImageProcessorConfig
+) -> npt.NDArray[np.float32]:
+    """transformers' ``pixel_values``: float32 (P, C*2*p*p), a still image doubled to two frames."""
+    count, frames = len(patches), config.temporal_patch_size
+    area = config.patch_size**2
+    if patches.shape[1] == CHANNELS * area:
+        pixels = patches.reshape(count, CHANNELS, 1, area)
+    elif patches.shape[1] == CHANNELS * frames * area:
+        pixels = patches.reshape(count, CHANNELS, frames, area)
+    else:
+        raise ValueError(f"patches {patches.shape} do not fit patch size {config.patch_size}")
+    mean = np.array(config.mean, np.float32).reshape(CHANNELS, 1, 1) * np.float32(255)
+    std = np.array(config.std, np.float32).reshape(CHANNELS, 1, 1) * np.float32(255)
+    result = np.empty((count, CHANNELS, frames, area), np.float32)
+    for start in range(0, count, _CHUNK):
+        chunk = pixels[start : start + _CHUNK].astype(np.float32)
+        chunk -= mean
+        chunk /= std
+        result[start : start + _CHUNK] = chunk
+    return result.reshape(count, CHANNELS * frames * area)
+
+
+def _resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, C) to uint8 (C, height, width), bicubic with antialias, as torchvision does."""
+    if image.shape[:2] == (height, width):
+        unchanged: npt.NDArray[np.uint8] = image.transpose(2, 0, 1)
+        return unchanged
+    # The view goes in as it is: torch's uint8 kernel reads interleaved channels without a copy.
+    if not image.flags.writeable or min(image.strides) < 0:
+        image = image.copy()  # torch has neither read-only tensors nor negative strides
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        size=(height, width),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    planes: npt.NDArray[np.uint8] = resized[0].numpy()
+    return planes
+
+
+def _cut(planes: npt.NDArray[np.uint8], p: int, m: int) -> npt.NDArray[np.uint8]:
+    """uint8 (C, H, W) to uint8 (P, C*p*p); the m*m patches of a merged token are neighbours."""
+    channels, height, width = planes.shape
+    blocks = planes.reshape(channels, height // (p * m), m, p, width // (p * m), m, p)
+    ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)
+    patches: npt.NDArray[np.uint8] = ordered.reshape(-1, channels * p * p)
+    return patches
