@@ -1,0 +1,50 @@
+# One command each. Everything runs in .venv, which `make setup` builds once and renews when the pins change.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup proto lint test test-fast test-gpu bench demo lock clean
+
+setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): about 3 minutes the first time, 8 GB on disk."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+proto: $(STAMP)  ## regenerate service/pb from protos/
+	$(BIN)/python -m protos.generate
+
+lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/python -m protos.generate --check
+
+test: $(STAMP)  ## the full ring: unit, property, contract and end-to-end tests
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(STAMP)  ## every benchmark, side by side with its peers; tables and plots in benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+demo: $(STAMP)  ## server on the bundled model, one drawing analysed, one schema task run
+	$(BIN)/python examples/demo.py
+
+lock: $(STAMP)  ## renew constraints.txt from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	@echo '# Exact versions that CI installs, for every supported Python. Renewed by `make lock`.' > constraints.txt
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 pyproject.toml --extra dev \
+	    --no-header --no-annotate >> constraints.txt
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
