@@ -1,4 +1,4 @@
-"""What every benchmark shares: a fair timing loop, the environment, a JSON file and a Markdown table.
+"""What every benchmark shares: a fair timing loop, the environment, JSON and Markdown.
 
 The contenders of one comparison take turns inside the same run, so that a busy moment of the
 machine hits all of them; the order alternates between rounds. Times are reported as a median

@@ -103,12 +103,8 @@ class Attention(nn.Module):
         start = 0
         for count, length in groups:
             rows = slice(start, start + count * length)
-            q, k, v = (
-                part[rows]
-                .reshape(count, length, self.num_heads, -1)
-                .transpose(1, 2)  # (B, H, L, d)
-                for part in (query, key, value)
-            )
+            shape = (count, length, self.num_heads, -1)
+            q, k, v = (part[rows].view(shape).transpose(1, 2) for part in (query, key, value))
             attended = F.scaled_dot_product_attention(q, k, v)
             outputs.append(attended.transpose(1, 2).reshape(count * length, -1))
             start += count * length
@@ -247,11 +243,11 @@ class VisionEncoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.merger.norm.weight.dtype
+        return self.patch_embed.still.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.merger.norm.weight.device
+        return self.patch_embed.still.weight.device
 
     @torch.inference_mode()
     def encode(self, images: Sequence[PackedImage]) -> VisionFeatures:

@@ -48,8 +48,8 @@ def _runs(types: list[int], grids: list[tuple[int, int, int]]) -> list[tuple[int
     return list(zip(kinds, grids, strict=True))
 
 
-# A prompt: text of some length, then (sides of an image, text behind it) several times. Images of one
-# kind need a text token between them for transformers, which finds them as runs of one token type.
+# A prompt: text of some length, then several times (sides of an image, text behind it).
+# transformers finds images as runs of one token type: two of a kind need a text token between.
 SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 PROMPTS = st.tuples(
     st.integers(0, 12),
@@ -72,7 +72,8 @@ def test_equals_transformers(prompt: tuple) -> None:
         return
     positions, delta = mrope_positions(len(types), spans, np.array(grids).reshape(-1, 3))
     expected, expected_delta = oracle(types, grids)
-    assert positions.dtype == np.int32 and positions.shape == (3, len(types))
+    assert positions.dtype == np.int32
+    assert positions.shape == (3, len(types))
     np.testing.assert_array_equal(positions, expected)
     assert delta == expected_delta
 
@@ -89,7 +90,8 @@ def test_adjacent_images() -> None:
 
 def test_no_tokens_and_no_images() -> None:
     positions, delta = mrope_positions(0, [], np.empty((0, 3), dtype=np.int64))
-    assert positions.shape == (3, 0) and delta == 0
+    assert positions.shape == (3, 0)
+    assert delta == 0
     positions, delta = mrope_positions(3, [], [])
     np.testing.assert_array_equal(positions, [[0, 1, 2]] * 3)
     assert delta == 0

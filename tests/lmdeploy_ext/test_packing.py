@@ -31,8 +31,10 @@ def test_images_alone_and_nothing() -> None:
     request = pack([still(2, 2), still(2, 4)], PAD)
     assert request.spans == ((0, 1), (1, 3))
     empty = pack([], PAD)
-    assert empty.token_ids.shape == (0,) and empty.position_ids.shape == (3, 0)
-    assert empty.spans == () and empty.position_delta == 0
+    assert empty.token_ids.shape == (0,)
+    assert empty.position_ids.shape == (3, 0)
+    assert empty.spans == ()
+    assert empty.position_delta == 0
 
 
 @pytest.mark.parametrize(
@@ -72,5 +74,5 @@ def test_refuses_other_merge_size() -> None:
     ],
 )
 def test_refuses_patches(shape: tuple, dtype: type, grid: tuple) -> None:
-    with pytest.raises(ValueError, match="grid|uint8"):
+    with pytest.raises(ValueError, match=r"grid|uint8"):
         PackedImage(np.zeros(shape, dtype), grid)
