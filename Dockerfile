@@ -1,0 +1,45 @@
+# syntax=docker/dockerfile:1
+# Two images from one file:
+#   docker build --target cpu  -t qwen3vl:cpu .    the reference engine, any machine
+#   docker build --target cuda -t qwen3vl:cuda .   NVIDIA GPU (run with --gpus all)
+# The server refuses to listen beyond loopback without TLS and API keys: set QWEN3VL_TLS_CERT, QWEN3VL_TLS_KEY and
+# QWEN3VL_API_KEYS_FILE, or QWEN3VL_INSECURE=true behind a gateway that does both.
+
+ARG PYTHON_VERSION=3.12
+
+FROM python:${PYTHON_VERSION}-slim-bookworm AS build
+# PyTorch's index of CPU wheels as TORCH_INDEX saves about 4 GB in the cpu image; empty takes the default build.
+ARG TORCH_INDEX=""
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
+WORKDIR /src
+# The pins first: this layer is rebuilt only when they change.
+COPY constraints.txt ./
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch lmdeploy transformers
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+COPY lmdeploy_ext lmdeploy_ext
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+
+FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin qwen3vl
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 QWEN3VL_HOST=0.0.0.0 QWEN3VL_PORT=50051
+USER 10001
+WORKDIR /home/qwen3vl
+EXPOSE 50051
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["qwen3vl", "health"]
+ENTRYPOINT ["qwen3vl"]
+CMD ["serve"]
+
+FROM runtime AS cpu
+ENV QWEN3VL_DEVICE=cpu
+
+FROM runtime AS cuda
+# The CUDA libraries come with the wheels; the driver comes from the host through the NVIDIA container runtime.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility QWEN3VL_DEVICE=cuda
+# Triton and TileLang, which LMDeploy uses, compile small launchers at run time.
+USER root
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001
