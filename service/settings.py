@@ -1,0 +1,170 @@
+"""Settings of the server: environment variables ``QWEN3VL_…``, or arguments of ``Settings``.
+
+Wrong values end the start with one readable error that names the setting.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing_extensions import Self
+
+MIB = 1024 * 1024
+PROTO_OVERHEAD_BYTES = MIB
+"""Room in a message for everything that is not a picture."""
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit, range and default."""
+
+    model_config = SettingsConfigDict(env_prefix="QWEN3VL_", extra="forbid", frozen=True)
+
+    # Where the server listens.
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 or :: is all of them."
+    )
+    port: int = Field(
+        50051, ge=0, le=65_535, description="Port to listen on; 0 lets the system pick."
+    )
+    tls_cert: Path | None = Field(None, description="Certificate chain of the server, PEM.")
+    tls_key: Path | None = Field(None, description="Private key of tls_cert, PEM.")
+    tls_client_ca: Path | None = Field(
+        None, description="CA of client certificates, PEM; when set, callers need one (mTLS)."
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="Keys of callers, one 'name:SHA-256 of the key in hex' per line; "
+        "when set, callers need one.",
+    )
+    insecure: bool = Field(
+        False, description="Allow to listen beyond loopback without TLS or without keys of callers."
+    )
+
+    # Which model, and how it runs.
+    engine: Literal["reference", "fake"] = Field("reference", description="What computes tokens.")
+    model: str = Field(
+        "bundled",
+        min_length=1,
+        description="'bundled', a folder, or a name on the Hugging Face hub.",
+    )
+    revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the weights; auto is float32 on a CPU, else the checkpoint's."
+    )
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads; unset: one per core."
+    )
+    max_batch: int = Field(16, ge=1, le=1024, description="Most requests decoded together.")
+    context_length: int | None = Field(
+        None, ge=16, description="Most tokens of prompt and answer; unset: the model's own."
+    )
+
+    # What one request may ask for.
+    max_images: int = Field(64, ge=1, le=1024, description="Most pictures in a request.")
+    max_image_bytes: Positive = Field(20 * MIB, description="Most bytes of one encoded picture.")
+    max_image_pixels: Positive = Field(
+        64_000_000, description="Most pixels (width times height) of one picture."
+    )
+    max_message_bytes: int = Field(
+        128 * MIB, ge=1024, le=2**31 - 1, description="Most bytes of a request message."
+    )
+    max_text_bytes: Positive = Field(
+        256 * 1024, description="Most bytes of the system and user texts of an inline task."
+    )
+    max_schema_bytes: Positive = Field(
+        64 * 1024, description="Most bytes of a JSON Schema, EBNF grammar or choice."
+    )
+    max_schema_depth: Positive = Field(64, description="Most levels of nesting of a JSON Schema.")
+    max_regex_length: Positive = Field(1024, description="Most characters of a regular expression.")
+    compile_timeout_s: Seconds = Field(5.0, description="Most seconds to compile a grammar.")
+
+    # How much at a time, and for how long.
+    max_concurrent: int = Field(
+        64, ge=1, le=65_536, description="Most inference calls in work; more wait in the queue."
+    )
+    max_queue: int = Field(
+        256, ge=0, le=65_536, description="Most inference calls waiting; more are refused."
+    )
+    inference_timeout_s: Seconds = Field(
+        300.0, description="Most seconds of one inference call, the wait in the queue included."
+    )
+    health_interval_s: Seconds = Field(
+        5.0, description="Seconds between two checks of the engine's health."
+    )
+    drain_grace_s: float = Field(
+        30.0,
+        ge=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds that calls in flight get to finish when the server stops.",
+    )
+
+    # What it offers.
+    tasks_dir: Path | None = Field(None, description="Folder of your own tasks, YAML or JSON.")
+    reflection: bool = Field(
+        True, description="Offer gRPC reflection, so that grpcurl needs no files."
+    )
+
+    @property
+    def tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return self.tls_cert is not None
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether callers have to prove who they are, by key or by certificate."""
+        return self.api_keys_file is not None or self.tls_client_ca is not None
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the port."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def address(self) -> str:
+        """``host:port`` as gRPC wants it; IPv6 in brackets."""
+        host = self.host.strip("[]")
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise ValueError(
+                f"{missing}: tls_cert and tls_key belong together, set both or neither"
+            )
+        if self.tls_client_ca is not None and not self.tls:
+            raise ValueError("tls_client_ca: needs tls_cert and tls_key")
+        for name in ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file"):
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name}: there is no file {path}")
+        if self.tasks_dir is not None and not self.tasks_dir.is_dir():
+            raise ValueError(f"tasks_dir: there is no folder {self.tasks_dir}")
+        if not (self.loopback or self.insecure or (self.tls and self.authenticated)):
+            raise ValueError(
+                f"host: {self.host} can be reached from other machines, which needs TLS "
+                "(tls_cert, tls_key) and callers that prove who they are (api_keys_file or "
+                "tls_client_ca). Set insecure=true to do without, behind a gateway that does both"
+            )
+        if self.max_message_bytes < self.max_image_bytes + PROTO_OVERHEAD_BYTES:
+            raise ValueError(
+                "max_message_bytes: must be at least max_image_bytes plus "
+                f"{PROTO_OVERHEAD_BYTES} bytes for the rest of the request"
+            )
+        return self
