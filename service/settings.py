@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from typing_extensions import Self
 
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
@@ -19,6 +18,10 @@ PROTO_OVERHEAD_BYTES = MIB
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+
+
+class SettingsError(ValueError):
+    """A setting, or a combination of settings, is wrong. The text names it and says what to do."""
 
 
 class Settings(BaseSettings):
@@ -76,7 +79,7 @@ class Settings(BaseSettings):
         64_000_000, description="Most pixels (width times height) of one picture."
     )
     max_message_bytes: int = Field(
-        128 * MIB, ge=1024, le=2**31 - 1, description="Most bytes of a request message."
+        64 * MIB, ge=1024, le=2**31 - 1, description="Most bytes of a request message."
     )
     max_text_bytes: Positive = Field(
         256 * 1024, description="Most bytes of the system and user texts of an inline task."
@@ -142,7 +145,7 @@ class Settings(BaseSettings):
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @model_validator(mode="after")
-    def _combinations(self) -> Self:
+    def _combinations(self) -> Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise ValueError(
@@ -168,3 +171,20 @@ class Settings(BaseSettings):
                 f"{PROTO_OVERHEAD_BYTES} bytes for the rest of the request"
             )
         return self
+
+
+def load_settings(**values: Any) -> Settings:
+    """Settings from the given values, then from the environment, then the defaults.
+
+    Raises ``SettingsError`` with one line for each wrong setting.
+    """
+    try:
+        return Settings(**values)
+    except ValidationError as error:
+        lines = [_line(found["loc"], found["msg"]) for found in error.errors()]
+    raise SettingsError("\n".join(lines))
+
+
+def _line(location: tuple[int | str, ...], message: str) -> str:
+    text = message.removeprefix("Value error, ")
+    return f"{location[0]}: {text}" if location else text
