@@ -5,6 +5,7 @@ ServiceError
 │   ├── ImageError            IMAGE_…
 │   ├── GrammarError          SCHEMA_…, GRAMMAR_…
 │   └── ContextTooLong
+├── Unauthenticated           API_KEY_…
 ├── UnknownTask
 ├── VisionDisabled
 ├── OutputTruncated
@@ -91,6 +92,12 @@ class ContextTooLong(InvalidRequest):
     reason = "CONTEXT_TOO_LONG"
 
 
+class Unauthenticated(ServiceError):
+    """The server asks for an API key, and the call has none, or one that the server does not know."""
+
+    reason = "API_KEY_INVALID"
+
+
 class UnknownTask(ServiceError):
     """No task is registered under this name."""
 
@@ -154,6 +161,7 @@ STATUS: dict[type[ServiceError], grpc.StatusCode] = {
     ImageError: grpc.StatusCode.INVALID_ARGUMENT,
     GrammarError: grpc.StatusCode.INVALID_ARGUMENT,
     ContextTooLong: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     UnknownTask: grpc.StatusCode.NOT_FOUND,
     VisionDisabled: grpc.StatusCode.FAILED_PRECONDITION,
     OutputTruncated: grpc.StatusCode.OUT_OF_RANGE,
