@@ -14,6 +14,7 @@ PREFIXES = ("model.visual.", "visual.")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_MAPPED_BYTES = 8 << 20
 
 
 class CheckpointError(ValueError):
@@ -79,10 +80,15 @@ def read_visual(
                     shapes[name] = tuple(file.get_slice(key).get_shape())
     check_tensors(expected, shapes)
     for path, names in files.items():
-        for name, key in names:
-            # Opened anew for each tensor, so that the pages read so far can be unmapped.
+        while names:
+            mapped = 0
+            # Pages of the file count as memory while it is mapped: open it anew now and then.
             with safe_open(path, framework="pt") as file:
-                yield name, _checked(name, file.get_tensor(key))
+                while names and mapped < _MAPPED_BYTES:
+                    name, key = names.pop()
+                    tensor = _checked(name, file.get_tensor(key))
+                    mapped += tensor.nbytes
+                    yield name, tensor
 
 
 def _checked(name: str, tensor: Tensor) -> Tensor:
