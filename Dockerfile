@@ -40,6 +40,7 @@ FROM runtime AS cuda
 # The CUDA libraries come with the wheels; the driver comes from the host through the NVIDIA container runtime.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility QWEN3VL_DEVICE=cuda
 # Triton and TileLang, which LMDeploy uses, compile small launchers at run time.
-USER root
+USER 0
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 USER 10001

@@ -22,6 +22,7 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/buf lint
 	$(BIN)/python -m protos.generate --check
 
