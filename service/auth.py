@@ -1,0 +1,76 @@
+"""Who calls: API keys, kept as SHA-256 digests and compared in constant time.
+
+A key is a long random string (``openssl rand -hex 32``), so that a plain digest cannot be guessed.
+Its line in the file: ``name:`` and ``printf %s "$KEY" | sha256sum``. Empty lines and lines that
+start with ``#`` are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from service.errors import Unauthenticated
+from service.settings import SettingsError
+
+LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-fA-F]{64})")
+
+
+class ApiKeys:
+    """The keys that a server knows: name -> SHA-256 of the key, in lower-case hex."""
+
+    def __init__(self, digests: Mapping[str, str]) -> None:
+        self._digests = {name: bytes.fromhex(digest) for name, digest in digests.items()}
+
+    @classmethod
+    def read(cls, path: Path) -> ApiKeys:
+        """Read a file of keys. Raises ``SettingsError`` that names the line which is wrong."""
+        digests: dict[str, str] = {}
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            found = LINE.fullmatch(text)
+            if found is None or found["name"] in digests:
+                raise SettingsError(
+                    f"api_keys_file: line {number} must be 'name:SHA-256 of the key in hex', "
+                    "with a name that no other line has"
+                )
+            digests[found["name"]] = found["digest"]
+        if not digests:
+            raise SettingsError("api_keys_file: there is no key in the file")
+        return cls(digests)
+
+    def caller(self, metadata: Mapping[str, str | bytes]) -> str:
+        """The name of the key in ``authorization: Bearer …`` or ``x-api-key``.
+
+        Raises ``Unauthenticated`` when there is none or it is not known.
+        """
+        key = _key(metadata)
+        if not key:
+            raise Unauthenticated(
+                "This server asks for an API key: send metadata 'authorization: Bearer KEY' "
+                "or 'x-api-key: KEY'.",
+                reason="API_KEY_MISSING",
+            )
+        digest = hashlib.sha256(key.encode()).digest()
+        # Every digest is compared, so that the time tells nothing about which one came close.
+        matches = [name for name, known in self._digests.items() if _same(known, digest)]
+        if not matches:
+            raise Unauthenticated("The API key is not known to this server.")
+        return matches[0]
+
+
+def _same(known: bytes, given: bytes) -> bool:
+    return hmac.compare_digest(known, given)
+
+
+def _key(metadata: Mapping[str, str | bytes]) -> str:
+    bearer = str(metadata.get("authorization", ""))
+    scheme, _, token = bearer.partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    return str(metadata.get("x-api-key", ""))

@@ -1,0 +1,58 @@
+"""A call between the wire and the engine, as plain values: what was asked, what is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.types import FinishReason, Grammar, Sampling, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture as it came: the path of its field, the bytes of a file, bounds of the area."""
+
+    field: str
+    data: bytes
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InlineTask:
+    """A task that came with its request."""
+
+    system: str
+    user: str
+    grammar: Grammar | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A decoded request for inference. ``task``: name of a registered task, or an inline one."""
+
+    task: str | InlineTask
+    images: tuple[EncodedImage, ...]
+    sampling: Sampling
+    accept_empty: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer. ``json`` is set where the task answers in JSON."""
+
+    text: str
+    json: str | None
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDescription:
+    """What ListTasks and GetTask tell about a registered task."""
+
+    name: str
+    description: str
+    needs_image: bool
+    grammar: Grammar | None

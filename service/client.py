@@ -1,0 +1,141 @@
+"""What callers in Python need beside the generated stub: a channel, and errors that can be read."""
+
+from __future__ import annotations
+
+import collections
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from service.status import DETAILS_KEY
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error names it
+    ("grpc.max_receive_message_length", -1),
+)
+
+
+@dataclass(frozen=True)
+class CallError:
+    """An error of a call, unpacked.
+
+    reason: of ErrorInfo; empty where the error did not come from our server. fields: path of a field
+    -> what is wrong with it. retry_after_s: when to come again, where the server says so.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    reason: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None
+    request_id: str = ""
+
+
+def open_channel(
+    address: str,
+    *,
+    api_key: str | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> grpc.Channel:
+    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's own, for mTLS."""
+    if ca is None:
+        channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+    else:
+        credentials = grpc.ssl_channel_credentials(
+            ca.read_bytes(),
+            key.read_bytes() if key else None,
+            cert.read_bytes() if cert else None,
+        )
+        channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+    return channel if api_key is None else grpc.intercept_channel(channel, _ApiKey(api_key))
+
+
+def read_error(error: grpc.RpcError) -> CallError:
+    """Unpack the status and the ``google.rpc`` details of a failed call, blocking or asyncio."""
+    call: Any = error
+    metadata = dict(call.trailing_metadata() or ())
+    code, message = call.code(), call.details() or ""
+    status = _status(metadata.get(DETAILS_KEY, b""))
+    info = _unpacked(status, error_details_pb2.ErrorInfo())
+    bad = _unpacked(status, error_details_pb2.BadRequest())
+    retry = _unpacked(status, error_details_pb2.RetryInfo())
+    return CallError(
+        code=code,
+        message=message,
+        reason=info.reason if info else "",
+        metadata=dict(info.metadata) if info else {},
+        fields={one.field: one.description for one in bad.field_violations} if bad else {},
+        retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
+        request_id=str(metadata.get("x-request-id", "")),
+    )
+
+
+def explain(error: grpc.RpcError, server: str) -> str:
+    """The error for a person at a terminal: what is wrong, which field, what to do."""
+    found = read_error(error)
+    if found.code is grpc.StatusCode.UNAVAILABLE and not found.reason:
+        return f"No server answers at {server}. Start one with `qwen3vl serve`, or name another."
+    name = f"{found.code.name} ({found.reason})" if found.reason else found.code.name
+    lines = [f"{name}: {found.message}"]
+    if len(found.fields) > 1:
+        lines += [f"  {path}: {text}" for path, text in found.fields.items()]
+    if found.retry_after_s is not None:
+        lines.append(f"  Try again in {found.retry_after_s:.1f} s.")
+    if found.request_id:
+        lines.append(f"  Request id: {found.request_id}")
+    return "\n".join(lines)
+
+
+def _status(data: Any) -> status_pb2.Status:
+    try:
+        return status_pb2.Status.FromString(data)
+    except DecodeError:  # a proxy's own trailer: the code and the message still say something
+        return status_pb2.Status()
+
+
+def _unpacked(status: status_pb2.Status, into: Any) -> Any:
+    """The detail of the type of ``into``, or None."""
+    for detail in status.details:
+        if detail.Unpack(into):
+            return into
+    return None
+
+
+class _Details(
+    collections.namedtuple(
+        "_Details",
+        ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression"),
+    ),
+    grpc.ClientCallDetails,
+):
+    """Details of a call with other metadata; gRPC has no public class to build one."""
+
+
+class _ApiKey(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Sends the key with every call."""
+
+    def __init__(self, key: str) -> None:
+        self._entry = ("authorization", f"Bearer {key}")
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_key(details), request)
+
+    def _with_key(self, details: Any) -> _Details:
+        return _Details(
+            details.method,
+            details.timeout,
+            [*(details.metadata or ()), self._entry],
+            details.credentials,
+            details.wait_for_ready,
+            details.compression,
+        )

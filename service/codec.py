@@ -1,0 +1,288 @@
+"""Proto <-> plain values. Pure functions; every rule about the fields of a request is here.
+
+A rule that is broken raises ``InvalidRequest`` with the path of the field, as the caller wrote it
+(``sampling.top_p``, ``images[2].min_pixels``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from service.calls import Answer, Call, EncodedImage, InlineTask, TaskDescription
+from service.errors import FieldViolation, InvalidRequest
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.settings import Settings
+from service.types import Capabilities, FinishReason, Grammar, GrammarKind, Sampling, Timings, Usage
+
+TASK_NAME_LIMIT = 128
+UINT32_MAX = 2**32 - 1
+
+GRAMMAR_KINDS = {
+    GrammarKind.JSON_SCHEMA: pb.GRAMMAR_KIND_JSON_SCHEMA,
+    GrammarKind.REGEX: pb.GRAMMAR_KIND_REGEX,
+    GrammarKind.EBNF: pb.GRAMMAR_KIND_EBNF,
+    GrammarKind.CHOICE: pb.GRAMMAR_KIND_CHOICE,
+}
+
+
+# Requests
+
+
+def decode_analyze(request: pb.AnalyzeImageRequest, limits: Settings) -> Call:
+    """AnalyzeImageRequest -> Call of the task ``image_analysis``."""
+    refuse_unknown_fields(request)
+    images = decode_images(request.images, limits.max_images)
+    if not images:
+        raise InvalidRequest("images", "at least one picture is needed", reason="IMAGE_MISSING")
+    sampling = decode_sampling(request.sampling)
+    return Call("image_analysis", images, sampling, request.accept_empty)
+
+
+def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings) -> Call:
+    """RunTaskRequest or StreamTaskRequest -> Call."""
+    refuse_unknown_fields(request)
+    task = decode_task(request.task, limits)
+    images = decode_images(request.images, limits.max_images)
+    return Call(task, images, decode_sampling(request.sampling))
+
+
+def decode_task_name(name: str, field: str) -> str:
+    """A name of a task: not empty and of sensible length."""
+    if not name:
+        raise InvalidRequest(field, "is required: the name of a registered task")
+    if len(name) > TASK_NAME_LIMIT:
+        raise InvalidRequest(field, f"is longer than {TASK_NAME_LIMIT} characters")
+    return name
+
+
+def decode_task(task: pb.Task, limits: Settings) -> str | InlineTask:
+    """Task -> the name of a registered task, or an inline task."""
+    kind = task.WhichOneof("source")
+    if kind is None:
+        raise InvalidRequest("task", "is required: the name of a registered task, or an inline one")
+    if kind == "name":
+        return decode_task_name(task.name, "task.name")
+    inline = task.inline
+    if not inline.user.strip():
+        raise InvalidRequest("task.inline.user", "is required: the text of the user turn")
+    size = len(inline.system.encode()) + len(inline.user.encode())
+    if size > limits.max_text_bytes:
+        raise InvalidRequest(
+            "task.inline.user",
+            f"system and user text have {size} bytes together, more than {limits.max_text_bytes}",
+            reason="TEXT_TOO_LONG",
+        )
+    grammar = decode_grammar(inline.grammar) if inline.HasField("grammar") else None
+    return InlineTask(inline.system, inline.user, grammar)
+
+
+def decode_grammar(grammar: pb.Grammar) -> Grammar:
+    """Grammar -> Grammar. Its text is checked where grammars are known, not here."""
+    kind = grammar.WhichOneof("kind")
+    if kind is None:
+        raise InvalidRequest(
+            "task.inline.grammar", "one of json_schema, regex, ebnf and choice is required"
+        )
+    if kind == "choice":
+        source = json.dumps(list(grammar.choice.options), ensure_ascii=False)
+        return Grammar(GrammarKind.CHOICE, source)
+    return Grammar(GrammarKind(kind), getattr(grammar, kind))
+
+
+def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, ...]:
+    """Images -> EncodedImages: their number and their bounds; their bytes are read later."""
+    if len(images) > most:
+        raise InvalidRequest(
+            "images",
+            f"{len(images)} pictures are more than the {most} that this server takes",
+            reason="TOO_MANY_IMAGES",
+        )
+    return tuple(decode_image(image, f"images[{index}]") for index, image in enumerate(images))
+
+
+def decode_image(image: pb.Image, path: str) -> EncodedImage:
+    """Image -> EncodedImage."""
+    if not image.data:
+        raise InvalidRequest(f"{path}.data", "has no bytes", reason="IMAGE_EMPTY")
+    least = image.min_pixels if image.HasField("min_pixels") else None
+    most = image.max_pixels if image.HasField("max_pixels") else None
+    if least == 0:
+        raise InvalidRequest(f"{path}.min_pixels", "must be at least 1")
+    if most == 0:
+        raise InvalidRequest(f"{path}.max_pixels", "must be at least 1")
+    if least is not None and most is not None and least > most:
+        raise InvalidRequest(f"{path}.min_pixels", f"{least} is more than max_pixels {most}")
+    return EncodedImage(f"{path}.data", image.data, least, most)
+
+
+def decode_sampling(message: pb.SamplingOptions) -> Sampling:
+    """SamplingOptions -> Sampling. All options that are wrong are named in one error."""
+    given = {field.name: value for field, value in message.ListFields()}
+    if not given:
+        return GREEDY
+    raise_first(sampling_violations(given))
+    return Sampling(**given)
+
+
+def sampling_violations(given: dict[str, float]) -> Iterable[FieldViolation]:
+    """The options that are out of range, by their names in the proto."""
+
+    def wrong(name: str, rule: str) -> FieldViolation:
+        return FieldViolation(f"sampling.{name}", f"must be {rule}, not {given[name]}")
+
+    if "temperature" in given and not 0 <= given["temperature"] <= 2:
+        yield wrong("temperature", "a finite number from 0 to 2")
+    if "top_p" in given and not 0 < given["top_p"] <= 1:
+        yield wrong("top_p", "above 0 and at most 1")
+    if "top_k" in given and given["top_k"] < 1:
+        yield wrong("top_k", "at least 1")
+    if "repetition_penalty" in given and not 0 < given["repetition_penalty"] <= 10:
+        yield wrong("repetition_penalty", "above 0 and at most 10")
+    if "max_tokens" in given and given["max_tokens"] < 1:
+        yield wrong("max_tokens", "at least 1")
+
+
+def raise_first(violations: Iterable[FieldViolation]) -> None:
+    """Raise ``InvalidRequest`` for the violations, if there are any."""
+    found = tuple(violations)
+    if found:
+        raise InvalidRequest(found[0].field, found[0].description, more=found[1:])
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Raise ``InvalidRequest`` for a field that this server does not know.
+
+    Proto3 would skip it, and with it a wish of a newer client: a weaker answer without a word.
+    """
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise InvalidRequest(
+            path or "request",
+            f"has the field number {unknown[0].field_number}, which this server does not know",
+            reason="UNKNOWN_FIELD",
+        )
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        if field.is_repeated:
+            for index, item in enumerate(value):
+                refuse_unknown_fields(item, f"{name}[{index}]")
+        else:
+            refuse_unknown_fields(value, name)
+
+
+GREEDY = Sampling()
+
+
+# Responses
+
+
+def encode_analysis(analysis: object, answer: Answer) -> pb.AnalyzeImageResponse:
+    """The value of the task ``image_analysis`` (a dataclass of nine fields) -> response."""
+    return pb.AnalyzeImageResponse(
+        analysis=pb.ImageAnalysis(**asdict(analysis)),  # type: ignore[call-overload]
+        usage=encode_usage(answer.usage),
+        finish_reason=encode_finish_reason(answer.finish_reason),
+        model=answer.model,
+        timings=encode_timings(answer.timings),
+    )
+
+
+def encode_result(answer: Answer) -> pb.TaskResult:
+    """Answer -> TaskResult."""
+    return pb.TaskResult(
+        text=answer.text,
+        json=answer.json,
+        usage=encode_usage(answer.usage),
+        finish_reason=encode_finish_reason(answer.finish_reason),
+        model=answer.model,
+        timings=encode_timings(answer.timings),
+    )
+
+
+def encode_event(event: str | Answer) -> pb.StreamTaskResponse:
+    """A piece of text, or the complete answer -> one message of the stream."""
+    if isinstance(event, str):
+        return pb.StreamTaskResponse(delta=event)
+    return pb.StreamTaskResponse(result=encode_result(event))
+
+
+def encode_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
+    """Only STOP: whatever else ends an answer is an error before it comes here."""
+    assert reason is FinishReason.STOP
+    return pb.FINISH_REASON_STOP
+
+
+def encode_usage(usage: Usage) -> pb.Usage:
+    """Usage -> Usage."""
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        image_tokens=usage.image_tokens,
+        output_tokens=usage.output_tokens,
+    )
+
+
+def encode_timings(timings: Timings) -> pb.Timings:
+    """Timings -> Timings, in seconds."""
+    return pb.Timings(
+        queue_seconds=timings.queue_s,
+        first_token_seconds=timings.first_token_s,
+        total_seconds=timings.total_s,
+    )
+
+
+def encode_task(task: TaskDescription) -> pb.TaskInfo:
+    """TaskDescription -> TaskInfo."""
+    grammar = encode_grammar(task.grammar) if task.grammar is not None else None
+    return pb.TaskInfo(
+        name=task.name,
+        description=task.description,
+        needs_image=task.needs_image,
+        grammar=grammar,
+    )
+
+
+def encode_grammar(grammar: Grammar) -> pb.Grammar:
+    """Grammar -> Grammar."""
+    if grammar.kind is GrammarKind.CHOICE:
+        return pb.Grammar(choice=pb.Choice(options=json.loads(grammar.source)))
+    return pb.Grammar(**{grammar.kind.value: grammar.source})  # type: ignore[arg-type]
+
+
+def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelResponse:
+    """What the engine can do and what the operator allows -> GetModelResponse."""
+    return pb.GetModelResponse(
+        name=capabilities.model,
+        engine=capabilities.engine,
+        capabilities=pb.Capabilities(
+            vision=capabilities.vision,
+            grammar_kinds=sorted(GRAMMAR_KINDS[kind] for kind in capabilities.grammar_kinds),
+            sampling_options=sorted(capabilities.sampling_options),
+            context_length=capabilities.context_length,
+            max_images=min(capabilities.max_images, UINT32_MAX),
+        ),
+        limits=encode_limits(limits),
+        details=dict(capabilities.details),
+    )
+
+
+def encode_limits(limits: Settings) -> pb.Limits:
+    """The settings that bound a request -> Limits."""
+    return pb.Limits(
+        max_message_bytes=limits.max_message_bytes,
+        max_images=limits.max_images,
+        max_image_bytes=limits.max_image_bytes,
+        max_image_pixels=limits.max_image_pixels,
+        max_text_bytes=limits.max_text_bytes,
+        max_schema_bytes=limits.max_schema_bytes,
+        max_schema_depth=limits.max_schema_depth,
+        max_regex_length=limits.max_regex_length,
+        compile_timeout_seconds=limits.compile_timeout_s,
+        inference_timeout_seconds=limits.inference_timeout_s,
+    )

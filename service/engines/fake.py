@@ -1,0 +1,217 @@
+"""An engine without a model: scripted answers, delays and failures on demand.
+
+For tests, for trying a client, and for measuring what the server itself costs. It ships with the
+package: ``engine=fake``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from service.errors import ContextTooLong, EngineUnavailable, GrammarError
+from service.types import (
+    Capabilities,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Timings,
+    Usage,
+)
+
+PIECE = re.compile(r"\s*\S{1,8}|\s+")
+"""What counts as a token here: up to eight characters with the blanks before them."""
+IMAGE_TOKENS = 64
+DEPTH_LIMIT = 64
+SAMPLING_OPTIONS = frozenset(
+    {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"}
+)
+
+
+class FakeEngine:
+    """Answers every request with a text that is known beforehand.
+
+    answer: the text, or a function of the request; None answers a JSON schema with a small instance
+    of it, a choice with its first option and anything else with a fixed sentence.
+    token_delay_s, start_delay_s: seconds before each piece of text and for loading.
+    The failures can be set at any time: ``crash_after`` pieces raise a RuntimeError, ``hang_after``
+    pieces nothing more comes, ``healthy`` False fails the health check.
+    """
+
+    def __init__(
+        self,
+        answer: str | Callable[[GenerateRequest], str] | None = None,
+        *,
+        token_delay_s: float = 0.0,
+        start_delay_s: float = 0.0,
+        context_length: int = 32_768,
+        vision: bool = True,
+    ) -> None:
+        self.answer = answer
+        self.token_delay_s = token_delay_s
+        self.start_delay_s = start_delay_s
+        self.context_length = context_length
+        self.vision = vision
+        self.crash_after: int | None = None
+        self.hang_after: int | None = None
+        self.healthy = True
+        self.active_requests = 0
+        self.finished_requests = 0
+        self.cancelled_requests = 0
+        self._compiled: dict[Grammar, str] = {}
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            model="fake",
+            engine="fake",
+            vision=self.vision,
+            grammar_kinds=frozenset(GrammarKind),
+            sampling_options=SAMPLING_OPTIONS,
+            context_length=self.context_length,
+            max_images=1024,
+            details={"device": "none"},
+        )
+
+    async def start(self) -> None:
+        await asyncio.sleep(self.start_delay_s)
+
+    async def prepare(self, grammar: Grammar) -> None:
+        """Read the grammar; its answer is kept, as a real engine keeps the compiled grammar."""
+        if grammar not in self._compiled:
+            if len(self._compiled) >= 256:
+                self._compiled.clear()
+            self._compiled[grammar] = scripted(grammar)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        started = time.perf_counter()
+        pieces = PIECE.findall(await self._text(request))
+        usage = self._usage(request, len(pieces))
+        self.active_requests += 1
+        first_s = 0.0
+        try:
+            limit = request.sampling.max_tokens
+            for number, piece in enumerate(pieces[:limit]):
+                await self._step(number)
+                first_s = first_s or time.perf_counter() - started
+                yield Chunk(piece)
+            cut = len(pieces) > limit
+            self.finished_requests += 1
+            yield Chunk(
+                "",
+                FinishReason.LENGTH if cut else FinishReason.STOP,
+                usage,
+                Timings(0.0, first_s, time.perf_counter() - started),
+            )
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled_requests += 1
+            raise
+        finally:
+            self.active_requests -= 1
+
+    async def check_health(self) -> None:
+        if not self.healthy:
+            raise EngineUnavailable("The engine does not answer.", reason="ENGINE_UNHEALTHY")
+
+    async def close(self) -> None:
+        self._compiled.clear()
+
+    async def _text(self, request: GenerateRequest) -> str:
+        if self.answer is None and request.grammar is not None:
+            await self.prepare(request.grammar)
+            return self._compiled[request.grammar]
+        if callable(self.answer):
+            return self.answer(request)
+        return self.answer if self.answer is not None else "This is the fake engine."
+
+    def _usage(self, request: GenerateRequest, pieces: int) -> Usage:
+        """Token counts; raises ``ContextTooLong`` as a real engine does."""
+        image_tokens = IMAGE_TOKENS * len(request.images)
+        text_tokens = len(PIECE.findall(request.system)) + len(PIECE.findall(request.user))
+        prompt_tokens = image_tokens + text_tokens
+        limit = request.sampling.max_tokens
+        if prompt_tokens + limit > self.context_length:
+            raise ContextTooLong(
+                "sampling.max_tokens" if prompt_tokens < self.context_length else "task",
+                f"the prompt has {prompt_tokens} tokens and the answer may have {limit}, together "
+                f"more than the context of {self.context_length}",
+            )
+        return Usage(prompt_tokens, image_tokens, min(pieces, limit))
+
+    async def _step(self, number: int) -> None:
+        if self.crash_after is not None and number >= self.crash_after:
+            raise RuntimeError("fake engine: crash in /secret/path at 0x7f0000000000")
+        if self.hang_after is not None and number >= self.hang_after:
+            await asyncio.Event().wait()
+        if self.token_delay_s:
+            await asyncio.sleep(self.token_delay_s)
+
+
+def scripted(grammar: Grammar) -> str:
+    """A text for a grammar. Raises ``GrammarError`` when the grammar cannot be read."""
+    try:
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            schema = json.loads(grammar.source)
+            return json.dumps(instance(schema, schema), ensure_ascii=False)
+        if grammar.kind is GrammarKind.CHOICE:
+            return str(json.loads(grammar.source)[0])
+        if grammar.kind is GrammarKind.REGEX:
+            re.compile(grammar.source)
+    except (ValueError, IndexError, re.error) as error:
+        raise GrammarError("task.inline.grammar", "the grammar cannot be read") from error
+    return "fake"
+
+
+def instance(schema: Any, root: Any, name: str = "text", depth: int = 0) -> Any:
+    """A small instance of a simple JSON schema: required properties, one item per list.
+
+    Strings say the name of their property. Schemas that relate parts of an answer to each other are
+    beyond it; the answer is then invalid, which is what a fake may be.
+    """
+    if not isinstance(schema, Mapping) or depth > DEPTH_LIMIT:
+        return name
+    if "$ref" in schema:
+        return instance(resolved(schema["$ref"], root), root, name, depth + 1)
+    for key in ("anyOf", "oneOf", "allOf"):
+        if schema.get(key):
+            return instance(schema[key][0], root, name, depth + 1)
+    if "const" in schema:
+        return schema["const"]
+    if "enum" in schema:
+        return schema["enum"][0]
+    kind = schema.get("type", "object" if "properties" in schema else "string")
+    kind = kind[0] if isinstance(kind, list) else kind
+    if kind == "object":
+        properties = schema.get("properties", {})
+        required = schema.get("required", ())
+        return {key: instance(properties.get(key, True), root, key, depth + 1) for key in required}
+    if kind == "array":
+        least = max(schema.get("minItems", 1), min(1, schema.get("maxItems", 1)))
+        return [instance(schema.get("items", True), root, name, depth + 1) for _ in range(least)]
+    return scalar(kind, schema, name)
+
+
+def scalar(kind: str, schema: Mapping[str, Any], name: str) -> Any:
+    """A value that is neither an object nor a list."""
+    if kind in ("integer", "number"):
+        least: float = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+        return min(least, schema.get("maximum", least))
+    if kind == "boolean":
+        return True
+    if kind == "null":
+        return None
+    return name.ljust(schema.get("minLength", 0), "x")[: schema.get("maxLength")]
+
+
+def resolved(reference: str, root: Any) -> Any:
+    """The subschema that a local reference such as ``#/$defs/point`` names."""
+    found = root
+    for part in reference.lstrip("#/").split("/"):
+        found = found[part.replace("~1", "/").replace("~0", "~")] if part else found
+    return found

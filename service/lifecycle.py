@@ -1,0 +1,95 @@
+"""Whether the server takes calls: loading, serving, unhealthy, draining; and those in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Any
+
+from service.errors import EngineUnavailable
+
+
+class Phase(enum.Enum):
+    """What the server is doing."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+
+
+REFUSALS = {
+    Phase.LOADING: ("ENGINE_LOADING", "The model is loading. Try again later."),
+    Phase.UNHEALTHY: ("ENGINE_UNHEALTHY", "The engine does not make progress. Try again later."),
+    Phase.DRAINING: ("ENGINE_DRAINING", "The server is stopping. Try again on another one."),
+}
+
+
+class Lifecycle:
+    """The phase of one server and its calls in flight. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self.phase = Phase.LOADING
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._hurry = asyncio.Event()
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls that were admitted and have not ended."""
+        return len(self._calls)
+
+    @property
+    def cutting(self) -> bool:
+        """Whether the grace of a drain is over, so that a cancelled call was cut by the server."""
+        return self.phase is Phase.DRAINING and self._hurry.is_set()
+
+    def refusal(self) -> EngineUnavailable | None:
+        """Why a new call cannot be taken now; None when it can."""
+        if self.phase is Phase.SERVING:
+            return None
+        reason, message = REFUSALS[self.phase]
+        return EngineUnavailable(message, reason=reason)
+
+    def enter(self, call: asyncio.Task[Any]) -> None:
+        """Count a call, by its task, as in flight. Raises ``EngineUnavailable`` by phase."""
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
+        self._calls.add(call)
+        self._idle.clear()
+
+    def leave(self, call: asyncio.Task[Any]) -> None:
+        """The call has ended; harmless for a call that never entered."""
+        self._calls.discard(call)
+        if not self._calls:
+            self._idle.set()
+
+    def hurry(self) -> None:
+        """End the grace of the drain now."""
+        self._hurry.set()
+
+    async def drain(self, grace_s: float) -> int:
+        """Refuse new calls and wait until those in flight have ended, at most ``grace_s`` seconds.
+
+        Calls that are left are cancelled and answered with ENGINE_DRAINING. Returns how many.
+        """
+        self.phase = Phase.DRAINING
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._hurry)]
+        try:
+            await asyncio.wait(waits, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._hurry.set()
+        cut = list(self._calls)
+        for call in cut:
+            call.cancel()
+        if cut:
+            await asyncio.wait(cut, timeout=CUT_LIMIT_S)
+        return len(cut)
+
+
+CUT_LIMIT_S = 5.0
+"""How long a cancelled call may take to clean up before the server goes on without it."""

@@ -1,0 +1,45 @@
+"""Logging: one line per event, ``key=value`` pairs, and the request id in every line of a call."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextvars import ContextVar
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+"""Id of the call that the current task works for; ``-`` outside of a call."""
+
+
+class KeyValueFormatter(logging.Formatter):
+    """``time=… level=… logger=… request_id=… message``, then a traceback where there is one."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return (
+            f"time={self.formatTime(record)} level={record.levelname.lower()} "
+            f"logger={record.name} request_id={request_id.get()} {record.message}"
+        )
+
+
+def configure(level: str = "INFO") -> None:
+    """Send all logs to stderr in one format. For programs; a library user keeps their own."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(KeyValueFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def pairs(**values: object) -> str:
+    """``key=value`` pairs; values with blanks or quotes are quoted: one event stays one line."""
+    return " ".join(f"{key}={_plain(value)}" for key, value in values.items())
+
+
+def _plain(value: object) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return repr(text) if _odd(text) else text
+
+
+def _odd(text: str) -> bool:
+    return not text or not text.isprintable() or any(character in " \"'=" for character in text)

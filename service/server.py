@@ -1,0 +1,208 @@
+"""The gRPC server: port, health, reflection, loading, heartbeat and an orderly end.
+
+The port is bound and health answers while the model loads; health turns SERVING after a warm-up
+generation. SIGTERM and SIGINT let calls in flight finish; a second signal cuts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.auth import ApiKeys
+from service.engine import Engine
+from service.errors import ServiceError
+from service.interceptors import CallInterceptor
+from service.lifecycle import Lifecycle, Phase
+from service.logs import pairs
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
+from service.servicer import VisionServicer
+from service.settings import Settings, SettingsError
+from service.tasks.registry import Registry
+from service.tls import server_credentials
+from service.types import GenerateRequest, Sampling
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
+STATUS_OF_PHASE = {
+    Phase.LOADING: health_pb2.HealthCheckResponse.NOT_SERVING,
+    Phase.SERVING: health_pb2.HealthCheckResponse.SERVING,
+    Phase.UNHEALTHY: health_pb2.HealthCheckResponse.NOT_SERVING,
+    Phase.DRAINING: health_pb2.HealthCheckResponse.NOT_SERVING,
+}
+CLOSE_LIMIT_S = 10.0
+"""How long an engine may take to close before the process ends without it."""
+
+log = logging.getLogger(__name__)
+
+
+class VisionServer:
+    """One server on one port. ``start``, ``load``, then ``stop``; or ``serve`` for all of it."""
+
+    def __init__(self, settings: Settings, engine: Engine, registry: Registry) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._heartbeat: asyncio.Task[None] | None = None
+        self.lifecycle = Lifecycle()
+        self.servicer = VisionServicer(engine, registry, settings)
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Bind the port and answer health checks; calls are refused until ``load`` is done.
+
+        Raises ``SettingsError`` when the port, the certificates or the keys cannot be used.
+        """
+        settings = self._settings
+        keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor(self.lifecycle, keys)], options=options(settings)
+        )
+        pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if settings.reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        await self._enter(Phase.LOADING)
+        self.port = self._bind()
+        await self._server.start()
+        log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
+
+    async def load(self) -> None:
+        """Load the engine, warm it up, turn SERVING and watch its health from then on."""
+        started = asyncio.get_running_loop().time()
+        await self._engine.start()
+        await asyncio.wait_for(self._warm_up(), self._settings.inference_timeout_s)
+        await self._enter(Phase.SERVING)
+        self._heartbeat = asyncio.create_task(self._watch_engine(), name="heartbeat")
+        took_s = asyncio.get_running_loop().time() - started
+        capabilities = self._engine.capabilities
+        log.info(
+            "serving %s",
+            pairs(engine=capabilities.engine, model=capabilities.model, seconds=took_s),
+        )
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Refuse new calls, let those in flight finish within the grace, close everything."""
+        if self.lifecycle.phase is Phase.DRAINING:
+            return
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+        grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
+        log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
+        self.lifecycle.phase = Phase.DRAINING
+        await self._health.enter_graceful_shutdown()
+        cut = await self.lifecycle.drain(grace_s)
+        await self._server.stop(None)
+        try:
+            await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
+        except asyncio.TimeoutError:
+            log.error("engine did not close %s", pairs(seconds=CLOSE_LIMIT_S))
+        log.info("stopped %s", pairs(calls_cut=cut))
+
+    def hurry(self) -> None:
+        """Cut the grace of ``stop`` short."""
+        self.lifecycle.hurry()
+
+    def _bind(self) -> int:
+        address = self._settings.address
+        try:
+            if self._settings.tls:
+                return self._server.add_secure_port(address, server_credentials(self._settings))
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingsError(
+                f"port: cannot listen on {address}; it is taken, or the address is not of this host"
+            ) from error
+
+    async def _enter(self, phase: Phase) -> None:
+        self.lifecycle.phase = phase
+        for name in ("", SERVICE):
+            await self._health.set(name, STATUS_OF_PHASE[phase])
+
+    async def _warm_up(self) -> None:
+        """One tiny generation: what is made on first use is made before callers come."""
+        request = GenerateRequest("warm-up", "Hello", sampling=Sampling(max_tokens=1))
+        async for _ in self._engine.generate(request):
+            continue
+
+    async def _watch_engine(self) -> None:
+        """Follow the engine's health for as long as the server serves."""
+        interval_s = self._settings.health_interval_s
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await asyncio.wait_for(self._engine.check_health(), 2 * interval_s)
+                phase = Phase.SERVING
+            except (ServiceError, asyncio.TimeoutError) as error:
+                phase = Phase.UNHEALTHY
+                log.warning("engine is unhealthy %s", pairs(error=error))
+            except Exception:
+                phase = Phase.UNHEALTHY
+                log.exception("the engine's health check failed")
+            if phase is not self.lifecycle.phase:
+                log.info("phase %s", pairs(now=phase.value))
+                await self._enter(phase)
+
+
+async def serve(
+    settings: Settings,
+    engine: Engine,
+    registry: Registry,
+    *,
+    on_ready: Callable[[VisionServer], None] | None = None,
+) -> None:
+    """Run a server until SIGTERM or SIGINT, then drain it. Returns after an orderly end.
+
+    on_ready: called once, when health has turned SERVING. Raises ``SettingsError`` when the port
+    cannot be used, ``EngineUnavailable`` when the engine cannot be started.
+    """
+    server = VisionServer(settings, engine, registry)
+    await server.start()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            server.hurry()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    loading = asyncio.create_task(server.load(), name="load")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            if on_ready is not None:
+                on_ready(server)
+            await stopping
+    finally:
+        loading.cancel()
+        stopping.cancel()
+        await server.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def options(settings: Settings) -> list[tuple[str, int]]:
+    """Channel arguments of gRPC core.
+
+    Pings keep connections through NATs and find dead peers; a caller may ping every 10 s.
+    """
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]

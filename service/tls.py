@@ -1,0 +1,62 @@
+"""Credentials of the server's port; renewed files are used from the next connection on."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import grpc
+
+from service.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+
+def server_credentials(settings: Settings) -> grpc.ServerCredentials:
+    """TLS, or mTLS where ``tls_client_ca`` is set. Raises ``SettingsError`` for unusable files."""
+    files = CertificateFiles(settings)
+    try:
+        return grpc.dynamic_ssl_server_credentials(
+            files.current,
+            files.renewed,  # type: ignore[arg-type]  # None means unchanged; the stub forgot it
+            require_client_authentication=settings.tls_client_ca is not None,
+        )
+    except OSError as error:
+        raise SettingsError(f"tls_cert, tls_key, tls_client_ca: {error.strerror}") from error
+
+
+class CertificateFiles:
+    """The certificate files and the state in which they were last read."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.tls_cert is not None
+        assert settings.tls_key is not None
+        self._cert: Path = settings.tls_cert
+        self._key: Path = settings.tls_key
+        self._client_ca = settings.tls_client_ca
+        self._stamp = self._stamped()
+        self.current = self._read()
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """The configuration if a file has changed, else None. gRPC asks before each handshake."""
+        try:
+            stamp = self._stamped()
+            if stamp == self._stamp:
+                return None
+            self.current = self._read()
+            self._stamp = stamp
+        except OSError as error:  # in the middle of a renewal: the old ones stay in use
+            log.warning("certificate files cannot be read now: %s", error.strerror)
+            return None
+        log.info("certificate files were renewed")
+        return self.current
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration(
+            [(self._key.read_bytes(), self._cert.read_bytes())],
+            root_certificates=self._client_ca.read_bytes() if self._client_ca else None,
+        )
+
+    def _stamped(self) -> tuple[int, ...]:
+        paths = (self._cert, self._key, self._client_ca)
+        return tuple(path.stat().st_mtime_ns for path in paths if path is not None)
