@@ -1,0 +1,9 @@
+"""The reference engine: Qwen3-VL in plain torch, on a CPU or a GPU.
+
+It is the executable specification for faster engines and the engine of machines without a GPU. The
+import is light: torch is loaded when the engine starts.
+"""
+
+from service.engines.reference.engine import ReferenceEngine
+
+__all__ = ["ReferenceEngine"]

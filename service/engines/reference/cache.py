@@ -1,0 +1,74 @@
+"""Key-value memory: one bounded pool of token rows, in which every request reserves one run.
+
+A request's run is contiguous, so attention reads plain views, without pages to gather. It reserves
+prompt and answer together at admission: a request that runs can never lack memory later.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Run:
+    """Rows ``[begin, end)`` of the pool."""
+
+    begin: int
+    end: int
+
+
+class RunAllocator:
+    """First fit over a pool of ``size`` rows."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._runs: list[Run] = []
+
+    @property
+    def used(self) -> int:
+        """Reserved rows."""
+        return sum(run.end - run.begin for run in self._runs)
+
+    def reserve(self, length: int) -> Run | None:
+        """The lowest free run of ``length`` rows, or None while there is none."""
+        begin = 0
+        for run in self._runs:
+            if run.begin - begin >= length:
+                break
+            begin = run.end
+        if begin + length > self.size:
+            return None
+        reserved = Run(begin, begin + length)
+        insort(self._runs, reserved)
+        return reserved
+
+    def release(self, run: Run) -> None:
+        """Give a run back. Raises ValueError when it is not reserved."""
+        self._runs.remove(run)
+
+
+class KeyValueCache:
+    """The pool's tensors, one per layer.
+
+    layers[i]: (2K, rows, d), the K key heads and then the K value heads. Memory that was never
+    written is not resident on the CPU.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.layers: list[Tensor] = [
+            torch.empty(2 * num_kv_heads, rows, head_dim, dtype=dtype, device=device)
+            for _ in range(num_layers)
+        ]
+        self.runs = RunAllocator(rows)

@@ -1,0 +1,221 @@
+"""Where a checkpoint is, and the shape of the decoder that it holds."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.errors import EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+DENSE = "Qwen3VLForConditionalGeneration"
+MOE = "Qwen3VLMoeForConditionalGeneration"
+PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+"""Files that a model needs. No pickle is ever downloaded or read."""
+
+
+class CheckpointError(ValueError):
+    """The checkpoint is not one that this engine can run; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoeConfig:
+    """Mixture of experts of a decoder layer."""
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """What the decoder needs of config.json and generation_config.json.
+
+    mrope_section: how many of the head_dim / 2 frequencies follow time, height and width.
+    moe: for each layer its experts, or None for a dense one.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    max_position_embeddings: int
+    attention_bias: bool
+    tied: bool
+    moe: tuple[MoeConfig | None, ...]
+    image_token_id: int
+    vision_start_id: int
+    vision_end_id: int
+    stop_ids: tuple[int, ...]
+    dtype: str
+
+    @property
+    def kv_values_per_token(self) -> int:
+        """Numbers that one token leaves in the key-value cache, all layers together."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim
+
+    @classmethod
+    def from_checkpoint(cls, folder: Path) -> TextConfig:
+        """Read a checkpoint folder.
+
+        Raises:
+            CheckpointError: not a Qwen3-VL checkpoint, or one with an option that is not supported.
+        """
+        content = _read_json(folder, "config.json")
+        architecture = (content.get("architectures") or ["none"])[0]
+        if architecture not in (DENSE, MOE):
+            raise CheckpointError(f"architecture is {architecture}, not {DENSE} or {MOE}")
+        text = content.get("text_config")
+        if not isinstance(text, Mapping):
+            raise CheckpointError("config.json has no text_config")
+        if content.get("quantization_config"):
+            raise CheckpointError(
+                "the weights are quantised; use the checkpoint in bfloat16 instead"
+            )
+        if text.get("hidden_act", "silu") != "silu":
+            raise CheckpointError(f"hidden_act {text['hidden_act']!r} is not supported")
+        theta, section = _rope(text)
+        heads = int(text["num_attention_heads"])
+        head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
+        if sum(section) != head_dim // 2:
+            raise CheckpointError(f"mrope_section {section} does not sum to {head_dim // 2}")
+        layers = int(text["num_hidden_layers"])
+        tied = content.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
+        return cls(
+            vocab_size=int(text["vocab_size"]),
+            hidden_size=int(text["hidden_size"]),
+            intermediate_size=int(text["intermediate_size"]),
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=int(text.get("num_key_value_heads") or heads),
+            head_dim=head_dim,
+            rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+            rope_theta=theta,
+            mrope_section=section,
+            max_position_embeddings=int(text["max_position_embeddings"]),
+            attention_bias=bool(text.get("attention_bias", False)),
+            tied=bool(tied),
+            moe=tuple(
+                _moe(text, index) if architecture == MOE else None for index in range(layers)
+            ),
+            image_token_id=int(content["image_token_id"]),
+            vision_start_id=int(content["vision_start_token_id"]),
+            vision_end_id=int(content["vision_end_token_id"]),
+            stop_ids=_stop_ids(folder, text),
+            dtype=str(
+                content.get("dtype")
+                or text.get("dtype")
+                or content.get("torch_dtype")
+                or "bfloat16"
+            ),
+        )
+
+
+def resolve_model(model: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: a local one, or a hub name fetched at a pinned revision.
+
+    Raises:
+        EngineUnavailable: neither a folder nor a name on the hub that can be fetched.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise EngineUnavailable(
+                f"the model folder {folder.name!r} has no config.json; give the folder of a "
+                "Qwen3-VL checkpoint"
+            )
+        return folder
+    name = str(model)
+    if folder.is_absolute() or name.startswith(".") or name.count("/") != 1:
+        raise EngineUnavailable(
+            f"there is no model folder {folder.name!r}; give an existing folder or a hub name "
+            "such as Qwen/Qwen3-VL-2B-Instruct"
+        )
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except LocalEntryNotFoundError as error:
+        problem = (
+            "the hub cannot be reached and the model is not in the local cache; check the network"
+        )
+        cause: Exception = error
+    except HfHubHTTPError as error:
+        problem = "the hub refused it; check the name, the revision and the access token"
+        cause = error
+    except (OSError, ValueError) as error:
+        problem = "the download failed; check the name, the network and the free disk space"
+        cause = error
+    logger.error("fetching model %s failed: %s", name, cause)
+    raise EngineUnavailable(
+        f"cannot fetch model {name!r} at revision {revision or 'main'}: {problem}, or give a "
+        "local folder"
+    ) from cause
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{name} is missing") from None
+    except ValueError as error:
+        raise CheckpointError(f"{name} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name} is not a JSON object")
+    return content
+
+
+def _rope(text: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
+    """Base frequency and sections, from ``rope_parameters`` or the older pair of keys."""
+    parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise CheckpointError(f"rope type {kind!r} is not supported")
+    if parameters.get("mrope_interleaved") is False:
+        raise CheckpointError("mrope_interleaved=false is not the layout of Qwen3-VL")
+    theta = parameters.get("rope_theta", text.get("rope_theta"))
+    if theta is None:
+        raise CheckpointError("config.json has no rope_theta")
+    section = tuple(int(value) for value in parameters.get("mrope_section", (24, 20, 20)))
+    if len(section) != 3:
+        raise CheckpointError(f"mrope_section {section} must have three entries")
+    return float(theta), section
+
+
+def _moe(text: Mapping[str, Any], layer: int) -> MoeConfig | None:
+    experts = int(text.get("num_experts") or text.get("num_local_experts") or 0)
+    if text.get("norm_topk_prob") is False:
+        raise CheckpointError("norm_topk_prob=false is not the router of Qwen3-VL")
+    sparse = experts > 0 and (layer + 1) % int(text.get("decoder_sparse_step", 1)) == 0
+    if layer in (text.get("mlp_only_layers") or []) or not sparse:
+        return None
+    return MoeConfig(experts, int(text["num_experts_per_tok"]), int(text["moe_intermediate_size"]))
+
+
+def _stop_ids(folder: Path, text: Mapping[str, Any]) -> tuple[int, ...]:
+    """End tokens: those of generation_config.json, else those of config.json."""
+    value = None
+    if (folder / "generation_config.json").is_file():
+        value = _read_json(folder, "generation_config.json").get("eos_token_id")
+    if value is None:
+        value = text.get("eos_token_id")
+    ids = tuple(int(entry) for entry in ([value] if isinstance(value, int) else value or ()))
+    if not ids:
+        raise CheckpointError("neither generation_config.json nor config.json has eos_token_id")
+    return ids

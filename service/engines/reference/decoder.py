@@ -1,0 +1,253 @@
+"""Qwen3-VL's text decoder, dense or mixture of experts, on ragged rows.
+
+One forward pass takes rows of many requests that continue their answers, or a piece of one prompt.
+Linear layers see all rows at once; attention sees each request's own memory. The numbers are those
+of transformers' ``Qwen3VLTextModel`` and ``Qwen3VLMoeTextModel``.
+
+**Same answer alone and in a batch.** Linear layers compute each row as if it were alone (see
+`linear`), an answer's row has its own attention call, and a prompt is cut at fixed places into
+pieces that are computed by themselves. So the logits of a request do not depend on its neighbours;
+on x86 they are equal bit for bit, which a test holds.
+
+Letters: R rows; D hidden size; H query heads; K key-value heads; G = H/K; d head dimension;
+T rows of the request's memory; I intermediate size; E experts; M image rows; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from service.engines.reference.cache import KeyValueCache
+from service.engines.reference.config import MoeConfig, TextConfig
+from service.engines.reference.linear import Linear
+from service.engines.reference.rotary import to_pairs
+from service.engines.reference.weights import EMBEDDING, HEAD, NORM, TEXT, Checkpoint
+
+Load = Callable[[str], Tensor]
+"""Reads a tensor by its name in the checkpoint, in the type and on the device of the decoder."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeepStack:
+    """Vision features for the image rows of a piece of a prompt.
+
+    rows: int64 (M,), which of the pass's rows are image tokens.
+    features: number k (M, D) is added to the residual stream behind layer k.
+    """
+
+    rows: Tensor
+    features: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The rows of one forward pass.
+
+    hidden: (R, D) embeddings; changed in place.
+    rotary: complex64 (R, 1, d/2).
+    memory_rows: int64 (R,), where each row's key and value go in the pool.
+    spans: for each row of an answer the range ``[begin, end)`` of the pool that it may see, its own
+        row included. For a piece of a prompt exactly one range, which ends with the piece.
+    prompt: whether the rows are a piece of one prompt.
+    """
+
+    hidden: Tensor
+    rotary: Tensor
+    memory_rows: Tensor
+    spans: Sequence[tuple[int, int]]
+    prompt: bool
+    deepstack: DeepStack | None = None
+
+
+class Attention:
+    """Grouped-query attention with normalised queries and keys."""
+
+    def __init__(self, config: TextConfig, prefix: str, load: Load) -> None:
+        self._heads, self._kv_heads = config.num_heads, config.num_kv_heads
+        self._head_dim, self._eps = config.head_dim, config.rms_norm_eps
+        prefix += "self_attn."
+
+        def fused(kind: str) -> Tensor:
+            return torch.cat(
+                [
+                    to_pairs(load(f"{prefix}q_proj.{kind}"), self._heads),
+                    to_pairs(load(f"{prefix}k_proj.{kind}"), self._kv_heads),
+                    load(f"{prefix}v_proj.{kind}"),
+                ]
+            )
+
+        bias = config.attention_bias
+        self._qkv = Linear(fused("weight"), fused("bias") if bias else None)
+        self._out = Linear(
+            load(f"{prefix}o_proj.weight"), load(f"{prefix}o_proj.bias") if bias else None
+        )
+        q_norm = to_pairs(load(f"{prefix}q_norm.weight"), 1).expand(self._heads, -1)
+        k_norm = to_pairs(load(f"{prefix}k_norm.weight"), 1).expand(self._kv_heads, -1)
+        self._norm = torch.cat([q_norm, k_norm]).contiguous()  # (H + K, d)
+
+    def __call__(self, x: Tensor, step: Pass, memory: Tensor) -> Tensor:
+        """x (R, D), memory (2K, rows of the pool, d) -> (R, D); writes keys and values."""
+        heads, rotated = self._heads, self._heads + self._kv_heads
+        qkv = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # (R, H + 2K, d)
+        # In float32 whatever the type of the weights, for the rotation is not exact in bfloat16.
+        turned = F.rms_norm(qkv[:, :rotated].float(), (self._head_dim,), None, self._eps)
+        turned *= self._norm
+        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
+        pairs *= step.rotary
+        qkv[:, :rotated] = turned
+        memory.index_copy_(1, step.memory_rows, qkv[:, heads:].transpose(0, 1))
+        attend = self._prompt if step.prompt else self._answers
+        return self._out(attend(qkv[:, :heads], step.spans, memory))
+
+    def _prompt(self, query: Tensor, spans: Sequence[tuple[int, int]], memory: Tensor) -> Tensor:
+        """query (R, H, d), one span -> (R, H*d), each row seeing the rows before it and itself."""
+        begin, end = spans[0]
+        rows = query.shape[0]
+        grouped = query.view(rows, self._kv_heads, -1, self._head_dim).permute(1, 2, 0, 3)
+        seen = memory[:, begin:end].unsqueeze(1)  # (2K, 1, T, d)
+        group = grouped.shape[1]
+        key = seen[: self._kv_heads].expand(-1, group, -1, -1)
+        value = seen[self._kv_heads :].expand(-1, group, -1, -1)
+        before = end - begin - rows
+        mask = None
+        if before:
+            mask = torch.ones(rows, end - begin, dtype=torch.bool, device=query.device).tril(before)
+        out = F.scaled_dot_product_attention(grouped, key, value, mask, is_causal=not before)
+        return out.permute(2, 0, 1, 3).reshape(rows, -1)
+
+    def _answers(self, query: Tensor, spans: Sequence[tuple[int, int]], memory: Tensor) -> Tensor:
+        """query (R, H, d), a span for each row -> (R, H*d).
+
+        The G queries that share a key head stand in the place of query positions.
+        """
+        rows, split = query.shape[0], self._kv_heads
+        grouped = query.reshape(rows, split, -1, self._head_dim)
+        outputs = [
+            F.scaled_dot_product_attention(
+                grouped[row : row + 1],
+                memory[:split, begin:end].unsqueeze(0),
+                memory[split:, begin:end].unsqueeze(0),
+            )
+            for row, (begin, end) in enumerate(spans)
+        ]
+        return (outputs[0] if rows == 1 else torch.cat(outputs)).view(rows, -1)
+
+
+class DenseMlp:
+    """SwiGLU."""
+
+    def __init__(self, prefix: str, load: Load) -> None:
+        gate, up = load(prefix + "mlp.gate_proj.weight"), load(prefix + "mlp.up_proj.weight")
+        self._width = gate.shape[0]
+        self._gate_up = Linear(torch.cat([gate, up]))
+        self._down = Linear(load(prefix + "mlp.down_proj.weight"))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (R, D) -> (R, D)."""
+        gate_up = self._gate_up(x)
+        return self._down(F.silu(gate_up[:, : self._width]) * gate_up[:, self._width :])
+
+
+class MoeMlp:
+    """Experts: each row goes through its k best ones, weighted by their normalised shares."""
+
+    def __init__(self, config: MoeConfig, prefix: str, load: Load) -> None:
+        self._top = config.experts_per_token
+        self._width = config.intermediate_size
+        self._router = Linear(load(prefix + "mlp.gate.weight"))
+        self._gate_up = [Linear(expert) for expert in load(prefix + "mlp.experts.gate_up_proj")]
+        self._down = [Linear(expert) for expert in load(prefix + "mlp.experts.down_proj")]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (R, D) -> (R, D)."""
+        shares = self._router(x).float().softmax(-1)  # (R, E)
+        weights, chosen = shares.topk(self._top, dim=-1)  # (R, k)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
+        # Outputs are kept by rank and added in rank order, so that a row's sum does not depend on
+        # which experts its neighbours use.
+        ranked = x.new_empty(x.shape[0], self._top, x.shape[1])
+        for expert in torch.unique(chosen).tolist():
+            rows, rank = torch.where(chosen == expert)
+            gate_up = self._gate_up[expert](x[rows])
+            inner = F.silu(gate_up[:, : self._width]) * gate_up[:, self._width :]
+            ranked[rows, rank] = self._down[expert](inner) * weights[rows, rank, None]
+        result = ranked[:, 0]
+        for rank_index in range(1, self._top):
+            result = result + ranked[:, rank_index]
+        return result
+
+
+class Layer:
+    """One decoder layer; changes its input."""
+
+    def __init__(self, config: TextConfig, index: int, load: Load) -> None:
+        prefix = f"{TEXT}layers.{index}."
+        self._eps = config.rms_norm_eps
+        self._shape = (config.hidden_size,)
+        self._norm1 = load(prefix + "input_layernorm.weight")
+        self._norm2 = load(prefix + "post_attention_layernorm.weight")
+        self._attention = Attention(config, prefix, load)
+        moe = config.moe[index]
+        self._mlp = DenseMlp(prefix, load) if moe is None else MoeMlp(moe, prefix, load)
+
+    def inplace(self, x: Tensor, step: Pass, memory: Tensor) -> None:
+        """x (R, D), the residual stream."""
+        x += self._attention(F.rms_norm(x, self._shape, self._norm1, self._eps), step, memory)
+        x += self._mlp(F.rms_norm(x, self._shape, self._norm2, self._eps))
+
+
+class Decoder:
+    """All layers, embedding and head.
+
+    Args:
+        config: shape of the decoder.
+        checkpoint: where the tensors come from; each is read once.
+        dtype: float32 or bfloat16, of weights, residual stream and memory.
+        on_progress: called with the share of layers that are loaded, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        on_progress: Callable[[float], None] = lambda share: None,
+    ) -> None:
+        def load(name: str) -> Tensor:
+            return checkpoint.tensor(name, dtype).to(device)
+
+        self.dtype, self.device = dtype, device
+        self._eps, self._shape = config.rms_norm_eps, (config.hidden_size,)
+        self._embedding = load(EMBEDDING)
+        self._head = Linear(self._embedding if config.tied else load(HEAD))
+        self._norm = load(NORM)
+        self._layers = []
+        for index in range(config.num_layers):
+            self._layers.append(Layer(config, index, load))
+            on_progress((index + 1) / config.num_layers)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """int64 (R,) -> (R, D), a new tensor."""
+        return F.embedding(token_ids, self._embedding)
+
+    def forward(self, step: Pass, cache: KeyValueCache) -> Tensor:
+        """The hidden state (R, D) behind the last layer, not yet normalised.
+
+        This is ``step.hidden``, changed in place; the cache receives the rows' keys and values.
+        """
+        x, deepstack = step.hidden, step.deepstack
+        for index, (layer, memory) in enumerate(zip(self._layers, cache.layers, strict=True)):
+            layer.inplace(x, step, memory)
+            if deepstack is not None and index < len(deepstack.features):
+                x.index_add_(0, deepstack.rows, deepstack.features[index])
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) as `forward` returns it -> float32 (R, V)."""
+        return self._head(F.rms_norm(hidden, self._shape, self._norm, self._eps)).float()

@@ -1,0 +1,276 @@
+"""The engine as the service sees it. No torch here: it is imported when the engine starts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from service.engines.reference.options import Options
+from service.errors import (
+    EngineUnavailable,
+    InvalidRequest,
+    Overloaded,
+    VisionDisabled,
+)
+from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from xgrammar import CompiledGrammar
+
+    from lmdeploy_ext.packing import PackedRequest
+    from service.engines.reference.grammar import GrammarCache
+    from service.engines.reference.model import Model
+    from service.engines.reference.sequence import Event, Sequence
+    from service.engines.reference.worker import Worker
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SAMPLING = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"})
+
+
+class ReferenceEngine:
+    """Runs Qwen3-VL, dense or mixture of experts, in torch, with continuous batching.
+
+    Tokenisation and pre-processing run in a small pool, the vision tower in a second thread, the
+    decoder in a third; the event loop only passes values on.
+
+    Args:
+        model: a checkpoint folder, or a name on the Hugging Face hub.
+        revision: commit, tag or branch on the hub.
+        on_progress: told in a few words what is being loaded; called from another thread.
+        options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is float32 for
+            models up to 1 GiB on a CPU, else the checkpoint's own type. device: auto, cpu or cuda.
+            max_batch: requests decoded together. max_queue: requests that may wait for that.
+            context_length: tokens of prompt and answer; None takes what the model and the memory
+            allow. threads: of the decoder; None takes one for small models, else all cores.
+            deepstack: False leaves the DeepStack features away, to see what they are worth.
+            vision: False loads no vision tower. prefill_piece: prompt tokens computed between two
+            decode steps. cache_bytes: bound of the key-value memory. stall_s: silence of a working
+            decoder after which it counts as stalled. loop_guard: see `LoopGuard`.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        on_progress: Callable[[str], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self._options = Options(model=model, revision=revision, **options)
+        self._on_progress = on_progress or (lambda message: None)
+        self._starting = asyncio.Lock()
+        self._worker: Worker | None = None
+        self._model: Model | None = None
+        self._grammars: GrammarCache | None = None
+        self._capabilities: Capabilities | None = None
+        self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
+        self._sight = ThreadPoolExecutor(1, thread_name_prefix="vision")
+        self._closed = asyncio.Event()
+        self._live: dict[object, asyncio.Queue[Event]] = {}
+        self._outbox: deque[tuple[object, Event]] = deque()
+        self._waking = False
+        self._loop: asyncio.AbstractEventLoop
+
+    @property
+    def active_requests(self) -> int:
+        """Requests that hold anything: a place in a queue, a slot, memory."""
+        return len(self._live)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do. Raises EngineUnavailable before ``start`` has returned."""
+        if self._capabilities is None:
+            raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
+        return self._capabilities
+
+    async def start(self) -> None:
+        """Load the model; a second call returns at once."""
+        async with self._starting:
+            if self._model is not None:
+                return
+            self._loop = asyncio.get_running_loop()
+            self._worker = worker = self._new_worker()
+            worker.start()
+            model = await self._or_closed(asyncio.wrap_future(worker.loaded))
+            self._grammars = self._new_cache(model)
+            self._capabilities = self._describe(model)
+            self._model = model
+
+    async def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, or find it in the cache, off the event loop."""
+        self._ready()
+        await self._compiled(grammar)
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        """Run one request; see `service.engine.Engine.generate`."""
+        received = time.monotonic()
+        model, worker = self._ready()
+        self._check(request)
+        key = object()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        self._live[key] = events
+        sequence: Sequence | None = None
+        try:
+            compiled = None if request.grammar is None else await self._compiled(request.grammar)
+            prompt, features = await self._prompt(model, request)
+            self._ready()
+            sequence = model.sequence(
+                prompt,
+                features,
+                request.sampling,
+                compiled,
+                emit=lambda event: self._outbox.append((key, event)),
+                received=received,
+                guard=self._options.loop_guard,
+            )
+            worker.submit(sequence)
+            while True:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                if event is not None:
+                    yield event
+                    if event.finish_reason is not None:
+                        return
+        finally:
+            if sequence is None:
+                self._live.pop(key, None)
+            elif not sequence.finished:
+                worker.cancel(sequence)
+
+    async def check_health(self) -> None:
+        """Return while the decoder makes progress; raise EngineUnavailable otherwise."""
+        _, worker = self._ready()
+        worker.check(self._options.stall_s)
+
+    async def close(self) -> None:
+        """Stop and free everything. Requests in flight end with EngineUnavailable."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        if self._worker is not None:
+            self._worker.stop()
+            await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
+        self._deliver()
+        for events in self._live.values():
+            events.put_nowait(_closed_error())
+        self._live.clear()
+        self._model = self._worker = None
+        self._front.shutdown(wait=False)
+        self._sight.shutdown(wait=False)
+        if self._grammars is not None:
+            self._grammars.close()
+
+    def _new_worker(self) -> Worker:
+        from service.engines.reference.worker import Worker
+
+        def load() -> Model:
+            from service.engines.reference.config import resolve_model
+            from service.engines.reference.model import load_model
+
+            folder = resolve_model(self._options.model, self._options.revision)
+            return load_model(folder, self._options, self._on_progress)
+
+        return Worker(load, self._options.max_batch, self._flush)
+
+    def _new_cache(self, model: Model) -> GrammarCache:
+        from service.engines.reference.grammar import GrammarCache
+
+        options = self._options
+        return GrammarCache(model.compiler, options.grammar_cache_bytes, options.grammar_threads)
+
+    def _describe(self, model: Model) -> Capabilities:
+        options = self._options
+        return Capabilities(
+            model=Path(options.model).name,
+            engine="reference",
+            vision=model.vision is not None,
+            grammar_kinds=frozenset(GrammarKind),
+            sampling_options=SAMPLING,
+            context_length=model.context_length,
+            max_images=options.max_images if model.vision is not None else 0,
+            details=model.details() | {"max_batch": str(options.max_batch)},
+        )
+
+    def _ready(self) -> tuple[Model, Worker]:
+        if self._closed.is_set():
+            raise _closed_error()
+        if self._model is None or self._worker is None:
+            raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
+        return self._model, self._worker
+
+    def _check(self, request: GenerateRequest) -> None:
+        """Refuse what can be refused without looking at pictures and texts."""
+        options = self._options
+        if request.images and not self.capabilities.vision:
+            raise VisionDisabled("this server was started without vision; send text only")
+        if len(request.images) > options.max_images:
+            raise InvalidRequest(
+                "images",
+                f"{len(request.images)} pictures; at most {options.max_images} are allowed",
+            )
+        if len(self._live) >= options.max_queue + options.max_batch:
+            raise Overloaded("too many requests are waiting; try again later", retry_after_s=1.0)
+
+    async def _compiled(self, grammar: Grammar) -> CompiledGrammar:
+        if self._grammars is None:
+            raise _closed_error()
+        return await self._or_closed(self._grammars.get(grammar))
+
+    async def _prompt(
+        self, model: Model, request: GenerateRequest
+    ) -> tuple[PackedRequest, tuple[Tensor, ...]]:
+        """Pack the prompt and encode its pictures, each in its own thread."""
+        loop = asyncio.get_running_loop()
+        prompt = await self._or_closed(loop.run_in_executor(self._front, model.pack, request))
+        if not prompt.images or model.vision is None:
+            return prompt, ()
+        encode = model.vision.features
+        return prompt, await self._or_closed(
+            loop.run_in_executor(self._sight, encode, prompt.images)
+        )
+
+    async def _or_closed(self, work: Awaitable[T]) -> T:
+        """Wait for something, but not longer than the engine lives."""
+        task = asyncio.ensure_future(work)
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _closed_error()
+        finally:
+            closed.cancel()
+            task.cancel()
+
+    def _flush(self) -> None:
+        """Called by the worker behind every turn: let the loop fetch what has been emitted."""
+        if not self._outbox or self._waking:
+            return
+        self._waking = True
+        try:
+            self._loop.call_soon_threadsafe(self._deliver)
+        except RuntimeError:
+            logger.debug("the event loop is closed; an answer is dropped")
+
+    def _deliver(self) -> None:
+        self._waking = False
+        while self._outbox:
+            key, event = self._outbox.popleft()
+            if event is None:
+                self._live.pop(key, None)
+            elif key in self._live:
+                self._live[key].put_nowait(event)
+
+
+def _closed_error() -> EngineUnavailable:
+    return EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED")

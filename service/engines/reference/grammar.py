@@ -1,0 +1,224 @@
+"""Guided decoding: grammars compiled by xgrammar off the event loop, and one matcher per answer.
+
+JSON has exactly the whitespace of Python's ``json.dumps``: a model that may put blanks anywhere can
+put blanks for ever. Additional properties and items are allowed where the schema allows them.
+
+Special tokens have no bytes in the vocabulary that xgrammar is given, so no free string can hold
+one, and ids beyond the tokenizer are forbidden with them; a second mask makes sure of both.
+
+Letters: V width of the logits; W = ceil(V / 32) words of a mask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from service.errors import EngineUnavailable, GrammarError, InternalError
+from service.types import Grammar, GrammarKind
+
+if TYPE_CHECKING:
+    import xgrammar
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SEPARATORS = (", ", ": ")
+_MESSAGE_LIMIT = 300
+
+
+class GrammarCompiler:
+    """Compiles one grammar at a time, in the calling thread; nothing else asks xgrammar to."""
+
+    def __init__(self, table: Sequence[bytes], stop_ids: Sequence[int], threads: int = 1) -> None:
+        """table: bytes of every id of the logits, empty for ids that are never text."""
+        import torch
+        import xgrammar
+
+        def _bits(indices: Iterable[int]) -> Tensor:
+            words = [0] * -(-len(table) // 32)
+            for index in indices:
+                words[index // 32] |= 1 << (index % 32)
+            signed = [word - (1 << 32) if word >> 31 else word for word in words]
+            return torch.tensor([signed], dtype=torch.int32)  # (1, W)
+
+        self.vocab_size = len(table)
+        self.stop_ids = tuple(stop_ids)
+        info = xgrammar.TokenizerInfo(
+            list(table),
+            xgrammar.VocabType.RAW,
+            vocab_size=len(table),
+            stop_token_ids=list(stop_ids),
+        )
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=threads, cache_enabled=False)
+        stops = set(self.stop_ids)
+        self.permitted = _bits(
+            index for index, piece in enumerate(table) if piece or index in stops
+        )
+        self.only_stop = _bits(stops)
+
+    def compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+        """Raises GrammarError with the cause when the grammar cannot be compiled."""
+        try:
+            return self._compile(grammar)
+        except GrammarError:
+            raise
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _refusal(grammar.kind, error) from None
+
+    def _compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+        if grammar.kind is GrammarKind.JSON_SCHEMA:
+            return self._compiler.compile_json_schema(
+                grammar.source, any_whitespace=False, separators=SEPARATORS, strict_mode=False
+            )
+        if grammar.kind is GrammarKind.REGEX:
+            return self._compiler.compile_regex(grammar.source)
+        if grammar.kind is GrammarKind.EBNF:
+            return self._compiler.compile_grammar(grammar.source)
+        return self._compiler.compile_grammar(_choice_ebnf(grammar.source))
+
+
+class GrammarCache:
+    """Compiled grammars by source, the least recently used leaving first.
+
+    Concurrent requests for the same grammar share one compilation. A grammar larger than the whole
+    cache is used but not kept.
+    """
+
+    def __init__(self, compiler: GrammarCompiler, limit_bytes: int, threads: int) -> None:
+        self._compiler = compiler
+        self._limit = limit_bytes
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
+        self._ready: OrderedDict[Grammar, xgrammar.CompiledGrammar] = OrderedDict()
+        self._running: dict[Grammar, asyncio.Future[xgrammar.CompiledGrammar]] = {}
+        self.size_bytes = 0
+
+    async def get(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+        """Compile, or find. Raises GrammarError."""
+        if grammar in self._ready:
+            self._ready.move_to_end(grammar)
+            return self._ready[grammar]
+        future = self._running.get(grammar)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            try:
+                future = loop.run_in_executor(self._pool, self._compiler.compile, grammar)
+            except RuntimeError:  # the pool is shut down
+                raise EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED") from None
+            self._running[grammar] = future
+            future.add_done_callback(lambda done: self._keep(grammar, done))
+        # One caller that goes away must not cancel the compilation that others wait for.
+        return await asyncio.shield(future)
+
+    def close(self) -> None:
+        """Forget everything; compilations under way run out in their threads."""
+        self._pool.shutdown(wait=False)
+        self._ready.clear()
+        self.size_bytes = 0
+
+    def _keep(self, grammar: Grammar, done: asyncio.Future[xgrammar.CompiledGrammar]) -> None:
+        self._running.pop(grammar, None)
+        if done.cancelled() or done.exception() is not None:
+            return
+        compiled = done.result()
+        size = compiled.memory_size_bytes
+        if size > self._limit:
+            return
+        self._ready[grammar] = compiled
+        self.size_bytes += size
+        while self.size_bytes > self._limit:
+            _, oldest = self._ready.popitem(last=False)
+            self.size_bytes -= oldest.memory_size_bytes
+
+
+class Matcher:
+    """Follows one answer through its grammar. Belongs to the thread that decodes."""
+
+    def __init__(self, compiled: xgrammar.CompiledGrammar, compiler: GrammarCompiler) -> None:
+        import xgrammar
+
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._compiler = compiler
+        self._apply = xgrammar.apply_token_bitmask_inplace
+        self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
+        self._fresh = False
+
+    def mask_inplace(self, logits: Tensor) -> None:
+        """Set logits (1, V) of tokens that may not come next to minus infinity.
+
+        Raises:
+            InternalError: the width is not that of the vocabulary, or no token is left.
+        """
+        width = self._compiler.vocab_size
+        if logits.shape[-1] != width:
+            raise InternalError(f"logits of width {logits.shape[-1]} for {width} tokens")
+        mask = self._next_mask()
+        if not mask.any():
+            raise InternalError("the grammar leaves no token")
+        self._apply(logits, mask)
+
+    def accept(self, token: int) -> None:
+        """Take the chosen token. Raises InternalError when the grammar refuses it."""
+        if not self._matcher.accept_token(token):
+            raise InternalError(f"the grammar refused token {token}, which its mask had allowed")
+        self._fresh = False
+
+    def must_stop(self) -> bool:
+        """Whether the answer is complete and nothing may follow."""
+        if not self._matcher.is_completed():
+            return False
+        return not bool((self._next_mask() & ~self._compiler.only_stop).any())
+
+    def forced_text(self) -> str:
+        """The text that must come next whatever the model says; often empty."""
+        return str(self._matcher.find_jump_forward_string())
+
+    def _next_mask(self) -> Tensor:
+        """(1, W); filled once between two tokens."""
+        if not self._fresh:
+            self._matcher.fill_next_token_bitmask(self._mask)
+            self._mask &= self._compiler.permitted
+            self._fresh = True
+        return self._mask
+
+
+def _choice_ebnf(source: str) -> str:
+    """An EBNF grammar for a JSON array of strings. Raises GrammarError when it is none."""
+    try:
+        choices = json.loads(source)
+    except ValueError:
+        choices = None
+    if not isinstance(choices, list) or not choices:
+        raise GrammarError("grammar", "choices must be a JSON array with at least one string")
+    if not all(isinstance(choice, str) and choice for choice in choices):
+        raise GrammarError("grammar", "every choice must be a string that is not empty")
+    return "root ::= " + " | ".join(_quoted(choice) for choice in choices)
+
+
+def _quoted(text: str) -> str:
+    """An EBNF string literal; anything but plain ASCII as escapes."""
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise GrammarError("grammar", "a choice holds half of a surrogate pair")
+    plain = (
+        character
+        if (character.isascii() and character.isalnum()) or character in " _-.,:;"
+        else f"\\U{ord(character):08x}"
+        for character in text
+    )
+    return '"' + "".join(plain) + '"'
+
+
+def _refusal(kind: GrammarKind, error: Exception) -> GrammarError:
+    """xgrammar's message without the address in its source tree."""
+    cause = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
+    cause = re.sub(r"^\S*\.(?:cc|h|cpp):\d+:\s*", "", cause).split("\n")[0][:_MESSAGE_LIMIT]
+    logger.info("grammar refused: %s", cause)
+    schema = kind is GrammarKind.JSON_SCHEMA
+    reason = "SCHEMA_UNSUPPORTED" if schema else "GRAMMAR_INVALID"
+    return GrammarError("grammar", f"{kind.value} cannot be compiled: {cause}", reason=reason)

@@ -1,0 +1,253 @@
+"""A loaded checkpoint: everything that a request needs, built once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from service.engines.reference.cache import KeyValueCache
+from service.engines.reference.chat import Chat
+from service.engines.reference.config import CheckpointError, TextConfig
+from service.engines.reference.decoder import Decoder
+from service.engines.reference.detokenizer import Detokenizer
+from service.engines.reference.grammar import GrammarCompiler, Matcher
+from service.engines.reference.linear import row_invariant
+from service.engines.reference.loops import LoopGuard
+from service.engines.reference.options import Options
+from service.engines.reference.rotary import Rotary
+from service.engines.reference.runner import Runner
+from service.engines.reference.sampler import Sampler
+from service.engines.reference.sequence import Event, Sequence
+from service.engines.reference.vision import FeatureSource, ImagePreprocessor
+from service.engines.reference.weights import Checkpoint
+from service.errors import ContextTooLong, EngineUnavailable
+from service.types import GenerateRequest, Sampling
+
+if TYPE_CHECKING:
+    from xgrammar import CompiledGrammar
+
+    from lmdeploy_ext.packing import PackedRequest
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_FLOAT32_LIMIT = 1 << 30  # bytes of weights up to which a CPU computes in float32 by itself
+_SMALL_HIDDEN = 1024  # below, splitting a step between threads costs more than it saves
+_DRAFT = 12  # tokens
+
+
+@dataclass(slots=True)
+class Model:
+    """Decoder, memory, tokenizer, grammars and vision tower of one checkpoint."""
+
+    config: TextConfig
+    decoder: Decoder
+    cache: KeyValueCache
+    runner: Runner
+    chat: Chat
+    compiler: GrammarCompiler
+    preprocess: ImagePreprocessor | None
+    vision: FeatureSource | None
+    context_length: int
+    drafts: dict[str, list[int]]
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether answers are equal bit for bit alone and in a batch."""
+        return row_invariant(self.decoder.dtype, self.decoder.device)
+
+    def details(self) -> dict[str, str]:
+        """What an operator wants to know."""
+        return {
+            "dtype": str(self.decoder.dtype).removeprefix("torch."),
+            "device": str(self.decoder.device),
+            "torch": torch.__version__,
+            "threads": str(torch.get_num_threads()),
+            "deepstack": "on" if self.vision is not None and self.vision.deepstack else "off",
+            "batch_invariant": str(self.batch_invariant).lower(),
+            "memory_rows": str(self.cache.runs.size),
+        }
+
+    def pack(self, request: GenerateRequest) -> PackedRequest:
+        """Tokenise, pre-process and count.
+
+        Raises:
+            ImageError: a picture cannot be used.
+            ContextTooLong: prompt and answer do not fit into the context.
+        """
+        images = []
+        if self.preprocess is not None:
+            images = [self.preprocess(index, image) for index, image in enumerate(request.images)]
+        packed = self.chat.pack(request.system, request.user, images)
+        prompt, answer = len(packed.token_ids), request.sampling.max_tokens
+        if prompt >= self.context_length:
+            raise ContextTooLong(
+                "prompt",
+                f"{prompt} tokens leave no room for an answer in a context of "
+                f"{self.context_length}; shorten the text or send fewer or smaller pictures",
+            )
+        if prompt + answer > self.context_length:
+            raise ContextTooLong(
+                "sampling.max_tokens",
+                f"{answer} tokens behind a prompt of {prompt} exceed the context of "
+                f"{self.context_length}; at most {self.context_length - prompt} fit",
+            )
+        return packed
+
+    def sequence(
+        self,
+        prompt: PackedRequest,
+        features: tuple[torch.Tensor, ...],
+        sampling: Sampling,
+        compiled: CompiledGrammar | None,
+        *,
+        emit: Callable[[Event], None],
+        received: float,
+        guard: LoopGuard,
+    ) -> Sequence:
+        """State of a new request."""
+        ids = torch.from_numpy(prompt.token_ids.astype("int64"))
+        return Sequence(
+            prompt,
+            features,
+            sampling,
+            sampler=lambda: Sampler(sampling, ids, self.config.vocab_size),
+            matcher=None if compiled is None else lambda: Matcher(compiled, self.compiler),
+            detokenizer=Detokenizer(self.chat.table),
+            guard=guard,
+            stop_ids=frozenset(self.config.stop_ids),
+            emit=emit,
+            received=received,
+        )
+
+    def draft(self, sequence: Sequence) -> list[int]:
+        """Tokens that spell what the grammar forces next, as far as the sequence has room for them.
+
+        The model still decides how the text is cut into tokens: a draft is only a guess that is
+        computed in the same pass and discarded where it is wrong.
+        """
+        text = "" if sequence.matcher is None else sequence.matcher.forced_text()
+        if not text:
+            return []
+        ids = self.drafts.get(text)
+        if ids is None:
+            if len(self.drafts) >= 4096:
+                self.drafts.clear()
+            ids = self.drafts[text] = self.chat.encode(text)[:_DRAFT]
+        return ids[: sequence.reserved - sequence.computed - 1]
+
+
+def load_model(folder: Path, options: Options, on_progress: Callable[[str], None]) -> Model:
+    """Read a checkpoint and warm it up.
+
+    Raises:
+        EngineUnavailable: what is wrong with the checkpoint or the options.
+    """
+    try:
+        return _load(folder, options, on_progress)
+    except (CheckpointError, FileNotFoundError, ValueError, KeyError) as error:
+        cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        logger.error("loading %s failed: %s", folder, cause)
+        raise EngineUnavailable(
+            f"{folder.name!r} cannot be loaded as a Qwen3-VL checkpoint: {cause}"
+        ) from error
+
+
+def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) -> Model:
+    config = TextConfig.from_checkpoint(folder)
+    device = _device(options.device)
+    checkpoint = Checkpoint(folder, config)
+    dtype = _dtype(options.dtype, config, checkpoint.num_values * 4, device)
+    torch.set_num_threads(options.threads or _threads(config))
+    on_progress("reading the decoder")
+    decoder = Decoder(
+        config, checkpoint, dtype, device, lambda share: on_progress(f"decoder {share:.0%}")
+    )
+    rows, context = _memory(config, options, dtype, device)
+    cache = KeyValueCache(
+        config.num_layers, config.num_kv_heads, config.head_dim, rows, dtype, device
+    )
+    rotary = Rotary(config.rope_theta, config.mrope_section, context, device)
+    chat = Chat(folder, config)
+    preprocess = vision = None
+    if options.vision:
+        on_progress("reading the vision tower")
+        preprocess = ImagePreprocessor(folder)
+        vision = _vision(folder, options, dtype, device)
+    model = Model(
+        config=config,
+        decoder=decoder,
+        cache=cache,
+        runner=Runner(decoder, cache, rotary, options.prefill_piece),
+        chat=chat,
+        compiler=GrammarCompiler(chat.table, config.stop_ids),
+        preprocess=preprocess,
+        vision=vision,
+        context_length=context,
+        drafts={},
+    )
+    on_progress("ready")
+    return model
+
+
+def _vision(
+    folder: Path, options: Options, dtype: torch.dtype, device: torch.device
+) -> FeatureSource:
+    from lmdeploy_ext.encoder import VisionEncoder
+
+    encoder = VisionEncoder.from_checkpoint(folder, dtype, device)
+    return FeatureSource(encoder, options.vision_cache_bytes, options.deepstack)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device is cuda, but torch sees no GPU; use device cpu")
+    return device
+
+
+def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.device) -> torch.dtype:
+    """``auto`` is float32 for a small model on a CPU, else the checkpoint's own type."""
+    if name == "auto":
+        small = device.type == "cpu" and float32_bytes <= _FLOAT32_LIMIT
+        name = "float32" if small else config.dtype
+    if name == "float16" and device.type == "cpu":
+        name = "bfloat16"
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _threads(config: TextConfig) -> int:
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return 1 if config.hidden_size < _SMALL_HIDDEN else cores
+
+
+def _memory(
+    config: TextConfig, options: Options, dtype: torch.dtype, device: torch.device
+) -> tuple[int, int]:
+    """Rows of the key-value pool and the context length that they allow."""
+    row_bytes = config.kv_values_per_token * dtype.itemsize
+    wanted = options.context_length or config.max_position_embeddings
+    if wanted > config.max_position_embeddings:
+        raise CheckpointError(
+            f"context_length {wanted} exceeds the model's {config.max_position_embeddings}"
+        )
+    affordable = options.cache_bytes // row_bytes
+    if options.context_length and affordable < wanted:
+        raise CheckpointError(
+            f"a context of {wanted} tokens needs {wanted * row_bytes} bytes of key-value memory; "
+            f"cache_bytes is {options.cache_bytes}"
+        )
+    context = min(wanted, affordable)
+    return min(affordable, context * options.max_batch), context

@@ -1,0 +1,102 @@
+"""Builds forward passes out of sequences.
+
+Letters: R rows; M image rows; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from service.engines.reference.cache import KeyValueCache
+from service.engines.reference.decoder import Decoder, DeepStack, Pass
+from service.engines.reference.rotary import Rotary
+from service.engines.reference.sequence import Sequence
+
+
+class Runner:
+    """Prompt pieces and answer steps on one decoder."""
+
+    def __init__(self, decoder: Decoder, cache: KeyValueCache, rotary: Rotary, piece: int) -> None:
+        """piece: rows of a prompt that are computed at once."""
+        self._decoder, self._cache, self._rotary = decoder, cache, rotary
+        self._piece = piece
+
+    def prefill(self, sequence: Sequence) -> Tensor | None:
+        """Compute the next piece of a prompt; behind the last, logits float32 (1, V) on the CPU.
+
+        Pieces begin at multiples of the piece length, whatever else happens.
+        """
+        run = sequence.run
+        if run is None:
+            raise RuntimeError("the sequence has no memory")
+        prompt, begin = sequence.prompt, sequence.computed
+        end = min(begin + self._piece, sequence.prompt_length)
+        device = self._decoder.device
+        ids = torch.from_numpy(prompt.token_ids[begin:end].astype(np.int64)).to(device)
+        hidden = self._decoder.embed(ids)
+        deepstack = _place_inplace(hidden, sequence, begin, end)
+        positions = torch.from_numpy(prompt.position_ids[:, begin:end].astype(np.int64))
+        step = Pass(
+            hidden,
+            self._rotary.for_prompt(positions),
+            torch.arange(run.begin + begin, run.begin + end, device=device),
+            [(run.begin, run.begin + end)],
+            prompt=True,
+            deepstack=deepstack,
+        )
+        hidden = self._decoder.forward(step, self._cache)
+        sequence.computed = end
+        if end < sequence.prompt_length:
+            return None
+        return self._decoder.logits(hidden[-1:]).cpu()
+
+    def decode(self, sequences: Many[Sequence]) -> list[Tensor]:
+        """Compute each sequence's last token and its draft.
+
+        Returns logits float32 (1 + draft, V) on the CPU for each.
+        """
+        rows: list[tuple[int, int, int]] = []  # token, position, row of the pool
+        spans: list[tuple[int, int]] = []
+        counts: list[int] = []
+        for sequence in sequences:
+            run = sequence.run
+            if run is None:
+                raise RuntimeError("the sequence has no memory")
+            delta, index = sequence.prompt.position_delta, sequence.computed
+            for offset, token in enumerate((sequence.answer[-1], *sequence.draft)):
+                place = run.begin + index + offset
+                rows.append((token, index + offset + delta, place))
+                spans.append((run.begin, place + 1))
+            counts.append(1 + len(sequence.draft))
+        ids, positions, places = torch.tensor(rows, device=self._decoder.device).unbind(1)
+        step = Pass(
+            self._decoder.embed(ids), self._rotary.for_text(positions), places, spans, prompt=False
+        )
+        logits = self._decoder.logits(self._decoder.forward(step, self._cache)).cpu()
+        for sequence in sequences:
+            sequence.computed += 1
+        return list(torch.split(logits, counts))
+
+
+def _place_inplace(hidden: Tensor, sequence: Sequence, begin: int, end: int) -> DeepStack | None:
+    """Put the image tokens' features into hidden (R, D); what of them DeepStack adds later."""
+    if not sequence.features:
+        return None
+    first, rows, taken = 0, [], []
+    for left, right in sequence.prompt.spans:
+        low, high = max(left, begin), min(right, end)
+        if low < high:
+            rows.append(np.arange(low - begin, high - begin))
+            taken.append(np.arange(first + low - left, first + high - left))
+        first += right - left
+    if not rows:
+        return None
+    here = torch.from_numpy(np.concatenate(rows)).to(hidden.device)
+    chosen = torch.from_numpy(np.concatenate(taken)).to(hidden.device)
+    embeddings, *deepstack = (stream[chosen].to(hidden.dtype) for stream in sequence.features)
+    hidden[here] = embeddings
+    return DeepStack(here, tuple(deepstack))

@@ -1,0 +1,146 @@
+"""One request on its way through the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from service.engines.reference.detokenizer import Detokenizer
+from service.engines.reference.loops import LoopGuard
+from service.types import Chunk, FinishReason, Sampling, Timings, Usage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lmdeploy_ext.packing import PackedRequest
+    from service.engines.reference.cache import Run
+    from service.engines.reference.grammar import Matcher
+    from service.engines.reference.sampler import Sampler
+
+Event = Chunk | Exception | None
+"""A piece of the answer, what ended it, or None when everything it held is free again."""
+
+
+class Sequence:
+    """State of one request. The worker owns it; other threads only set ``cancelled``.
+
+    Attributes:
+        features: embeddings and DeepStack features of the image tokens, each (M, D); none for text.
+        run: its rows of the key-value pool, once admitted.
+        computed: tokens of prompt and answer whose keys and values are in the pool.
+        answer: the tokens chosen so far, without the end token.
+        draft: tokens that probably come next.
+    """
+
+    def __init__(
+        self,
+        prompt: PackedRequest,
+        features: tuple[Tensor, ...],
+        sampling: Sampling,
+        sampler: Callable[[], Sampler],
+        matcher: Callable[[], Matcher] | None,
+        detokenizer: Detokenizer,
+        guard: LoopGuard,
+        stop_ids: frozenset[int],
+        emit: Callable[[Event], None],
+        received: float,
+    ) -> None:
+        self.prompt = prompt
+        self.features = features
+        self.prompt_length = len(prompt.token_ids)
+        self.image_tokens = sum(image.num_tokens for image in prompt.images)
+        self.reserved = self.prompt_length + sampling.max_tokens
+        self.max_tokens = sampling.max_tokens
+        self.run: Run | None = None
+        self.computed = 0
+        self.answer: list[int] = []
+        self.draft: list[int] = []
+        self.cancelled = False
+        self.finished = False
+        self._new_sampler, self._new_matcher = sampler, matcher
+        self.sampler: Sampler
+        self.matcher: Matcher | None = None
+        self._detokenizer = detokenizer
+        self._guard = guard
+        self._stop_ids = stop_ids
+        self._emit = emit
+        self._received = received
+        self._admitted = self._first = received
+
+    def admit(self, run: Run) -> None:
+        """Take its memory; the matcher and sampler are made by the thread that uses them."""
+        self.run = run
+        self._admitted = time.monotonic()
+        self.sampler = self._new_sampler()
+        if self._new_matcher is not None:
+            self.matcher = self._new_matcher()
+
+    def extend(self, logits: Tensor) -> None:
+        """Choose tokens from logits float32 (R, V): row i follows the i-th token of the draft.
+
+        Stops at the first token that differs from the draft, for the rows behind it are void. The
+        tokens are the same as if each had been computed by itself.
+        """
+        text = ""
+        for row, expected in enumerate((*self.draft, -1)):
+            token = self._choose(logits[row : row + 1])
+            reason = self._take(token)
+            if token not in self._stop_ids:
+                text += self._detokenizer.feed(token)
+            if reason is not None:
+                self._finish(text, reason)
+                return
+            self.computed += expected == token
+            if expected != token:
+                break
+        if text:
+            self._emit(Chunk(text))
+
+    def fail(self, error: Exception) -> None:
+        """End the answer with an error."""
+        self.finished = True
+        self._emit(error)
+
+    def released(self) -> None:
+        """Say that nothing is held any more."""
+        self.run = None
+        self._emit(None)
+
+    def _choose(self, logits: Tensor) -> int:
+        self.sampler.penalise_inplace(logits[0])
+        if self.matcher is not None:
+            self.matcher.mask_inplace(logits)
+        return self.sampler.choose(logits[0])
+
+    def _take(self, token: int) -> FinishReason | None:
+        if not self.answer:
+            self._first = time.monotonic()
+        if token in self._stop_ids:
+            if self.matcher is not None:
+                self.matcher.accept(token)
+            return FinishReason.STOP
+        self.answer.append(token)
+        if self.matcher is not None:
+            self.matcher.accept(token)
+            if self.matcher.must_stop():
+                return FinishReason.STOP
+        if len(self.answer) >= self.max_tokens:
+            return FinishReason.LENGTH
+        return FinishReason.LOOP if self._guard.trips(self.answer) else None
+
+    def _finish(self, text: str, reason: FinishReason) -> None:
+        self.finished = True
+        now = time.monotonic()
+        self._emit(
+            Chunk(
+                text + self._detokenizer.finish(),
+                reason,
+                Usage(self.prompt_length, self.image_tokens, len(self.answer)),
+                Timings(
+                    self._admitted - self._received,
+                    self._first - self._received,
+                    now - self._received,
+                ),
+            )
+        )

@@ -1,0 +1,120 @@
+"""The one thread that runs the model: it takes commands between two turns of the scheduler."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from service.engines.reference.scheduler import Scheduler
+from service.engines.reference.sequence import Sequence
+from service.errors import EngineUnavailable
+
+if TYPE_CHECKING:
+    from service.engines.reference.model import Model
+
+logger = logging.getLogger(__name__)
+
+_FAILURES = 3  # turns in a row that may fail before the engine counts as broken
+
+
+class Worker:
+    """Loads a model and runs sequences on it, in its own thread.
+
+    Args:
+        load: builds the model; called in the worker's thread.
+        max_batch: sequences that run at the same time.
+        flush: called behind every turn; the events that sequences emitted in it are complete.
+    """
+
+    def __init__(
+        self, load: Callable[[], Model], max_batch: int, flush: Callable[[], None]
+    ) -> None:
+        self._load = load
+        self._flush = flush
+        self._max_batch = max_batch
+        self._commands: queue.SimpleQueue[Sequence | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._failures = 0
+        self._beat = time.monotonic()
+        self._busy = False
+        self.loaded: Future[Model] = Future()
+        self._thread = threading.Thread(target=self._main, name="reference-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to load the model; ``loaded`` tells when that is done."""
+        self._thread.start()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Hand over a sequence. Thread-safe."""
+        self._commands.put(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Drop a sequence before the next step; it says when nothing is held. Thread-safe."""
+        sequence.cancelled = True
+        self._commands.put(None)
+
+    def stop(self) -> None:
+        """End every sequence with EngineUnavailable, then the thread. Thread-safe."""
+        self._stopping = True
+        self._commands.put(None)
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def check(self, stall_s: float) -> None:
+        """Raises EngineUnavailable: the thread is dead, stands still, or fails again and again."""
+        if not self._thread.is_alive():
+            raise EngineUnavailable("the engine's thread has ended", reason="ENGINE_DEAD")
+        if self._failures >= _FAILURES:
+            raise EngineUnavailable("every step of the engine fails", reason="ENGINE_DEAD")
+        silence = time.monotonic() - self._beat
+        if self._busy and silence > stall_s:
+            raise EngineUnavailable(
+                f"the engine has made no progress for {silence:.0f} s", reason="ENGINE_STALLED"
+            )
+
+    def _main(self) -> None:
+        self.loaded.set_running_or_notify_cancel()
+        try:
+            scheduler = Scheduler(model := self._load(), self._max_batch)
+        except BaseException as error:  # handed to whoever waits for the model
+            self.loaded.set_exception(error)
+            return
+        self.loaded.set_result(model)
+        while not self._stopping:
+            self._take_commands(scheduler)
+            self._beat = time.monotonic()
+            try:
+                scheduler.turn()
+                self._failures = 0
+            except Exception:
+                self._failures += 1
+                logger.exception("a step of the engine failed")
+                scheduler.drop_all(EngineUnavailable("a step of the engine failed; try again"))
+            self._flush()
+        self._take_commands(scheduler)
+        scheduler.drop_all(EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED"))
+        self._flush()
+
+    def _take_commands(self, scheduler: Scheduler) -> None:
+        """Move new sequences to the scheduler; sleep while there is nothing to do."""
+        while True:
+            wait = scheduler.idle and not self._stopping
+            self._busy = not wait
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return
+            self._busy = True
+            self._beat = time.monotonic()
+            if command is not None:
+                scheduler.add(command)
+            elif wait:
+                return
