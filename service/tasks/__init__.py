@@ -1,1 +1,1 @@
-"""Tasks: what is asked of the model (prompt), what shape the answer has (grammar), how it is read (parser)."""
+"""Tasks: what is asked of the model, what shape the answer has, and how the answer is read."""

@@ -1,8 +1,18 @@
-"""The ImageAnalysis task: one picture, or several keyframes of one scene, described in nine typed fields."""
+"""The ImageAnalysis task: one picture, or keyframes of one scene, described in nine typed fields."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from service.errors import OutputInvalid
+from service.tasks import jsontext
+from service.tasks.answers import parse_json
+from service.tasks.contract import Task
+from service.types import Grammar, GrammarKind
 
 FIELDS: dict[str, str] = {
     "scene": "category of the scene, 1-3 words",
@@ -39,3 +49,108 @@ def schema() -> dict[str, Any]:
         "required": list(FIELDS),
         "additionalProperties": False,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageAnalysis:
+    """What is in the picture. Empty means absent."""
+
+    scene: str = ""
+    description: str = ""
+    subjects: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    mood: tuple[str, ...] = ()
+    shot_type: str = ""
+    lighting: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+def parse(text: str) -> ImageAnalysis:
+    """Read an answer: lenient where models slip, strict where data would be wrong.
+
+    Raises ``OutputInvalid``, whose metadata name the fields at fault.
+    """
+    answer = parse_json(text.strip())
+    if not isinstance(answer, dict):
+        raise _invalid("is not a JSON object", keyword="type")
+    missing = [name for name in FIELDS if answer.get(name) is None]
+    if missing:
+        raise _invalid("lacks fields", missing, keyword="required")
+    unknown = [name for name in answer if name not in FIELDS]
+    if unknown:
+        raise _invalid("has unknown fields", unknown, keyword="additionalProperties")
+    values: dict[str, Any] = {
+        name: _string(name, answer[name]) if name in STRING_FIELDS else _strings(name, answer[name])
+        for name in FIELDS
+    }
+    return ImageAnalysis(**values)
+
+
+def usable(analysis: ImageAnalysis) -> bool:
+    """Whether the answer says enough to be indexed."""
+    described = bool(analysis.description and analysis.tags)
+    return described or bool(analysis.subjects or analysis.objects or analysis.actions)
+
+
+def document(analysis: ImageAnalysis) -> dict[str, Any]:
+    """The tidied answer as a JSON value that fits ``schema()``, in the order of ``FIELDS``."""
+    return {
+        name: value if isinstance(value, str) else list(value)
+        for name, value in ((name, getattr(analysis, name)) for name in FIELDS)
+    }
+
+
+def _string(name: str, value: Any) -> str:
+    """A string; ``shot_type`` also as a list with at most one item that says something."""
+    if isinstance(value, str):
+        return value.strip()
+    if name == "shot_type" and isinstance(value, list):
+        labels = [item.strip() for item in _only_strings(name, value) if item.strip()]
+        if len(labels) > 1:
+            raise _invalid("has more than one label in", [name], keyword="maxItems")
+        return labels[0] if labels else ""
+    raise _invalid("has a value of the wrong type in", [name], keyword="type")
+
+
+def _strings(name: str, value: Any) -> tuple[str, ...]:
+    """A list of strings, trimmed, without empty ones and exact repeats, in order.
+
+    One string is one label; only ``tags`` are split, at comma, semicolon and newline. Items of a
+    list never are.
+    """
+    if isinstance(value, str):
+        items = re.split(r"[,;\n]", value) if name == "tags" else [value]
+    elif isinstance(value, list):
+        items = _only_strings(name, value)
+    else:
+        raise _invalid("has a value of the wrong type in", [name], keyword="type")
+    return tuple(dict.fromkeys(item.strip() for item in items if item.strip()))
+
+
+def _only_strings(name: str, items: list[Any]) -> list[str]:
+    if not all(isinstance(item, str) for item in items):
+        raise _invalid("has an item of the wrong type in", [name], keyword="type")
+    return items
+
+
+def _invalid(what: str, fields: Sequence[str] = (), *, keyword: str) -> OutputInvalid:
+    # Unknown names are the model's words: bounded in number and length.
+    names = ", ".join(name[:40] for name in fields[: len(FIELDS)])
+    pointer = jsontext.pointer([fields[0][:40]]) if len(fields) == 1 else ""
+    return OutputInvalid(
+        f"The model's answer {what}{': ' if names else ''}{names}.",
+        metadata={"pointer": pointer, "keyword": keyword, "fields": names},
+    )
+
+
+IMAGE_ANALYSIS = Task(
+    name="image-analysis",
+    description="Describes one picture, or several keyframes of one scene, in nine typed fields.",
+    user=PROMPT,
+    grammar=Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema())),
+    needs_image=True,
+    parse=parse,
+    document=document,
+    usable=usable,
+)

@@ -1,0 +1,61 @@
+"""A bound on the work of one validation: no schema and no answer can stall the server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+DEFAULT_SECONDS = 2.0
+DEFAULT_STEPS = 50_000_000
+"""Steps of regular expressions: states of the pattern times characters of the text; about 20 ns
+each at worst."""
+
+
+class BudgetExceeded(Exception):
+    """The work did not end within its bound."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """Seconds on the clock, and steps of regular expressions, which cannot be interrupted once
+    begun."""
+
+    seconds: float = DEFAULT_SECONDS
+    steps: int = DEFAULT_STEPS
+    deadline: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.seconds
+
+    def check(self) -> None:
+        """Raise ``BudgetExceeded`` when the time is over."""
+        if time.monotonic() > self.deadline:
+            raise BudgetExceeded
+
+    def spend(self, steps: int) -> None:
+        """Take steps before doing them."""
+        self.steps -= steps
+        if self.steps < 0:
+            raise BudgetExceeded
+
+
+# Validators are cached and shared between threads; the budget belongs to one call.
+_current: ContextVar[Budget] = ContextVar("budget")
+
+
+def current() -> Budget:
+    """The budget of the call that is running."""
+    return _current.get()
+
+
+@contextmanager
+def bounded(budget: Budget) -> Iterator[None]:
+    """Run the body under a budget."""
+    token = _current.set(budget)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,148 @@
+"""The validators of the JSON Schema drafts, with bounded work.
+
+They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
+``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time, and
+that ``uniqueItems`` does, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+from jsonschema import ValidationError, validators
+from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+from referencing import Registry
+from referencing import jsonschema as specifications
+
+from service.tasks import budget
+from service.tasks.regexes import MAX_STATES, compile_pattern
+
+Keyword = Callable[[Any, Any, Any, Any], Any]
+_ANY_LENGTH = MAX_STATES
+"""Patterns of a request were measured when the schema was admitted; those of metaschemas are
+short."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A draft of JSON Schema: its validator for answers, and the validator of its metaschema."""
+
+    name: str
+    uri: str
+    validator: Any
+    metaschema: Any
+    specification: Any
+
+
+def _found(pattern: str, text: str) -> bool:
+    return compile_pattern(pattern, max_length=_ANY_LENGTH).search(text, budget.current())
+
+
+def _pattern(validator: Any, value: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "string") and not _found(value, instance):
+        yield ValidationError("does not match the pattern")
+
+
+def _pattern_properties(
+    validator: Any, value: dict[str, Any], instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, subschema in value.items():
+        for key, member in instance.items():
+            if _found(pattern, key):
+                yield from validator.descend(member, subschema, path=key, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, value: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    if not validator.is_type(instance, "object"):
+        return
+    named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    for key, member in instance.items():
+        if key in named or any(_found(pattern, key) for pattern in patterns):
+            continue
+        if value is False:
+            yield ValidationError("has a property that is not allowed", path=[key])
+        else:
+            yield from validator.descend(member, value, path=key)
+
+
+def _unique_items(
+    validator: Any, value: bool, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    if not value or not validator.is_type(instance, "array"):
+        return
+    if len({_frozen(item) for item in instance}) != len(instance):
+        yield ValidationError("has items that are equal")
+
+
+def _frozen(value: Any) -> Any:
+    """A hashable stand-in that is equal exactly where JSON Schema says equal: 1 and 1.0 are, 1
+    and true are not."""
+    if isinstance(value, bool):
+        return ("boolean", value)
+    if isinstance(value, dict):
+        return ("object", frozenset((key, _frozen(member)) for key, member in value.items()))
+    if isinstance(value, list):
+        return ("array", tuple(_frozen(item) for item in value))
+    return value
+
+
+_OWN: dict[str, Keyword] = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    "uniqueItems": _unique_items,
+}
+
+
+def _bounded(keyword: Keyword) -> Keyword:
+    def check(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        budget.current().check()
+        return keyword(validator, value, instance, schema)
+
+    return check
+
+
+def _bare_metaschemas() -> Any:
+    """The metaschemas without their ``$schema``, at which the library would go on with its own
+    validator."""
+    resources = []
+    for uri in REGISTRY:
+        contents = dict(REGISTRY[uri].contents)
+        specification = specifications.specification_with(contents.pop("$schema"))
+        resources.append((uri, specification.create_resource(contents)))
+    return Registry().with_resources(resources).crawl()
+
+
+_METASCHEMAS = _bare_metaschemas()
+
+
+def _draft(name: str, base: Any, specification: Any) -> Draft:
+    keywords = {k: _bounded(_OWN.get(k, v)) for k, v in base.VALIDATORS.items()}
+    extended: Any = validators.extend(base, keywords)  # type: ignore[no-untyped-call]
+    uri = base.ID_OF(base.META_SCHEMA)
+    return Draft(
+        name=name,
+        uri=uri.rstrip("#"),
+        validator=extended,
+        metaschema=extended(_METASCHEMAS[uri].contents, registry=_METASCHEMAS),
+        specification=specification,
+    )
+
+
+_ALL = (
+    _draft("2020-12", jsonschema.Draft202012Validator, specifications.DRAFT202012),
+    _draft("2019-09", jsonschema.Draft201909Validator, specifications.DRAFT201909),
+    _draft("draft-07", jsonschema.Draft7Validator, specifications.DRAFT7),
+    _draft("draft-06", jsonschema.Draft6Validator, specifications.DRAFT6),
+    _draft("draft-04", jsonschema.Draft4Validator, specifications.DRAFT4),
+)
+DRAFTS: dict[str, Draft] = {draft.uri: draft for draft in _ALL}
+"""The drafts by the value of ``$schema`` without a trailing ``#``."""
+DEFAULT_DRAFT = _ALL[0]

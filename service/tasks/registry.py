@@ -1,0 +1,89 @@
+"""The tasks of a server by name: built in, from Python packages, and from an operator's folder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+from service.errors import UnknownTask
+from service.tasks.contract import Task
+from service.tasks.files import NAME, load_tasks
+from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+
+ENTRY_POINTS = "qwen3vl.tasks"
+"""Group of entry points; each names a ``Task``, or a function without arguments that returns
+one."""
+
+
+class TaskSourceError(ValueError):
+    """Tasks that the operator gave cannot be used. The text lists every problem, one on a line."""
+
+
+class Registry:
+    """Tasks by name; fixed once made."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = {task.name: task for task in tasks}
+
+    def get(self, name: str) -> Task:
+        """The task of this name; else ``UnknownTask`` with the names that are close, or all of
+        them."""
+        task = self._tasks.get(name)
+        if task is not None:
+            return task
+        close = difflib.get_close_matches(name[:100], self._tasks, n=3)
+        known = ", ".join(close or sorted(self._tasks))
+        hint = f"Did you mean: {known}?" if close else f"Known tasks: {known}."
+        raise UnknownTask(f"No task of this name. {hint}", metadata={"known": known})
+
+    def list(self) -> tuple[Task, ...]:
+        """All tasks in the order of their names."""
+        return tuple(self._tasks[name] for name in sorted(self._tasks))
+
+
+def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS) -> Registry:
+    """Everything this server offers. Raises one ``TaskSourceError`` with all that is wrong."""
+    found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
+    problems: list[str] = []
+    for load in (_load_entry_points(), load_tasks(tasks_dir, limits) if tasks_dir else ([], [])):
+        found += load[0]
+        problems += load[1]
+    origins: dict[str, str] = {}
+    for origin, task in found:
+        if task.name in origins:
+            other = origins[task.name]
+            problems.append(f"{origin}: name: {task.name} is already the name of a task ({other})")
+        origins.setdefault(task.name, origin)
+    if problems:
+        raise TaskSourceError("Tasks cannot be loaded:\n" + "\n".join(f"  {p}" for p in problems))
+    return Registry(task for _, task in found)
+
+
+def _load_entry_points() -> tuple[list[tuple[str, Task]], list[str]]:
+    found: list[tuple[str, Task]] = []
+    problems: list[str] = []
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        loaded = _load_entry_point(entry)
+        if isinstance(loaded, Task):
+            found.append((f"entry point {entry.name}", loaded))
+        else:
+            problems.append(f"entry point {entry.name}: {loaded}")
+    return found, problems
+
+
+def _load_entry_point(entry: EntryPoint) -> Task | str:
+    """The task, or what is wrong. Foreign code may raise anything; the start then names the entry
+    point."""
+    try:
+        loaded = entry.load()
+        task = loaded() if callable(loaded) else loaded
+    except Exception as error:
+        return f"cannot be loaded: {type(error).__name__}: {error}"
+    if not isinstance(task, Task):
+        return f"is a {type(task).__name__}, not a Task or a function that returns one"
+    if not NAME.fullmatch(task.name):
+        return f"name: {task.name!r} does not match {NAME.pattern}"
+    return task

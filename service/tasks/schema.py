@@ -1,0 +1,283 @@
+"""JSON schemas of callers: checked at admission, then kept as a validator for finished answers.
+
+A schema is read as strict JSON of bounded size and depth, checked against the metaschema of its
+draft, and walked: every reference must point into the schema itself (nothing is ever fetched), no
+chain of references may come back to itself without going into the instance, and every pattern
+must run in linear time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from jsonschema import exceptions
+from referencing import Registry
+from referencing import exceptions as reference_errors
+
+from service.errors import GrammarError
+from service.tasks import jsontext
+from service.tasks.budget import Budget, BudgetExceeded, bounded
+from service.tasks.keywords import DEFAULT_DRAFT, DRAFTS, Draft
+from service.tasks.regexes import PatternError, compile_pattern
+
+FIELD = "grammar.json_schema"
+SCHEMA_CHECK_SECONDS = 5.0
+"""Bound on checking a schema against its metaschema."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaLimits:
+    """What a grammar of a caller may measure. Bytes are of UTF-8."""
+
+    max_bytes: int = 64 * 1024
+    max_depth: int = 64
+    max_regex_length: int = 1024
+    max_choices: int = 4096
+
+
+DEFAULT_LIMITS = SchemaLimits()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompiledSchema:
+    """A checked schema: the JSON value as sent, and the validator with bounded work."""
+
+    document: dict[str, Any] | bool
+    validator: Any
+
+
+def check_json_schema(
+    text: str, limits: SchemaLimits = DEFAULT_LIMITS, field: str = FIELD
+) -> dict[str, Any] | bool:
+    """The schema as a JSON value; ``GrammarError`` on ``field`` says where it cannot be used and
+    why."""
+    try:
+        return compiled(text, limits).document
+    except GrammarError as error:
+        description = error.violations[0].description
+        raise GrammarError(
+            field, description, reason=error.reason, metadata=error.metadata
+        ) from None
+
+
+@lru_cache(maxsize=128)
+def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CompiledSchema:
+    """Check a schema and make its validator; a schema seen before costs a dictionary look-up."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > limits.max_bytes:
+        raise GrammarError(
+            FIELD,
+            f"has {size} bytes, at most {limits.max_bytes} are allowed",
+            reason="SCHEMA_TOO_LARGE",
+            metadata={"limit": str(limits.max_bytes), "actual": str(size)},
+        )
+    document, working = _decode(text, limits), _decode(text, limits)
+    if isinstance(document, bool):
+        return CompiledSchema(document, DEFAULT_DRAFT.validator(working, registry=Registry()))
+    if not isinstance(document, dict):
+        raise _invalid("", "must be an object, true or false")
+    draft = _draft(document)
+    _check_metaschema(document, draft)
+    _Walk(working, draft, limits).run()
+    return CompiledSchema(document, draft.validator(working, registry=Registry()))
+
+
+def _decode(text: str, limits: SchemaLimits) -> Any:
+    try:
+        return jsontext.decode(text, max_depth=limits.max_depth)
+    except jsontext.JsonTooDeep:
+        deep = str(jsontext.depth(text))
+        raise GrammarError(
+            FIELD,
+            f"is nested {deep} levels deep, at most {limits.max_depth} are allowed",
+            reason="SCHEMA_TOO_DEEP",
+            metadata={"limit": str(limits.max_depth), "actual": deep},
+        ) from None
+    except jsontext.JsonTextError as error:
+        raise GrammarError(FIELD, f"is not JSON: {error}", reason="SCHEMA_NOT_JSON") from None
+
+
+def _invalid(pointer: str, what: str, reason: str = "SCHEMA_INVALID") -> GrammarError:
+    where = f"at {jsontext.short(pointer, 200)}: " if pointer else ""
+    return GrammarError(FIELD, f"{where}{what}", reason=reason, metadata={"pointer": pointer[:500]})
+
+
+def _draft(document: dict[str, Any]) -> Draft:
+    name = document.get("$schema", DEFAULT_DRAFT.uri)
+    draft = DRAFTS.get(name.rstrip("#")) if isinstance(name, str) else None
+    if draft is None:
+        known = ", ".join(DRAFTS)
+        raise _invalid("/$schema", f"unknown draft; known are {known}")
+    return draft
+
+
+def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:
+    """Refuse what the metaschema of the draft refuses; the message is ours, so that it quotes
+    nothing large."""
+    try:
+        with bounded(Budget(seconds=SCHEMA_CHECK_SECONDS)):
+            error = exceptions.best_match(draft.metaschema.iter_errors(document))
+    except BudgetExceeded:
+        raise _invalid(base, "takes too long to check", "SCHEMA_TOO_LARGE") from None
+    if error is None:
+        return
+    pointer = base + jsontext.pointer(error.absolute_path)
+    raise _invalid(pointer, f"{_expectation(error)} (JSON Schema {draft.name})")
+
+
+def _expectation(error: exceptions.ValidationError) -> str:
+    keyword, value = str(error.validator), error.validator_value
+    if keyword == "type":
+        names = value if isinstance(value, list) else [value]
+        return "must be of type " + " or ".join(str(n) for n in names)
+    if keyword in ("minimum", "exclusiveMinimum", "minItems", "minLength", "pattern", "enum"):
+        return f"must satisfy {keyword} {jsontext.short(str(value))}"
+    return f"does not satisfy {keyword}"
+
+
+_ONE = (
+    "not", "if", "then", "else", "additionalProperties", "additionalItems", "items", "contains",
+    "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema",
+)  # fmt: skip
+_MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED = (
+    "properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies",
+)  # fmt: skip
+_IN_PLACE = frozenset(
+    ("not", "if", "then", "else", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
+)
+"""Keywords whose subschemas apply to the same value, not to a part of it."""
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+
+
+def _children(schema: dict[str, Any]) -> list[tuple[str, tuple[str | int, ...], Any]]:
+    """Keyword, path and value of each subschema. A superset over the drafts, which is the careful
+    side."""
+    found: list[tuple[str, tuple[str | int, ...], Any]] = []
+    for keyword in _ONE:
+        if isinstance(schema.get(keyword), dict):
+            found.append((keyword, (keyword,), schema[keyword]))
+    for keyword in _MANY:
+        if isinstance(schema.get(keyword), list):
+            found += [(keyword, (keyword, i), item) for i, item in enumerate(schema[keyword])]
+    for keyword in _NAMED:
+        if isinstance(schema.get(keyword), dict):
+            found += [(keyword, (keyword, name), sub) for name, sub in schema[keyword].items()]
+    return [entry for entry in found if isinstance(entry[2], dict)]
+
+
+class _Walk:
+    """Visits every subschema once: the ones written in place, then those that only a reference
+    reaches."""
+
+    def __init__(self, root: dict[str, Any], draft: Draft, limits: SchemaLimits) -> None:
+        self.draft = draft
+        self.limits = limits
+        self.keywords: set[str] = set()
+        self.edges: dict[int, list[int]] = {}
+        self.pointers: dict[int, str] = {}
+        self.references: list[tuple[dict[str, Any], str, Any]] = []
+        resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
+        self.pending: list[tuple[dict[str, Any], str, Any]] = [(root, "", resolver)]
+
+    def run(self) -> None:
+        while self.pending or self.references:
+            if self.pending:
+                self._visit(*self.pending.pop())
+            else:
+                self._follow(*self.references.pop())
+        self._refuse_loops()
+        if self.keywords >= {"patternProperties", "unevaluatedProperties"}:
+            # The library decides with a backtracking matcher which properties are evaluated.
+            what = "patternProperties together with unevaluatedProperties is not supported"
+            raise _invalid("", what, "SCHEMA_UNSUPPORTED")
+
+    def _visit(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
+        if id(schema) in self.pointers:
+            return
+        self.pointers[id(schema)] = pointer
+        self.keywords.update(schema)
+        self._own_dialect(schema, pointer)
+        self._patterns(schema, pointer)
+        edges = self.edges[id(schema)] = []
+        for keyword, path, child in _children(schema):
+            if keyword in _IN_PLACE:
+                edges.append(id(child))
+            inner = resolver.in_subresource(self.draft.specification.create_resource(child))
+            self.pending.append((child, pointer + jsontext.pointer(path), inner))
+        if any(isinstance(schema.get(keyword), str) for keyword in _REFERENCES):
+            self.references.append((schema, pointer, resolver))
+
+    def _own_dialect(self, schema: dict[str, Any], pointer: str) -> None:
+        """One draft for the whole schema.
+
+        Its name is dropped from the working copy: where the library meets ``$schema`` again, through
+        a reference, it would go on with its own, unbounded validator.
+        """
+        name = schema.pop("$schema", None)
+        if name is not None and (not isinstance(name, str) or name.rstrip("#") != self.draft.uri):
+            raise _invalid(f"{pointer}/$schema", "a subschema cannot use another draft")
+
+    def _patterns(self, schema: dict[str, Any], pointer: str) -> None:
+        found = [("pattern", schema["pattern"])] if isinstance(schema.get("pattern"), str) else []
+        named = schema.get("patternProperties")
+        found += [("patternProperties", key) for key in named] if isinstance(named, dict) else []
+        for keyword, pattern in found:
+            try:
+                compile_pattern(pattern, max_length=self.limits.max_regex_length)
+            except PatternError as error:
+                what = f"the pattern {jsontext.short(pattern)} {error}"
+                where = f"{pointer}/{keyword}"
+                raise _invalid(where, what, "SCHEMA_PATTERN_UNSUPPORTED") from None
+
+    def _follow(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
+        for keyword in _REFERENCES:
+            reference = schema.get(keyword)
+            if not isinstance(reference, str):
+                continue
+            where = f"{pointer}/{keyword}"
+            try:
+                resolved = resolver.lookup(reference)
+            except (reference_errors.Unresolvable, ValueError, KeyError, IndexError, TypeError):
+                raise self._unresolved(reference, where) from None
+            target = resolved.contents
+            if isinstance(target, bool):
+                continue
+            if not isinstance(target, dict):
+                raise _invalid(where, "points to something that is not a schema")
+            self.edges[id(schema)].append(id(target))
+            if id(target) not in self.pointers:  # outside the places where schemas live
+                _check_metaschema(target, self.draft, where)
+                self.pending.append((target, where, resolved.resolver))
+
+    def _unresolved(self, reference: str, where: str) -> GrammarError:
+        if reference.startswith("#"):
+            return _invalid(where, "points to nothing in this schema")
+        return _invalid(
+            where,
+            "points outside this schema; nothing is fetched, put the target under $defs",
+            "SCHEMA_REMOTE_REF",
+        )
+
+    def _refuse_loops(self) -> None:
+        """A schema that applies itself to the same value never ends. Depth-first, without
+        recursion."""
+        done: set[int] = set()
+        for start in self.edges:
+            path, stack = [start], [iter(self.edges[start])]
+            on_path = {start}
+            while stack and start not in done:
+                child = next(stack[-1], None)
+                if child is None:
+                    stack.pop()
+                    done.add(path[-1])
+                    on_path.discard(path.pop())
+                elif child in on_path:
+                    what = "applies itself to the same value without end"
+                    raise _invalid(self.pointers[child], what)
+                elif child not in done:
+                    path.append(child)
+                    on_path.add(child)
+                    stack.append(iter(self.edges.get(child, ())))
