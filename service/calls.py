@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from service.types import FinishReason, Grammar, Sampling, Timings, Usage
 
+ANALYZE_TASK = "image-analysis"
+"""Name of the built-in task behind AnalyzeImage."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:

@@ -23,8 +23,8 @@ CHANNEL_OPTIONS = (
 class CallError:
     """An error of a call, unpacked.
 
-    reason: of ErrorInfo; empty where the error did not come from our server. fields: path of a field
-    -> what is wrong with it. retry_after_s: when to come again, where the server says so.
+    reason: of ErrorInfo; empty where the error did not come from our server. fields: path of a
+    field -> what is wrong with it. retry_after_s: when to come again, where the server says so.
     """
 
     code: grpc.StatusCode
@@ -44,7 +44,7 @@ def open_channel(
     cert: Path | None = None,
     key: Path | None = None,
 ) -> grpc.Channel:
-    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's own, for mTLS."""
+    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's, for mTLS."""
     if ca is None:
         channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
     else:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from service.calls import Answer, Call, EncodedImage, InlineTask, TaskDescription
+from service.calls import ANALYZE_TASK, Answer, Call, EncodedImage, InlineTask, TaskDescription
 from service.errors import FieldViolation, InvalidRequest
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
@@ -34,19 +36,17 @@ GRAMMAR_KINDS = {
 
 
 def decode_analyze(request: pb.AnalyzeImageRequest, limits: Settings) -> Call:
-    """AnalyzeImageRequest -> Call of the task ``image_analysis``."""
+    """AnalyzeImageRequest -> Call of the built-in task that describes a scene."""
     refuse_unknown_fields(request)
     images = decode_images(request.images, limits.max_images)
-    if not images:
-        raise InvalidRequest("images", "at least one picture is needed", reason="IMAGE_MISSING")
     sampling = decode_sampling(request.sampling)
-    return Call("image_analysis", images, sampling, request.accept_empty)
+    return Call(ANALYZE_TASK, images, sampling, request.accept_empty)
 
 
 def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings) -> Call:
     """RunTaskRequest or StreamTaskRequest -> Call."""
     refuse_unknown_fields(request)
-    task = decode_task(request.task, limits)
+    task = decode_task(request.task)
     images = decode_images(request.images, limits.max_images)
     return Call(task, images, decode_sampling(request.sampling))
 
@@ -60,23 +60,14 @@ def decode_task_name(name: str, field: str) -> str:
     return name
 
 
-def decode_task(task: pb.Task, limits: Settings) -> str | InlineTask:
-    """Task -> the name of a registered task, or an inline task."""
+def decode_task(task: pb.Task) -> str | InlineTask:
+    """Task -> the name of a registered task, or an inline task, whose texts are checked later."""
     kind = task.WhichOneof("source")
     if kind is None:
         raise InvalidRequest("task", "is required: the name of a registered task, or an inline one")
     if kind == "name":
         return decode_task_name(task.name, "task.name")
     inline = task.inline
-    if not inline.user.strip():
-        raise InvalidRequest("task.inline.user", "is required: the text of the user turn")
-    size = len(inline.system.encode()) + len(inline.user.encode())
-    if size > limits.max_text_bytes:
-        raise InvalidRequest(
-            "task.inline.user",
-            f"system and user text have {size} bytes together, more than {limits.max_text_bytes}",
-            reason="TEXT_TOO_LONG",
-        )
     grammar = decode_grammar(inline.grammar) if inline.HasField("grammar") else None
     return InlineTask(inline.system, inline.user, grammar)
 
@@ -99,15 +90,17 @@ def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, 
     if len(images) > most:
         raise InvalidRequest(
             "images",
-            f"{len(images)} pictures are more than the {most} that this server takes",
+            f"has {len(images)} pictures, at most {most} are allowed",
             reason="TOO_MANY_IMAGES",
+            metadata={"limit": str(most), "actual": str(len(images))},
         )
     return tuple(decode_image(image, f"images[{index}]") for index, image in enumerate(images))
 
 
 def decode_image(image: pb.Image, path: str) -> EncodedImage:
     """Image -> EncodedImage."""
-    if not image.data:
+    data = image.data  # once: every access copies the bytes
+    if not data:
         raise InvalidRequest(f"{path}.data", "has no bytes", reason="IMAGE_EMPTY")
     least = image.min_pixels if image.HasField("min_pixels") else None
     most = image.max_pixels if image.HasField("max_pixels") else None
@@ -117,7 +110,7 @@ def decode_image(image: pb.Image, path: str) -> EncodedImage:
         raise InvalidRequest(f"{path}.max_pixels", "must be at least 1")
     if least is not None and most is not None and least > most:
         raise InvalidRequest(f"{path}.min_pixels", f"{least} is more than max_pixels {most}")
-    return EncodedImage(f"{path}.data", image.data, least, most)
+    return EncodedImage(f"{path}.data", data, least, most)
 
 
 def decode_sampling(message: pb.SamplingOptions) -> Sampling:
@@ -151,7 +144,10 @@ def raise_first(violations: Iterable[FieldViolation]) -> None:
     """Raise ``InvalidRequest`` for the violations, if there are any."""
     found = tuple(violations)
     if found:
-        raise InvalidRequest(found[0].field, found[0].description, more=found[1:])
+        first, *rest = found
+        raise InvalidRequest(
+            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
+        )
 
 
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
@@ -166,15 +162,23 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
             f"has the field number {unknown[0].field_number}, which this server does not know",
             reason="UNKNOWN_FIELD",
         )
-    for field, value in message.ListFields():
-        if field.message_type is None:
-            continue
-        name = f"{path}.{field.name}" if path else field.name
-        if field.is_repeated:
-            for index, item in enumerate(value):
-                refuse_unknown_fields(item, f"{name}[{index}]")
-        else:
-            refuse_unknown_fields(value, name)
+    for name, repeated in nested_fields(message.DESCRIPTOR):
+        inner = f"{path}.{name}" if path else name
+        if repeated:
+            for index, item in enumerate(getattr(message, name)):
+                refuse_unknown_fields(item, f"{inner}[{index}]")
+        elif message.HasField(name):
+            refuse_unknown_fields(getattr(message, name), inner)
+
+
+@cache
+def nested_fields(message: Descriptor) -> tuple[tuple[str, bool], ...]:
+    """The fields of a message type that hold messages, and whether they are repeated."""
+    return tuple(
+        (field.name, field.is_repeated)
+        for field in message.fields
+        if field.message_type is not None
+    )
 
 
 GREEDY = Sampling()
@@ -184,7 +188,7 @@ GREEDY = Sampling()
 
 
 def encode_analysis(analysis: object, answer: Answer) -> pb.AnalyzeImageResponse:
-    """The value of the task ``image_analysis`` (a dataclass of nine fields) -> response."""
+    """The value of ANALYZE_TASK, a dataclass of nine fields -> AnalyzeImageResponse."""
     return pb.AnalyzeImageResponse(
         analysis=pb.ImageAnalysis(**asdict(analysis)),  # type: ignore[call-overload]
         usage=encode_usage(answer.usage),

@@ -1,23 +1,28 @@
-"""From a decoded call to its answer: a place in the queue, safe pictures, the task, the engine."""
+"""From a decoded call to its answer: a place in the queue, the task, safe pictures, the engine."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from service.admission import Admission
 from service.calls import Answer, Call, InlineTask
 from service.engine import Engine
-from service.errors import InferenceTimeout, InvalidRequest
+from service.errors import InferenceTimeout
 from service.images import ImageLimits, decode_images
+from service.logs import request_id
 from service.settings import Settings
 from service.tasks.contract import Task, TaskResult
 from service.tasks.inline import inline_task
 from service.tasks.registry import Registry
 from service.tasks.runner import run, stream
-from service.types import Image
+from service.tasks.schema import SchemaLimits
+from service.types import Grammar, Image
+
+T = TypeVar("T")
+KNOWN_GRAMMARS = 1024
 
 
 class Inference:
@@ -30,49 +35,88 @@ class Inference:
         self._image_limits = ImageLimits(
             max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
         )
+        self._schema_limits = SchemaLimits(
+            max_bytes=settings.max_schema_bytes,
+            max_depth=settings.max_schema_depth,
+            max_regex_length=settings.max_regex_length,
+        )
+        self._known: set[Grammar] = set()
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
 
     async def answer(self, call: Call, time_left_s: float | None) -> tuple[Any, Answer]:
         """The value of the task's parser, and the answer."""
-        task = self._task(call)
         deadline = self._deadline(time_left_s)
         async with self.admission.slot(deadline):
-            images = await self._images(call)
+            task = await self._task(call, deadline)
+            images = await self._images(call, deadline)
             result = await run(
                 self._engine,
                 task,
                 images,
                 call.sampling,
                 timeout_s=remaining(deadline),
+                request_id=request_id.get(),
                 accept_empty=call.accept_empty,
+                limits=self._schema_limits,
             )
-            return result.value, self._answer(result)
+        return result.value, self._answer(result)
 
     async def events(
         self, call: Call, time_left_s: float | None
     ) -> AsyncGenerator[str | Answer, None]:
         """Pieces of the text, then the complete answer."""
-        task = self._task(call)
         deadline = self._deadline(time_left_s)
         async with self.admission.slot(deadline):
-            images = await self._images(call)
-            events = stream(
-                self._engine, task, images, call.sampling, timeout_s=remaining(deadline)
+            task = await self._task(call, deadline)
+            images = await self._images(call, deadline)
+            events: Any = stream(
+                self._engine,
+                task,
+                images,
+                call.sampling,
+                timeout_s=remaining(deadline),
+                request_id=request_id.get(),
+                limits=self._schema_limits,
             )
             async with aclosing(events) as open_events:
                 async for event in open_events:
                     yield event if isinstance(event, str) else self._answer(event)
 
-    def _task(self, call: Call) -> Task:
-        """The task, registered or inline; refuses a call without the picture that it needs."""
+    async def _task(self, call: Call, deadline: float) -> Task:
+        """The task, registered or inline."""
         if isinstance(call.task, InlineTask):
-            return inline_task(call.task.system, call.task.user, call.task.grammar, self._settings)
-        task = self._registry.get(call.task)
-        if task.needs_image and not call.images:
-            raise InvalidRequest(
-                "images", "this task needs at least one picture", reason="IMAGE_MISSING"
+            return await self._inline(call.task, deadline)
+        return self._registry.get(call.task)
+
+    async def _inline(self, inline: InlineTask, deadline: float) -> Task:
+        """Check an inline task, in a thread where its grammar is new: that can take seconds."""
+
+        def checked() -> Task:
+            return inline_task(
+                inline.system,
+                inline.user,
+                inline.grammar,
+                self._schema_limits,
+                max_text_bytes=self._settings.max_text_bytes,
             )
+
+        if inline.grammar is None or inline.grammar in self._known:
+            return checked()
+        task = await within(deadline, asyncio.to_thread(checked))
+        if len(self._known) >= KNOWN_GRAMMARS:
+            self._known.clear()
+        self._known.add(inline.grammar)
         return task
+
+    async def _images(self, call: Call, deadline: float) -> list[Image]:
+        if not call.images:
+            return []
+        encoded = [(image.field, image.data) for image in call.images]
+        pixels = await within(deadline, decode_images(encoded, self._image_limits))
+        return [
+            Image(array, image.min_pixels, image.max_pixels)
+            for array, image in zip(pixels, call.images, strict=True)
+        ]
 
     def _deadline(self, time_left_s: float | None) -> float:
         """When the call has to be over, by the event loop's clock."""
@@ -81,17 +125,6 @@ class Inference:
         if budget_s <= 0:
             raise InferenceTimeout("The deadline of the call had passed before the work began.")
         return asyncio.get_running_loop().time() + budget_s
-
-    async def _images(self, call: Call) -> list[Image]:
-        if not call.images:
-            return []
-        pixels = await decode_images(
-            [(image.field, image.data) for image in call.images], self._image_limits
-        )
-        return [
-            Image(array, image.min_pixels, image.max_pixels)
-            for array, image in zip(pixels, call.images, strict=True)
-        ]
 
     def _answer(self, result: TaskResult) -> Answer:
         return Answer(
@@ -110,3 +143,12 @@ def remaining(deadline: float) -> float:
     if left_s <= 0:
         raise InferenceTimeout("The time was over before the engine could begin.")
     return left_s
+
+
+async def within(deadline: float, work: Awaitable[T]) -> T:
+    """The result of the work. Raises ``InferenceTimeout`` when the deadline comes first."""
+    left_s = max(deadline - asyncio.get_running_loop().time(), 0)
+    try:
+        return await asyncio.wait_for(work, left_s)
+    except asyncio.TimeoutError:
+        raise InferenceTimeout("The time was over before the engine could begin.") from None

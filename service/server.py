@@ -49,6 +49,8 @@ class VisionServer:
         self._settings = settings
         self._engine = engine
         self._heartbeat: asyncio.Task[None] | None = None
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
         self.lifecycle = Lifecycle()
         self.servicer = VisionServicer(engine, registry, settings)
         self.port = settings.port
@@ -60,18 +62,18 @@ class VisionServer:
         """
         settings = self._settings
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-        self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(
+        server = grpc.aio.server(
             interceptors=[CallInterceptor(self.lifecycle, keys)], options=options(settings)
         )
-        pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        pb_grpc.add_VisionServiceServicer_to_server(self.servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            reflection.enable_server_reflection(names, server)
         await self._enter(Phase.LOADING)
-        self.port = self._bind()
-        await self._server.start()
+        self.port = bind(server, settings)
+        await server.start()
+        self._server = server
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
     async def load(self) -> None:
@@ -99,7 +101,8 @@ class VisionServer:
         self.lifecycle.phase = Phase.DRAINING
         await self._health.enter_graceful_shutdown()
         cut = await self.lifecycle.drain(grace_s)
-        await self._server.stop(None)
+        if self._server is not None:
+            await self._server.stop(None)
         try:
             await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
         except asyncio.TimeoutError:
@@ -109,17 +112,6 @@ class VisionServer:
     def hurry(self) -> None:
         """Cut the grace of ``stop`` short."""
         self.lifecycle.hurry()
-
-    def _bind(self) -> int:
-        address = self._settings.address
-        try:
-            if self._settings.tls:
-                return self._server.add_secure_port(address, server_credentials(self._settings))
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise SettingsError(
-                f"port: cannot listen on {address}; it is taken, or the address is not of this host"
-            ) from error
 
     async def _enter(self, phase: Phase) -> None:
         self.lifecycle.phase = phase
@@ -190,6 +182,19 @@ async def serve(
         await server.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def bind(server: grpc.aio.Server, settings: Settings) -> int:
+    """Bind the port, with TLS where it is set. Returns the number of the port."""
+    address = settings.address
+    try:
+        if settings.tls:
+            return server.add_secure_port(address, server_credentials(settings))
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"port: cannot listen on {address}; it is taken, or the address is not of this host"
+        ) from error
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:

@@ -101,19 +101,19 @@ class FakeEngine:
                 await self._step(number)
                 first_s = first_s or time.perf_counter() - started
                 yield Chunk(piece)
-            cut = len(pieces) > limit
-            self.finished_requests += 1
-            yield Chunk(
-                "",
-                FinishReason.LENGTH if cut else FinishReason.STOP,
-                usage,
-                Timings(0.0, first_s, time.perf_counter() - started),
-            )
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled_requests += 1
             raise
         finally:
             self.active_requests -= 1
+        self.finished_requests += 1
+        cut = len(pieces) > limit
+        yield Chunk(
+            "",
+            FinishReason.LENGTH if cut else FinishReason.STOP,
+            usage,
+            Timings(0.0, first_s, time.perf_counter() - started),
+        )
 
     async def check_health(self) -> None:
         if not self.healthy:

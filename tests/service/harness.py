@@ -1,0 +1,124 @@
+"""A real server on a free port, a real channel, and short names for what tests build and read."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+from PIL import Image
+
+from service.client import CHANNEL_OPTIONS, CallError, read_error
+from service.engines.fake import FakeEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.server import VisionServer
+from service.settings import Settings
+from service.tasks.registry import load_registry
+
+SERVICE = "/qwen3vl.v1.VisionService"
+
+
+@dataclass
+class Running:
+    """A server that serves, and a stub that talks to it."""
+
+    server: VisionServer
+    engine: FakeEngine
+    channel: grpc.aio.Channel
+    stub: Any
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.server.port}"
+
+    async def raw(self, method: str, data: bytes, **options: Any) -> bytes:
+        """Call a unary method with these very bytes."""
+        return await self.channel.unary_unary(f"{SERVICE}/{method}")(data, timeout=10, **options)
+
+
+@asynccontextmanager
+async def running(
+    engine: FakeEngine | None = None, *, load: bool = True, **settings: Any
+) -> AsyncIterator[Running]:
+    """Start a server on the fake engine; stop it without grace at the end."""
+    engine = engine or FakeEngine()
+    server = VisionServer(Settings(port=0, **settings), engine, load_registry(None))
+    await server.start()
+    try:
+        if load:
+            await server.load()
+        address = f"127.0.0.1:{server.port}"
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            yield Running(server, engine, channel, VisionServiceStub(channel))
+    finally:
+        await server.stop(0)
+
+
+async def failure(call: Awaitable[Any]) -> CallError:
+    """The error of a call that has to fail."""
+    try:
+        response = await call
+    except grpc.aio.AioRpcError as error:
+        return read_error(error)
+    raise AssertionError(f"the call succeeded: {response}")
+
+
+async def stream_failure(call: Any) -> tuple[list[pb.StreamTaskResponse], CallError]:
+    """The messages before the error of a stream that has to fail, and the error."""
+    events: list[pb.StreamTaskResponse] = []
+    try:
+        async for event in call:
+            events.append(event)
+    except grpc.aio.AioRpcError as error:
+        return events, read_error(error)
+    raise AssertionError(f"the stream succeeded: {events}")
+
+
+def inline(user: str = "Describe.", **grammar: Any) -> pb.Task:
+    """An inline task; the grammar as a keyword: ``json_schema="…"``, ``choice=["a", "b"]``."""
+    if "choice" in grammar:
+        grammar["choice"] = pb.Choice(options=grammar["choice"])
+    constraint = pb.Grammar(**grammar) if grammar else None
+    return pb.Task(inline=pb.InlineTask(user=user, grammar=constraint))
+
+
+def run_request(
+    task: pb.Task | None = None, images: list[bytes] | None = None, **sampling: Any
+) -> pb.RunTaskRequest:
+    """A RunTaskRequest; sampling options as keywords."""
+    return pb.RunTaskRequest(
+        task=task or inline(),
+        images=[pb.Image(data=data) for data in images or ()],
+        sampling=pb.SamplingOptions(**sampling) if sampling else None,
+    )
+
+
+def picture(width: int = 64, height: int = 48, file_format: str = "JPEG") -> bytes:
+    """A colourful picture as the bytes of a file."""
+    ramp = np.linspace(0, 255, width * height * 3, dtype=np.uint8).reshape(height, width, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def png_header_only(width: int, height: int) -> bytes:
+    """A PNG whose header promises a size that its data does not have: a bomb, cheap to send."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )

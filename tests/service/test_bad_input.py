@@ -1,0 +1,309 @@
+"""What callers get wrong, one line each: status, reason and field, through a real server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+import pytest
+import pytest_asyncio
+
+from service.calls import ANALYZE_TASK
+from service.engines.fake import FakeEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from tests.service.harness import (
+    Running,
+    failure,
+    inline,
+    picture,
+    png_header_only,
+    run_request,
+    running,
+    stream_failure,
+)
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+CONTEXT_LENGTH = 2048
+MAX_MESSAGE_BYTES = 3_000_000
+NESTED = json.dumps({"type": "array"})
+for _ in range(70):
+    NESTED = f'{{"type": "array", "items": {NESTED}}}'
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A request that is refused, and how."""
+
+    name: str
+    request: pb.RunTaskRequest
+    reason: str
+    field: str
+    code: grpc.StatusCode = INVALID
+
+
+def with_grammar(**grammar: object) -> pb.RunTaskRequest:
+    return run_request(inline(**grammar))
+
+
+def with_bounds(**bounds: int) -> pb.RunTaskRequest:
+    return pb.RunTaskRequest(task=inline(), images=[pb.Image(data=picture(), **bounds)])
+
+
+CASES = [
+    # The task
+    Bad("no task", pb.RunTaskRequest(), "INVALID_FIELD", "task"),
+    Bad("empty task", pb.RunTaskRequest(task=pb.Task()), "INVALID_FIELD", "task"),
+    Bad("empty name", run_request(pb.Task(name="")), "INVALID_FIELD", "task.name"),
+    Bad("long name", run_request(pb.Task(name="x" * 129)), "INVALID_FIELD", "task.name"),
+    Bad("no user text", run_request(inline("")), "TEXT_EMPTY", "task.inline.user"),
+    Bad("blank user text", run_request(inline(" \n")), "TEXT_EMPTY", "task.inline.user"),
+    Bad("long text", run_request(inline("x" * 262_145)), "TEXT_TOO_LONG", "task.inline.user"),
+    Bad(
+        "no image",
+        run_request(pb.Task(name=ANALYZE_TASK)),
+        "IMAGE_REQUIRED",
+        "images",
+    ),
+    # Pictures
+    Bad("0 bytes", run_request(images=[picture(), b""]), "IMAGE_EMPTY", "images[1].data"),
+    Bad(
+        "no source",
+        pb.RunTaskRequest(task=inline(), images=[pb.Image()]),
+        "IMAGE_EMPTY",
+        "images[0].data",
+    ),
+    Bad(
+        "text as image",
+        run_request(images=[b"A picture."]),
+        "IMAGE_FORMAT_UNSUPPORTED",
+        "images[0].data",
+    ),
+    Bad("truncated", run_request(images=[picture()[:-200]]), "IMAGE_TRUNCATED", "images[0].data"),
+    Bad(
+        "bomb",
+        run_request(images=[picture(), picture(), png_header_only(60_000, 60_000)]),
+        "IMAGE_TOO_MANY_PIXELS",
+        "images[2].data",
+    ),
+    Bad("strip", run_request(images=[picture(1, 10_000)]), "IMAGE_ASPECT_RATIO", "images[0].data"),
+    Bad("65 images", run_request(images=[picture(8, 8)] * 65), "TOO_MANY_IMAGES", "images"),
+    Bad("min_pixels 0", with_bounds(min_pixels=0), "INVALID_FIELD", "images[0].min_pixels"),
+    Bad("max_pixels 0", with_bounds(max_pixels=0), "INVALID_FIELD", "images[0].max_pixels"),
+    Bad(
+        "bounds crossed",
+        with_bounds(min_pixels=9, max_pixels=8),
+        "INVALID_FIELD",
+        "images[0].min_pixels",
+    ),
+    # Grammars
+    Bad(
+        "no kind",
+        run_request(pb.Task(inline=pb.InlineTask(user="Hi", grammar=pb.Grammar()))),
+        "INVALID_FIELD",
+        "task.inline.grammar",
+    ),
+    Bad(
+        "not JSON",
+        with_grammar(json_schema="{type:"),
+        "SCHEMA_NOT_JSON",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "a list",
+        with_grammar(json_schema="[]"),
+        "SCHEMA_INVALID",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "over 64 KiB",
+        with_grammar(json_schema=json.dumps({"title": "x" * 65_536})),
+        "SCHEMA_TOO_LARGE",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "too deep",
+        with_grammar(json_schema=NESTED),
+        "SCHEMA_TOO_DEEP",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "bad regex", with_grammar(regex="(unclosed"), "GRAMMAR_INVALID", "task.inline.grammar.regex"
+    ),
+    Bad(
+        "long regex", with_grammar(regex="a" * 1025), "GRAMMAR_INVALID", "task.inline.grammar.regex"
+    ),
+    Bad(
+        "no choice",
+        with_grammar(choice=[]),
+        "GRAMMAR_INVALID",
+        "task.inline.grammar.choice.options",
+    ),
+    Bad(
+        "blank choice",
+        with_grammar(choice=["a", ""]),
+        "GRAMMAR_INVALID",
+        "task.inline.grammar.choice.options[1]",
+    ),
+    # Sampling
+    Bad(
+        "NaN",
+        run_request(temperature=float("nan")),
+        "SAMPLING_OPTION_INVALID",
+        "sampling.temperature",
+    ),
+    Bad(
+        "infinite",
+        run_request(temperature=float("inf")),
+        "SAMPLING_OPTION_INVALID",
+        "sampling.temperature",
+    ),
+    Bad("hot", run_request(temperature=2.1), "SAMPLING_OPTION_INVALID", "sampling.temperature"),
+    Bad("top_p 0", run_request(top_p=0.0), "SAMPLING_OPTION_INVALID", "sampling.top_p"),
+    Bad("top_k 0", run_request(top_k=0), "SAMPLING_OPTION_INVALID", "sampling.top_k"),
+    Bad(
+        "penalty 0",
+        run_request(repetition_penalty=0),
+        "SAMPLING_OPTION_INVALID",
+        "sampling.repetition_penalty",
+    ),
+    Bad(
+        "max_tokens 0", run_request(max_tokens=0), "SAMPLING_OPTION_INVALID", "sampling.max_tokens"
+    ),
+    Bad(
+        "max_tokens over context",
+        run_request(max_tokens=CONTEXT_LENGTH),
+        "CONTEXT_TOO_LONG",
+        "sampling.max_tokens",
+    ),
+    Bad(
+        "prompt over context",
+        run_request(inline("word " * 3000), max_tokens=1),
+        "CONTEXT_TOO_LONG",
+        "task",
+    ),
+]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server() -> AsyncIterator[Running]:
+    engine = FakeEngine(context_length=CONTEXT_LENGTH)
+    async with running(
+        engine, max_message_bytes=MAX_MESSAGE_BYTES, max_image_bytes=1_000_000
+    ) as started:
+        yield started
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_refused(server: Running, case: Bad) -> None:
+    before = server.engine.finished_requests
+    error = await failure(server.stub.RunTask(case.request, timeout=20))
+    assert (error.code, error.reason) == (case.code, case.reason)
+    assert next(iter(error.fields)) == case.field
+    assert error.message.startswith(f"{case.field}: ")
+    assert error.metadata["request_id"] == error.request_id != ""
+    assert server.engine.finished_requests == before
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_refused_in_a_stream_alike(server: Running, case: Bad) -> None:
+    request = pb.StreamTaskRequest.FromString(case.request.SerializeToString())
+    events, error = await stream_failure(server.stub.StreamTask(request, timeout=20))
+    assert events == []
+    assert (error.code, error.reason) == (case.code, case.reason)
+    assert next(iter(error.fields)) == case.field
+
+
+async def test_analyze_image_needs_an_image(server: Running) -> None:
+    error = await failure(server.stub.AnalyzeImage(pb.AnalyzeImageRequest(), timeout=20))
+    assert (error.code, error.reason) == (INVALID, "IMAGE_REQUIRED")
+    assert list(error.fields) == ["images"]
+
+
+async def test_all_bad_options_are_named_at_once(server: Running) -> None:
+    request = run_request(temperature=float("-inf"), top_p=1.5, max_tokens=0)
+    error = await failure(server.stub.RunTask(request, timeout=20))
+    assert list(error.fields) == ["sampling.temperature", "sampling.top_p", "sampling.max_tokens"]
+
+
+@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+async def test_unknown_task(server: Running, method: str) -> None:
+    request = run_request(pb.Task(name="image-analisys"))
+    if method == "RunTask":
+        error = await failure(server.stub.RunTask(request, timeout=20))
+    else:
+        streamed = pb.StreamTaskRequest.FromString(request.SerializeToString())
+        _, error = await stream_failure(server.stub.StreamTask(streamed, timeout=20))
+    assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK")
+    assert ANALYZE_TASK in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "reason"),
+    [
+        ("", INVALID, "INVALID_FIELD"),
+        ("nothing", grpc.StatusCode.NOT_FOUND, "UNKNOWN_TASK"),
+        ("x" * 129, INVALID, "INVALID_FIELD"),
+    ],
+)
+async def test_get_task_of_no_task(
+    server: Running, name: str, code: grpc.StatusCode, reason: str
+) -> None:
+    error = await failure(server.stub.GetTask(pb.GetTaskRequest(name=name), timeout=20))
+    assert (error.code, error.reason) == (code, reason)
+
+
+async def test_bytes_that_are_not_utf8(server: Running) -> None:
+    name = b"\xff\xfe"
+    task = bytes([1 << 3 | 2, len(name)]) + name
+    request = bytes([1 << 3 | 2, len(task)]) + task
+    error = await failure(server.raw("RunTask", request))
+    assert (error.code, error.reason) == (INVALID, "MALFORMED_REQUEST")
+    assert "UTF-8" in error.message
+
+
+async def test_bytes_that_are_no_message(server: Running) -> None:
+    error = await failure(server.raw("AnalyzeImage", b"\xff\xff\xff"))
+    assert (error.code, error.reason) == (INVALID, "MALFORMED_REQUEST")
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "path"),
+    [
+        (b"\xa0\x06\x01", "request"),  # field 100 of the request, a number
+        (b"\x0a\x05\x12\x03\xa0\x06\x02", "task.inline"),  # field 100 inside of task.inline
+        (b"\x12\x03\x80\x01\x07", "images[0]"),  # field 16 of a picture
+    ],
+)
+async def test_fields_of_a_newer_api(server: Running, request_bytes: bytes, path: str) -> None:
+    error = await failure(server.raw("RunTask", request_bytes))
+    assert (error.code, error.reason) == (INVALID, "UNKNOWN_FIELD")
+    assert list(error.fields) == [path]
+
+
+async def test_message_over_the_size_limit(server: Running) -> None:
+    request = run_request(images=[bytes(MAX_MESSAGE_BYTES)])
+    error = await failure(server.stub.RunTask(request, timeout=20))
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(MAX_MESSAGE_BYTES) in error.message
+
+
+async def test_message_that_unpacks_over_the_size_limit(server: Running) -> None:
+    request = run_request(images=[bytes(50_000_000)])
+    call = server.stub.RunTask(request, timeout=20, compression=grpc.Compression.Gzip)
+    error = await failure(call)
+    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_unknown_method(server: Running) -> None:
+    error = await failure(server.raw("Nothing", b""))
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_server_still_answers(server: Running) -> None:
+    response = await server.stub.RunTask(run_request(), timeout=20)
+    assert response.result.finish_reason == pb.FINISH_REASON_STOP
