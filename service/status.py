@@ -8,41 +8,55 @@ from google.rpc import error_details_pb2, status_pb2
 from service.errors import DOMAIN, STATUS, InvalidRequest, Overloaded, ServiceError
 
 DETAILS_KEY = "grpc-status-details-bin"
-TEXT_LIMIT = 400
-"""Characters of a message or a description. Trailers above 8 KiB are refused by clients."""
-VIOLATION_LIMIT = 8
-METADATA_LIMIT = 16
+TEXT_LIMIT = 500
+"""Bytes of UTF-8 of a message or a description."""
+DETAILS_LIMIT = 3000
+"""Bytes of all details. Clients refuse trailers above 8 KiB, in which details are base64."""
 
 
 def status_of(error: ServiceError, request_id: str) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The status code and the rich status of an error.
 
     Always an ErrorInfo; a BadRequest where fields are wrong; a RetryInfo where coming again helps.
+    What is too long for a trailer is cut: metadata and violations that come late are left out.
     """
     code = code_of(error)
     status = status_pb2.Status(code=code.value[0], message=shortened(error.message))
-    metadata = dict(list(error.metadata.items())[:METADATA_LIMIT])
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason,
-        domain=DOMAIN,
-        metadata={
-            "request_id": request_id,
-            **{key: shortened(value) for key, value in metadata.items()},
-        },
-    )
-    status.details.add().Pack(info)
+    status.details.add().Pack(error_info(error, request_id))
     if isinstance(error, InvalidRequest):
-        bad = error_details_pb2.BadRequest()
-        for violation in error.violations[:VIOLATION_LIMIT]:
-            bad.field_violations.add(
-                field=shortened(violation.field), description=shortened(violation.description)
-            )
-        status.details.add().Pack(bad)
+        status.details.add().Pack(bad_request(error))
     if isinstance(error, Overloaded):
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
         status.details.add().Pack(retry)
     return code, status
+
+
+def error_info(error: ServiceError, request_id: str) -> error_details_pb2.ErrorInfo:
+    """Reason, domain and as much of the metadata as fits into a third of the details."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    info.metadata["request_id"] = request_id
+    size = info.ByteSize()
+    for key, value in error.metadata.items():
+        text = shortened(value)
+        size += len(key) + len(text.encode()) + 8
+        if size > DETAILS_LIMIT // 3:
+            break
+        info.metadata[key] = text
+    return info
+
+
+def bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
+    """The violations, in their order, as many as fit into half of the details; at least one."""
+    bad = error_details_pb2.BadRequest()
+    for violation in error.violations:
+        bad.field_violations.add(
+            field=shortened(violation.field, 200), description=shortened(violation.description)
+        )
+        if bad.ByteSize() > DETAILS_LIMIT // 2:
+            del bad.field_violations[max(1, len(bad.field_violations) - 1) :]
+            break
+    return bad
 
 
 def code_of(error: ServiceError) -> grpc.StatusCode:
@@ -53,6 +67,9 @@ def code_of(error: ServiceError) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def shortened(text: str) -> str:
-    """At most TEXT_LIMIT characters, the last one an ellipsis where something was cut."""
-    return text if len(text) <= TEXT_LIMIT else text[: TEXT_LIMIT - 1] + "…"
+def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
+    """At most ``limit`` bytes of UTF-8, with an ellipsis where something was cut."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data.decode()
+    return data[: limit - 3].decode("utf-8", "ignore") + "…"
