@@ -4,8 +4,8 @@ Pictures of all sizes and requests share one run of rows, without padding: linea
 rows at once, attention sees one picture (or frame pair) at a time, equal sizes in one call. The
 numbers are those of transformers' ``Qwen3VLVisionModel``, with DeepStack (arXiv 2406.04334).
 
-Letters: R rows = patches of all pictures; D hidden size; H heads; d = D/H; M merged tokens;
-O output size; B pictures of L patches each in one attention call.
+Letters: R rows = patches of all pictures; D hidden size; d head dimension; M merged tokens;
+O output size.
 """
 
 from __future__ import annotations
@@ -19,14 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.layers.activations import GELUTanh
-from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
 from lmdeploy_ext.encoder.checkpoint import check_tensors, read_visual
 from lmdeploy_ext.encoder.config import VisionConfig
 from lmdeploy_ext.encoder.grids import grid_tables
+from lmdeploy_ext.encoder.layers import Block, Merger, PatchEmbed
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
 from lmdeploy_ext.encoder.weights import (
     ZERO_LEVEL,
@@ -37,8 +35,6 @@ from lmdeploy_ext.encoder.weights import (
     pair_up,
 )
 from lmdeploy_ext.packing import PackedImage
-
-_EPS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,97 +51,6 @@ class VisionFeatures:
     embeddings: Tensor
     deepstack: tuple[Tensor, ...]
     lengths: tuple[int, ...]
-
-
-class PatchEmbed(nn.Module):
-    """Patches (R, C*p*p) or (R, C*2*p*p), uint8 values minus 128, to (R, D).
-
-    The 3-D convolution of the checkpoint covers exactly one patch, so it is a linear layer. A still
-    picture shows the same frame twice: the two halves of the weight are summed once, for half the
-    work. Normalisation of the pixels is folded into weight and bias.
-    """
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        columns = config.frame_values
-        self.still = nn.Linear(columns, config.hidden_size)
-        self.pair = nn.Linear(columns * config.temporal_patch_size, config.hidden_size)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        layer = self.still if pixels.shape[1] == self.still.in_features else self.pair
-        result: Tensor = layer(pixels)
-        return result
-
-
-def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the rotary pairs of x (R, heads, d) by rotary complex64 (R, 1, d/2), in float32."""
-    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * rotary).flatten(-2).to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Full attention within each picture. Query and key rows are stored in rotary pairs, see
-    `weights.pair_up`."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Tensor, rotary: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-        """x (R, D), rotary complex64 (R, 1, d/2), groups of (B, L) in row order -> (R, D)."""
-        qkv = self.qkv(x).view(len(x), 3 * self.num_heads, -1)
-        query_key, value = qkv.split([2 * self.num_heads, self.num_heads], dim=1)
-        query_key = _rotate(query_key, rotary)
-        query, key = query_key.chunk(2, dim=1)
-        outputs = []
-        start = 0
-        for count, length in groups:
-            rows = slice(start, start + count * length)
-            shape = (count, length, self.num_heads, -1)
-            q, k, v = (part[rows].view(shape).transpose(1, 2) for part in (query, key, value))
-            attended = F.scaled_dot_product_attention(q, k, v)
-            outputs.append(attended.transpose(1, 2).reshape(count * length, -1))
-            start += count * length
-        result: Tensor = self.proj(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-        return result
-
-
-class Block(nn.Module):
-    """Pre-LayerNorm transformer block; changes its input."""
-
-    def __init__(self, config: VisionConfig) -> None:
-        super().__init__()
-        self.norm1 = LayerNorm(config.hidden_size, eps=_EPS)
-        self.norm2 = LayerNorm(config.hidden_size, eps=_EPS)
-        self.attn = Attention(config)
-        self.mlp = Mlp(config.hidden_size, config.intermediate_size, act_layer=GELUTanh)
-
-    def forward(self, x: Tensor, rotary: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-        x += self.attn(self.norm1(x), rotary, groups)
-        x += self.mlp(self.norm2(x))
-        return x
-
-
-class Merger(nn.Module):
-    """Each block of neighbouring patches to one token: (R, D) to (M, O).
-
-    The main merger normalises each patch, a DeepStack merger the whole block.
-    """
-
-    def __init__(self, config: VisionConfig, norm_block: bool) -> None:
-        super().__init__()
-        self.size = config.merged_size
-        self.norm_block = norm_block
-        self.norm = LayerNorm(self.size if norm_block else config.hidden_size, eps=_EPS)
-        self.mlp = Mlp(self.size, self.size, config.out_hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        blocks = x.view(-1, self.size)
-        blocks = self.norm(blocks) if self.norm_block else self.norm(x).view(-1, self.size)
-        result: Tensor = self.mlp(blocks)
-        return result
 
 
 class VisionEncoder(nn.Module):
@@ -290,7 +195,7 @@ class VisionEncoder(nn.Module):
         return self.merger(x), deepstack
 
     def _embed(self, images: Sequence[PackedImage]) -> tuple[Tensor, Tensor]:
-        """Patch plus position embedding (R, D), and rotary factors complex64 (R, 1, d/2)."""
+        """Patch plus position embedding (R, D), and rotary factors complex64 (R, d/2)."""
         config = self.config
         rows, rotary = [], []
         for _, same in groupby(images, key=lambda image: image.patches.shape[1]):
@@ -310,7 +215,7 @@ class VisionEncoder(nn.Module):
             ).to(self.dtype)
             rotary.append(tables.rotary)
             start += h * w
-        return x, torch.cat(rotary)[:, None]
+        return x, torch.cat(rotary)
 
     def _check_image(self, number: int, image: PackedImage) -> None:
         config = self.config
