@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class VisionServer:
-    """One server on one port. ``start``, ``load``, then ``stop``; or ``serve`` for all of it."""
+    """One server on one port. ``start``, ``load``, then ``stop``, however far it came."""
 
     def __init__(self, settings: Settings, engine: Engine, registry: Registry) -> None:
         self._settings = settings
@@ -62,19 +62,23 @@ class VisionServer:
         """
         settings = self._settings
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
-        server = grpc.aio.server(
+        self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self.lifecycle, keys)], options=options(settings)
         )
-        pb_grpc.add_VisionServiceServicer_to_server(self.servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection.enable_server_reflection(names, self._server)
         await self._enter(Phase.LOADING)
-        self.port = bind(server, settings)
-        await server.start()
-        self._server = server
+        self.port = self._bind()
+        await self._server.start()
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
+
+    async def run(self) -> None:
+        """``start``, then ``load``."""
+        await self.start()
+        await self.load()
 
     async def load(self) -> None:
         """Load the engine, warm it up, turn SERVING and watch its health from then on."""
@@ -103,6 +107,7 @@ class VisionServer:
         cut = await self.lifecycle.drain(grace_s)
         if self._server is not None:
             await self._server.stop(None)
+            self._server = None  # its destructor needs the loop, so not one moment later
         try:
             await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
         except asyncio.TimeoutError:
@@ -112,6 +117,19 @@ class VisionServer:
     def hurry(self) -> None:
         """Cut the grace of ``stop`` short."""
         self.lifecycle.hurry()
+
+    def _bind(self) -> int:
+        assert self._server is not None
+        address = self._settings.address
+        try:
+            if self._settings.tls:
+                return self._server.add_secure_port(address, server_credentials(self._settings))
+            return self._server.add_insecure_port(address)
+        except RuntimeError:  # ends here: its traceback would keep the server alive
+            log.debug("bind failed", exc_info=True)
+        raise SettingsError(
+            f"port: cannot listen on {address}; it is taken, or the address is not of this host"
+        )
 
     async def _enter(self, phase: Phase) -> None:
         self.lifecycle.phase = phase
@@ -156,7 +174,6 @@ async def serve(
     cannot be used, ``EngineUnavailable`` when the engine cannot be started.
     """
     server = VisionServer(settings, engine, registry)
-    await server.start()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -167,7 +184,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    loading = asyncio.create_task(server.load(), name="load")
+    loading = asyncio.create_task(server.run(), name="load")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -182,19 +199,6 @@ async def serve(
         await server.stop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
-
-
-def bind(server: grpc.aio.Server, settings: Settings) -> int:
-    """Bind the port, with TLS where it is set. Returns the number of the port."""
-    address = settings.address
-    try:
-        if settings.tls:
-            return server.add_secure_port(address, server_credentials(settings))
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise SettingsError(
-            f"port: cannot listen on {address}; it is taken, or the address is not of this host"
-        ) from error
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:

@@ -1,0 +1,255 @@
+"""The server's life: loading, health, heartbeat, draining, signals."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service.engines.fake import FakeEngine
+from service.errors import EngineUnavailable
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.server import SERVICE, VisionServer, serve
+from service.settings import Settings, SettingsError
+from service.tasks.registry import load_registry
+from tests.service.harness import Running, failure, run_request, running, stream_failure
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
+ROOT = Path(__file__).parents[2]
+
+
+async def health(running: Running, service: str = "") -> int:
+    stub = health_pb2_grpc.HealthStub(running.channel)
+    request = health_pb2.HealthCheckRequest(service=service)
+    return (await stub.Check(request, timeout=5)).status
+
+
+def stream(stub: VisionServiceStub) -> AsyncIterator[pb.StreamTaskResponse]:
+    request = pb.StreamTaskRequest.FromString(run_request().SerializeToString())
+    return aiter(stub.StreamTask(request, timeout=20))
+
+
+async def until(condition: object, limit_s: float = 5.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+# Loading
+
+
+async def test_health_answers_and_calls_are_refused_while_the_model_loads() -> None:
+    async with running(FakeEngine(start_delay_s=0.3), load=False) as started:
+        loading = asyncio.create_task(started.server.load())
+        assert await health(started) == NOT_SERVING
+        assert await health(started, SERVICE) == NOT_SERVING
+        for call in (
+            started.stub.RunTask(run_request(), timeout=5),
+            started.stub.GetModel(pb.GetModelRequest(), timeout=5),
+        ):
+            error = await failure(call)
+            assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_LOADING")
+        await loading
+        assert await health(started) == SERVING
+        assert await health(started, SERVICE) == SERVING
+
+
+async def test_health_turns_serving_after_a_warm_up_generation() -> None:
+    engine = FakeEngine()
+    async with running(engine):
+        assert engine.finished_requests == 1
+
+
+async def test_health_of_an_unknown_service() -> None:
+    async with running() as started:
+        error = await failure(
+            health_pb2_grpc.HealthStub(started.channel).Check(
+                health_pb2.HealthCheckRequest(service="nobody"), timeout=5
+            )
+        )
+        assert error.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_engine_that_cannot_start_ends_serve() -> None:
+    class Broken(FakeEngine):
+        closed = False
+
+        async def start(self) -> None:
+            raise EngineUnavailable("The weights are not readable.", reason="ENGINE_BROKEN")
+
+        async def close(self) -> None:
+            self.closed = True
+
+    engine = Broken()
+    with pytest.raises(EngineUnavailable, match="weights"):
+        await serve(Settings(port=0), engine, load_registry(None))
+    assert engine.closed
+
+
+async def test_a_taken_port_is_a_readable_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        server = VisionServer(Settings(port=port), FakeEngine(), load_registry(None))
+        with pytest.raises(SettingsError, match=f"port: cannot listen on 127.0.0.1:{port}"):
+            await server.start()
+        await server.stop(0)
+
+
+# Health while serving
+
+
+async def test_watch_follows_the_engine() -> None:
+    engine = FakeEngine()
+    async with running(engine, load=False, health_interval_s=0.05) as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        seen = [(await watch.read()).status]
+        await started.server.load()
+        seen.append((await watch.read()).status)
+        engine.healthy = False
+        seen.append((await watch.read()).status)
+        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_UNHEALTHY")
+        engine.healthy = True
+        seen.append((await watch.read()).status)
+        await started.stub.RunTask(run_request(), timeout=5)
+        await started.server.stop(1)
+        seen.append((await watch.read()).status)
+        assert seen == [NOT_SERVING, SERVING, NOT_SERVING, SERVING, NOT_SERVING]
+
+
+@pytest.mark.parametrize("kind", ["hangs", "crashes"])
+async def test_a_health_check_that_does_not_answer(kind: str) -> None:
+    class Stuck(FakeEngine):
+        async def check_health(self) -> None:
+            if kind == "crashes":
+                raise OSError("no such device")
+            await asyncio.Event().wait()
+
+    async with running(Stuck(), health_interval_s=0.02) as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert [(await watch.read()).status, (await watch.read()).status] == [SERVING, NOT_SERVING]
+        watch.cancel()
+
+
+# Draining
+
+
+async def test_calls_in_flight_finish_and_new_ones_are_refused() -> None:
+    engine = FakeEngine("one two three four", token_delay_s=0.1)
+    async with running(engine) as started:
+        call = stream(started.stub)
+        assert (await anext(call)).delta == "one"
+        stopping = asyncio.create_task(started.server.stop(10))
+        await until(lambda: started.server.lifecycle.phase.value == "draining")
+        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_DRAINING")
+        events = [event async for event in call]
+        assert events[-1].result.text == "one two three four"
+        await stopping
+
+
+async def test_what_is_left_after_the_grace_is_cut_with_a_reason() -> None:
+    engine = FakeEngine()
+    async with running(engine) as started:
+        engine.hang_after = 1
+        call = stream(started.stub)
+        await anext(call)
+        await started.server.stop(0.1)
+        _, error = await stream_failure(call)
+        assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_DRAINING")
+        assert engine.active_requests == 0
+
+
+async def test_stop_is_idempotent_and_needs_no_start() -> None:
+    server = VisionServer(Settings(port=0), FakeEngine(), load_registry(None))
+    await server.stop(0)
+    await server.stop(0)
+
+
+# Signals, in a process of their own
+
+
+@contextmanager
+def process(
+    grace_s: float, delay_s: float, pieces: int
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    arguments = [str(value) for value in (grace_s, delay_s, pieces)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.service.serve_fake", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        yield server, f"127.0.0.1:{int(server.stdout.readline())}"
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@asynccontextmanager
+async def client(address: str) -> AsyncIterator[VisionServiceStub]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield VisionServiceStub(channel)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
+    with process(grace_s=20, delay_s=0.2, pieces=8) as (server, address):
+        async with client(address) as stub:
+            running_stream = stream(stub)
+            running_call = asyncio.ensure_future(stub.RunTask(run_request(), timeout=20))
+            assert (await anext(running_stream)).delta == "word"
+            server.send_signal(number)
+            await asyncio.sleep(0.3)
+            error = await failure(stub.RunTask(run_request(), timeout=5))
+            assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_DRAINING")
+            events = [event async for event in running_stream]
+            assert events[-1].result.text == (await running_call).result.text
+        assert await asyncio.to_thread(server.wait, 10) == 0
+
+
+async def test_a_second_signal_cuts_the_grace() -> None:
+    with process(grace_s=60, delay_s=0.5, pieces=100) as (server, address):
+        async with client(address) as stub:
+            call = asyncio.ensure_future(failure(stub.RunTask(run_request(), timeout=60)))
+            await asyncio.sleep(0.5)
+            server.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.3)
+            assert server.poll() is None
+            sent = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            error = await call
+            assert (error.code, error.reason) == (UNAVAILABLE, "ENGINE_DRAINING")
+        assert await asyncio.to_thread(server.wait, 10) == 0
+        assert time.monotonic() - sent < 8
+
+
+def test_a_signal_without_calls_ends_the_process_at_once() -> None:
+    with process(grace_s=60, delay_s=0, pieces=1) as (server, _):
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+        assert server.stderr is not None
+        log = server.stderr.read()
+        assert "draining" in log
+        assert "Traceback" not in log
