@@ -1,0 +1,1 @@
+"""The ``qwen3vl`` command line: run a server, or call one."""

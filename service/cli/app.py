@@ -1,0 +1,187 @@
+"""Commands and their options; what they do stands in ``calls`` (client) and ``serving``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service import __version__
+
+app = typer.Typer(
+    help="Structured vision inference with Qwen3-VL over gRPC.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Server = Annotated[
+    str,
+    typer.Option(
+        envvar="QWEN3VL_SERVER", metavar="HOST:PORT", help="Server to call.", show_default=True
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(envvar="QWEN3VL_API_KEY", help="API key, where the server asks for one."),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="QWEN3VL_CA", exists=True, dir_okay=False, help="CA certificate, PEM; turns TLS on."
+    ),
+]
+Local = Annotated[
+    bool, typer.Option("--local", help="Run the model in this process instead of calling a server.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
+Images = Annotated[
+    list[Path],
+    typer.Argument(exists=True, dir_okay=False, metavar="IMAGE…", help="JPEG, PNG, WebP."),
+]
+Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the call, in seconds.")]
+Temperature = Annotated[float | None, typer.Option(help="0 is greedy; up to 2.")]
+TopP = Annotated[float | None, typer.Option(help="Above 0, at most 1.")]
+TopK = Annotated[int | None, typer.Option(help="At least 1.")]
+Penalty = Annotated[float | None, typer.Option(help="Above 0, at most 10; 1 is off.")]
+Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens in the answer; default 1024.")]
+
+DEFAULT_SERVER = "localhost:50051"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"qwen3vl {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> None:
+    """Run the gRPC server. `qwen3vl serve --help` lists the settings."""
+    from service.cli.serving import serve_command
+
+    raise typer.Exit(serve_command(context.args))
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+    add_help_option=False,
+)
+def check(context: typer.Context) -> None:
+    """Check settings, model and engine with one warm-up; takes the settings of `serve`."""
+    from service.cli.serving import check_command
+
+    raise typer.Exit(check_command(context.args))
+
+
+@app.command()
+def analyze(
+    images: Images,
+    server: Server = DEFAULT_SERVER,
+    local: Local = False,
+    as_json: AsJson = False,
+    accept_empty: Annotated[
+        bool, typer.Option(help="Accept an answer that says nothing about the picture.")
+    ] = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    timeout: Timeout = 300.0,
+    api_key: Key = None,
+    ca: Ca = None,
+) -> None:
+    """Describe one picture, or several keyframes of one scene, in nine typed fields."""
+    from service.cli import calls
+
+    sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
+    target = calls.Target(server, api_key, ca, timeout, local)
+    raise typer.Exit(calls.analyze(target, images, sampling, accept_empty, as_json))
+
+
+@app.command()
+def run(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(exists=True, dir_okay=False, metavar="[IMAGE…]", help="JPEG, PNG, WebP."),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text of the user turn.")] = None,
+    task: Annotated[str | None, typer.Option(help="A registered task instead of a prompt.")] = None,
+    system: Annotated[str, typer.Option(help="Text of the system turn.")] = "",
+    schema: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File with a JSON schema.")
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The whole answer matches it.")] = None,
+    ebnf: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File with an EBNF grammar.")
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="An allowed answer; give it several times.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print text as it is generated.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    local: Local = False,
+    as_json: AsJson = False,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+    timeout: Timeout = 300.0,
+    api_key: Key = None,
+    ca: Ca = None,
+) -> None:
+    """Run a prompt, or a registered task, on pictures; the answer fits, or there is an error."""
+    from service.cli import calls
+
+    work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [])
+    sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
+    target = calls.Target(server, api_key, ca, timeout, local)
+    raise typer.Exit(calls.run(target, work, images or [], sampling, stream, as_json))
+
+
+@app.command()
+def tasks(
+    server: Server = DEFAULT_SERVER,
+    local: Local = False,
+    as_json: AsJson = False,
+    timeout: Timeout = 30.0,
+    api_key: Key = None,
+    ca: Ca = None,
+) -> None:
+    """List the tasks that the server offers."""
+    from service.cli import calls
+
+    raise typer.Exit(calls.tasks(calls.Target(server, api_key, ca, timeout, local), as_json))
+
+
+@app.command()
+def health(
+    server: Server = DEFAULT_SERVER, timeout: Timeout = 3.0, api_key: Key = None, ca: Ca = None
+) -> None:
+    """Print the health of the server; exit code 0 only when it is SERVING."""
+    from service.cli import calls
+
+    raise typer.Exit(calls.health(calls.Target(server, api_key, ca, timeout, local=False)))

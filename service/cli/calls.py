@@ -1,0 +1,249 @@
+"""The commands that call a server: build the request, call, print the answer or the error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from service.client import explain, open_channel
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+
+FAILED, USAGE = 1, 2
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a call goes: a server, or a model in this process."""
+
+    server: str
+    api_key: str | None
+    ca: Path | None
+    timeout_s: float
+    local: bool
+
+    @contextmanager
+    def channel(self) -> Iterator[grpc.Channel]:
+        """An open channel; for a local target the server behind it stops with the block."""
+        if self.local:
+            from service.cli.serving import local_server
+
+            with local_server() as address, open_channel(address) as channel:
+                yield channel
+        else:
+            with open_channel(self.server, api_key=self.api_key, ca=self.ca) as channel:
+                yield channel
+
+
+def sampling(
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    repetition_penalty: float | None,
+    seed: int | None,
+    max_tokens: int | None,
+) -> pb.SamplingOptions:
+    """Only what was given is set, so that the server's defaults hold for the rest."""
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_tokens": max_tokens,
+    }
+    try:
+        return pb.SamplingOptions(**{k: v for k, v in given.items() if v is not None})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def task(
+    prompt: str | None,
+    name: str | None,
+    system: str,
+    schema: Path | None,
+    regex: str | None,
+    ebnf: Path | None,
+    choice: Sequence[str],
+) -> pb.Task:
+    """The task that the options describe; a usage error where they contradict each other."""
+    grammars: dict[str, Any] = {
+        "json_schema": schema and schema.read_text(),
+        "regex": regex,
+        "ebnf": ebnf and ebnf.read_text(),
+        "choice": pb.Choice(options=choice) if choice else None,
+    }
+    given = {kind: value for kind, value in grammars.items() if value is not None}
+    if name is not None and prompt is None:
+        if given or system:
+            raise typer.BadParameter("a registered task has its own texts and grammar")
+        return pb.Task(name=name)
+    if name is not None or prompt is None:
+        raise typer.BadParameter("give either --prompt or --task")
+    if len(given) > 1:
+        raise typer.BadParameter("give at most one of --schema, --regex, --ebnf, --choice")
+    grammar = pb.Grammar(**given) if given else None
+    return pb.Task(inline=pb.InlineTask(system=system, user=prompt, grammar=grammar))
+
+
+def analyze(
+    target: Target,
+    images: Sequence[Path],
+    options: pb.SamplingOptions,
+    accept_empty: bool,
+    as_json: bool,
+) -> int:
+    """AnalyzeImage; prints one line a field."""
+    request = pb.AnalyzeImageRequest(
+        images=_read(images), sampling=options, accept_empty=accept_empty
+    )
+
+    def call(stub: VisionServiceStub) -> None:
+        response = stub.AnalyzeImage(request, timeout=target.timeout_s)
+        if as_json:
+            return _print_json(response)
+        fields = MessageToDict(
+            response.analysis,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        for name, value in fields.items():
+            typer.echo(f"{name + ':':<13}{value if isinstance(value, str) else _items(value)}")
+        _print_footer(response)
+
+    return _calling(target, call)
+
+
+def run(
+    target: Target,
+    work: pb.Task,
+    images: Sequence[Path],
+    options: pb.SamplingOptions,
+    stream: bool,
+    as_json: bool,
+) -> int:
+    """RunTask or StreamTask; prints the text of the answer."""
+
+    def call(stub: VisionServiceStub) -> None:
+        if stream:
+            return _stream(stub, target, work, images, options, as_json)
+        request = pb.RunTaskRequest(task=work, images=_read(images), sampling=options)
+        response = stub.RunTask(request, timeout=target.timeout_s)
+        if as_json:
+            return _print_json(response)
+        typer.echo(_pretty(response.result))
+        _print_footer(response.result)
+
+    return _calling(target, call)
+
+
+def tasks(target: Target, as_json: bool) -> int:
+    """ListTasks; prints a line a task."""
+
+    def call(stub: VisionServiceStub) -> None:
+        response = stub.ListTasks(pb.ListTasksRequest(), timeout=target.timeout_s)
+        if as_json:
+            return _print_json(response)
+        for info in response.tasks:
+            kind = info.grammar.WhichOneof("kind") if info.HasField("grammar") else "text"
+            picture = "needs a picture" if info.needs_image else "picture optional"
+            typer.echo(f"{info.name:<20} {kind:<12} {picture:<17} {info.description}")
+
+    return _calling(target, call)
+
+
+def health(target: Target) -> int:
+    """The stock health check; exit code 0 only when SERVING."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with target.channel() as channel:
+        try:
+            response = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=target.timeout_s
+            )
+        except grpc.RpcError as error:
+            typer.echo(explain(error, target.server), err=True)
+            return FAILED
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+    typer.echo(name)
+    return 0 if response.status == health_pb2.HealthCheckResponse.SERVING else FAILED
+
+
+def _calling(target: Target, call: Callable[[VisionServiceStub], None]) -> int:
+    with target.channel() as channel:
+        try:
+            call(VisionServiceStub(channel))
+        except grpc.RpcError as error:
+            typer.echo(explain(error, target.server), err=True)
+            return FAILED
+    return 0
+
+
+def _stream(
+    stub: VisionServiceStub,
+    target: Target,
+    work: pb.Task,
+    images: Sequence[Path],
+    options: pb.SamplingOptions,
+    as_json: bool,
+) -> None:
+    request = pb.StreamTaskRequest(task=work, images=_read(images), sampling=options)
+    for event in stub.StreamTask(request, timeout=target.timeout_s):
+        if as_json:
+            typer.echo(json.dumps(_as_dict(event), ensure_ascii=False))
+        elif event.WhichOneof("event") == "delta":
+            sys.stdout.write(event.delta)
+            sys.stdout.flush()
+        else:
+            typer.echo()
+            _print_footer(event.result)
+
+
+def _read(images: Sequence[Path]) -> list[pb.Image]:
+    return [pb.Image(data=path.read_bytes()) for path in images]
+
+
+def _pretty(result: pb.TaskResult) -> str:
+    """JSON indented where that changes no digit (1e400 or 1.10 would change); else as it came."""
+    if not result.HasField("json"):
+        return result.text
+    value = json.loads(result.json)
+    if json.dumps(value, ensure_ascii=False) != result.json:
+        return result.json
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _items(values: list[str]) -> str:
+    return ", ".join(values) if values else "-"
+
+
+def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
+    """Tokens and time, to stderr: stdout holds the answer alone."""
+    usage, timings = response.usage, response.timings
+    typer.echo(
+        f"\n{response.model}: {usage.prompt_tokens} prompt tokens"
+        f" ({usage.image_tokens} of pictures), {usage.output_tokens} answer tokens,"
+        f" {timings.total_seconds:.2f} s",
+        err=True,
+    )
+
+
+def _print_json(message: Message) -> None:
+    typer.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    return MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )

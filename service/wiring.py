@@ -1,0 +1,42 @@
+"""Builds the parts of a server from its settings: the only place that picks an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from service.engine import Engine
+from service.settings import Settings
+from service.tasks.registry import Registry, load_registry
+
+BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
+"""A small Qwen3-VL that describes drawings; its README.md is the model card."""
+
+
+def build_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
+    """The engine that the settings name, not started yet.
+
+    on_progress: told in a few words what is being loaded; may be called from another thread.
+    """
+    if settings.engine == "fake":
+        from service.engines.fake import FakeEngine
+
+        return FakeEngine()
+    from service.engines.reference import ReferenceEngine
+
+    return ReferenceEngine(
+        BUNDLED_MODEL if settings.model == "bundled" else settings.model,
+        revision=settings.revision,
+        on_progress=on_progress,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=settings.threads,
+        max_batch=settings.max_batch,
+        context_length=settings.context_length,
+        max_images=settings.max_images,
+    )
+
+
+def build_registry(settings: Settings) -> Registry:
+    """The built-in tasks, those of installed packages and those of the operator's folder."""
+    return load_registry(settings.tasks_dir)
