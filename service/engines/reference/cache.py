@@ -51,11 +51,25 @@ class RunAllocator:
         self._runs.remove(run)
 
 
+class LayerMemory:
+    """Keys and values of one layer.
+
+    both: (2K, rows, d), the K key heads and then the K value heads.
+    keys, values: views (1, K, rows, d) of it.
+    """
+
+    __slots__ = ("both", "keys", "values")
+
+    def __init__(self, both: Tensor) -> None:
+        self.both = both
+        keys, values = both.chunk(2)
+        self.keys, self.values = keys.unsqueeze(0), values.unsqueeze(0)
+
+
 class KeyValueCache:
     """The pool's tensors, one per layer.
 
-    layers[i]: (2K, rows, d), the K key heads and then the K value heads. Memory that was never
-    written is not resident on the CPU.
+    Memory that was never written is not resident on the CPU.
     """
 
     def __init__(
@@ -67,8 +81,8 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.layers: list[Tensor] = [
-            torch.empty(2 * num_kv_heads, rows, head_dim, dtype=dtype, device=device)
+        self.layers = [
+            LayerMemory(torch.empty(2 * num_kv_heads, rows, head_dim, dtype=dtype, device=device))
             for _ in range(num_layers)
         ]
         self.runs = RunAllocator(rows)

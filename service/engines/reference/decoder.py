@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from service.engines.reference.cache import KeyValueCache
+from service.engines.reference.cache import KeyValueCache, LayerMemory
 from service.engines.reference.config import MoeConfig, TextConfig
-from service.engines.reference.linear import Linear
+from service.engines.reference.linear import Linear, Norm
 from service.engines.reference.rotary import to_pairs
 from service.engines.reference.weights import EMBEDDING, HEAD, NORM, TEXT, Checkpoint
 
@@ -48,7 +48,7 @@ class DeepStack:
 class Pass:
     """The rows of one forward pass.
 
-    hidden: (R, D) embeddings; changed in place.
+    hidden: (R, D) embeddings.
     rotary: complex64 (R, 1, d/2).
     memory_rows: int64 (R,), where each row's key and value go in the pool.
     spans: for each row of an answer the range ``[begin, end)`` of the pool that it may see, its own
@@ -69,7 +69,7 @@ class Attention:
 
     def __init__(self, config: TextConfig, prefix: str, load: Load) -> None:
         self._heads, self._kv_heads = config.num_heads, config.num_kv_heads
-        self._head_dim, self._eps = config.head_dim, config.rms_norm_eps
+        self._head_dim = config.head_dim
         prefix += "self_attn."
 
         def fused(kind: str) -> Tensor:
@@ -88,31 +88,32 @@ class Attention:
         )
         q_norm = to_pairs(load(f"{prefix}q_norm.weight"), 1).expand(self._heads, -1)
         k_norm = to_pairs(load(f"{prefix}k_norm.weight"), 1).expand(self._kv_heads, -1)
-        self._norm = torch.cat([q_norm, k_norm]).contiguous()  # (H + K, d)
+        self._norm = Norm(torch.cat([q_norm, k_norm]).float(), config.rms_norm_eps)  # (H + K, d)
 
-    def __call__(self, x: Tensor, step: Pass, memory: Tensor) -> Tensor:
-        """x (R, D), memory (2K, rows of the pool, d) -> (R, D); writes keys and values."""
-        heads, rotated = self._heads, self._heads + self._kv_heads
-        qkv = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # (R, H + 2K, d)
+    def __call__(self, x: Tensor, residual: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
+        """x, residual (R, D) -> residual + attention (R, D); writes keys and values."""
+        rows, heads, rotated = x.shape[0], self._heads, self._heads + self._kv_heads
+        qkv = self._qkv(x).view(rows, -1, self._head_dim)  # (R, H + 2K, d)
         # In float32 whatever the type of the weights, for the rotation is not exact in bfloat16.
-        turned = F.rms_norm(qkv[:, :rotated].float(), (self._head_dim,), None, self._eps)
-        turned *= self._norm
-        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
+        turned = self._norm(qkv[:, :rotated].float())
+        pairs = torch.view_as_complex(turned.view(rows, rotated, -1, 2))
         pairs *= step.rotary
         qkv[:, :rotated] = turned
-        memory.index_copy_(1, step.memory_rows, qkv[:, heads:].transpose(0, 1))
+        memory.both.index_copy_(1, step.memory_rows, qkv[:, heads:].transpose(0, 1))
         attend = self._prompt if step.prompt else self._answers
-        return self._out(attend(qkv[:, :heads], step.spans, memory))
+        return self._out.add(attend(qkv[:, :heads], step.spans, memory), residual)
 
-    def _prompt(self, query: Tensor, spans: Sequence[tuple[int, int]], memory: Tensor) -> Tensor:
+    def _prompt(
+        self, query: Tensor, spans: Sequence[tuple[int, int]], memory: LayerMemory
+    ) -> Tensor:
         """query (R, H, d), one span -> (R, H*d), each row seeing the rows before it and itself."""
         begin, end = spans[0]
         rows = query.shape[0]
         grouped = query.view(rows, self._kv_heads, -1, self._head_dim).permute(1, 2, 0, 3)
-        seen = memory[:, begin:end].unsqueeze(1)  # (2K, 1, T, d)
-        group = grouped.shape[1]
-        key = seen[: self._kv_heads].expand(-1, group, -1, -1)
-        value = seen[self._kv_heads :].expand(-1, group, -1, -1)
+        key, value = (
+            part[0, :, begin:end].unsqueeze(1).expand(-1, grouped.shape[1], -1, -1)  # (K, G, T, d)
+            for part in (memory.keys, memory.values)
+        )
         before = end - begin - rows
         mask = None
         if before:
@@ -120,20 +121,20 @@ class Attention:
         out = F.scaled_dot_product_attention(grouped, key, value, mask, is_causal=not before)
         return out.permute(2, 0, 1, 3).reshape(rows, -1)
 
-    def _answers(self, query: Tensor, spans: Sequence[tuple[int, int]], memory: Tensor) -> Tensor:
+    def _answers(
+        self, query: Tensor, spans: Sequence[tuple[int, int]], memory: LayerMemory
+    ) -> Tensor:
         """query (R, H, d), a span for each row -> (R, H*d).
 
         The G queries that share a key head stand in the place of query positions.
         """
-        rows, split = query.shape[0], self._kv_heads
-        grouped = query.reshape(rows, split, -1, self._head_dim)
+        rows, keys, values = query.shape[0], memory.keys, memory.values
+        grouped = query.reshape(rows, self._kv_heads, -1, self._head_dim)
         outputs = [
             F.scaled_dot_product_attention(
-                grouped[row : row + 1],
-                memory[:split, begin:end].unsqueeze(0),
-                memory[split:, begin:end].unsqueeze(0),
+                row, keys.narrow(2, begin, end - begin), values.narrow(2, begin, end - begin)
             )
-            for row, (begin, end) in enumerate(spans)
+            for row, (begin, end) in zip(torch.split(grouped, 1), spans, strict=True)
         ]
         return (outputs[0] if rows == 1 else torch.cat(outputs)).view(rows, -1)
 
@@ -147,10 +148,12 @@ class DenseMlp:
         self._gate_up = Linear(torch.cat([gate, up]))
         self._down = Linear(load(prefix + "mlp.down_proj.weight"))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (R, D) -> (R, D)."""
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x, residual (R, D) -> residual + MLP (R, D)."""
         gate_up = self._gate_up(x)
-        return self._down(F.silu(gate_up[:, : self._width]) * gate_up[:, self._width :])
+        inner = F.silu(gate_up[:, : self._width])
+        inner *= gate_up[:, self._width :]
+        return self._down.add(inner, residual)
 
 
 class MoeMlp:
@@ -163,8 +166,8 @@ class MoeMlp:
         self._gate_up = [Linear(expert) for expert in load(prefix + "mlp.experts.gate_up_proj")]
         self._down = [Linear(expert) for expert in load(prefix + "mlp.experts.down_proj")]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (R, D) -> (R, D)."""
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x, residual (R, D) -> residual + MLP (R, D)."""
         shares = self._router(x).float().softmax(-1)  # (R, E)
         weights, chosen = shares.topk(self._top, dim=-1)  # (R, k)
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
@@ -179,26 +182,25 @@ class MoeMlp:
         result = ranked[:, 0]
         for rank_index in range(1, self._top):
             result = result + ranked[:, rank_index]
-        return result
+        return residual + result
 
 
 class Layer:
-    """One decoder layer; changes its input."""
+    """One decoder layer."""
 
     def __init__(self, config: TextConfig, index: int, load: Load) -> None:
         prefix = f"{TEXT}layers.{index}."
-        self._eps = config.rms_norm_eps
-        self._shape = (config.hidden_size,)
-        self._norm1 = load(prefix + "input_layernorm.weight")
-        self._norm2 = load(prefix + "post_attention_layernorm.weight")
+        eps = config.rms_norm_eps
+        self._norm1 = Norm(load(prefix + "input_layernorm.weight"), eps)
+        self._norm2 = Norm(load(prefix + "post_attention_layernorm.weight"), eps)
         self._attention = Attention(config, prefix, load)
         moe = config.moe[index]
         self._mlp = DenseMlp(prefix, load) if moe is None else MoeMlp(moe, prefix, load)
 
-    def inplace(self, x: Tensor, step: Pass, memory: Tensor) -> None:
-        """x (R, D), the residual stream."""
-        x += self._attention(F.rms_norm(x, self._shape, self._norm1, self._eps), step, memory)
-        x += self._mlp(F.rms_norm(x, self._shape, self._norm2, self._eps))
+    def __call__(self, x: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
+        """x (R, D), the residual stream -> the stream behind this layer."""
+        x = self._attention(self._norm1(x), x, step, memory)
+        return self._mlp(self._norm2(x), x)
 
 
 class Decoder:
@@ -223,10 +225,9 @@ class Decoder:
             return checkpoint.tensor(name, dtype).to(device)
 
         self.dtype, self.device = dtype, device
-        self._eps, self._shape = config.rms_norm_eps, (config.hidden_size,)
         self._embedding = load(EMBEDDING)
         self._head = Linear(self._embedding if config.tied else load(HEAD))
-        self._norm = load(NORM)
+        self._norm = Norm(load(NORM), config.rms_norm_eps)
         self._layers = []
         for index in range(config.num_layers):
             self._layers.append(Layer(config, index, load))
@@ -239,15 +240,15 @@ class Decoder:
     def forward(self, step: Pass, cache: KeyValueCache) -> Tensor:
         """The hidden state (R, D) behind the last layer, not yet normalised.
 
-        This is ``step.hidden``, changed in place; the cache receives the rows' keys and values.
+        The cache receives the rows' keys and values.
         """
         x, deepstack = step.hidden, step.deepstack
         for index, (layer, memory) in enumerate(zip(self._layers, cache.layers, strict=True)):
-            layer.inplace(x, step, memory)
+            x = layer(x, step, memory)
             if deepstack is not None and index < len(deepstack.features):
                 x.index_add_(0, deepstack.rows, deepstack.features[index])
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) as `forward` returns it -> float32 (R, V)."""
-        return self._head(F.rms_norm(hidden, self._shape, self._norm, self._eps)).float()
+        return self._head(self._norm(hidden)).float()

@@ -30,20 +30,53 @@ def row_invariant(dtype: torch.dtype, device: torch.device) -> bool:
 class Linear:
     """y = x W^T + b."""
 
-    __slots__ = ("_bias", "_kernel", "_weight")
+    __slots__ = ("_adding_kernel", "_bias", "_kernel", "_weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """weight (O, I), bias (O,), both in the type and on the device of the inputs to come."""
         self._bias = bias
         self._weight = weight
-        self._kernel = None
+        self._kernel = self._adding_kernel = None
         if row_invariant(weight.dtype, weight.device):
             self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKING_ROWS)
             self._kernel = torch.ops.mkldnn._linear_pointwise.default
+            if weight.dtype is torch.float32:  # in bfloat16 the fused sum depends on the rows
+                self._adding_kernel = torch.ops.mkldnn._linear_pointwise.binary
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (R, I), contiguous -> (R, O)."""
         if self._kernel is None:
             return F.linear(x, self._weight, self._bias)
         result: Tensor = self._kernel(x, self._weight, self._bias, "none", [], "")
+        return result
+
+    def add(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x (R, I), residual (R, O), both contiguous -> residual + y (R, O), a new tensor."""
+        if self._adding_kernel is None:
+            return residual + self(x)
+        result: Tensor = self._adding_kernel(x, residual, self._weight, self._bias, "add")
+        return result
+
+
+class Norm:
+    """RMS norm over the last axis: x / sqrt(mean(x^2) + eps) * weight.
+
+    Letters: N size of the last axis.
+    """
+
+    __slots__ = ("_eps", "_share", "_weight")
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        """weight (..., N), in the type and on the device of the inputs to come."""
+        self._weight = weight
+        self._share = 1 / weight.shape[-1]
+        self._eps = torch.tensor(eps, dtype=torch.float32, device=weight.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (R, ..., N) -> the same shape and type, a new tensor."""
+        # Five small kernels; F.rms_norm runs a dozen on a CPU, three times as long for few rows.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self._eps, length, length, value=self._share).rsqrt_()
+        result = (x * scale).to(x.dtype)
+        result *= self._weight
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,10 @@ class Model:
     def batch_invariant(self) -> bool:
         """Whether answers are equal bit for bit alone and in a batch."""
         return row_invariant(self.decoder.dtype, self.decoder.device)
+
+    def inference(self) -> AbstractContextManager[None]:
+        """The mode in which the thread that decodes must run."""
+        return torch.inference_mode()
 
     def details(self) -> dict[str, str]:
         """What an operator wants to know."""

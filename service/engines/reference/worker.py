@@ -88,6 +88,10 @@ class Worker:
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(model)
+        with model.inference():
+            self._loop(scheduler)
+
+    def _loop(self, scheduler: Scheduler) -> None:
         while not self._stopping:
             self._take_commands(scheduler)
             self._beat = time.monotonic()
