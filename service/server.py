@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service import grpc_guard
 from service.auth import ApiKeys
 from service.engine import Engine
 from service.errors import ServiceError
@@ -36,6 +37,7 @@ STATUS_OF_PHASE = {
     Phase.UNHEALTHY: health_pb2.HealthCheckResponse.NOT_SERVING,
     Phase.DRAINING: health_pb2.HealthCheckResponse.NOT_SERVING,
 }
+DAY_S = 86_400.0
 CLOSE_LIMIT_S = 10.0
 """How long an engine may take to close before the process ends without it."""
 
@@ -62,6 +64,7 @@ class VisionServer:
         """
         settings = self._settings
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
+        grpc_guard.install()
         self._server = grpc.aio.server(
             interceptors=[CallInterceptor(self.lifecycle, keys)], options=options(settings)
         )
@@ -75,10 +78,20 @@ class VisionServer:
         await self._server.start()
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
-    async def run(self) -> None:
-        """``start``, then ``load``."""
+    async def run(self, on_ready: Callable[[VisionServer], None] | None = None) -> None:
+        """``start``, ``load``, and then serve until cancelled.
+
+        Ends only with an error: that of ``start`` or ``load``, or the one that ended gRPC's server.
+        """
         await self.start()
         await self.load()
+        if on_ready is not None:
+            on_ready(self)
+        assert self._server is not None
+        # With a time limit gRPC shields its own future from the cancellation of this task.
+        while await self._server.wait_for_termination(DAY_S):
+            continue
+        raise RuntimeError("gRPC's server ended by itself")
 
     async def load(self) -> None:
         """Load the engine, warm it up, turn SERVING and watch its health from then on."""
@@ -184,17 +197,14 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    loading = asyncio.create_task(server.run(), name="load")
+    running = asyncio.create_task(server.run(on_ready), name="run")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
-        await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if loading.done():
-            loading.result()
-            if on_ready is not None:
-                on_ready(server)
-            await stopping
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
     finally:
-        loading.cancel()
+        running.cancel()
         stopping.cancel()
         await server.stop()
         for number in (signal.SIGTERM, signal.SIGINT):

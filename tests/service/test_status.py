@@ -1,4 +1,4 @@
-"""Every error class has a status and details; nothing inside leaks, nothing is too long for a trailer."""
+"""Every error class has a status and details; nothing leaks, nothing is too long for a trailer."""
 
 from __future__ import annotations
 

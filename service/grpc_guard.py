@@ -1,0 +1,70 @@
+"""Keeps one bad packet from ending the server: a wrapper around grpcio's asyncio server.
+
+grpcio (seen in 1.85.1) decodes the path of a call to an unregistered method as UTF-8, in the loop
+that accepts calls and without a ``try``. A path with other bytes ends that loop and with it the
+server, before any key is asked for. All our methods are registered and arrive by another way, so
+calls to all others are answered here with UNIMPLEMENTED, without looking at their path.
+
+Remove when the server of an unguarded grpcio survives ``tests/service/test_wire.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
+
+log = logging.getLogger(__name__)
+
+NEEDED = ("AioServer", "_MethodResolver", "_RequestCallError", "_handle_rpc", "_schedule_rpc_coro")
+NAME = "unregistered method"
+
+
+def install() -> bool:
+    """Let ``grpc.aio.server`` make guarded servers from now on. Idempotent.
+
+    Returns False, and logs it, where grpcio is no longer built as it was when this was written.
+    """
+    if getattr(cygrpc.AioServer, "guarded", False):
+        return True
+    missing = [name for name in NEEDED if not hasattr(cygrpc, name)]
+    if missing or not hasattr(cygrpc.AioServer, "_make_request_call_future"):
+        log.warning("grpcio %s cannot be guarded: it lacks %s", grpc.__version__, missing)
+        return False
+    cygrpc.AioServer = guarded(cygrpc.AioServer)
+    return True
+
+
+def guarded(base: Any) -> Any:
+    """A subclass of grpcio's server that answers calls to unregistered methods itself."""
+
+    class GuardedServer(base):  # type: ignore[misc]
+        guarded = True
+
+        def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
+            if method is not None:
+                future: asyncio.Future[Any] = super()._make_request_call_future(method)
+                return future
+            return asyncio.get_running_loop().create_task(self._refuse_unregistered())
+
+        async def _refuse_unregistered(self) -> None:
+            """Never returns while the server runs, so that grpcio never sees such a call."""
+            loop = asyncio.get_running_loop()
+            nothing = cygrpc._MethodResolver([], {})
+            refusals: set[asyncio.Task[None]] = set()
+            while True:
+                try:
+                    call = await super()._request_call()
+                except cygrpc._RequestCallError:
+                    if not self.is_running():
+                        raise
+                    continue
+                answer = cygrpc._handle_rpc(NAME, nothing, (), call, loop, False)
+                task = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, NAME))
+                refusals.add(task)
+                task.add_done_callback(refusals.discard)
+
+    return GuardedServer
