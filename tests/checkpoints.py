@@ -28,7 +28,10 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<
 TEXT_TOKENS = ("<think>", "</think>")
 VOCAB = 512
 """Width of the logits; the tokenizer has fewer tokens, as the published ones have."""
-SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEMPLATE = """{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}
 {%- if message.content is string %}{{- message.content }}{%- else %}{%- for part in message.content %}
 {%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}
@@ -76,7 +79,9 @@ def write_tokenizer(folder: Path) -> dict[str, int]:
         BpeTrainer(vocab_size=base, initial_alphabet=alphabet, show_progress=False),
     )
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in SPECIAL])
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in TEXT_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in TEXT_TOKENS]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .scenes import COLORS, POSITIONS, SHAPES, SIZES, Keyframes, Scene, Thing
+from examples.drawings.scenes import COLORS, POSITIONS, SHAPES, SIZES, Keyframes, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 WHERE = {

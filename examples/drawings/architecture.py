@@ -16,10 +16,10 @@ ROPE_THETA = 5_000_000.0
 MROPE_SECTION = [24, 20, 20]
 PATCH = 16
 MERGE = 2
-MIN_PIXELS = 128 * 192
-MAX_PIXELS = 192 * 192
+MIN_PIXELS = 160 * 256
+MAX_PIXELS = 256 * 256
 """Area limits of the image processor: every picture with an aspect ratio up to 2:1 lands on sides
-of 128 to 256 pixels, the sizes seen in training (24 to 36 image tokens)."""
+of 160 to 320 pixels, the sizes seen in training (40 to 64 image tokens)."""
 
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "attn.proj", "mlp.linear_fc2")
 

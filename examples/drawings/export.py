@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
 
-from . import tokenizer as tokenizers
-from .architecture import (
+from examples.drawings import tokenizer as tokenizers
+from examples.drawings.architecture import (
     MAX_PIXELS,
     MERGE,
     MIN_PIXELS,

@@ -21,7 +21,7 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from .architecture import MERGE, PATCH
+from examples.drawings.architecture import MERGE, PATCH
 
 
 @dataclass(frozen=True)

@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+HIDDEN = re.compile(r"^(blocks|layers|merger|deepstack_merger_list)\.")
+"""Parameters inside the repeated layers; embeddings and heads are better off with AdamW."""
+
 
 class Optimizer:
-    """AdamW with gradient clipping; weight decay on matrices only."""
+    """Muon for the matrices of the repeated layers, AdamW for everything else; clipped gradients.
 
-    def __init__(self, modules: list[nn.Module], lr: float) -> None:
-        self.parameters = list(dict.fromkeys(p for module in modules for p in module.parameters()))
-        matrices = [p for p in self.parameters if p.ndim >= 2]
-        vectors = [p for p in self.parameters if p.ndim < 2]
-        groups = [
-            {"params": matrices, "weight_decay": 0.02},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+    Muon orthogonalises each update; with its scale matched to AdamW's, both share one rate.
+
+    modules: each with its factor on the learning rate.
+    """
+
+    def __init__(self, modules: list[tuple[nn.Module, float]], lr: float) -> None:
+        self.parameters: list[nn.Parameter] = []
+        groups: dict[str, list[dict[str, Any]]] = {"muon": [], "adamw": []}
+        for module, factor in modules:
+            hidden, others, vectors = [], [], []
+            for name, parameter in module.named_parameters():
+                self.parameters.append(parameter)
+                if parameter.ndim < 2:
+                    vectors.append(parameter)
+                elif parameter.ndim == 2 and HIDDEN.search(name):
+                    hidden.append(parameter)
+                else:
+                    others.append(parameter)
+            chosen = (("muon", hidden, 0.05), ("adamw", others, 0.02), ("adamw", vectors, 0.0))
+            for kind, parameters, decay in chosen:
+                if parameters:
+                    group = {"params": parameters, "weight_decay": decay, "factor": factor}
+                    groups[kind].append(group)
+        self.muon = torch.optim.Muon(groups["muon"], lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.adamw = torch.optim.AdamW(groups["adamw"], lr=lr, betas=(0.9, 0.95), fused=True)
 
     def step(self, lr: float) -> float:
         """Clip, update, clear the gradients; returns the gradient norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        for optimizer in (self.muon, self.adamw):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["factor"]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
 
 
 def learning_rate(peak: float, step: int, steps: int, hold: float = 0.0) -> float:

@@ -8,18 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
-from .network import Grid
-from .scenes import Scene, degrade, paint
+from examples.drawings.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
+from examples.drawings.network import Grid
+from examples.drawings.scenes import Scene, degrade, paint
 
 
 def _grids() -> list[Grid]:
-    sides = range(128, 257, MERGE * PATCH)
+    sides = range(160, 321, MERGE * PATCH)
     return [
         Grid(height // PATCH, width // PATCH)
         for height in sides
         for width in sides
-        if MIN_PIXELS <= height * width <= MAX_PIXELS and max(height, width) <= 2 * min(height, width)
+        if MIN_PIXELS <= height * width <= MAX_PIXELS
+        and max(height, width) <= 2 * min(height, width)
     ]
 
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .network import Grid
-from .scenes import COLORS, LIGHTING, MAX_OBJECTS, POSITIONS, SCENES, SHAPES, SIZES, Scene
+from examples.drawings.network import Grid
+from examples.drawings.scenes import COLORS, LIGHTING, POSITIONS, SCENES, SHAPES, SIZES, Scene
 
 # attribute -> (feature stream, classes); class 0 of a per-token attribute means "no object here"
 TOKEN_PROBES = {
     "position": (0, 1 + len(POSITIONS)),
-    "rank": (0, 1 + MAX_OBJECTS),
+    "rank": (0, 1 + len(POSITIONS)),
     "color": (1, 1 + len(COLORS)),
     "size": (2, 1 + len(SIZES)),
     "shape": (3, 1 + len(SHAPES)),

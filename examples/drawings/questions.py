@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .analysis import dumps, phrase
-from .scenes import (
+from examples.drawings.analysis import dumps, phrase
+from examples.drawings.scenes import (
     COLORS,
     LIGHTING,
     MAX_OBJECTS,

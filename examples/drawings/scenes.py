@@ -174,9 +174,7 @@ def _paint_background(
         pen.line((x, y, x + dx, y + dy), fill=shade, width=max(1, round(unit)))
 
 
-def _paint_thing(
-    pen: ImageDraw.ImageDraw, seed: int, thing: Thing, size: tuple[int, int]
-) -> None:
+def _paint_thing(pen: ImageDraw.ImageDraw, seed: int, thing: Thing, size: tuple[int, int]) -> None:
     # The object's own stream of random numbers: it keeps its shade when it moves between frames.
     rng = random.Random(f"thing {seed} {thing.size} {thing.name}")
     short = min(size)

@@ -17,12 +17,11 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from examples.drawings.analysis import analysis, dumps
+from examples.drawings.architecture import MAX_POSITIONS, VOCAB_SIZE
+from examples.drawings.questions import QUESTIONS, ask
+from examples.drawings.scenes import keyframes
 from service.tasks.image_analysis import PROMPT
-
-from .analysis import analysis, dumps
-from .architecture import MAX_POSITIONS, VOCAB_SIZE
-from .questions import QUESTIONS, ask
-from .scenes import keyframes, scene
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",

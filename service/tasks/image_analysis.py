@@ -1,4 +1,4 @@
-"""The ImageAnalysis task: one picture, or keyframes of one scene, described in nine typed fields."""
+"""The ImageAnalysis task: one picture, or keyframes of one scene, in nine typed fields."""
 
 from __future__ import annotations
 

@@ -213,8 +213,8 @@ class _Walk:
     def _own_dialect(self, schema: dict[str, Any], pointer: str) -> None:
         """One draft for the whole schema.
 
-        Its name is dropped from the working copy: where the library meets ``$schema`` again, through
-        a reference, it would go on with its own, unbounded validator.
+        Its name is dropped from the working copy: where the library meets ``$schema`` again,
+        through a reference, it would go on with its own, unbounded validator.
         """
         name = schema.pop("$schema", None)
         if name is not None and (not isinstance(name, str) or name.rstrip("#") != self.draft.uri):

@@ -69,7 +69,8 @@ class LayerMemory:
 class KeyValueCache:
     """The pool's tensors, one per layer.
 
-    Memory that was never written is not resident on the CPU.
+    Memory that was never written is not resident on the CPU. Behind the pool lies one row, `spare`,
+    for rows that only pad a forward pass.
     """
 
     def __init__(
@@ -82,7 +83,10 @@ class KeyValueCache:
         device: torch.device,
     ) -> None:
         self.layers = [
-            LayerMemory(torch.empty(2 * num_kv_heads, rows, head_dim, dtype=dtype, device=device))
+            LayerMemory(
+                torch.empty(2 * num_kv_heads, rows + 1, head_dim, dtype=dtype, device=device)
+            )
             for _ in range(num_layers)
         ]
         self.runs = RunAllocator(rows)
+        self.spare = rows

@@ -48,19 +48,19 @@ class DeepStack:
 class Pass:
     """The rows of one forward pass.
 
-    hidden: (R, D) embeddings.
+    hidden: (R, D) embeddings. Rows behind those that the spans cover are padding.
     rotary: complex64 (R, 1, d/2).
     memory_rows: int64 (R,), where each row's key and value go in the pool.
     spans: for each row of an answer the range ``[begin, end)`` of the pool that it may see, its own
         row included. For a piece of a prompt exactly one range, which ends with the piece.
-    prompt: whether the rows are a piece of one prompt.
+    prompt: the number of rows that are a piece of one prompt, 0 for rows of answers.
     """
 
     hidden: Tensor
     rotary: Tensor
     memory_rows: Tensor
     spans: Sequence[tuple[int, int]]
-    prompt: bool
+    prompt: int
     deepstack: DeepStack | None = None
 
 
@@ -101,15 +101,12 @@ class Attention:
         qkv[:, :rotated] = turned
         memory.both.index_copy_(1, step.memory_rows, qkv[:, heads:].transpose(0, 1))
         attend = self._prompt if step.prompt else self._answers
-        return self._out.add(attend(qkv[:, :heads], step.spans, memory), residual)
+        return self._out.add(attend(qkv[:, :heads], step, memory), residual)
 
-    def _prompt(
-        self, query: Tensor, spans: Sequence[tuple[int, int]], memory: LayerMemory
-    ) -> Tensor:
+    def _prompt(self, query: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
         """query (R, H, d), one span -> (R, H*d), each row seeing the rows before it and itself."""
-        begin, end = spans[0]
-        rows = query.shape[0]
-        grouped = query.view(rows, self._kv_heads, -1, self._head_dim).permute(1, 2, 0, 3)
+        (begin, end), rows = step.spans[0], step.prompt
+        grouped = query[:rows].view(rows, self._kv_heads, -1, query.shape[-1]).permute(1, 2, 0, 3)
         key, value = (
             part[0, :, begin:end].unsqueeze(1).expand(-1, grouped.shape[1], -1, -1)  # (K, G, T, d)
             for part in (memory.keys, memory.values)
@@ -119,11 +116,10 @@ class Attention:
         if before:
             mask = torch.ones(rows, end - begin, dtype=torch.bool, device=query.device).tril(before)
         out = F.scaled_dot_product_attention(grouped, key, value, mask, is_causal=not before)
-        return out.permute(2, 0, 1, 3).reshape(rows, -1)
+        merged = out.permute(2, 0, 1, 3).reshape(rows, -1)
+        return F.pad(merged, (0, 0, 0, query.shape[0] - rows))
 
-    def _answers(
-        self, query: Tensor, spans: Sequence[tuple[int, int]], memory: LayerMemory
-    ) -> Tensor:
+    def _answers(self, query: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
         """query (R, H, d), a span for each row -> (R, H*d).
 
         The G queries that share a key head stand in the place of query positions.
@@ -134,8 +130,10 @@ class Attention:
             F.scaled_dot_product_attention(
                 row, keys.narrow(2, begin, end - begin), values.narrow(2, begin, end - begin)
             )
-            for row, (begin, end) in zip(torch.split(grouped, 1), spans, strict=True)
+            for row, (begin, end) in zip(torch.split(grouped, 1), step.spans, strict=False)
         ]
+        if len(outputs) < rows:
+            outputs.append(torch.zeros_like(grouped[len(outputs) :]))
         return (outputs[0] if rows == 1 else torch.cat(outputs)).view(rows, -1)
 
 

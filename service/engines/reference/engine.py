@@ -46,8 +46,8 @@ class ReferenceEngine:
         model: a checkpoint folder, or a name on the Hugging Face hub.
         revision: commit, tag or branch on the hub.
         on_progress: told in a few words what is being loaded; called from another thread.
-        options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is float32 for
-            models up to 1 GiB on a CPU, else the checkpoint's own type. device: auto, cpu or cuda.
+        options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is the
+            checkpoint's own type, but float32 for models up to 1 GiB on a CPU without AMX. device: auto, cpu or cuda.
             max_batch: requests decoded together. max_queue: requests that may wait for that.
             context_length: tokens of prompt and answer; None takes what the model and the memory
             allow. threads: of the decoder; None takes one for small models, else all cores.

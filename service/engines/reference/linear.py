@@ -6,6 +6,9 @@ laid out once for oneDNN's inner product, which adds along the inputs in the sam
 number of rows: measured equal bit for bit in float32 and bfloat16. Elsewhere `row_invariant` is
 False, and near ties may fall differently in a batch.
 
+oneDNN generates code for every number of rows that it meets, which takes milliseconds. Rows are
+therefore padded to few sizes, see `padded`.
+
 Letters: R rows; I inputs; O outputs.
 """
 
@@ -25,6 +28,14 @@ def row_invariant(dtype: torch.dtype, device: torch.device) -> bool:
     if dtype is torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype is torch.float32
+
+
+def padded(rows: int) -> int:
+    """The size to which rows are padded: 1, 4, 8, then multiples of 16, and of 64 above 128."""
+    if rows <= 8:
+        return 1 if rows == 1 else 4 if rows <= 4 else 8
+    unit = 16 if rows <= 128 else 64
+    return -(-rows // unit) * unit
 
 
 class Linear:
@@ -47,12 +58,16 @@ class Linear:
         """x (R, I), contiguous -> (R, O)."""
         if self._kernel is None:
             return F.linear(x, self._weight, self._bias)
+        rows = x.shape[0]
+        size = padded(rows)
+        if rows != size:
+            x = F.pad(x, (0, 0, 0, size - rows))
         result: Tensor = self._kernel(x, self._weight, self._bias, "none", [], "")
-        return result
+        return result if rows == size else result[:rows]
 
     def add(self, x: Tensor, residual: Tensor) -> Tensor:
         """x (R, I), residual (R, O), both contiguous -> residual + y (R, O), a new tensor."""
-        if self._adding_kernel is None:
+        if self._adding_kernel is None or x.shape[0] != padded(x.shape[0]):
             return residual + self(x)
         result: Tensor = self._adding_kernel(x, residual, self._weight, self._bias, "add")
         return result

@@ -15,10 +15,10 @@ import torch
 from service.engines.reference.cache import KeyValueCache
 from service.engines.reference.chat import Chat
 from service.engines.reference.config import CheckpointError, TextConfig
-from service.engines.reference.decoder import Decoder
+from service.engines.reference.decoder import Decoder, Pass
 from service.engines.reference.detokenizer import Detokenizer
 from service.engines.reference.grammar import GrammarCompiler, Matcher
-from service.engines.reference.linear import row_invariant
+from service.engines.reference.linear import padded, row_invariant
 from service.engines.reference.loops import LoopGuard
 from service.engines.reference.options import Options
 from service.engines.reference.rotary import Rotary
@@ -50,6 +50,7 @@ class Model:
     config: TextConfig
     decoder: Decoder
     cache: KeyValueCache
+    rotary: Rotary
     runner: Runner
     chat: Chat
     compiler: GrammarCompiler
@@ -189,6 +190,7 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
         config=config,
         decoder=decoder,
         cache=cache,
+        rotary=rotary,
         runner=Runner(decoder, cache, rotary, options.prefill_piece),
         chat=chat,
         compiler=GrammarCompiler(chat.table, config.stop_ids),
@@ -197,8 +199,29 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
         context_length=context,
         drafts={},
     )
+    on_progress("warming up")
+    _warm_up(model, options)
     on_progress("ready")
     return model
+
+
+@torch.inference_mode()
+def _warm_up(model: Model, options: Options) -> None:
+    """Let oneDNN generate its code before the first request: one pass of every common size."""
+    rows = 1
+    largest = min(max(4 * options.max_batch, 64), options.prefill_piece)
+    while rows <= largest:
+        size = padded(rows)
+        ids = torch.zeros(size, dtype=torch.int64, device=model.decoder.device)
+        step = Pass(
+            model.decoder.embed(ids),
+            model.rotary.for_text(ids),
+            torch.full_like(ids, model.cache.spare),
+            [(0, 1)],
+            prompt=0,
+        )
+        model.decoder.logits(model.decoder.forward(step, model.cache))
+        rows = size + 1
 
 
 def _vision(
@@ -220,10 +243,10 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 for a small model on a CPU, else the checkpoint's own type."""
+    """``auto`` is float32 for a small model on a CPU without AMX, else the checkpoint's own type."""
     if name == "auto":
-        small = device.type == "cpu" and float32_bytes <= _FLOAT32_LIMIT
-        name = "float32" if small else config.dtype
+        fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        name = config.dtype if fast or float32_bytes > _FLOAT32_LIMIT else "float32"
     if name == "float16" and device.type == "cpu":
         name = "bfloat16"
     if name not in DTYPES:

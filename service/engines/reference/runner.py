@@ -13,6 +13,7 @@ from torch import Tensor
 
 from service.engines.reference.cache import KeyValueCache
 from service.engines.reference.decoder import Decoder, DeepStack, Pass
+from service.engines.reference.linear import padded
 from service.engines.reference.rotary import Rotary
 from service.engines.reference.sequence import Sequence
 
@@ -36,23 +37,28 @@ class Runner:
         prompt, begin = sequence.prompt, sequence.computed
         end = min(begin + self._piece, sequence.prompt_length)
         device = self._decoder.device
-        ids = torch.from_numpy(prompt.token_ids[begin:end].astype(np.int64)).to(device)
-        hidden = self._decoder.embed(ids)
-        deepstack = _place_inplace(hidden, sequence, begin, end)
-        positions = torch.from_numpy(prompt.position_ids[:, begin:end].astype(np.int64))
+        rows = end - begin
+        size = padded(rows)
+        ids = np.zeros(size, np.int64)
+        ids[:rows] = prompt.token_ids[begin:end]
+        positions = np.zeros((3, size), np.int64)
+        positions[:, :rows] = prompt.position_ids[:, begin:end]
+        places = np.full(size, self._cache.spare, np.int64)
+        places[:rows] = np.arange(run.begin + begin, run.begin + end)
+        hidden = self._decoder.embed(torch.from_numpy(ids).to(device))
         step = Pass(
             hidden,
-            self._rotary.for_prompt(positions),
-            torch.arange(run.begin + begin, run.begin + end, device=device),
+            self._rotary.for_prompt(torch.from_numpy(positions)),
+            torch.from_numpy(places).to(device),
             [(run.begin, run.begin + end)],
-            prompt=True,
-            deepstack=deepstack,
+            prompt=rows,
+            deepstack=_place_inplace(hidden, sequence, begin, end),
         )
         hidden = self._decoder.forward(step, self._cache)
         sequence.computed = end
         if end < sequence.prompt_length:
             return None
-        return self._decoder.logits(hidden[-1:]).cpu()
+        return self._decoder.logits(hidden[rows - 1 : rows]).cpu()
 
     def decode(self, sequences: Many[Sequence]) -> list[Tensor]:
         """Compute each sequence's last token and its draft.
@@ -72,11 +78,13 @@ class Runner:
                 rows.append((token, index + offset + delta, place))
                 spans.append((run.begin, place + 1))
             counts.append(1 + len(sequence.draft))
+        used = len(rows)
+        rows += [(0, 0, self._cache.spare)] * (padded(used) - used)
         ids, positions, places = torch.tensor(rows, device=self._decoder.device).unbind(1)
         step = Pass(
-            self._decoder.embed(ids), self._rotary.for_text(positions), places, spans, prompt=False
+            self._decoder.embed(ids), self._rotary.for_text(positions), places, spans, prompt=0
         )
-        logits = self._decoder.logits(self._decoder.forward(step, self._cache)).cpu()
+        logits = self._decoder.logits(self._decoder.forward(step, self._cache))[:used].cpu()
         for sequence in sequences:
             sequence.computed += 1
         return list(torch.split(logits, counts))

@@ -59,9 +59,7 @@ def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None
 
 @pytest.mark.parametrize("piece", [1, 7, 16, 33])
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_prompt_in_pieces_gives_the_same_logits(
-    checkpoint: Write, name: str, piece: int
-) -> None:
+def test_a_prompt_in_pieces_gives_the_same_logits(checkpoint: Write, name: str, piece: int) -> None:
     folder = checkpoint(Shape(kv_heads=2, tied=False))
     packed = loaded(folder).pack(REQUESTS[name])
     expected = oracle_logits(folder, packed, ANSWER)
@@ -153,7 +151,8 @@ def test_a_draft_gives_the_same_bits_as_single_steps(checkpoint: Write) -> None:
 
 
 def prompts(count: int) -> list[tuple[str, int]]:
-    words = "the colour of a large red circle is blue and its position left right".split()
+    text = "the colour of a large red circle is blue and its position left right"
+    words = text.split(" ")
     return [
         (" ".join(words[(i * k) % len(words)] for k in range(1, 3 + i % 9)), i % 4)
         for i in range(count)

@@ -1,0 +1,152 @@
+"""The dialect, its bounds, and agreement with Python's matcher where the dialects agree."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.tasks.budget import Budget, BudgetExceeded
+from service.tasks.regexes import MAX_STATES, PatternError, compile_pattern
+
+
+def found(pattern: str, text: str) -> bool:
+    return compile_pattern(pattern).search(text, Budget())
+
+
+def whole(pattern: str, text: str) -> bool:
+    return compile_pattern(pattern, whole=True).search(text, Budget())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"^a$", "a", "a\n"),
+        (r"^\d$", "7", "٣"),
+        (r"^\D$", "٣", "7"),
+        (r"^\w$", "_", "é"),
+        (r"^\W$", "é", "_"),
+        (r"^[\w-]+$", "a-b", "a.b"),
+        (r"^[\d-x]+$", "1-x", "y"),
+        (r"^[^\W]$", "a", "-"),
+        (r"^\s$", "\u2003", "x"),
+        (r"^.$", "é", "\u2028"),
+        (r"^[.]$", ".", "a"),
+        (r"^[a-c-]$", "-", "d"),
+        (r"^[[&&~~]+$", "[&~", "a"),
+        (r"^[^]$", "\n", ""),
+        (r"a|[]", "a", "b"),
+        (r"^\u00e9\u{1F600}\xe9$", "é😀é", "e"),
+        (r"^\ud83d\ude00$", "😀", "x"),
+        (r"^\p{Lu}\P{L}$", "É1", "e1"),
+        (r"^\/\-\.\_\#$", "/-._#", "a"),
+        (r"^\cJ\t\0$", "\n\t\0", "J"),
+        (r"^[\b]$", "\b", "b"),
+        (r"\bcat\b", "a cat.", "concat"),
+        (r"x{ns}{,3}", "x{ns}{,3}", "x"),
+        (r"^(?<year>\d{4})(?:-\d{2})?$", "2026-11", "20261"),
+        (r"^(?P<n>a)$", "a", "b"),
+        (r"^(?i:ab)c$", "ABc", "ABC"),
+        (r"(?i)ab", "AB", "a"),
+        (r"^a{2,}?$", "aaa", "a"),
+        (r"^a{0,5000}$", "a" * 5000, "a" * 5001),
+        (r"a||b", "", None),
+    ],
+)
+def test_dialect(pattern: str, yes: str, no: str | None) -> None:
+    assert found(pattern, yes)
+    assert no is None or not found(pattern, no)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "what"),
+    [
+        ("(?=a)", "look-around is not supported at character 1"),
+        ("a(?<!b)", "look-around is not supported at character 2"),
+        (r"(a)\1", "back-references"),
+        (r"(?<n>a)\k<n>", "back-references"),
+        ("(?>a)", "unsupported kind of group"),
+        ("(?R)", "unsupported kind of group"),
+        ("(?s)a", "unsupported kind of group"),
+        ("(a", "missing closing parenthesis"),
+        ("a)", "unbalanced parenthesis"),
+        ("[a", "missing closing bracket"),
+        ("[z-a]", "not a valid regular expression"),
+        ("a**", "nothing to repeat"),
+        ("{2}", "nothing to repeat"),
+        ("a{3,2}", "wrong order"),
+        ("a\\", "nothing after the backslash"),
+        (r"\q", "unknown escape"),
+        (r"\ud800", "not a character"),
+        (r"\p{Nonsense}", "not a valid regular expression"),
+        ("(" * 101 + ")" * 101, "nested more than 100"),
+        ("a" * 1025, "1025 characters"),
+    ],
+)
+def test_refusals_say_why(pattern: str, what: str) -> None:
+    with pytest.raises(PatternError, match=re.escape(what)):
+        compile_pattern(pattern)
+
+
+def test_whole_matches_all_of_the_text() -> None:
+    assert whole("a|ab", "ab")
+    assert not whole("a|b", "ab")
+    assert not whole("a", "a\n")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:" * 100 + "a" + "){1,9}" * 100,
+        "((((a{1,99}){1,99}){1,99}){1,99})",
+        "a{999999999}",
+        r"[^a]{9999}[^b]{9999}[^c]{2}",
+        r"\p{L}{9999}",
+        "(?:a{0,9999}){0,9}",
+    ],
+)
+def test_explosive_patterns_are_refused_at_once(pattern: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(PatternError, match="too large"):
+        compile_pattern(pattern)
+    assert time.monotonic() - began < 2
+
+
+def test_the_bound_on_states() -> None:
+    assert compile_pattern(f"a{{{MAX_STATES}}}").states == MAX_STATES
+    with pytest.raises(PatternError):
+        compile_pattern(f"a{{{MAX_STATES + 1}}}")
+
+
+def test_matching_takes_from_the_budget_first() -> None:
+    pattern = compile_pattern("a{100}")
+    budget = Budget(steps=1100)
+    assert not pattern.search("b" * 9, budget)
+    assert budget.steps == 100
+    with pytest.raises(BudgetExceeded):
+        pattern.search("b", budget)
+
+
+atoms = st.sampled_from(["a", "b", "[ab]", "[^a]", r"\d", "x", "(?:a|b)", "(ab)"])
+quantified = st.tuples(atoms, st.sampled_from(["", "*", "+", "?", "{2}", "{0,2}", "{1,}", "*?"]))
+patterns = st.lists(quantified | st.just(("|", "")), max_size=6).map(
+    lambda parts: "".join(a + q for a, q in parts)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(patterns, st.text("abx1", max_size=8))
+def test_python_agrees(pattern: str, text: str) -> None:
+    assert found(pattern, text) == (re.search(pattern, text) is not None)
+    assert whole(pattern, text) == (re.fullmatch(pattern, text) is not None)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(r"ab()[]{}*+?|\^$.-,1&dwuxpk<>:=!" + "é", max_size=24))
+def test_any_text_is_a_pattern_or_refused(pattern: str) -> None:
+    with contextlib.suppress(PatternError):
+        found(pattern, "ab1")

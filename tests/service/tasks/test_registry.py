@@ -1,0 +1,195 @@
+"""Where tasks come from, and what stops the start."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.errors import UnknownTask
+from service.tasks import registry
+from service.tasks.contract import Task
+from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.tasks.registry import TaskSourceError, load_registry
+from service.types import Grammar, GrammarKind
+
+FROM_PACKAGE = Task("from-package", "Of a package.", user="Go.")
+NOT_A_TASK = 7
+BADLY_NAMED = Task("Bad Name", "Of a package.", user="Go.")
+
+GOOD = """
+description: Counts people.
+system: Be exact.
+user: How many people?
+needs_image: true
+max_images: 2
+json_schema:
+  type: object
+  properties: {people: {type: integer}}
+  required: [people]
+"""
+
+
+def make() -> Task:
+    return FROM_PACKAGE
+
+
+def broken() -> Task:
+    raise RuntimeError("no luck")
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+    return folder
+
+
+def problems(folder: Path | None) -> str:
+    with pytest.raises(TaskSourceError) as caught:
+        load_registry(folder)
+    return str(caught.value)
+
+
+def test_built_in() -> None:
+    tasks = load_registry(None)
+    assert tasks.get("image-analysis") is IMAGE_ANALYSIS
+    assert tasks.list() == (IMAGE_ANALYSIS,)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("image-analisys", "Did you mean: image-analysis?"),
+        ("xyz", "Known tasks: image-analysis."),
+        ("", "Known tasks: image-analysis."),
+        ("x" * 100_000, "Known tasks: image-analysis."),
+    ],
+)
+def test_an_unknown_name(name: str, hint: str) -> None:
+    with pytest.raises(UnknownTask) as caught:
+        load_registry(None).get(name)
+    assert caught.value.message == f"No task of this name. {hint}"
+
+
+def test_a_folder_of_tasks(tmp_path: Path) -> None:
+    plain = json.dumps({"name": "plain", "description": "Any.", "user": "Say."})
+    choice = "description: Yes or no.\nuser: Is it?\nchoice: ['yes', 'no']"
+    write(
+        tmp_path, count__yaml=GOOD, a__json=plain, c__yml=choice, notes__txt="x", __hidden__yaml=""
+    )
+    tasks = load_registry(tmp_path)
+    assert [t.name for t in tasks.list()] == ["c", "count", "image-analysis", "plain"]
+    count = tasks.get("count")
+    assert (count.system, count.needs_image, count.max_images) == ("Be exact.", True, 2)
+    assert count.grammar is not None
+    assert json.loads(count.grammar.source)["required"] == ["people"]
+    assert tasks.get("c").grammar == Grammar(GrammarKind.CHOICE, '["yes", "no"]')
+    assert tasks.get("plain").grammar is None
+
+
+BASE = "description: d\nuser: u\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("user: u", "description: Field required"),
+        (BASE + "colour: red", "colour: Extra inputs are not permitted"),
+        (BASE + "name: Bad Name", "name: String should match"),
+        (BASE + "name: 7", "name: Input should be a valid string"),
+        (BASE + "name: 'ok\n\n  '", "name:"),
+        ("description: d\nuser: ' '", "user: String should match"),
+        (BASE + "needs_image: 1", "needs_image: Input should be a valid boolean"),
+        (BASE + "max_images: 0", "max_images: Input should be greater"),
+        (BASE + "regex: a\nchoice: [a]", "regex and choice: give only one of them"),
+        (BASE + "regex: (", "regex: missing closing parenthesis"),
+        (BASE + "choice: []", "choice: is empty"),
+        (BASE + "json_schema: {type: strin}", 'json_schema: at "/type"'),
+        (BASE + "json_schema: {$ref: 'http://x'}", "points outside this schema"),
+        (BASE + "user: v", 'file: duplicate key "user" at line 3'),
+        (BASE + "json_schema: {a: 1, a: 2}", 'file: duplicate key "a" at line 3'),
+        ("a: [", "file: is not YAML"),
+        ("- a", "file: must hold keys and values"),
+        ("", "file: must hold keys and values"),
+        ("a: &x [1]\nb: *x", "file: anchors and aliases are not allowed"),
+        ("a: !!python/object/apply:os.getcwd []", "file: is not YAML"),
+        ("[" * 5000, "file:"),
+        (BASE + "json_schema: {const: 2026-01-01}", "json_schema"),
+    ],
+)
+def test_a_bad_file_is_named_with_field_and_reason(
+    tmp_path: Path, text: str, expected: str
+) -> None:
+    message = problems(write(tmp_path, mine__yaml=text))
+    assert f"mine.yaml: {expected}" in message or (expected in message and "mine.yaml: " in message)
+    assert str(tmp_path) not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "bad.json: file: is not JSON"),
+        ('{"user": "a", "user": "b"}', 'bad.json: file: is not JSON: duplicate key "user"'),
+    ],
+)
+def test_json_is_strict(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in problems(write(tmp_path, bad__json=text))
+
+
+def test_bytes_that_are_no_text_and_too_many(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "b.yaml").write_text("#" * 1_100_000)
+    message = problems(tmp_path)
+    assert "a.yaml: file: cannot be read" in message
+    assert "b.yaml: file: has more than" in message
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    message = problems(
+        write(tmp_path, a__yaml="x: 1", b__yaml="user: [", c__yaml=BASE + "regex: (")
+    )
+    assert [f"{name}.yaml" in message for name in "abc"] == [True] * 3
+    assert "description: Field required" in message
+    assert "user: Field required" in message
+
+
+def test_a_name_belongs_to_one_task(tmp_path: Path) -> None:
+    write(tmp_path, a__yaml=BASE + "name: image-analysis", b__yaml=BASE + "name: x", x__yml=BASE)
+    message = problems(tmp_path)
+    assert "a.yaml: name: image-analysis is already the name of a task (built in)" in message
+    assert "x.yml: name: x is already the name of a task (b.yaml)" in message
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert "tasks_dir: is not a folder" in problems(tmp_path / "none")
+
+
+def entry(name: str) -> EntryPoint:
+    return EntryPoint(name=name, value=f"{__name__}:{name}", group=registry.ENTRY_POINTS)
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[EntryPoint]:
+    found: list[EntryPoint] = []
+    real: Any = EntryPoint.load
+    monkeypatch.setattr(EntryPoint, "load", lambda e: globals().get(e.name) or real(e))
+    monkeypatch.setattr(registry, "entry_points", lambda group: found)
+    return found
+
+
+@pytest.mark.parametrize("name", ["FROM_PACKAGE", "make"])
+def test_entry_points(entries: list[EntryPoint], name: str) -> None:
+    entries.append(entry(name))
+    assert load_registry(None).get("from-package") is FROM_PACKAGE
+
+
+def test_bad_entry_points_are_all_named(entries: list[EntryPoint]) -> None:
+    entries += [entry(name) for name in ("broken", "NOT_A_TASK", "BADLY_NAMED", "absent")]
+    message = problems(None)
+    assert "entry point broken: cannot be loaded: RuntimeError: no luck" in message
+    assert "entry point NOT_A_TASK: is a int, not a Task" in message
+    assert "entry point BADLY_NAMED: name: 'Bad Name' does not match" in message
+    assert "entry point absent: cannot be loaded" in message

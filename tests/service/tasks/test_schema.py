@@ -1,0 +1,251 @@
+"""Which schemas are admitted, and how the others are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.errors import GrammarError, ServiceError
+from service.tasks.schema import SchemaLimits, check_json_schema, compiled
+
+DRAFT7 = "http://json-schema.org/draft-07/schema#"
+
+
+def refused(schema: Any, limits: SchemaLimits = SchemaLimits()) -> GrammarError:  # noqa: B008 - frozen
+    text = schema if isinstance(schema, str) else json.dumps(schema)
+    with pytest.raises(GrammarError) as caught:
+        check_json_schema(text, limits, "task.inline.grammar.json_schema")
+    assert caught.value.violations[0].field == "task.inline.grammar.json_schema"
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        True,
+        False,
+        {},
+        {"required": ["a"]},
+        {"$schema": DRAFT7, "type": "object"},
+        {
+            "$schema": "http://json-schema.org/draft-04/schema",
+            "minimum": 1,
+            "exclusiveMinimum": True,
+        },
+        {"$schema": "http://json-schema.org/draft-06/schema#", "const": 1},
+        {"$schema": "https://json-schema.org/draft/2019-09/schema", "minContains": 1},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "prefixItems": [True]},
+        {"properties": {"child": {"$ref": "#"}}},
+        {"$defs": {"a": {"$anchor": "x", "type": "string"}}, "items": {"$ref": "#x"}},
+        {
+            "$id": "https://example.com/s",
+            "$defs": {"a": {}},
+            "$ref": "https://example.com/s#/$defs/a",
+        },
+        {"x-own": {"type": "string"}, "items": {"$ref": "#/x-own"}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}},
+        {"properties": {"$ref": {"type": "string"}, "$schema": {"type": "string"}}},
+        {"properties": {"pattern": {"type": "string"}}, "default": {"$ref": "http://x"}},
+        {"enum": [{"$ref": "http://x/"}]},
+        {"title": "ü 😀 \u2028"},
+    ],
+)
+def test_admitted_as_sent(schema: Any) -> None:
+    assert check_json_schema(json.dumps(schema)) == schema
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "nul", "{'a': 1}", '{"a": NaN}', "{} {}", '{"a": 1e999}']
+)
+def test_not_json(text: str) -> None:
+    assert refused(text).reason == "SCHEMA_NOT_JSON"
+
+
+def test_a_duplicate_key_is_refused() -> None:
+    error = refused('{"type": "string", "type": "number"}')
+    assert error.reason == "SCHEMA_NOT_JSON"
+    assert 'duplicate key "type"' in error.message
+
+
+@pytest.mark.parametrize("schema", [1, "x", [], None])
+def test_not_a_schema(schema: Any) -> None:
+    assert refused(json.dumps(schema)).reason == "SCHEMA_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        ({"type": "strin"}, "/type"),
+        ({"properties": {"a/b": {"minLength": -1}}}, "/properties/a~1b/minLength"),
+        ({"required": "a"}, "/required"),
+        ({"required": ["a", "a"]}, "/required"),
+        ({"items": [{}]}, "/items"),
+        ({"allOf": []}, "/allOf"),
+        ({"$schema": "https://example.com/own"}, "/$schema"),
+        ({"$schema": 7}, "/$schema"),
+        ({"$schema": DRAFT7, "additionalItems": 3}, "/additionalItems"),
+        ({"$ref": "#/$defs/none"}, "/$ref"),
+        ({"items": {"$ref": "#nowhere"}}, "/items/$ref"),
+        ({"$ref": "#/x", "x": 3}, "/$ref"),
+        ({"items": {"$ref": "#/x"}, "x": {"type": 3}}, "/items/$ref/type"),
+        ({"items": {"$schema": DRAFT7}}, "/items/$schema"),
+    ],
+)
+def test_invalid_with_a_pointer(schema: Any, pointer: str) -> None:
+    error = refused(schema)
+    assert error.reason == "SCHEMA_INVALID"
+    assert error.metadata["pointer"] == pointer
+    assert pointer in error.message
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "http://169.254.169.254/latest",
+        "https://json-schema.org/draft/2020-12/schema",
+        "file:///etc/passwd",
+        "other.json#/a",
+        "//host/x",
+        "urn:x:y",
+    ],
+)
+@pytest.mark.parametrize("keyword", ["$ref", "$dynamicRef"])
+def test_nothing_outside_the_schema_is_referred_to(keyword: str, reference: str) -> None:
+    error = refused({"properties": {"a": {keyword: reference}}})
+    assert error.reason == "SCHEMA_REMOTE_REF"
+    assert error.metadata["pointer"] == f"/properties/a/{keyword}"
+    assert reference not in error.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"not": {"$ref": "#"}},
+        {"if": {"$ref": "#"}},
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {"a": {"anyOf": [True, {"$ref": "#/$defs/b"}]}, "b": {"$ref": "#/$defs/a"}},
+        },
+        {"dependentSchemas": {"a": {"$ref": "#"}}},
+    ],
+)
+def test_a_schema_that_never_ends_is_refused(schema: Any) -> None:
+    error = refused(schema)
+    assert error.reason == "SCHEMA_INVALID"
+    assert "without end" in error.message
+
+
+def test_size() -> None:
+    text = json.dumps({"title": "é" * 100}, ensure_ascii=False)
+    size = len(text.encode())
+    check_json_schema(text, SchemaLimits(max_bytes=size))
+    error = refused(text, SchemaLimits(max_bytes=size - 1))
+    assert error.reason == "SCHEMA_TOO_LARGE"
+    assert error.metadata == {"limit": str(size - 1), "actual": str(size)}
+
+
+def nested(levels: int) -> str:
+    return '{"not":' * (levels - 1) + "{}" + "}" * (levels - 1)
+
+
+def test_depth() -> None:
+    check_json_schema(nested(64))
+    error = refused(nested(65))
+    assert error.reason == "SCHEMA_TOO_DEEP"
+    assert error.metadata == {"limit": "64", "actual": "65"}
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, '{"a":' * 13_000, "[" * 30_000 + "]" * 30_000])
+def test_depth_is_known_before_anything_recurses(text: str) -> None:
+    assert refused(text).reason == "SCHEMA_TOO_DEEP"
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"pattern": "^(?!a)"}, "look-around"),
+        ({"pattern": r"(a)\1"}, "back-references"),
+        ({"patternProperties": {"(": True}}, "parenthesis"),
+        ({"items": {"pattern": "a" * 1025}}, "1025 characters"),
+        ({"pattern": "(?:(?:a{0,99}){0,99}){0,99}"}, "too large"),
+        ({"items": {"$ref": "#/x"}, "x": {"pattern": "["}}, "bracket"),
+    ],
+)
+def test_patterns_run_in_linear_time_or_are_refused(schema: Any, what: str) -> None:
+    error = refused(schema)
+    assert error.reason == "SCHEMA_PATTERN_UNSUPPORTED"
+    assert what in error.message
+
+
+def test_the_one_combination_that_is_not_supported() -> None:
+    schema = {"patternProperties": {"a": True}, "unevaluatedProperties": False}
+    assert refused(schema).reason == "SCHEMA_UNSUPPORTED"
+
+
+def test_a_hostile_schema_is_checked_in_bounded_time() -> None:
+    """Arrays of unequal types make the library compare each with each."""
+    began = time.monotonic()
+    refused('{"required": [' + ",".join(["{}", "[]", "1"] * 7000) + "]}")
+    refused({f"x{i}": 0 for i in range(100)} | {"type": ["string"] * 6000})
+    assert time.monotonic() - began < 6
+
+
+def test_a_repeated_schema_costs_next_to_nothing() -> None:
+    text = json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(300)}})
+    first = compiled(text)
+    began = time.perf_counter()
+    for _ in range(1000):
+        assert compiled(text) is first
+    assert time.perf_counter() - began < 0.05
+
+
+keys = st.sampled_from(
+    ["type", "$ref", "$id", "$schema", "items", "properties", "allOf", "not", "pattern", "enum",
+     "$defs", "required", "minimum", "$anchor", "$dynamicRef", "patternProperties", "a"]
+)  # fmt: skip
+scalars = st.sampled_from(
+    [
+        "string",
+        "#",
+        "#/$defs/a",
+        "#a",
+        "http://x",
+        "a",
+        "(",
+        DRAFT7,
+        "%",
+        "http://[",
+        1,
+        -1,
+        True,
+        None,
+    ]
+)
+jsons = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(jsons)
+def test_any_json_is_admitted_or_refused(schema: Any) -> None:
+    with contextlib.suppress(GrammarError):
+        validator = compiled(json.dumps(schema))
+        assert validator.document == schema
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=30) | st.text('{}[]",:\\ "$ref#', max_size=40))
+def test_any_text_is_admitted_or_refused(text: str) -> None:
+    with contextlib.suppress(ServiceError):
+        check_json_schema(text)

@@ -1,0 +1,285 @@
+"""API keys, TLS and mTLS, with certificates made for the test by the openssl command."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from service.auth import ApiKeys
+from service.engines.fake import FakeEngine
+from service.errors import Unauthenticated
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.server import VisionServer
+from service.settings import Settings, SettingsError
+from service.tasks.registry import load_registry
+from tests.service.harness import failure, run_request, running
+
+KEY = "correct-horse-battery-staple"
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(f"# callers\n\nshop:{digest('other')}\nphone:{digest(KEY).upper()}\n")
+    return path
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    ("metadata", "caller"),
+    [
+        ({"authorization": f"Bearer {KEY}"}, "phone"),
+        ({"authorization": f"bearer  {KEY} "}, "phone"),
+        ({"x-api-key": KEY}, "phone"),
+        ({"x-api-key": "other"}, "shop"),
+    ],
+)
+def test_known_keys(keys_file: Path, metadata: dict[str, str | bytes], caller: str) -> None:
+    assert ApiKeys.read(keys_file).caller(metadata) == caller
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({}, "API_KEY_MISSING"),
+        ({"authorization": ""}, "API_KEY_MISSING"),
+        ({"authorization": f"Basic {KEY}"}, "API_KEY_MISSING"),
+        ({"authorization": "Bearer "}, "API_KEY_MISSING"),
+        ({"x-api-key": "wrong"}, "API_KEY_INVALID"),
+        ({"x-api-key": digest(KEY)}, "API_KEY_INVALID"),
+        ({"x-api-key": b"\xff"}, "API_KEY_INVALID"),
+    ],
+)
+def test_refused_keys(keys_file: Path, metadata: dict[str, str | bytes], reason: str) -> None:
+    with pytest.raises(Unauthenticated) as refused:
+        ApiKeys.read(keys_file).caller(metadata)
+    assert refused.value.reason == reason
+    assert KEY not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("phone:plain-key", "line 1"),
+        (f"ok:{digest(KEY)}\n:{digest(KEY)}", "line 2"),
+        (f"a:{digest(KEY)}\na:{digest('b')}", "line 2"),
+        ("# nothing\n", "no key"),
+    ],
+)
+def test_files_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=says) as refused:
+        ApiKeys.read(path)
+    assert "plain-key" not in str(refused.value)
+
+
+async def test_every_method_but_health_asks_for_the_key(keys_file: Path) -> None:
+    async with running(api_keys_file=keys_file) as started:
+        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        assert (error.code, error.reason) == (UNAUTHENTICATED, "API_KEY_MISSING")
+        wrong = (("x-api-key", "wrong"),)
+        error = await failure(started.stub.RunTask(run_request(), timeout=5, metadata=wrong))
+        assert (error.code, error.reason) == (UNAUTHENTICATED, "API_KEY_INVALID")
+        right = (("authorization", f"Bearer {KEY}"),)
+        await started.stub.RunTask(run_request(), timeout=5, metadata=right)
+
+        health = health_pb2_grpc.HealthStub(started.channel)
+        status = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert status.status == health_pb2.HealthCheckResponse.SERVING
+
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        stub = reflection_pb2_grpc.ServerReflectionStub(started.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.ServerReflectionInfo(iter([request]), timeout=5).read()
+        assert refused.value.code() is UNAUTHENTICATED
+        answer = await stub.ServerReflectionInfo(iter([request]), timeout=5, metadata=right).read()
+        assert answer.list_services_response.service
+
+
+# TLS
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority for one test."""
+
+    folder: Path
+
+    @property
+    def cert(self) -> Path:
+        return self.folder / "ca.pem"
+
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key for localhost, signed by this authority."""
+        key, request, cert = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
+        openssl(
+            "req",
+            "-newkey",
+            "ec:" + str(self.folder / "curve"),
+            "-nodes",
+            "-keyout",
+            key,
+            "-out",
+            request,
+            "-subj",
+            f"/CN={name}",
+        )
+        openssl(
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-CA",
+            self.cert,
+            "-CAkey",
+            self.folder / "ca.key",
+            "-CAcreateserial",
+            "-days",
+            "1",
+            "-out",
+            cert,
+            "-extfile",
+            self.folder / "names",
+        )
+        return cert, key
+
+
+def openssl(*arguments: object) -> None:
+    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command makes the certificates, and it is not installed")
+    found = Authority(tmp_path)
+    (tmp_path / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+    openssl("ecparam", "-name", "prime256v1", "-out", tmp_path / "curve")
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "ec:" + str(tmp_path / "curve"),
+        "-nodes",
+        "-days",
+        "1",
+        "-keyout",
+        tmp_path / "ca.key",
+        "-out",
+        found.cert,
+        "-subj",
+        "/CN=test authority",
+    )
+    return found
+
+
+@asynccontextmanager
+async def secure(**settings: Any) -> AsyncIterator[VisionServer]:
+    server = VisionServer(Settings(port=0, **settings), FakeEngine(), load_registry(None))
+    try:
+        await server.start()
+        await server.load()
+        yield server
+    finally:
+        await server.stop(0)
+
+
+async def call(
+    server: VisionServer, *, ca: Path, cert: Path | None = None, key: Path | None = None
+) -> str:
+    credentials = grpc.ssl_channel_credentials(
+        ca.read_bytes(),
+        key.read_bytes() if key else None,
+        cert.read_bytes() if cert else None,
+    )
+    async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as channel:
+        response = await VisionServiceStub(channel).RunTask(run_request(), timeout=3)
+        return str(response.result.text)
+
+
+async def unavailable(server: VisionServer, **files: Path) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(server, **files)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_tls(authority: Authority) -> None:
+    cert, key = authority.issue("server")
+    async with secure(tls_cert=cert, tls_key=key) as server:
+        assert await call(server, ca=authority.cert)
+        async with grpc.aio.insecure_channel(f"localhost:{server.port}") as channel:
+            error = await failure(VisionServiceStub(channel).RunTask(run_request(), timeout=3))
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_mtls_needs_a_certificate_of_the_caller(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cert, key = authority.issue("server")
+    own_cert, own_key = authority.issue("caller")
+    async with secure(tls_cert=cert, tls_key=key, tls_client_ca=authority.cert) as server:
+        assert await call(server, ca=authority.cert, cert=own_cert, key=own_key)
+        await unavailable(server, ca=authority.cert)
+
+
+async def test_renewed_certificates_are_used_without_a_restart(authority: Authority) -> None:
+    cert, key = authority.issue("server")
+    async with secure(tls_cert=cert, tls_key=key) as server:
+        assert await call(server, ca=authority.cert)
+        openssl(
+            "req",
+            "-x509",
+            "-key",
+            key,
+            "-days",
+            "1",
+            "-out",
+            cert,
+            "-subj",
+            "/CN=self",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        )
+        os.utime(cert, ns=(1, 1))
+        assert await call(server, ca=cert)
+        await unavailable(server, ca=authority.cert)
+        cert.unlink()  # a renewal that is half done: the last good files stay in use
+        own = authority.folder / "copy.pem"
+        own.write_bytes(grpc_certificate(server))
+        assert await call(server, ca=own)
+
+
+def grpc_certificate(server: VisionServer) -> bytes:
+    """The certificate that the port shows."""
+    import ssl
+
+    return ssl.get_server_certificate(("localhost", server.port)).encode()
+
+
+async def test_certificates_that_are_none(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert.write_text("not a certificate")
+    key.write_text("not a key")
+    with pytest.raises(SettingsError, match="tls_cert"):
+        async with secure(tls_cert=cert, tls_key=key):
+            pass
