@@ -60,11 +60,11 @@ class Optimizer:
         self.adamw.load_state_dict(state["adamw"])
 
 
-def learning_rate(peak: float, step: int, steps: int, hold: float = 0.0) -> float:
-    """Linear warm-up over 100 steps, the peak up to the share `hold` of the run, then cosine."""
-    warm = min(1.0, (step + 1) / 100)
+def learning_rate(peak: float, step: int, steps: int, warm: int, hold: float = 0.3) -> float:
+    """Linear over `warm` steps, the peak up to the share `hold` of the run, then a cosine."""
+    rise = min(1.0, (step + 1) / warm)
     fall = max(0.0, (step / steps - hold) / (1 - hold))
-    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
+    return peak * rise * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, fall))))
 
 
 class MovingAverage:

@@ -62,7 +62,7 @@ def train_vision(trainer: Trainer) -> None:
         with torch.autocast(options.device, torch.bfloat16):
             _, loss, accuracy = trainer.see(batch)
         loss.backward()
-        lr = learning_rate(options.lr, trainer.step, options.vision_steps, hold=0.3)
+        lr = learning_rate(options.lr, trainer.step, options.vision_steps, warm=100)
         trainer.update(lr)
         trainer.average.update(trainer.model)
         trainer.step += 1
@@ -91,10 +91,11 @@ def train_joint(trainer: Trainer) -> None:
     held_out = [
         batch
         for kind in SHAPES
-        for batch in joint_round(1, 1, 1, words, kind, first_seed=HELD_OUT_SEED)
+        for number in (1, 2)
+        for batch in joint_round(number, 1, 1, words, kind, first_seed=HELD_OUT_SEED)
     ]
     for batches in prefetch(make, trainer.step, options.rounds):
-        lr = learning_rate(options.lr, trainer.step, options.rounds, hold=0.3)
+        lr = learning_rate(options.lr, trainer.step, options.rounds, warm=30)
         for batch in batches:
             values = joint_step(trainer, batch, lr)
         trainer.average.update(trainer.model)
@@ -103,7 +104,7 @@ def train_joint(trainer: Trainer) -> None:
             pace = (time.monotonic() - started) / (trainer.step - first)
             log(f"joint {trainer.step}/{options.rounds} {batches[0].kind} {shown(values)}"
                 f" lr {lr:.2e} {pace:.2f} s/round")  # fmt: skip
-        if trainer.step % options.evaluate_every == 0:
+        if trainer.rank == 0 and trainer.step % options.evaluate_every == 0:
             log(f"held out {trainer.step}: {shown(exact_answers(trainer, held_out))}")
         trainer.save_when_due()
     trainer.finish("done")
@@ -118,7 +119,7 @@ def joint_step(trainer: Trainer, batch: JointBatch, lr: float) -> dict[str, Tens
     wanted = batch.sequences.wanted.to(options.device)
     loss = F.cross_entropy(logits, wanted)
     (loss + options.probe_weight * probe_loss).backward()
-    norm = trainer.update(lr * min(1.0, (trainer.step + 1) / 30))
+    norm = trainer.update(lr)
     right = (logits.argmax(-1) == wanted).float().mean()
     return {
         "loss": loss.detach(),

@@ -1,0 +1,68 @@
+"""The bundled model on drawings that it has never seen, through the real server: right answers.
+
+The numbers are those of the model card; `python -m examples.drawings.evaluate` prints all of them.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from examples.drawings.evaluate import score_analyses, score_questions, serving
+from examples.drawings.samples import FOLDER
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.wiring import BUNDLED_MODEL
+
+pytestmark = pytest.mark.slow
+
+
+async def test_analyze_image() -> None:
+    async with serving(BUNDLED_MODEL) as stub:
+        score = await score_analyses(stub, 256)
+    assert score.share("whole object list") >= 0.95, score.table()
+    assert score.share("scene") >= 0.995, score.table()
+    assert score.share("lighting") >= 0.995, score.table()
+
+
+async def test_two_keyframes() -> None:
+    async with serving(BUNDLED_MODEL) as stub:
+        score = await score_analyses(stub, 64, pairs=True)
+    assert score.share("whole object list") >= 0.85, score.table()
+    assert score.share("what moved") >= 0.85, score.table()
+
+
+async def test_inline_tasks() -> None:
+    async with serving(BUNDLED_MODEL) as stub:
+        score = await score_questions(stub, 32)
+    assert sum(score.right.values()) >= 0.9 * sum(score.asked.values()), score.table()
+
+
+@pytest.mark.parametrize(
+    ("fault", "most"),
+    [
+        ("deepstack-dropped", 0.10),
+        ("features-reversed", 0.50),
+        ("features-late", 0.50),
+        ("tokens-shifted", 0.50),
+        ("positions-swapped", 0.50),
+    ],
+)
+async def test_a_broken_engine_is_noticed(fault: str, most: float) -> None:
+    async with serving(BUNDLED_MODEL, fault) as stub:
+        score = await score_analyses(stub, 96)
+    assert score.share("whole object list") <= most, score.table()
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.json")))
+async def test_samples(name: str) -> None:
+    expected = json.loads((FOLDER / f"{name}.json").read_text())
+    files = sorted([*FOLDER.glob(f"{name}.png"), *FOLDER.glob(f"{name}-[0-9].png")])
+    images = [pb.Image(data=file.read_bytes()) for file in files]
+    async with serving(BUNDLED_MODEL) as stub:
+        seen = (await stub.AnalyzeImage(pb.AnalyzeImageRequest(images=images))).analysis
+    assert {name: _plain(getattr(seen, name)) for name in expected} == expected
+
+
+def _plain(value: object) -> object:
+    return value if isinstance(value, str) else list(value)  # type: ignore[call-overload]
