@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 from pathlib import Path
 
 import grpc
@@ -14,15 +15,20 @@ log = logging.getLogger(__name__)
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials:
     """TLS, or mTLS where ``tls_client_ca`` is set. Raises ``SettingsError`` for unusable files."""
-    files = CertificateFiles(settings)
     try:
-        return grpc.dynamic_ssl_server_credentials(
-            files.current,
-            files.renewed,  # type: ignore[arg-type]  # None means unchanged; the stub forgot it
-            require_client_authentication=settings.tls_client_ca is not None,
-        )
+        files = CertificateFiles(settings)
+    except ssl.SSLError as error:
+        raise SettingsError(
+            "tls_cert, tls_key, tls_client_ca: must be PEM files, and tls_key the key of tls_cert, "
+            "without a password"
+        ) from error
     except OSError as error:
         raise SettingsError(f"tls_cert, tls_key, tls_client_ca: {error.strerror}") from error
+    return grpc.dynamic_ssl_server_credentials(
+        files.current,
+        files.renewed,  # type: ignore[arg-type]  # None means unchanged; the stub forgot it
+        require_client_authentication=settings.tls_client_ca is not None,
+    )
 
 
 class CertificateFiles:
@@ -46,12 +52,20 @@ class CertificateFiles:
             self.current = self._read()
             self._stamp = stamp
         except OSError as error:  # in the middle of a renewal: the old ones stay in use
-            log.warning("certificate files cannot be read now: %s", error.strerror)
+            log.warning("certificate files cannot be used now: %s", error.strerror)
             return None
         log.info("certificate files were renewed")
         return self.current
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
+        """The files, if they are what they should be; gRPC itself would only fail to listen.
+
+        Raises ``OSError``, also for a key that is not the certificate's or that needs a password.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._cert, self._key, password=lambda: "")
+        if self._client_ca is not None:
+            context.load_verify_locations(self._client_ca)
         return grpc.ssl_server_certificate_configuration(
             [(self._key.read_bytes(), self._cert.read_bytes())],
             root_certificates=self._client_ca.read_bytes() if self._client_ca else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import ssl
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -263,6 +264,9 @@ async def test_renewed_certificates_are_used_without_a_restart(authority: Author
         os.utime(cert, ns=(1, 1))
         assert await call(server, ca=cert)
         await unavailable(server, ca=authority.cert)
+        shown = cert.read_bytes()
+        cert.write_bytes(authority.issue("other")[0].read_bytes())  # not of this key
+        assert grpc_certificate(server) == shown
         cert.unlink()  # a renewal that is half done: the last good files stay in use
         own = authority.folder / "copy.pem"
         own.write_bytes(grpc_certificate(server))
@@ -271,8 +275,6 @@ async def test_renewed_certificates_are_used_without_a_restart(authority: Author
 
 def grpc_certificate(server: VisionServer) -> bytes:
     """The certificate that the port shows."""
-    import ssl
-
     return ssl.get_server_certificate(("localhost", server.port)).encode()
 
 
@@ -281,5 +283,13 @@ async def test_certificates_that_are_none(tmp_path: Path) -> None:
     cert.write_text("not a certificate")
     key.write_text("not a key")
     with pytest.raises(SettingsError, match="tls_cert"):
+        async with secure(tls_cert=cert, tls_key=key):
+            pass
+
+
+async def test_a_key_that_is_not_of_the_certificate(authority: Authority) -> None:
+    cert, _ = authority.issue("server")
+    _, key = authority.issue("other")
+    with pytest.raises(SettingsError, match="tls_key the key of tls_cert"):
         async with secure(tls_cert=cert, tls_key=key):
             pass
