@@ -10,10 +10,17 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
-from service.errors import ContextTooLong, EngineUnavailable, GrammarError
+from service.errors import (
+    ContextTooLong,
+    EngineUnavailable,
+    GrammarError,
+    InvalidRequest,
+    Overloaded,
+    VisionDisabled,
+)
 from service.types import (
     Capabilities,
     Chunk,
@@ -21,13 +28,16 @@ from service.types import (
     GenerateRequest,
     Grammar,
     GrammarKind,
+    Image,
     Timings,
     Usage,
 )
 
 PIECE = re.compile(r"\s*\S{1,8}|\s+")
 """What counts as a token here: up to eight characters with the blanks before them."""
-IMAGE_TOKENS = 64
+ROOT_RULE = re.compile(r"^\s*root\s*::=", re.MULTILINE)
+PIXELS_PER_TOKEN = 32 * 32
+MAX_IMAGES = 1024
 DEPTH_LIMIT = 64
 SAMPLING_OPTIONS = frozenset(
     {"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"}
@@ -38,8 +48,11 @@ class FakeEngine:
     """Answers every request with a text that is known beforehand.
 
     answer: the text, or a function of the request; None answers a JSON schema with a small instance
-    of it, a choice with its first option and anything else with a fixed sentence.
+    of it, a choice with its first option and anything else with a fixed sentence. Every answer is
+    certain, so options of sampling change nothing but ``max_tokens``.
     token_delay_s, start_delay_s: seconds before each piece of text and for loading.
+    max_active: requests at the same time; more are refused with ``Overloaded``. None: no bound.
+    grammar_kinds, sampling_options: what is declared, and so what is refused before.
     The failures can be set at any time: ``crash_after`` pieces raise a RuntimeError, ``hang_after``
     pieces nothing more comes, ``healthy`` False fails the health check.
     """
@@ -52,12 +65,18 @@ class FakeEngine:
         start_delay_s: float = 0.0,
         context_length: int = 32_768,
         vision: bool = True,
+        max_active: int | None = None,
+        grammar_kinds: Iterable[GrammarKind] = GrammarKind,
+        sampling_options: Iterable[str] = SAMPLING_OPTIONS,
     ) -> None:
         self.answer = answer
         self.token_delay_s = token_delay_s
         self.start_delay_s = start_delay_s
         self.context_length = context_length
         self.vision = vision
+        self.max_active = max_active
+        self.grammar_kinds = frozenset(grammar_kinds)
+        self.sampling_options = frozenset(sampling_options)
         self.crash_after: int | None = None
         self.hang_after: int | None = None
         self.healthy = True
@@ -65,6 +84,8 @@ class FakeEngine:
         self.finished_requests = 0
         self.cancelled_requests = 0
         self._compiled: dict[Grammar, str] = {}
+        self._started = False
+        self._closed = asyncio.Event()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -72,18 +93,21 @@ class FakeEngine:
             model="fake",
             engine="fake",
             vision=self.vision,
-            grammar_kinds=frozenset(GrammarKind),
-            sampling_options=SAMPLING_OPTIONS,
+            grammar_kinds=self.grammar_kinds,
+            sampling_options=self.sampling_options,
             context_length=self.context_length,
-            max_images=1024,
+            max_images=MAX_IMAGES if self.vision else 0,
             details={"device": "none"},
         )
 
     async def start(self) -> None:
-        await asyncio.sleep(self.start_delay_s)
+        if not self._started:
+            await asyncio.sleep(self.start_delay_s)
+            self._started = True
 
     async def prepare(self, grammar: Grammar) -> None:
         """Read the grammar; its answer is kept, as a real engine keeps the compiled grammar."""
+        self._check_ready()
         if grammar not in self._compiled:
             if len(self._compiled) >= 256:
                 self._compiled.clear()
@@ -91,6 +115,7 @@ class FakeEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         started = time.perf_counter()
+        self._check(request)
         pieces = PIECE.findall(await self._text(request))
         usage = self._usage(request, len(pieces))
         self.active_requests += 1
@@ -116,23 +141,41 @@ class FakeEngine:
         )
 
     async def check_health(self) -> None:
+        self._check_ready()
         if not self.healthy:
             raise EngineUnavailable("The engine does not answer.", reason="ENGINE_UNHEALTHY")
 
     async def close(self) -> None:
+        self._closed.set()
         self._compiled.clear()
 
+    def _check_ready(self) -> None:
+        if self._closed.is_set():
+            raise _closed_error()
+        if not self._started:
+            raise EngineUnavailable("The engine is not ready yet.", reason="ENGINE_LOADING")
+
+    def _check(self, request: GenerateRequest) -> None:
+        self._check_ready()
+        if request.images and not self.vision:
+            raise VisionDisabled("The fake engine was made without vision; send text only.")
+        if len(request.images) > MAX_IMAGES:
+            raise InvalidRequest("images", f"at most {MAX_IMAGES} pictures are allowed")
+        if self.max_active is not None and self.active_requests >= self.max_active:
+            raise Overloaded("Too many requests are running; try again later.", retry_after_s=1.0)
+
     async def _text(self, request: GenerateRequest) -> str:
-        if self.answer is None and request.grammar is not None:
+        scripted_text = "This is the fake engine."
+        if request.grammar is not None:
             await self.prepare(request.grammar)
-            return self._compiled[request.grammar]
+            scripted_text = self._compiled[request.grammar]
         if callable(self.answer):
             return self.answer(request)
-        return self.answer if self.answer is not None else "This is the fake engine."
+        return scripted_text if self.answer is None else self.answer
 
     def _usage(self, request: GenerateRequest, pieces: int) -> Usage:
         """Token counts; raises ``ContextTooLong`` as a real engine does."""
-        image_tokens = IMAGE_TOKENS * len(request.images)
+        image_tokens = sum(image_size(image) for image in request.images)
         text_tokens = len(PIECE.findall(request.system)) + len(PIECE.findall(request.user))
         prompt_tokens = image_tokens + text_tokens
         limit = request.sampling.max_tokens
@@ -148,9 +191,23 @@ class FakeEngine:
         if self.crash_after is not None and number >= self.crash_after:
             raise RuntimeError("fake engine: crash in /secret/path at 0x7f0000000000")
         if self.hang_after is not None and number >= self.hang_after:
-            await asyncio.Event().wait()
+            await self._closed.wait()
         if self.token_delay_s:
             await asyncio.sleep(self.token_delay_s)
+        if self._closed.is_set():
+            raise _closed_error()
+
+
+def _closed_error() -> EngineUnavailable:
+    return EngineUnavailable("The engine is closed.", reason="ENGINE_CLOSED")
+
+
+def image_size(image: Image) -> int:
+    """Tokens of a picture: one for every 32 x 32 pixels of its area, kept within its bounds."""
+    area: float = max(image.pixels.size // 3, image.min_pixels or 0)
+    if image.max_pixels is not None:
+        area = min(area, image.max_pixels)
+    return max(1, round(area / PIXELS_PER_TOKEN))
 
 
 def scripted(grammar: Grammar) -> str:
@@ -163,6 +220,8 @@ def scripted(grammar: Grammar) -> str:
             return str(json.loads(grammar.source)[0])
         if grammar.kind is GrammarKind.REGEX:
             re.compile(grammar.source)
+        if grammar.kind is GrammarKind.EBNF and not ROOT_RULE.search(grammar.source):
+            raise ValueError("no root rule")
     except (ValueError, IndexError, re.error) as error:
         raise GrammarError("task.inline.grammar", "the grammar cannot be read") from error
     return "fake"

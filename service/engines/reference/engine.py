@@ -216,7 +216,8 @@ class ReferenceEngine:
         if len(request.images) > options.max_images:
             raise InvalidRequest(
                 "images",
-                f"{len(request.images)} pictures; at most {options.max_images} are allowed",
+                f"has {len(request.images)} pictures, at most {options.max_images} are allowed",
+                reason="TOO_MANY_IMAGES",
             )
         if len(self._live) >= options.max_queue + options.max_batch:
             raise Overloaded("too many requests are waiting; try again later", retry_after_s=1.0)

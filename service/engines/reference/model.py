@@ -94,7 +94,7 @@ class Model:
         prompt, answer = len(packed.token_ids), request.sampling.max_tokens
         if prompt >= self.context_length:
             raise ContextTooLong(
-                "prompt",
+                "task",
                 f"{prompt} tokens leave no room for an answer in a context of "
                 f"{self.context_length}; shorten the text or send fewer or smaller pictures",
             )
@@ -245,13 +245,19 @@ def _device(name: str) -> torch.device:
 def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.device) -> torch.dtype:
     """``auto`` is float32 for a small model on a CPU without AMX, else the checkpoint's own type."""
     if name == "auto":
-        fast = device.type != "cpu" or torch.cpu._is_amx_tile_supported()
+        fast = device.type != "cpu" or _has_amx()
         name = config.dtype if fast or float32_bytes > _FLOAT32_LIMIT else "float32"
     if name == "float16" and device.type == "cpu":
         name = "bfloat16"
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def _has_amx() -> bool:
+    """Whether the processor multiplies bfloat16 in tiles; False where torch cannot tell."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported()) if callable(supported) else False
 
 
 def _threads(config: TextConfig) -> int:

@@ -37,7 +37,7 @@ class ImagePreprocessor:
         try:
             return preprocess(image.pixels, self._config, image.min_pixels, image.max_pixels)
         except ValueError as error:
-            raise ImageError(f"images[{index}]", str(error)) from None
+            raise ImageError(f"images[{index}].data", str(error)) from None
 
 
 class FeatureSource:
