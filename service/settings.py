@@ -5,13 +5,22 @@ Wrong values end the start with one readable error that names the setting.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
+import logging
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+log = logging.getLogger(__name__)
+
+PREFIX = "QWEN3VL_"
+CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
+"""Variables with our prefix that the commands of a caller read."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
 """Room in a message for everything that is not a picture."""
@@ -27,7 +36,7 @@ class SettingsError(ValueError):
 class Settings(BaseSettings):
     """Every setting with its unit, range and default."""
 
-    model_config = SettingsConfigDict(env_prefix="QWEN3VL_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     # Where the server listens.
     host: str = Field(
@@ -176,13 +185,34 @@ class Settings(BaseSettings):
 def load_settings(**values: Any) -> Settings:
     """Settings from the given values, then from the environment, then the defaults.
 
-    Raises ``SettingsError`` with one line for each wrong setting.
+    Raises ``SettingsError`` with one line for each wrong setting. A variable of the environment
+    that looks like a misspelt setting is logged.
     """
+    for name, meant in misspelt(os.environ):
+        log.warning("%s is not a setting and has no effect; did you mean %s?", name, meant)
     try:
         return Settings(**values)
     except ValidationError as error:
         lines = [_line(found["loc"], found["msg"]) for found in error.errors()]
     raise SettingsError("\n".join(lines))
+
+
+def misspelt(environment: Iterable[str]) -> list[tuple[str, str]]:
+    """Variables that are not settings but close to one, and the one that is close.
+
+    Others with the prefix may come from elsewhere: Kubernetes sets ``<SERVICE>_SERVICE_HOST``, …
+    """
+    known = {name.upper() for name in Settings.model_fields}
+    given = {name.upper().removeprefix(PREFIX): name for name in environment if _ours(name)}
+    found = []
+    for short in sorted(given.keys() - known - CLIENT_VARIABLES):
+        close = difflib.get_close_matches(short, sorted(known), n=1, cutoff=0.8)
+        found += [(given[short], PREFIX + meant) for meant in close]
+    return found
+
+
+def _ours(variable: str) -> bool:
+    return variable.upper().startswith(PREFIX)
 
 
 def _line(location: tuple[int | str, ...], message: str) -> str:

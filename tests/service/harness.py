@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import struct
+import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,6 +70,14 @@ async def failure(call: Awaitable[Any]) -> CallError:
     except grpc.aio.AioRpcError as error:
         return read_error(error)
     raise AssertionError(f"the call succeeded: {response}")
+
+
+async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+    """Wait for something that has to happen."""
+    deadline = time.monotonic() + limit_s
+    while not condition():  # what is waited for has no event
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.01)
 
 
 async def stream_failure(call: Any) -> tuple[list[pb.StreamTaskResponse], CallError]:

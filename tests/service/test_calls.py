@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 
 import grpc
@@ -27,6 +26,7 @@ from tests.service.harness import (
     run_request,
     running,
     stream_failure,
+    until,
 )
 
 POINT = '{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"]}'
@@ -34,13 +34,6 @@ POINT = '{"type":"object","properties":{"x":{"type":"integer"}},"required":["x"]
 
 def stream_request(task: pb.Task | None = None) -> pb.StreamTaskRequest:
     return pb.StreamTaskRequest(task=task or inline())
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 # Answers

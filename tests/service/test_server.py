@@ -23,7 +23,7 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import SERVICE, VisionServer, serve
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
-from tests.service.harness import Running, failure, run_request, running, stream_failure
+from tests.service.harness import Running, failure, run_request, running, stream_failure, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -40,13 +40,6 @@ async def health(running: Running, service: str = "") -> int:
 def stream(stub: VisionServiceStub) -> AsyncIterator[pb.StreamTaskResponse]:
     request = pb.StreamTaskRequest.FromString(run_request().SerializeToString())
     return aiter(stub.StreamTask(request, timeout=20))
-
-
-async def until(condition: object, limit_s: float = 5.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 # Loading

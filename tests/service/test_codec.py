@@ -1,0 +1,292 @@
+"""Proto <-> plain values: nothing is lost, nothing is ignored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import codec
+from service.calls import ANALYZE_TASK, Answer, Call, InlineTask, TaskDescription
+from service.errors import InvalidRequest
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.settings import Settings
+from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.types import (
+    Capabilities,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    Sampling,
+    Timings,
+    Usage,
+)
+
+LIMITS = Settings()
+INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(regex="a+")))
+IMAGE = pb.Image(data=b"picture", max_pixels=1_000_000)
+
+# Every field of every request
+
+
+def leaves(message: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Iterator[Any]:
+    """The fields below a message type that hold a value, each as a path of fields."""
+    for field in message.fields:
+        if field.message_type is None:
+            yield (*path, field)
+        else:
+            yield from leaves(field.message_type, (*path, field))
+
+
+def value_of(field: FieldDescriptor) -> Any:
+    """A value that is allowed, and neither a default nor one of the base requests."""
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return "other"
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return b"other"
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        return True
+    return 0.5 if field.type == FieldDescriptor.TYPE_DOUBLE else 7
+
+
+def change(message: Message, path: tuple[FieldDescriptor, ...]) -> None:
+    """Set the field at the end of the path; in a list, that of the first item."""
+    first, *rest = path
+    if rest:
+        inner = getattr(message, first.name)
+        if first.is_repeated:
+            inner = inner[0] if len(inner) else inner.add()
+        inner.SetInParent()
+        change(inner, tuple(rest))
+    elif first.is_repeated:
+        getattr(message, first.name).append(value_of(first))
+    else:
+        setattr(message, first.name, value_of(first))
+
+
+DECODED: list[tuple[Message, Callable[[Any, Settings], Call]]] = [
+    (pb.AnalyzeImageRequest(images=[IMAGE]), codec.decode_analyze),
+    (pb.RunTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
+    (pb.StreamTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
+]
+FIELDS = [
+    pytest.param(base, decode, path, id=".".join([base.DESCRIPTOR.name, *(f.name for f in path)]))
+    for base, decode in DECODED
+    for path in leaves(base.DESCRIPTOR)
+]
+
+
+@pytest.mark.parametrize(("base", "decode", "path"), FIELDS)
+def test_every_field_of_a_request_is_read(
+    base: Message, decode: Callable[[Any, Settings], Call], path: tuple[FieldDescriptor, ...]
+) -> None:
+    changed = type(base)()
+    changed.CopyFrom(base)
+    change(changed, path)
+    assert decode(changed, LIMITS) != decode(base, LIMITS)
+
+
+def test_requests_without_fields_are_known() -> None:
+    """The methods that are not in DECODED. A new method has to be put into one of the two."""
+    decoded = {base.DESCRIPTOR.name for base, _ in DECODED}
+    service = pb.DESCRIPTOR.services_by_name["VisionService"]
+    others = {method.input_type.name for method in service.methods} - decoded
+    assert others == {"ListTasksRequest", "GetModelRequest", "GetTaskRequest"}
+    assert not pb.ListTasksRequest.DESCRIPTOR.fields
+    assert not pb.GetModelRequest.DESCRIPTOR.fields
+    assert [field.name for field in pb.GetTaskRequest.DESCRIPTOR.fields] == ["name"]
+
+
+def test_no_request_holds_an_enum() -> None:
+    """Proto3 keeps unknown enum numbers as they are: one in a request would need a rule here."""
+    service = pb.DESCRIPTOR.services_by_name["VisionService"]
+    found = [
+        path[-1].full_name
+        for method in service.methods
+        for path in leaves(method.input_type)
+        if path[-1].enum_type is not None
+    ]
+    assert found == []
+
+
+def test_a_kind_of_grammar_that_is_not_known() -> None:
+    grammar = pb.Grammar.FromString(b"\x2a\x01x")  # field 5, a kind of a newer API
+    request = pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(user="Hi", grammar=grammar)))
+    with pytest.raises(InvalidRequest) as found:
+        codec.decode_run(request, LIMITS)
+    assert found.value.reason == "UNKNOWN_FIELD"
+    assert found.value.violations[0].field == "task.inline.grammar"
+
+
+# Requests
+
+
+def test_analyze() -> None:
+    request = pb.AnalyzeImageRequest(images=[IMAGE, pb.Image(data=b"2")], accept_empty=True)
+    call = codec.decode_analyze(request, LIMITS)
+    assert (call.task, call.accept_empty, call.sampling) == (ANALYZE_TASK, True, Sampling())
+    first, second = call.images
+    assert (first.field, first.data) == ("images[0].data", b"picture")
+    assert (first.min_pixels, first.max_pixels) == (None, 1_000_000)
+    assert (second.field, second.min_pixels, second.max_pixels) == ("images[1].data", None, None)
+
+
+def test_run_with_a_registered_and_an_inline_task() -> None:
+    named = codec.decode_run(pb.RunTaskRequest(task=pb.Task(name="faces")), LIMITS)
+    assert (named.task, named.images) == ("faces", ())
+    inline = codec.decode_run(
+        pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(system="Be brief.", user="Hi"))), LIMITS
+    )
+    assert inline.task == InlineTask("Be brief.", "Hi", None)
+
+
+sampling = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 2**32 - 1),
+    temperature=st.floats(0, 2),
+    top_p=st.floats(0, 1, exclude_min=True),
+    top_k=st.integers(1, 2**32 - 1),
+    repetition_penalty=st.floats(0, 10, exclude_min=True),
+    seed=st.integers(0, 2**64 - 1),
+)
+
+
+@given(sampling)
+def test_sampling_options_arrive_as_they_were_sent(options: Sampling) -> None:
+    names = pb.SamplingOptions.DESCRIPTOR.fields_by_name
+    message = pb.SamplingOptions(**{name: getattr(options, name) for name in names})
+    sent = pb.SamplingOptions.FromString(message.SerializeToString())
+    assert codec.decode_sampling(sent) == options
+
+
+def test_options_that_are_not_sent_have_the_documented_defaults() -> None:
+    assert codec.decode_sampling(pb.SamplingOptions()) == Sampling()
+    assert codec.decode_sampling(pb.SamplingOptions(seed=0)) == Sampling(seed=0)
+    assert codec.decode_sampling(pb.SamplingOptions(temperature=0)) == Sampling()
+    assert Sampling() == Sampling(1024, 0.0, 1.0, 0, 1.0, None)
+
+
+grammars = st.one_of(
+    st.builds(
+        Grammar,
+        st.sampled_from([GrammarKind.JSON_SCHEMA, GrammarKind.REGEX, GrammarKind.EBNF]),
+        st.text(),
+    ),
+    st.lists(st.text()).map(
+        lambda options: Grammar(GrammarKind.CHOICE, json.dumps(options, ensure_ascii=False))
+    ),
+)
+
+
+@given(grammars)
+def test_grammars_survive_both_ways(grammar: Grammar) -> None:
+    message = codec.encode_grammar(grammar)
+    assert codec.decode_grammar(pb.Grammar.FromString(message.SerializeToString())) == grammar
+
+
+def test_every_kind_of_grammar_has_its_number_and_its_field() -> None:
+    assert set(codec.GRAMMAR_KINDS) == set(GrammarKind)
+    assert len(set(codec.GRAMMAR_KINDS.values())) == len(pb.GrammarKind.keys()) - 1
+    fields = {field.name for field in pb.Grammar.DESCRIPTOR.oneofs_by_name["kind"].fields}
+    assert fields == {kind.value for kind in GrammarKind}
+    for kind, number in codec.GRAMMAR_KINDS.items():
+        assert pb.GrammarKind.Name(number) == f"GRAMMAR_KIND_{kind.name}"
+
+
+# Responses
+
+ANSWER = Answer(
+    text='{"a": 1}',
+    json='{"a": 1}',
+    finish_reason=FinishReason.STOP,
+    usage=Usage(30, 20, 10),
+    timings=Timings(0.1, 0.2, 0.3),
+    model="some-model",
+)
+CAPABILITIES = Capabilities(
+    model="some-model",
+    engine="some-engine",
+    vision=True,
+    grammar_kinds=frozenset(GrammarKind),
+    sampling_options=frozenset({"top_p", "max_tokens"}),
+    context_length=4096,
+    max_images=8,
+    details={"dtype": "float32"},
+)
+ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
+    json.dumps(
+        {
+            name: [f"{name}-1", f"{name}-2"] if field.is_repeated else f"a {name}"
+            for name, field in pb.ImageAnalysis.DESCRIPTOR.fields_by_name.items()
+        }
+    )
+)
+SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}")
+ENCODED: list[Message] = [
+    codec.encode_analysis(ANALYSIS, ANSWER),
+    pb.RunTaskResponse(result=codec.encode_result(ANSWER)),
+    codec.encode_event(ANSWER),
+    pb.GetTaskResponse(task=codec.encode_task(TaskDescription("a", "b", True, SCHEMA))),
+    codec.encode_model(CAPABILITIES, LIMITS),
+]
+
+
+def unset(message: Message, path: str = "") -> Iterator[str]:
+    """The fields that a message leaves empty; of a oneof, one is enough."""
+    for field in message.DESCRIPTOR.fields:
+        chosen = field.containing_oneof
+        if chosen is not None and message.WhichOneof(chosen.name) not in (None, field.name):
+            continue
+        name = f"{path}.{field.name}".lstrip(".")
+        if field not in [found for found, _ in message.ListFields()]:
+            yield name
+        elif field.message_type is not None and not field.is_repeated:
+            yield from unset(getattr(message, field.name), name)
+
+
+@pytest.mark.parametrize("message", ENCODED, ids=lambda message: message.DESCRIPTOR.name)
+def test_every_field_of_a_response_is_filled(message: Message) -> None:
+    assert list(unset(message)) == []
+
+
+def test_results() -> None:
+    result = codec.encode_result(ANSWER)
+    assert (result.text, result.json, result.model) == (ANSWER.text, ANSWER.json, "some-model")
+    assert result.finish_reason == pb.FINISH_REASON_STOP
+    assert result.usage == pb.Usage(prompt_tokens=30, image_tokens=20, output_tokens=10)
+    timings = (
+        result.timings.queue_seconds,
+        result.timings.first_token_seconds,
+        result.timings.total_seconds,
+    )
+    assert timings == (0.1, 0.2, 0.3)
+    assert codec.encode_event("piece") == pb.StreamTaskResponse(delta="piece")
+
+
+def test_an_analysis_keeps_its_fields() -> None:
+    analysis = codec.encode_analysis(ANALYSIS, ANSWER).analysis
+    for field in pb.ImageAnalysis.DESCRIPTOR.fields:
+        value = getattr(ANALYSIS, field.name)
+        assert value
+        assert getattr(analysis, field.name) == (list(value) if field.is_repeated else value)
+
+
+def test_the_limits_are_the_settings() -> None:
+    limits = codec.encode_limits(LIMITS)
+    for field in pb.Limits.DESCRIPTOR.fields:
+        setting = field.name.replace("_seconds", "_s")
+        assert getattr(limits, field.name) == getattr(LIMITS, setting)
+
+
+def test_a_model_tells_what_it_can_do() -> None:
+    message = codec.encode_model(CAPABILITIES, LIMITS).capabilities
+    assert message.vision
+    assert list(message.grammar_kinds) == [1, 2, 3, 4]
+    assert list(message.sampling_options) == ["max_tokens", "top_p"]
+    assert (message.context_length, message.max_images) == (4096, 8)

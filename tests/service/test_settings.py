@@ -1,0 +1,220 @@
+"""Settings: where they come from, what is refused, and that the refusal names the setting."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.settings import MIB, Settings, SettingsError, load_settings, misspelt
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"QWEN3VL_{name.upper()}", raising=False)
+
+
+def refused(**values: Any) -> str:
+    with pytest.raises(SettingsError) as found:
+        load_settings(**values)
+    return str(found.value)
+
+
+def from_flags(*flags: str) -> Settings:
+    """As `qwen3vl serve` reads its arguments."""
+    return load_settings(
+        _cli_parse_args=list(flags), _cli_kebab_case=True, _cli_implicit_flags=True
+    )
+
+
+# Where they come from
+
+
+def test_the_defaults_hold_together() -> None:
+    settings = load_settings()
+    assert settings.loopback
+    assert not settings.tls
+    assert not settings.authenticated
+    assert settings.address == "127.0.0.1:50051"
+    assert settings.max_message_bytes == 64 * MIB
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3VL_PORT", "1234")
+    monkeypatch.setenv("qwen3vl_max_queue", "7")
+    monkeypatch.setenv("QWEN3VL_REFLECTION", "false")
+    monkeypatch.setenv("QWEN3VL_DRAIN_GRACE_S", "2.5")
+    settings = load_settings()
+    assert (settings.port, settings.max_queue) == (1234, 7)
+    assert (settings.reflection, settings.drain_grace_s) == (False, 2.5)
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3VL_PORT", "1234")
+    monkeypatch.setenv("QWEN3VL_MAX_QUEUE", "7")
+    settings = from_flags("--port", "4321", "--max-batch=3", "--no-reflection")
+    assert (settings.port, settings.max_queue, settings.max_batch) == (4321, 7, 3)
+    assert not settings.reflection
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QWEN3VL_PORT", "many")
+    assert refused().startswith("port: ")
+
+
+def test_a_misspelt_variable_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QWEN3VL_API_KEY_FILE", "/keys")
+    load_settings()
+    assert caplog.record_tuples == [
+        (
+            "service.settings",
+            logging.WARNING,
+            "QWEN3VL_API_KEY_FILE is not a setting and has no effect; "
+            "did you mean QWEN3VL_API_KEYS_FILE?",
+        )
+    ]
+
+
+def test_variables_of_others_are_left_alone() -> None:
+    ours = ["QWEN3VL_PORT", "QWEN3VL_API_KEY", "QWEN3VL_SERVER", "QWEN3VL_CA"]
+    cluster = ["QWEN3VL_SERVICE_HOST", "QWEN3VL_PORT_50051_TCP_ADDR", "HOME", "MAX_BATCHES"]
+    assert misspelt([*ours, *cluster]) == []
+    assert misspelt(["qwen3vl_max_batchs"]) == [("qwen3vl_max_batchs", "QWEN3VL_MAX_BATCH")]
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().port = 1
+
+
+def test_every_setting_says_what_it_is() -> None:
+    silent = [name for name, field in Settings.model_fields.items() if not field.description]
+    assert silent == []
+
+
+# Ranges
+
+OUTSIDE = [
+    ("port", -1),
+    ("port", 65_536),
+    ("engine", "fast"),
+    ("model", ""),
+    ("dtype", "int8"),
+    ("device", "gpu"),
+    ("threads", 0),
+    ("max_batch", 0),
+    ("max_batch", 1025),
+    ("context_length", 15),
+    ("max_images", 0),
+    ("max_image_bytes", 0),
+    ("max_image_pixels", 0),
+    ("max_message_bytes", 2**31),
+    ("max_text_bytes", 0),
+    ("max_schema_bytes", 0),
+    ("max_schema_depth", 0),
+    ("max_regex_length", 0),
+    ("compile_timeout_s", 0),
+    ("max_concurrent", 0),
+    ("max_queue", -1),
+    ("inference_timeout_s", 0),
+    ("inference_timeout_s", float("nan")),
+    ("inference_timeout_s", float("inf")),
+    ("health_interval_s", -1),
+    ("drain_grace_s", -1),
+    ("drain_grace_s", 86_401),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), OUTSIDE, ids=lambda value: str(value))
+def test_out_of_range(name: str, value: object) -> None:
+    text = refused(**{name: value})
+    assert text.startswith(f"{name}: ")
+    assert "\n" not in text
+
+
+def test_every_number_has_a_range_that_is_tested() -> None:
+    numbers = {
+        name
+        for name, field in Settings.model_fields.items()
+        if any(kind in str(field.annotation) for kind in ("int", "float"))
+    }
+    assert numbers <= {name for name, _ in OUTSIDE}
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    lines = refused(port=-1, max_batch=0, engine="fast").splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["port", "engine", "max_batch"]
+
+
+def test_a_setting_that_is_none() -> None:
+    assert refused(max_batchs=3).startswith("max_batchs: ")
+
+
+def test_an_unlimited_queue_of_nothing_is_allowed() -> None:
+    assert load_settings(max_queue=0, drain_grace_s=0, port=0).max_queue == 0
+
+
+# Combinations
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_text("")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tls_cert"}, "tls_key: tls_cert and tls_key belong together"),
+        ({"tls_key"}, "tls_cert: tls_cert and tls_key belong together"),
+        ({"tls_client_ca"}, "tls_client_ca: needs tls_cert and tls_key"),
+    ],
+)
+def test_halves_of_tls(file: Path, given: set[str], says: str) -> None:
+    assert refused(**dict.fromkeys(given, file)).startswith(says)
+
+
+@pytest.mark.parametrize("name", ["tls_client_ca", "api_keys_file", "tasks_dir"])
+def test_paths_that_are_not_there(tmp_path: Path, file: Path, name: str) -> None:
+    values = {"tls_cert": file, "tls_key": file, name: tmp_path / "nothing"}
+    assert refused(**values).startswith(f"{name}: there is no f")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
+def test_beyond_loopback_needs_tls_and_keys(file: Path, host: str) -> None:
+    tls = {"tls_cert": file, "tls_key": file}
+    for values in ({}, tls, {"api_keys_file": file}):
+        text = refused(host=host, **values)
+        assert text.startswith(f"host: {host} can be reached from other machines")
+        assert "insecure=true" in text
+    assert load_settings(host=host, **tls, api_keys_file=file).authenticated
+    assert load_settings(host=host, **tls, tls_client_ca=file).authenticated
+    assert load_settings(host=host, insecure=True).host == host
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("localhost", "localhost:50051"),
+        ("127.0.0.53", "127.0.0.53:50051"),
+        ("::1", "[::1]:50051"),
+        ("[::1]", "[::1]:50051"),
+    ],
+)
+def test_loopback_in_its_forms(host: str, address: str) -> None:
+    settings = load_settings(host=host)
+    assert settings.loopback
+    assert settings.address == address
+
+
+def test_a_message_has_room_for_the_largest_picture() -> None:
+    text = refused(max_image_bytes=10 * MIB, max_message_bytes=10 * MIB)
+    assert text.startswith("max_message_bytes: must be at least max_image_bytes plus")
+    assert load_settings(max_image_bytes=10 * MIB, max_message_bytes=11 * MIB).max_images == 64
