@@ -42,11 +42,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
     parser.add_argument("--compile", action="store_true", help="compile the repeated blocks")
-    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
-    parser.add_argument("--vision-steps", type=int, default=2000)
-    parser.add_argument("--vision-batch", type=int, default=64)
+    parser.add_argument(
+        "--lr", type=float, default=2e-3, help="peak learning rate of vision; joint: 3/4 of it"
+    )
+    parser.add_argument("--vision-steps", type=int, default=1400)
+    parser.add_argument("--vision-batch", type=int, default=32, help="of each process")
     parser.add_argument("--vision-rate", type=float, default=0.3, help="its share of lr, joint")
-    parser.add_argument("--rounds", type=int, default=2000, help="joint rounds of 4 batches")
+    parser.add_argument("--rounds", type=int, default=700, help="joint rounds of 4 batches")
     parser.add_argument("--probe-weight", type=float, default=0.1, help="of their loss, joint")
     parser.add_argument("--evaluate-every", type=int, default=150, help="rounds")
     return parser.parse_args()
@@ -95,7 +97,7 @@ def train_joint(trainer: Trainer) -> None:
         for batch in joint_round(number, 1, 1, words, kind, first_seed=HELD_OUT_SEED)
     ]
     for batches in prefetch(make, trainer.step, options.rounds):
-        lr = learning_rate(options.lr, trainer.step, options.rounds, warm=30)
+        lr = learning_rate(0.75 * options.lr, trainer.step, options.rounds, warm=30)
         for batch in batches:
             values = joint_step(trainer, batch, lr)
         trainer.average.update(trainer.model)
