@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 from service.cli.app import app
 
 
 def main() -> None:
+    # gRPC's own log tells what our errors tell, in the words of its source files.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     app(prog_name="qwen3vl")
 
 

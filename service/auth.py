@@ -29,7 +29,13 @@ class ApiKeys:
     def read(cls, path: Path) -> ApiKeys:
         """Read a file of keys. Raises ``SettingsError`` that names the line which is wrong."""
         digests: dict[str, str] = {}
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise SettingsError(
+                f"api_keys_file: {path} cannot be read as UTF-8 text by this user"
+            ) from None
+        for number, line in enumerate(lines, start=1):
             text = line.strip()
             if not text or text.startswith("#"):
                 continue

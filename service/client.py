@@ -77,22 +77,6 @@ def read_error(error: grpc.RpcError) -> CallError:
     )
 
 
-def explain(error: grpc.RpcError, server: str) -> str:
-    """The error for a person at a terminal: what is wrong, which field, what to do."""
-    found = read_error(error)
-    if found.code is grpc.StatusCode.UNAVAILABLE and not found.reason:
-        return f"No server answers at {server}. Start one with `qwen3vl serve`, or name another."
-    name = f"{found.code.name} ({found.reason})" if found.reason else found.code.name
-    lines = [f"{name}: {found.message}"]
-    if len(found.fields) > 1:
-        lines += [f"  {path}: {text}" for path, text in found.fields.items()]
-    if found.retry_after_s is not None:
-        lines.append(f"  Try again in {found.retry_after_s:.1f} s.")
-    if found.request_id:
-        lines.append(f"  Request id: {found.request_id}")
-    return "\n".join(lines)
-
-
 def _status(data: Any) -> status_pb2.Status:
     try:
         return status_pb2.Status.FromString(data)

@@ -1,7 +1,8 @@
-"""Commands and their options; what they do stands in ``calls`` (client) and ``serving``."""
+"""Commands and their options; what they do stands in ``calls``, ``serving`` and ``check``."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -17,10 +18,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+DEFAULT_SERVER = "localhost:50051"
+
+
+def _address(text: str) -> str:
+    """gRPC would call port 443 where none is given, and take a URL for the name of a host."""
+    if re.match(r"https?://", text) or not re.search(r":\d+$|^unix:.", text):
+        raise typer.BadParameter(f"{text!r} is not HOST:PORT, for example {DEFAULT_SERVER}")
+    return text
+
+
 Server = Annotated[
     str,
     typer.Option(
-        envvar="QWEN3VL_SERVER", metavar="HOST:PORT", help="Server to call.", show_default=True
+        envvar="QWEN3VL_SERVER",
+        metavar="HOST:PORT",
+        help="Server to call.",
+        show_default=True,
+        callback=_address,
     ),
 ]
 Key = Annotated[
@@ -48,8 +63,6 @@ TopK = Annotated[int | None, typer.Option(help="At least 1.")]
 Penalty = Annotated[float | None, typer.Option(help="Above 0, at most 10; 1 is off.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens in the answer; default 1024.")]
-
-DEFAULT_SERVER = "localhost:50051"
 
 
 @app.callback(invoke_without_command=True)
@@ -85,10 +98,11 @@ def serve(context: typer.Context) -> None:
     add_help_option=False,
 )
 def check(context: typer.Context) -> None:
-    """Check settings, model and engine with one warm-up; takes the settings of `serve`."""
-    from service.cli.serving import check_command
+    """Check settings, tasks, port, model and one warm-up; takes the settings of `serve`."""
+    from service.cli.check import check_command
+    from service.cli.serving import progress
 
-    raise typer.Exit(check_command(context.args))
+    raise typer.Exit(check_command(context.args, progress))
 
 
 @app.command()

@@ -15,7 +15,8 @@ import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from service.client import explain, open_channel
+from service.cli.explain import explain
+from service.client import open_channel
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
@@ -62,10 +63,16 @@ def sampling(
         "seed": seed,
         "max_tokens": max_tokens,
     }
-    try:
-        return pb.SamplingOptions(**{k: v for k, v in given.items() if v is not None})
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    options = pb.SamplingOptions()
+    for name, value in given.items():
+        if value is None:
+            continue
+        try:
+            setattr(options, name, value)
+        except ValueError:  # does not fit the type in the request; the server checks the rest
+            flag = "--" + name.replace("_", "-")
+            raise typer.BadParameter(f"{value} is not possible for {flag}") from None
+    return options
 
 
 def task(
@@ -79,9 +86,9 @@ def task(
 ) -> pb.Task:
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
-        "json_schema": schema and schema.read_text(),
+        "json_schema": schema and _text(schema, "--schema"),
         "regex": regex,
-        "ebnf": ebnf and ebnf.read_text(),
+        "ebnf": ebnf and _text(ebnf, "--ebnf"),
         "choice": pb.Choice(options=choice) if choice else None,
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
@@ -113,16 +120,11 @@ def analyze(
         response = stub.AnalyzeImage(request, timeout=target.timeout_s)
         if as_json:
             return _print_json(response)
-        fields = MessageToDict(
-            response.analysis,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-        )
-        for name, value in fields.items():
+        for name, value in _as_dict(response.analysis).items():
             typer.echo(f"{name + ':':<13}{value if isinstance(value, str) else _items(value)}")
         _print_footer(response)
 
-    return _calling(target, call)
+    return _calling(target, call, images)
 
 
 def run(
@@ -145,7 +147,7 @@ def run(
         typer.echo(_pretty(response.result))
         _print_footer(response.result)
 
-    return _calling(target, call)
+    return _calling(target, call, images)
 
 
 def tasks(target: Target, as_json: bool) -> int:
@@ -173,19 +175,21 @@ def health(target: Target) -> int:
                 health_pb2.HealthCheckRequest(), timeout=target.timeout_s
             )
         except grpc.RpcError as error:
-            typer.echo(explain(error, target.server), err=True)
+            typer.echo(explain(error, target.server, target.timeout_s), err=True)
             return FAILED
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
     typer.echo(name)
     return 0 if response.status == health_pb2.HealthCheckResponse.SERVING else FAILED
 
 
-def _calling(target: Target, call: Callable[[VisionServiceStub], None]) -> int:
+def _calling(
+    target: Target, call: Callable[[VisionServiceStub], None], images: Sequence[Path] = ()
+) -> int:
     with target.channel() as channel:
         try:
             call(VisionServiceStub(channel))
         except grpc.RpcError as error:
-            typer.echo(explain(error, target.server), err=True)
+            typer.echo(explain(error, target.server, target.timeout_s, images), err=True)
             return FAILED
     return 0
 
@@ -199,15 +203,29 @@ def _stream(
     as_json: bool,
 ) -> None:
     request = pb.StreamTaskRequest(task=work, images=_read(images), sampling=options)
-    for event in stub.StreamTask(request, timeout=target.timeout_s):
-        if as_json:
-            typer.echo(json.dumps(_as_dict(event), ensure_ascii=False))
-        elif event.WhichOneof("event") == "delta":
-            sys.stdout.write(event.delta)
-            sys.stdout.flush()
-        else:
+    open_line = False
+    try:
+        for event in stub.StreamTask(request, timeout=target.timeout_s):
+            if as_json:
+                typer.echo(json.dumps(_as_dict(event), ensure_ascii=False))
+            elif event.WhichOneof("event") == "delta":
+                sys.stdout.write(event.delta)
+                sys.stdout.flush()
+                open_line = True
+            else:
+                typer.echo()
+                open_line = False
+                _print_footer(event.result)
+    finally:
+        if open_line:
             typer.echo()
-            _print_footer(event.result)
+
+
+def _text(path: Path, flag: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise typer.BadParameter(f"{path} cannot be read as UTF-8 text ({flag})") from None
 
 
 def _read(images: Sequence[Path]) -> list[pb.Image]:
@@ -244,6 +262,12 @@ def _print_json(message: Message) -> None:
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
-    return MessageToDict(
+    """Every field in the order of the proto; empty ones too, which MessageToDict puts last."""
+    values = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if isinstance(value, Message) and field.name in values:
+            values[field.name] = _as_dict(value)
+    return {f.name: values[f.name] for f in message.DESCRIPTOR.fields if f.name in values}

@@ -1,4 +1,4 @@
-"""The commands that run a model: serve, check, and the server behind ``--local``."""
+"""Serve, and the server behind ``--local``."""
 
 from __future__ import annotations
 
@@ -6,45 +6,36 @@ import asyncio
 import contextlib
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import typer
-from pydantic import ValidationError
 
 from service import logs
+from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.server import VisionServer, serve
-from service.settings import Settings, SettingsError, load_settings
-from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
+from service.settings import SettingsError, load_settings
 from service.wiring import build_engine, build_registry
 
 FAILED, USAGE = 1, 2
+PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file")
+"""Settings that a server without callers from outside does not need."""
 
 
 def serve_command(arguments: Sequence[str]) -> int:
     """Run a server until SIGTERM or Ctrl-C. Returns the exit code."""
-    settings = _settings("serve", arguments)
+    settings = read_settings("serve", arguments)
     if settings is None:
         return USAGE
     logs.configure()
     try:
         registry = build_registry(settings)
-        engine = build_engine(settings, _progress)
+        engine = build_engine(settings, progress)
         asyncio.run(serve(settings, engine, registry, on_ready=_announce))
     except (SettingsError, ServiceError, ValueError) as error:
         typer.echo(f"qwen3vl serve: {_text(error)}", err=True)
         return FAILED
     return 0
-
-
-def check_command(arguments: Sequence[str]) -> int:
-    """Try settings, tasks, model and one warm-up; say what is wrong and how to mend it."""
-    settings = _settings("check", arguments)
-    if settings is None:
-        return USAGE
-    typer.echo("settings   ok")
-    return asyncio.run(_check(settings))
 
 
 @contextlib.contextmanager
@@ -54,8 +45,8 @@ def local_server() -> Iterator[str]:
     Yields its address. Ends the command with a readable error when it cannot start.
     """
     try:
-        settings = load_settings(host="127.0.0.1", port=0)
-        server = VisionServer(settings, build_engine(settings, _progress), build_registry(settings))
+        settings = load_settings(host="127.0.0.1", port=0, **dict.fromkeys(PUBLIC))
+        server = VisionServer(settings, build_engine(settings, progress), build_registry(settings))
     except (SettingsError, ServiceError, ValueError) as error:
         typer.echo(_text(error), err=True)
         raise typer.Exit(FAILED) from None
@@ -81,71 +72,8 @@ def local_server() -> Iterator[str]:
         loop.close()
 
 
-def _settings(command: str, arguments: Sequence[str]) -> Settings | None:
-    """Settings from flags and environment; None after a readable message about what is wrong."""
-    try:
-        return load_settings(
-            _cli_parse_args=list(arguments),
-            _cli_prog_name=f"qwen3vl {command}",
-            _cli_kebab_case=True,
-            _cli_implicit_flags=True,
-            _cli_hide_none_type=True,
-        )
-    except (SettingsError, ValidationError) as error:
-        typer.echo(f"qwen3vl {command}: {error}", err=True)
-        return None
-
-
-async def _check(settings: Settings) -> int:
-    stage = "tasks"
-    engine = None
-    try:
-        registry = build_registry(settings)
-        typer.echo(f"tasks      ok: {', '.join(sorted(task.name for task in registry.list()))}")
-        stage = "model"
-        engine = build_engine(settings, _progress)
-        started = time.monotonic()
-        await engine.start()
-        found = engine.capabilities
-        details = ", ".join(f"{key} {value}" for key, value in sorted(found.details.items()))
-        typer.echo(
-            f"model      ok: {found.model} on the {found.engine} engine, context"
-            f" {found.context_length} tokens, loaded in {time.monotonic() - started:.1f} s"
-        )
-        typer.echo(f"           {details}")
-        stage = "warm-up"
-        started = time.monotonic()
-        last = await _warm_up(engine.generate(_WARM_UP))
-        typer.echo(
-            f"warm-up    ok: {last.usage.output_tokens} constrained tokens"
-            f" in {time.monotonic() - started:.2f} s"
-        )
-    except (ServiceError, ValueError) as error:
-        typer.echo(f"{stage:<10} FAILED: {_text(error)}", err=True)
-        return FAILED
-    finally:
-        if engine is not None:
-            await engine.close()
-    typer.echo(f"All is well. Start it with: qwen3vl serve --port {settings.port}")
-    return 0
-
-
-_WARM_UP = GenerateRequest(
-    "check",
-    "Say yes or no.",
-    grammar=Grammar(GrammarKind.CHOICE, '["yes", "no"]'),
-    sampling=Sampling(max_tokens=8),
-)
-
-
-async def _warm_up(chunks: AsyncIterator[Chunk]) -> Chunk:
-    last = Chunk("")
-    async for chunk in chunks:
-        last = chunk
-    return last
-
-
-def _progress(message: str) -> None:
+def progress(message: str) -> None:
+    """Tell what is being loaded; on stderr, so that stdout holds answers alone."""
     print(f"… {message}", file=sys.stderr, flush=True)
 
 
@@ -154,4 +82,6 @@ def _announce(server: VisionServer) -> None:
 
 
 def _text(error: Exception) -> str:
-    return error.message if isinstance(error, ServiceError) else str(error)
+    if isinstance(error, ServiceError):
+        return error.message
+    return "\n".join(with_flag(line) for line in str(error).splitlines())

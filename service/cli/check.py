@@ -1,0 +1,108 @@
+"""``qwen3vl check``: does what ``serve`` does, step by step, and says which step fails and why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import typer
+
+from service.cli.arguments import read_settings, with_flag
+from service.errors import ServiceError
+from service.server import VisionServer
+from service.settings import Settings
+from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
+from service.wiring import build_engine, build_registry
+
+FAILED, USAGE = 1, 2
+
+MEND = {
+    "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
+    "port": "",
+    "model": (
+        "--model (QWEN3VL_MODEL) is {model}: give 'bundled', a checkpoint folder, or a hub name."
+    ),
+    "warm-up": "The model was loaded but does not generate. Try --dtype float32 --device cpu.",
+}
+"""Stage -> what to do when it fails."""
+
+
+def check_command(arguments: Sequence[str], progress: Callable[[str], None]) -> int:
+    """Try settings, tasks, port, model and one warm-up. Returns the exit code."""
+    settings = read_settings("check", arguments)
+    if settings is None:
+        return USAGE
+    logging.getLogger().addHandler(logging.NullHandler())  # the failed step says it all
+    _passed("settings", "valid")
+    return asyncio.run(_check(settings, progress))
+
+
+async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
+    stage, server = "tasks", None
+    try:
+        registry = build_registry(settings)
+        _passed(stage, ", ".join(task.name for task in registry.list()))
+        stage = "port"
+        engine = build_engine(settings, progress)
+        server = VisionServer(settings, engine, registry)
+        await server.start()
+        _passed(stage, f"{settings.address} is free, {_security(settings)}")
+        stage = "model"
+        started = time.monotonic()
+        await engine.start()
+        found = engine.capabilities
+        _passed(
+            stage,
+            f"{found.model} on the {found.engine} engine, context {found.context_length} tokens,"
+            f" loaded in {time.monotonic() - started:.1f} s",
+        )
+        for key, value in sorted(found.details.items()):
+            typer.echo(f"{'':<14}{key} {value}")
+        stage = "warm-up"
+        started = time.monotonic()
+        last = await _last(engine.generate(_WARM_UP))
+        _passed(
+            stage,
+            f"{last.usage.output_tokens} constrained tokens in {time.monotonic() - started:.2f} s",
+        )
+    except (ServiceError, ValueError, OSError) as error:
+        text = error.message if isinstance(error, ServiceError) else str(error)
+        first, *more = text.splitlines()
+        typer.echo(f"{stage:<10}FAILED: {with_flag(first)}", err=True)
+        for line in [*more, MEND[stage].format(model=settings.model)]:
+            if line:
+                typer.echo(f"{'':<10}{line}", err=True)
+        return FAILED
+    finally:
+        if server is not None:
+            await server.stop(0)
+    typer.echo("All is well. Start it with the same settings: qwen3vl serve")
+    return 0
+
+
+_WARM_UP = GenerateRequest(
+    "check",
+    "Say yes or no.",
+    grammar=Grammar(GrammarKind.CHOICE, '["yes", "no"]'),
+    sampling=Sampling(max_tokens=8),
+)
+
+
+async def _last(chunks: AsyncIterator[Chunk]) -> Chunk:
+    last = Chunk("")
+    async for chunk in chunks:
+        last = chunk
+    return last
+
+
+def _passed(stage: str, text: str) -> None:
+    typer.echo(f"{stage:<10}ok  {text}")
+
+
+def _security(settings: Settings) -> str:
+    transport = "TLS" if settings.tls else "no TLS"
+    callers = "callers need a key or a certificate" if settings.authenticated else "no API keys"
+    reach = "this machine only" if settings.loopback else "reachable from other machines"
+    return f"{transport}, {callers}, {reach}"

@@ -1,0 +1,107 @@
+"""Errors of calls in the words of someone at a terminal: what is wrong, where, what to do next."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from service.client import read_error
+
+FLAGS = {
+    "task.inline.grammar.json_schema": "--schema",
+    "task.inline.grammar.regex": "--regex",
+    "task.inline.grammar.ebnf": "--ebnf",
+    "task.inline.grammar.choice.options": "--choice",
+    "task.inline.grammar.choice": "--choice",
+    "task.inline.system": "--system",
+    "task.inline.user": "--prompt",
+    "task.name": "--task",
+}
+"""Path of a field in the request -> the option that fills it."""
+
+CONNECTION = (  # part of gRPC's text -> what it means
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "{server} shows a certificate that --ca did not sign. Give the certificate of its CA.",
+    ),
+    (
+        "Hostname Verification",
+        "The certificate of the server is not for the name in {server}. Call it by its own name.",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "{server} does not speak TLS. Leave --ca (QWEN3VL_CA) away.",
+    ),
+    (
+        "security handshaker",
+        "--ca does not hold a certificate in PEM that can be used.",
+    ),
+    (
+        "Socket closed",
+        "{server} closes the connection; if it speaks TLS, name its CA with --ca.",
+    ),
+    (
+        "Misformatted domain name",
+        "{server} is not an address; write HOST:PORT, for example localhost:50051.",
+    ),
+    (
+        "Domain name not found",
+        "There is no host of the name in {server}.",
+    ),
+)
+
+
+def explain(
+    error: grpc.RpcError, server: str, timeout_s: float, images: Sequence[Path] = ()
+) -> str:
+    """One readable text, of one line or a few.
+
+    server: HOST:PORT that was called. timeout_s: deadline of the call. images: the files that
+    became ``images`` of the request, to name the one that is wrong.
+    """
+    found = read_error(error)
+    if not found.reason:
+        return _without_reason(found.code, found.message, server, timeout_s)
+    lines = [f"{found.code.name} ({found.reason}): {_in_options(found.message, images)}"]
+    if len(found.fields) > 1:
+        lines += [f"  {_in_options(path, images)}: {text}" for path, text in found.fields.items()]
+    if found.reason.startswith("API_KEY_"):
+        lines.append("  Give the key with --api-key, or in QWEN3VL_API_KEY.")
+    if found.retry_after_s is not None:
+        lines.append(f"  Try again in {found.retry_after_s:.1f} s.")
+    if found.request_id:
+        lines.append(f"  Request id: {found.request_id}")
+    return "\n".join(lines)
+
+
+def _without_reason(code: grpc.StatusCode, message: str, server: str, timeout_s: float) -> str:
+    """The error did not come from our server: there is none, or something stands in between."""
+    if code is grpc.StatusCode.UNAVAILABLE:
+        for part, meaning in CONNECTION:
+            if part in message:
+                return meaning.format(server=server)
+        return (
+            f"No server answers at {server}. Start one with `qwen3vl serve`, name another with "
+            "--server, or leave the server out with --local."
+        )
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{server} did not answer within {timeout_s:g} s. Give it longer with --timeout."
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"What answers at {server} is not a qwen3vl server, or an older one: {message}"
+    return f"{code.name}: {message}"
+
+
+def _in_options(text: str, images: Sequence[Path]) -> str:
+    """The text with fields of the request replaced by the options and files they came from."""
+
+    def file(found: re.Match[str]) -> str:
+        index = int(found[1])
+        return str(images[index]) if index < len(images) else found[0]
+
+    text = re.sub(r"\bimages\[(\d+)\](?:\.data)?", file, text)
+    for path, flag in FLAGS.items():
+        text = text.replace(path, flag)
+    return re.sub(r"\bsampling\.([a-z_]+)", lambda found: "--" + found[1].replace("_", "-"), text)
