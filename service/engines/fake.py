@@ -252,7 +252,9 @@ def instance(schema: Any, root: Any, name: str = "text", depth: int = 0) -> Any:
         return {key: instance(properties.get(key, True), root, key, depth + 1) for key in required}
     if kind == "array":
         least = max(schema.get("minItems", 1), min(1, schema.get("maxItems", 1)))
-        return [instance(schema.get("items", True), root, name, depth + 1) for _ in range(least)]
+        prefix = schema.get("prefixItems", [])[:least]
+        items = [*prefix, *[schema.get("items", True)] * (least - len(prefix))]
+        return [instance(item, root, name, depth + 1) for item in items]
     return scalar(kind, schema, name)
 
 

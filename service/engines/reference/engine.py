@@ -22,10 +22,9 @@ from service.types import Capabilities, Chunk, GenerateRequest, Grammar, Grammar
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from xgrammar import CompiledGrammar
 
     from lmdeploy_ext.packing import PackedRequest
-    from service.engines.reference.grammar import GrammarCache
+    from service.engines.reference.grammar import CompiledGrammar, GrammarCache
     from service.engines.reference.model import Model
     from service.engines.reference.sequence import Event, Sequence
     from service.engines.reference.worker import Worker
@@ -84,6 +83,11 @@ class ReferenceEngine:
     def active_requests(self) -> int:
         """Requests that hold anything: a place in a queue, a slot, memory."""
         return len(self._live)
+
+    @property
+    def reserved_rows(self) -> int:
+        """Rows of the key-value memory that requests hold."""
+        return 0 if self._model is None else self._model.cache.runs.used
 
     @property
     def capabilities(self) -> Capabilities:

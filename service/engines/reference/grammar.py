@@ -18,6 +18,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from service.errors import EngineUnavailable, GrammarError, InternalError
@@ -31,6 +32,20 @@ logger = logging.getLogger(__name__)
 
 SEPARATORS = (", ", ": ")
 _MESSAGE_LIMIT = 300
+_FIRST_PRINTABLE = 0x20
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGrammar:
+    """xgrammar's automaton, and whether its texts are JSON."""
+
+    automaton: xgrammar.CompiledGrammar
+    is_json: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that it takes."""
+        return int(self.automaton.memory_size_bytes)
 
 
 class GrammarCompiler:
@@ -61,12 +76,19 @@ class GrammarCompiler:
         self.permitted = _bits(
             index for index, piece in enumerate(table) if piece or index in stops
         )
+        # xgrammar lets control characters into strings of bounded length. JSON has none anywhere
+        # that is not escaped: the separators hold no line break either.
+        self.permitted_json = _bits(
+            index
+            for index, piece in enumerate(table)
+            if index in stops or (piece and min(piece) >= _FIRST_PRINTABLE)
+        )
         self.only_stop = _bits(stops)
 
-    def compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+    def compile(self, grammar: Grammar) -> CompiledGrammar:
         """Raises GrammarError with the cause when the grammar cannot be compiled."""
         try:
-            return self._compile(grammar)
+            return CompiledGrammar(self._compile(grammar), grammar.kind is GrammarKind.JSON_SCHEMA)
         except GrammarError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
@@ -95,11 +117,11 @@ class GrammarCache:
         self._compiler = compiler
         self._limit = limit_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
-        self._ready: OrderedDict[Grammar, xgrammar.CompiledGrammar] = OrderedDict()
-        self._running: dict[Grammar, asyncio.Future[xgrammar.CompiledGrammar]] = {}
+        self._ready: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
+        self._running: dict[Grammar, asyncio.Future[CompiledGrammar]] = {}
         self.size_bytes = 0
 
-    async def get(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
+    async def get(self, grammar: Grammar) -> CompiledGrammar:
         """Compile, or find. Raises GrammarError."""
         if grammar in self._ready:
             self._ready.move_to_end(grammar)
@@ -122,28 +144,29 @@ class GrammarCache:
         self._ready.clear()
         self.size_bytes = 0
 
-    def _keep(self, grammar: Grammar, done: asyncio.Future[xgrammar.CompiledGrammar]) -> None:
+    def _keep(self, grammar: Grammar, done: asyncio.Future[CompiledGrammar]) -> None:
         self._running.pop(grammar, None)
         if done.cancelled() or done.exception() is not None:
             return
         compiled = done.result()
-        size = compiled.memory_size_bytes
+        size = compiled.size_bytes
         if size > self._limit:
             return
         self._ready[grammar] = compiled
         self.size_bytes += size
         while self.size_bytes > self._limit:
             _, oldest = self._ready.popitem(last=False)
-            self.size_bytes -= oldest.memory_size_bytes
+            self.size_bytes -= oldest.size_bytes
 
 
 class Matcher:
     """Follows one answer through its grammar. Belongs to the thread that decodes."""
 
-    def __init__(self, compiled: xgrammar.CompiledGrammar, compiler: GrammarCompiler) -> None:
+    def __init__(self, compiled: CompiledGrammar, compiler: GrammarCompiler) -> None:
         import xgrammar
 
-        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._permitted = compiler.permitted_json if compiled.is_json else compiler.permitted
+        self._matcher = xgrammar.GrammarMatcher(compiled.automaton)
         self._compiler = compiler
         self._apply = xgrammar.apply_token_bitmask_inplace
         self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
@@ -177,13 +200,16 @@ class Matcher:
 
     def forced_text(self) -> str:
         """The text that must come next whatever the model says; often empty."""
-        return str(self._matcher.find_jump_forward_string())
+        try:
+            return str(self._matcher.find_jump_forward_string())
+        except UnicodeDecodeError:  # it begins or ends inside a character
+            return ""
 
     def _next_mask(self) -> Tensor:
         """(1, W); filled once between two tokens."""
         if not self._fresh:
             self._matcher.fill_next_token_bitmask(self._mask)
-            self._mask &= self._compiler.permitted
+            self._mask &= self._permitted
             self._fresh = True
         return self._mask
 

@@ -17,7 +17,7 @@ from service.engines.reference.chat import Chat
 from service.engines.reference.config import CheckpointError, TextConfig
 from service.engines.reference.decoder import Decoder, Pass
 from service.engines.reference.detokenizer import Detokenizer
-from service.engines.reference.grammar import GrammarCompiler, Matcher
+from service.engines.reference.grammar import CompiledGrammar, GrammarCompiler, Matcher
 from service.engines.reference.linear import padded, row_invariant
 from service.engines.reference.loops import LoopGuard
 from service.engines.reference.options import Options
@@ -31,8 +31,6 @@ from service.errors import ContextTooLong, EngineUnavailable
 from service.types import GenerateRequest, Sampling
 
 if TYPE_CHECKING:
-    from xgrammar import CompiledGrammar
-
     from lmdeploy_ext.packing import PackedRequest
 
 logger = logging.getLogger(__name__)
@@ -89,9 +87,16 @@ class Model:
         """
         images = []
         if self.preprocess is not None:
+            # Counted first: a bound of the request may enlarge a picture beyond any memory.
+            counts = [self.preprocess.num_tokens(*one) for one in enumerate(request.images)]
+            self._check_room(sum(counts), request.sampling.max_tokens)
             images = [self.preprocess(index, image) for index, image in enumerate(request.images)]
         packed = self.chat.pack(request.system, request.user, images)
-        prompt, answer = len(packed.token_ids), request.sampling.max_tokens
+        self._check_room(len(packed.token_ids), request.sampling.max_tokens)
+        return packed
+
+    def _check_room(self, prompt: int, answer: int) -> None:
+        """Raise ContextTooLong when so many tokens do not fit."""
         if prompt >= self.context_length:
             raise ContextTooLong(
                 "task",
@@ -104,7 +109,6 @@ class Model:
                 f"{answer} tokens behind a prompt of {prompt} exceed the context of "
                 f"{self.context_length}; at most {self.context_length - prompt} fit",
             )
-        return packed
 
     def sequence(
         self,

@@ -1,0 +1,94 @@
+"""The engines that ship, held to the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from service.engine import Engine
+from service.engines.fake import FakeEngine
+from service.engines.reference import ReferenceEngine
+from service.types import GrammarKind
+from service.wiring import BUNDLED_MODEL
+from tests.checkpoints import Shape, write_checkpoint
+from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
+
+SUBJECTS = (
+    "fake",
+    "fake, few options",
+    "reference, dense",
+    pytest.param("reference, MoE", marks=pytest.mark.slow),
+    "reference, bundled",
+)
+SHAPES = {"reference, dense": Shape(kv_heads=2), "reference, MoE": Shape(moe=True, tied=False)}
+
+
+def fake(*, vision: bool = True, small: bool = False, **options: Any) -> Engine:
+    return FakeEngine(
+        script,
+        vision=vision,
+        max_active=2 if small else None,
+        token_delay_s=0.005 if small else 0.0,
+        **options,
+    )
+
+
+def reference(folder: Path, *, vision: bool = True, small: bool = False) -> Engine:
+    limits = {"max_batch": 1, "max_queue": 1} if small else {}
+    return ReferenceEngine(folder, vision=vision, threads=1, **limits)
+
+
+def fake_is_idle(engine: Engine) -> bool:
+    assert isinstance(engine, FakeEngine)
+    return engine.active_requests == 0
+
+
+def reference_is_idle(engine: Engine) -> bool:
+    assert isinstance(engine, ReferenceEngine)
+    return engine.active_requests == 0 and engine.reserved_rows == 0
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    name = request.param
+    if name == "fake":
+        yield Subject(name, fake, fake_is_idle, certain=True)
+    elif name == "fake, few options":
+        few = partial(
+            fake, grammar_kinds={GrammarKind.JSON_SCHEMA}, sampling_options={"max_tokens"}
+        )
+        yield Subject(name, few, fake_is_idle, certain=True)
+    else:
+        folder = BUNDLED_MODEL
+        if name in SHAPES:
+            folder = write_checkpoint(tmp_path_factory.mktemp("conformance"), SHAPES[name])
+        yield Subject(name, partial(reference, folder), reference_is_idle)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(subject: Subject) -> AsyncIterator[Engine]:
+    """An engine that is started once for many tests."""
+    engine = subject.build()
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+@pytest.fixture(params=[50, pytest.param(500, marks=pytest.mark.slow)])
+def cancels(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+class TestLifeCycle(LifeCycle):
+    pass
+
+
+class TestAnswers(Answers):
+    pass
