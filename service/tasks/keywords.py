@@ -1,8 +1,8 @@
 """The validators of the JSON Schema drafts, with bounded work.
 
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
-``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time, and
-that ``uniqueItems`` does, too.
+``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
+that ``uniqueItems`` does, too, and that a violation of the schema ``false`` has its place.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from referencing import jsonschema as specifications
 from service.tasks import budget
 from service.tasks.regexes import MAX_STATES, compile_pattern
 
-Keyword = Callable[[Any, Any, Any, Any], Any]
+Keyword = Callable[..., Any]
 _ANY_LENGTH = MAX_STATES
 """Patterns of a request were measured when the schema was admitted; those of metaschemas are
 short."""
@@ -109,6 +109,25 @@ def _bounded(keyword: Keyword) -> Keyword:
     return check
 
 
+def _placed(descend: Keyword) -> Keyword:
+    """``descend`` of the library, which leaves out the path where the subschema is ``false``."""
+
+    def placed(
+        validator: Any,
+        instance: Any,
+        schema: Any,
+        path: Any = None,
+        schema_path: Any = None,
+        resolver: Any = None,
+    ) -> Iterator[ValidationError]:
+        for error in descend(validator, instance, schema, path, schema_path, resolver):
+            if schema is False and path is not None:
+                error.path.appendleft(path)
+            yield error
+
+    return placed
+
+
 def _bare_metaschemas() -> Any:
     """The metaschemas without their ``$schema``, at which the library would go on with its own
     validator."""
@@ -126,6 +145,7 @@ _METASCHEMAS = _bare_metaschemas()
 def _draft(name: str, base: Any, specification: Any) -> Draft:
     keywords = {k: _bounded(_OWN.get(k, v)) for k, v in base.VALIDATORS.items()}
     extended: Any = validators.extend(base, keywords)  # type: ignore[no-untyped-call]
+    extended.descend = _placed(base.descend)
     uri = base.ID_OF(base.META_SCHEMA)
     return Draft(
         name=name,

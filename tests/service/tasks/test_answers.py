@@ -129,7 +129,7 @@ def test_patterns_that_hang_others(pattern: str) -> None:
 
 
 def test_a_pattern_too_slow_for_its_text_is_an_error() -> None:
-    error = refused({"pattern": "(?:.?){9000}x"}, json.dumps("a" * 20_000))
+    error = refused({"pattern": "(?:.?){6000}x"}, json.dumps("a" * 20_000))
     assert "bounded time" in error.message
 
 
