@@ -275,8 +275,9 @@ async def test_a_model_that_is_still_loading() -> None:
 
 
 async def test_a_deadline_that_is_too_short() -> None:
-    engine = FakeEngine("one two", token_delay_s=2.0)
+    engine = FakeEngine("one two")
     async with running(engine) as started:
+        engine.token_delay_s = 5.0
         done = await called("run", *at(started), "--prompt", "x", "--timeout", 0.2)
     assert done.code == 1
     assert "DEADLINE_EXCEEDED" in done.err or "did not answer within 0.2 s" in done.err
