@@ -56,12 +56,18 @@ def oracle_logits(folder: Path, packed: PackedRequest, answer: list[int]) -> tor
 
 
 @torch.inference_mode()
-def oracle_greedy(folder: Path, packed: PackedRequest, count: int) -> list[int]:
-    """Greedy tokens of ``generate``, end token excluded."""
+def oracle_greedy(
+    folder: Path, packed: PackedRequest, count: int
+) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens of ``generate``, end token excluded, and the logits (N, V) that chose them."""
     model, values = oracle(folder), inputs(folder, packed)
-    out = model.generate(**values, max_new_tokens=count, do_sample=False)[0]
+    out = model.generate(
+        **values, max_new_tokens=count, do_sample=False,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
     ends = set(model.generation_config.eos_token_id)
-    return [token for token in out[values["input_ids"].shape[1] :].tolist() if token not in ends]
+    chosen = out.sequences[0, values["input_ids"].shape[1] :].tolist()
+    return [token for token in chosen if token not in ends], torch.cat(out.logits).float()
 
 
 @lru_cache(maxsize=16)

@@ -150,31 +150,36 @@ def test_a_draft_gives_the_same_bits_as_single_steps(checkpoint: Write) -> None:
     assert torch.equal(rows, expected[1:])
 
 
-def prompts(count: int) -> list[tuple[str, int]]:
+def prompts(numbers: range) -> list[tuple[str, int]]:
+    """Texts, and how many pictures go with each: 0 to 3, of all sizes."""
     text = "the colour of a large red circle is blue and its position left right"
     words = text.split(" ")
     return [
-        (" ".join(words[(i * k) % len(words)] for k in range(1, 3 + i % 9)), i % 4)
-        for i in range(count)
+        (" ".join(words[(i * k) % len(words)] for k in range(1, 3 + i % 9)), i % 4) for i in numbers
     ]
 
 
-def check_greedy(folder: Path, count: int, tokens: int) -> None:
+def check_prompts(folder: Path, numbers: range, tokens: int) -> None:
+    """Greedy tokens are identical, and so are the logits behind every one of them."""
     model = loaded(folder)
-    for index, (text, images) in enumerate(prompts(count)):
-        sizes = [(32 + 8 * (index % 11), 40 + 13 * k) for k in range(max(0, images - 1))]
+    for index, (text, kind) in zip(numbers, prompts(numbers), strict=True):
+        sizes = [(32 + 8 * (index % 11) + k, 40 + 13 * k) for k in range(kind)]
         shown = [picture(index * 5 + k, *size) for k, size in enumerate(sizes)]
         packed = model.pack(request(text, *shown, sampling=Sampling(max_tokens=tokens)))
-        expected = oracle_greedy(folder, packed, tokens)
+        expected, logits = oracle_greedy(folder, packed, tokens)
         assert engine_greedy(model, packed, tokens) == expected, (text, sizes)
+        found = engine_logits(model, packed, expected)[: len(logits)]
+        assert difference(found, logits) < TOLERANCE, (text, sizes)
 
 
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[-1]], ids=lambda shape: shape.name)
 def test_greedy_tokens_are_transformers_tokens(checkpoint: Write, shape: Shape) -> None:
-    check_greedy(checkpoint(shape), count=6, tokens=12)
+    check_prompts(checkpoint(shape), range(4), tokens=8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_greedy_tokens_of_many_prompts(checkpoint: Write, shape: Shape) -> None:
-    check_greedy(checkpoint(shape), count=64, tokens=16)
+    """512 prompts in all: 64 different ones for each of eight checkpoints."""
+    first = 64 * SHAPES.index(shape)
+    check_prompts(checkpoint(shape), range(first, first + 64), tokens=16)
