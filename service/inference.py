@@ -58,6 +58,7 @@ class Inference:
                 request_id=request_id.get(),
                 accept_empty=call.accept_empty,
                 limits=self._schema_limits,
+                compile_timeout_s=self._settings.compile_timeout_s,
             )
         return result.value, self._answer(result)
 
@@ -77,6 +78,7 @@ class Inference:
                 timeout_s=remaining(deadline),
                 request_id=request_id.get(),
                 limits=self._schema_limits,
+                compile_timeout_s=self._settings.compile_timeout_s,
             )
             async with aclosing(events) as open_events:
                 async for event in open_events:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
 
 from service.auth import ApiKeys
 from service.errors import EngineUnavailable, InternalError, InvalidRequest, ServiceError
@@ -106,7 +107,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 aclosing(behaviour(decoded(request), context)) as responses,
             ):
                 async for response in responses:
-                    await context.write(response)
+                    await send(context, response)
 
         return stream
 
@@ -187,6 +188,18 @@ class Call:
                     peer=self._context.peer(),
                 ),
             )
+
+
+async def send(context: Context, response: Any) -> None:
+    """Write one message of a stream; ``CancelledError`` when the call has ended under it.
+
+    The message of a caller who goes at that moment fails with an error of gRPC core's own, often
+    before this task is cancelled. It is no defect of ours.
+    """
+    try:
+        await context.write(response)
+    except cygrpc.ExecuteBatchError:
+        raise asyncio.CancelledError from None
 
 
 def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -35,12 +35,14 @@ from service.types import (
     Chunk,
     FinishReason,
     GenerateRequest,
+    Grammar,
     GrammarKind,
     Image,
     Sampling,
 )
 
 T = TypeVar("T")
+COMPILE_TIMEOUT_S = 5.0
 
 
 async def run(
@@ -53,16 +55,18 @@ async def run(
     request_id: str,
     accept_empty: bool = False,
     limits: SchemaLimits = DEFAULT_LIMITS,
+    compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> TaskResult:
     """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
     the engine.
 
     limits: those with which the task's grammar was admitted.
+    compile_timeout_s: most seconds in which the engine has to have the grammar ready.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
     answer = _Answer()
     deadline = _Deadline(timeout_s)
-    await deadline.wait(_collect(engine, request, answer))
+    await deadline.wait(_collect(engine, request, answer, compile_timeout_s))
     return await deadline.wait(_finish(task, answer, sampling, accept_empty, limits))
 
 
@@ -76,6 +80,7 @@ async def stream(
     request_id: str,
     accept_empty: bool = False,
     limits: SchemaLimits = DEFAULT_LIMITS,
+    compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> AsyncIterator[str | TaskResult]:
     """Pieces of the answer as they come, then the validated whole. The pieces promise nothing
     before that.
@@ -86,7 +91,7 @@ async def stream(
     answer = _Answer()
     deadline = _Deadline(timeout_s)
     if request.grammar is not None:
-        await deadline.wait(engine.prepare(request.grammar))
+        await deadline.wait(_prepare(engine, request.grammar, compile_timeout_s))
     async with _closing(engine.generate(request)) as chunks:
         while (chunk := await deadline.wait(_next(chunks))) is not None:
             answer.add(chunk)
@@ -230,12 +235,31 @@ async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
     return None
 
 
-async def _collect(engine: Engine, request: GenerateRequest, answer: _Answer) -> None:
+async def _collect(
+    engine: Engine, request: GenerateRequest, answer: _Answer, compile_timeout_s: float
+) -> None:
     if request.grammar is not None:
-        await engine.prepare(request.grammar)
+        await _prepare(engine, request.grammar, compile_timeout_s)
     async with _closing(engine.generate(request)) as chunks:
         async for chunk in chunks:
             answer.add(chunk)
+
+
+async def _prepare(engine: Engine, grammar: Grammar, timeout_s: float) -> None:
+    """The grammar, compiled; the caller of one that takes too long has its answer in time."""
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    try:
+        await asyncio.wait_for(engine.prepare(grammar), timeout_s)
+    except asyncio.TimeoutError:
+        if loop.time() - started < timeout_s:  # not ours
+            raise
+        raise GrammarError(
+            f"task.inline.grammar.{grammar.kind.value}",
+            f"takes longer than {timeout_s:g} s to compile; make it smaller",
+            reason="GRAMMAR_COMPILE_TIMEOUT",
+            metadata={"limit_s": f"{timeout_s:g}"},
+        ) from None
 
 
 @dataclass(slots=True)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,6 +28,7 @@ from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
 
+ROOT = Path(__file__).parents[2]
 SERVICE = "/qwen3vl.v1.VisionService"
 
 
@@ -61,6 +66,31 @@ async def running(
             yield Running(server, engine, channel, VisionServiceStub(channel))
     finally:
         await server.stop(0)
+
+
+@contextmanager
+def separate(
+    *, grace_s: float, delay_s: float, pieces: int, log: Path | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server on the fake engine in a process of its own, and its address; killed at the end.
+
+    It serves when this returns. See ``serve_fake`` for the arguments. log: gets its stderr.
+    """
+    arguments = [str(value) for value in (grace_s, delay_s, pieces)]
+    with open(log or os.devnull, "w") as stderr:  # no pipe: nobody would empty it
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.service.serve_fake", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+        )
+    try:
+        assert server.stdout is not None
+        yield server, f"127.0.0.1:{int(server.stdout.readline())}"
+    finally:
+        server.kill()
+        server.communicate()
 
 
 async def failure(call: Awaitable[Any]) -> CallError:

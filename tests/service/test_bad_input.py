@@ -82,6 +82,30 @@ CASES = [
     ),
     Bad("truncated", run_request(images=[picture()[:-200]]), "IMAGE_TRUNCATED", "images[0].data"),
     Bad(
+        "truncated PNG",
+        run_request(images=[picture(file_format="PNG")[:-40]]),
+        "IMAGE_TRUNCATED",
+        "images[0].data",
+    ),
+    Bad(
+        "truncated WebP",
+        run_request(images=[picture(), picture(file_format="WEBP")[:-20]]),
+        "IMAGE_TRUNCATED",
+        "images[1].data",
+    ),
+    Bad(
+        "GIF",
+        run_request(images=[picture(file_format="GIF")]),
+        "IMAGE_FORMAT_UNSUPPORTED",
+        "images[0].data",
+    ),
+    Bad(
+        "too many bytes",
+        run_request(images=[picture().ljust(1_000_001, b"\0")]),
+        "IMAGE_TOO_LARGE",
+        "images[0].data",
+    ),
+    Bad(
         "bomb",
         run_request(images=[picture(), picture(), png_header_only(60_000, 60_000)]),
         "IMAGE_TOO_MANY_PIXELS",
@@ -114,6 +138,30 @@ CASES = [
         "a list",
         with_grammar(json_schema="[]"),
         "SCHEMA_INVALID",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "a string",
+        with_grammar(json_schema='"object"'),
+        "SCHEMA_INVALID",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "empty schema",
+        with_grammar(json_schema=""),
+        "SCHEMA_NOT_JSON",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "not a schema",
+        with_grammar(json_schema='{"type": "thing"}'),
+        "SCHEMA_INVALID",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
+        "schema from elsewhere",
+        with_grammar(json_schema='{"$ref": "https://example.org/schema.json"}'),
+        "SCHEMA_REMOTE_REF",
         "task.inline.grammar.json_schema",
     ),
     Bad(
@@ -161,6 +209,8 @@ CASES = [
     ),
     Bad("hot", run_request(temperature=2.1), "SAMPLING_OPTION_INVALID", "sampling.temperature"),
     Bad("top_p 0", run_request(top_p=0.0), "SAMPLING_OPTION_INVALID", "sampling.top_p"),
+    Bad("top_p NaN", run_request(top_p=float("nan")), "SAMPLING_OPTION_INVALID", "sampling.top_p"),
+    Bad("top_p over 1", run_request(top_p=1.01), "SAMPLING_OPTION_INVALID", "sampling.top_p"),
     Bad("top_k 0", run_request(top_k=0), "SAMPLING_OPTION_INVALID", "sampling.top_k"),
     Bad(
         "penalty 0",
@@ -170,6 +220,18 @@ CASES = [
     ),
     Bad(
         "max_tokens 0", run_request(max_tokens=0), "SAMPLING_OPTION_INVALID", "sampling.max_tokens"
+    ),
+    Bad(
+        "penalty NaN",
+        run_request(repetition_penalty=float("nan")),
+        "SAMPLING_OPTION_INVALID",
+        "sampling.repetition_penalty",
+    ),
+    Bad(
+        "max_tokens over every context",
+        run_request(max_tokens=2**32 - 1),
+        "CONTEXT_TOO_LONG",
+        "sampling.max_tokens",
     ),
     Bad(
         "max_tokens over context",
@@ -257,11 +319,29 @@ async def test_get_task_of_no_task(
     assert (error.code, error.reason) == (code, reason)
 
 
-async def test_bytes_that_are_not_utf8(server: Running) -> None:
-    name = b"\xff\xfe"
-    task = bytes([1 << 3 | 2, len(name)]) + name
-    request = bytes([1 << 3 | 2, len(task)]) + task
-    error = await failure(server.raw("RunTask", request))
+def field(number: int, value: bytes) -> bytes:
+    """A field of bytes, text or a message, as it is on the wire."""
+    assert len(value) < 128
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
+NO_TEXT = b"a\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        field(1, field(1, NO_TEXT)),
+        field(1, field(2, field(1, NO_TEXT) + field(2, b"Hi"))),
+        field(1, field(2, field(2, NO_TEXT))),
+        field(1, field(2, field(2, b"Hi") + field(3, field(1, NO_TEXT)))),
+        field(1, field(2, field(2, b"Hi") + field(3, field(4, field(1, NO_TEXT))))),
+        field(1, field(2, field(2, b"\xed\xa0\x80"))),  # half of a surrogate pair
+    ],
+    ids=["name", "system", "user", "schema", "choice", "surrogate"],
+)
+async def test_text_that_is_not_utf8(server: Running, request_bytes: bytes) -> None:
+    error = await failure(server.raw("RunTask", request_bytes))
     assert (error.code, error.reason) == (INVALID, "MALFORMED_REQUEST")
     assert "UTF-8" in error.message
 
@@ -277,6 +357,9 @@ async def test_bytes_that_are_no_message(server: Running) -> None:
         (b"\xa0\x06\x01", "request"),  # field 100 of the request, a number
         (b"\x0a\x05\x12\x03\xa0\x06\x02", "task.inline"),  # field 100 inside of task.inline
         (b"\x12\x03\x80\x01\x07", "images[0]"),  # field 16 of a picture
+        (b"\x12\x05\x12\x03url", "images[0]"),  # its address, kept for later
+        (b"\x0a\x0b\x12\x09\x12\x02Hi\x1a\x03\x2a\x01x", "task.inline.grammar"),  # a new kind
+        (b"\x1a\x02\x38\x01", "sampling"),  # a new option
     ],
 )
 async def test_fields_of_a_newer_api(server: Running, request_bytes: bytes, path: str) -> None:
@@ -297,6 +380,16 @@ async def test_message_that_unpacks_over_the_size_limit(server: Running) -> None
     call = server.stub.RunTask(request, timeout=20, compression=grpc.Compression.Gzip)
     error = await failure(call)
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_unknown_kind_of_grammar_or_enum_is_never_taken_for_a_known_one(
+    server: Running,
+) -> None:
+    """No request has an enum (see test_codec); where one is put as a number, it is refused."""
+    grammar = field(2, b"Hi") + field(3, b"\x08\x63")  # 99 where the schema's text belongs
+    error = await failure(server.raw("RunTask", field(1, field(2, grammar))))
+    assert (error.code, error.reason) == (INVALID, "UNKNOWN_FIELD")
+    assert list(error.fields) == ["task.inline.grammar"]
 
 
 async def test_unknown_method(server: Running) -> None:

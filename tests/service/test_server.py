@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -23,12 +21,19 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import SERVICE, VisionServer, serve
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
-from tests.service.harness import Running, failure, run_request, running, stream_failure, until
+from tests.service.harness import (
+    Running,
+    failure,
+    run_request,
+    running,
+    separate,
+    stream_failure,
+    until,
+)
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-ROOT = Path(__file__).parents[2]
 
 
 async def health(running: Running, service: str = "") -> int:
@@ -180,26 +185,6 @@ async def test_stop_is_idempotent_and_needs_no_start() -> None:
 # Signals, in a process of their own
 
 
-@contextmanager
-def process(
-    grace_s: float, delay_s: float, pieces: int
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    arguments = [str(value) for value in (grace_s, delay_s, pieces)]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.service.serve_fake", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        yield server, f"127.0.0.1:{int(server.stdout.readline())}"
-    finally:
-        server.kill()
-        server.communicate()
-
-
 @asynccontextmanager
 async def client(address: str) -> AsyncIterator[VisionServiceStub]:
     async with grpc.aio.insecure_channel(address) as channel:
@@ -208,7 +193,7 @@ async def client(address: str) -> AsyncIterator[VisionServiceStub]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
-    with process(grace_s=20, delay_s=0.2, pieces=8) as (server, address):
+    with separate(grace_s=20, delay_s=0.2, pieces=8) as (server, address):
         async with client(address) as stub:
             running_stream = stream(stub)
             running_call = asyncio.ensure_future(stub.RunTask(run_request(), timeout=20))
@@ -223,7 +208,7 @@ async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
 
 
 async def test_a_second_signal_cuts_the_grace() -> None:
-    with process(grace_s=60, delay_s=0.5, pieces=100) as (server, address):
+    with separate(grace_s=60, delay_s=0.5, pieces=100) as (server, address):
         async with client(address) as stub:
             call = asyncio.ensure_future(failure(stub.RunTask(run_request(), timeout=60)))
             await asyncio.sleep(0.5)
@@ -238,11 +223,11 @@ async def test_a_second_signal_cuts_the_grace() -> None:
         assert time.monotonic() - sent < 8
 
 
-def test_a_signal_without_calls_ends_the_process_at_once() -> None:
-    with process(grace_s=60, delay_s=0, pieces=1) as (server, _):
+def test_a_signal_without_calls_ends_the_process_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with separate(grace_s=60, delay_s=0, pieces=1, log=path) as (server, _):
         server.send_signal(signal.SIGTERM)
         assert server.wait(10) == 0
-        assert server.stderr is not None
-        log = server.stderr.read()
-        assert "draining" in log
-        assert "Traceback" not in log
+    log = path.read_text()
+    assert "draining" in log
+    assert "Traceback" not in log
