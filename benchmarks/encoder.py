@@ -98,7 +98,11 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="one case, few layers, one round")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats, arguments.depth, arguments.cases = 1, 4, ["640x480"]
+        arguments.dtypes = ["float32"]
     torch.set_num_threads(arguments.threads)
     rows = []
     for dtype_name in arguments.dtypes:

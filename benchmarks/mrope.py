@@ -76,7 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--loops", type=int, default=10, help="calls per timed round")
+    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats, arguments.loops = 3, 2
     prompts = [
         make_prompt(1024, 1, 15, 20),
         make_prompt(4096, 2, 30, 40),

@@ -89,7 +89,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.repeats = 3
     torch.set_num_threads(arguments.threads)
     processor = transformers_processor()
     small, photo = picture(480, 640), picture(1080, 1920)
