@@ -147,6 +147,46 @@ async def test_a_health_check_that_does_not_answer(kind: str) -> None:
         watch.cancel()
 
 
+async def test_watchers_of_a_service_that_is_not_there_wait_for_it() -> None:
+    async with running() as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service="nobody"))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        assert not watch.done()
+        watch.cancel()
+
+
+async def test_every_watcher_hears_every_change_and_may_leave_at_any_time() -> None:
+    engine = FakeEngine()
+    async with running(engine, health_interval_s=0.02) as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(20)]
+        assert {(await watch.read()).status for watch in watches} == {SERVING}
+        for watch in watches[:10]:
+            watch.cancel()
+        engine.healthy = False
+        assert {(await watch.read()).status for watch in watches[10:]} == {NOT_SERVING}
+        engine.healthy = True
+        assert {(await watch.read()).status for watch in watches[10:]} == {SERVING}
+
+
+async def test_health_ticks_while_inference_is_pending() -> None:
+    engine = FakeEngine()
+    async with running(engine, max_concurrent=1, max_queue=1, health_interval_s=0.02) as started:
+        engine.hang_after = 0
+        calls = [asyncio.ensure_future(started.stub.RunTask(run_request())) for _ in range(2)]
+        await until(lambda: started.server.servicer.inference.admission.waiting == 1)
+        engine.healthy = False
+        await until(lambda: started.server.lifecycle.phase.value == "unhealthy")
+        assert await health(started) == NOT_SERVING
+        engine.healthy = True
+        await until(lambda: started.server.lifecycle.phase.value == "serving")
+        assert await health(started) == SERVING
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
 # Draining
 
 
