@@ -22,7 +22,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS_VARIABLE = "BENCHMARK_RESULTS"
+"""Environment variable with another folder for the results, for a look that is no measurement."""
+RESULTS = Path(os.environ.get(RESULTS_VARIABLE) or Path(__file__).parent / "results")
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "numpy", "pillow", "lmdeploy", "grpcio")
 
 

@@ -1,0 +1,72 @@
+"""Every benchmark, each in a process of its own, then the report.
+
+``python -m benchmarks`` or ``make bench``; names of benchmarks run those alone. ``--report`` only
+writes README.md and the plot anew from the JSON files. A benchmark that fails does not stop the
+others; the exit code is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.common import RESULTS, RESULTS_VARIABLE
+from benchmarks.report import write_report
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = (
+    "mrope",
+    "preprocess",
+    "encoder",
+    "reference_engine",
+    "server_overhead",
+    "cold_start",
+)
+QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
+
+
+def run(name: str, quick: bool, results: Path) -> bool:
+    """Run one benchmark; its output goes where ours goes. Returns whether it succeeded."""
+    words = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if quick else [])]
+    print(f"\n== {name}", flush=True)
+    started = time.monotonic()
+    code = subprocess.run(
+        words, cwd=ROOT, env={**os.environ, RESULTS_VARIABLE: str(results)}
+    ).returncode
+    outcome = "done" if code == 0 else f"FAILED with exit code {code}"
+    print(f"== {name}: {outcome} after {time.monotonic() - started:.0f} s", flush=True)
+    return code == 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}")
+    parser.add_argument("--report", action="store_true", help="write the report, measure nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="see that they run; results go to .cache/benchmarks"
+    )
+    parser.add_argument("--results", type=Path, help="another folder for the results")
+    arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    results = (arguments.results or (QUICK_RESULTS if arguments.quick else RESULTS)).resolve()
+    results.mkdir(parents=True, exist_ok=True)
+    failed = []
+    if not arguments.report:
+        names = arguments.names or BENCHMARKS
+        failed = [name for name in names if not run(name, arguments.quick, results)]
+    print(f"\nReport: {write_report(results)}")
+    if failed:
+        print(f"Failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

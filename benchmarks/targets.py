@@ -1,0 +1,148 @@
+"""What was asked for, and how to read it from the rows of a benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets.
+
+    benchmark: name of the JSON file. rows: which rows count. value: reads a row; the worst of the
+    rows is held against ``bound``. at_least: whether more is better.
+    """
+
+    benchmark: str
+    text: str
+    rows: Callable[[Row], bool]
+    value: Callable[[Row], float]
+    bound: float
+    at_least: bool = True
+    unit: str = "×"
+    best: bool = False
+    """Whether the best of the rows counts instead: a choice that the user has, such as the dtype."""
+
+    def measured(self, rows: Sequence[Row]) -> float | None:
+        """The value that counts; None where there is no such row."""
+        values = [self.value(row) for row in rows if self.rows(row)]
+        if not values:
+            return None
+        return min(values) if self.at_least != self.best else max(values)
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+    def wanted(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.bound:g}{self._suffix}"
+
+    def shown(self, value: float) -> str:
+        return f"{value:.3g}{self._suffix}" if value < 1000 else f"{value:.0f}{self._suffix}"
+
+    @property
+    def _suffix(self) -> str:
+        return self.unit if self.unit == "×" else f" {self.unit}"
+
+
+def _times_faster(row: Row) -> float:
+    return float(row["times faster"])
+
+
+def _median(row: Row) -> float:
+    return float(row["values"]["median"])
+
+
+def _what(name: str) -> Callable[[Row], bool]:
+    return lambda row: row["what"] == name
+
+
+def _ours(requests: int) -> Callable[[Row], bool]:
+    return lambda row: (row["model"], row["engine"], row["requests"]) == (
+        "bundled", "ours", requests,
+    )  # fmt: skip
+
+
+TARGETS = (
+    Target(
+        "mrope",
+        "positions of 16,384 tokens with 8 pictures, beside `get_rope_index`",
+        lambda row: (row["tokens"], row["images"]) == (16384, 8),
+        _times_faster,
+        20,
+    ),
+    Target(
+        "preprocess",
+        "one picture from JPEG bytes, beside transformers' fast processor",
+        lambda row: "JPEG" in row["case"] and not row["case"].startswith("8 "),
+        _times_faster,
+        1,
+    ),
+    Target(
+        "preprocess",
+        "8 pictures of 640×480",
+        lambda row: row["case"].startswith("8 "),
+        _times_faster,
+        2,
+    ),
+    Target(
+        "encoder",
+        "one picture, beside transformers' tower, every dtype",
+        lambda row: not row["pictures"].startswith("8 "),
+        _times_faster,
+        1,
+    ),
+    Target(
+        "encoder",
+        "8 pictures of mixed sizes, every dtype",
+        lambda row: row["pictures"].startswith("8 "),
+        _times_faster,
+        1.1,
+    ),
+    Target(
+        "reference_engine",
+        "bundled model, tokens/s of one request, beside transformers `generate`",
+        _ours(1),
+        lambda row: float(row["times_transformers"]),
+        3,
+        best=True,
+    ),
+    Target(
+        "reference_engine",
+        "bundled model, tokens/s of 16 requests together, beside one of transformers",
+        _ours(16),
+        lambda row: float(row["times_one_of_transformers"]),
+        12,
+        best=True,
+    ),
+    Target(
+        "cold_start",
+        "`qwen3vl serve` on the bundled model, process to SERVING",
+        _what("process to SERVING, s"),
+        _median,
+        12,
+        at_least=False,
+        unit="s",
+    ),
+    Target(
+        "cold_start",
+        "first answer after SERVING",
+        _what("first answer, s"),
+        _median,
+        2,
+        at_least=False,
+        unit="s",
+    ),
+    Target(
+        "cold_start",
+        "resident memory of the server",
+        _what("resident memory after two answers, MiB"),
+        _median,
+        1536,
+        at_least=False,
+        unit="MiB",
+    ),
+)
