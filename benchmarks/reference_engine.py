@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Sample, environment, markdown, spread, write_results
+from benchmarks.common import Sample, environment, markdown, write_results
 from benchmarks.random_model import write_random_model
 from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
 from service.tasks.image_analysis import IMAGE_ANALYSIS
