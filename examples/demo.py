@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 DRAWING = HERE / "drawings" / "samples" / "night-desert.png"
 SCHEMA = HERE / "schemas" / "objects.json"
 PROMPT = "List every object with its position, shape, color and size."
-START_LIMIT_S = 60.0
+START_LIMIT_S = 60
 
 
 def free_port() -> int:
@@ -39,24 +39,24 @@ def command(*words: str) -> list[str]:
 
 def step(*words: str) -> None:
     print(f"\n{shown(*words)}", flush=True)
-    subprocess.run(command(*words), check=True)
+    code = subprocess.run(command(*words)).returncode
+    if code:
+        raise SystemExit(code)
 
 
 def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            break
-        health = subprocess.run(command("health", "--server", address), capture_output=True)
-        if health.returncode == 0:
-            return
-        time.sleep(0.3)
-    raise SystemExit(f"The server did not start. Its log:\n{log.read_text()}")
+    words = command("health", "--server", address, "--wait", str(START_LIMIT_S))
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as health:
+        while health.poll() is None and server.poll() is None:
+            time.sleep(0.05)
+        health.terminate()
+    if health.returncode != 0:
+        raise SystemExit(f"The server did not start. Its log:\n{log.read_text()}")
 
 
 def main() -> None:
-    address = f"127.0.0.1:{free_port()}"
-    port = address.rpartition(":")[2]
+    port = str(free_port())
+    address = f"127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
         print(shown("serve", "--port", port), flush=True)
@@ -67,22 +67,13 @@ def main() -> None:
             wait_until_serving(server, address, log)
             print(f"SERVING on {address} after {time.monotonic() - started:.1f} s")
             step("analyze", "--server", address, str(DRAWING))
-            step(
-                "run",
-                "--server",
-                address,
-                "--schema",
-                str(SCHEMA),
-                "--prompt",
-                PROMPT,
-                str(DRAWING),
-            )
+            call = ("run", "--server", address, "--schema", str(SCHEMA), "--prompt", PROMPT)
+            step(*call, str(DRAWING))
         finally:
             server.send_signal(signal.SIGTERM)
             code = server.wait(timeout=30)
     print(f"\nServer stopped, exit code {code}.")
-    if code:
-        raise SystemExit(code)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

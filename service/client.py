@@ -16,6 +16,8 @@ from service.status import DETAILS_KEY
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error names it
     ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # a server that comes up is found within a second
+    ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 
 

@@ -193,9 +193,16 @@ def tasks(
 
 @app.command()
 def health(
-    server: Server = DEFAULT_SERVER, timeout: Timeout = 3.0, api_key: Key = None, ca: Ca = None
+    server: Server = DEFAULT_SERVER,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for SERVING, while it starts or loads.")
+    ] = 0.0,
+    timeout: Timeout = 3.0,
+    api_key: Key = None,
+    ca: Ca = None,
 ) -> None:
     """Print the health of the server; exit code 0 only when it is SERVING."""
     from service.cli import calls
 
-    raise typer.Exit(calls.health(calls.Target(server, api_key, ca, timeout, local=False)))
+    target = calls.Target(server, api_key, ca, timeout, local=False)
+    raise typer.Exit(calls.health(target, wait))

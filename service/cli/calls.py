@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from service.client import open_channel
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
-FAILED, USAGE = 1, 2
+FAILED = 1
+HEALTH_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -165,21 +167,29 @@ def tasks(target: Target, as_json: bool) -> int:
     return _calling(target, call)
 
 
-def health(target: Target) -> int:
-    """The stock health check; exit code 0 only when SERVING."""
+def health(target: Target, wait_s: float = 0.0) -> int:
+    """The stock health check; exit code 0 only when SERVING. Asks again for ``wait_s`` seconds."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    serving = health_pb2.HealthCheckResponse.SERVING
+    deadline = time.monotonic() + wait_s
     with target.channel() as channel:
-        try:
-            response = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=target.timeout_s
-            )
-        except grpc.RpcError as error:
-            typer.echo(explain(error, target.server, target.timeout_s), err=True)
-            return FAILED
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
-    typer.echo(name)
-    return 0 if response.status == health_pb2.HealthCheckResponse.SERVING else FAILED
+        stub = health_pb2_grpc.HealthStub(channel)
+        while True:
+            status, problem = None, ""
+            try:
+                request = health_pb2.HealthCheckRequest()
+                status = stub.Check(request, timeout=target.timeout_s).status
+            except grpc.RpcError as error:
+                problem = explain(error, target.server, target.timeout_s)
+            if status == serving or time.monotonic() >= deadline:
+                break
+            time.sleep(HEALTH_INTERVAL_S)
+    if problem:
+        typer.echo(problem, err=True)
+    else:
+        typer.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+    return 0 if status == serving else FAILED
 
 
 def _calling(

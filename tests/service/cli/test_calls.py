@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from service.engines.fake import FakeEngine
+from service.server import VisionServer
+from service.settings import Settings
+from service.tasks.registry import load_registry
 from tests.service.cli.terminal import called, qwen3vl
 from tests.service.harness import Running, picture, running
 
@@ -170,6 +174,30 @@ async def test_health_follows_the_server() -> None:
         serving = await called("health", *at(started))
     assert (loading.code, loading.out) == (1, "NOT_SERVING\n")
     assert (serving.code, serving.out) == (0, "SERVING\n")
+
+
+async def test_health_waits_for_a_model_that_loads() -> None:
+    async with running(FakeEngine(start_delay_s=0.5), load=False) as started:
+        waiting = asyncio.create_task(called("health", *at(started), "--wait", 20))
+        await started.server.load()
+        done = await waiting
+        gave_up = await called("health", "--server", f"127.0.0.1:{free_port()}", "--wait", 0.3)
+    assert (done.code, done.out, done.err) == (0, "SERVING\n", "")
+    assert gave_up.code == 1
+    assert "No server answers" in gave_up.err
+
+
+async def test_health_waits_for_a_server_that_starts() -> None:
+    port = free_port()
+    waiting = asyncio.create_task(called("health", "--server", f"127.0.0.1:{port}", "--wait", 20))
+    await asyncio.sleep(0.5)
+    server = VisionServer(Settings(port=port), FakeEngine(), load_registry(None))
+    await server.start()
+    try:
+        await server.load()
+        assert (await waiting).out == "SERVING\n"
+    finally:
+        await server.stop(0)
 
 
 async def test_sampling_options_reach_the_server() -> None:
