@@ -19,6 +19,7 @@ FLAGS = {
     "task.inline.system": "--system",
     "task.inline.user": "--prompt",
     "task.name": "--task",
+    "accept_empty": "--accept-empty",
 }
 """Path of a field in the request -> the option that fills it."""
 

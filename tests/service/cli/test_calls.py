@@ -263,6 +263,16 @@ async def test_the_option_that_is_wrong_is_named(
     assert says in done.err
 
 
+async def test_an_analysis_that_says_nothing(image: Path) -> None:
+    empty = {name: [] if isinstance(value, list) else "" for name, value in ANALYSIS.items()}
+    async with running(FakeEngine(json.dumps(empty))) as started:
+        done = await called("analyze", *at(started), image)
+        accepted = await called("analyze", "--accept-empty", *at(started), image)
+    assert (done.code, accepted.code) == (1, 0)
+    assert "INTERNAL (NO_USABLE_FIELDS)" in done.err
+    assert "--accept-empty" in done.err
+
+
 async def test_a_file_that_is_no_schema(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text("properties: {}")

@@ -1,0 +1,200 @@
+"""What the README promises: commands that exist and run, links that lead somewhere, examples that load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.cli.arguments import read_settings
+from service.engines.fake import FakeEngine
+from service.tasks.registry import load_registry
+from tests.service.cli.terminal import Outcome, process, qwen3vl, wait_for
+from tests.service.harness import running
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = sorted(
+    path
+    for folder in (".", "examples", "benchmarks/results", "service/bundled")
+    for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
+    if "node_modules" not in path.parts
+)
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+DEMO = re.compile(r"<!-- demo:begin -->\n(?P<body>.*?)<!-- demo:end -->", re.DOTALL)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [found["body"] for found in FENCE.finditer(text) if found["language"] == language]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of every ``$ …`` line of the console blocks; comments and line breaks taken out."""
+    lines = "\n".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
+
+
+OURS = [words[1:] for words in commands(README) if words[0] == "qwen3vl"]
+CALLS = [words for words in OURS if words[0] not in ("serve", "check", "health")]
+SERVERS = [words for words in OURS if words[0] in ("serve", "check")]
+
+
+def test_the_page_has_commands() -> None:
+    assert {words[0] for words in OURS} == {"serve", "check", "health", "analyze", "run", "tasks"}
+
+
+@pytest.mark.parametrize("words", CALLS, ids=" ".join)
+async def test_a_call_of_the_page_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+    def call(address: str) -> Outcome:
+        return qwen3vl(*words, env={"QWEN3VL_SERVER": address})
+
+    async with running(FakeEngine()) as started:
+        done = await asyncio.to_thread(call, started.address)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
+@pytest.mark.parametrize("words", SERVERS, ids=" ".join)
+def test_settings_of_the_page_are_valid(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    assert read_settings(words[0], words[1:]) is not None
+
+
+def test_settings_in_the_running_text_are_valid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    inline = [shlex.split(found) for found in re.findall(r"`(qwen3vl [^`]+)`", README)]
+    assert ["qwen3vl", "serve", "--tasks-dir", "tasks/"] in inline
+    for _, command, *words in inline:
+        if words == ["--help"]:
+            assert qwen3vl(command, "--help").code == 0
+        else:
+            assert read_settings(command, words) is not None
+    for name, value in re.findall(r"`(QWEN3VL_[A-Z_]+)=([^`]+)`", README):
+        monkeypatch.setenv(name, value)
+        settings = read_settings("serve", [])
+        assert str(getattr(settings, name.removeprefix("QWEN3VL_").lower())) == value
+
+
+def test_serve_and_check_and_health_as_on_the_page() -> None:
+    environment = {"QWEN3VL_ENGINE": "fake", "QWEN3VL_PORT": "0"}
+    assert qwen3vl("check", env=environment).code == 0
+    with process("serve", env=environment) as server:
+        assert server.stderr is not None
+        line = wait_for(server.stderr, "SERVING on port ")[-1]
+        address = f"127.0.0.1:{line.split()[3].rstrip('.')}"
+        (health,) = [words for words in OURS if words[0] == "health"]
+        assert qwen3vl(*health, env={"QWEN3VL_SERVER": address}).out == "SERVING\n"
+
+
+def test_the_task_file_of_the_page_loads(tmp_path: Path) -> None:
+    (example,) = blocks(README, "yaml")
+    (tmp_path / "task.yaml").write_text(example)
+    task = load_registry(tmp_path).get(yaml.safe_load(example)["name"])
+    assert task.grammar is not None
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    assert set(phony.split()) == targets
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    ci = (ROOT / ".ci" / "run").read_text()
+    for text in (README, contributing, ci):
+        used = set(re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE))
+        assert used
+        assert used <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    missing = []
+    for target in LINK.findall(FENCE.sub("", text)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        if not path.exists() or (anchor and anchor not in anchors(path.read_text())):
+            missing.append(target)
+    assert missing == []
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# The demo
+
+
+def structure(printed: str) -> list[str]:
+    """What stays the same from run to run: commands, names of fields, the shape of the JSON."""
+    found = []
+    text = re.sub(r"(127\.0\.0\.1:|--port )\d+", r"\1PORT", printed)
+    for answer in re.findall(r"^\{.*?^\}$", text, re.MULTILINE | re.DOTALL):
+        text = text.replace(answer, f"JSON {sorted(shape(json.loads(answer)))}")
+    for line in text.splitlines():
+        if line.startswith(("$ ", "JSON ", "Server stopped")):
+            found.append(line)
+        elif line.startswith("SERVING on "):
+            found.append("SERVING")
+        elif re.match(r"[a-z_]+: ", line):
+            found.append(line.partition(":")[0])
+    return found
+
+
+def shape(value: object, path: str = "") -> set[str]:
+    """Paths of all keys; those of the objects in a list as one."""
+    if isinstance(value, dict):
+        inner = [shape(item, f"{path}.{key}") for key, item in value.items()]
+    elif isinstance(value, list):
+        inner = [shape(item, f"{path}[]") for item in value]
+    else:
+        return {path}
+    return set().union(*inner) or {path}
+
+
+def test_the_structure_tells_outputs_apart() -> None:
+    printed = '$ qwen3vl serve --port 1\nscene:       desert\n{\n  "a": [{"b": 1}, {"b": 2}]\n}\n'
+    assert structure(printed) == [
+        "$ qwen3vl serve --port PORT",
+        "scene",
+        "JSON ['.a[].b']",
+    ]
+
+
+@pytest.mark.slow  # starts a server on the bundled model
+def test_the_demo_prints_what_the_page_shows() -> None:
+    done = subprocess.run(
+        [sys.executable, "examples/demo.py"],
+        cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if not k.startswith("QWEN3VL_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout
+    page = DEMO.search(README)
+    assert page is not None
+    (block,) = FENCE.findall(page["body"]) or [("", "")]
+    assert structure(block[1]) == structure(done.stdout), done.stdout
