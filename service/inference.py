@@ -19,6 +19,7 @@ from service.tasks.inline import inline_task
 from service.tasks.registry import Registry
 from service.tasks.runner import run, stream
 from service.tasks.schema import SchemaLimits
+from service.timeouts import wait_until
 from service.types import Grammar, Image
 
 T = TypeVar("T")
@@ -149,8 +150,7 @@ def remaining(deadline: float) -> float:
 
 async def within(deadline: float, work: Awaitable[T]) -> T:
     """The result of the work. Raises ``InferenceTimeout`` when the deadline comes first."""
-    left_s = max(deadline - asyncio.get_running_loop().time(), 0)
     try:
-        return await asyncio.wait_for(work, left_s)
+        return await wait_until(work, deadline)
     except asyncio.TimeoutError:
         raise InferenceTimeout("The time was over before the engine could begin.") from None

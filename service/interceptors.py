@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
@@ -26,6 +26,7 @@ from service.logs import pairs, request_id
 from service.status import DETAILS_KEY, status_of
 
 REQUEST_ID_KEY = "x-request-id"
+new_ids = random.Random()  # an id is a name, not a secret: no system call for each
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 OUR_PREFIX = "/qwen3vl.v1."
@@ -233,7 +234,7 @@ def chosen_id(given: str | bytes | None) -> str:
     """The caller's request id where it is a sensible one, else a new one."""
     if isinstance(given, str) and REQUEST_ID.fullmatch(given):
         return given
-    return secrets.token_hex(8)
+    return f"{new_ids.getrandbits(64):016x}"
 
 
 def current_task() -> asyncio.Task[Any]:

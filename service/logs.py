@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from contextvars import ContextVar
+from functools import lru_cache
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 """Id of the call that the current task works for; ``-`` outside of a call."""
@@ -13,15 +15,17 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 class KeyValueFormatter(logging.Formatter):
     """``time=… level=… logger=… request_id=… message``, then a traceback where there is one."""
 
-    converter = staticmethod(time.gmtime)
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
-
     def formatMessage(self, record: logging.LogRecord) -> str:
+        when = f"{_second(int(record.created))}.{int(record.msecs):03d}Z"
         return (
-            f"time={self.formatTime(record)} level={record.levelname.lower()} "
+            f"time={when} level={record.levelname.lower()} "
             f"logger={record.name} request_id={request_id.get()} {record.message}"
         )
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def configure(level: str = "INFO") -> None:
@@ -36,10 +40,13 @@ def pairs(**values: object) -> str:
     return " ".join(f"{key}={_plain(value)}" for key, value in values.items())
 
 
+PLAIN = re.compile(r"[^ \"'=]+")
+
+
 def _plain(value: object) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
     return repr(text) if _odd(text) else text
 
 
 def _odd(text: str) -> bool:
-    return not text or not text.isprintable() or any(character in " \"'=" for character in text)
+    return not text.isprintable() or PLAIN.fullmatch(text) is None

@@ -30,6 +30,7 @@ from service.tasks.answers import AnswerValidator, parse_json
 from service.tasks.contract import Task, TaskResult
 from service.tasks.grammar_checks import check_answer
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+from service.timeouts import wait_until
 from service.types import (
     Capabilities,
     Chunk,
@@ -206,7 +207,7 @@ class _Deadline:
         """The result of the work, or ``InferenceTimeout``; the work is cancelled then."""
         clock = asyncio.get_running_loop().time
         try:
-            return await asyncio.wait_for(work, max(0.0, self.at - clock()))
+            return await wait_until(work, self.at)
         except asyncio.TimeoutError:
             if clock() < self.at:  # not ours: something within the work ran into its own
                 raise
@@ -247,12 +248,12 @@ async def _collect(
 
 async def _prepare(engine: Engine, grammar: Grammar, timeout_s: float) -> None:
     """The grammar, compiled; the caller of one that takes too long has its answer in time."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
+    clock = asyncio.get_running_loop().time
+    limit = clock() + timeout_s
     try:
-        await asyncio.wait_for(engine.prepare(grammar), timeout_s)
+        await wait_until(engine.prepare(grammar), limit)
     except asyncio.TimeoutError:
-        if loop.time() - started < timeout_s:  # not ours
+        if clock() < limit:  # not ours
             raise
         raise GrammarError(
             f"task.inline.grammar.{grammar.kind.value}",
@@ -277,8 +278,7 @@ class _Answer:
 async def _finish(
     task: Task, answer: _Answer, sampling: Sampling, accept_empty: bool, limits: SchemaLimits
 ) -> TaskResult:
-    """Judge and read what was generated. Reading is pure computation, so it leaves the event
-    loop."""
+    """Judge and read what was generated. Where reading is work, it leaves the event loop."""
     last = answer.last
     if last is None or last.finish_reason is None:
         raise InternalError("The engine ended without saying why.")
@@ -287,7 +287,11 @@ async def _finish(
     text = "".join(answer.parts)
     if not text.strip():
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
-    value, as_json = await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
+    value, as_json = (
+        (text, None)
+        if _takes_any_text(task)
+        else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
+    )
     return TaskResult(
         text=text,
         value=value,
@@ -296,6 +300,10 @@ async def _finish(
         timings=last.timings,
         json=as_json,
     )
+
+
+def _takes_any_text(task: Task) -> bool:
+    return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
 
 
 def _truncated(last: Chunk, sampling: Sampling) -> OutputTruncated:

@@ -305,7 +305,7 @@ async def test_cancelled_while_an_answer_is_read(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(runner, "read_answer", slow)
     async with running() as started:
-        call = started.stub.RunTask(run_request(), timeout=20)
+        call = started.stub.RunTask(run_request(inline(regex="a+")), timeout=20)
         await cancelled_while(started, call, reading.is_set)
         await until(lambda: started.server.servicer.inference.admission.active == 0)
         await until(lambda: started.server.lifecycle.calls_in_flight == 0)
