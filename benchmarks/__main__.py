@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import RESULTS, RESULTS_VARIABLE
@@ -42,7 +43,7 @@ def run(name: str, quick: bool, results: Path) -> bool:
     return code == 0
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0]
     )
@@ -52,7 +53,7 @@ def main() -> int:
         "--quick", action="store_true", help="see that they run; results go to .cache/benchmarks"
     )
     parser.add_argument("--results", type=Path, help="another folder for the results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")

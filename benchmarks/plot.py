@@ -51,11 +51,25 @@ def _reference_engine(rows: Sequence[Row]) -> list[Case]:
     ]  # fmt: skip
 
 
+def _server_overhead(rows: Sequence[Row]) -> list[Case]:
+    """Text alone: an echo decodes no picture."""
+    found = []
+    for row in rows:
+        if row["case"] == "text":
+            echo, ours = (row["rounds"][name]["calls_per_s"] for name in ("echo", "ours"))
+            label = f"text, {row['callers']} callers, calls/s"
+            ratio = float(row["ours / echo"])
+            low, high = min(ours) / max(echo), max(ours) / min(echo)
+            found.append(Case("server_overhead", label, ratio, low, high))
+    return found
+
+
 CASES: dict[str, Callable[[Sequence[Row]], list[Case]]] = {
     "mrope": _mrope,
     "preprocess": _preprocess,
     "encoder": _encoder,
     "reference_engine": _reference_engine,
+    "server_overhead": _server_overhead,
 }
 
 

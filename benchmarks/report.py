@@ -122,8 +122,11 @@ def _spread(rows: Sequence[Row]) -> str:
 
 
 def _samples(value: Any) -> list[Mapping[str, float]]:
+    """Every sample within a row: with its bounds, or as the list of its rounds."""
     if is_sample(value):
         return [value]
+    if isinstance(value, list) and value and all(isinstance(one, float) for one in value):
+        return [{"min": min(value), "max": max(value), "rounds": len(value)}]
     if isinstance(value, Mapping):
         return [one for inner in value.values() for one in _samples(inner)]
     return []

@@ -119,6 +119,22 @@ TARGETS = (
         best=True,
     ),
     Target(
+        "server_overhead",
+        "text only, 1 caller, p50 over a bare echo",
+        lambda row: (row["case"], row["callers"]) == ("text", 1),
+        lambda row: float(row["overhead p50 ms"]),
+        1.5,
+        at_least=False,
+        unit="ms",
+    ),
+    Target(
+        "server_overhead",
+        "text only, calls/s beside a bare echo, any number of callers",
+        lambda row: row["case"] == "text",
+        lambda row: float(row["ours / echo"]),
+        0.5,
+    ),
+    Target(
         "cold_start",
         "`qwen3vl serve` on the bundled model, process to SERVING",
         _what("process to SERVING, s"),

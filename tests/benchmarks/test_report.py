@@ -1,0 +1,138 @@
+"""The runner and the report of the benchmarks; what is measured is not tested here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmarks.__main__ as runner
+from benchmarks.common import environment
+from benchmarks.plot import PLOT, cases
+from benchmarks.report import read_results, write_report
+from benchmarks.targets import TARGETS, Target
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def sample(median: float, low: float, high: float) -> dict[str, float]:
+    return {"median": median, "min": low, "max": high, "rounds": 3}
+
+
+def mrope(ratio: float) -> dict[str, Any]:
+    """Content of mrope.json with one case of the target's size."""
+    seconds = {"transformers": sample(ratio, 0.9 * ratio, 2 * ratio), "ours": sample(1, 0.5, 2)}
+    row = {"tokens": 16384, "images": 8, "times faster": ratio, "seconds": seconds}
+    return {"benchmark": "mrope", "notes": "A note.", "environment": environment(), "rows": [row]}
+
+
+def written(folder: Path, **results: dict[str, Any]) -> str:
+    for name, content in results.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return write_report(folder).read_text()
+
+
+def line(text: str, start: str) -> str:
+    (found,) = [one for one in text.splitlines() if one.startswith(start)]
+    return found
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(20.0, "yes"), (19.9, "**no**"), (400.0, "yes")])
+def test_a_target_is_met_or_not(ratio: float, met: str, tmp_path: Path) -> None:
+    text = written(tmp_path, mrope=mrope(ratio))
+    assert line(text, "| [mrope]").endswith(f"| ≥ 20× | {ratio:.3g}× | {met} |")
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    text = written(tmp_path, mrope=mrope(30.0))
+    for target in TARGETS:
+        if target.benchmark != "mrope":
+            assert f"| {target.text} | {target.wanted()} | not measured | - |" in text
+
+
+def test_the_noise_is_said(tmp_path: Path) -> None:
+    assert "| 4.00× |" in line(written(tmp_path, mrope=mrope(30.0)), "| mrope |")
+
+
+def test_the_worst_row_counts_unless_the_user_has_the_choice() -> None:
+    rows = [{"x": 1.0}, {"x": 3.0}]
+    bounds = {"bound": 2.0, "rows": lambda row: True, "value": lambda row: row["x"]}
+    more = Target("b", "t", **bounds)
+    less = Target("b", "t", **bounds, at_least=False)
+    assert (more.measured(rows), less.measured(rows)) == (1.0, 3.0)
+    assert (more.met(1.0), less.met(3.0)) == (False, False)
+    best_more = Target("b", "t", **bounds, best=True)
+    best_less = Target("b", "t", **bounds, best=True, at_least=False)
+    assert (best_more.measured(rows), best_less.measured(rows)) == (3.0, 1.0)
+    assert more.measured([]) is None
+
+
+def test_the_plot_is_a_picture_and_always_the_same(tmp_path: Path) -> None:
+    written(tmp_path, mrope=mrope(30.0))
+    first = (tmp_path / PLOT).read_bytes()
+    assert ET.fromstring(first).tag.endswith("svg")
+    assert b"16384 tokens, 8 pictures" in first
+    written(tmp_path, mrope=mrope(30.0))
+    assert (tmp_path / PLOT).read_bytes() == first
+
+
+def test_without_results_there_is_a_report_and_no_plot(tmp_path: Path) -> None:
+    text = written(tmp_path)
+    assert "not measured" in text
+    assert PLOT not in text
+    assert not (tmp_path / PLOT).exists()
+
+
+def test_every_stored_comparison_is_in_the_plot() -> None:
+    results = read_results(RESULTS)
+    compared = {case.benchmark for case in cases(results)}
+    assert compared == results.keys() - {"cold_start"}
+
+
+def test_the_stored_report_is_that_of_the_stored_results(tmp_path: Path) -> None:
+    for path in RESULTS.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    assert write_report(tmp_path).read_text() == (RESULTS / "README.md").read_text()
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "BENCHMARKS", ("nothing", "common"))
+    code = runner.main(["--quick", "--results", str(tmp_path)])
+    out, err = capfd.readouterr()
+    assert code == 1
+    assert "== nothing: FAILED with exit code 1" in out
+    assert "== common: done" in out
+    assert err.endswith("Failed: nothing\n")
+
+
+def test_an_unknown_name_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        runner.main(["mropes"])
+    assert left.value.code == 2
+    assert "no benchmark mropes; there are mrope, " in capfd.readouterr().err
+
+
+@pytest.mark.slow  # runs every benchmark once
+@pytest.mark.timeout(600)
+def test_every_benchmark_runs(tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in RESULTS.iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--quick", "--results", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "README.md").is_file()
+    for name in ("mrope", "preprocess", "encoder", "cold_start"):
+        assert json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    assert {path: path.read_bytes() for path in RESULTS.iterdir()} == before
