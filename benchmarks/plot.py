@@ -31,7 +31,7 @@ class Case:
 
 
 def _mrope(rows: Sequence[Row]) -> list[Case]:
-    return [_case("mrope", f"{r['tokens']} tokens, {r['images']} pictures", r) for r in rows]
+    return [_case("mrope", f"{r['tokens']} tokens, pictures: {r['images']}", r) for r in rows]
 
 
 def _preprocess(rows: Sequence[Row]) -> list[Case]:
@@ -57,7 +57,7 @@ def _server_overhead(rows: Sequence[Row]) -> list[Case]:
     for row in rows:
         if row["case"] == "text":
             echo, ours = (row["rounds"][name]["calls_per_s"] for name in ("echo", "ours"))
-            label = f"text, {row['callers']} callers, calls/s"
+            label = f"text, callers: {row['callers']}, calls/s"
             ratio = float(row["ours / echo"])
             low, high = min(ours) / max(echo), max(ours) / min(echo)
             found.append(Case("server_overhead", label, ratio, low, high))

@@ -78,7 +78,7 @@ def test_the_plot_is_a_picture_and_always_the_same(tmp_path: Path) -> None:
     written(tmp_path, mrope=mrope(30.0))
     first = (tmp_path / PLOT).read_bytes()
     assert ET.fromstring(first).tag.endswith("svg")
-    assert b"16384 tokens, 8 pictures" in first
+    assert b"16384 tokens, pictures: 8" in first
     written(tmp_path, mrope=mrope(30.0))
     assert (tmp_path / PLOT).read_bytes() == first
 
