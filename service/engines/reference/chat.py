@@ -32,7 +32,10 @@ class Chat:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError("tokenizer.json is missing")
-        self._tokenizer = Tokenizer.from_file(str(path))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise CheckpointError(f"tokenizer.json cannot be read: {error}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         # Special tokens inside a text are spelled out with ordinary tokens instead of recognised.

@@ -161,7 +161,7 @@ def load_model(folder: Path, options: Options, on_progress: Callable[[str], None
     """
     try:
         return _load(folder, options, on_progress)
-    except (CheckpointError, FileNotFoundError, ValueError, KeyError) as error:
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         logger.error("loading %s failed: %s", folder, cause)
         raise EngineUnavailable(
@@ -212,8 +212,9 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
 @torch.inference_mode()
 def _warm_up(model: Model, options: Options) -> None:
     """Let oneDNN generate its code before the first request: one pass of every common size."""
-    rows = 1
-    largest = min(max(4 * options.max_batch, 64), options.prefill_piece)
+    rows, largest = 1, options.prefill_piece
+    if model.config.hidden_size >= _SMALL_HIDDEN:  # there the code costs little beside the work
+        largest = min(max(4 * options.max_batch, 64), largest)
     while rows <= largest:
         size = padded(rows)
         ids = torch.zeros(size, dtype=torch.int64, device=model.decoder.device)
