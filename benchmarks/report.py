@@ -58,7 +58,7 @@ def _targets(results: Mapping[str, Mapping[str, Any]]) -> str:
         value = None if result is None else target.measured(result["rows"])
         rows.append(
             {
-                "benchmark": f"[{target.benchmark}](#{_anchor(target.benchmark)})",
+                "benchmark": _linked(target.benchmark) if result else target.benchmark,
                 "target": target.text,
                 "wanted": target.wanted(),
                 "measured": "not measured" if value is None else target.shown(value),
@@ -132,6 +132,7 @@ def _samples(value: Any) -> list[Mapping[str, float]]:
     return []
 
 
-def _anchor(name: str) -> str:
-    title = TITLES.get(name, name).lower()
-    return "".join(c for c in title.replace(" ", "-") if c.isalnum() or c in "-_")
+def _linked(name: str) -> str:
+    """The name as a link to the section of its title."""
+    title = TITLES.get(name, name).lower().replace(" ", "-")
+    return f"[{name}](#{''.join(c for c in title if c.isalnum() or c in '-_')})"

@@ -27,6 +27,7 @@ MEND = {
     "warm-up": "The model was loaded but does not generate. Try --dtype float32 --device cpu.",
 }
 """Stage -> what to do when it fails."""
+REINSTALL = "A package is missing or broken. Install this one again, with its dependencies."
 
 
 def check_command(arguments: Sequence[str], progress: Callable[[str], None]) -> int:
@@ -67,11 +68,12 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
             stage,
             f"{last.usage.output_tokens} constrained tokens in {time.monotonic() - started:.2f} s",
         )
-    except (ServiceError, ValueError, OSError) as error:
+    except (ServiceError, ValueError, OSError, ImportError) as error:
         text = error.message if isinstance(error, ServiceError) else str(error)
+        mend = REINSTALL if isinstance(error, ImportError) else MEND[stage]
         first, *more = text.splitlines()
         typer.echo(f"{stage:<10}FAILED: {with_flag(first)}", err=True)
-        for line in [*more, MEND[stage].format(model=settings.model)]:
+        for line in [*more, mend.format(model=settings.model)]:
             if line:
                 typer.echo(f"{'':<10}{line}", err=True)
         return FAILED

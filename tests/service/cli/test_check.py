@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,14 @@ def test_a_device_that_is_not_here() -> None:
     done = check("--device", "cuda")
     assert done.code == 1
     assert "torch sees no GPU; use device cpu" in done.err
+
+
+def test_an_installation_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "service.engines.reference.worker", None)
+    done = check()
+    assert done.code == 1
+    assert steps(done)[-1] == ("model", "FAILED:")
+    assert "A package is missing or broken." in done.err
 
 
 def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
