@@ -67,14 +67,19 @@ class Settings(BaseSettings):
         description="'bundled', a folder, or a name on the Hugging Face hub.",
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Type of the weights; auto is float32 on a CPU, else the checkpoint's."
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type of the weights; auto is the checkpoint's own, but float32 for a model of "
+        "at most 1 GiB on a CPU without AMX.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
     )
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; unset: one per core."
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; unset: one per core, but one for small models.",
     )
     max_batch: int = Field(16, ge=1, le=1024, description="Most requests decoded together.")
     context_length: int | None = Field(
