@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import ssl
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import VisionServer
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
+from tests.service.certificates import Authority, openssl
 from tests.service.harness import failure, run_request, running
 
 KEY = "correct-horse-battery-staple"
@@ -120,78 +118,9 @@ async def test_every_method_but_health_asks_for_the_key(keys_file: Path) -> None
 # TLS
 
 
-@dataclass(frozen=True)
-class Authority:
-    """A certificate authority for one test."""
-
-    folder: Path
-
-    @property
-    def cert(self) -> Path:
-        return self.folder / "ca.pem"
-
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key for localhost, signed by this authority."""
-        key, request, cert = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
-        openssl(
-            "req",
-            "-newkey",
-            "ec:" + str(self.folder / "curve"),
-            "-nodes",
-            "-keyout",
-            key,
-            "-out",
-            request,
-            "-subj",
-            f"/CN={name}",
-        )
-        openssl(
-            "x509",
-            "-req",
-            "-in",
-            request,
-            "-CA",
-            self.cert,
-            "-CAkey",
-            self.folder / "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "1",
-            "-out",
-            cert,
-            "-extfile",
-            self.folder / "names",
-        )
-        return cert, key
-
-
-def openssl(*arguments: object) -> None:
-    subprocess.run(["openssl", *map(str, arguments)], check=True, capture_output=True)
-
-
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    if shutil.which("openssl") is None:
-        pytest.skip("the openssl command makes the certificates, and it is not installed")
-    found = Authority(tmp_path)
-    (tmp_path / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    openssl("ecparam", "-name", "prime256v1", "-out", tmp_path / "curve")
-    openssl(
-        "req",
-        "-x509",
-        "-newkey",
-        "ec:" + str(tmp_path / "curve"),
-        "-nodes",
-        "-days",
-        "1",
-        "-keyout",
-        tmp_path / "ca.key",
-        "-out",
-        found.cert,
-        "-subj",
-        "/CN=test authority",
-    )
-    return found
+    return Authority.create(tmp_path)
 
 
 @asynccontextmanager
@@ -248,18 +177,9 @@ async def test_renewed_certificates_are_used_without_a_restart(authority: Author
     async with secure(tls_cert=cert, tls_key=key) as server:
         assert await call(server, ca=authority.cert)
         openssl(
-            "req",
-            "-x509",
-            "-key",
-            key,
-            "-days",
-            "1",
-            "-out",
-            cert,
-            "-subj",
-            "/CN=self",
-            "-addext",
-            "subjectAltName=DNS:localhost",
+            f"req -x509 -key {key} -days 1 -out {cert} -subj /CN=self "
+            "-addext subjectAltName=DNS:localhost",
+            authority.folder,
         )
         os.utime(cert, ns=(1, 1))
         assert await call(server, ca=cert)

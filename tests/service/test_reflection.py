@@ -5,50 +5,21 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from typing import Any
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
 
 import grpc
-from google.protobuf import json_format
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
-    ProtoReflectionDescriptorDatabase,
-)
+import pytest
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
-from tests.service.harness import failure, picture, running
-
-
-class ReflectionClient:
-    """Finds services and builds messages by reflection; requests and answers are plain values."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.channel = channel
-        self.database = ProtoReflectionDescriptorDatabase(channel)
-        self.pool = DescriptorPool(self.database)
-
-    def services(self) -> list[str]:
-        return sorted(self.database.get_services())
-
-    def methods(self, service: str) -> list[str]:
-        return [method.name for method in self.pool.FindServiceByName(service).methods]
-
-    def call(self, service: str, name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """All messages of the answer; a unary method has one."""
-        method = self.pool.FindServiceByName(service).FindMethodByName(name)
-        message = json_format.ParseDict(request, GetMessageClass(method.input_type)())
-        answer = GetMessageClass(method.output_type)
-        kind = self.channel.unary_stream if method.server_streaming else self.channel.unary_unary
-        rpc = kind(
-            f"/{service}/{name}",
-            request_serializer=lambda one: one.SerializeToString(),
-            response_deserializer=answer.FromString,
-        )
-        found = rpc(message, timeout=10)
-        answers = list(found) if method.server_streaming else [found]
-        return [json_format.MessageToDict(one, preserving_proto_field_name=True) for one in answers]
-
+from tests.service import reflection_client
+from tests.service.certificates import Authority
+from tests.service.harness import ROOT, failure, picture, running
+from tests.service.reflection_client import ReflectionClient
 
 SERVICE = "qwen3vl.v1.VisionService"
 IMAGE = {"data": base64.b64encode(picture()).decode()}
@@ -103,3 +74,79 @@ async def test_reflection_can_be_turned_off() -> None:
         request = ServerReflectionRequest(list_services="")
         error = await failure(stub.ServerReflectionInfo(iter([request])).read())
         assert error.code is grpc.StatusCode.UNIMPLEMENTED
+
+
+# grpcurl, as in README.md
+
+README = (ROOT / "README.md").read_text().replace("\\\n", " ")
+PLAIN = [line[2:] for line in README.splitlines() if re.match(r"\$ .*grpcurl -plaintext", line)]
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> str:
+    """A PATH with grpcurl: the real one where it is installed, else the client of these tests."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    if shutil.which("grpcurl") is None:
+        program = folder / "grpcurl"
+        program.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" "{reflection_client.__file__}" "$@"\n'
+        )
+        program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+async def shell(command: str, **environment: str) -> str:
+    """What a command prints; it has to succeed."""
+    process = await asyncio.create_subprocess_exec(
+        "bash",
+        "-euo",
+        "pipefail",
+        "-c",
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode()
+
+
+def test_the_page_has_commands() -> None:
+    assert len(PLAIN) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PLAIN, ids=lambda command: command.rpartition("/")[2])
+async def test_a_grpcurl_command_of_the_page(command: str, programs: str) -> None:
+    async with running() as started:
+        command = command.replace("localhost:50051", started.address)
+        out = await shell(command, PATH=programs)
+    if command.endswith(" list"):
+        assert SERVICE in out.split()
+    elif command.endswith("GetModel"):
+        assert json.loads(out)["engine"] == "fake"
+    elif command.endswith("AnalyzeImage"):
+        assert json.loads(out)["analysis"]["scene"] == "scene"
+    else:
+        assert json.loads(out)["result"]["text"] == "yes"
+
+
+@pytest.mark.slow
+async def test_tls_and_keys_of_the_page(programs: str, tmp_path: Path) -> None:
+    lines = [line[2:] for line in README.splitlines() if line.startswith("$ ")]
+    (make_key,) = [line for line in lines if "sha256sum" in line]
+    (call,) = [line for line in lines if "-cacert" in line]
+    keys = tmp_path / "keys"
+    await shell(make_key.replace(">> keys", f">> {keys}"), KEY="secret")
+    authority = Authority.create(tmp_path)
+    cert, key = authority.issue("server")
+    async with running(tls_cert=cert, tls_key=key, api_keys_file=keys) as started:
+        command = call.replace("localhost:50051", f"localhost:{started.server.port}")
+        command = command.replace("ca.pem", str(authority.cert))
+        out = await shell(command, PATH=programs, KEY="secret")
+        assert SERVICE in out.split()
+        with pytest.raises(AssertionError, match="not known"):
+            await shell(command, PATH=programs, KEY="guess")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
@@ -95,3 +98,36 @@ def test_the_longest_error_fits_into_the_trailers() -> None:
     assert encoded < TRAILER_LIMIT
     assert detail(status, error_details_pb2.ErrorInfo).reason == "INVALID_FIELD"
     assert len(detail(status, error_details_pb2.BadRequest).field_violations) >= 1
+
+
+# The page of errors
+
+ROOT = Path(__file__).parents[2]
+ROW = re.compile(r"^\| `(?P<reason>[A-Z_]+)` \| (?P<status>[A-Z_]+) \|", re.MULTILINE)
+NO_REASONS = {"API_KEY", "GRPC_VERBOSITY"}  # names of environment variables
+
+
+def reasons_in_the_code() -> set[str]:
+    """Every constant of the service that reads like a reason."""
+    found = set()
+    for path in (ROOT / "service").rglob("*.py"):
+        if path.parts[len(ROOT.parts) + 1] not in ("pb", "cli"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.update(re.findall(r"\A(?:[A-Z]+(?:_[A-Z]+)+)\Z", node.value))
+    return (found - NO_REASONS) | {kind.reason for kind in subclasses(ServiceError)}
+
+
+def test_the_page_of_errors_has_every_reason_and_no_other() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    listed = [found["reason"] for found in ROW.finditer(page)]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == reasons_in_the_code()
+
+
+def test_the_page_of_errors_has_the_status_of_the_table() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    statuses = {found["reason"]: found["status"] for found in ROW.finditer(page)}
+    for kind in subclasses(ServiceError):
+        assert statuses[kind.reason] == STATUS[kind].name
+    assert {statuses[name] for name in statuses if name.startswith("ENGINE_")} == {"UNAVAILABLE"}

@@ -6,7 +6,7 @@ Structured vision inference with Qwen3-VL.
 Every OK answer is complete and fits the grammar that was asked for; everything else is an error.
 Every error carries google.rpc.ErrorInfo with the domain "qwen3vl.service" and a stable reason such as
 IMAGE_TRUNCATED; errors of validation also carry google.rpc.BadRequest with the path of the field, overload also
-google.rpc.RetryInfo. README.md lists the reasons.
+google.rpc.RetryInfo. docs/errors.md lists the reasons.
 
 Metadata that a caller may send:
   x-request-id           1 to 128 characters of [A-Za-z0-9._:-]; otherwise the server makes one. It comes back in the
@@ -991,7 +991,7 @@ class Limits(_message.Message):
     max_regex_length: _builtins.int
     """Most characters of a regular expression."""
     compile_timeout_seconds: _builtins.float
-    """Most seconds that a grammar may take to compile."""
+    """Most seconds that a grammar may take to compile in the engine."""
     inference_timeout_seconds: _builtins.float
     """Most seconds of inference, the wait in the queue included. A shorter deadline of the caller wins."""
     def __init__(
