@@ -6,234 +6,41 @@ schema of the ImageAnalysis task, from the picture's pixels to the last token, s
 vision tower, prompt and answer all count. Every picture is new to the engine, whose memory of
 pictures is off. transformers gets the N prompts as one batch, padded on the left.
 
-Peers run where their package is installed: ``mistralrs``, one request at a time.
+Peers run where their packages are installed (``pip install mistralrs xllamacpp gguf``), on the
+bundled model in float32 and one request after the other.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib.metadata
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.common import Sample, environment, markdown, write_results
+from benchmarks.contenders import Contender, Ours, Round, Transformers, pictures
+from benchmarks.peers import LlamaCpp, MistralRs
 from benchmarks.random_model import write_random_model
-from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
-from service.tasks.image_analysis import IMAGE_ANALYSIS
-from service.types import GenerateRequest, Image, Sampling
 from service.wiring import BUNDLED_MODEL
-
-PICTURE = (192, 192)  # width, height in pixels
-TASK = IMAGE_ANALYSIS
-
-
-@dataclass(frozen=True)
-class Round:
-    """What N requests took.
-
-    wall_s: from handing them over to the last token of the last one. first_s: median over the
-    requests until the first token. step_s: seconds of one request from first to last token.
-    tokens: of all answers. texts: the answers.
-    """
-
-    wall_s: float
-    first_s: float
-    answering_s: float
-    tokens: int
-    texts: list[str]
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second, everything included."""
-        return self.tokens / self.wall_s
-
-    @property
-    def answer_rate(self) -> float:
-        """Tokens a second behind the first token, of all requests together."""
-        return (self.tokens - len(self.texts)) / self.answering_s
-
-
-def pictures(first: int, count: int) -> list[np.ndarray]:
-    """Drawings (height, width, 3), uint8, that no model has been trained on."""
-    seeds = range(HELD_OUT_SEED + first, HELD_OUT_SEED + first + count)
-    return [np.array(draw(scene(seed), seed, PICTURE)) for seed in seeds]
-
-
-class Contender(ABC):
-    """An engine that answers a batch of requests. Lives in its own process."""
-
-    @abstractmethod
-    def __init__(self, folder: Path, dtype: str, max_tokens: int) -> None: ...
-
-    @abstractmethod
-    def run(self, shown: Sequence[np.ndarray]) -> Round: ...
-
-
-class Ours(Contender):
-    """`ReferenceEngine`."""
-
-    def __init__(self, folder: Path, dtype: str, max_tokens: int) -> None:
-        from service.engines.reference import ReferenceEngine
-
-        self._engine = ReferenceEngine(folder, dtype=dtype, vision_cache_bytes=0)
-        self._max_tokens = max_tokens
-        self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._engine.start())
-
-    def run(self, shown: Sequence[np.ndarray]) -> Round:
-        return self._loop.run_until_complete(self._all(shown))
-
-    async def _all(self, shown: Sequence[np.ndarray]) -> Round:
-        begun = time.perf_counter()
-        answers = await asyncio.gather(*(self._one(pixels) for pixels in shown))
-        wall_s = time.perf_counter() - begun
-        first_s = [one[1].timings.first_token_s for one in answers]
-        return Round(
-            wall_s,
-            statistics.median(first_s),
-            wall_s - min(first_s),
-            sum(one[1].usage.output_tokens for one in answers),
-            [one[0] for one in answers],
-        )
-
-    async def _one(self, pixels: np.ndarray) -> tuple[str, Any]:
-        request = GenerateRequest(
-            "benchmark", TASK.user, TASK.system, (Image(pixels),), TASK.grammar,
-            Sampling(max_tokens=self._max_tokens),
-        )  # fmt: skip
-        chunks = [chunk async for chunk in self._engine.generate(request)]
-        return "".join(chunk.text for chunk in chunks), chunks[-1]
-
-
-class Transformers(Contender):
-    """``generate`` with xgrammar's LogitsProcessor."""
-
-    def __init__(self, folder: Path, dtype: str, max_tokens: int) -> None:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        from service.engines.reference.chat import Chat
-        from service.engines.reference.config import TextConfig
-        from service.engines.reference.grammar import GrammarCompiler
-
-        self._torch = torch
-        self._processor = AutoProcessor.from_pretrained(folder)
-        self._processor.tokenizer.padding_side = "left"
-        self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
-        config = TextConfig.from_checkpoint(folder)
-        chat = Chat(folder, config)
-        assert TASK.grammar is not None
-        compiler = GrammarCompiler(chat.table, config.stop_ids)
-        self._grammar = compiler.compile(TASK.grammar).automaton
-        self._stop = set(config.stop_ids) | {self._processor.tokenizer.pad_token_id}
-        self._max_tokens = max_tokens
-
-    def run(self, shown: Sequence[np.ndarray]) -> Round:
-        from xgrammar.contrib.hf import LogitsProcessor
-
-        times: list[float] = []
-
-        def clock(ids: Any, scores: Any) -> Any:
-            times.append(time.perf_counter())
-            return scores
-
-        begun = time.perf_counter()
-        inputs = self._processor.apply_chat_template(
-            [self._messages(pixels) for pixels in shown],
-            tokenize=True, add_generation_prompt=True, return_dict=True,
-            processor_kwargs={"return_tensors": "pt", "padding": True},
-        )  # fmt: skip
-        masks = LogitsProcessor([self._grammar] * len(shown))
-        with self._torch.inference_mode():
-            out = self._model.generate(
-                **inputs, max_new_tokens=self._max_tokens, do_sample=False,
-                logits_processor=[masks, clock],
-            )  # fmt: skip
-        end = time.perf_counter()
-        answers = [[token for token in row if token not in self._stop]
-                   for row in out[:, inputs["input_ids"].shape[1] :].tolist()]  # fmt: skip
-        texts = self._processor.tokenizer.batch_decode(answers)
-        wall_s, first_s = end - begun, times[0] - begun
-        return Round(wall_s, first_s, wall_s - first_s, sum(map(len, answers)), texts)
-
-    def _messages(self, pixels: np.ndarray) -> list[dict[str, Any]]:
-        user = [{"type": "image", "image": pixels}, {"type": "text", "text": TASK.user}]
-        system = [{"type": "text", "text": TASK.system}]
-        turns = [{"role": "system", "content": system}] if TASK.system else []
-        return [*turns, {"role": "user", "content": user}]
-
-
-class MistralRs(Contender):
-    """mistral.rs through its Python package; one request after the other."""
-
-    def __init__(self, folder: Path, dtype: str, max_tokens: int) -> None:
-        import mistralrs
-
-        self._api = mistralrs
-        architecture = mistralrs.MultimodalArchitecture.Qwen3VL
-        kind = {"float32": "F32", "bfloat16": "BF16"}[dtype]
-        which = mistralrs.Which.MultimodalPlain(
-            model_id=str(folder), arch=architecture, dtype=getattr(mistralrs.ModelDType, kind)
-        )
-        self._runner = mistralrs.Runner(
-            which=which, no_paged_attn=True, prefix_cache_n=0, token_source="none"
-        )
-        self._max_tokens = max_tokens
-
-    def run(self, shown: Sequence[np.ndarray]) -> Round:
-        begun = time.perf_counter()
-        texts, first_s, tokens = [], [], 0
-        for pixels in shown:
-            start, pieces = time.perf_counter(), []
-            for chunk in self._runner.send_chat_completion_request(self._request(pixels)):
-                piece = chunk.choices[0].delta.content
-                if piece:
-                    pieces.append(piece)
-                    if len(pieces) == 1:
-                        first_s.append(time.perf_counter() - start)
-            texts.append("".join(pieces))
-            tokens += len(pieces)
-        wall_s = time.perf_counter() - begun
-        return Round(wall_s, statistics.median(first_s), wall_s - sum(first_s), tokens, texts)
-
-    def _request(self, pixels: np.ndarray) -> Any:
-        import base64
-        import io
-
-        from PIL import Image as Pillow
-
-        buffer = io.BytesIO()
-        Pillow.fromarray(pixels).save(buffer, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}},
-                   {"type": "text", "text": TASK.user}]  # fmt: skip
-        assert TASK.grammar is not None
-        return self._api.ChatCompletionRequest(
-            model="default", messages=[{"role": "user", "content": content}],
-            max_tokens=self._max_tokens, temperature=0.0, stream=True,
-            grammar=TASK.grammar.source, grammar_type="json_schema",
-        )  # fmt: skip
-
 
 CONTENDERS: dict[str, type[Contender]] = {
     "ours": Ours,
     "transformers": Transformers,
     "mistralrs": MistralRs,
+    "xllamacpp": LlamaCpp,
 }
+PEERS = {"mistralrs": "mistralrs", "xllamacpp": "gguf"}
+"""Optional contenders, and what they need beside themselves."""
 
 
 class Process:
@@ -244,7 +51,11 @@ class Process:
         command = [sys.executable, "-m", "benchmarks.reference_engine", "--serve", name,
                    "--folder", str(folder), "--dtype", dtype, "--max-tokens", str(max_tokens)]  # fmt: skip
         self._child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
         if self._read() != "ready":
             raise RuntimeError(f"{name} did not start")
@@ -372,8 +183,11 @@ def compared(rows: Sequence[dict[str, Any]]) -> None:
 
 def peers() -> dict[str, str]:
     """Optional contenders, and the version that is installed."""
-    return {name: importlib.metadata.version(name) for name in ("mistralrs",)
-            if importlib.util.find_spec(name) is not None}  # fmt: skip
+    return {
+        name: importlib.metadata.version(name)
+        for name, needs in PEERS.items()
+        if all(importlib.util.find_spec(module) is not None for module in (name, needs))
+    }
 
 
 def main() -> None:
@@ -421,7 +235,8 @@ def main() -> None:
         "same_text: answers equal to transformers' in the same dtype, of requests x rounds. "
         "The 2B shape has 4 decoder layers and 4 vision blocks of Qwen3-VL-2B's widths, random. "
         + ("Quick run: no measurement. " if quick else "")
-        + (f"Peers: {found}." if found else "mistralrs is not installed and was left out.")
+        + (f"Peers: {found}. " if found else "")
+        + "".join(f"{name} is not installed and was left out. " for name in PEERS.keys() - found)
     )
     if not quick:
         write_results("reference_engine", rows, notes)
