@@ -36,11 +36,7 @@ class Inference:
         self._image_limits = ImageLimits(
             max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
         )
-        self._schema_limits = SchemaLimits(
-            max_bytes=settings.max_schema_bytes,
-            max_depth=settings.max_schema_depth,
-            max_regex_length=settings.max_regex_length,
-        )
+        self._schema_limits = schema_limits(settings)
         self._known: set[Grammar] = set()
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
 
@@ -93,6 +89,7 @@ class Inference:
 
     async def _inline(self, inline: InlineTask, deadline: float) -> Task:
         """Check an inline task, in a thread where its grammar is new: that can take seconds."""
+        admitted = inline.grammar is None or inline.grammar in self._known
 
         def checked() -> Task:
             return inline_task(
@@ -101,9 +98,10 @@ class Inference:
                 inline.grammar,
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,
+                admitted=admitted,
             )
 
-        if inline.grammar is None or inline.grammar in self._known:
+        if admitted or inline.grammar is None:
             return checked()
         task = await within(deadline, asyncio.to_thread(checked))
         if len(self._known) >= KNOWN_GRAMMARS:
@@ -138,6 +136,15 @@ class Inference:
             timings=result.timings,
             model=self._engine.capabilities.model,
         )
+
+
+def schema_limits(settings: Settings) -> SchemaLimits:
+    """What a grammar may measure, of a caller and of the operator alike."""
+    return SchemaLimits(
+        max_bytes=settings.max_schema_bytes,
+        max_depth=settings.max_schema_depth,
+        max_regex_length=settings.max_regex_length,
+    )
 
 
 def remaining(deadline: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.engine import Engine
+from service.inference import schema_limits
 from service.settings import Settings
 from service.tasks.registry import Registry, load_registry
 
@@ -39,4 +40,4 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
 
 def build_registry(settings: Settings) -> Registry:
     """The built-in tasks, those of installed packages and those of the operator's folder."""
-    return load_registry(settings.tasks_dir)
+    return load_registry(settings.tasks_dir, schema_limits(settings))

@@ -29,7 +29,9 @@ from service.types import Grammar, GrammarKind
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Names of tasks: lower-case words joined by hyphens."""
-MAX_FILE_BYTES = 1024 * 1024
+MAX_FILE_BYTES = 256 * 1024
+MAX_YAML_DEPTH = 100
+"""Levels of nesting; the time that the YAML scanner takes grows with their square."""
 ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -72,11 +74,13 @@ class TaskFile(BaseModel):
 
 def load_tasks(folder: Path, limits: SchemaLimits) -> tuple[list[tuple[str, Task]], list[str]]:
     """Tasks with the names of their files, and every problem as ``file: field: reason``."""
-    if not folder.is_dir():
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
         return [], ["tasks_dir: is not a folder that can be read"]
     found: list[tuple[str, Task]] = []
     problems: list[str] = []
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         if path.suffix not in ENDINGS or path.name.startswith("."):
             continue
         try:
@@ -99,14 +103,18 @@ class _FileError(ValueError):
 
 
 def _load(path: Path, limits: SchemaLimits) -> Task:
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if not path.is_file():  # a pipe or a device would be read for ever; links to files are fine
+        raise _FileError("is not a file that can be read")
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
         raise _FileError(f"has more than {MAX_FILE_BYTES} bytes")
-    text = path.read_text(encoding="utf-8")
+    text = data.decode("utf-8-sig")
     content = jsontext.decode(text) if path.suffix == ".json" else _yaml(text)
     if not isinstance(content, dict):
         raise _FileError("must hold keys and values")
-    file = TaskFile.model_validate({"name": path.stem, **content})
-    given = file.grammar()
+    values = TaskFile.model_validate({"name": path.stem, **content})
+    given = values.grammar()
     if given is not None:
         key, grammar = given
         try:
@@ -115,19 +123,32 @@ def _load(path: Path, limits: SchemaLimits) -> Task:
             problem = error.violations[0].description
             raise GrammarError(key, problem) from None
     return Task(
-        name=file.name,
-        description=file.description,
-        system=file.system,
-        user=file.user,
+        name=values.name,
+        description=values.description,
+        system=values.system,
+        user=values.user,
         grammar=given[1] if given else None,
-        needs_image=file.needs_image,
-        max_images=file.max_images,
+        needs_image=values.needs_image,
+        max_images=values.max_images,
     )
+
+
+_OPENING = (
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
 
 
 def _yaml(text: str) -> Any:
     # An alias makes a small file large once it is written out, and no task needs one.
+    level = 0
     for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        level += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if level > MAX_YAML_DEPTH:
+            raise _FileError(f"is nested more than {MAX_YAML_DEPTH} levels deep")
         if isinstance(token, (yaml.AliasToken, yaml.AnchorToken)):
             raise _FileError("anchors and aliases are not allowed")
     return yaml.load(text, Loader=_UniqueKeys)

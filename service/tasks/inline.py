@@ -16,11 +16,13 @@ def inline_task(
     limits: SchemaLimits = DEFAULT_LIMITS,
     *,
     max_text_bytes: int | None = None,
+    admitted: bool = False,
     field: str = "task.inline",
 ) -> Task:
     """A task of a caller. Raises ``InvalidRequest`` or ``GrammarError`` on fields below ``field``.
 
-    A schema that is new takes milliseconds, a large one up to seconds: call it off the event loop.
+    A schema that is new takes milliseconds, a large one up to seconds: call it off the event loop,
+    except where the grammar was ``admitted`` before and is not checked again.
     """
     if not user.strip():
         raise InvalidRequest(f"{field}.user", "is empty; say what to do", reason="TEXT_EMPTY")
@@ -32,7 +34,7 @@ def inline_task(
             reason="TEXT_TOO_LONG",
             metadata={"limit": str(max_text_bytes), "actual": str(size)},
         )
-    if grammar is not None:
+    if grammar is not None and not admitted:
         check_grammar(grammar, limits, f"{field}.grammar")
     return Task(
         name="inline",

@@ -2,7 +2,8 @@
 
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
 ``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
-that ``uniqueItems`` does, too, and that a violation of the schema ``false`` has its place.
+that ``uniqueItems`` does, too, that ``format`` is asserted, and that a violation of the schema
+``false`` has its place.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from referencing import Registry
 from referencing import jsonschema as specifications
 
 from service.tasks import budget
+from service.tasks.formats import FORMATS
 from service.tasks.regexes import MAX_STATES, compile_pattern
 
 Keyword = Callable[..., Any]
@@ -28,13 +30,17 @@ short."""
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A draft of JSON Schema: its validator for answers, and the validator of its metaschema."""
+    """A draft of JSON Schema: its validator for answers, and the validator of its metaschema.
+
+    foreign: keywords that assert something in another draft, and nothing in this one.
+    """
 
     name: str
     uri: str
     validator: Any
     metaschema: Any
     specification: Any
+    foreign: frozenset[str]
 
 
 def _found(pattern: str, text: str) -> bool:
@@ -93,12 +99,21 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+def _format(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    known = FORMATS.get(value) if isinstance(value, str) else None
+    if known is not None and validator.is_type(instance, "string") and not known(instance):
+        yield ValidationError(f"is not of the format {value}")
+
+
 _OWN: dict[str, Keyword] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
     "uniqueItems": _unique_items,
+    "format": _format,
 }
+_DEPENDENCIES: Keyword = jsonschema.Draft7Validator.VALIDATORS["dependencies"]
+"""The later drafts have split it up, but their metaschemas keep it, and schemas use it."""
 
 
 def _bounded(keyword: Keyword) -> Keyword:
@@ -142,17 +157,46 @@ def _bare_metaschemas() -> Any:
 _METASCHEMAS = _bare_metaschemas()
 
 
-def _draft(name: str, base: Any, specification: Any) -> Draft:
-    keywords = {k: _bounded(_OWN.get(k, v)) for k, v in base.VALIDATORS.items()}
-    extended: Any = validators.extend(base, keywords)  # type: ignore[no-untyped-call]
+def _extended(base: Any, keywords: dict[str, Keyword]) -> Any:
+    bounded = {name: _bounded(_OWN.get(name, keyword)) for name, keyword in keywords.items()}
+    extended: Any = validators.extend(base, bounded)  # type: ignore[no-untyped-call]
     extended.descend = _placed(base.descend)
+    return extended
+
+
+_BASES = (
+    jsonschema.Draft202012Validator,
+    jsonschema.Draft201909Validator,
+    jsonschema.Draft7Validator,
+    jsonschema.Draft6Validator,
+    jsonschema.Draft4Validator,
+)
+_COUNTS = frozenset(("minContains", "maxContains"))
+"""Keywords that the library reads inside ``contains``."""
+_EVERYWHERE = frozenset(("additionalItems", "exclusiveMinimum", "exclusiveMaximum"))
+"""Keywords whose form differs between drafts, so that the metaschema refuses the wrong one."""
+
+
+def _foreign(keywords: dict[str, Keyword]) -> frozenset[str]:
+    known = _COUNTS.union(*(base.VALIDATORS for base in _BASES))
+    counted = _COUNTS if "unevaluatedItems" in keywords else frozenset[str]()
+    return known.difference(keywords, counted, _EVERYWHERE)
+
+
+def _draft(name: str, base: Any, specification: Any) -> Draft:
+    keywords = {"dependencies": _DEPENDENCIES, **base.VALIDATORS}
     uri = base.ID_OF(base.META_SCHEMA)
+    # What a metaschema says of formats is not asserted: references and patterns have checks of
+    # their own, which say more.
+    unformatted = {name: k for name, k in keywords.items() if name != "format"}
+    metaschema = _extended(base, unformatted)
     return Draft(
         name=name,
         uri=uri.rstrip("#"),
-        validator=extended,
-        metaschema=extended(_METASCHEMAS[uri].contents, registry=_METASCHEMAS),
+        validator=_extended(base, keywords),
+        metaschema=metaschema(_METASCHEMAS[uri].contents, registry=_METASCHEMAS),
         specification=specification,
+        foreign=_foreign(keywords),
     )
 
 

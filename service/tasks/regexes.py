@@ -52,6 +52,10 @@ class PatternError(ValueError):
     """The pattern cannot be used; the message says why, for the caller."""
 
 
+class PatternUnsupported(PatternError):
+    """The pattern may be sound, but has something that cannot be matched here in linear time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A compiled pattern. states: its size with the repeats written out."""
@@ -71,11 +75,11 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
     """A pattern to be found anywhere, or with ``whole`` to match the whole text. Raises
     ``PatternError``."""
     if len(source) > max_length:
-        raise PatternError(f"has {len(source)} characters, at most {max_length} are allowed")
+        raise PatternUnsupported(f"has {len(source)} characters, at most {max_length} are allowed")
     parser = _Parser(source)
     translated, states = parser.parse()
     if states > MAX_STATES:
-        raise PatternError(
+        raise PatternUnsupported(
             f"is too large with its repeats written out: {states} states, "
             f"at most {MAX_STATES} are allowed"
         )
@@ -85,7 +89,8 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
         return Pattern(states, SchemaValidator(schema))
     except SchemaError as error:
         if "size limit" in str(error):
-            raise PatternError("is too large with its repeats and classes written out") from None
+            what = "is too large with its repeats and classes written out"
+            raise PatternUnsupported(what) from None
         raise PatternError("is not a valid regular expression") from None
 
 
@@ -103,8 +108,8 @@ class _Parser:
             raise self._error("unbalanced parenthesis")
         return text, max(states, 1)
 
-    def _error(self, what: str) -> PatternError:
-        return PatternError(f"{what} at character {self.at + 1}")
+    def _error(self, what: str, kind: type[PatternError] = PatternError) -> PatternError:
+        return kind(f"{what} at character {self.at + 1}")
 
     def _alternatives(self) -> tuple[str, int]:
         parts: list[str] = []
@@ -160,14 +165,14 @@ class _Parser:
         assert opening is not None
         if self.source.startswith("(?", self.at) and opening[0] == "(":
             if self.source.startswith(("(?=", "(?!", "(?<=", "(?<!"), self.at):
-                raise self._error("look-around is not supported")
-            raise self._error("unsupported kind of group")
+                raise self._error("look-around is not supported", PatternUnsupported)
+            raise self._error("unsupported kind of group", PatternUnsupported)
         self.at = opening.end()
         if opening[0] == "(?i)":
             return "(?i)", 0
         self.groups += 1
         if self.groups > MAX_GROUPS:
-            raise self._error(f"groups nested more than {MAX_GROUPS} deep")
+            raise self._error(f"groups nested more than {MAX_GROUPS} deep", PatternUnsupported)
         text, states = self._alternatives()
         if self.at >= len(self.source):
             raise self._error("missing closing parenthesis")
@@ -222,7 +227,7 @@ class _Parser:
             self.at += 2
             return f"\\x{ord(self.source[self.at - 1]) % 32:02X}"
         if char in "123456789k":
-            raise self._error("back-references are not supported")
+            raise self._error("back-references are not supported", PatternUnsupported)
         self.at += 1
         if char in _CLASSES:
             return _CLASSES[char]

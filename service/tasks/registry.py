@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from service.errors import UnknownTask
+from service.errors import GrammarError, UnknownTask
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks
+from service.tasks.grammar_checks import check_grammar
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 
@@ -48,7 +49,10 @@ def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS)
     """Everything this server offers. Raises one ``TaskSourceError`` with all that is wrong."""
     found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
     problems: list[str] = []
-    for load in (_load_entry_points(), load_tasks(tasks_dir, limits) if tasks_dir else ([], [])):
+    for load in (
+        _load_entry_points(limits),
+        load_tasks(tasks_dir, limits) if tasks_dir else ([], []),
+    ):
         found += load[0]
         problems += load[1]
     origins: dict[str, str] = {}
@@ -62,11 +66,11 @@ def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS)
     return Registry(task for _, task in found)
 
 
-def _load_entry_points() -> tuple[list[tuple[str, Task]], list[str]]:
+def _load_entry_points(limits: SchemaLimits) -> tuple[list[tuple[str, Task]], list[str]]:
     found: list[tuple[str, Task]] = []
     problems: list[str] = []
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        loaded = _load_entry_point(entry)
+        loaded = _load_entry_point(entry, limits)
         if isinstance(loaded, Task):
             found.append((f"entry point {entry.name}", loaded))
         else:
@@ -74,7 +78,7 @@ def _load_entry_points() -> tuple[list[tuple[str, Task]], list[str]]:
     return found, problems
 
 
-def _load_entry_point(entry: EntryPoint) -> Task | str:
+def _load_entry_point(entry: EntryPoint, limits: SchemaLimits) -> Task | str:
     """The task, or what is wrong. Foreign code may raise anything; the start then names the entry
     point."""
     try:
@@ -86,4 +90,11 @@ def _load_entry_point(entry: EntryPoint) -> Task | str:
         return f"is a {type(task).__name__}, not a Task or a function that returns one"
     if not NAME.fullmatch(task.name):
         return f"name: {task.name!r} does not match {NAME.pattern}"
+    if not task.user.strip():
+        return "user: is empty"
+    if task.grammar is not None:
+        try:
+            check_grammar(task.grammar, limits)
+        except GrammarError as error:
+            return error.message
     return task

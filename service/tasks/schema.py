@@ -2,8 +2,9 @@
 
 A schema is read as strict JSON of bounded size and depth, checked against the metaschema of its
 draft, and walked: every reference must point into the schema itself (nothing is ever fetched), no
-chain of references may come back to itself without going into the instance, and every pattern
-must run in linear time.
+chain of references may come back to itself without going into the instance, every pattern must
+run in linear time, and a keyword that only another draft knows is refused. What the draft itself
+ignores (unknown keywords; siblings of ``$ref`` up to draft-07) is ignored here, too.
 """
 
 from __future__ import annotations
@@ -200,6 +201,7 @@ class _Walk:
         self.pointers[id(schema)] = pointer
         self.keywords.update(schema)
         self._own_dialect(schema, pointer)
+        self._foreign(schema, pointer)
         self._patterns(schema, pointer)
         edges = self.edges[id(schema)] = []
         for keyword, path, child in _children(schema):
@@ -219,6 +221,13 @@ class _Walk:
         name = schema.pop("$schema", None)
         if name is not None and (not isinstance(name, str) or name.rstrip("#") != self.draft.uri):
             raise _invalid(f"{pointer}/$schema", "a subschema cannot use another draft")
+
+    def _foreign(self, schema: dict[str, Any], pointer: str) -> None:
+        """A keyword that the draft ignores would leave the schema weaker than it looks."""
+        for keyword in schema:
+            if keyword in self.draft.foreign:
+                what = f"has no meaning in {self.draft.name}; name another draft in $schema"
+                raise _invalid(f"{pointer}/{keyword}", what, "SCHEMA_UNSUPPORTED")
 
     def _patterns(self, schema: dict[str, Any], pointer: str) -> None:
         found = [("pattern", schema["pattern"])] if isinstance(schema.get("pattern"), str) else []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import GrammarError, InvalidRequest, OutputInvalid
+from service.tasks import inline
 from service.tasks.grammar_checks import check_answer, check_grammar
 from service.tasks.inline import inline_task
 from service.tasks.schema import SchemaLimits
@@ -76,6 +77,12 @@ def test_an_inline_task() -> None:
     assert (task.system, task.user, task.grammar) == ("Be brief.", "Which?", grammar)
     assert not task.needs_image
     assert inline_task("", "x", None).grammar is None
+
+
+def test_a_grammar_that_was_admitted_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inline, "check_grammar", lambda *_: pytest.fail("checked"))
+    grammar = Grammar(GrammarKind.JSON_SCHEMA, "{}")
+    assert inline_task("", "x", grammar, admitted=True).grammar is grammar
 
 
 @pytest.mark.parametrize(

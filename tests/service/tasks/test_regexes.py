@@ -110,10 +110,10 @@ def test_whole_matches_all_of_the_text() -> None:
     ],
 )
 def test_explosive_patterns_are_refused_at_once(pattern: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(PatternError, match="too large"):
         compile_pattern(pattern)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_the_bound_on_states() -> None:
@@ -138,14 +138,14 @@ patterns = st.lists(quantified | st.just(("|", "")), max_size=6).map(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(patterns, st.text("abx1", max_size=8))
 def test_python_agrees(pattern: str, text: str) -> None:
     assert found(pattern, text) == (re.search(pattern, text) is not None)
     assert whole(pattern, text) == (re.fullmatch(pattern, text) is not None)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(r"ab()[]{}*+?|\^$.-,1&dwuxpk<>:=!" + "é", max_size=24))
 def test_any_text_is_a_pattern_or_refused(pattern: str) -> None:
     with contextlib.suppress(PatternError):

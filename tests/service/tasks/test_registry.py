@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from typing import Any
 import pytest
 
 from service.errors import UnknownTask
+from service.settings import Settings
 from service.tasks import registry
 from service.tasks.contract import Task
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.registry import TaskSourceError, load_registry
 from service.types import Grammar, GrammarKind
+from service.wiring import build_registry
 
 FROM_PACKAGE = Task("from-package", "Of a package.", user="Go.")
 NOT_A_TASK = 7
 BADLY_NAMED = Task("Bad Name", "Of a package.", user="Go.")
+SILENT = Task("silent", "Of a package.", user=" ")
+BAD_GRAMMAR = Task("bad", "Of a package.", user="Go.", grammar=Grammar(GrammarKind.REGEX, "("))
 
 GOOD = """
 description: Counts people.
@@ -147,6 +153,57 @@ def test_bytes_that_are_no_text_and_too_many(tmp_path: Path) -> None:
     assert "b.yaml: file: has more than" in message
 
 
+def test_what_is_no_plain_file(tmp_path: Path) -> None:
+    """A pipe and a device would be read for ever."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "device.json").symlink_to("/dev/zero")
+    (tmp_path / "loop.yml").symlink_to(tmp_path / "loop.yml")
+    (tmp_path / "nowhere.yml").symlink_to(tmp_path / "absent")
+    (tmp_path / "folder.yaml").mkdir()
+    lines = problems(tmp_path).splitlines()[1:]
+    names = ["device.json", "folder.yaml", "loop.yml", "nowhere.yml", "pipe.yaml"]
+    assert lines == [f"  {name}: file: is not a file that can be read" for name in names]
+
+
+def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
+    """As Kubernetes mounts them: each file a link into a folder that is a link, too."""
+    (tmp_path / "..2026").mkdir()
+    (tmp_path / "..2026" / "count.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
+    (tmp_path / "..data").symlink_to("..2026")
+    (tmp_path / "count.yaml").symlink_to("..data/count.yaml")
+    assert load_registry(tmp_path).get("count").needs_image
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" * 200_000, "is nested more than 100 levels deep"),
+        ("- " * 120_000, "is nested more than 100 levels deep"),
+        ("a: &a [x, x]\n" + "b: *a\n" * 1000, "anchors and aliases are not allowed"),
+        ("a: " + "[1, 2], " * 20_000, "is not YAML"),
+        ("? " * 100_000, "is nested more than 100 levels deep"),
+    ],
+    ids=["flow", "block", "aliases", "long", "keys"],
+)
+def test_hostile_yaml_is_refused_soon(tmp_path: Path, text: str, expected: str) -> None:
+    began = time.process_time()
+    assert expected in problems(write(tmp_path, bad__yaml=text))
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf"])
+def test_numbers_that_json_does_not_have(tmp_path: Path, number: str) -> None:
+    text = BASE + f"json_schema: {{maximum: {number}}}"
+    assert "bad.yaml: json_schema" in problems(write(tmp_path, bad__yaml=text))
+
+
+def test_the_limits_of_the_settings_hold(tmp_path: Path) -> None:
+    write(tmp_path, deep__yaml=BASE + "json_schema: {not: {not: {not: {}}}}")
+    with pytest.raises(TaskSourceError, match="nested 4 levels deep, at most 3"):
+        build_registry(Settings(tasks_dir=tmp_path, max_schema_depth=3))
+    assert build_registry(Settings(tasks_dir=tmp_path)).get("deep")
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     message = problems(
         write(tmp_path, a__yaml="x: 1", b__yaml="user: [", c__yaml=BASE + "regex: (")
@@ -186,10 +243,15 @@ def test_entry_points(entries: list[EntryPoint], name: str) -> None:
     assert load_registry(None).get("from-package") is FROM_PACKAGE
 
 
+ENTRIES = ("broken", "NOT_A_TASK", "BADLY_NAMED", "SILENT", "BAD_GRAMMAR", "absent")
+
+
 def test_bad_entry_points_are_all_named(entries: list[EntryPoint]) -> None:
-    entries += [entry(name) for name in ("broken", "NOT_A_TASK", "BADLY_NAMED", "absent")]
+    entries += [entry(name) for name in ENTRIES]
     message = problems(None)
     assert "entry point broken: cannot be loaded: RuntimeError: no luck" in message
     assert "entry point NOT_A_TASK: is a int, not a Task" in message
     assert "entry point BADLY_NAMED: name: 'Bad Name' does not match" in message
+    assert "entry point SILENT: user: is empty" in message
+    assert "entry point BAD_GRAMMAR: grammar.regex: missing closing parenthesis" in message
     assert "entry point absent: cannot be loaded" in message

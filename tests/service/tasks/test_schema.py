@@ -190,12 +190,40 @@ def test_the_one_combination_that_is_not_supported() -> None:
     assert refused(schema).reason == "SCHEMA_UNSUPPORTED"
 
 
+DRAFT4 = "http://json-schema.org/draft-04/schema#"
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        ({"$schema": DRAFT4, "items": {"const": 1}}, "/items/const"),
+        ({"$schema": DRAFT4, "properties": {"a": {"if": {}}}}, "/properties/a/if"),
+        ({"$schema": DRAFT7, "prefixItems": [{}]}, "/prefixItems"),
+        ({"$schema": DRAFT7, "contains": {}, "minContains": 2}, "/minContains"),
+        ({"$schema": DRAFT7, "dependentRequired": {}}, "/dependentRequired"),
+        ({"$schema": DRAFT7, "unevaluatedProperties": False}, "/unevaluatedProperties"),
+        ({"properties": {"a": {"$recursiveRef": "#"}}}, "/properties/a/$recursiveRef"),
+    ],
+)
+def test_a_keyword_that_the_draft_would_ignore_is_refused(schema: Any, pointer: str) -> None:
+    error = refused(schema)
+    assert error.reason == "SCHEMA_UNSUPPORTED"
+    assert error.metadata["pointer"] == pointer
+    assert "name another draft" in error.message
+
+
+@pytest.mark.parametrize("place", ["const", "properties", "title-of-mine"])
+def test_names_that_are_no_keywords_there_are_left_alone(place: str) -> None:
+    schema = {"$schema": DRAFT7, place: {"prefixItems": {"type": "array"}}}
+    assert check_json_schema(json.dumps(schema)) == schema
+
+
 def test_a_hostile_schema_is_checked_in_bounded_time() -> None:
     """Arrays of unequal types make the library compare each with each."""
-    began = time.monotonic()
+    began = time.process_time()
     refused('{"required": [' + ",".join(["{}", "[]", "1"] * 7000) + "]}")
     refused({f"x{i}": 0 for i in range(100)} | {"type": ["string"] * 6000})
-    assert time.monotonic() - began < 6
+    assert time.process_time() - began < 6
 
 
 def test_a_repeated_schema_costs_next_to_nothing() -> None:
@@ -236,7 +264,7 @@ jsons = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(jsons)
 def test_any_json_is_admitted_or_refused(schema: Any) -> None:
     with contextlib.suppress(GrammarError):

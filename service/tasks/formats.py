@@ -1,0 +1,158 @@
+"""The formats of strings that are asserted on answers.
+
+JSON Schema leaves it to the implementation whether ``format`` asserts anything. Here it does, since
+a caller who writes ``format: date`` means it. Formats without a definition in the drafts say
+nothing about a value and stay annotations. Every expression below runs in linear time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import re
+from collections.abc import Callable
+
+from service.tasks.regexes import MAX_STATES, PatternError, PatternUnsupported, compile_pattern
+
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_TIME = re.compile(
+    r"(\d{2}):(\d{2}):(\d{2})(?:\.\d+)?(?:[Zz]|([+-])(\d{2}):(\d{2}))", re.ASCII
+)  # RFC 3339
+_DURATION = re.compile(
+    r"P(?:\d+W|(?=\d|T)(?:\d+Y(?:\d+M(?:\d+D)?)?|\d+M(?:\d+D)?|\d+D)?"
+    r"(?:T(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S))?)",
+    re.ASCII,
+)
+_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
+_QUOTED = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
+_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
+_URI_CHARACTERS = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?#\[\]-]|%[0-9A-Fa-f]{2})*")
+_IRI_CHARACTERS = re.compile(
+    r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?#\[\]\u00a0-\U0010ffff-]|%[0-9A-Fa-f]{2})*"
+)
+_URI_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?", re.DOTALL)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(\[[0-9A-Za-z:._~!$&'()*+,;=-]+\]|[^\[\]@:]*)(?::\d*)?")
+_TEMPLATE = re.compile(r"(?:[^\x00-\x20\x7f\"'<>\\^`{|}]|\{[^\x00-\x20\x7f\"'<>\\^`{}]+\})*")
+_POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)*", re.DOTALL)
+_RELATIVE_POINTER = re.compile(r"(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)", re.DOTALL)
+
+
+def _date(text: str) -> bool:
+    if not _DATE.fullmatch(text):
+        return False
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _time(text: str) -> bool:
+    match = _TIME.fullmatch(text)
+    if match is None:
+        return False
+    hour, minute, second = int(match[1]), int(match[2]), int(match[3])
+    offset_hour, offset_minute = int(match[5] or 0), int(match[6] or 0)
+    if hour > 23 or minute > 59 or offset_hour > 23 or offset_minute > 59:
+        return False
+    if second < 60:
+        return True
+    # A leap second is the last one of a day in UTC.
+    offset = (offset_hour * 60 + offset_minute) * (-1 if match[4] == "-" else 1)
+    return second == 60 and (hour * 60 + minute - offset) % 1440 == 1439
+
+
+def _date_time(text: str) -> bool:
+    return text[10:11] in ("T", "t") and _date(text[:10]) and _time(text[11:])
+
+
+def _hostname(text: str) -> bool:
+    return 0 < len(text) <= 253 and all(
+        len(label) <= 63 and _LABEL.fullmatch(label) is not None for label in text.split(".")
+    )
+
+
+def _ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _ipv6(text: str) -> bool:
+    try:
+        return ipaddress.IPv6Address(text).scope_id is None
+    except ValueError:
+        return False
+
+
+def _email(text: str) -> bool:
+    local, at, domain = text.rpartition("@")
+    if not at or not (_ATOMS.fullmatch(local) or _QUOTED.fullmatch(local)):
+        return False
+    if domain.startswith("[") and domain.endswith("]"):
+        literal = domain[1:-1]
+        return _ipv6(literal[5:]) if literal.startswith("IPv6:") else _ipv4(literal)
+    return _hostname(domain)
+
+
+def _reference(text: str, characters: re.Pattern[str]) -> bool:
+    """A URI reference of RFC 3986, or with the characters of RFC 3987 an IRI reference."""
+    parts = _URI_PARTS.fullmatch(text)
+    if parts is None or not characters.fullmatch(text):
+        return False
+    scheme, authority, path, fragment = parts.groups()
+    if scheme is not None and not _SCHEME.fullmatch(scheme):
+        return False
+    if authority is not None:
+        host = _AUTHORITY.fullmatch(authority)
+        if host is None or (host[1].startswith("[") and not _literal(host[1][1:-1])):
+            return False
+    if "#" in (fragment or "#")[1:] or text.count("[") != (authority or "").count("["):
+        return False
+    # Without scheme and authority, a colon in the first segment would make it a scheme.
+    return scheme is not None or authority is not None or ":" not in path.partition("/")[0]
+
+
+def _literal(address: str) -> bool:
+    return _ipv6(address) or re.fullmatch(r"v[0-9A-Fa-f]+\.[^:].*", address) is not None
+
+
+def _absolute(text: str, characters: re.Pattern[str]) -> bool:
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text) is not None and _reference(text, characters)
+
+
+def _regex(text: str) -> bool:
+    """A regular expression, also one that a schema could not use here."""
+    try:
+        compile_pattern(text, max_length=MAX_STATES)
+    except PatternUnsupported:
+        return True
+    except PatternError:
+        return False
+    return True
+
+
+FORMATS: dict[str, Callable[[str], bool]] = {
+    "date": _date,
+    "time": _time,
+    "date-time": _date_time,
+    "duration": lambda text: _DURATION.fullmatch(text) is not None,
+    "email": _email,
+    "hostname": _hostname,
+    "ipv4": _ipv4,
+    "ipv6": _ipv6,
+    "uuid": lambda text: _UUID.fullmatch(text) is not None,
+    "uri": lambda text: _absolute(text, _URI_CHARACTERS),
+    "uri-reference": lambda text: _reference(text, _URI_CHARACTERS),
+    "iri": lambda text: _absolute(text, _IRI_CHARACTERS),
+    "iri-reference": lambda text: _reference(text, _IRI_CHARACTERS),
+    "uri-template": lambda text: _TEMPLATE.fullmatch(text) is not None,
+    "json-pointer": lambda text: _POINTER.fullmatch(text) is not None,
+    "relative-json-pointer": lambda text: _RELATIVE_POINTER.fullmatch(text) is not None,
+    "regex": _regex,
+}
+"""Whether a string has a format, by the format's name."""

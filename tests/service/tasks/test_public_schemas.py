@@ -1,0 +1,110 @@
+"""Schemas from the wild: every one is admitted or refused with a place, judged right, and compiled."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engines.reference.grammar import GrammarCompiler
+from service.errors import GrammarError, OutputInvalid
+from service.tasks.answers import AnswerValidator
+from service.tasks.schema import check_json_schema
+from service.types import Grammar, GrammarKind
+
+COLLECTION = Path(__file__).parents[4] / "shared" / "maskbench" / "public.jsonl"
+HANG_S = 10.0
+"""Far above what any of them takes; more is a hang."""
+
+pytestmark = pytest.mark.skipif(
+    not COLLECTION.is_file(), reason="the collection of public schemas is not there"
+)
+
+
+@functools.cache
+def cases() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in COLLECTION.read_text().splitlines()]
+
+
+def refusal(schema: Any) -> GrammarError | None:
+    began = time.process_time()
+    try:
+        check_json_schema(json.dumps(schema))
+    except GrammarError as error:
+        return error
+    finally:
+        assert time.process_time() - began < HANG_S
+    return None
+
+
+def judge(schema: Any, value: Any) -> bool:
+    try:
+        AnswerValidator(json.dumps(schema)).parse(json.dumps(value))
+    except OutputInvalid:
+        return False
+    return True
+
+
+def misjudged(chosen: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Names of admitted schemas with the numbers of the instances that are not judged as labelled."""
+    return [
+        (case["name"], number)
+        for case in chosen
+        if refusal(case["schema"]) is None
+        for number, test in enumerate(case["tests"])
+        if judge(case["schema"], test["data"]) != test["valid"]
+    ]
+
+
+def test_a_sample_is_judged_as_labelled() -> None:
+    assert misjudged(cases()[::16]) == []
+
+
+@pytest.mark.slow
+def test_all_are_judged_as_labelled() -> None:
+    assert sum(len(case["tests"]) for case in cases()) > 3000
+    assert misjudged(cases()) == []
+
+
+@pytest.mark.slow
+def test_who_is_refused_and_why() -> None:
+    refused = {case["name"]: refusal(case["schema"]) for case in cases()}
+    found = {name: error for name, error in refused.items() if error is not None}
+    assert Counter(error.reason for error in found.values()) == {
+        "SCHEMA_TOO_LARGE": 8,
+        "SCHEMA_INVALID": 5,  # a subschema of another draft
+        "SCHEMA_PATTERN_UNSUPPORTED": 3,
+        "SCHEMA_UNSUPPORTED": 1,  # "if" in draft-04
+    }
+    for name, error in found.items():
+        if error.reason == "SCHEMA_TOO_LARGE":
+            assert int(error.metadata["actual"]) > int(error.metadata["limit"]), name
+            continue
+        pointer = error.metadata["pointer"]
+        assert pointer.rpartition("/")[2] in ("$schema", "pattern", "if"), name
+        assert pointer in error.message, name
+
+
+@pytest.mark.slow
+def test_all_compile_or_are_refused() -> None:
+    """In the engine: nothing crashes or hangs, and what cannot be compiled says why."""
+    compiler = GrammarCompiler([bytes([i]) for i in range(256)] + [b""], [256])
+    refused = {}
+    for case in cases():
+        if refusal(case["schema"]) is not None:
+            continue
+        began = time.process_time()
+        try:
+            compiler.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(case["schema"])))
+        except GrammarError as error:
+            refused[case["name"]] = error
+        assert time.process_time() - began < HANG_S, case["name"]
+    assert len(refused) <= 8, sorted(refused)
+    for name, error in refused.items():
+        assert error.reason == "SCHEMA_UNSUPPORTED", name
+        assert "cannot be compiled: " in error.message, name
