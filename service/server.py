@@ -7,6 +7,7 @@ generation. SIGTERM and SIGINT let calls in flight finish; a second signal cuts 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable
@@ -195,9 +196,15 @@ async def serve(
             server.hurry()
         stop.set()
 
+    def ready(server: VisionServer) -> None:
+        gc.collect()
+        gc.freeze()  # model and modules stay: no full collection walks them while callers wait
+        if on_ready is not None:
+            on_ready(server)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    running = asyncio.create_task(server.run(on_ready), name="run")
+    running = asyncio.create_task(server.run(ready), name="run")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)

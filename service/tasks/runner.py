@@ -44,6 +44,7 @@ from service.types import (
 
 T = TypeVar("T")
 COMPILE_TIMEOUT_S = 5.0
+DEFAULT_SAMPLING = Sampling()
 
 
 async def run(
@@ -65,10 +66,12 @@ async def run(
     compile_timeout_s: most seconds in which the engine has to have the grammar ready.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
-    answer = _Answer()
-    deadline = _Deadline(timeout_s)
-    await deadline.wait(_collect(engine, request, answer, compile_timeout_s))
-    return await deadline.wait(_finish(task, answer, sampling, accept_empty, limits))
+
+    async def answered() -> TaskResult:
+        answer = await _collect(engine, request, compile_timeout_s)
+        return await _finish(task, answer, sampling, accept_empty, limits)
+
+    return await _Deadline(timeout_s).wait(answered())
 
 
 async def stream(
@@ -145,6 +148,8 @@ def _real(value: object, low: float, high: float, *, open_low: bool = False) -> 
 
 def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
     """Refuse, all at once, options out of range and options that the engine would ignore."""
+    if sampling == DEFAULT_SAMPLING:
+        return
     found: list[FieldViolation] = []
 
     def expect(name: str, fits: bool, allowed: str) -> None:
@@ -236,14 +241,14 @@ async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
     return None
 
 
-async def _collect(
-    engine: Engine, request: GenerateRequest, answer: _Answer, compile_timeout_s: float
-) -> None:
+async def _collect(engine: Engine, request: GenerateRequest, compile_timeout_s: float) -> _Answer:
+    answer = _Answer()
     if request.grammar is not None:
         await _prepare(engine, request.grammar, compile_timeout_s)
     async with _closing(engine.generate(request)) as chunks:
         async for chunk in chunks:
             answer.add(chunk)
+    return answer
 
 
 async def _prepare(engine: Engine, grammar: Grammar, timeout_s: float) -> None:
