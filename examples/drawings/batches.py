@@ -25,7 +25,8 @@ from service.tasks.image_analysis import PROMPT
 SHAPES = {"short": (16, 3), "analysis": (16, 1), "pair": (8, 2)}
 BATCHES_PER_ROUND = 4
 SHORT = [question for question in QUESTIONS if question.pictures == 1]
-SHORT_WEIGHTS = [{"objects": 3, "phrases": 3}.get(question.name, 1) for question in SHORT]
+HARDER = {"count_color": 3, "count_shape": 3, "position": 6, "present": 4, "object_at": 4}
+SHORT_WEIGHTS = [HARDER.get(question.name, 1) for question in SHORT]
 
 Row = tuple[str, str, list[np.ndarray[Any, Any]], list[tuple[Tensor, Tensor]]]
 """Question, answer, pictures, probe targets."""
@@ -83,9 +84,9 @@ def kind_of(rng: random.Random, progress: float) -> str:
     """Short questions first; then the long prompt, then two pictures."""
     shares = {"short": 0.85, "analysis": 0.15, "pair": 0.0}
     if progress > 0.12:
-        shares = {"short": 0.5, "analysis": 0.45, "pair": 0.05}
+        shares = {"short": 0.6, "analysis": 0.3, "pair": 0.1}
     if progress > 0.35:
-        shares = {"short": 0.3, "analysis": 0.55, "pair": 0.15}
+        shares = {"short": 0.5, "analysis": 0.2, "pair": 0.3}
     return rng.choices(list(shares), list(shares.values()))[0]
 
 

@@ -102,7 +102,7 @@ def _score_analysis(score: Score, facts: Scene | Keyframes, seen: Any) -> None:
     verdicts["every field"] = all(
         _plain(getattr(seen, name)) == expected[name] for name in expected
     )
-    score.asked.update(verdicts)
+    score.asked.update(verdicts.keys())
     score.right.update(name for name, right in verdicts.items() if right)
     found = {phrase_.partition(" at ")[2]: phrase_.split(" ") for phrase_ in seen.objects}
     for thing in first.objects:
@@ -113,7 +113,7 @@ def _score_analysis(score: Score, facts: Scene | Keyframes, seen: Any) -> None:
             "color of an object": words[1:2] == [thing.color],
             "shape of an object": words[2:3] == [thing.shape],
         }
-        score.asked.update(attributes)
+        score.asked.update(attributes.keys())
         score.right.update(name for name, right in attributes.items() if right)
 
 
