@@ -251,7 +251,7 @@ def instance(schema: Any, root: Any, name: str = "text", depth: int = 0) -> Any:
         required = schema.get("required", ())
         return {key: instance(properties.get(key, True), root, key, depth + 1) for key in required}
     if kind == "array":
-        least = max(schema.get("minItems", 1), min(1, schema.get("maxItems", 1)))
+        least = schema.get("minItems", min(1, schema.get("maxItems", 1)))
         prefix = schema.get("prefixItems", [])[:least]
         items = [*prefix, *[schema.get("items", True)] * (least - len(prefix))]
         return [instance(item, root, name, depth + 1) for item in items]

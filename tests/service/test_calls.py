@@ -17,7 +17,7 @@ import pytest
 from service import inference
 from service.calls import ANALYZE_TASK
 from service.engines.fake import FakeEngine
-from service.errors import InferenceTimeout
+from service.errors import EngineUnavailable, InferenceTimeout
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.tasks import runner
@@ -438,6 +438,20 @@ async def crashed_calls(started: Running) -> AsyncIterator[tuple[object, list[ob
     started.engine.crash_after = 2
     events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=5))
     yield error, list(events)
+
+
+async def test_an_engine_that_dies_in_the_middle_of_an_answer() -> None:
+    class Mortal(FakeEngine):
+        async def _step(self, number: int) -> None:
+            if number == 2 and self.finished_requests:  # not in the warm-up
+                raise EngineUnavailable("The engine has ended.", reason="ENGINE_DEAD")
+
+    async with running(Mortal("one two three")) as started:
+        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
+        events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=5))
+        assert [event.delta for event in events] == ["one", " two"]
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
 
 
 async def test_a_crash_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
