@@ -18,7 +18,8 @@ HERE = Path(__file__).parent
 DRAWING = HERE / "drawings" / "samples" / "night-desert.png"
 SCHEMA = HERE / "schemas" / "objects.json"
 PROMPT = "List every object with its position, shape, color and size."
-START_LIMIT_S = 60
+START_LIMIT_S = 180
+STOP_LIMIT_S = 60
 
 
 def free_port() -> int:
@@ -54,6 +55,15 @@ def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path)
         raise SystemExit(f"The server did not start. Its log:\n{log.read_text()}")
 
 
+def stopped(server: subprocess.Popen[bytes]) -> int:
+    """Exit code of the server; it is killed where it does not end by itself."""
+    try:
+        return server.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        return server.wait()
+
+
 def main() -> None:
     port = str(free_port())
     address = f"127.0.0.1:{port}"
@@ -71,7 +81,7 @@ def main() -> None:
             step(*call, str(DRAWING))
         finally:
             server.send_signal(signal.SIGTERM)
-            code = server.wait(timeout=30)
+            code = stopped(server)
     print(f"\nServer stopped, exit code {code}.")
     raise SystemExit(code)
 
