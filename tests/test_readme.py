@@ -43,7 +43,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
 
 
-OURS = [words[1:] for words in commands(README) if words[0] == "qwen3vl"]
+OURS = [words[1:] for words in commands(DEMO.sub("", README)) if words[0] == "qwen3vl"]
 CALLS = [words for words in OURS if words[0] not in ("serve", "check", "health")]
 SERVERS = [words for words in OURS if words[0] in ("serve", "check")]
 
