@@ -58,12 +58,14 @@ class Subject:
         without vision, ``small`` True one that runs one request and lets at most one more wait.
     idle: whether an engine holds nothing of any request: no slot, no memory, no place in a queue.
     certain: its answers are fixed beforehand, so that sampling has nothing to choose from.
+    sensitive: its weights are random, so that whatever changes the prompt changes the answer.
     """
 
     name: str
     build: Callable[..., Engine]
     idle: Callable[[Engine], bool]
     certain: bool = False
+    sensitive: bool = False
 
 
 def grammar(kind: GrammarKind, source: Any) -> Grammar:
@@ -426,10 +428,10 @@ class Answers:
         assert await text() == greedy
         if subject.certain or "temperature" not in honoured:
             return
-        hot = {"temperature": 1.5}
+        hot = {"temperature": 2.0}
         if "seed" in honoured:
             seeded = [await text(**hot, seed=seed) for seed in (1, 2, 3, 2**64 - 1)]
-            assert len(set(seeded)) == len(seeded)
+            assert len(set(seeded)) > 1
             assert await text(**hot, seed=2) == seeded[1]
         assert len({await text(**hot) for _ in range(4)}) > 1, "without a seed one is drawn"
         if "top_k" in honoured:
@@ -507,17 +509,17 @@ class Answers:
 
         large, small = picture(1, 256, 256), picture(2, 64, 64)
         shrunk = picture(1, 256, 256, max_pixels=96 * 96)
-        grown = picture(2, 64, 64, min_pixels=170 * 170)
+        grown = picture(2, 64, 64, min_pixels=320 * 320, max_pixels=400 * 400)
         counts = [await image_tokens(one) for one in (large, shrunk, small, grown)]
         assert counts[1] < counts[0]
         assert counts[1] <= 9
         assert counts[3] > counts[2]
-        assert counts[3] >= 28
+        assert counts[3] >= 100
         assert await image_tokens(shrunk, small, grown) == sum(counts[1:])
 
     async def test_the_order_of_pictures_matters(self, engine: Engine, subject: Subject) -> None:
-        if subject.certain:
-            pytest.skip("its answers do not depend on pictures")
+        if not subject.sensitive:
+            pytest.skip("two noisy pictures need not change its answer")
         first, second = picture(11, 64, 64), picture(12, 64, 64)
         sampling = {"temperature": 1.0, "seed": 1}
         texts = [

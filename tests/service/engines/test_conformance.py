@@ -69,7 +69,8 @@ def subject(
         folder = BUNDLED_MODEL
         if name in SHAPES:
             folder = write_checkpoint(tmp_path_factory.mktemp("conformance"), SHAPES[name])
-        yield Subject(name, partial(reference, folder), reference_is_idle)
+        build = partial(reference, folder)
+        yield Subject(name, build, reference_is_idle, sensitive=name in SHAPES)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
