@@ -37,6 +37,10 @@ _EXECUTOR = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-image")
 # Pillow keeps this many freed blocks of at most 16 MiB. Without, each picture of some 100 KB costs
 # about 370 page faults, a third of the time of its decoding.
 Image.core.set_blocks_max(_THREADS)  # type: ignore[attr-defined]  # documented, not exported
+MAX_JPEG_SCANS = 100
+"""Of a progressive picture; encoders write about ten. Each one is a pass over all pixels, of which 95 bytes can ask: without a
+bound, a file within the limits keeps the decoder busy for an hour."""
+_SCAN = b"\xff\xda"
 _Transpose = Image.Transpose
 _UPRIGHT = {
     2: _Transpose.FLIP_LEFT_RIGHT,
@@ -76,6 +80,8 @@ def decode_image(data: bytes, field: str, limits: ImageLimits) -> Pixels:
         with kind(io.BytesIO(data)) as image:
             if kind is JpegImageFile:
                 _check_size(*image.size, field, limits)
+                if "progressive" in image.info:
+                    _check_scans(data, field)
             # Process-wide, and LMDeploy turns it on when it is imported: half a picture would pass.
             ImageFile.LOAD_TRUNCATED_IMAGES = False
             image.load()
@@ -116,6 +122,13 @@ def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
             reason="IMAGE_TOO_LARGE",
             metadata={"limit": str(limits.max_bytes), "actual": str(len(data))},
         )
+
+
+def _check_scans(data: bytes, field: str) -> None:
+    # Compressed data never holds the marker, since there a 0 follows each 255.
+    if data.count(_SCAN) > MAX_JPEG_SCANS:
+        what = f"is stored in more than {MAX_JPEG_SCANS} scans; save it anew"
+        raise ImageError(field, what, reason="IMAGE_INVALID")
 
 
 def _kind(data: bytes, field: str) -> Kind:

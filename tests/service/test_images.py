@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from service.errors import ImageError
-from service.images import ImageLimits, decode_image, decode_images
+from service.images import MAX_JPEG_SCANS, ImageLimits, decode_image, decode_images
 
 LIMITS = ImageLimits()
 PHOTOS = Path(__file__).parents[3] / "shared" / "images"
@@ -136,6 +136,21 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
     jpeg[at + 5 : at + 9] = struct.pack(">HH", 65500, 65500)
     for data in (bomb_png(50_000, 50_000), bytes(webp), bytes(jpeg)):
         assert refused(data).reason == "IMAGE_TOO_MANY_PIXELS"
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each scan is a few bytes of the file and a pass over the whole picture for the decoder."""
+    data = VALID["progressive"]
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    room = MAX_JPEG_SCANS - data.count(b"\xff\xda")
+    assert room > 80
+    assert decode(data[:end] + data[last:end] * room + data[end:]).shape == (24, 40, 3)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    error = refused(data[:end] + data[last:end] * (room + 1) + data[end:])
+    assert error.reason == "IMAGE_INVALID"
+    assert "scans" in error.message
 
 
 def test_global_limits_and_warnings_of_the_library_do_not_matter(
