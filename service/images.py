@@ -38,8 +38,8 @@ _EXECUTOR = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-image")
 # about 370 page faults, a third of the time of its decoding.
 Image.core.set_blocks_max(_THREADS)  # type: ignore[attr-defined]  # documented, not exported
 MAX_JPEG_SCANS = 100
-"""Of a progressive picture; encoders write about ten. Each one is a pass over all pixels, of which 95 bytes can ask: without a
-bound, a file within the limits keeps the decoder busy for an hour."""
+"""Of a progressive picture; encoders write about ten. Each one is a pass over all pixels, and 95 bytes
+ask for it: without a bound, a file within the limits keeps the decoder busy for an hour."""
 _SCAN = b"\xff\xda"
 _Transpose = Image.Transpose
 _UPRIGHT = {

@@ -86,13 +86,17 @@ class GrammarCompiler:
         self.only_stop = _bits(stops)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Raises GrammarError with the cause when the grammar cannot be compiled."""
+        """Raises GrammarError with the cause when the grammar cannot be compiled or has no text."""
         try:
-            return CompiledGrammar(self._compile(grammar), grammar.kind is GrammarKind.JSON_SCHEMA)
+            automaton = self._compile(grammar)
         except GrammarError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refusal(grammar.kind, error) from None
+        compiled = CompiledGrammar(automaton, grammar.kind is GrammarKind.JSON_SCHEMA)
+        if not Matcher(compiled, self).can_go_on():
+            raise _refusal(grammar.kind, ValueError("no text fits it"))
+        return compiled
 
     def _compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
         if grammar.kind is GrammarKind.JSON_SCHEMA:
@@ -194,9 +198,11 @@ class Matcher:
 
     def must_stop(self) -> bool:
         """Whether the answer is complete and nothing may follow."""
-        if not self._matcher.is_completed():
-            return False
-        return not bool((self._next_mask() & ~self._compiler.only_stop).any())
+        return self._matcher.is_completed() and not self.can_go_on()
+
+    def can_go_on(self) -> bool:
+        """Whether there is text that may come next."""
+        return bool((self._next_mask() & ~self._compiler.only_stop).any())
 
     def forced_text(self) -> str:
         """The text that must come next whatever the model says; often empty."""

@@ -226,6 +226,22 @@ def test_forced_text_inside_a_character_is_none() -> None:
     assert matcher.forced_text() == "本"
 
 
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        (GrammarKind.EBNF, "root ::= root"),
+        (GrammarKind.EBNF, 'root ::= ""'),
+        (GrammarKind.EBNF, "root ::= a\na ::= b\nb ::= a"),
+        (GrammarKind.REGEX, "(?:)"),
+        (GrammarKind.JSON_SCHEMA, "false"),
+        (GrammarKind.JSON_SCHEMA, '{"type": "number", "minimum": 1e-300, "maximum": 2e-300}'),
+    ],
+)
+def test_a_grammar_without_any_text_is_refused(kind: GrammarKind, source: str) -> None:
+    with pytest.raises(GrammarError, match="cannot be compiled: "):
+        compiler().compile(Grammar(kind, source))
+
+
 def test_a_token_that_the_grammar_refuses_is_an_error() -> None:
     made = compiler()
     matcher = Matcher(made.compile(Grammar(GrammarKind.REGEX, "[a-c]+")), made)
