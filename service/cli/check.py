@@ -7,13 +7,14 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+import numpy as np
 import typer
 
 from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.server import VisionServer
 from service.settings import Settings
-from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
+from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
 from service.wiring import build_engine, build_registry
 
 FAILED, USAGE = 1, 2
@@ -63,10 +64,12 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
             typer.echo(f"{'':<14}{key} {value}")
         stage = "warm-up"
         started = time.monotonic()
-        last = await _last(engine.generate(_WARM_UP))
+        last = await _last(engine.generate(_warm_up(found.vision)))
+        picture = " about a picture" if found.vision else ""
         _passed(
             stage,
-            f"{last.usage.output_tokens} constrained tokens in {time.monotonic() - started:.2f} s",
+            f"{last.usage.output_tokens} constrained tokens{picture}"
+            f" in {time.monotonic() - started:.2f} s",
         )
     except (ServiceError, ValueError, OSError, ImportError) as error:
         text = error.message if isinstance(error, ServiceError) else str(error)
@@ -84,12 +87,16 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
     return 0
 
 
-_WARM_UP = GenerateRequest(
-    "check",
-    "Say yes or no.",
-    grammar=Grammar(GrammarKind.CHOICE, '["yes", "no"]'),
-    sampling=Sampling(max_tokens=8),
-)
+def _warm_up(vision: bool) -> GenerateRequest:
+    """A choice, about a small grey picture where the model takes pictures."""
+    grey = Image(np.full((64, 64, 3), 128, np.uint8))
+    return GenerateRequest(
+        "check",
+        "Say yes or no.",
+        images=(grey,) if vision else (),
+        grammar=Grammar(GrammarKind.CHOICE, '["yes", "no"]'),
+        sampling=Sampling(max_tokens=8),
+    )
 
 
 async def _last(chunks: AsyncIterator[Chunk]) -> Chunk:
