@@ -26,8 +26,8 @@ class Round:
     """What N requests took.
 
     wall_s: from handing them over to the last token of the last one. first_s: median over the
-    requests until the first token. step_s: seconds of one request from first to last token.
-    tokens: of all answers. texts: the answers.
+    requests until the first token. answering_s: from the first token of all to the last.
+    tokens: of all answers. texts: the answers. cpu_s: of all threads of the process.
     """
 
     wall_s: float
@@ -35,6 +35,7 @@ class Round:
     answering_s: float
     tokens: int
     texts: list[str]
+    cpu_s: float = 0.0
 
     @property
     def rate(self) -> float:

@@ -21,9 +21,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,10 @@ def serve(name: str, folder: Path, dtype: str, max_tokens: int) -> None:
     print("@" + json.dumps("ready"), flush=True)
     for line in sys.stdin:
         first, count = map(int, line.split())
-        print("@" + json.dumps(asdict(contender.run(pictures(first, count)))), flush=True)
+        shown = pictures(first, count)
+        before = time.process_time()
+        result = replace(contender.run(shown), cpu_s=time.process_time() - before)
+        print("@" + json.dumps(asdict(result)), flush=True)
 
 
 def measure(
@@ -146,6 +150,7 @@ def _row(model: str, name: str, dtype: str, count: int, rounds: Sequence[Round])
         "answer_tokens_per_s": sample(lambda one: one.answer_rate).row(1),
         "first_token_ms": sample(lambda one: one.first_s).row(1e3),
         "request_ms": sample(lambda one: one.wall_s).row(1e3),
+        "tokens_per_cpu_s": sample(lambda one: one.tokens / one.cpu_s).row(1),
     }  # fmt: skip
 
 
@@ -197,7 +202,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--models", nargs="+", default=["bundled", "2B shape"],
                         choices=["bundled", "2B shape"])  # fmt: skip
-    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", help=argparse.SUPPRESS)
@@ -230,7 +235,8 @@ def main() -> None:
         f"greedy, at most {arguments.max_tokens} tokens (2B shape: 32). tokens_per_s is all tokens "
         "of all answers over the time from the pixels to the last token; answer_tokens_per_s "
         "leaves out the time before the first token; request_ms is that time for all requests "
-        "of the round. times_transformers: tokens_per_s over transformers' faster dtype with as "
+        "of the round; tokens_per_cpu_s counts the time that all threads had a core, which a "
+        "busy machine changes least. times_transformers: tokens_per_s over transformers' faster dtype with as "
         "many requests; times_one_of_transformers: over transformers with one request. "
         "same_text: answers equal to transformers' in the same dtype, of requests x rounds. "
         "The 2B shape has 4 decoder layers and 4 vision blocks of Qwen3-VL-2B's widths, random. "
