@@ -25,7 +25,7 @@ from service.tasks.image_analysis import PROMPT
 SHAPES = {"short": (16, 3), "analysis": (16, 1), "pair": (8, 2)}
 BATCHES_PER_ROUND = 4
 SHORT = [question for question in QUESTIONS if question.pictures == 1]
-HARDER = {"count_color": 3, "count_shape": 3, "position": 6, "present": 4, "object_at": 4}
+HARDER = {"count_color": 4, "count_shape": 6, "position": 5, "present": 6, "object_at": 3}
 SHORT_WEIGHTS = [HARDER.get(question.name, 1) for question in SHORT]
 
 Row = tuple[str, str, list[np.ndarray[Any, Any]], list[tuple[Tensor, Tensor]]]

@@ -16,6 +16,9 @@ from service.wiring import BUNDLED_MODEL
 
 pytestmark = pytest.mark.slow
 
+WEAK = {"count_color": 0.75, "position": 0.75, "count_shape": 0.4, "present": 0.45, "moved": 0.45}
+"""Kinds of questions that the model often gets wrong, as its card says: right at least so often."""
+
 
 async def test_analyze_image() -> None:
     async with serving(BUNDLED_MODEL) as stub:
@@ -28,14 +31,15 @@ async def test_analyze_image() -> None:
 async def test_two_keyframes() -> None:
     async with serving(BUNDLED_MODEL) as stub:
         score = await score_analyses(stub, 64, pairs=True)
-    assert score.share("whole object list") >= 0.85, score.table()
-    assert score.share("what moved") >= 0.85, score.table()
+    assert score.share("whole object list") >= 0.95, score.table()
+    assert score.share("what moved") >= 0.5, score.table()
 
 
 async def test_inline_tasks() -> None:
     async with serving(BUNDLED_MODEL) as stub:
         score = await score_questions(stub, 32)
-    assert sum(score.right.values()) >= 0.9 * sum(score.asked.values()), score.table()
+    for name in score.asked:
+        assert score.share(name) >= WEAK.get(name, 0.9), score.table()
 
 
 @pytest.mark.parametrize(
