@@ -178,16 +178,11 @@ class Call:
 
     def _log(self, code: str, reason: str = "-") -> None:
         if access_log.isEnabledFor(logging.INFO):
+            seconds = time.perf_counter() - self._started
+            # Names of ours and of gRPC's: none of them needs the quotes of ``pairs``.
             access_log.info(
-                "call %s",
-                pairs(
-                    method=self._method,
-                    code=code,
-                    reason=reason,
-                    seconds=time.perf_counter() - self._started,
-                    caller=self._caller,
-                    peer=self._context.peer(),
-                ),
+                f"call method={self._method} code={code} reason={reason} seconds={seconds:.4f} "
+                f"caller={self._caller} peer={self._context.peer()}"
             )
 
 
