@@ -32,15 +32,18 @@ logger = logging.getLogger(__name__)
 
 SEPARATORS = (", ", ": ")
 _MESSAGE_LIMIT = 300
+MAX_FORCED = 200_000
+"""Characters that a grammar may force at once, so that they are used to decode faster."""
 _FIRST_PRINTABLE = 0x20
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """xgrammar's automaton, and whether its texts are JSON."""
+    """xgrammar's automaton, whether its texts are JSON, and whether what it forces is bounded."""
 
     automaton: xgrammar.CompiledGrammar
     is_json: bool
+    bounded: bool
 
     @property
     def size_bytes(self) -> int:
@@ -89,11 +92,13 @@ class GrammarCompiler:
         """Raises GrammarError with the cause when the grammar cannot be compiled or has no text."""
         try:
             automaton = self._compile(grammar)
+            bounded = _forces_little(grammar)
         except GrammarError:
             raise
         except (RuntimeError, ValueError, TypeError) as error:
             raise _refusal(grammar.kind, error) from None
-        compiled = CompiledGrammar(automaton, grammar.kind is GrammarKind.JSON_SCHEMA)
+        is_json = grammar.kind is GrammarKind.JSON_SCHEMA
+        compiled = CompiledGrammar(automaton, is_json, bounded)
         if not Matcher(compiled, self).can_go_on():
             raise _refusal(grammar.kind, ValueError("no text fits it"))
         return compiled
@@ -171,6 +176,7 @@ class Matcher:
 
         self._permitted = compiler.permitted_json if compiled.is_json else compiler.permitted
         self._matcher = xgrammar.GrammarMatcher(compiled.automaton)
+        self._bounded = compiled.bounded
         self._compiler = compiler
         self._apply = xgrammar.apply_token_bitmask_inplace
         self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
@@ -205,7 +211,12 @@ class Matcher:
         return bool((self._next_mask() & ~self._compiler.only_stop).any())
 
     def forced_text(self) -> str:
-        """The text that must come next whatever the model says; often empty."""
+        """The text that must come next whatever the model says; often empty.
+
+        Empty, too, where it could be endless: xgrammar writes all of it out.
+        """
+        if not self._bounded:
+            return ""
         try:
             return str(self._matcher.find_jump_forward_string())
         except UnicodeDecodeError:  # it begins or ends inside a character
@@ -218,6 +229,34 @@ class Matcher:
             self._mask &= self._permitted
             self._fresh = True
         return self._mask
+
+
+def _forces_little(grammar: Grammar) -> bool:
+    """Whether no text longer than ``MAX_FORCED`` can be forced by the grammar, by a safe estimate.
+
+    References can double a text at each step, or go on for ever, as in a required property that is
+    the schema itself. A regular expression has no references, and its repeats were counted when it
+    was admitted.
+    """
+    if grammar.kind is GrammarKind.EBNF:
+        return False
+    if grammar.kind is GrammarKind.JSON_SCHEMA:
+        return _written_out(json.loads(grammar.source)) <= MAX_FORCED
+    return True
+
+
+def _written_out(value: object) -> float:
+    """Characters of a schema with its least numbers of items written out; infinite with references."""
+    if isinstance(value, dict):
+        if any(keyword in value for keyword in ("$ref", "$dynamicRef", "$recursiveRef")):
+            return float("inf")
+        size = sum(len(str(key)) + _written_out(member) for key, member in value.items())
+        pattern, least = value.get("pattern"), value.get("minItems")
+        size += MAX_FORCED / 10 if isinstance(pattern, str) and "{" in pattern else 0
+        return size * max(1, least if isinstance(least, (int, float)) else 1)
+    if isinstance(value, list):
+        return sum(_written_out(item) for item in value)
+    return len(str(value))
 
 
 def _choice_ebnf(source: str) -> str:

@@ -39,6 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FLOAT32_LIMIT = 1 << 30  # bytes of weights up to which a CPU computes in float32 by itself
 _SMALL_HIDDEN = 1024  # below, splitting a step between threads costs more than it saves
 _DRAFT = 12  # tokens
+_DRAFT_CHARACTERS = 400  # more than so many tokens hold; longer texts need not be kept
 
 
 @dataclass(slots=True)
@@ -143,6 +144,7 @@ class Model:
         computed in the same pass and discarded where it is wrong.
         """
         text = "" if sequence.matcher is None else sequence.matcher.forced_text()
+        text = text[:_DRAFT_CHARACTERS]
         if not text:
             return []
         ids = self.drafts.get(text)

@@ -242,6 +242,52 @@ def test_a_grammar_without_any_text_is_refused(kind: GrammarKind, source: str) -
         compiler().compile(Grammar(kind, source))
 
 
+DOUBLING = {
+    f"d{i}": {
+        "type": "array",
+        "prefixItems": [{"$ref": f"#/$defs/d{i + 1}"}] * 2,
+        "items": False,
+        "minItems": 2,
+    }
+    for i in range(40)
+}
+ENDLESS: dict[str, tuple[GrammarKind, object]] = {
+    "itself": (
+        GrammarKind.JSON_SCHEMA,
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    ),
+    "doubling": (
+        GrammarKind.JSON_SCHEMA,
+        {"$ref": "#/$defs/d0", "$defs": {**DOUBLING, "d40": {"type": "null"}}},
+    ),
+    "items": (
+        GrammarKind.JSON_SCHEMA,
+        {"type": "array", "minItems": 10**7, "items": {"const": "the same again"}},
+    ),
+    "rules": (
+        GrammarKind.EBNF,
+        "\n".join(f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)) + '\nr40 ::= "a"\nroot ::= r0',
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_text_without_end_is_never_written_out(name: str) -> None:
+    """xgrammar would, with all the memory there is."""
+    kind, source = ENDLESS[name]
+    made = compiler()
+    text = source if isinstance(source, str) else json.dumps(source)
+    matcher = Matcher(made.compile(Grammar(kind, text)), made)
+    for _ in range(5):
+        assert matcher.forced_text() == ""
+        matcher.accept(min(allowed(matcher)))
+
+
 def test_a_token_that_the_grammar_refuses_is_an_error() -> None:
     made = compiler()
     matcher = Matcher(made.compile(Grammar(GrammarKind.REGEX, "[a-c]+")), made)
