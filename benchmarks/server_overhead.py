@@ -277,8 +277,8 @@ def main() -> None:
         f"{verdict(rows)} Each cell: {arguments.rounds} rounds of {arguments.seconds:g} s, the "
         "servers taking turns; calls/s as median (slowest-fastest round), latencies over all "
         "calls. CPU: processor time of the server per call, all threads; for a picture it splits "
-        "into that of echo (transport), that of decoding alone and the rest, which is our own; most "
-        "of this rest are page faults of the decoder's memory, which goes back to the system between "
+        "into that of echo (transport), that of decoding alone and the rest, which is our own; at "
+        "1 MB most of it are page faults: memory of the decoder goes back to the system between "
         "pictures of different sizes. Client and server share the machine."
     )
     write_results("server_overhead", rows, notes)
