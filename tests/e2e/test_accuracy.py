@@ -48,8 +48,9 @@ async def test_inline_tasks() -> None:
         ("deepstack-dropped", 0.10),
         ("features-reversed", 0.50),
         ("features-late", 0.50),
-        ("tokens-shifted", 0.50),
-        ("positions-swapped", 0.50),
+        ("feature-0-dropped", 0.20),
+        ("feature-1-dropped", 0.75),
+        ("feature-2-dropped", 0.50),
     ],
 )
 async def test_a_broken_engine_is_noticed(fault: str, most: float) -> None:
