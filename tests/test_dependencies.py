@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,18 @@ def foreign_modules() -> set[str]:
     return {name for name in names if name.partition(".")[0] not in known}
 
 
+@cache
+def distributions() -> dict[str, list[str]]:
+    """Top-level module -> the distributions that it belongs to."""
+    return dict(packages_distributions())
+
+
 def distribution(module: str) -> str:
     """Name of the distribution that a module belongs to."""
     for prefix, name in NAMESPACES.items():
         if module == prefix or module.startswith(prefix + "."):
             return name
-    names = {canonicalize_name(n) for n in packages_distributions()[module.partition(".")[0]]}
+    names = {canonicalize_name(n) for n in distributions()[module.partition(".")[0]]}
     assert len(names) == 1, f"{module} could be of {names}"
     return names.pop()
 

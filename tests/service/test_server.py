@@ -231,6 +231,7 @@ async def client(address: str) -> AsyncIterator[VisionServiceStub]:
         yield VisionServiceStub(channel)
 
 
+@pytest.mark.slow  # a process of its own that drains
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
     with separate(grace_s=20, delay_s=0.2, pieces=8) as (server, address):
@@ -247,6 +248,7 @@ async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
         assert await asyncio.to_thread(server.wait, 10) == 0
 
 
+@pytest.mark.slow  # a process of its own that drains
 async def test_a_second_signal_cuts_the_grace() -> None:
     with separate(grace_s=60, delay_s=0.5, pieces=100) as (server, address):
         async with client(address) as stub:

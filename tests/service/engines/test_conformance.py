@@ -23,7 +23,7 @@ SUBJECTS = (
     "fake, few options",
     "reference, dense",
     pytest.param("reference, MoE", marks=pytest.mark.slow),
-    "reference, bundled",
+    pytest.param("reference, bundled", marks=pytest.mark.slow),
 )
 SHAPES = {"reference, dense": Shape(kv_heads=2), "reference, MoE": Shape(moe=True, tied=False)}
 

@@ -9,7 +9,7 @@ import time
 import uuid
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import OutputInvalid
@@ -126,6 +126,7 @@ def test_identifiers(identifier: uuid.UUID, address: ipaddress.IPv4Address) -> N
     assert FORMATS[f"ipv{address.version}"](str(address))
 
 
+@settings(max_examples=30)  # making addresses takes longer than checking them
 @given(st.emails())
 def test_emails(address: str) -> None:
     assert FORMATS["email"](address)
