@@ -25,6 +25,8 @@ from examples.drawings.scenes import HELD_OUT_SEED
 from examples.drawings.trainer import Trainer
 from service.wiring import BUNDLED_MODEL
 
+pytestmark = pytest.mark.slow  # trains, or loads transformers
+
 SMALL = {"short": (2, 2), "analysis": (2, 1), "pair": (1, 2)}
 
 

@@ -332,6 +332,7 @@ async def test_cancelled_in_a_stream() -> None:
         assert engine.cancelled_requests >= 1
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_reading_holds_no_memory() -> None:
     """The server waits for the reader, so the engine waits too, until the deadline."""
     engine = FakeEngine("x" * 8 * 500_000, context_length=10**7)

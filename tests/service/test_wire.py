@@ -73,6 +73,7 @@ async def outcomes(requests: Sequence[bytes], methods: Sequence[str]) -> set[grp
     return codes
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.one_of(st.binary(max_size=60), valid_requests, damaged()), min_size=5, max_size=20)

@@ -18,6 +18,8 @@ from service.engines.fake import FakeEngine
 from tests.service.cli.terminal import ROOT, command, process, wait_for
 from tests.service.harness import picture, running, until
 
+pytestmark = pytest.mark.slow  # every test starts processes
+
 ESCAPE = "\x1b"
 LIMIT_S = 120  # generous: a busy machine starts processes slowly
 

@@ -228,6 +228,7 @@ def in_draft(schema: Any, dialect: str) -> Any:
     return {k: in_draft(v, dialect) for k, v in schema.items() if k not in foreign}
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(schemas, leaves, leaves, values, st.sampled_from([*DRAFTS]))
 def test_the_library_agrees(schema: Any, a: Any, b: Any, value: Any, dialect: str) -> None:
