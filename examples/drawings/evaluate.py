@@ -99,9 +99,7 @@ def _score_analysis(score: Score, facts: Scene | Keyframes, seen: Any) -> None:
     }
     if isinstance(facts, Keyframes):
         verdicts["what moved"] = list(seen.actions) == expected["actions"]
-    verdicts["every field"] = all(
-        _plain(getattr(seen, name)) == expected[name] for name in expected
-    )
+    verdicts["every field"] = all(plain(getattr(seen, name)) == expected[name] for name in expected)
     score.asked.update(verdicts.keys())
     score.right.update(name for name, right in verdicts.items() if right)
     found = {phrase_.partition(" at ")[2]: phrase_.split(" ") for phrase_ in seen.objects}
@@ -117,7 +115,8 @@ def _score_analysis(score: Score, facts: Scene | Keyframes, seen: Any) -> None:
         score.right.update(name for name, right in attributes.items() if right)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A field of a message as JSON has it."""
     return value if isinstance(value, str) else list(value)
 
 
@@ -131,9 +130,7 @@ async def score_questions(stub: Any, count: int) -> Score:
             frames, facts = _facts_for(question.name, question.pictures, seed)
             asked = ask(question, facts, rng)
             score.asked[question.name] += 1
-            images = [pb.Image(data=picture(f, seed + i)) for i, f in enumerate(frames)]
-            if question.name == "moved":  # one scene: the same look in both frames
-                images = [pb.Image(data=picture(f, seed)) for f in frames]
+            images = [pb.Image(data=picture(frame, look)) for frame, look in frames]
             with contextlib.suppress(grpc.aio.AioRpcError):
                 reply = await stub.RunTask(pb.RunTaskRequest(task=task(asked), images=images))
                 score.right[question.name] += _same(asked, reply.result)
@@ -142,14 +139,14 @@ async def score_questions(stub: Any, count: int) -> Score:
     return score
 
 
-def _facts_for(name: str, pictures: int, seed: int) -> tuple[list[Scene], Any]:
-    if pictures == 1:
-        return [scene(seed)], scene(seed)
+def _facts_for(name: str, pictures: int, seed: int) -> tuple[list[tuple[Scene, int]], Any]:
+    """Each picture's scene with the seed of its look, and the facts that the question is about."""
     if name == "moved":
-        frames = keyframes(seed)
-        return [frames.first, frames.second], frames
-    both = (scene(seed), scene(seed + 1))
-    return list(both), both
+        pair = keyframes(seed)
+        return [(pair.first, seed), (pair.second, seed)], pair
+    scenes = tuple(scene(seed + index) for index in range(pictures))
+    frames = [(facts, seed + index) for index, facts in enumerate(scenes)]
+    return frames, scenes if pictures > 1 else scenes[0]
 
 
 def task(asked: Asked) -> Any:

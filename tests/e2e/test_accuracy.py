@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from examples.drawings.evaluate import score_analyses, score_questions, serving
+from examples.drawings.evaluate import plain, score_analyses, score_questions, serving
 from examples.drawings.samples import FOLDER
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.wiring import BUNDLED_MODEL
@@ -66,8 +66,4 @@ async def test_samples(name: str) -> None:
     images = [pb.Image(data=file.read_bytes()) for file in files]
     async with serving(BUNDLED_MODEL) as stub:
         seen = (await stub.AnalyzeImage(pb.AnalyzeImageRequest(images=images))).analysis
-    assert {name: _plain(getattr(seen, name)) for name in expected} == expected
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, str) else list(value)  # type: ignore[call-overload]
+    assert {field: plain(getattr(seen, field)) for field in expected} == expected

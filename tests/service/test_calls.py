@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import psutil
@@ -364,6 +365,22 @@ def held() -> Held:
     )
 
 
+async def abandon(stub: Any, calls: int, data: bytes) -> None:
+    """Make calls, fifty at a time, and cancel each at another moment of its life."""
+
+    async def one(number: int) -> None:
+        if number % 2:
+            call = stub.RunTask(run_request(images=[data]), timeout=20)
+        else:
+            call = stub.StreamTask(stream_request(), timeout=20)
+        await asyncio.sleep(0.001 * (number % 40))
+        call.cancel()
+        await asyncio.gather(call.code(), return_exceptions=True)
+
+    for start in range(0, calls, 50):
+        await asyncio.gather(*(one(start + i) for i in range(50)))
+
+
 @pytest.mark.slow
 async def test_2000_cancelled_calls_leave_nothing_behind(
     caplog: pytest.LogCaptureFixture,
@@ -372,18 +389,8 @@ async def test_2000_cancelled_calls_leave_nothing_behind(
     async with running(engine, max_concurrent=32, max_queue=64) as started:
         admission = started.server.servicer.inference.admission
 
-        async def abandon(number: int) -> None:
-            if number % 2:
-                call = started.stub.RunTask(run_request(images=[picture()]), timeout=20)
-            else:
-                call = started.stub.StreamTask(stream_request(), timeout=20)
-            await asyncio.sleep(0.001 * (number % 40))
-            call.cancel()
-            await asyncio.gather(call.code(), return_exceptions=True)
-
         async def wave(calls: int) -> Held:
-            for start in range(0, calls, 50):
-                await asyncio.gather(*(abandon(start + i) for i in range(50)))
+            await abandon(started.stub, calls, picture())
             await until(lambda: engine.active_requests == 0)
             await until(lambda: started.server.lifecycle.calls_in_flight == 0)
             return held()
@@ -409,18 +416,8 @@ async def test_cancelled_calls_cost_the_server_no_memory() -> None:
         async with grpc.aio.insecure_channel(address) as channel:
             stub = VisionServiceStub(channel)
 
-            async def abandon(number: int) -> None:
-                if number % 2:
-                    call = stub.RunTask(run_request(images=[data]), timeout=20)
-                else:
-                    call = stub.StreamTask(stream_request(), timeout=20)
-                await asyncio.sleep(0.001 * (number % 40))
-                call.cancel()
-                await asyncio.gather(call.code(), return_exceptions=True)
-
             async def wave(calls: int) -> int:
-                for start in range(0, calls, 50):
-                    await asyncio.gather(*(abandon(start + i) for i in range(50)))
+                await abandon(stub, calls, data)
                 return int(server.memory_info().rss)
 
             await wave(2000)  # caches, pools and arenas fill
