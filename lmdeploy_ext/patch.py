@@ -1,0 +1,239 @@
+"""Intrusions into LMDeploy as records: what is changed, why, and when it may go.
+
+A `Patch` replaces one attribute, an `Entry` adds one key to a dict or an mmengine registry.
+`apply_all` checks every record against the installed LMDeploy before it touches anything, and
+`revert_all` puts everything back. What the records are is in `lmdeploy_ext.patches`; this module
+knows nothing of LMDeploy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+logger = logging.getLogger("lmdeploy_ext")
+
+Undo = Callable[[], None]
+
+
+class ExtensionError(RuntimeError):
+    """The extension cannot be installed; the message says why and what to do. Nothing is changed."""
+
+
+class HostDrift(ExtensionError):
+    """The installed LMDeploy is not the one that the extension was written for.
+
+    Attributes:
+        problems: one sentence for each difference.
+    """
+
+    def __init__(self, problems: Sequence[str], remedy: str = "") -> None:
+        self.problems = tuple(problems)
+        lines = ["LMDeploy is not what this extension was written for; nothing was changed:"]
+        lines += [f"  - {problem}" for problem in self.problems]
+        super().__init__("\n".join([*lines, remedy] if remedy else lines))
+
+
+class Record(Protocol):
+    """One intrusion."""
+
+    @property
+    def name(self) -> str:
+        """Short and unique; stands in the log."""
+
+    @property
+    def target(self) -> str:
+        """``module:attribute.attribute``."""
+
+    @property
+    def why(self) -> str:
+        """What does not work without it."""
+
+    @property
+    def remove_when(self) -> str:
+        """What must happen upstream for the record to go."""
+
+    def problem(self) -> str | None:
+        """What keeps the record from being applied, None if nothing does. Changes nothing."""
+
+    def apply(self) -> Undo:
+        """Make the change; the result takes it back."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Replaces an attribute of a module or a class.
+
+    Attributes:
+        signature: parameters of the function that is replaced, without annotations, as in
+            ``"(self, multimodal, *, limit=4)"``. None for a value that is no function.
+        replace: gets the original and gives the replacement. For a static or class method it gets
+            and gives the plain function, for a property the getter; the kind stays what it was.
+    """
+
+    name: str
+    target: str
+    why: str
+    remove_when: str
+    replace: Callable[[Any], Any]
+    signature: str | None = None
+
+    def problem(self) -> str | None:
+        try:
+            owner, attribute = _locate(self.target)
+            function = _unwrap(inspect.getattr_static(owner, attribute))
+        except (ImportError, AttributeError) as error:
+            return f"{self.target} does not exist ({error}); needed by {self.name!r}"
+        if self.signature is None:
+            return None
+        if not callable(function):
+            return f"{self.target} is no longer a function; needed by {self.name!r}"
+        found = plain_signature(function)
+        if found != self.signature:
+            return f"{self.target} takes {found}, not {self.signature}; needed by {self.name!r}"
+        return None
+
+    def apply(self) -> Undo:
+        owner, attribute = _locate(self.target)
+        original = inspect.getattr_static(owner, attribute)
+        own = attribute in vars(owner)
+        setattr(owner, attribute, _rewrap(original, self.replace(_unwrap(original))))
+
+        def undo() -> None:
+            if own:
+                setattr(owner, attribute, original)
+            else:  # it was inherited: an own copy would hide later changes of the base
+                delattr(owner, attribute)
+
+        return undo
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Adds a key to a dict or to an mmengine ``Registry``.
+
+    Attributes:
+        value: makes the value; called when the record is applied, so that it may import LMDeploy.
+    """
+
+    name: str
+    target: str
+    key: str
+    value: Callable[[], Any]
+    why: str
+    remove_when: str
+
+    def problem(self) -> str | None:
+        try:
+            entries = self._entries()
+        except (ImportError, AttributeError) as error:
+            return f"{self.target} does not exist ({error}); needed by {self.name!r}"
+        if not isinstance(entries, dict):
+            return f"{self.target} is neither a dict nor a registry; needed by {self.name!r}"
+        if self.key in entries:
+            return f"{self.target} already has {self.key!r}; {self.name!r} would replace it"
+        return None
+
+    def apply(self) -> Undo:
+        entries = self._entries()
+        entries[self.key] = self.value()
+
+        def undo() -> None:
+            entries.pop(self.key, None)
+
+        return undo
+
+    def _entries(self) -> Any:
+        owner, attribute = _locate(self.target)
+        found = getattr(owner, attribute)
+        return getattr(found, "module_dict", found)
+
+
+_lock = threading.RLock()
+_applied: dict[str, Undo] = {}
+
+
+def applied() -> tuple[str, ...]:
+    """Names of the records in force, in the order in which they were applied."""
+    return tuple(_applied)
+
+
+def apply_all(records: Sequence[Record], remedy: str = "") -> None:
+    """Apply every record that is not in force yet, or none.
+
+    Args:
+        remedy: what to do about drift; ends the error's message.
+
+    Raises:
+        HostDrift: a target is missing, has another signature or already has the key. The one error
+            names all of them.
+    """
+    names = [record.name for record in records]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two records have one name: {names}")
+    with _lock:
+        new = [record for record in records if record.name not in _applied]
+        problems = [problem for record in new if (problem := record.problem()) is not None]
+        if problems:
+            raise HostDrift(problems, remedy)
+        done: list[str] = []
+        try:
+            for record in new:
+                _applied[record.name] = record.apply()
+                done.append(record.name)
+        except BaseException:
+            _revert(reversed(done))
+            raise
+        for record in new:
+            logger.info("LMDeploy: %s (%s)", record.name, record.target)
+
+
+def revert_all() -> None:
+    """Take every applied record back, last first."""
+    with _lock:
+        _revert(reversed(list(_applied)))
+
+
+def _revert(names: Iterator[str]) -> None:
+    for name in names:
+        _applied.pop(name)()
+
+
+def plain_signature(function: Callable[..., Any]) -> str:
+    """Parameters of a function without annotations: ``"(self, x, *, y=1)"``."""
+    signature = inspect.signature(function)
+    empty = inspect.Parameter.empty
+    parameters = [p.replace(annotation=empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(parameters))
+
+
+def _locate(target: str) -> tuple[Any, str]:
+    """The object that holds the attribute, and the attribute's name."""
+    module, _, path = target.partition(":")
+    *parents, attribute = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, attribute
+
+
+def _unwrap(found: Any) -> Any:
+    if isinstance(found, staticmethod | classmethod):
+        return found.__func__
+    if isinstance(found, property):
+        return found.fget
+    return found
+
+
+def _rewrap(original: Any, replacement: Any) -> Any:
+    """The replacement as the kind of attribute that the original is."""
+    if isinstance(original, staticmethod | classmethod):
+        return type(original)(replacement)
+    if isinstance(original, property):
+        return property(replacement, original.fset, original.fdel, original.__doc__)
+    return replacement

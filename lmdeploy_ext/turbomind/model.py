@@ -1,0 +1,100 @@
+"""Qwen3-VL, dense and MoE, as TurboMind's loader takes it: decoder and vision tower together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lmdeploy.turbomind.builders import Context
+
+from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
+from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
+
+
+class Qwen3VLSourceModel:
+    """What ``get_tm_config`` builds and ``ModelLoader`` drives.
+
+    Args:
+        cfg: transformers' configuration of Qwen3-VL.
+        resolver: weight formats of the decoder.
+        vision_resolver: weight format of the tower.
+        vision_data_type: TurboMind's data type of the tower.
+        language_model_only: leave the tower out.
+    """
+
+    _vision = True  # get_tm_config passes the vision arguments only to such classes
+
+    def __init__(
+        self,
+        cfg: Any,
+        *,
+        resolver: Any,
+        vision_resolver: Any = None,
+        vision_data_type: Any = None,
+        language_model_only: bool = False,
+    ) -> None:
+        self.text_model = Qwen3VLTextModel(
+            cfg.text_config, tied=bool(cfg.tie_word_embeddings), resolver=resolver
+        )
+        self.vision_model = (
+            None
+            if language_model_only
+            else Qwen3VLVisionModel(cfg.vision_config, resolver=vision_resolver)
+        )
+        self._vision_data_type = vision_data_type
+
+    def bind_runtime(
+        self,
+        *,
+        ctx: Any,
+        root_handles: Any,
+        attn_tp: Any,
+        mlp_tp: Any,
+        ep: Any,
+        model_tp: Any,
+        dense_tp: Any,
+    ) -> None:
+        """Hand devices and parallel groups to both parts."""
+        self.text_model.bind_runtime(
+            ctx=ctx,
+            root_handles=root_handles,
+            attn_tp=attn_tp,
+            mlp_tp=mlp_tp,
+            ep=ep,
+            model_tp=model_tp,
+            dense_tp=dense_tp,
+        )
+        if self.vision_model is not None:
+            vision_ctx = Context(
+                ctx.devices,
+                ctx.gemm,
+                data_type=self._vision_data_type,
+                gemm_input_dtype=ctx.gemm_input_dtype,
+            )
+            self.vision_model.bind_runtime(
+                ctx=vision_ctx, root_handles=root_handles, model_tp=model_tp
+            )
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.text_model.cfg.vocab_size)
+
+    @property
+    def _loader_mappings(self) -> list[Any]:
+        return list(self.text_model._loader_mappings)
+
+    def model(self, pfx: Any) -> None:
+        """Build both trees; the decoder first, as TurboMind wants it."""
+        self.text_model.model(pfx)
+        if self.vision_model is not None:
+            self.vision_model.model(pfx)
+
+    def to_turbomind_multimodal(self, multimodal: Sequence[dict[str, Any]]) -> Any:
+        """Images and video frames of one request as TurboMind takes them.
+
+        Raises:
+            ValueError: the tower is not loaded, or an item does not fit Qwen3-VL.
+        """
+        if self.vision_model is None:
+            raise ValueError("vision is disabled: the model takes no images or videos")
+        return self.vision_model.to_turbomind_multimodal(multimodal)

@@ -1,0 +1,153 @@
+"""The decoder of Qwen3-VL as a TurboMind source model: LMDeploy's Qwen3 under other tensor names.
+
+What differs from Qwen3: names below ``model.language_model``, interleaved mRoPE, a head that may be
+tied by the outer configuration, and experts that may be packed, with either order of their axes.
+
+Letters: E experts, D hidden size, I expert's intermediate size.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+from lmdeploy.turbomind.builders import FfnBuilder, TextModelBuilder
+from lmdeploy.turbomind.builders.linear import Linear, _build_linear
+from lmdeploy.turbomind.models.qwen3 import Qwen3TextModel
+from lmdeploy.turbomind.models.utils import make_model_weight_config
+
+MROPE_SECTION = (24, 20, 20)
+"""What transformers' ``Qwen3VLTextRotaryEmbedding`` takes when the configuration has no section."""
+
+_PACKED = re.compile(r"(\.mlp\.experts\.(?:gate_up|down)_proj)(?:_scale_inv)?$")
+
+
+def map_packed_experts(name: str) -> str:
+    """Checkpoint name of packed experts with the suffix that LMDeploy's weight formats look for."""
+    found = _PACKED.search(name)
+    if found is None:
+        return name
+    suffix = ".weight_scale_inv" if name.endswith("_scale_inv") else ".weight"
+    return name[: found.end(1)] + suffix
+
+
+class Qwen3VLTextModel(Qwen3TextModel):
+    """Dense and MoE decoder.
+
+    Args:
+        cfg: transformers' text configuration of Qwen3-VL; not changed.
+        tied: whether the outer configuration ties the head to the embedding.
+        resolver: LMDeploy's weight formats, the quantised ones included.
+    """
+
+    _loader_mappings = (map_packed_experts,)
+
+    def __init__(self, cfg: Any, *, tied: bool, resolver: Any) -> None:
+        cfg = _as_qwen3(cfg)
+        super().__init__(cfg, resolver=resolver)
+        self._tied = tied or bool(getattr(cfg, "tie_word_embeddings", False))
+        rope = self._attn_cfg.rope
+        rope.mrope_interleaved = True
+        section = list(rope.mrope_section)
+        if not any(section):
+            rope.mrope_section = section = list(MROPE_SECTION)
+        if sum(section) != self._attn_cfg.head_dim // 2:
+            raise ValueError(
+                f"mrope_section {section} does not sum to half the head size "
+                f"{self._attn_cfg.head_dim}"
+            )
+
+    def model(self, pfx: Any) -> None:
+        """Build the text tree from the checkpoint."""
+        language = pfx + "model.language_model"
+        builder = TextModelBuilder(
+            make_model_weight_config(self.cfg),
+            self._ctx,
+            root_handles=self._root_handles,
+            tp=self._model_tp,
+            vocab_size=self.cfg.vocab_size,
+        )
+        builder.add_token_embeds((language + "embed_tokens").get("weight"))
+        builder.norm = self.norm(language + "norm")
+        builder.add_lm_head(self._head(pfx))
+        builder.layers = self.layers(language + "layers")
+        builder.build()
+
+    def _head(self, pfx: Any) -> Linear:
+        """The output projection: its own tensor where there is one, else the tied embedding.
+
+        A checkpoint that says "tied" and has a head all the same uses the head, as transformers 5.
+        """
+        head = self._linear(pfx + "lm_head", optional=True)
+        if head is not None:
+            return head
+        if not self._tied:
+            raise KeyError("the checkpoint has no lm_head and its configuration ties none")
+        return self._linear(pfx + "model.language_model.embed_tokens")
+
+    def ffn(self, pfx: Any, is_expert: bool = False, *, tp: Any) -> Any:
+        """One MLP; an expert is read from the packed tensors if the checkpoint has them."""
+        experts, _, index = pfx.prefix.rpartition(".")
+        packed = type(pfx)(pfx.ckpt, experts)
+        if not is_expert or not packed.has("gate_up_proj.weight"):
+            return super().ffn(pfx, is_expert, tp=tp)
+        config = self._ffn_cfg.clone()
+        config.is_expert = True
+        builder = FfnBuilder(config, self._ctx, tp=tp)
+        builder.add_ffn(*self._packed_expert(packed, int(index)))
+        return builder.build()
+
+    def _packed_expert(self, packed: Any, index: int) -> tuple[Linear, Linear, Linear]:
+        """(gate, down, up) of one expert, each (in, out).
+
+        The published checkpoints and transformers 4.57 have gate_up (E, D, 2I) and down (E, I, D);
+        files that transformers 5 makes afresh may have the last two axes swapped.
+        """
+        gate_up, down = (
+            _build_linear(*self._resolver.resolve(packed + name, index=index))
+            for name in ("gate_up_proj", "down_proj")
+        )
+        # LMDeploy's formats expect (out, in) in the file and have swapped the axes.
+        rows, columns = gate_up.tensors["weight"].shape
+        inner, outer = down.tensors["weight"].shape
+        if (rows, columns) == (2 * outer, inner):
+            gate_up, down = _transposed(gate_up), _transposed(down)
+        elif (rows, columns) != (outer, 2 * inner):
+            raise ValueError(
+                f"{packed.prefix}: gate_up_proj {(rows, columns)} and down_proj {(inner, outer)} "
+                "are no pair of packed expert weights"
+            )
+        gate, up = _halves(gate_up)
+        return gate, down, up
+
+
+def _as_qwen3(cfg: Any) -> Any:
+    """A copy of the configuration with the fields that LMDeploy's Qwen3 reads and Qwen3-VL lacks."""
+    cfg = copy.copy(cfg)
+    if getattr(cfg, "num_experts", 0):
+        # Qwen3-VL's router always normalises; transformers 5 has no such field any more.
+        cfg.norm_topk_prob = True
+        step = getattr(cfg, "decoder_sparse_step", 1)
+        dense = set(cfg.mlp_only_layers or ())
+        dense |= {layer for layer in range(cfg.num_hidden_layers) if (layer + 1) % step}
+        cfg.mlp_only_layers = sorted(dense)
+    return cfg
+
+
+def _transposed(linear: Linear) -> Linear:
+    """The same weight with input and output axes swapped; scales of square blocks go along."""
+    swapped = {kind: tensor.t().contiguous() for kind, tensor in linear.tensors.items()}
+    return Linear(tensors=swapped, weight_format=linear.weight_format)
+
+
+def _halves(gate_up: Linear) -> tuple[Linear, Linear]:
+    parts = {kind: tensor.chunk(2, dim=-1) for kind, tensor in gate_up.tensors.items()}
+    gate, up = (
+        Linear(
+            tensors={kind: pair[side].contiguous() for kind, pair in parts.items()},
+            weight_format=gate_up.weight_format,
+        )
+        for side in (0, 1)
+    )
+    return gate, up
