@@ -107,9 +107,9 @@ class Transformers(Contender):
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from service.engines.reference.chat import Chat
-        from service.engines.reference.config import TextConfig
-        from service.engines.reference.grammar import GrammarCompiler
+        from service.engines.shared.chat import Chat
+        from service.engines.shared.config import TextConfig
+        from service.engines.shared.grammar import GrammarCompiler
 
         self._torch = torch
         self._processor = AutoProcessor.from_pretrained(folder)

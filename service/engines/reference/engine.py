@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmdeploy_ext.packing import PackedRequest
-    from service.engines.reference.grammar import CompiledGrammar, GrammarCache
     from service.engines.reference.model import Model
     from service.engines.reference.sequence import Event, Sequence
     from service.engines.reference.worker import Worker
+    from service.engines.shared.grammar import CompiledGrammar, GrammarCache
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -178,8 +178,8 @@ class ReferenceEngine:
         from service.engines.reference.worker import Worker
 
         def load() -> Model:
-            from service.engines.reference.config import resolve_model
             from service.engines.reference.model import load_model
+            from service.engines.shared.config import resolve_model
 
             folder = resolve_model(self._options.model, self._options.revision)
             return load_model(folder, self._options, self._on_progress)
@@ -187,7 +187,7 @@ class ReferenceEngine:
         return Worker(load, self._options.max_batch, self._flush)
 
     def _new_cache(self, model: Model) -> GrammarCache:
-        from service.engines.reference.grammar import GrammarCache
+        from service.engines.shared.grammar import GrammarCache
 
         options = self._options
         return GrammarCache(model.compiler, options.grammar_cache_bytes, options.grammar_threads)

@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from service.engines.reference.cache import KeyValueCache
-from service.engines.reference.chat import Chat
-from service.engines.reference.config import CheckpointError, TextConfig
 from service.engines.reference.decoder import Decoder, Pass
-from service.engines.reference.detokenizer import Detokenizer
-from service.engines.reference.grammar import CompiledGrammar, GrammarCompiler, Matcher
 from service.engines.reference.linear import padded, row_invariant
-from service.engines.reference.loops import LoopGuard
 from service.engines.reference.options import Options
 from service.engines.reference.rotary import Rotary
 from service.engines.reference.runner import Runner
 from service.engines.reference.sampler import Sampler
 from service.engines.reference.sequence import Event, Sequence
-from service.engines.reference.vision import FeatureSource, ImagePreprocessor
+from service.engines.reference.vision import FeatureSource
 from service.engines.reference.weights import Checkpoint
-from service.errors import ContextTooLong, EngineUnavailable
+from service.engines.shared.chat import Chat
+from service.engines.shared.config import CheckpointError, TextConfig
+from service.engines.shared.detokenizer import Detokenizer
+from service.engines.shared.grammar import CompiledGrammar, GrammarCompiler, Matcher
+from service.engines.shared.loops import LoopGuard
+from service.engines.shared.pictures import ImagePreprocessor
+from service.engines.shared.prompts import Prompts
+from service.errors import EngineUnavailable
 from service.types import GenerateRequest, Sampling
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Model:
     runner: Runner
     chat: Chat
     compiler: GrammarCompiler
-    preprocess: ImagePreprocessor | None
+    prompts: Prompts
     vision: FeatureSource | None
     context_length: int
     drafts: dict[str, list[int]]
@@ -80,36 +82,8 @@ class Model:
         }
 
     def pack(self, request: GenerateRequest) -> PackedRequest:
-        """Tokenise, pre-process and count.
-
-        Raises:
-            ImageError: a picture cannot be used.
-            ContextTooLong: prompt and answer do not fit into the context.
-        """
-        images = []
-        if self.preprocess is not None:
-            # Counted first: a bound of the request may enlarge a picture beyond any memory.
-            counts = [self.preprocess.num_tokens(*one) for one in enumerate(request.images)]
-            self._check_room(sum(counts), request.sampling.max_tokens)
-            images = [self.preprocess(index, image) for index, image in enumerate(request.images)]
-        packed = self.chat.pack(request.system, request.user, images)
-        self._check_room(len(packed.token_ids), request.sampling.max_tokens)
-        return packed
-
-    def _check_room(self, prompt: int, answer: int) -> None:
-        """Raise ContextTooLong when so many tokens do not fit."""
-        if prompt >= self.context_length:
-            raise ContextTooLong(
-                "task",
-                f"{prompt} tokens leave no room for an answer in a context of "
-                f"{self.context_length}; shorten the text or send fewer or smaller pictures",
-            )
-        if prompt + answer > self.context_length:
-            raise ContextTooLong(
-                "sampling.max_tokens",
-                f"{answer} tokens behind a prompt of {prompt} exceed the context of "
-                f"{self.context_length}; at most {self.context_length - prompt} fit",
-            )
+        """Tokenise, pre-process and count; see `service.engines.shared.prompts.Prompts.pack`."""
+        return self.prompts.pack(request)
 
     def sequence(
         self,
@@ -200,7 +174,7 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
         runner=Runner(decoder, cache, rotary, options.prefill_piece),
         chat=chat,
         compiler=GrammarCompiler(chat.table, config.stop_ids),
-        preprocess=preprocess,
+        prompts=Prompts(chat, preprocess, context),
         vision=vision,
         context_length=context,
         drafts={},

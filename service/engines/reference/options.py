@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.engines.reference.loops import LoopGuard
+from service.engines.shared.loops import LoopGuard
 
 
 @dataclass(frozen=True, slots=True)

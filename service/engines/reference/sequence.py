@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from service.engines.reference.detokenizer import Detokenizer
-from service.engines.reference.loops import LoopGuard
+from service.engines.shared.detokenizer import Detokenizer
+from service.engines.shared.loops import LoopGuard
 from service.types import Chunk, FinishReason, Sampling, Timings, Usage
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from lmdeploy_ext.packing import PackedRequest
     from service.engines.reference.cache import Run
-    from service.engines.reference.grammar import Matcher
     from service.engines.reference.sampler import Sampler
+    from service.engines.shared.grammar import Matcher
 
 Event = Chunk | Exception | None
 """A piece of the answer, what ended it, or None when everything it held is free again."""

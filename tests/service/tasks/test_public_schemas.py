@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.engines.reference.grammar import GrammarCompiler
+from service.engines.shared.grammar import GrammarCompiler
 from service.errors import GrammarError, OutputInvalid
 from service.tasks.answers import AnswerValidator
 from service.tasks.schema import check_json_schema

@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from service.engines.reference.cache import Run, RunAllocator
-from service.engines.reference.detokenizer import Detokenizer, token_bytes
-from service.engines.reference.grammar import GrammarCompiler, Matcher
 from service.engines.reference.linear import Linear, padded, row_invariant
-from service.engines.reference.loops import LoopGuard
 from service.engines.reference.model import load_model
 from service.engines.reference.options import Options
 from service.engines.reference.sampler import Sampler
+from service.engines.shared.detokenizer import Detokenizer, token_bytes
+from service.engines.shared.grammar import GrammarCompiler, Matcher
+from service.engines.shared.loops import LoopGuard
 from service.errors import EngineUnavailable, GrammarError, InternalError
 from service.types import Grammar, GrammarKind, Sampling
 from tests.checkpoints import Shape

@@ -66,8 +66,8 @@ class TextConfig:
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim
 
     @classmethod
-    def from_checkpoint(cls, folder: Path) -> TextConfig:
-        """Read a checkpoint folder.
+    def from_checkpoint(cls, folder: Path, *, quantised: bool = False) -> TextConfig:
+        """Read a checkpoint folder. quantised: whether quantised weights are acceptable.
 
         Raises:
             CheckpointError: not a Qwen3-VL checkpoint, or one with an option that is not supported.
@@ -79,7 +79,7 @@ class TextConfig:
         text = content.get("text_config")
         if not isinstance(text, Mapping):
             raise CheckpointError("config.json has no text_config")
-        if content.get("quantization_config"):
+        if content.get("quantization_config") and not quantised:
             raise CheckpointError(
                 "the weights are quantised; use the checkpoint in bfloat16 instead"
             )

@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from lmdeploy_ext.packing import PackedImage, PackedRequest, pack
-from service.engines.reference.config import CheckpointError, TextConfig
-from service.engines.reference.detokenizer import token_bytes
+from service.engines.shared.config import CheckpointError, TextConfig
+from service.engines.shared.detokenizer import token_bytes
 
 TURN_BEGIN = "<|im_start|>"
 TURN_END = "<|im_end|>"
