@@ -1,0 +1,61 @@
+"""``python -m lmdeploy_ext …`` is ``lmdeploy …`` with the extension, in this process and its workers."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from pathlib import Path
+
+from lmdeploy_ext import autoload
+
+HELP = f"""\
+usage: python -m lmdeploy_ext COMMAND …
+
+Runs `lmdeploy COMMAND …` with Qwen3-VL on TurboMind. Every command and option is LMDeploy's own:
+
+  python -m lmdeploy_ext serve api_server Qwen/Qwen3-VL-8B-Instruct
+  python -m lmdeploy_ext chat Qwen/Qwen3-VL-2B-Instruct
+  python -m lmdeploy_ext serve api_server --help
+
+Added to `serve api_server` and `chat`:
+
+  --disable-vision   leave the vision tower out and refuse pictures, video and audio
+
+The same for the plain command:  {autoload.VARIABLE}=1 lmdeploy serve api_server …
+In Python, before LMDeploy is used:  import lmdeploy_ext; lmdeploy_ext.install()
+"""
+LINE = "qwen3vl_lmdeploy_ext.pth"
+"""Name of `autoload.pth` in site-packages."""
+
+
+def main(arguments: list[str]) -> None:
+    """Run LMDeploy's command line with the extension.
+
+    Raises:
+        SystemExit: as LMDeploy says; 1 if the extension cannot be installed.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    if not workers_get_it():
+        sys.exit(
+            f"{LINE} is not in site-packages: worker processes would run LMDeploy without the "
+            "extension. Install this package (pip install), do not only put it on the path."
+        )
+    os.environ[autoload.VARIABLE] = autoload.ON[0]
+    autoload.arm()
+    from lmdeploy.cli import run
+
+    sys.argv[:] = ["lmdeploy", *arguments]
+    run()
+
+
+def workers_get_it() -> bool:
+    """Whether a Python that starts from this one runs the line that arms the extension."""
+    folders = [*site.getsitepackages(), site.getusersitepackages()]
+    return any((Path(folder) / LINE).is_file() for folder in folders)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
