@@ -1,0 +1,40 @@
+"""The child's side of `tests.host_runtime.runner.run`: reads a call, makes it, writes its result."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import json
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def main() -> None:
+    call = json.load(sys.stdin)
+    function = getattr(_load(Path(call["file"])), call["function"])
+    result = function(*call["arguments"], **call["keywords"])
+    if inspect.iscoroutine(result):
+        result = asyncio.run(result)
+    Path(sys.argv[1]).write_text(json.dumps(result, default=str))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # An engine's threads wait for requests for ever, and its clean-up is not what a test is about.
+    os._exit(0)
+
+
+def _load(path: Path) -> ModuleType:
+    """Import the file of the test under a name of its own: pytest has no part in the child."""
+    spec = importlib.util.spec_from_file_location(f"_child_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
