@@ -45,18 +45,13 @@ def build() -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "driver").mkdir(parents=True)
     (partial / "runtime").mkdir()
-    flags = [
-        *FLAGS,
-        *processor,
-        f"-I{SOURCES}",
-        f"-isystem{include}",
-        f"-isystem{SOURCES / 'shim'}",
-    ]
-    _build_into(partial, [compiler, *flags])
+    include_flags = [f"-I{SOURCES}", f"-isystem{include}", f"-isystem{SOURCES}/shim"]
     try:
-        partial.rename(target)
-    except OSError:  # another process was faster; its libraries are the same
-        shutil.rmtree(partial)
+        _build_into(partial, [compiler, *FLAGS, *processor, *include_flags])
+        with contextlib.suppress(OSError):  # another process was faster; its libraries are the same
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
