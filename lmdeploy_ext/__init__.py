@@ -21,7 +21,7 @@ def install() -> None:
 
     if not is_installed():
         host.check()
-        apply_all(PATCHES, host.REMEDY)
+        apply_all(PATCHES, host.REMEDY, host.problems())
 
 
 def uninstall() -> None:

@@ -1,16 +1,15 @@
 """The LMDeploy that the extension is written for: its versions and every name of it that we touch.
 
-`NAMES` lists what our modules import or replace. A name that is missing in the installed LMDeploy
-is drift, and `check` says so in one error before anything is changed.
+`NAMES` lists what our modules import, override or replace. A name that is missing in the installed
+LMDeploy is drift: `lmdeploy_ext.install` says so in one error before anything is changed.
 """
 
 from __future__ import annotations
 
 import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from lmdeploy_ext.patch import ExtensionError, HostDrift
+from lmdeploy_ext.patch import ExtensionError, HostDrift, drift
 
 FIRST, BEFORE = (0, 18, 0), (0, 19)
 """Verified releases: from FIRST on, before BEFORE."""
@@ -27,11 +26,57 @@ SUPPORTED_ARCHS = "lmdeploy.turbomind.supported_models:SUPPORTED_ARCHS"
 INPUT_MODELS = "lmdeploy.turbomind.models.base:INPUT_MODELS"
 NATIVE_VISION = "lmdeploy.vl.model.qwen3:Qwen3VLModel._turbomind_native_vision"
 
-NAMES = (
-    SUPPORTED_ARCHS,
-    INPUT_MODELS,
-    NATIVE_VISION,
-)
+_BUILDERS = "lmdeploy.turbomind.builders"
+_QWEN3 = "lmdeploy.turbomind.models.qwen3:Qwen3TextModel"
+_VIT = "lmdeploy.turbomind.models.qwen3_5:Qwen3_5VisionModel"
+_BIND = "(self, *, ctx, root_handles, attn_tp, mlp_tp, ep, model_tp, dense_tp)"
+
+NAMES: dict[str, str | None] = {
+    # registration
+    SUPPORTED_ARCHS: None,
+    INPUT_MODELS: None,
+    NATIVE_VISION: None,
+    "lmdeploy.turbomind.converter:get_tm_config": (
+        "(model_path, engine_config, group_size=None, trust_remote_code=False)"
+    ),
+    # the decoder is a subclass of Qwen3's
+    _QWEN3: "(cfg, *, resolver)",
+    f"{_QWEN3}.model": "(self, pfx)",
+    f"{_QWEN3}.layers": "(self, pfx)",
+    f"{_QWEN3}.moe": "(self, pfx)",
+    f"{_QWEN3}.ffn": "(self, pfx, is_expert=False, *, tp)",
+    f"{_QWEN3}.norm": "(self, pfx, transform=None, *, zero_centered=False)",
+    f"{_QWEN3}._linear": "(self, pfx, *, optional=False)",
+    f"{_QWEN3}.bind_runtime": _BIND,
+    "lmdeploy.turbomind.models.utils:make_model_weight_config": "(cfg)",
+    f"{_BUILDERS}:TextModelBuilder": "(config, ctx, *, root_handles, tp, vocab_size)",
+    f"{_BUILDERS}:TextModelBuilder.add_token_embeds": "(self, tensor)",
+    f"{_BUILDERS}:TextModelBuilder.add_lm_head": "(self, linear)",
+    f"{_BUILDERS}:FfnBuilder": "(config, ctx, tp)",
+    f"{_BUILDERS}:FfnBuilder.add_ffn": "(self, w1, w2, w3)",
+    f"{_BUILDERS}.linear:Linear": "(tensors, weight_format)",
+    f"{_BUILDERS}.linear:_build_linear": "(fmt, available)",
+    "lmdeploy.turbomind.weight_format:WeightFormatResolver.resolve": (
+        "(self, pfx, *, index=None, optional=False)"
+    ),
+    "lmdeploy.turbomind.checkpoint:Prefix": "(ckpt, prefix='')",
+    "lmdeploy.turbomind.checkpoint:Prefix.get": "(self, name='', sep='.', *, index=None)",
+    "lmdeploy.turbomind.checkpoint:Prefix.pop": "(self, name='', sep='.', *, index=None)",
+    "lmdeploy.turbomind.checkpoint:Prefix.has": "(self, name='', sep='.')",
+    "lmdeploy.turbomind.checkpoint:Checkpoint.keys": "(self)",
+    # the vision tower is a subclass of Qwen3.5's
+    _VIT: "(vision_cfg, *, resolver)",
+    f"{_VIT}.model": "(self, pfx)",
+    f"{_VIT}.to_turbomind_multimodal": "(self, multimodal)",
+    f"{_VIT}.bind_runtime": "(self, *, ctx, root_handles, model_tp)",
+    f"{_VIT}._offset_pair": "(offset)",
+    f"{_VIT}._grid_thw": "(grid_thw)",
+    "lmdeploy.turbomind.models.qwen3_5:_VIT_HEAD_DIM_PADDED": None,
+    f"{_BUILDERS}:Context": "(devices, gemm, data_type, gemm_input_dtype)",
+    "lmdeploy.vl.constants:Modality": None,
+}
+"""``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`, None if only the name
+counts. Targets of records with a signature of their own need not stand here."""
 
 
 class HostUnavailable(ExtensionError):
@@ -53,35 +98,41 @@ def installed_version() -> str:
 
 
 def check() -> None:
-    """Refuse an LMDeploy that the extension is not written for. Imports LMDeploy, changes nothing.
+    """Refuse an LMDeploy that the extension is not for. Imports LMDeploy, changes nothing.
 
     Raises:
         HostUnavailable: LMDeploy is missing, or its native module does not load.
-        HostDrift: another release, Qwen3-VL is already supported, or a name is missing.
+        HostDrift: another release, or one that has Qwen3-VL on TurboMind itself.
     """
     found = installed_version()
     if not FIRST <= _release(found) < BEFORE:
         raise HostDrift([f"LMDeploy {found} is not verified"], REMEDY)
     _check_native_module()
-    present = [name for name in ARCHITECTURES if name in _resolve(SUPPORTED_ARCHS)]
+    if drift(SUPPORTED_ARCHS):
+        return  # `problems` says it
+    module, _, attribute = SUPPORTED_ARCHS.partition(":")
+    supported = getattr(importlib.import_module(module), attribute)
+    present = [name for name in ARCHITECTURES if name in supported]
     if present:
         raise HostDrift(
             [f"LMDeploy {found} itself supports {', '.join(present)} on TurboMind"],
             "The extension is no longer needed: use this LMDeploy without it, or the extension "
             "with lmdeploy>=0.18.0,<0.19.",
         )
-    problems = [problem for name in NAMES if (problem := missing(name))]
-    if problems:
-        raise HostDrift(problems, REMEDY)
 
 
-def missing(name: str) -> str | None:
-    """One sentence if ``module:attribute`` does not exist in the installed LMDeploy, else None."""
-    try:
-        _resolve(name)
-    except (ImportError, AttributeError) as error:
-        return f"{name} does not exist ({error})"
-    return None
+def problems() -> list[str]:
+    """What is missing or different in the installed LMDeploy, one sentence for each of `NAMES`.
+
+    A class that is missing counts once and not again for each of its methods.
+    """
+    found: dict[str, str] = {}
+    for name, signature in NAMES.items():
+        if not any(name.startswith(f"{gone}.") for gone in found):
+            problem = drift(name, signature)
+            if problem is not None:
+                found[name] = problem
+    return list(found.values())
 
 
 def _check_native_module() -> None:
@@ -99,14 +150,6 @@ def _check_native_module() -> None:
             "(in Docker with --gpus all)."
         )
     raise HostUnavailable(f"LMDeploy's TurboMind module cannot be loaded: {cause}. {advice}")
-
-
-def _resolve(name: str) -> Any:
-    module, _, path = name.partition(":")
-    found: Any = importlib.import_module(module)
-    for attribute in path.split("."):
-        found = getattr(found, attribute)
-    return found
 
 
 def _release(text: str) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def mrope_positions(
     Raises:
         ValueError: spans and grids do not fit each other or the prompt; the message names which.
     """
-    rows_columns = _check(length, spans, grids, merge_size)
+    rows_columns = merged_grids(length, spans, grids, merge_size)
     positions = np.empty((3, length), dtype=np.int32)
     count = np.arange(length, dtype=np.int32)
     temporal, height, width = positions
@@ -60,10 +60,13 @@ def mrope_positions(
     return positions, base - cursor
 
 
-def _check(
-    length: int, spans: Sequence[tuple[int, int]], grids: npt.ArrayLike, merge_size: int
+def merged_grids(
+    length: int, spans: Sequence[tuple[int, int]], grids: npt.ArrayLike, merge_size: int = 2
 ) -> list[tuple[int, int]]:
-    """Merged (rows, columns) of each image, or ValueError."""
+    """Merged (rows, columns) of each image.
+
+    Takes the arguments of `mrope_positions`, and raises ValueError where they do not fit each other.
+    """
     if length < 0 or merge_size < 1:
         raise ValueError(f"length {length} must be >= 0 and merge_size {merge_size} >= 1")
     rows_columns = []

@@ -84,19 +84,7 @@ class Patch:
     signature: str | None = None
 
     def problem(self) -> str | None:
-        try:
-            owner, attribute = _locate(self.target)
-            function = _unwrap(inspect.getattr_static(owner, attribute))
-        except (ImportError, AttributeError) as error:
-            return f"{self.target} does not exist ({error}); needed by {self.name!r}"
-        if self.signature is None:
-            return None
-        if not callable(function):
-            return f"{self.target} is no longer a function; needed by {self.name!r}"
-        found = plain_signature(function)
-        if found != self.signature:
-            return f"{self.target} takes {found}, not {self.signature}; needed by {self.name!r}"
-        return None
+        return drift(self.target, self.signature)
 
     def apply(self) -> Undo:
         owner, attribute = _locate(self.target)
@@ -129,15 +117,13 @@ class Entry:
     remove_when: str
 
     def problem(self) -> str | None:
-        try:
-            entries = self._entries()
-        except (ImportError, AttributeError) as error:
-            return f"{self.target} does not exist ({error}); needed by {self.name!r}"
+        found = drift(self.target)
+        if found is not None:
+            return found
+        entries = self._entries()
         if not isinstance(entries, dict):
-            return f"{self.target} is neither a dict nor a registry; needed by {self.name!r}"
-        if self.key in entries:
-            return f"{self.target} already has {self.key!r}; {self.name!r} would replace it"
-        return None
+            return f"{self.target} is neither a dict nor a registry"
+        return f"{self.target} already has {self.key!r}" if self.key in entries else None
 
     def apply(self) -> Undo:
         entries = self._entries()
@@ -163,22 +149,23 @@ def applied() -> tuple[str, ...]:
     return tuple(_applied)
 
 
-def apply_all(records: Sequence[Record], remedy: str = "") -> None:
+def apply_all(records: Sequence[Record], remedy: str = "", found: Sequence[str] = ()) -> None:
     """Apply every record that is not in force yet, or none.
 
     Args:
         remedy: what to do about drift; ends the error's message.
+        found: problems that are known already; they are raised together with those of the records.
 
     Raises:
         HostDrift: a target is missing, has another signature or already has the key. The one error
-            names all of them.
+            names all of them, each once.
     """
     names = [record.name for record in records]
     if len(set(names)) != len(names):
         raise ValueError(f"two records have one name: {names}")
     with _lock:
         new = [record for record in records if record.name not in _applied]
-        problems = [problem for record in new if (problem := record.problem()) is not None]
+        problems = _problems(new, found)
         if problems:
             raise HostDrift(problems, remedy)
         done: list[str] = []
@@ -193,6 +180,18 @@ def apply_all(records: Sequence[Record], remedy: str = "") -> None:
             logger.info("LMDeploy: %s (%s)", record.name, record.target)
 
 
+def _problems(records: Sequence[Record], found: Sequence[str]) -> list[str]:
+    needed_by: dict[str, list[str]] = {problem: [] for problem in found}
+    for record in records:
+        problem = record.problem()
+        if problem is not None:
+            needed_by.setdefault(problem, []).append(record.name)
+    return [
+        f"{problem}; needed by: {', '.join(names)}" if names else problem
+        for problem, names in needed_by.items()
+    ]
+
+
 def revert_all() -> None:
     """Take every applied record back, last first."""
     with _lock:
@@ -202,6 +201,25 @@ def revert_all() -> None:
 def _revert(names: Iterator[str]) -> None:
     for name in names:
         _applied.pop(name)()
+
+
+def drift(target: str, signature: str | None = None) -> str | None:
+    """What is wrong with ``module:attribute`` in one sentence; None if it is there as expected.
+
+    Args:
+        signature: as in `Patch`; None if the attribute only has to exist.
+    """
+    try:
+        owner, attribute = _locate(target)
+        function = _unwrap(inspect.getattr_static(owner, attribute))
+    except (ImportError, AttributeError) as error:
+        return f"{target} does not exist ({error})"
+    if signature is None:
+        return None
+    if not callable(function):
+        return f"{target} is no longer a function"
+    found = plain_signature(function)
+    return None if found == signature else f"{target} takes {found}, not {signature}"
 
 
 def plain_signature(function: Callable[..., Any]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from lmdeploy.turbomind.builders import Context
 
-from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
-from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
+from lmdeploy_ext.turbomind.text import UNREAD, Qwen3VLTextModel
+from lmdeploy_ext.turbomind.vision import DEEPSTACK, TOWER, Qwen3VLVisionModel
+
+logger = logging.getLogger("lmdeploy_ext")
 
 
 class Qwen3VLSourceModel:
@@ -84,10 +87,27 @@ class Qwen3VLSourceModel:
         return list(self.text_model._loader_mappings)
 
     def model(self, pfx: Any) -> None:
-        """Build both trees; the decoder first, as TurboMind wants it."""
+        """Build both trees; the decoder first, as TurboMind wants it.
+
+        A tensor that is missing is an error of LMDeploy's; one that nobody read is named in a
+        warning, as it may be a scale without which the weights are wrong.
+        """
         self.text_model.model(pfx)
         if self.vision_model is not None:
             self.vision_model.model(pfx)
+        unread = sorted(name for name in pfx.ckpt.keys() if not self._may_stay(name))  # noqa: SIM118
+        if unread:
+            logger.warning(
+                "%d tensors of the checkpoint were not read: %s%s",
+                len(unread),
+                ", ".join(unread[:5]),
+                ", …" if len(unread) > 5 else "",
+            )
+
+    def _may_stay(self, name: str) -> bool:
+        if self.vision_model is None and name.startswith(TOWER + "."):
+            return True
+        return any(pattern.fullmatch(name) for pattern in (DEEPSTACK, UNREAD))
 
     def to_turbomind_multimodal(self, multimodal: Sequence[dict[str, Any]]) -> Any:
         """Images and video frames of one request as TurboMind takes them.

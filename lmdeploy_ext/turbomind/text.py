@@ -23,6 +23,10 @@ MROPE_SECTION = (24, 20, 20)
 _PACKED = re.compile(r"(\.mlp\.experts\.(?:gate_up|down)_proj)(?:_scale_inv)?$")
 
 
+UNREAD = re.compile(r".*\.(rotary_emb\.inv_freq|g_idx|weight_shape)")
+"""Tensors that checkpoints may have and nobody needs: constants, GPTQ's and others' book-keeping."""
+
+
 def map_packed_experts(name: str) -> str:
     """Checkpoint name of packed experts with the suffix that LMDeploy's weight formats look for."""
     found = _PACKED.search(name)
@@ -46,7 +50,8 @@ class Qwen3VLTextModel(Qwen3TextModel):
     def __init__(self, cfg: Any, *, tied: bool, resolver: Any) -> None:
         cfg = _as_qwen3(cfg)
         super().__init__(cfg, resolver=resolver)
-        self._tied = tied or bool(getattr(cfg, "tie_word_embeddings", False))
+        # The text configuration of MoE says "tied" by default in transformers 5, and means nothing.
+        self._tied = tied or (self._n_experts == 0 and bool(cfg.tie_word_embeddings))
         rope = self._attn_cfg.rope
         rope.mrope_interleaved = True
         section = list(rope.mrope_section)
@@ -70,21 +75,29 @@ class Qwen3VLTextModel(Qwen3TextModel):
         )
         builder.add_token_embeds((language + "embed_tokens").get("weight"))
         builder.norm = self.norm(language + "norm")
-        builder.add_lm_head(self._head(pfx))
+        builder.add_lm_head(self._head(pfx + "lm_head", language + "embed_tokens"))
         builder.layers = self.layers(language + "layers")
         builder.build()
 
-    def _head(self, pfx: Any) -> Linear:
+    def _head(self, own: Any, embedding: Any) -> Linear:
         """The output projection: its own tensor where there is one, else the tied embedding.
 
         A checkpoint that says "tied" and has a head all the same uses the head, as transformers 5.
         """
-        head = self._linear(pfx + "lm_head", optional=True)
-        if head is not None:
-            return head
-        if not self._tied:
+        head = self._linear(own, optional=True)
+        if head is None and not self._tied:
             raise KeyError("the checkpoint has no lm_head and its configuration ties none")
-        return self._linear(pfx + "model.language_model.embed_tokens")
+        if head is None:
+            return self._linear(embedding)
+        _forget(embedding, "weight")
+        return head
+
+    def moe(self, pfx: Any) -> Any:
+        """Router and experts of one layer."""
+        built = super().moe(pfx)
+        for name in ("gate_up_proj", "down_proj"):
+            _forget(pfx + "experts" + name, "weight", "weight_scale_inv")
+        return built
 
     def ffn(self, pfx: Any, is_expert: bool = False, *, tp: Any) -> Any:
         """One MLP; an expert is read from the packed tensors if the checkpoint has them."""
@@ -133,6 +146,13 @@ def _as_qwen3(cfg: Any) -> Any:
         dense |= {layer for layer in range(cfg.num_hidden_layers) if (layer + 1) % step}
         cfg.mlp_only_layers = sorted(dense)
     return cfg
+
+
+def _forget(pfx: Any, *names: str) -> None:
+    """Take tensors that were read in parts out of the checkpoint, without copying them."""
+    for name in names:
+        if pfx.has(name):
+            pfx.pop(name, index=slice(0, 0))
 
 
 def _transposed(linear: Linear) -> Linear:

@@ -1,24 +1,36 @@
 """The vision tower of Qwen3-VL as a TurboMind source model: Qwen3.5's, which is the same tower.
 
-Both have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a 2×2
-merger. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree; `DEEPSTACK` names them.
+Both have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a merger
+of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree; `DEEPSTACK` names
+them.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lmdeploy.turbomind.models.qwen3_5 import _VIT_HEAD_DIM_PADDED, Qwen3_5VisionModel
+from lmdeploy.vl.constants import Modality
+
+from lmdeploy_ext.mrope import merged_grids
 
 logger = logging.getLogger("lmdeploy_ext")
 
+TOWER = "model.visual"
 DEEPSTACK = re.compile(
-    r"model\.visual\.deepstack_merger_list\.\d+\.(?:norm|linear_fc1|linear_fc2)\.(?:weight|bias)"
+    rf"{re.escape(TOWER)}\.deepstack_merger_list\.\d+\.(norm|linear_fc1|linear_fc2)\.(weight|bias)"
 )
 """Checkpoint tensors that TurboMind's tree cannot hold."""
+
+_FIELDS = {
+    Modality.IMAGE: ("pixel_values", "image_grid_thw"),
+    Modality.VIDEO: ("pixel_values_videos", "video_grid_thw"),
+}
+"""Where an item of the front end has its pixels and its grid."""
 
 
 class Qwen3VLVisionModel(Qwen3_5VisionModel):
@@ -26,7 +38,7 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
 
     Args:
         cfg: transformers' vision configuration of Qwen3-VL.
-        resolver: LMDeploy's plain weight format; the tower is never quantised.
+        resolver: LMDeploy's plain weight format; a tower with quantised weights is refused.
 
     Raises:
         ValueError: an activation or a head size that TurboMind has no kernel for.
@@ -35,11 +47,77 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
     def __init__(self, cfg: Any, *, resolver: Any) -> None:
         if cfg.hidden_act != "gelu_pytorch_tanh":
             raise ValueError(f"vision hidden_act {cfg.hidden_act!r} is not gelu_pytorch_tanh")
-        head = cfg.hidden_size // cfg.num_heads
-        if head not in _VIT_HEAD_DIM_PADDED:
-            raise ValueError(f"vision head size {head} is none of {sorted(_VIT_HEAD_DIM_PADDED)}")
+        head, rest = divmod(cfg.hidden_size, cfg.num_heads)
+        if rest or head not in _VIT_HEAD_DIM_PADDED:
+            raise ValueError(
+                f"vision head size {cfg.hidden_size}/{cfg.num_heads} is none of "
+                f"{sorted(_VIT_HEAD_DIM_PADDED)}"
+            )
         super().__init__(cfg, resolver=resolver)
 
-    def to_turbomind_multimodal(self, multimodal: Sequence[dict[str, Any]]) -> Any:
-        """Images and video frames of one request as TurboMind takes them."""
-        return super().to_turbomind_multimodal(list(multimodal))
+    def model(self, pfx: Any) -> None:
+        """Build the vision tree from the checkpoint.
+
+        Raises:
+            ValueError: the tower's weights are quantised. Their plain part would load without an
+                error and give noise.
+        """
+        names = [name for name in pfx.ckpt.keys() if name.startswith(TOWER + ".")]  # noqa: SIM118
+        quantised = [name for name in names if not name.endswith((".weight", ".bias"))]
+        if quantised:
+            raise ValueError(
+                f"the vision tower is quantised ({quantised[0]}, {len(quantised)} such tensors); "
+                "TurboMind needs it in 16 or 32 bits"
+            )
+        super().model(pfx)
+        skipped = sum(DEEPSTACK.fullmatch(name) is not None for name in names)
+        if skipped:
+            logger.warning(
+                "%d DeepStack tensors of the vision tower are left out: TurboMind has no place for "
+                "them. Expect worse reading and locating than from the PyTorch engine.",
+                skipped,
+            )
+
+    def to_turbomind_multimodal(self, multimodal: Sequence[Mapping[str, Any]]) -> Any:
+        """Images and video frames of one request as TurboMind takes them.
+
+        TurboMind computes the mRoPE positions from spans and grids, and finds an image again in the
+        prefix cache by its fingerprint: a hash of modality, grid and pixels as the tower sees them.
+
+        Args:
+            multimodal: items of LMDeploy's front end, in any order, each with ``modality``,
+                ``offset`` (the span ``[begin, end)`` of its placeholder tokens), pixels (patches,
+                values of a patch) and a grid (1, h, w) in patches: ``pixel_values`` and
+                ``image_grid_thw``, or ``pixel_values_videos`` and ``video_grid_thw``. A video has
+                one item for each of its frame groups, as its prompt has a timestamp between them.
+
+        Raises:
+            ValueError: an item does not fit Qwen3-VL; the message names which.
+        """
+        items = [dict(item) for item in multimodal]
+        items.sort(key=lambda item: self._offset_pair(item["offset"]))
+        spans, grids = [], []
+        for index, item in enumerate(items):
+            modality = item.get("modality")
+            if modality not in _FIELDS:
+                raise ValueError(f"item {index}: Qwen3-VL takes no {modality!r}")
+            pixels, grid = _FIELDS[Modality(modality)]
+            spans.append(self._offset_pair(item["offset"]))
+            grids.append(self._grid_thw(item[grid]))
+            item[pixels] = self._patches(index, item[pixels], grids[-1])
+        end = spans[-1][1] if spans else 0
+        merged_grids(end, spans, grids, self._vis_spatial_merge)
+        return super().to_turbomind_multimodal(items)
+
+    def _patches(self, index: int, pixels: Any, grid: tuple[int, int, int]) -> torch.Tensor:
+        """The pixels in the type that the tower computes in, checked against their grid."""
+        if not isinstance(pixels, torch.Tensor) or not pixels.is_floating_point():
+            kind = getattr(pixels, "dtype", type(pixels).__name__)
+            raise ValueError(f"item {index}: pixels must be a floating tensor, got {kind}")
+        t, h, w = grid
+        expected = (t * h * w, self._patch_in_dim)
+        if tuple(pixels.shape) != expected:
+            raise ValueError(
+                f"item {index}: pixels {tuple(pixels.shape)} do not fit grid {grid}: {expected}"
+            )
+        return pixels.to(self._ctx.dtype).contiguous()
