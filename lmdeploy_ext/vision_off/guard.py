@@ -1,0 +1,197 @@
+"""Where LMDeploy is changed so that nothing but text gets in while vision is disabled.
+
+Each function makes the replacement of one record in `lmdeploy_ext.vision_off.records`. In any other
+mode every replacement does what the original does.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+from lmdeploy.serve.core.exceptions import ErrorCode, RequestError
+
+from lmdeploy_ext.vision_off.http import RefuseMedia
+from lmdeploy_ext.vision_off.parts import find
+
+REASON = "VISION_DISABLED"
+
+
+class VisionDisabledError(RequestError, ValueError):  # type: ignore[misc]  # LMDeploy has no types
+    """Something else than text came while vision is disabled.
+
+    HTTP 400 in every API of `lmdeploy serve`, which render a ``RequestError`` in their own shape;
+    a ``ValueError`` for callers of `pipeline`.
+    """
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            ErrorCode.UNSUPPORTED_FEATURE,
+            f"{REASON}: {found}, but vision is disabled here (--disable-vision or "
+            "--language-model-only) and only text is taken. Send text alone, or ask a server that "
+            "has its vision tower.",
+        )
+
+
+def disabled(config: Any) -> bool:
+    """Whether an engine configuration, of TurboMind or PyTorch, leaves the vision tower out."""
+    return bool(getattr(config, "language_model_only", False))
+
+
+def refuse(conversation: Any, where: str) -> None:
+    """Raise `VisionDisabledError` unless all of the conversation is text."""
+    found = find(conversation, where)
+    if found is not None:
+        raise VisionDisabledError(found)
+
+
+def mount_metrics(original: Callable[..., None]) -> Callable[..., None]:
+    """The one call of `serve` that has the application with all its routes and the configuration."""
+
+    @functools.wraps(original)
+    def replacement(app: Any, backend_config: Any) -> None:
+        original(app, backend_config)
+        if disabled(backend_config):
+            app.add_middleware(RefuseMedia, error=VisionDisabledError)
+
+    return replacement
+
+
+def engine_init(original: Callable[..., None]) -> Callable[..., None]:
+    """Every request of every front end passes the engine's prompt processor."""
+
+    @functools.wraps(original)
+    def replacement(self: Any, *arguments: Any, **keywords: Any) -> None:
+        original(self, *arguments, **keywords)
+        if not disabled(self.backend_config):
+            return
+        get_prompt_input = self.prompt_processor.get_prompt_input
+
+        @functools.wraps(get_prompt_input)
+        async def text_only(prompt: Any, *arguments: Any, **keywords: Any) -> Any:
+            refuse(prompt, "messages")
+            return await get_prompt_input(prompt, *arguments, **keywords)
+
+        self.prompt_processor.get_prompt_input = text_only
+
+    return replacement
+
+
+def pipeline_requests(original: Callable[..., Any]) -> Callable[..., Any]:
+    """All forms of a pipeline call meet here, still in the caller's thread.
+
+    Later errors become a `Response` with an empty text, which is easy to take for an answer.
+    """
+
+    @functools.wraps(original)
+    def replacement(self: Any, prompts: Any, sessions: Any = None, **keywords: Any) -> Any:
+        if disabled(self.backend_config):
+            try:
+                refuse(prompts, "prompts")
+            except VisionDisabledError:
+                _forget(self.session_mgr, sessions)
+                raise
+        return original(self, prompts, sessions=sessions, **keywords)
+
+    return replacement
+
+
+def _forget(manager: Any, sessions: Any) -> None:
+    """As stock LMDeploy does with the sessions of a request that is refused."""
+    for session in sessions if isinstance(sessions, list) else [sessions]:
+        if session is not None and session._handle is None:
+            manager.remove(session)
+
+
+def pipeline_init(original: Callable[..., None]) -> Callable[..., None]:
+    """`pipeline(…, disable_vision=True)`."""
+
+    @functools.wraps(original)
+    def replacement(
+        self: Any, model_path: str, backend_config: Any = None, *arguments: Any, **keywords: Any
+    ) -> None:
+        if keywords.pop("disable_vision", False):
+            model_path, backend_config = _without_vision(model_path, backend_config, keywords)
+        original(self, model_path, backend_config, *arguments, **keywords)
+
+    return replacement
+
+
+def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> tuple[str, Any]:
+    """A local folder, and the given configuration or the automatic one, with vision disabled."""
+    from lmdeploy.archs import autoget_backend_config
+    from lmdeploy.utils import get_model
+
+    if config is None:
+        if not os.path.exists(model_path):
+            model_path = get_model(model_path)
+        trust = keywords.get("trust_remote_code", False)
+        _, config = autoget_backend_config(model_path, trust_remote_code=trust)
+    config = copy.copy(config)  # the caller's own object stays as it is
+    config.language_model_only = True
+    return model_path, config
+
+
+def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
+    """The last step before the engine, which stock LMDeploy answers with a warning and no pictures."""
+
+    @functools.wraps(original)
+    def replacement(self: Any, multimodal: Any) -> Any:
+        if multimodal and disabled(self.engine_config):
+            raise VisionDisabledError("the engine was given pictures or video")
+        return original(self, multimodal)
+
+    return replacement
+
+
+def command_line(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--disable-vision` wherever LMDeploy has `--language-model-only`."""
+
+    @functools.wraps(original)
+    def replacement(parser: Any) -> Any:
+        action = original(parser)
+        parser.add_argument(
+            "--disable-vision",
+            dest=action.dest,
+            action="store_true",
+            default=False,
+            help="Leave the vision tower out and refuse pictures, video and audio, for both "
+            "engines. The same as --language-model-only; added by the Qwen3-VL extension.",
+        )
+        return action
+
+    return replacement
+
+
+_text_chat: ContextVar[bool] = ContextVar("text_chat", default=False)
+
+
+def chat(original: Callable[..., None]) -> Callable[..., None]:
+    """Remembers for `chat_prompt` that this chat has no vision."""
+
+    @functools.wraps(original)
+    def replacement(*arguments: Any, **keywords: Any) -> None:
+        token = _text_chat.set(bool(keywords.get("language_model_only")))
+        try:
+            original(*arguments, **keywords)
+        finally:
+            _text_chat.reset(token)
+
+    return replacement
+
+
+def chat_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
+    """`lmdeploy chat` prints a ``ValueError`` of its prompt parser and goes on."""
+
+    @functools.wraps(original)
+    def replacement(prompt: str) -> Any:
+        content = original(prompt)
+        if _text_chat.get():
+            refuse(content, "the prompt")
+        return content
+
+    return replacement

@@ -1,0 +1,90 @@
+"""Finds what is not text in a conversation, in the forms of every API that LMDeploy serves. Pure.
+
+A list of what is allowed, not of what is forbidden: a part whose type says neither text nor tool is
+reported, so that a new name for a picture cannot slip through.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+TEXT = frozenset({
+    "text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal", "message",
+    "thinking", "redacted_thinking", "reasoning", "search_result",
+})  # fmt: skip
+"""Types of parts and items that carry text alone."""
+TOOL = re.compile(r"(\w+_)?(call|call_output|use|result)")
+"""Types of tool calls and their results: names and JSON, and parts in ``content`` or ``output``."""
+MEDIUM = re.compile(r"image|picture|video|audio|time_series|document|file|screenshot")
+"""In the name of a type; stands before `TOOL`: an ``image_generation_call`` brings a picture."""
+MEDIUM_KEY = re.compile(r"(input_)?(image|video|audio|time_series)s?(_(url|data|path|file|id)s?)?")
+"""Keys of a message, a part or a request body that hold pictures, video, audio or time series."""
+NESTED = ("content", "output")
+"""Where a message, an item or a tool result has its parts."""
+CONVERSATION = ("messages", "system", "input", "prompt")
+"""Fields of a request body that hold a conversation."""
+SHOWN = 40
+"""Characters of a caller's word that a report repeats."""
+
+
+def find(conversation: Any, where: str) -> str | None:
+    """The first thing in a conversation that is not text.
+
+    Args:
+        conversation: a text, token ids, a message, a part, or lists of these, nested as they come.
+        where: name of the conversation in the report.
+
+    Returns:
+        Place and kind, as in ``messages[0].content[1] is of type 'image_url'``; None if all is text.
+    """
+    pending = [(conversation, where)]  # a stack, first on top: callers decide how deep it nests
+    while pending:
+        value, place = pending.pop()
+        if _is_scalar(value):
+            continue
+        if isinstance(value, list | tuple):
+            items = [(x, f"{place}[{i}]") for i, x in enumerate(value) if not _is_scalar(x)]
+            pending += reversed(items)
+        elif isinstance(value, dict):
+            for problem in _own_problems(value, place):
+                return problem
+            pending += [(value[key], f"{place}.{key}") for key in reversed(NESTED) if key in value]
+        else:
+            return f"{place} is an object of class {type(value).__name__}"
+    return None
+
+
+def find_in_body(body: Any) -> str | None:
+    """The same for a parsed request body of any endpoint that generates or counts tokens."""
+    if not isinstance(body, dict):
+        return None
+    for problem in _media_keys(body, ""):
+        return problem
+    found = (find(body.get(field), field) for field in CONVERSATION)
+    return next((problem for problem in found if problem is not None), None)
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _own_problems(node: dict[Any, Any], place: str) -> Iterator[str]:
+    kind = node.get("type")
+    if kind is not None and not _is_text(kind):
+        yield f"{place} is of type {str(kind)[:SHOWN]!r}"
+    yield from _media_keys(node, f"{place}.")
+
+
+def _is_text(kind: Any) -> bool:
+    if not isinstance(kind, str) or MEDIUM.search(kind):
+        return False
+    return kind in TEXT or TOOL.fullmatch(kind) is not None
+
+
+def _media_keys(node: dict[Any, Any], prefix: str) -> Iterator[str]:
+    for key, value in node.items():
+        empty = value is None or value in ("", [], {})  # as SDKs write fields that are not used
+        if isinstance(key, str) and MEDIUM_KEY.fullmatch(key) and not empty:
+            yield f"{prefix}{key} is set"
