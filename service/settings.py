@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Type of the weights; auto is the checkpoint's own, but float32 for a model of "
-        "at most 1 GiB on a CPU without AMX.",
+        "at most 1 GiB on a CPU without bfloat16 instructions (AMX, AVX512-BF16).",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."

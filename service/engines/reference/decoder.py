@@ -92,6 +92,18 @@ class Attention:
 
     def __call__(self, x: Tensor, residual: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
         """x, residual (R, D) -> residual + attention (R, D); writes keys and values."""
+        query = self._project(x, step, memory)
+        attend = self._prompt if step.prompt else self._answers
+        return self._out.add(attend(query, step, memory), residual)
+
+    def last(self, x: Tensor, residual: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
+        """The same for a piece of a prompt, but only its last row comes out, (1, D)."""
+        row = step.prompt - 1
+        query = self._project(x, step, memory).narrow(0, row, 1)
+        return self._out.add(self._answers(query, step, memory), residual.narrow(0, row, 1))
+
+    def _project(self, x: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
+        """x (R, D) -> queries (R, H, d); writes keys and values."""
         rows, heads, rotated = x.shape[0], self._heads, self._heads + self._kv_heads
         qkv = self._qkv(x).view(rows, -1, self._head_dim)  # (R, H + 2K, d)
         # In float32 whatever the type of the weights, for the rotation is not exact in bfloat16.
@@ -100,8 +112,7 @@ class Attention:
         pairs *= step.rotary
         qkv[:, :rotated] = turned
         memory.both.index_copy_(1, step.memory_rows, qkv[:, heads:].transpose(0, 1))
-        attend = self._prompt if step.prompt else self._answers
-        return self._out.add(attend(qkv[:, :heads], step, memory), residual)
+        return qkv[:, :heads]
 
     def _prompt(self, query: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
         """query (R, H, d), one span -> (R, H*d), each row seeing the rows before it and itself."""
@@ -200,6 +211,11 @@ class Layer:
         x = self._attention(self._norm1(x), x, step, memory)
         return self._mlp(self._norm2(x), x)
 
+    def last(self, x: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
+        """x (R, D), a piece of a prompt -> the stream behind its last row only, (1, D)."""
+        x = self._attention.last(self._norm1(x), x, step, memory)
+        return self._mlp(self._norm2(x), x)
+
 
 class Decoder:
     """All layers, embedding and head.
@@ -236,16 +252,21 @@ class Decoder:
         return F.embedding(token_ids, self._embedding)
 
     def forward(self, step: Pass, cache: KeyValueCache) -> Tensor:
-        """The hidden state (R, D) behind the last layer, not yet normalised.
+        """The hidden state behind the last layer, not yet normalised.
 
-        The cache receives the rows' keys and values.
+        (R, D) for answers; (1, D) for a piece of a prompt: the state of its last row, for nobody
+        reads the others. The cache receives the keys and values of all rows.
         """
-        x, deepstack = step.hidden, step.deepstack
+        x = step.hidden
+        features = () if step.deepstack is None else step.deepstack.features
+        final = len(self._layers) - 1
         for index, (layer, memory) in enumerate(zip(self._layers, cache.layers, strict=True)):
+            if step.prompt and index == final and index >= len(features):
+                return layer.last(x, step, memory)
             x = layer(x, step, memory)
-            if deepstack is not None and index < len(deepstack.features):
-                x.index_add_(0, deepstack.rows, deepstack.features[index])
-        return x
+            if step.deepstack is not None and index < len(features):
+                x.index_add_(0, step.deepstack.rows, features[index])
+        return x.narrow(0, step.prompt - 1, 1) if step.prompt else x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) as `forward` returns it -> float32 (R, V)."""

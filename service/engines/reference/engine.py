@@ -46,7 +46,8 @@ class ReferenceEngine:
         revision: commit, tag or branch on the hub.
         on_progress: told in a few words what is being loaded; called from another thread.
         options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is the
-            checkpoint's own type, but float32 for models up to 1 GiB on a CPU without AMX. device: auto, cpu or cuda.
+            checkpoint's own type, but float32 for models up to 1 GiB on a CPU without bfloat16
+            instructions. device: auto, cpu or cuda.
             max_batch: requests decoded together. max_queue: requests that may wait for that.
             context_length: tokens of prompt and answer; None takes what the model and the memory
             allow. threads: of the decoder; None takes one for small models, else all cores.

@@ -31,10 +31,10 @@ def row_invariant(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def padded(rows: int) -> int:
-    """The size to which rows are padded: 1, 4, 8, then multiples of 16, and of 64 above 256."""
-    if rows <= 8:
-        return 1 if rows == 1 else 4 if rows <= 4 else 8
-    unit = 16 if rows <= 256 else 64
+    """The size to which rows are padded: 1, multiples of 4, of 16 above 32, of 64 above 256."""
+    if rows == 1:
+        return 1
+    unit = 4 if rows <= 32 else 16 if rows <= 256 else 64
     return -(-rows // unit) * unit
 
 

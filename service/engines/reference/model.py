@@ -224,9 +224,9 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.device) -> torch.dtype:
-    """``auto`` is float32 for a small model on a CPU without AMX, else the checkpoint's own type."""
+    """``auto`` is the checkpoint's own type; float32 for a small one on a CPU slow in bfloat16."""
     if name == "auto":
-        fast = device.type != "cpu" or _has_amx()
+        fast = device.type != "cpu" or _multiplies_bfloat16()
         name = config.dtype if fast or float32_bytes > _FLOAT32_LIMIT else "float32"
     if name == "float16" and device.type == "cpu":
         name = "bfloat16"
@@ -235,10 +235,10 @@ def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.devi
     return DTYPES[name]
 
 
-def _has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 in tiles; False where torch cannot tell."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported()) if callable(supported) else False
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for it; False where torch cannot tell."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def _threads(config: TextConfig) -> int:

@@ -58,7 +58,7 @@ class Runner:
         sequence.computed = end
         if end < sequence.prompt_length:
             return None
-        return self._decoder.logits(hidden[rows - 1 : rows]).cpu()
+        return self._decoder.logits(hidden).cpu()
 
     def decode(self, sequences: Many[Sequence]) -> list[Tensor]:
         """Compute each sequence's last token and its draft.

@@ -42,7 +42,7 @@ class Sampler:
     def choose(self, logits: Tensor) -> int:
         """The next token for logits float32 (V,) on the CPU, masked where the grammar forbids."""
         if self._generator is None:
-            token = int(logits.argmax())
+            token = int(logits.numpy().argmax())  # the first of equals
         else:
             scores = _top_p(
                 _top_k(logits / self._sampling.temperature, self._sampling.top_k),

@@ -86,7 +86,7 @@ def test_a_row_is_the_same_in_every_batch(dtype: torch.dtype, outputs: int, inpu
 
 def test_padded_sizes_are_few() -> None:
     assert all(padded(rows) >= rows for rows in range(1, 2000))
-    assert len({padded(rows) for rows in range(1, 513)}) <= 24
+    assert len({padded(rows) for rows in range(1, 513)}) <= 28
 
 
 # Sampling
@@ -427,13 +427,28 @@ def test_weights_in_shards(checkpoint: Write, tmp_path: Path) -> None:
         load_model(folder, Options(folder, threads=1), lambda text: None)
 
 
-def test_auto_dtype_where_torch_cannot_tell_of_amx(
-    checkpoint: Write, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("instructions", "dtype"),
+    [
+        ({}, torch.float32),  # this torch cannot tell
+        ({"_is_amx_tile_supported": False, "_is_avx512_bf16_supported": False}, torch.float32),
+        ({"_is_amx_tile_supported": True, "_is_avx512_bf16_supported": False}, torch.bfloat16),
+        ({"_is_amx_tile_supported": False, "_is_avx512_bf16_supported": True}, torch.bfloat16),
+    ],
+)
+def test_auto_dtype_follows_the_processor(
+    checkpoint: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    instructions: dict[str, bool],
+    dtype: torch.dtype,
 ) -> None:
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    for name, present in instructions.items():
+        monkeypatch.setattr(torch.cpu, name, lambda present=present: present, raising=False)
     folder = checkpoint(Shape(dtype=torch.bfloat16))
     model = load_model(folder, Options(folder, device="cpu", threads=1), lambda text: None)
-    assert model.decoder.dtype is torch.float32
+    assert model.decoder.dtype is dtype
 
 
 def test_options_are_checked() -> None:
