@@ -16,12 +16,14 @@ def install() -> None:
             it was.
     """
     from lmdeploy_ext import host
+    from lmdeploy_ext.autoload import announce
     from lmdeploy_ext.patch import apply_all
     from lmdeploy_ext.patches import PATCHES
 
     if not is_installed():
         host.check()
         apply_all(PATCHES, host.REMEDY, host.problems())
+        announce()
 
 
 def uninstall() -> None:
