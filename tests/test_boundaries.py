@@ -53,7 +53,7 @@ def test_the_extension_never_imports_the_service() -> None:
 
 
 def test_only_the_lmdeploy_engine_imports_lmdeploy() -> None:
-    assert within(importers("service", "lmdeploy"), "service/engines/lmdeploy.py")
+    assert within(importers("service", "lmdeploy"), "service/engines/lmdeploy")
 
 
 def test_only_engines_import_the_extension() -> None:
@@ -117,6 +117,7 @@ def test_encoder_and_packing_stand_alone() -> None:
         ("service", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
         ("service.server", ("torch", "transformers", "lmdeploy")),
         ("service.engines.reference", ("transformers", "lmdeploy")),
+        ("service.engines.lmdeploy", ("torch", "transformers", "lmdeploy")),
         ("service.__main__", ("torch", "transformers", "lmdeploy")),
     ],
 )

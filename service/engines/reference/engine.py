@@ -70,7 +70,7 @@ class ReferenceEngine:
         self._starting = asyncio.Lock()
         self._worker: Worker | None = None
         self._model: Model | None = None
-        self._grammars: GrammarCache | None = None
+        self._grammars: GrammarCache[CompiledGrammar] | None = None
         self._capabilities: Capabilities | None = None
         self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
         self._sight = ThreadPoolExecutor(1, thread_name_prefix="vision")
@@ -187,7 +187,7 @@ class ReferenceEngine:
 
         return Worker(load, self._options.max_batch, self._flush)
 
-    def _new_cache(self, model: Model) -> GrammarCache:
+    def _new_cache(self, model: Model) -> GrammarCache[CompiledGrammar]:
         from service.engines.shared.grammar import GrammarCache
 
         options = self._options

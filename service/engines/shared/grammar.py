@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -116,22 +116,41 @@ class GrammarCompiler:
         return self._compiler.compile_grammar(choice_ebnf(grammar.source))
 
 
-class GrammarCache:
+class Sized(Protocol):
+    """Anything that knows what memory it takes."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+
+S = TypeVar("S", bound=Sized)
+S_co = TypeVar("S_co", bound=Sized, covariant=True)
+
+
+class Compiles(Protocol[S_co]):
+    """Compiles grammars; called in threads."""
+
+    def compile(self, grammar: Grammar) -> S_co:
+        """Raises GrammarError."""
+        ...
+
+
+class GrammarCache(Generic[S]):
     """Compiled grammars by source, the least recently used leaving first.
 
     Concurrent requests for the same grammar share one compilation. A grammar larger than the whole
     cache is used but not kept.
     """
 
-    def __init__(self, compiler: GrammarCompiler, limit_bytes: int, threads: int) -> None:
+    def __init__(self, compiler: Compiles[S], limit_bytes: int, threads: int) -> None:
         self._compiler = compiler
         self._limit = limit_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
-        self._ready: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
-        self._running: dict[Grammar, asyncio.Future[CompiledGrammar]] = {}
+        self._ready: OrderedDict[Grammar, S] = OrderedDict()
+        self._running: dict[Grammar, asyncio.Future[S]] = {}
         self.size_bytes = 0
 
-    async def get(self, grammar: Grammar) -> CompiledGrammar:
+    async def get(self, grammar: Grammar) -> S:
         """Compile, or find. Raises GrammarError."""
         if grammar in self._ready:
             self._ready.move_to_end(grammar)
@@ -154,7 +173,7 @@ class GrammarCache:
         self._ready.clear()
         self.size_bytes = 0
 
-    def _keep(self, grammar: Grammar, done: asyncio.Future[CompiledGrammar]) -> None:
+    def _keep(self, grammar: Grammar, done: asyncio.Future[S]) -> None:
         self._running.pop(grammar, None)
         if done.cancelled() or done.exception() is not None:
             return

@@ -13,8 +13,10 @@ from service.types import Image
 class ImagePreprocessor:
     """Resizes pictures and cuts them into patches. Thread-safe."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_pixels: int | None = None) -> None:
+        """most_pixels: of a resized picture, whatever the checkpoint and a request allow."""
         self._config = ImageProcessorConfig.from_checkpoint(folder)
+        self._most_pixels = most_pixels
 
     def num_tokens(self, index: int, image: Image) -> int:
         """What a picture will take of the context, without touching its pixels.
@@ -42,6 +44,9 @@ class ImagePreprocessor:
     def _bounds(self, image: Image) -> tuple[int | None, int | None]:
         """The request's bounds; one below the model's own least area takes that along."""
         low, high = image.min_pixels, image.max_pixels
+        if self._most_pixels is not None:
+            high = min(self._config.max_pixels if high is None else high, self._most_pixels)
+            low = None if low is None else min(low, high)
         if low is None and high is not None:
             low = min(self._config.min_pixels, high)
         return low, high

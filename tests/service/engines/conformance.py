@@ -320,7 +320,7 @@ async def _rest(chunks: AsyncGenerator[Chunk, None]) -> list[Chunk]:
 
 
 def _engine_threads() -> list[str]:
-    names = ("front", "vision", "grammar", "reference-engine")
+    names = ("front", "vision", "grammar", "reference-engine", "lmdeploy")
     return [one.name for one in threading.enumerate() if one.name.startswith(names)]
 
 

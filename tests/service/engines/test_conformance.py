@@ -24,8 +24,17 @@ SUBJECTS = (
     "reference, dense",
     pytest.param("reference, MoE", marks=pytest.mark.slow),
     pytest.param("reference, bundled", marks=pytest.mark.slow),
+    pytest.param("lmdeploy, turbomind", marks=pytest.mark.slow),
+    pytest.param("lmdeploy, pytorch", marks=pytest.mark.slow),
+    pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
 )
-SHAPES = {"reference, dense": Shape(kv_heads=2), "reference, MoE": Shape(moe=True, tied=False)}
+SHAPES = {
+    "reference, dense": Shape(kv_heads=2),
+    "reference, MoE": Shape(moe=True, tied=False),
+    "lmdeploy, turbomind": Shape(kv_heads=2),
+    "lmdeploy, pytorch": Shape(),
+    "lmdeploy, pytorch in other processes": Shape(),
+}
 
 
 def fake(*, vision: bool = True, small: bool = False, **options: Any) -> Engine:
@@ -53,6 +62,23 @@ def reference_is_idle(engine: Engine) -> bool:
     return engine.active_requests == 0 and engine.reserved_rows == 0
 
 
+def scripted(folder: Path, name: str, **options: Any) -> Engine:
+    """The LMDeploy engine on the scripted engines of LMDeploy."""
+    from tests.service.engines.lmdeploy.scripted import engine
+
+    backend = "turbomind" if "turbomind" in name else "pytorch"
+    return engine(folder, backend, others="other processes" in name, **options)
+
+
+def scripted_is_idle(engine: Engine) -> bool:
+    from service.engines.lmdeploy import LMDeployEngine
+    from tests.service.engines.lmdeploy.scripted import native
+
+    assert isinstance(engine, LMDeployEngine)
+    inside = set() if engine._loaded is None else native(engine).active
+    return engine.active_requests == 0 and not inside
+
+
 @pytest.fixture(scope="module", params=SUBJECTS)
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -69,6 +95,10 @@ def subject(
         folder = BUNDLED_MODEL
         if name in SHAPES:
             folder = write_checkpoint(tmp_path_factory.mktemp("conformance"), SHAPES[name])
+        if name.startswith("lmdeploy"):
+            build = partial(scripted, folder, name)
+            yield Subject(name, build, scripted_is_idle, sensitive=True)
+            return
         build = partial(reference, folder)
         yield Subject(name, build, reference_is_idle, sensitive=name in SHAPES)
 

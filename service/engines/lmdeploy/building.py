@@ -1,0 +1,194 @@
+"""Starts LMDeploy on a checkpoint: which of its engines, with which settings. Blocks for minutes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lmdeploy
+import torch
+from lmdeploy.messages import PytorchEngineConfig, QuantPolicy, TurbomindEngineConfig
+
+import lmdeploy_ext
+from lmdeploy_ext.patch import ExtensionError
+from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
+from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options
+from service.engines.shared.chat import Chat
+from service.engines.shared.config import TextConfig
+from service.errors import EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+VERSION: str = lmdeploy.__version__
+
+
+def build_host(
+    folder: Path,
+    options: Options,
+    config: TextConfig,
+    chat: Chat,
+    context_length: int,
+    on_progress: Callable[[str], None],
+) -> Host:
+    """Start LMDeploy's engine on a checkpoint folder.
+
+    Raises:
+        EngineUnavailable: what is wrong and how to mend it.
+    """
+    _check_machine(options, config)
+    backend = _available(options)
+    on_progress(f"starting LMDeploy {VERSION}, {backend} backend: loading weights")
+    try:
+        if backend == TURBOMIND:
+            return _turbomind(folder, options, config, chat, context_length)
+        return _pytorch(folder, options, config, chat, context_length)
+    except EngineUnavailable:
+        raise
+    except torch.cuda.OutOfMemoryError as error:
+        raise EngineUnavailable(
+            f"the GPU has not enough memory ({_cause(error)}); lower cache_share, context_length "
+            "or max_batch, set vision=false, or spread the model with tensor_parallel"
+        ) from error
+    except Exception as error:  # LMDeploy raises anything, AssertionError most of all
+        logger.exception("LMDeploy could not start")
+        raise EngineUnavailable(
+            f"LMDeploy's {backend} backend cannot start on {folder.name!r}: {_cause(error)}"
+        ) from error
+
+
+def _check_machine(options: Options, config: TextConfig) -> None:
+    if not torch.cuda.is_available():
+        raise EngineUnavailable(
+            "no NVIDIA GPU is visible: check nvidia-smi, run containers with --gpus all, or use "
+            "engine=reference, which runs on a CPU"
+        )
+    gpus, wanted = torch.cuda.device_count(), options.tensor_parallel
+    if wanted > gpus:
+        raise EngineUnavailable(f"tensor_parallel is {wanted}, but {gpus} GPUs are visible")
+    if config.num_heads % wanted:
+        raise EngineUnavailable(
+            f"tensor_parallel {wanted} does not divide the model's {config.num_heads} heads"
+        )
+
+
+def _available(options: Options) -> str:
+    """The chosen backend, made ready; where TurboMind cannot be, ``auto`` takes the other one."""
+    backend = options.chosen_backend
+    if backend != TURBOMIND:
+        return backend
+    try:
+        _extend(options)
+    except EngineUnavailable as error:
+        if options.backend != "auto":
+            raise
+        logger.warning("%s Taking LMDeploy's PyTorch engine.", error.message)
+        return PYTORCH
+    return TURBOMIND
+
+
+def _extend(options: Options) -> None:
+    """Give TurboMind Qwen3-VL."""
+    try:
+        lmdeploy_ext.install()
+    except ExtensionError as error:
+        raise EngineUnavailable(
+            f"Qwen3-VL cannot be added to TurboMind: {error} backend=pytorch does without."
+        ) from error
+    if options.vision:
+        logger.warning(
+            "TurboMind has no DeepStack yet: answers about pictures will be worse than the model "
+            "can do, most of all in reading text and in positions. backend=pytorch has it."
+        )
+
+
+def _turbomind(
+    folder: Path, options: Options, config: TextConfig, chat: Chat, context_length: int
+) -> Host:
+    from lmdeploy import turbomind
+
+    native = turbomind.TurboMind.from_pretrained(
+        str(folder), engine_config=turbomind_config(options, context_length)
+    )
+    return TurboMindHost(native, turbomind._tm, chat.table, config.stop_ids)
+
+
+def _pytorch(
+    folder: Path, options: Options, config: TextConfig, chat: Chat, context_length: int
+) -> Host:
+    from lmdeploy.pytorch.engine import Engine
+
+    native = Engine.from_pretrained(
+        str(folder), engine_config=pytorch_config(options, context_length)
+    )
+    return PyTorchHost(native, chat.table, config.stop_ids, sorted(chat.special_ids))
+
+
+def turbomind_config(options: Options, context_length: int) -> TurbomindEngineConfig:
+    """TurboMind's settings. Those that are not named keep LMDeploy's defaults."""
+    return TurbomindEngineConfig(
+        **_common(options, context_length),
+        quant_policy=CACHE_BITS[options.cache_type],
+        model_format=None if options.model_format == "auto" else options.model_format,
+    )
+
+
+def pytorch_config(options: Options, context_length: int) -> PytorchEngineConfig:
+    """The PyTorch engine's settings. Those that are not named keep LMDeploy's defaults."""
+    return PytorchEngineConfig(
+        **_common(options, context_length),
+        quant_policy=QuantPolicy(CACHE_BITS[options.cache_type]),
+    )
+
+
+def _common(options: Options, context_length: int) -> dict[str, Any]:
+    return {
+        "dtype": options.dtype,
+        "tp": options.tensor_parallel,
+        "session_len": context_length,
+        "max_batch_size": options.max_batch,
+        "cache_max_entry_count": options.cache_share,
+        "max_prefill_token_num": options.prefill_chunk,
+        "enable_prefix_caching": options.prefix_caching,
+        "language_model_only": not options.vision,
+        "enable_metrics": True,
+    }
+
+
+def feature_dtype(host: Host, config: TextConfig) -> torch.dtype:
+    """The type in which pixels go to the vision tower."""
+    name = str(getattr(host.native.engine_config, "dtype", "auto"))
+    if name not in ("bfloat16", "float16"):
+        name = config.dtype
+    return torch.float16 if name == "float16" else torch.bfloat16
+
+
+def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]:
+    """What an operator wants to know of the engine."""
+    deepstack = "off" if not options.vision or host.backend == TURBOMIND else "on"
+    return {
+        "backend": host.backend,
+        "backend_chosen": "auto" if options.backend == "auto" else "operator",
+        "deepstack": deepstack,
+        "lmdeploy": VERSION,
+        "torch": torch.__version__,
+        "dtype": str(feature_dtype(host, config)).removeprefix("torch."),
+        "device": _gpu(),
+        "tensor_parallel": str(options.tensor_parallel),
+        "max_batch": str(options.max_batch),
+        "cache_share": str(options.cache_share),
+        "cache_type": options.cache_type,
+        "prefix_caching": str(options.prefix_caching).lower(),
+        "model_format": options.model_format,
+    }
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none"
+
+
+def _cause(error: Exception) -> str:
+    """The first line of an error, which may be long."""
+    lines: Sequence[str] = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,294 @@
+"""The engine as the service sees it. LMDeploy and torch are imported when it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from service.engines.lmdeploy.options import Options
+from service.errors import EngineUnavailable, InvalidRequest, Overloaded, VisionDisabled
+from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
+
+if TYPE_CHECKING:
+    from service.engines.lmdeploy.guidance import Constraint
+    from service.engines.lmdeploy.loading import Loaded
+    from service.engines.lmdeploy.running import Run
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HEALTH_LIMIT_S = 5.0
+PROBE = Grammar(GrammarKind.CHOICE, '["guided-decoding-is-on-4711"]')
+"""What no model says by itself."""
+
+
+class LMDeployEngine:
+    """Runs Qwen3-VL on LMDeploy's TurboMind or PyTorch engine.
+
+    Args:
+        model: a checkpoint folder, or a name on the Hugging Face hub.
+        on_progress: told in a few words what is being loaded; called from another thread.
+        load: makes the started host; for tests that bring one of their own.
+        options: the fields of `Options`. backend: turbomind, pytorch or auto, which takes PyTorch
+            for a model with vision and TurboMind for one without. vision: False loads no tower.
+            tensor_parallel: GPUs. context_length: tokens of prompt and answer; None is the model's
+            own. max_batch: requests decoded together. max_queue: requests that may wait for that.
+            cache_share: of the memory that the weights leave free, for keys and values.
+            cache_type: none (the model's own), int8, int4 or fp8. prefill_chunk: prompt tokens in
+            one pass. picture_pixels: most pixels of a picture after resizing. vision_batch:
+            pictures in the engine that have not been looked at yet. grammar_cache_bytes: bound of
+            the compiled grammars, by estimate. check_guidance: prove at the start that grammars
+            are obeyed. stall_s: silence after which a working engine counts as stalled.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        on_progress: Callable[[str], None] | None = None,
+        load: Callable[[Options, Callable[[str], None]], Loaded] | None = None,
+        **options: Any,
+    ) -> None:
+        self._options = Options(model=model, **options)
+        self._on_progress = on_progress or (lambda message: None)
+        self._load = load
+        self._starting = asyncio.Lock()
+        self._closed = asyncio.Event()
+        self._loaded: Loaded | None = None
+        self._capabilities: Capabilities | None = None
+        self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
+        self._ids = itertools.count(1)
+        self._live: dict[int, Run | None] = {}
+        self._seen = (0, 0)
+        self._progress_at = time.monotonic()
+        self._tokens = 0
+
+    @property
+    def active_requests(self) -> int:
+        """Requests that hold anything: a place in a queue, or something inside LMDeploy."""
+        return len(self._live)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do. Raises EngineUnavailable before ``start`` has returned."""
+        if self._capabilities is None:
+            raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
+        return self._capabilities
+
+    async def start(self) -> None:
+        """Load the model and prove that grammars are obeyed; a second call returns at once."""
+        async with self._starting:
+            if self._capabilities is not None:
+                return
+            self._loaded = loaded = await self._load_in_thread()
+            try:
+                await loaded.host.start()
+                if self._options.check_guidance:
+                    self._on_progress("checking guided decoding")
+                    await self._check_guidance(loaded)
+            except BaseException:
+                self._loaded = None
+                await loaded.close()
+                raise
+            self._capabilities = loaded.capabilities
+            self._on_progress("ready")
+
+    async def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, or find it in the cache, off the event loop."""
+        loaded = self._ready()
+        await self._or_closed(loaded.grammars.get(grammar))
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Run one request; see `service.engine.Engine.generate`."""
+        loaded = self._ready()
+        self._check(request, loaded)
+        async with aclosing(self._answer(request, loaded)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def check_health(self) -> None:
+        """Return while LMDeploy is alive and makes progress; raise EngineUnavailable otherwise."""
+        native = self._ready().host.native
+        try:
+            status = await asyncio.wait_for(native.get_health_status(), HEALTH_LIMIT_S)
+        except asyncio.TimeoutError:
+            raise EngineUnavailable("the engine does not answer", reason="ENGINE_STALLED") from None
+        if not status["alive"]:
+            logger.error("LMDeploy is not alive: %s", status["message"])
+            raise EngineUnavailable("the engine has stopped", reason="ENGINE_DEAD")
+        metrics = status["schedule_metrics"]
+        seen = (self._tokens, 0 if metrics is None else metrics.scheduler_tick)
+        now = time.monotonic()
+        working = any(run is not None for run in self._live.values())
+        if seen != self._seen or not working:
+            self._seen, self._progress_at = seen, now
+        silence = now - self._progress_at
+        if silence > self._options.stall_s:
+            raise EngineUnavailable(
+                f"the engine has made no progress for {silence:.0f} s", reason="ENGINE_STALLED"
+            )
+
+    async def close(self) -> None:
+        """Stop and free everything. Requests in flight end with EngineUnavailable."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        runs = [run for run in self._live.values() if run is not None]
+        await asyncio.gather(*(run.stop() for run in runs))
+        self._front.shutdown(wait=False)
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            await loaded.close()
+
+    async def _load_in_thread(self) -> Loaded:
+        """Load in a thread that does not hold up the end of the process."""
+        loading: Future[Loaded] = Future()
+        loading.set_running_or_notify_cancel()
+
+        def work() -> None:
+            try:
+                loading.set_result((self._load or _load)(self._options, self._on_progress))
+            except BaseException as error:  # handed to whoever waits for the model
+                loading.set_exception(error)
+
+        threading.Thread(target=work, name="lmdeploy-loading", daemon=True).start()
+        try:
+            return await self._or_closed(asyncio.wrap_future(loading))
+        except BaseException:
+            loading.add_done_callback(_free)
+            raise
+
+    def _ready(self) -> Loaded:
+        if self._closed.is_set():
+            raise _closed_error()
+        if self._loaded is None or self._capabilities is None:
+            raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
+        return self._loaded
+
+    def _check(self, request: GenerateRequest, loaded: Loaded) -> None:
+        """Refuse what can be refused without looking at pictures and texts."""
+        options = self._options
+        if request.images and not options.vision:
+            raise VisionDisabled("this server was started without vision; send text only")
+        if len(request.images) > options.max_images:
+            raise InvalidRequest(
+                "images",
+                f"has {len(request.images)} pictures, at most {options.max_images} are allowed",
+                reason="TOO_MANY_IMAGES",
+            )
+        loaded.check_sampling(request.sampling)
+        if len(self._live) >= options.max_queue + options.max_batch:
+            raise Overloaded("too many requests are waiting; try again later", retry_after_s=1.0)
+
+    async def _answer(
+        self, request: GenerateRequest, loaded: Loaded
+    ) -> AsyncGenerator[Chunk, None]:
+        """Prepare a request, run it inside LMDeploy, and leave nothing there."""
+        number = next(self._ids)
+        reader = loaded.reader(request, time.monotonic())
+        place = loaded.gate.place(len(request.images))
+        run: Run | None = None
+        self._live[number] = None
+        try:
+            constraint = await self._constraint(loaded, request.grammar)
+            pack = asyncio.get_running_loop().run_in_executor(self._front, loaded.pack, request)
+            packed = await self._or_closed(pack)
+            await self._or_closed(place.enter())
+            run = loaded.run(number, packed, request, constraint)
+            self._live[number] = run
+            reader.begin(packed.prompt)
+            async with aclosing(run.outputs()) as outputs:
+                async for output in outputs:
+                    place.leave()
+                    self._tokens += len(output.token_ids)
+                    chunk = reader.read(output)
+                    if chunk is None:
+                        continue
+                    if chunk.finish_reason is not None:
+                        await run.stop()
+                        yield chunk
+                        return
+                    yield chunk
+            raise EngineUnavailable("the engine ended a request without an answer; try again")
+        except Exception:
+            if self._closed.is_set():
+                raise _closed_error() from None
+            raise
+        finally:
+            place.leave()
+            await self._leave(loaded, number, run)
+
+    async def _leave(self, loaded: Loaded, number: int, run: Run | None) -> None:
+        """End a request inside LMDeploy; it counts until LMDeploy has let go of it."""
+
+        def gone() -> None:
+            self._live.pop(number, None)
+            loaded.host.drop(number)
+
+        if run is None:
+            gone()
+            return
+        try:
+            await run.stop()
+        finally:
+            run.when_ended(gone)
+
+    async def _constraint(self, loaded: Loaded, grammar: Grammar | None) -> Constraint | None:
+        """The compiled grammar. A request with a grammar never goes on without."""
+        if grammar is None:
+            return None
+        return await self._or_closed(loaded.grammars.get(grammar))
+
+    async def _check_guidance(self, loaded: Loaded) -> None:
+        """One constrained request, whose answer is known beforehand.
+
+        Raises EngineUnavailable when the grammar is not obeyed.
+        """
+        request = GenerateRequest(
+            "guidance", "Say no.", grammar=PROBE, sampling=Sampling(max_tokens=64)
+        )
+        async with aclosing(self._answer(request, loaded)) as chunks:
+            text = "".join([chunk.text async for chunk in chunks])
+        if f'["{text}"]' != PROBE.source:
+            logger.error("guided decoding is off: a forced answer came out as %r", text[:80])
+            raise EngineUnavailable(
+                "LMDeploy does not obey grammars on this machine, so answers could not be trusted "
+                "to fit; its log may say why"
+            )
+
+    async def _or_closed(self, work: Awaitable[T]) -> T:
+        """Wait for something, but not longer than the engine lives."""
+        task = asyncio.ensure_future(work)
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _closed_error()
+        finally:
+            closed.cancel()
+            task.cancel()
+
+
+def _load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
+    from service.engines.lmdeploy.loading import load
+
+    return load(options, on_progress)
+
+
+def _free(loading: Future[Loaded]) -> None:
+    """Nobody waits for the model any more."""
+    if loading.exception() is None:
+        loading.result().host.native.close()
+
+
+def _closed_error() -> EngineUnavailable:
+    return EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED")

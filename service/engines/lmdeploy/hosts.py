@@ -1,0 +1,199 @@
+"""LMDeploy's two engines behind one small face.
+
+The seam is LMDeploy's engine object (``TurboMind`` or the PyTorch ``Engine``), not the async engine
+above it. That layer would tokenise again, hand grammars to be compiled on the event loop, turn off
+the repetition penalty of greedy requests, decode text by itself, reuse a TurboMind request object
+that keeps the grammar of the request before, and tell errors apart in few words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from service.engines.lmdeploy.guidance import (
+    Compiler,
+    Constraint,
+    Handover,
+    PyTorchCompiler,
+    TurboMindCompiler,
+)
+from service.engines.lmdeploy.options import PYTORCH, TURBOMIND
+from service.engines.lmdeploy.running import Instance
+from service.errors import EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Native(Protocol):
+    """What is used of LMDeploy's engine objects."""
+
+    engine_config: Any
+
+    def create_instance(self) -> Any: ...
+
+    async def get_health_status(self) -> dict[str, Any]:
+        """``alive``, ``message`` and ``schedule_metrics``, which may be None."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Host(Protocol):
+    """A started engine of LMDeploy."""
+
+    backend: str
+    native: Native
+    compiler: Compiler
+
+    @property
+    def session_len(self) -> int | None:
+        """Tokens of a request that the engine has memory for, where it says so."""
+        ...
+
+    async def start(self) -> None:
+        """What has to happen on the event loop, once."""
+        ...
+
+    def open(
+        self, session_id: int, constraint: Constraint | None
+    ) -> tuple[Instance, dict[str, Any] | None]:
+        """A handle for one request under a constraint, and its ``response_format``."""
+        ...
+
+    def drop(self, session_id: int) -> None:
+        """Forget what was kept for a request."""
+        ...
+
+    def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
+        """Tokens that a request must not choose, beyond what its mask says."""
+        ...
+
+    async def close(self) -> None:
+        """Free the engine. No request may be in flight."""
+        ...
+
+
+class TurboMindHost:
+    """TurboMind. The grammar goes straight to the request object."""
+
+    backend = TURBOMIND
+    session_len = None
+
+    def __init__(
+        self, native: Any, module: Any, table: Sequence[bytes], stop_ids: Sequence[int]
+    ) -> None:
+        """module: TurboMind's extension module, for its grammar compiler."""
+        self.native = native
+        self.compiler: Compiler = TurboMindCompiler(module, table, stop_ids)
+
+    async def start(self) -> None:
+        """TurboMind runs in threads of its own."""
+
+    def open(
+        self, session_id: int, constraint: Constraint | None
+    ) -> tuple[Instance, dict[str, Any] | None]:
+        """See `Host.open`. A request object keeps its grammar for good, so each serves once."""
+        instance = self.native.create_instance()
+        if constraint is not None:
+            instance.model_inst.set_grammar(constraint.compiled)
+        return instance, None
+
+    def drop(self, session_id: int) -> None:
+        """Nothing is kept here."""
+
+    def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
+        """None: the mask knows special tokens."""
+        return ()
+
+    async def close(self) -> None:
+        """See `Host.close`. The destructor of the engine blocks: it runs in a thread."""
+        await asyncio.to_thread(self.native.close)
+        health = getattr(self.native, "health_executor", None)
+        if health is not None:
+            health.shutdown(wait=False)
+
+
+class PyTorchHost:
+    """LMDeploy's PyTorch engine; its tasks live on the event loop that ``start`` was called on."""
+
+    backend = PYTORCH
+
+    def __init__(
+        self,
+        native: Any,
+        table: Sequence[bytes],
+        stop_ids: Sequence[int],
+        special_ids: Sequence[int],
+    ) -> None:
+        self.native = native
+        stops = set(stop_ids)
+        self._special = [index for index in special_ids if index not in stops]
+        manager = _guided_decoding(native)
+        self._handover = None if manager is None else Handover()
+        if manager is not None:
+            if manager.vocab_size != len(table):
+                raise EngineUnavailable(
+                    f"LMDeploy masks {manager.vocab_size} tokens where the model has {len(table)}; "
+                    "guided decoding would fail"
+                )
+            manager.compiler = self._handover
+        self.compiler: Compiler = PyTorchCompiler(table, stop_ids, as_text=manager is None)
+
+    @property
+    def session_len(self) -> int | None:
+        """See `Host.session_len`."""
+        return getattr(self.native, "max_session_len", None)
+
+    async def start(self) -> None:
+        """Start the engine's loop; a second call does nothing."""
+        self.native.start_loop()
+
+    def open(
+        self, session_id: int, constraint: Constraint | None
+    ) -> tuple[Instance, dict[str, Any] | None]:
+        """See `Host.open`."""
+        instance = self.native.create_instance()
+        if constraint is None:
+            return instance, None
+        if self._handover is None:
+            return instance, constraint.compiled
+        return instance, self._handover.put(session_id, constraint.compiled)
+
+    def drop(self, session_id: int) -> None:
+        """See `Host.drop`."""
+        if self._handover is not None:
+            self._handover.drop(session_id)
+
+    def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
+        """Special tokens, where another process makes the masks: it takes them for text."""
+        return () if constraint is None or self._handover is not None else self._special
+
+    async def close(self) -> None:
+        """See `Host.close`. Cancels the engine's tasks and waits for them."""
+        before = {"EngineMainLoop", "SenderWaitLoop"}  # the names that LMDeploy gives its tasks
+        tasks = [task for task in asyncio.all_tasks() if task.get_name() in before]
+        self.native.close()
+        stop_loop = getattr(getattr(self.native, "req_manager", None), "stop_loop", None)
+        if stop_loop is not None:
+            stop_loop()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _guided_decoding(native: Any) -> Any:
+    """The guided decoding of a model in this process; None where the model is in others.
+
+    Raises EngineUnavailable when LMDeploy has switched it off, which it does with a warning.
+    """
+    agent = getattr(getattr(native, "executor", None), "model_agent", None)
+    if agent is None:
+        return None
+    manager = agent.guided_decoding_manager
+    if manager is None:
+        raise EngineUnavailable(
+            "LMDeploy cannot guide decoding with this checkpoint's tokenizer; its log says why"
+        )
+    return manager

@@ -1,0 +1,152 @@
+"""A checkpoint on LMDeploy: everything that requests need, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
+from lmdeploy_ext.packing import PackedRequest
+from service.engines.lmdeploy import sampling
+from service.engines.lmdeploy.building import build_host, describe, feature_dtype
+from service.engines.lmdeploy.guidance import Constraint
+from service.engines.lmdeploy.hosts import Host
+from service.engines.lmdeploy.items import multimodal_items
+from service.engines.lmdeploy.options import Options
+from service.engines.lmdeploy.reading import Reader
+from service.engines.lmdeploy.running import PictureGate, Run
+from service.engines.shared.chat import Chat
+from service.engines.shared.config import CheckpointError, TextConfig, resolve_model
+from service.engines.shared.grammar import GrammarCache
+from service.engines.shared.pictures import ImagePreprocessor
+from service.engines.shared.prompts import Prompts
+from service.errors import EngineUnavailable
+from service.types import Capabilities, GenerateRequest, GrammarKind, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A prompt, and its pictures as LMDeploy takes them."""
+
+    prompt: PackedRequest
+    items: list[dict[str, Any]]
+
+
+class Loaded:
+    """A started engine of LMDeploy and what stands around it."""
+
+    def __init__(self, folder: Path, options: Options, config: TextConfig, host: Host) -> None:
+        self.host = host
+        self._options, self._config = options, config
+        self._chat = Chat(folder, config)
+        self._dtype: torch.dtype = feature_dtype(host, config)
+        self._pictures = ImageProcessorConfig.from_checkpoint(folder) if options.vision else None
+        preprocess = ImagePreprocessor(folder, options.picture_pixels) if options.vision else None
+        length = min(wanted_context(options, config), host.session_len or 1 << 31)
+        self._prompts = Prompts(self._chat, preprocess, length)
+        self.grammars: GrammarCache[Constraint] = GrammarCache(
+            host.compiler, options.grammar_cache_bytes, options.grammar_threads
+        )
+        self.gate = PictureGate(options.vision_batch)
+        self.capabilities = Capabilities(
+            model=Path(options.model).name,
+            engine="lmdeploy",
+            vision=options.vision,
+            grammar_kinds=frozenset(GrammarKind),
+            sampling_options=sampling.HONOURED,
+            context_length=length,
+            max_images=options.max_images if options.vision else 0,
+            details=describe(host, options, config),
+        )
+
+    def check_sampling(self, options: Sampling) -> None:
+        """Raises InvalidRequest for a value that the backend would change."""
+        sampling.check(options, self.host.backend)
+
+    def reader(self, request: GenerateRequest, received: float) -> Reader:
+        """For the answer of a request."""
+        return Reader(
+            request.sampling,
+            self._chat.table,
+            frozenset(self._config.stop_ids),
+            self._options.loop_guard,
+            received,
+        )
+
+    def pack(self, request: GenerateRequest) -> Packed:
+        """Tokens, spans and pixels; runs in a thread. Raises ImageError or ContextTooLong."""
+        prompt = self._prompts.pack(request)
+        if self._pictures is None:
+            return Packed(prompt, [])
+        token = self._config.image_token_id
+        return Packed(prompt, multimodal_items(prompt, self._pictures, token, self._dtype))
+
+    def run(
+        self,
+        number: int,
+        packed: Packed,
+        request: GenerateRequest,
+        constraint: Constraint | None,
+    ) -> Run:
+        """Send a request to LMDeploy; ``number`` is its session there."""
+        instance, response_format = self.host.open(number, constraint)
+        ids: list[int] = packed.prompt.token_ids.tolist()
+        room = self.capabilities.context_length - len(ids) - request.sampling.max_tokens
+        config = sampling.generation_config(
+            request.sampling,
+            self.host.backend,
+            stop_ids=self._config.stop_ids,
+            bad_ids=self.host.bad_ids(constraint),
+            room=min(1, room) if constraint is not None else 0,
+            response_format=response_format,
+        )
+        arguments: dict[str, Any] = {
+            "input_ids": ids,
+            "gen_config": config,
+            "multimodal": packed.items or None,
+            "stream_output": True,
+        }
+        return Run(instance, number, arguments)
+
+    async def close(self) -> None:
+        """Free everything. No request may be in flight."""
+        self.grammars.close()
+        await self.host.close()
+
+
+def load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
+    """Fetch, read and start a checkpoint. Raises EngineUnavailable."""
+    on_progress("looking for the checkpoint")
+    folder = resolve_model(options.model, options.revision)
+    return assemble(folder, options, lambda config, chat, length: build_host(
+        folder, options, config, chat, length, on_progress
+    ))  # fmt: skip
+
+
+def assemble(
+    folder: Path, options: Options, build: Callable[[TextConfig, Chat, int], Host]
+) -> Loaded:
+    """Read the small files of a checkpoint, build the host and put both together."""
+    try:
+        config = TextConfig.from_checkpoint(folder, quantised=True)
+        wanted = wanted_context(options, config)
+        host = build(config, Chat(folder, config), wanted)
+        return Loaded(folder, options, config, host)
+    except (CheckpointError, FileNotFoundError, KeyError) as error:
+        cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise EngineUnavailable(
+            f"{folder.name!r} cannot be loaded as a Qwen3-VL checkpoint: {cause}"
+        ) from error
+
+
+def wanted_context(options: Options, config: TextConfig) -> int:
+    """Tokens of prompt and answer. Raises CheckpointError when the model has fewer."""
+    most = config.max_position_embeddings
+    wanted = options.context_length or most
+    if wanted > most:
+        raise CheckpointError(f"context_length {wanted} exceeds the model's {most}")
+    return wanted

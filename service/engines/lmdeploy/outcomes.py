@@ -1,0 +1,56 @@
+"""What LMDeploy says about a request, and what the caller is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lmdeploy.messages import ResponseType
+
+from service.errors import ContextTooLong, EngineUnavailable, InternalError, ServiceError
+
+Outcome = Callable[[], ServiceError] | None
+
+
+def _defect() -> ServiceError:
+    return InternalError("internal error")
+
+
+def _gone() -> ServiceError:
+    return EngineUnavailable("the engine has stopped", reason="ENGINE_DEAD")
+
+
+def _cut() -> ServiceError:
+    return EngineUnavailable("the engine ended the request before it was complete; try again")
+
+
+def _too_long() -> ServiceError:
+    return ContextTooLong(
+        "task",
+        "is longer than the memory of the engine allows; shorten the text or send fewer or "
+        "smaller pictures",
+    )
+
+
+OUTCOMES: dict[ResponseType, Outcome] = {
+    ResponseType.SUCCESS: None,  # more is to come
+    ResponseType.FINISH: None,
+    ResponseType.CANCEL: _cut,  # never one of ours: whoever cancels no longer listens
+    ResponseType.ENGINE_STOP_ERROR: _gone,
+    ResponseType.NO_QUEUE: _gone,
+    ResponseType.INPUT_LENGTH_ERROR: _too_long,
+    # TurboMind fails the first in line when nothing else holds memory: it can never fit.
+    ResponseType.OUT_OF_MEMORY: _too_long,
+    ResponseType.INTERNAL_ENGINE_ERROR: _defect,
+    ResponseType.SESSION_REPEAT: _defect,
+    ResponseType.SESSION_NOT_EXIST: _defect,
+    ResponseType.HANDLER_NOT_EXIST: _defect,
+    ResponseType.PREFIX_CACHE_CONFLICT: _defect,
+    ResponseType.NOT_SUPPORTED: _defect,
+}
+"""Every status of an output. Exhaustive: a test walks LMDeploy's enumeration."""
+
+
+def error_of(status: ResponseType) -> ServiceError | None:
+    """What to raise for a status; None while the answer goes on, or ended as it should."""
+    outcome = OUTCOMES.get(status, _defect)
+    return None if outcome is None else outcome()

@@ -1,0 +1,97 @@
+"""From LMDeploy's outputs to chunks of text, a finish reason, usage and timings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lmdeploy.messages import EventType, ResponseType
+
+from lmdeploy_ext.packing import PackedRequest
+from service.engines.lmdeploy.outcomes import error_of
+from service.engines.shared.detokenizer import Detokenizer
+from service.engines.shared.loops import LoopGuard
+from service.types import Chunk, FinishReason, Sampling, Timings, Usage
+
+
+class Reader:
+    """Reads the answer of one request."""
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        table: Sequence[bytes],
+        stop_ids: frozenset[int],
+        guard: LoopGuard,
+        received: float,
+    ) -> None:
+        """received: when the engine got the request, by ``time.monotonic``."""
+        self._most = sampling.max_tokens
+        self._detokenizer = Detokenizer(table)
+        self._stop_ids = stop_ids
+        self._guard = guard
+        self._received = received
+        self._sent = self._first = received
+        self._queue_s = 0.0
+        self._answer: list[int] = []
+        self._usage = Usage()
+
+    def begin(self, prompt: PackedRequest) -> None:
+        """The request goes to LMDeploy now."""
+        self._sent = time.monotonic()
+        pictures = sum(image.num_tokens for image in prompt.images)
+        self._usage = Usage(len(prompt.token_ids), pictures, 0)
+
+    def read(self, output: Any) -> Chunk | None:
+        """The text of an output; None where it completes no character.
+
+        The chunk with a finish reason is the last, whatever LMDeploy still has to say. Raises what
+        the status of the output means.
+        """
+        error = error_of(output.status)
+        if error is not None:
+            raise error
+        self._note(output)
+        text = ""
+        for token in output.token_ids:
+            reason = self._take(token)
+            if reason is None or reason is FinishReason.LOOP:
+                text += self._detokenizer.feed(token)
+            if reason is not None:
+                return self._last(text, reason)
+        if output.status is ResponseType.FINISH:
+            return self._last(text, FinishReason.LENGTH)
+        return Chunk(text) if text else None
+
+    def _take(self, token: int) -> FinishReason | None:
+        if token in self._stop_ids:
+            return FinishReason.STOP
+        if len(self._answer) >= self._most:
+            return FinishReason.LENGTH  # one more was asked for, to see whether the answer ends
+        self._answer.append(token)
+        return FinishReason.LOOP if self._guard.trips(self._answer) else None
+
+    def _note(self, output: Any) -> None:
+        """Take the times that an output brings."""
+        if output.token_ids and self._first == self._received:
+            self._first = time.monotonic()
+        metrics = output.req_metrics
+        events = (
+            {} if metrics is None else {one.type: one.timestamp for one in metrics.engine_events}
+        )
+        if EventType.QUEUED in events and EventType.SCHEDULED in events:
+            self._queue_s = max(0.0, events[EventType.SCHEDULED] - events[EventType.QUEUED])
+
+    def _last(self, text: str, reason: FinishReason) -> Chunk:
+        now = time.monotonic()
+        first_s = (self._first if self._first > self._received else now) - self._received
+        # LMDeploy's clock is another one: its wait cannot be longer than the first token took.
+        queue_s = min(self._sent - self._received + self._queue_s, first_s)
+        usage = Usage(self._usage.prompt_tokens, self._usage.image_tokens, len(self._answer))
+        return Chunk(
+            text + self._detokenizer.finish(),
+            reason,
+            usage,
+            Timings(queue_s, first_s, now - self._received),
+        )
