@@ -96,7 +96,7 @@ async def stream(
     deadline = _Deadline(timeout_s)
     if request.grammar is not None:
         await deadline.wait(_prepare(engine, request.grammar, compile_timeout_s))
-    async with _closing(engine.generate(request)) as chunks:
+    async with _closing(engine.generate(request)) as chunks, _naming(request.grammar):
         while (chunk := await deadline.wait(_next(chunks))) is not None:
             answer.add(chunk)
             if chunk.text:
@@ -235,6 +235,24 @@ async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[
             await close()
 
 
+@asynccontextmanager
+async def _naming(grammar: Grammar | None) -> AsyncIterator[None]:
+    """An engine knows the grammar of a request; the caller knows it by the field of the message."""
+    try:
+        yield
+    except GrammarError as error:
+        if grammar is None:
+            raise
+        what = error.violations[0].description
+        raise GrammarError(
+            _field(grammar), what, reason=error.reason, metadata=error.metadata
+        ) from error
+
+
+def _field(grammar: Grammar) -> str:
+    return f"task.inline.grammar.{grammar.kind.value}"
+
+
 async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
     async for chunk in chunks:
         return chunk
@@ -245,7 +263,7 @@ async def _collect(engine: Engine, request: GenerateRequest, compile_timeout_s: 
     answer = _Answer()
     if request.grammar is not None:
         await _prepare(engine, request.grammar, compile_timeout_s)
-    async with _closing(engine.generate(request)) as chunks:
+    async with _closing(engine.generate(request)) as chunks, _naming(request.grammar):
         async for chunk in chunks:
             answer.add(chunk)
     return answer
@@ -256,12 +274,13 @@ async def _prepare(engine: Engine, grammar: Grammar, timeout_s: float) -> None:
     clock = asyncio.get_running_loop().time
     limit = clock() + timeout_s
     try:
-        await wait_until(engine.prepare(grammar), limit)
+        async with _naming(grammar):
+            await wait_until(engine.prepare(grammar), limit)
     except asyncio.TimeoutError:
         if clock() < limit:  # not ours
             raise
         raise GrammarError(
-            f"task.inline.grammar.{grammar.kind.value}",
+            _field(grammar),
             f"takes longer than {timeout_s:g} s to compile; make it smaller",
             reason="GRAMMAR_COMPILE_TIMEOUT",
             metadata={"limit_s": f"{timeout_s:g}"},

@@ -256,3 +256,24 @@ async def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         await asyncio.sleep(0.01)
+
+
+async def test_a_grammar_that_takes_ever_longer_stalls_nobody() -> None:
+    async with running() as started:
+        grammar = pb.Grammar(ebnf='root ::= ((("a"{1,100}){1,100}){1,100}){90,100}')
+        task = pb.Task(inline=pb.InlineTask(user="Say a.", grammar=grammar))
+        costly = started.stub.RunTask(pb.RunTaskRequest(task=task), timeout=60)
+        seed = HELD_OUT_SEED
+        drawing = pb.Image(data=encoded(draw(scene(seed), seed), "PNG"))
+        answer = await started.stub.AnalyzeImage(
+            pb.AnalyzeImageRequest(images=[drawing]), timeout=60
+        )
+        assert answer.analysis.objects
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await costly
+        error = read_error(caught.value)
+        assert (error.code, error.reason) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "GRAMMAR_TOO_COSTLY",
+        )
+        assert list(error.fields) == ["task.inline.grammar.ebnf"]

@@ -23,6 +23,7 @@ from service.engines.reference.linear import Linear, padded, row_invariant
 from service.engines.reference.model import load_model
 from service.engines.reference.options import Options
 from service.engines.reference.sampler import Sampler
+from service.engines.shared import grammar as grammar_module
 from service.engines.shared.detokenizer import Detokenizer, token_bytes
 from service.engines.shared.grammar import GrammarCompiler, Matcher
 from service.engines.shared.loops import LoopGuard
@@ -286,6 +287,32 @@ def test_a_text_without_end_is_never_written_out(name: str) -> None:
     for _ in range(5):
         assert matcher.forced_text() == ""
         matcher.accept(min(allowed(matcher)))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'root ::= (("a"{0,100}){0,100}){0,100}',
+        'root ::= ("a" | root){0,100}',
+    ],
+)
+def test_a_grammar_that_takes_ever_longer_ends_the_answer(source: str) -> None:
+    """xgrammar follows every way to read the text: their number grows without end."""
+    made = compiler()
+    matcher = Matcher(made.compile(Grammar(GrammarKind.EBNF, source)), made)
+    with pytest.raises(GrammarError, match="too many ways") as caught:
+        follow(matcher, "a" * 100)
+    assert caught.value.reason == "GRAMMAR_TOO_COSTLY"
+
+
+def test_the_time_of_an_answer_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_module, "STEP_LIMIT_S", 1e9)
+    monkeypatch.setattr(grammar_module, "ANSWER_LIMIT_S", 0.01)
+    made = compiler()
+    source = 'root ::= (("a"{0,20}){0,20}){0,20}'
+    matcher = Matcher(made.compile(Grammar(GrammarKind.EBNF, source)), made)
+    with pytest.raises(GrammarError, match="too many ways"):
+        follow(matcher, "a" * 100)
 
 
 def test_a_token_that_the_grammar_refuses_is_an_error() -> None:
