@@ -15,6 +15,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,10 @@ _MESSAGE_LIMIT = 300
 MAX_FORCED = 200_000
 """Characters that a grammar may force at once, so that they are used to decode faster."""
 _FIRST_PRINTABLE = 0x20
+STEP_LIMIT_S = 0.05
+"""Processor time in which a grammar must take one token; ordinary ones need a thousandth of it."""
+ANSWER_LIMIT_S = 2.0
+"""The same for all tokens of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +205,10 @@ class Matcher:
         self._compiler = compiler
         self._apply = xgrammar.apply_token_bitmask_inplace
         self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
-        self._bits: NDArray[np.int32] = self._mask.numpy()  # the same memory: numpy is faster for so little
+        # The same memory: numpy is faster for so little.
+        self._bits: NDArray[np.int32] = self._mask.numpy()
         self._fresh = False
+        self._spent_s = 0.0
 
     def mask_inplace(self, logits: Tensor) -> None:
         """Set logits (1, V) of tokens that may not come next to minus infinity.
@@ -217,10 +224,27 @@ class Matcher:
         self._apply(logits, self._mask)
 
     def accept(self, token: int) -> None:
-        """Take the chosen token. Raises InternalError when the grammar refuses it."""
+        """Take the chosen token.
+
+        A grammar that reads a text in ever more ways takes ever longer, and all requests wait.
+
+        Raises:
+            InternalError: the grammar refuses the token.
+            GrammarError: reading the answer takes too long.
+        """
+        begun = time.thread_time()
         if not self._matcher.accept_token(token):
             raise InternalError(f"the grammar refused token {token}, which its mask had allowed")
+        step = time.thread_time() - begun
+        self._spent_s += step
         self._fresh = False
+        if step > STEP_LIMIT_S or self._spent_s > ANSWER_LIMIT_S:
+            raise GrammarError(
+                "grammar",
+                "can read an answer in too many ways, which takes ever longer; avoid repeats of "
+                "what may be empty or repeats itself, and rules that refer to themselves in a repeat",
+                reason="GRAMMAR_TOO_COSTLY",
+            )
 
     def must_stop(self) -> bool:
         """Whether the answer is complete and nothing may follow."""
