@@ -30,7 +30,7 @@ NATIVE_VISION = "lmdeploy.vl.model.qwen3:Qwen3VLModel._turbomind_native_vision"
 _BUILDERS = "lmdeploy.turbomind.builders"
 _QWEN3 = "lmdeploy.turbomind.models.qwen3:Qwen3TextModel"
 _VIT = "lmdeploy.turbomind.models.qwen3_5:Qwen3_5VisionModel"
-_BIND = "(self, *, ctx, root_handles, attn_tp, mlp_tp, ep, model_tp, dense_tp)"
+_TEXT = "lmdeploy.turbomind.text_model:TextModel"
 
 NAMES: dict[str, str | None] = {
     # registration
@@ -42,13 +42,15 @@ NAMES: dict[str, str | None] = {
     ),
     # the decoder is a subclass of Qwen3's
     _QWEN3: "(cfg, *, resolver)",
-    f"{_QWEN3}.model": "(self, pfx)",
     f"{_QWEN3}.layers": "(self, pfx)",
     f"{_QWEN3}.moe": "(self, pfx)",
     f"{_QWEN3}.ffn": "(self, pfx, is_expert=False, *, tp)",
-    f"{_QWEN3}.norm": "(self, pfx, transform=None, *, zero_centered=False)",
-    f"{_QWEN3}._linear": "(self, pfx, *, optional=False)",
-    f"{_QWEN3}.bind_runtime": _BIND,
+    f"{_TEXT}.model": "(self, pfx)",
+    f"{_TEXT}.norm": "(self, pfx, transform=None, *, zero_centered=False)",
+    f"{_TEXT}._linear": "(self, pfx, *, optional=False)",
+    f"{_TEXT}.bind_runtime": (
+        "(self, *, ctx, root_handles, attn_tp, mlp_tp, ep, model_tp, dense_tp)"
+    ),
     "lmdeploy.turbomind.models.utils:make_model_weight_config": "(cfg)",
     f"{_BUILDERS}:TextModelBuilder": "(config, ctx, *, root_handles, tp, vocab_size)",
     f"{_BUILDERS}:TextModelBuilder.add_token_embeds": "(self, tensor)",
@@ -69,7 +71,9 @@ NAMES: dict[str, str | None] = {
     _VIT: "(vision_cfg, *, resolver)",
     f"{_VIT}.model": "(self, pfx)",
     f"{_VIT}.to_turbomind_multimodal": "(self, multimodal)",
-    f"{_VIT}.bind_runtime": "(self, *, ctx, root_handles, model_tp)",
+    "lmdeploy.turbomind.vision_model:VisionModel.bind_runtime": (
+        "(self, *, ctx, root_handles, model_tp)"
+    ),
     f"{_VIT}._offset_pair": "(offset)",
     f"{_VIT}._grid_thw": "(grid_thw)",
     "lmdeploy.turbomind.models.qwen3_5:_VIT_HEAD_DIM_PADDED": None,
@@ -78,7 +82,7 @@ NAMES: dict[str, str | None] = {
     **vision_off.NAMES,
 }
 """``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`, None if only the name
-counts. Targets of records with a signature of their own need not stand here."""
+counts. A method stands at the class that defines it. Targets of records need not stand here."""
 
 
 class HostUnavailable(ExtensionError):
@@ -131,7 +135,7 @@ def problems() -> list[str]:
     found: dict[str, str] = {}
     for name, signature in NAMES.items():
         if not any(name.startswith(f"{gone}.") for gone in found):
-            problem = drift(name, signature)
+            problem = drift(name, signature, own=True)
             if problem is not None:
                 found[name] = problem
     return list(found.values())

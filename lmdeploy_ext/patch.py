@@ -203,23 +203,28 @@ def _revert(names: Iterator[str]) -> None:
         _applied.pop(name)()
 
 
-def drift(target: str, signature: str | None = None) -> str | None:
+def drift(target: str, signature: str | None = None, own: bool = False) -> str | None:
     """What is wrong with ``module:attribute`` in one sentence; None if it is there as expected.
 
     Args:
         signature: as in `Patch`; None if the attribute only has to exist.
+        own: a function with a signature must be defined where the target says and not in a base.
     """
     try:
         owner, attribute = _locate(target)
-        function = _unwrap(inspect.getattr_static(owner, attribute))
+        if signature is None:
+            getattr(owner, attribute)  # finds members of enums, too
+            return None
+        found = vars(owner).get(attribute) if own else inspect.getattr_static(owner, attribute)
+        if found is None:
+            raise AttributeError(f"{owner.__name__} does not define it")
+        function = _unwrap(found)
     except (ImportError, AttributeError) as error:
         return f"{target} does not exist ({error})"
-    if signature is None:
-        return None
     if not callable(function):
         return f"{target} is no longer a function"
-    found = plain_signature(function)
-    return None if found == signature else f"{target} takes {found}, not {signature}"
+    actual = plain_signature(function)
+    return None if actual == signature else f"{target} takes {actual}, not {signature}"
 
 
 def plain_signature(function: Callable[..., Any]) -> str:
