@@ -118,7 +118,9 @@ def _build_into(folder: Path, compiler: list[str]) -> None:
         [*link, _name("libcuda.so.1"), "-o", f"{folder}/runtime/libcuda.so.1", f"{folder}/driver.o"]
     )
     _link_versioned(link, folder / "runtime" / "libcudart.so.12", runtime)
-    _link_versioned(link, folder / "runtime" / "libcublas.so.12", [f"{folder}/blas.o"])
+    _link_versioned(
+        link, folder / "runtime" / "libcublas.so.12", [f"{folder}/blas.o", f"{folder}/settings.o"]
+    )
     _link_versioned(link, folder / "runtime" / "libcublasLt.so.12", [])
     for part in folder.glob("*.o"):
         part.unlink()

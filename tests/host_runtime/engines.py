@@ -4,6 +4,7 @@ async engine that ``pipeline`` and ``lmdeploy serve`` stand on. Import it only t
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -18,6 +19,11 @@ SMALL: dict[str, Any] = {
     "max_prefill_token_num": 256, "dtype": "bfloat16", "enable_metrics": True,
 }  # fmt: skip
 """Engine settings for tiny checkpoints."""
+
+
+_ids = itertools.count(
+    1
+)  # the engine refuses a second request with the id of one that it still holds
 
 
 def settings(**changes: Any) -> TurbomindEngineConfig:
@@ -64,7 +70,7 @@ async def ask(
     config = GenerationConfig(**{"max_new_tokens": 8, "do_sample": False, "top_k": 1, **sampling})
     answer = Answer()
     stream: AsyncGenerator[Any, None] = engine.create_instance().async_stream_infer(
-        0, input_ids=list(prompt), multimodal=images, gen_config=config, stream_output=True
+        next(_ids), input_ids=list(prompt), multimodal=images, gen_config=config, stream_output=True
     )
     async with aclosing(stream) as chunks:
         async for chunk in chunks:

@@ -1,0 +1,99 @@
+// The parts of a layer that work on rows: norms, activations, biases.
+#include "kernel.h"
+
+namespace host {
+namespace {
+
+template <class T>
+float inverse_rms(const T* row, int dim, float inverse_dim, float epsilon) {
+    float sum = 0;
+    for (int i = 0; i < dim; ++i) sum += float(row[i]) * float(row[i]);
+    return 1 / std::sqrt(sum * inverse_dim + epsilon);
+}
+
+// The value is rounded before it is multiplied with the weight, as transformers and the device do.
+template <class T>
+void scale_row(T* out, const T* in, const T* weight, int dim, float factor) {
+    for (int i = 0; i < dim; ++i) out[i] = float(T(float(in[i]) * factor)) * float(weight[i]);
+}
+
+void check_weight(const Launch& launch) { require(!launch.has("<true,") && !launch.has(", true>"), launch, "a weight around zero"); }
+
+// RMSNorm(T* out, int out_ld, const T* in, int in_ld, const T* weight, int dim, int n, float eps, float 1/dim)
+void rms_norm(const Launch& launch) {
+    check_weight(launch);
+    const int out_ld = launch.arg<int>(1), in_ld = launch.arg<int>(3), dim = launch.arg<int>(5), n = launch.arg<int>(6);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* out = launch.array<T>(0, size_t(n - 1) * out_ld + dim, "output");
+        const T* in = launch.array<T>(2, size_t(n - 1) * in_ld + dim, "input");
+        const T* weight = launch.array<T>(4, dim, "weight");
+        for (int i = 0; i < n; ++i) {
+            const T* row = in + size_t(i) * in_ld;
+            scale_row(out + size_t(i) * out_ld, row, weight, dim, inverse_rms(row, dim, launch.arg<float>(8), launch.arg<float>(7)));
+        }
+    });
+}
+
+// BiasResidualRMSNorm(T* residual, T* hidden, const T* weight, const T* bias, int dim, int n, float eps, float 1/dim):
+// residual += hidden + bias; hidden = norm(residual) * weight
+void residual_rms_norm(const Launch& launch) {
+    check_weight(launch);
+    const int dim = launch.arg<int>(4), n = launch.arg<int>(5);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* residual = launch.array<T>(0, size_t(n) * dim, "residual");
+        T* hidden = launch.array<T>(1, size_t(n) * dim, "hidden");
+        const T* weight = launch.array<T>(2, dim, "weight");
+        const T* bias = launch.arg<const T*>(3);
+        for (int i = 0; i < n; ++i, residual += dim, hidden += dim) {
+            for (int d = 0; d < dim; ++d) {
+                residual[d] = float(residual[d]) + float(hidden[d]);
+                if (bias) residual[d] = float(residual[d]) + float(bias[d]);
+            }
+            scale_row(hidden, residual, weight, dim, inverse_rms(residual, dim, launch.arg<float>(7), launch.arg<float>(6)));
+        }
+    });
+}
+
+// QkRMSNorm(T* qkv, int ld, const T* q_weight, const T* k_weight, int dim, int q_heads, int k_heads, int n, int, float eps, float 1/dim, …)
+void qk_rms_norm(const Launch& launch) {
+    check_weight(launch);
+    const int ld = launch.arg<int>(1), dim = launch.arg<int>(4), q_heads = launch.arg<int>(5), k_heads = launch.arg<int>(6), n = launch.arg<int>(7);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* qkv = launch.array<T>(0, size_t(n - 1) * ld + size_t(q_heads + k_heads) * dim, "qkv");
+        const T* q_weight = launch.array<T>(2, dim, "q weight");
+        const T* k_weight = launch.array<T>(3, dim, "k weight");
+        for (int i = 0; i < n; ++i) {
+            for (int head = 0; head < q_heads + k_heads; ++head) {
+                T* row = qkv + size_t(i) * ld + size_t(head) * dim;
+                scale_row(row, row, head < q_heads ? q_weight : k_weight, dim, inverse_rms(row, dim, launch.arg<float>(10), launch.arg<float>(9)));
+            }
+        }
+    });
+}
+
+// Activation(T* gate, const T* up, functor, int64 stride, int n, int dim, const int*): gate = silu(gate) * up
+void activation(const Launch& launch) {
+    require(launch.has("Silu<") && launch.has("<false,"), launch, "this activation");
+    const int64_t stride = launch.arg<int64_t>(3);
+    const int n = launch.arg<int>(4), dim = launch.arg<int>(5);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* gate = launch.array<T>(0, size_t(n - 1) * stride + dim, "gate");
+        const T* up = launch.array<T>(1, size_t(n - 1) * stride + dim, "up");
+        for (int i = 0; i < n; ++i, gate += stride, up += stride)
+            for (int d = 0; d < dim; ++d) gate[d] = float(gate[d]) / (1 + std::exp(-float(gate[d]))) * float(up[d]);
+    });
+}
+
+const Register kernels({
+    {"turbomind::kernel::RMSNorm", rms_norm},
+    {"turbomind::BiasResidualRMSNormKernel", residual_rms_norm},
+    {"turbomind::kernel::QkRMSNorm", qk_rms_norm},
+    {"turbomind::ActivationKernel", activation},
+});
+
+}  // namespace
+}  // namespace host
