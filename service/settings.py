@@ -21,6 +21,11 @@ log = logging.getLogger(__name__)
 PREFIX = "QWEN3VL_"
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
 """Variables with our prefix that the commands of a caller read."""
+LMDEPLOY_SETTINGS = frozenset(
+    {"backend", "tensor_parallel", "model_format", "cache_share", "cache_type", "prefix_caching",
+     "prefill_chunk", "picture_pixels", "vision_batch"}
+)  # fmt: skip
+"""What only the LMDeploy engine has; refused with another one."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
 """Room in a message for everything that is not a picture."""
@@ -60,17 +65,21 @@ class Settings(BaseSettings):
     )
 
     # Which model, and how it runs.
-    engine: Literal["reference", "fake"] = Field("reference", description="What computes tokens.")
+    engine: Literal["reference", "lmdeploy", "fake"] = Field(
+        "reference",
+        description="What computes tokens: reference on any machine, lmdeploy on NVIDIA GPUs.",
+    )
     model: str = Field(
         "bundled",
         min_length=1,
         description="'bundled', a folder, or a name on the Hugging Face hub.",
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
         description="Type of the weights; auto is the checkpoint's own, but float32 for a model of "
-        "at most 1 GiB on a CPU without bfloat16 instructions (AMX, AVX512-BF16).",
+        "at most 1 GiB on a CPU without bfloat16 instructions (AMX, AVX512-BF16). float32 is for "
+        "the reference engine, float16 for lmdeploy.",
     )
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
@@ -81,9 +90,64 @@ class Settings(BaseSettings):
         le=1024,
         description="CPU threads; unset: one per core, but one for small models.",
     )
-    max_batch: int = Field(16, ge=1, le=1024, description="Most requests decoded together.")
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Most requests decoded together; unset: 16 on reference, 64 on lmdeploy.",
+    )
     context_length: int | None = Field(
         None, ge=16, description="Most tokens of prompt and answer; unset: the model's own."
+    )
+    vision: bool = Field(
+        True,
+        description="Take pictures. Without, the vision tower is not loaded and its memory is free "
+        "for more requests; a request with a picture is refused.",
+    )
+
+    # How LMDeploy runs it; settings of engine=lmdeploy alone.
+    backend: Literal["auto", "turbomind", "pytorch"] = Field(
+        "auto",
+        description="Engine of LMDeploy: auto is pytorch for a model with vision, because TurboMind "
+        "has no DeepStack yet, and turbomind for one without.",
+    )
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that share the model; divides its attention heads."
+    )
+    model_format: Literal["auto", "hf", "awq", "gptq", "compressed-tensors", "fp8"] = Field(
+        "auto", description="Format of the weights; auto reads it from config.json."
+    )
+    cache_share: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of the GPU memory left beside the weights that keys and values get.",
+    )
+    cache_type: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="Quantisation of keys and values: none is 16 bits; int8 and fp8 take half of "
+        "that, int4 a quarter. fp8: backend pytorch only.",
+    )
+    prefix_caching: bool = Field(
+        True, description="Keep keys and values of prompts, so that equal beginnings cost nothing."
+    )
+    prefill_chunk: int = Field(
+        8192, ge=64, le=1_048_576, description="Most prompt tokens computed in one pass."
+    )
+    picture_pixels: int | None = Field(
+        None,
+        ge=1024,
+        le=2**31 - 1,
+        description="Most pixels of a picture after resizing, whatever a caller asks for; 1024 "
+        "pixels are one token. Unset: the checkpoint's own.",
+    )
+    vision_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Most pictures in the engine that it has not looked at yet; more wait before "
+        "it. Unset: no bound but the prefill chunk.",
     )
 
     # What one request may ask for.
@@ -157,6 +221,31 @@ class Settings(BaseSettings):
         """``host:port`` as gRPC wants it; IPv6 in brackets."""
         host = self.host.strip("[]")
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> Settings:
+        """Nothing that is set may be without effect."""
+        if self.engine == "lmdeploy":
+            if self.model == "bundled":
+                raise ValueError(
+                    "model: the bundled model runs on engine=reference alone; give a checkpoint "
+                    "folder or a hub name such as Qwen/Qwen3-VL-2B-Instruct"
+                )
+            if self.dtype == "float32":
+                raise ValueError("dtype: LMDeploy computes in bfloat16 or float16, not in float32")
+            if self.device not in ("auto", "cuda"):
+                raise ValueError(
+                    "device: LMDeploy takes the first GPUs that it sees; choose them with "
+                    "CUDA_VISIBLE_DEVICES, or take engine=reference for a CPU"
+                )
+            if self.threads is not None:
+                raise ValueError("threads: is a setting of engine=reference")
+            return self
+        if self.dtype == "float16":
+            raise ValueError("dtype: float16 is a type of engine=lmdeploy; take bfloat16")
+        for name in sorted(LMDEPLOY_SETTINGS & self.model_fields_set):
+            raise ValueError(f"{name}: is a setting of engine=lmdeploy")
+        return self
 
     @model_validator(mode="after")
     def _combinations(self) -> Settings:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from service.engine import Engine
 from service.inference import schema_limits
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.tasks.registry import Registry, load_registry
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
 """A small Qwen3-VL that describes drawings; its README.md is the model card."""
+REFERENCE_BATCH, LMDEPLOY_BATCH = 16, 64
+"""Requests decoded together where the operator says nothing."""
 
 
 def build_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
@@ -22,7 +24,9 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
     if settings.engine == "fake":
         from service.engines.fake import FakeEngine
 
-        return FakeEngine()
+        return FakeEngine(vision=settings.vision)
+    if settings.engine == "lmdeploy":
+        return _lmdeploy(settings, on_progress)
     from service.engines.reference import ReferenceEngine
 
     return ReferenceEngine(
@@ -32,10 +36,39 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
         dtype=settings.dtype,
         device=settings.device,
         threads=settings.threads,
-        max_batch=settings.max_batch,
+        max_batch=settings.max_batch or REFERENCE_BATCH,
         context_length=settings.context_length,
         max_images=settings.max_images,
+        vision=settings.vision,
     )
+
+
+def _lmdeploy(settings: Settings, on_progress: Callable[[str], None] | None) -> Engine:
+    """Raises SettingsError for what the chosen backend cannot do."""
+    from service.engines.lmdeploy import LMDeployEngine
+
+    try:
+        return LMDeployEngine(
+            settings.model,
+            revision=settings.revision,
+            on_progress=on_progress,
+            backend=settings.backend,
+            vision=settings.vision,
+            dtype=settings.dtype,
+            model_format=settings.model_format,
+            tensor_parallel=settings.tensor_parallel,
+            context_length=settings.context_length,
+            max_batch=settings.max_batch or LMDEPLOY_BATCH,
+            cache_share=settings.cache_share,
+            cache_type=settings.cache_type,
+            prefix_caching=settings.prefix_caching,
+            prefill_chunk=settings.prefill_chunk,
+            max_images=settings.max_images,
+            picture_pixels=settings.picture_pixels,
+            vision_batch=settings.vision_batch,
+        )
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
 
 
 def build_registry(settings: Settings) -> Registry:

@@ -21,13 +21,19 @@ FAILED, USAGE = 1, 2
 
 MEND = {
     "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
+    "engine": "",
     "port": "",
     "model": (
         "--model (QWEN3VL_MODEL) is {model}: give 'bundled', a checkpoint folder, or a hub name."
     ),
-    "warm-up": "The model was loaded but does not generate. Try --dtype float32 --device cpu.",
+    "warm-up": "The model was loaded but does not generate. {remedy}",
 }
 """Stage -> what to do when it fails."""
+REMEDY = {
+    "reference": "Try --dtype float32 --device cpu.",
+    "lmdeploy": "LMDeploy's own log says more. Try --backend pytorch, or --engine reference.",
+    "fake": "",
+}
 REINSTALL = "A package is missing or broken. Install this one again, with its dependencies."
 
 
@@ -46,8 +52,9 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
     try:
         registry = build_registry(settings)
         _passed(stage, ", ".join(task.name for task in registry.list()))
-        stage = "port"
+        stage = "engine"
         engine = build_engine(settings, progress)
+        stage = "port"
         server = VisionServer(settings, engine, registry)
         await server.start()
         _passed(stage, f"{settings.address} is free, {_security(settings)}")
@@ -76,7 +83,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         mend = REINSTALL if isinstance(error, ImportError) else MEND[stage]
         first, *more = text.splitlines()
         typer.echo(f"{stage:<10}FAILED: {with_flag(first)}", err=True)
-        for line in [*more, mend.format(model=settings.model)]:
+        for line in [*more, mend.format(model=settings.model, remedy=REMEDY[settings.engine])]:
             if line:
                 typer.echo(f"{'':<10}{line}", err=True)
         return FAILED

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from service.settings import MIB, Settings, SettingsError, load_settings, misspelt
+from service.engines.lmdeploy import LMDeployEngine
+from service.settings import (
+    LMDEPLOY_SETTINGS,
+    MIB,
+    Settings,
+    SettingsError,
+    load_settings,
+    misspelt,
+)
+from service.wiring import build_engine
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +114,17 @@ OUTSIDE = [
     ("engine", "fast"),
     ("model", ""),
     ("dtype", "int8"),
+    ("backend", "vllm"),
+    ("tensor_parallel", 0),
+    ("tensor_parallel", 65),
+    ("model_format", "gguf"),
+    ("cache_share", 0),
+    ("cache_share", 1),
+    ("cache_share", float("nan")),
+    ("cache_type", "int3"),
+    ("prefill_chunk", 63),
+    ("picture_pixels", 1023),
+    ("vision_batch", 0),
     ("device", "gpu"),
     ("threads", 0),
     ("max_batch", 0),
@@ -167,6 +187,76 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_text("")
     return path
+
+
+LMDEPLOY = {"engine": "lmdeploy", "model": "some/checkpoint"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"model": "bundled"}, "model: the bundled model runs on engine=reference alone"),
+        ({"dtype": "float32"}, "dtype: LMDeploy computes in bfloat16 or float16"),
+        ({"device": "cpu"}, "device: LMDeploy takes the first GPUs that it sees"),
+        ({"device": "cuda:1"}, "device: LMDeploy takes the first GPUs that it sees"),
+        ({"threads": 2}, "threads: is a setting of engine=reference"),
+    ],
+)
+def test_what_lmdeploy_does_not_do(changes: dict[str, Any], says: str) -> None:
+    load_settings(**LMDEPLOY)
+    assert refused(**{**LMDEPLOY, **changes}).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backend", "auto"),
+        ("tensor_parallel", 1),
+        ("model_format", "auto"),
+        ("cache_share", 0.5),
+        ("cache_type", "none"),
+        ("prefix_caching", True),
+        ("prefill_chunk", 4096),
+        ("picture_pixels", 4096),
+        ("vision_batch", 1),
+    ],
+)
+@pytest.mark.parametrize("engine", ["reference", "fake"])
+def test_settings_of_lmdeploy_are_refused_elsewhere(engine: str, name: str, value: object) -> None:
+    assert refused(engine=engine, **{name: value}) == f"{name}: is a setting of engine=lmdeploy"
+    assert getattr(load_settings(**LMDEPLOY, **{name: value}), name) == value
+
+
+def test_every_setting_of_lmdeploy_is_in_the_list_of_refusals() -> None:
+    assert Settings.model_fields.keys() > LMDEPLOY_SETTINGS
+    assert refused(dtype="float16").startswith("dtype: float16 is a type of engine=lmdeploy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"backend": "turbomind", "cache_type": "fp8"}, "cache_type: TurboMind has no fp8"),
+        ({"vision": False, "cache_type": "fp8"}, "cache_type: TurboMind has no fp8"),
+        ({"model_format": "awq"}, "model_format: LMDeploy's PyTorch engine reads the format"),
+        ({"vision": False, "vision_batch": 4}, "vision_batch: there are no pictures"),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused_with_the_reason(
+    changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(SettingsError) as found:
+        build_engine(load_settings(**LMDEPLOY, **changes))
+    assert str(found.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "backend"),
+    [({}, "pytorch"), ({"vision": False}, "turbomind"), ({"backend": "turbomind"}, "turbomind")],
+)
+def test_auto_takes_turbomind_only_for_text(changes: dict[str, Any], backend: str) -> None:
+    engine = build_engine(load_settings(**LMDEPLOY, **changes))
+    assert isinstance(engine, LMDeployEngine)
+    assert engine._options.chosen_backend == backend
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,10 @@ def test_tls_and_keys_that_are_fine(certificate: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--engine", "magic"], "--engine (QWEN3VL_ENGINE): Input should be 'reference' or 'fake'"),
+        (
+            ["--engine", "magic"],
+            "--engine (QWEN3VL_ENGINE): Input should be 'reference', 'lmdeploy' or 'fake'",
+        ),
         (["--max-batch", "0"], "--max-batch (QWEN3VL_MAX_BATCH): "),
         (["--max-bath", "3"], "there is no setting --max-bath. Did you mean --max-batch?"),
         (["--threads"], "--threads: expected one argument"),
