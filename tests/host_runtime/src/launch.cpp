@@ -52,7 +52,9 @@ std::string plain_name(const char* mangled) {
 }
 
 const Kernel* find(const std::vector<Kernel>& kernels, const std::string& name) {
-    const std::string base = name.substr(0, name.find('<'));
+    std::string base = name.substr(0, name.find('<'));
+    if (const size_t at = base.find("::CUB_"); at != std::string::npos)  // cub names a version and processors
+        base.erase(at, base.find("_NS::", at) + 3 - at);
     for (const Kernel& kernel : kernels) {
         const std::string prefix = kernel.prefix;  // with '<' it names one instance of a template
         if (prefix == base || (prefix.find('<') != std::string::npos && name.rfind(prefix, 0) == 0)) return &kernel;

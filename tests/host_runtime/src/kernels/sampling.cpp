@@ -317,6 +317,7 @@ const Register kernels({
     {"turbomind::topKSortStage2", top_k_keep},
     {"turbomind::softmax", softmax},
     {"turbomind::topPSortInitialize", already_sorted},
+    {"cub::DeviceSegmentedRadixSortKernel", already_sorted},
     {"turbomind::topp_beam_topk_kernel", top_p_sort},
     {"turbomind::topPMinPFilter", top_p_min_p},
     {"turbomind::sampling", sample, true},
