@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from examples.drawings.analysis import analysis, dumps
+from examples.drawings.arrangements import SHARE, Arrangement, arrange
 from examples.drawings.conversations import SYSTEM_TEXTS, Prefix, Sequences, sequences
 from examples.drawings.network import Grid
 from examples.drawings.pictures import GRIDS, training_pictures
-from examples.drawings.probes import targets
+from examples.drawings.probes import place_targets, targets
 from examples.drawings.questions import BY_NAME, QUESTIONS, ask
-from examples.drawings.scenes import HELD_OUT_SEED, MAX_OBJECTS, POSITIONS, Scene, keyframes, scene
+from examples.drawings.scenes import HELD_OUT_SEED, MAX_OBJECTS, POSITIONS, keyframes, scene
 from service.tasks.image_analysis import PROMPT
 
 # kind of batch -> (drawings, questions about each): about five thousand tokens
@@ -28,8 +30,23 @@ SHORT = [question for question in QUESTIONS if question.pictures == 1]
 HARDER = {"count_color": 4, "count_shape": 6, "position": 5, "present": 6, "object_at": 3}
 SHORT_WEIGHTS = [HARDER.get(question.name, 1) for question in SHORT]
 
-Row = tuple[str, str, list[np.ndarray[Any, Any]], list[tuple[Tensor, Tensor]]]
-"""Question, answer, pictures, probe targets."""
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture, or two that are shown together, with the questions about it."""
+
+    texts: list[tuple[str, str]]
+    """Questions and answers; the answers are those of the arranged pictures."""
+    pixels: list[np.ndarray[Any, Any]]
+    labels: list[tuple[Tensor, Tensor]]
+    """For each picture the probe targets of the vision tower."""
+    arrangement: Arrangement
+    places: list[Tensor]
+    """For each picture the probe targets of the decoder."""
+
+    @property
+    def longest(self) -> int:
+        return max(len(question) + len(answer) for question, answer in self.texts)
 
 
 @dataclass
@@ -51,6 +68,10 @@ class JointBatch:
 
     kind: str
     pictures: VisionBatch
+    source: Tensor
+    """(pictures, T): the token whose features each image token gets, see `arrangements`."""
+    places: Tensor
+    """(pictures, 3, T): see `place_targets`."""
     sequences: Sequences
     questions: int
     """Questions per drawing."""
@@ -98,14 +119,17 @@ def joint_round(
     kind: str = "",
     first_seed: int = 0,
     rank: int = 0,
+    share: float = SHARE,
+    easy_first: bool = True,
 ) -> list[JointBatch]:
     """Round `number` of `rounds` of the joint phase: batches of one kind, sorted by length.
 
-    `kind` fixes the kind; drawings have seeds from `first_seed` to `first_seed` + 2**50. All ranks
-    get the same kinds and sizes of pictures, so that they take about the same time.
+    `kind` fixes the kind; drawings have seeds from `first_seed` to `first_seed` + 2**50; `share` of
+    them is arranged anew. All ranks get the same kinds and sizes of pictures, so that they take
+    about the same time.
     """
     rng = random.Random(f"joint {seed} {number}")
-    progress = number / rounds
+    progress = number / rounds if easy_first else 1.0
     kind = kind or kind_of(rng, progress)
     drawings, questions = SHAPES[kind]
     system = rng.choice(SYSTEM_TEXTS) if rng.random() < 0.1 else ""
@@ -113,58 +137,82 @@ def joint_round(
     order = rng.sample(range(BATCHES_PER_ROUND), BATCHES_PER_ROUND)
     rng = random.Random(f"joint {seed} {number} {rank}")
     most = 2 if progress < 0.04 else MAX_OBJECTS
-    groups = [
-        _rows(kind, first_seed + rng.randrange(HELD_OUT_SEED), most, prefix.grid, questions, rng)
+    make = _pair if kind == "pair" else partial(_single, kind == "analysis", questions)
+    found = [
+        make(first_seed + rng.randrange(HELD_OUT_SEED), most, prefix.grid, share, rng)
         for _ in range(drawings * BATCHES_PER_ROUND)
     ]
-    groups.sort(key=lambda rows: max(len(row[0]) + len(row[1]) for row in rows))
+    found.sort(key=lambda drawing: drawing.longest)
     batches = [
-        _joint_batch(kind, groups[start : start + drawings], prefix, tokenizer)
-        for start in range(0, len(groups), drawings)
+        _joint_batch(kind, found[start : start + drawings], prefix, tokenizer)
+        for start in range(0, len(found), drawings)
     ]
     return [batches[place] for place in order]
 
 
-def _joint_batch(kind: str, groups: list[list[Row]], prefix: Prefix, tokenizer: Any) -> JointBatch:
-    rows = [row for group in groups for row in group]
-    pixels = [picture for group in groups for picture in group[0][2]]
-    labels = [label for group in groups for label in group[0][3]]
-    asked = sequences(tokenizer, prefix, [row[0] for row in rows], [row[1] for row in rows])
-    return JointBatch(kind, _stack(prefix.grid, pixels, labels), asked, len(groups[0]))
+def _joint_batch(kind: str, drawings: list[Drawing], prefix: Prefix, tokenizer: Any) -> JointBatch:
+    texts = [text for drawing in drawings for text in drawing.texts]
+    return JointBatch(
+        kind,
+        _stack(
+            prefix.grid,
+            [picture for drawing in drawings for picture in drawing.pixels],
+            [label for drawing in drawings for label in drawing.labels],
+        ),
+        torch.stack([d.arrangement.source for d in drawings for _ in d.pixels]),
+        torch.stack([places for drawing in drawings for places in drawing.places]),
+        sequences(tokenizer, prefix, [text[0] for text in texts], [text[1] for text in texts]),
+        len(drawings[0].texts),
+    )
 
 
-def _rows(
-    kind: str, drawing: int, most: int, grid: Grid, questions: int, rng: random.Random
-) -> list[Row]:
-    """One drawing (a pair of pictures for the kind "pair") with its questions."""
-    if kind == "pair":
-        return _pair_rows(drawing, most, grid, rng)
-    facts = scene(drawing, most)
-    pixels = training_pictures([facts], drawing, grid, rng)
-    labels = [targets(facts, grid)]
-    if kind == "analysis":
-        return [(PROMPT, dumps(analysis(facts)), pixels, labels)]
-    asked = [
-        ask(question, facts, rng) for question in rng.choices(SHORT, SHORT_WEIGHTS, k=questions)
-    ]
-    return [(a.prompt, a.answer, pixels, labels) for a in asked]
+def _single(
+    analyse: bool,
+    questions: int,
+    drawing: int,
+    most: int,
+    grid: Grid,
+    share: float,
+    rng: random.Random,
+) -> Drawing:
+    """One picture with the long prompt, or with short questions."""
+    shown = scene(drawing, most)
+    pixels = training_pictures([shown], drawing, grid, rng)
+    arrangement = arrange(grid, rng, {thing.cell for thing in shown.objects}, share)
+    facts = arrangement.scene(shown)
+    if analyse:
+        texts = [(PROMPT, dumps(analysis(facts)))]
+    else:
+        chosen = rng.choices(SHORT, SHORT_WEIGHTS, k=questions)
+        texts = [(a.prompt, a.answer) for a in (ask(question, facts, rng) for question in chosen)]
+    places = place_targets([facts], arrangement)
+    return Drawing(texts, pixels, [targets(shown, grid)], arrangement, places)
 
 
-def _pair_rows(drawing: int, most: int, grid: Grid, rng: random.Random) -> list[Row]:
+def _pair(drawing: int, most: int, grid: Grid, share: float, rng: random.Random) -> Drawing:
     """Two keyframes with the long prompt and what moved, or two drawings and their counts."""
     frames = keyframes(drawing, most)
-    if rng.random() < 0.8:
-        pixels = training_pictures([frames.first, frames.second], drawing, grid, rng)
-        labels = [targets(facts, grid) for facts in (frames.first, frames.second)]
-        moved = ask(BY_NAME["moved"], frames, rng)
-        texts = [(PROMPT, dumps(analysis(frames))), (moved.prompt, moved.answer)]
+    shown = [frames.first, frames.second]
+    move = rng.random() < 0.8
+    if move:
+        pixels = training_pictures(shown, drawing, grid, rng)
     else:
-        both: tuple[Scene, Scene] = (frames.first, scene(drawing + 1, most))
-        pixels = training_pictures([both[0]], drawing, grid, rng)
-        pixels += training_pictures([both[1]], drawing + 1, grid, rng)
-        labels = [targets(facts, grid) for facts in both]
-        texts = [(a.prompt, a.answer) for a in (ask(BY_NAME["counts"], both, rng),) * 2]
-    return [(prompt, answer, pixels, labels) for prompt, answer in texts]
+        shown[1] = scene(drawing + 1, most)
+        pixels = training_pictures(shown[:1], drawing, grid, rng)
+        pixels += training_pictures(shown[1:], drawing + 1, grid, rng)
+    taken = {thing.cell for facts in shown for thing in facts.objects}
+    arrangement = arrange(grid, rng, taken, share)
+    first, second = (arrangement.scene(facts) for facts in shown)
+    if move:
+        arranged = arrangement.keyframes(frames)
+        moved = ask(BY_NAME["moved"], arranged, rng)
+        texts = [(PROMPT, dumps(analysis(arranged))), (moved.prompt, moved.answer)]
+    else:
+        asked = (ask(BY_NAME["counts"], (first, second), rng) for _ in range(2))
+        texts = [(a.prompt, a.answer) for a in asked]
+    labels = [targets(facts, grid) for facts in shown]
+    places = place_targets([first, second], arrangement)
+    return Drawing(texts, pixels, labels, arrangement, places)
 
 
 class _Numbered(IterableDataset[Any]):

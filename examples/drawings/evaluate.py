@@ -201,7 +201,7 @@ async def serving(folder: Path, fault: str | None = None) -> AsyncIterator[Any]:
 async def run(options: argparse.Namespace) -> None:
     async with serving(options.model, options.fault) as stub:
         if options.fault:
-            print(f"Fault: {options.fault}, {FAULTS[options.fault]}\n")
+            print(f"Fault: {options.fault}, {FAULTS[options.fault].meaning}\n")
         print("AnalyzeImage, one picture\n")
         print((await score_analyses(stub, options.count)).table())
         if options.fault:

@@ -1,12 +1,14 @@
 """Faults that an engine for Qwen3-VL may have, put into the reference engine on purpose.
 
-Each feature stream of the drawings model carries attributes of its own, so these faults show as
-wrong answers and not as a slightly worse text.
+Each feature stream of the drawings model carries attributes of its own, and where things are it
+knows from tokens and positions alone. So these faults show as wrong answers and not as a slightly
+worse text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,31 +35,36 @@ def _late(features: Features) -> Features:
     return (embeddings, torch.zeros_like(embeddings), *deepstack)
 
 
-_FEATURES: dict[str, Callable[[Features], Features]] = {
-    "deepstack-dropped": lambda features: features[:1],
-    "feature-0-dropped": _without(0),
-    "feature-1-dropped": _without(1),
-    "feature-2-dropped": _without(2),
-    "features-reversed": lambda features: (features[0], *features[:0:-1]),
-    "features-late": _late,
-    "tokens-shifted": lambda features: tuple(stream.roll(1, 0) for stream in features),
-}
-_POSITIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "positions-swapped": lambda positions: positions[[0, 2, 1]],
-    "positions-flat": lambda positions: positions[[0, 0, 0]],
-}
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong, and how the features or the mRoPE positions (3, L) of a prompt are changed."""
+
+    meaning: str
+    features: Callable[[Features], Features] | None = None
+    positions: Callable[[Tensor], Tensor] | None = None
+
+
 FAULTS = {
-    "deepstack-dropped": "no DeepStack features",
-    "feature-0-dropped": "the first DeepStack feature is zero",
-    "feature-1-dropped": "the second DeepStack feature is zero",
-    "feature-2-dropped": "the third DeepStack feature is zero",
-    "features-reversed": "DeepStack features in reverse order",
-    "features-late": "each DeepStack feature one layer late",
-    "tokens-shifted": "image features one token late",
-    "positions-swapped": "height and width of mRoPE swapped",
-    "positions-flat": "all tokens of a picture at one position",
+    "deepstack-dropped": Fault("no DeepStack features", lambda streams: streams[:1]),
+    "feature-0-dropped": Fault("the first DeepStack feature is zero", _without(0)),
+    "feature-1-dropped": Fault("the second DeepStack feature is zero", _without(1)),
+    "feature-2-dropped": Fault("the third DeepStack feature is zero", _without(2)),
+    "features-reversed": Fault(
+        "DeepStack features in reverse order", lambda streams: (streams[0], *streams[:0:-1])
+    ),
+    "features-late": Fault("each DeepStack feature one layer late", _late),
+    "tokens-shifted": Fault(
+        "image features one token late",
+        lambda streams: tuple(stream.roll(1, 0) for stream in streams),
+    ),
+    "positions-swapped": Fault(
+        "height and width of mRoPE swapped", positions=lambda positions: positions[[0, 2, 1]]
+    ),
+    "positions-flat": Fault(
+        "all tokens of a picture at one position", positions=lambda positions: positions[[0, 0, 0]]
+    ),
 }
-"""Name -> what is wrong."""
+"""By name."""
 
 
 class _Broken:
@@ -71,11 +78,12 @@ class _Broken:
         return self._change(self._sound.features(images))
 
 
-def inject(engine: ReferenceEngine, fault: str) -> None:
+def inject(engine: ReferenceEngine, name: str) -> None:
     """Break a started engine. KeyError: no such fault."""
+    fault = FAULTS[name]
     model: Any = engine._model
-    if fault in _FEATURES:
-        model.vision = _Broken(model.vision, _FEATURES[fault])
-        return
-    change, sound = _POSITIONS[fault], model.rotary.for_prompt
-    model.rotary.for_prompt = lambda positions: sound(change(positions))
+    if fault.features:
+        model.vision = _Broken(model.vision, fault.features)
+    if fault.positions:
+        change, sound = fault.positions, model.rotary.for_prompt
+        model.rotary.for_prompt = lambda positions: sound(change(positions))

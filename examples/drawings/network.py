@@ -121,20 +121,23 @@ def vision_features(
     return [x.view(len(pixels), -1, x.shape[-1]) for x in merged]
 
 
-def decoder_hidden(
+def decoder_states(
     decoder: Any, ids: Tensor, features: list[Tensor], is_image: Tensor, cos: Tensor, sin: Tensor
-) -> Tensor:
-    """Last hidden states (B, L, D) of right-padded sequences whose pictures share their places.
+) -> list[Tensor]:
+    """States (B, L, D) behind each layer, the last one normed.
+
+    For right-padded sequences whose pictures share their places.
 
     features: merged and DeepStack features already laid out over the sequence, (B, L, D), zero
     where there is no picture; is_image: (L, 1), one at image tokens; cos, sin: (L, head size).
     """
-    hidden = decoder.embed_tokens(ids) * (1 - is_image) + features[0]
+    hidden, states = decoder.embed_tokens(ids) * (1 - is_image) + features[0], []
     for index, layer in enumerate(decoder.layers):
         hidden = decoder_layer(layer, hidden, cos, sin)
         if index + 1 < len(features):
             hidden = hidden + features[index + 1]
-    return decoder.norm(hidden)
+        states.append(hidden)
+    return [*states[:-1], decoder.norm(hidden)]
 
 
 def decoder_layer(layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

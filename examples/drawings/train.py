@@ -1,7 +1,9 @@
 """Train the drawings model: `python -m examples.drawings.train --work DIR`.
 
 Two phases, both resumable. "vision" trains the vision tower alone on linear probes; "joint" trains
-the whole model on answers to questions about drawings and keeps the probes as an auxiliary loss.
+the whole model on answers to questions about drawings, with the probes as an auxiliary loss. Most
+drawings of the joint phase are arranged anew behind the vision tower, see `arrangements`.
+`--init FOLDER` goes on from the weights of a checkpoint, with a joint phase that starts hard.
 
 With several CPU cores one process for each is faster than one process with threads:
 `torchrun --nproc-per-node 2 -m examples.drawings.train --threads 1 --work DIR`.
@@ -38,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path(".cache/drawings"), help="state folder")
     parser.add_argument("--tokenizer", type=Path, default=FOLDER, help="folder with tokenizer")
     parser.add_argument("--out", type=Path, help="write the trained model to this folder")
+    parser.add_argument("--init", type=Path, help="joint phase only, from this checkpoint folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch decides")
@@ -87,14 +90,19 @@ def train_joint(trainer: Trainer) -> None:
     )
     words = tokenizer.load(options.tokenizer)
     make = partial(
-        joint_round, rounds=options.rounds, seed=options.seed, tokenizer=words, rank=trainer.rank
+        joint_round,
+        rounds=options.rounds,
+        seed=options.seed,
+        tokenizer=words,
+        rank=trainer.rank,
+        easy_first=not options.init,
     )
     started, first = time.monotonic(), trainer.step
     held_out = [
         batch
         for kind in SHAPES
         for number in (1, 2)
-        for batch in joint_round(number, 1, 1, words, kind, first_seed=HELD_OUT_SEED)
+        for batch in joint_round(number, 1, 1, words, kind, HELD_OUT_SEED, share=0.0)
     ]
     for batches in prefetch(make, trainer.step, options.rounds):
         lr = learning_rate(0.75 * options.lr, trainer.step, options.rounds, warm=30)
@@ -117,10 +125,12 @@ def joint_step(trainer: Trainer, batch: JointBatch, lr: float) -> dict[str, Tens
     options = trainer.options
     with torch.autocast(options.device, torch.bfloat16):
         features, probe_loss, accuracy = trainer.see(batch.pictures)
-        logits = trainer.answer(batch, features).float()
+        logits, seen = trainer.answer(batch, features)
+        place_loss, places = trainer.probes.places(seen, batch.places.to(options.device))
+    logits = logits.float()
     wanted = batch.sequences.wanted.to(options.device)
     loss = F.cross_entropy(logits, wanted)
-    (loss + options.probe_weight * probe_loss).backward()
+    (loss + options.probe_weight * (probe_loss + place_loss)).backward()
     norm = trainer.update(lr)
     right = (logits.argmax(-1) == wanted).float().mean()
     return {
@@ -128,6 +138,7 @@ def joint_step(trainer: Trainer, batch: JointBatch, lr: float) -> dict[str, Tens
         "tokens": right,
         "probes": probe_loss.detach(),
         "shape": accuracy["shape"],
+        **places,
         "norm": norm,
     }
 
@@ -143,7 +154,7 @@ def exact_answers(trainer: Trainer, batches: list[JointBatch]) -> dict[str, Tens
     results: dict[str, list[Tensor]] = {}
     for batch in batches:
         with torch.autocast(trainer.options.device, torch.bfloat16):
-            logits = trainer.answer(batch, trainer.see(batch.pictures)[0])
+            logits, _ = trainer.answer(batch, trainer.see(batch.pictures)[0])
         wrong = (logits.argmax(-1).cpu() != batch.sequences.wanted).float()
         rows, length = batch.sequences.ids.shape
         errors = torch.zeros(rows).index_add(0, batch.sequences.scored // length, wrong)

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from examples.drawings.architecture import config, initial_model
 from examples.drawings.batches import JointBatch, VisionBatch
 from examples.drawings.conversations import Sequences, lay_out
-from examples.drawings.network import decoder_hidden, vision_features, vision_tables
+from examples.drawings.network import decoder_states, vision_features, vision_tables
 from examples.drawings.optim import MovingAverage, Optimizer
-from examples.drawings.probes import Probes
+from examples.drawings.probes import PLACE_LAYER, Probes
 
 SAVE_EVERY_S = 180.0
 
@@ -40,6 +41,15 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.file.exists():
             self.phase = torch.load(self.file, mmap=True)["phase"]
+        elif options.init:
+            self.phase = "joint"
+            self._load(options.init / "model.safetensors")
+
+    def _load(self, checkpoint: Path) -> None:
+        """Start from exported weights; the heads of the probes are not among them."""
+        missing, unexpected = self.model.load_state_dict(load_file(checkpoint), strict=False)
+        if missing != ["lm_head.weight"] or unexpected:
+            raise ValueError(f"{checkpoint}: missing {missing}, unexpected {unexpected}")
 
     def begin(self, phase: str, modules: list[tuple[nn.Module, float]], decay: float) -> None:
         """Start a phase, or go on with it where the state file was written in it."""
@@ -105,23 +115,31 @@ class Trainer:
         loss, accuracy = self.probes(features, batch.per_token.to(device), batch.picture.to(device))
         return features, loss, accuracy
 
-    def answer(self, batch: JointBatch, features: list[Tensor]) -> Tensor:
-        """Logits (answer tokens, vocabulary) at the places of `batch.sequences.scored`."""
+    def answer(self, batch: JointBatch, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (answer tokens, vocabulary) at the places of `batch.sequences.scored`.
+
+        And the states of the pictures' tokens in the middle of the decoder, (pictures, T, D).
+        """
         sequences = batch.sequences
         length, count = sequences.ids.shape[1], sequences.prefix.pictures
+        source = batch.source.to(self.options.device)[..., None]
         spread = []
         for feature in features:
-            drawings = feature.view(-1, count, *feature.shape[1:])
+            arranged = feature.gather(1, source.expand_as(feature))
+            drawings = arranged.view(-1, count, *feature.shape[1:])
             repeated = drawings.repeat_interleave(batch.questions, 0)
             spread.append(lay_out(repeated, sequences.starts, length))
-        hidden = decoder_hidden(
+        states = decoder_states(
             self.decoder,
             sequences.ids.to(self.options.device),
             spread,
             *self._decoder_tables(sequences),
         )
-        scored = hidden.flatten(0, 1).index_select(0, sequences.scored.to(self.options.device))
-        return F.linear(scored, self.decoder.embed_tokens.weight)
+        scored = states[-1].flatten(0, 1).index_select(0, sequences.scored.to(self.options.device))
+        middle = states[PLACE_LAYER][:: batch.questions]  # the questions come after the pictures
+        tokens = sequences.prefix.grid.tokens
+        seen = torch.stack([middle[:, start : start + tokens] for start in sequences.starts], 1)
+        return F.linear(scored, self.decoder.embed_tokens.weight), seen.flatten(0, 1)
 
     def _decoder_tables(self, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
         length = sequences.ids.shape[1]

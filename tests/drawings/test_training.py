@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 
 from examples.drawings import batches, optim, tokenizer, train
 from examples.drawings.architecture import MAX_PIXELS, MIN_PIXELS
+from examples.drawings.arrangements import cell_tokens
 from examples.drawings.batches import JointBatch, joint_round, vision_batch
 from examples.drawings.conversations import positions
 from examples.drawings.export import token_ids
 from examples.drawings.network import Grid, vision_features, vision_tables
 from examples.drawings.pictures import GRIDS
-from examples.drawings.probes import TOKEN_PROBES, cell_tokens
+from examples.drawings.probes import PLACE_LAYER, TOKEN_PROBES
 from examples.drawings.scenes import HELD_OUT_SEED
 from examples.drawings.trainer import Trainer
 from service.wiring import BUNDLED_MODEL
@@ -46,6 +49,7 @@ def options(work: Path, **changes: Any) -> argparse.Namespace:
     values = {
         "work": work,
         "tokenizer": BUNDLED_MODEL,
+        "init": None,
         "seed": 0,
         "device": "cpu",
         "lr": 2e-3,
@@ -97,28 +101,61 @@ def test_vision_features_equal_transformers(trainer: Trainer, grid: Grid) -> Non
 @pytest.mark.parametrize("kind", SMALL)
 @torch.no_grad()
 def test_answers_equal_transformers(trainer: Trainer, words: Any, kind: str) -> None:
-    """Logits at every scored place, one and two pictures, with and without a system turn."""
+    """Logits at every scored place, one and two pictures, with and without a system turn.
+
+    And what the place probes see: the pictures' tokens in the middle of the decoder.
+    """
     numbers = {bool(joint(n, words, kind).sequences.prefix.system): n for n in range(40)}
     assert len(numbers) == 2
     for number in numbers.values():
-        batch = joint(number, words, kind)
+        batch = joint(number, words, kind, share=0.0)
         sequences = batch.sequences
-        found = trainer.answer(batch, trainer.see(batch.pictures)[0])
+        found, seen = trainer.answer(batch, trainer.see(batch.pictures)[0])
         count = sequences.prefix.pictures
         drawings = batch.pictures.pixels.unflatten(0, (-1, count))
         repeated = drawings.repeat_interleave(batch.questions, 0)
         image = words.convert_tokens_to_ids("<|image_pad|>")
+        middle: list[Tensor] = []
+        hook = trainer.decoder.layers[PLACE_LAYER + 1].register_forward_pre_hook(
+            lambda layer, inputs, kept=middle: kept.append(inputs[0])
+        )
         expected = trainer.model(
             input_ids=sequences.ids,
             attention_mask=torch.ones_like(sequences.ids),
             mm_token_type_ids=(sequences.ids == image).int(),
             **processed(repeated.flatten(0, 1)),
         ).logits.flatten(0, 1)[sequences.scored]
+        hook.remove()
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        states = middle[0][sequences.ids == image]
+        states = states.view(len(drawings), batch.questions, count, -1, states.shape[-1])
+        torch.testing.assert_close(seen, states[:, 0].flatten(0, 1), atol=1e-4, rtol=0)
 
 
-def joint(number: int, words: Any, kind: str = "", rank: int = 0, seed: int = 0) -> JointBatch:
-    return joint_round(number, 40, seed, words, kind, rank=rank)[0]
+@torch.no_grad()
+def test_answers_are_those_of_arranged_features(trainer: Trainer, words: Any) -> None:
+    for kind in SMALL:
+        batch = joint(5, words, kind, share=1.0)
+        plain = joint(5, words, kind, share=0.0)
+        features, _, _ = trainer.see(batch.pictures)
+        by_hand = [
+            torch.stack(
+                [tokens[source] for tokens, source in zip(stream, batch.source, strict=True)]
+            )
+            for stream in features
+        ]
+        batch_in_place = replace(batch, source=plain.source)
+        found, _ = trainer.answer(batch, features)
+        expected, _ = trainer.answer(batch_in_place, by_hand)
+        in_place, _ = trainer.answer(batch_in_place, features)
+        assert torch.equal(found, expected)
+        assert not torch.allclose(found, in_place)
+
+
+def joint(
+    number: int, words: Any, kind: str = "", rank: int = 0, seed: int = 0, share: float = 0.8
+) -> JointBatch:
+    return joint_round(number, 40, seed, words, kind, rank=rank, share=share)[0]
 
 
 @pytest.mark.parametrize("pictures", [1, 2, 3])
@@ -190,6 +227,14 @@ def test_ranks_draw_pictures_of_one_size(words: Any) -> None:
         assert len({batch.pictures.grid for batches_ in rounds for batch in batches_}) == 1
 
 
+def test_a_run_from_a_checkpoint_starts_hard(words: Any) -> None:
+    kinds = {
+        easy: {joint_round(n, 10**6, 0, words, easy_first=easy)[0].kind for n in range(16)}
+        for easy in (True, False)
+    }
+    assert kinds == {True: {"short", "analysis"}, False: set(SMALL)}
+
+
 def test_training_never_sees_a_held_out_drawing(
     words: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +258,7 @@ def test_probes_look_at_the_centres_of_cells() -> None:
         assert [(t // columns * 3 // rows, t % columns * 3 // columns) for t in tokens] == [
             (row, column) for row in range(3) for column in range(3)
         ]
-    assert {stream for stream, _ in TOKEN_PROBES.values()} == {0, 1, 2, 3}
+    assert {stream for stream, _ in TOKEN_PROBES.values()} == {1, 2, 3}, "one for each DeepStack"
 
 
 def test_the_learning_rate() -> None:
@@ -222,6 +267,21 @@ def test_the_learning_rate() -> None:
     assert max(rates) == rates[150] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(rates[300:]))
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
+
+
+def test_a_run_that_starts_from_a_checkpoint(tmp_path: Path) -> None:
+    trainer = Trainer(options(tmp_path / "run", init=BUNDLED_MODEL), token_ids(BUNDLED_MODEL))
+    assert trainer.phase == "joint"
+    saved = load_file(BUNDLED_MODEL / "model.safetensors")
+    assert saved
+    state = trainer.model.state_dict()
+    for name, value in saved.items():
+        assert torch.equal(state[name], value.float()), name
+    assert torch.equal(state["lm_head.weight"], state["model.language_model.embed_tokens.weight"])
+    del saved["model.visual.merger.norm.weight"]
+    save_file(saved, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"missing.*merger\.norm"):
+        Trainer(options(tmp_path / "run", init=tmp_path), token_ids(BUNDLED_MODEL))
 
 
 class Killed(Exception):
