@@ -181,10 +181,10 @@ struct Attention {
 void attention(const Launch& launch) {
     const auto p = launch.arg<AttentionParameters>(0);
     require(p.cp_size.divisor == 1, launch, "context parallelism");
-    require(!p.sinks && !p.use_logn_attn && p.window_size > p.max_k_len && !p.quant_policy, launch, "this kind of attention");
-    require(p.head_dim == 64 || p.head_dim == 128, launch, "this head size");
     const bool decoding = launch.has("DecodingCtaMap");
     const bool causal = launch.has("CtaMap, true>");
+    require(!p.sinks && !p.use_logn_attn && (!causal || p.window_size > p.max_k_len) && !p.quant_policy, launch, "this kind of attention");
+    require(p.head_dim == 64 || p.head_dim == 128, launch, "this head size");
     with_type(launch, [&](auto type) { Attention<decltype(type)>{launch, p, decoding, causal}.run(); });
 }
 

@@ -88,7 +88,87 @@ void activation(const Launch& launch) {
     });
 }
 
+// (x - mean) / deviation * weight + bias, in float
+template <class T>
+void normalise_row(T* out, const T* in, const T* weight, const T* bias, int dim, float epsilon) {
+    float sum = 0, squares = 0;
+    for (int d = 0; d < dim; ++d) sum += float(in[d]), squares += float(in[d]) * float(in[d]);
+    const float mean = sum / float(dim), factor = 1 / std::sqrt(std::max(squares / float(dim) - mean * mean, 0.f) + epsilon);
+    for (int d = 0; d < dim; ++d) out[d] = (float(in[d]) - mean) * factor * float(weight[d]) + (bias ? float(bias[d]) : 0.f);
+}
+
+// LayerNorm(T* out, int out_ld, const T* in, int in_ld, const T* weight, const T* bias, int dim, int n, float eps, float 1/dim)
+void layer_norm(const Launch& launch) {
+    const int out_ld = launch.arg<int>(1), in_ld = launch.arg<int>(3), dim = launch.arg<int>(6), n = launch.arg<int>(7);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* out = launch.array<T>(0, size_t(n - 1) * out_ld + dim, "output");
+        const T* in = launch.array<T>(2, size_t(n - 1) * in_ld + dim, "input");
+        const T* weight = launch.array<T>(4, dim, "weight");
+        for (int i = 0; i < n; ++i)
+            normalise_row(out + size_t(i) * out_ld, in + size_t(i) * in_ld, weight, launch.arg<const T*>(5), dim, launch.arg<float>(8));
+    });
+}
+
+// ResidualBiasLayerNorm(T* hidden, T* residual, const T* weight, const T* bias, const T* residual_bias, int dim, int n, float eps, float):
+// residual += hidden + residual_bias; hidden = norm(residual) * weight + bias
+void residual_layer_norm(const Launch& launch) {
+    const int dim = launch.arg<int>(5), n = launch.arg<int>(6);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* hidden = launch.array<T>(0, size_t(n) * dim, "hidden");
+        T* residual = launch.array<T>(1, size_t(n) * dim, "residual");
+        const T* weight = launch.array<T>(2, dim, "weight");
+        const T* residual_bias = launch.arg<const T*>(4);
+        for (int i = 0; i < n; ++i, residual += dim, hidden += dim) {
+            for (int d = 0; d < dim; ++d) {
+                residual[d] = float(residual[d]) + float(hidden[d]);
+                if (residual_bias) residual[d] = float(residual[d]) + float(residual_bias[d]);
+            }
+            normalise_row(hidden, residual, weight, launch.arg<const T*>(3), dim, launch.arg<float>(7));
+        }
+    });
+}
+
+// AddBiasActivation(T* data, const T* bias, int64 stride, int n, int dim): gelu(data + bias), by tanh or exact
+void bias_gelu(const Launch& launch) {
+    const bool exact = launch.has("GeluErfActivation");
+    require(exact || launch.has("GeluActivation"), launch, "this activation");
+    const int64_t stride = launch.arg<int64_t>(2);
+    const int n = launch.arg<int>(3), dim = launch.arg<int>(4);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* data = launch.array<T>(0, size_t(n - 1) * stride + dim, "data");
+        const T* bias = launch.arg<const T*>(1);
+        for (int i = 0; i < n; ++i, data += stride) {
+            for (int d = 0; d < dim; ++d) {
+                const float x = float(data[d]) + (bias ? float(bias[d]) : 0.f);
+                const float part = exact ? std::erf(x * 0.70710678f) : std::tanh(0.79788456f * (x + 0.044715f * x * x * x));
+                data[d] = 0.5f * x * (1 + part);
+            }
+        }
+    });
+}
+
+// bias(T* out, T* data, const T* bias, int n, int dim); the form with bias groups of experts has other arguments
+void add_bias(const Launch& launch) {
+    const int n = launch.arg<int>(3), dim = launch.arg<int>(4);
+    with_type(launch, [&](auto type) {
+        using T = decltype(type);
+        T* out = launch.array<T>(0, size_t(n) * dim, "output");
+        const T* data = launch.array<T>(1, size_t(n) * dim, "data");
+        const T* bias = launch.array<T>(2, dim, "bias");
+        for (int i = 0; i < n; ++i)
+            for (int d = 0; d < dim; ++d) out[size_t(i) * dim + d] = float(data[size_t(i) * dim + d]) + float(bias[d]);
+    });
+}
+
 const Register kernels({
+    {"turbomind::kernel::LayerNorm", layer_norm},
+    {"turbomind::kernel::ResidualBiasLayerNorm", residual_layer_norm},
+    {"turbomind::AddBiasActivationKernel", bias_gelu},
+    {"turbomind::biasKernel<__nv_bfloat16, __nv_bfloat16,", add_bias},
+    {"turbomind::biasKernel<__half, __half,", add_bias},
     {"turbomind::kernel::RMSNorm", rms_norm},
     {"turbomind::BiasResidualRMSNormKernel", residual_rms_norm},
     {"turbomind::kernel::QkRMSNorm", qk_rms_norm},

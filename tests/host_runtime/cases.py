@@ -1,0 +1,117 @@
+"""Requests for parity tests, small enough to travel to a child as JSON, and what transformers answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.host_runtime.parity import Expected
+
+PATCH_VALUES = 2 * 3 * 16 * 16
+MERGE = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request.
+
+    tokens: the prompt; image tokens stand at ``spans``.
+    grids: (1, h, w) in patches of each image, whose pixels follow from ``seed``.
+    options: fields of LMDeploy's ``GenerationConfig`` besides those of greedy decoding.
+    """
+
+    tokens: list[int]
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    grids: list[tuple[int, int, int]] = field(default_factory=list)
+    seed: int = 0
+    max_new_tokens: int = 8
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Case:
+        return Case(**values)
+
+    def pixels(self) -> list[torch.Tensor]:
+        """(patches, PATCH_VALUES) of each image, bfloat16, in the range of normalised pixels."""
+        result = []
+        for index, (t, h, w) in enumerate(self.grids):
+            source = torch.Generator().manual_seed(self.seed * 100 + index)
+            values = torch.rand((t * h * w, PATCH_VALUES), generator=source) * 2 - 1
+            result.append(values.bfloat16())
+        return result
+
+    def images(self) -> list[dict[str, Any]]:
+        """The images as LMDeploy's front end passes them to the engine."""
+        from lmdeploy.vl.constants import Modality
+
+        return [
+            {
+                "modality": Modality.IMAGE,
+                "pixel_values": pixels,
+                "image_grid_thw": torch.tensor([grid]),
+                "offset": tuple(span),
+            }
+            for pixels, grid, span in zip(self.pixels(), self.grids, self.spans, strict=True)
+        ]
+
+
+def make_case(
+    seed: int,
+    grids: Sequence[tuple[int, int]],
+    words: Sequence[int],
+    image_token: int,
+    **fields: Any,
+) -> Case:
+    """A prompt of random words and images in turn.
+
+    Args:
+        grids: (h, w) in patches of each image, even numbers.
+        words: number of random tokens before each image and behind the last; 0 makes neighbours.
+    """
+    assert len(words) == len(grids) + 1
+    source = random.Random(seed)
+    tokens: list[int] = []
+    spans = []
+    for index, count in enumerate(words):
+        tokens += [source.randrange(10, 300) for _ in range(count)]
+        if index < len(grids):
+            h, w = grids[index]
+            size = h * w // MERGE**2
+            spans.append((len(tokens), len(tokens) + size))
+            tokens += [image_token] * size
+    return Case(tokens, spans, [(1, h, w) for h, w in grids], seed, **fields)
+
+
+@lru_cache(maxsize=4)
+def _model(checkpoint: Path, vision: bool) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    return kind.from_pretrained(checkpoint, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def expected(checkpoint: Path, case: Case, vision: bool = True) -> Expected:
+    """Greedy tokens of transformers in float32, end tokens ignored, and their leads."""
+    model = _model(checkpoint, vision)
+    ids = torch.tensor([case.tokens])
+    values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if case.grids:
+        values["pixel_values"] = torch.cat(case.pixels()).float()
+        values["image_grid_thw"] = torch.tensor(case.grids)
+        values["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    out = model.generate(
+        **values, max_new_tokens=case.max_new_tokens, min_new_tokens=case.max_new_tokens,
+        do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    best = torch.cat(out.logits).float().topk(2, dim=-1).values
+    return Expected(out.sequences[0, ids.shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist())
