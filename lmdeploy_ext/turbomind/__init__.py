@@ -1,1 +1,1 @@
-"""Qwen3-VL as a source model of TurboMind. Only `records` may be imported before LMDeploy is."""
+"""Qwen3-VL as a source model of TurboMind. `records` and `names` do not import LMDeploy, the others do."""

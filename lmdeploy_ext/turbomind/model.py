@@ -8,8 +8,9 @@ from typing import Any
 
 from lmdeploy.turbomind.builders import Context
 
-from lmdeploy_ext.turbomind.text import UNREAD, Qwen3VLTextModel
-from lmdeploy_ext.turbomind.vision import DEEPSTACK, TOWER, Qwen3VLVisionModel
+from lmdeploy_ext.turbomind.names import DEEPSTACK, TOWER, UNREAD
+from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
+from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
 
 logger = logging.getLogger("lmdeploy_ext")
 

@@ -9,7 +9,6 @@ Letters: E experts, D hidden size, I expert's intermediate size.
 from __future__ import annotations
 
 import copy
-import re
 from typing import Any
 
 from lmdeploy.turbomind.builders import FfnBuilder, TextModelBuilder
@@ -17,23 +16,10 @@ from lmdeploy.turbomind.builders.linear import Linear, _build_linear
 from lmdeploy.turbomind.models.qwen3 import Qwen3TextModel
 from lmdeploy.turbomind.models.utils import make_model_weight_config
 
+from lmdeploy_ext.turbomind.names import map_packed_experts
+
 MROPE_SECTION = (24, 20, 20)
 """What transformers' ``Qwen3VLTextRotaryEmbedding`` takes when the configuration has no section."""
-
-_PACKED = re.compile(r"(\.mlp\.experts\.(?:gate_up|down)_proj)(?:_scale_inv)?$")
-
-
-UNREAD = re.compile(r".*\.(rotary_emb\.inv_freq|g_idx|weight_shape)")
-"""Tensors that checkpoints may have and nobody needs: constants, GPTQ's and others' book-keeping."""
-
-
-def map_packed_experts(name: str) -> str:
-    """Checkpoint name of packed experts with the suffix that LMDeploy's weight formats look for."""
-    found = _PACKED.search(name)
-    if found is None:
-        return name
-    suffix = ".weight_scale_inv" if name.endswith("_scale_inv") else ".weight"
-    return name[: found.end(1)] + suffix
 
 
 class Qwen3VLTextModel(Qwen3TextModel):

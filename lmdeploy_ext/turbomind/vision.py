@@ -1,14 +1,12 @@
 """The vision tower of Qwen3-VL as a TurboMind source model: Qwen3.5's, which is the same tower.
 
 Both have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a merger
-of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree; `DEEPSTACK` names
-them.
+of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,14 +15,9 @@ from lmdeploy.turbomind.models.qwen3_5 import _VIT_HEAD_DIM_PADDED, Qwen3_5Visio
 from lmdeploy.vl.constants import Modality
 
 from lmdeploy_ext.mrope import merged_grids
+from lmdeploy_ext.turbomind.names import DEEPSTACK, TOWER
 
 logger = logging.getLogger("lmdeploy_ext")
-
-TOWER = "model.visual"
-DEEPSTACK = re.compile(
-    rf"{re.escape(TOWER)}\.deepstack_merger_list\.\d+\.(norm|linear_fc1|linear_fc2)\.(weight|bias)"
-)
-"""Checkpoint tensors that TurboMind's tree cannot hold."""
 
 _FIELDS = {
     Modality.IMAGE: ("pixel_values", "image_grid_thw"),

@@ -19,6 +19,7 @@ from transformers import (
 from tests.checkpoints import VOCAB, write_tokenizer
 
 HIDDEN, HEAD, LAYERS, DEPTH, EXPERTS, EXPERT = 256, 128, 2, 3, 4, 128
+"""EXPERT is half of HIDDEN: gate_up of an expert is square, its axes tell nothing about their order."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,15 @@ class EngineShape:
     moe: bool = False
     tied: bool = True
     vision_head: int = 64
+    intermediate: int = 192
     legacy: bool = False
     """config.json and axes of packed experts as transformers 4.57 and the published files have them."""
 
     @property
     def name(self) -> str:
         parts = ["moe" if self.moe else "dense", "tied" if self.tied else "untied"]
-        return "-".join([*parts, f"head{self.vision_head}", *(["legacy"] if self.legacy else [])])
+        parts += [f"head{self.vision_head}", f"mlp{self.intermediate}"]
+        return "-".join([*parts, *(["legacy"] if self.legacy else [])])
 
 
 def write_engine_checkpoint(folder: Path, shape: EngineShape) -> Path:
@@ -58,7 +61,7 @@ def write_engine_checkpoint(folder: Path, shape: EngineShape) -> Path:
 
 def _config(shape: EngineShape, vocab: dict[str, int]) -> Any:
     text: dict[str, Any] = {
-        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": 192, "head_dim": HEAD,
+        "vocab_size": VOCAB, "hidden_size": HIDDEN, "intermediate_size": shape.intermediate, "head_dim": HEAD,
         "num_hidden_layers": LAYERS, "num_attention_heads": 2, "num_key_value_heads": 1,
         "max_position_embeddings": 4096, "tie_word_embeddings": shape.tied, "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e6,

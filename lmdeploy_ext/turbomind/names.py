@@ -1,0 +1,26 @@
+"""Names of tensors in Qwen3-VL checkpoints that need more than reading. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+
+TOWER = "model.visual"
+
+DEEPSTACK = re.compile(
+    rf"{re.escape(TOWER)}\.deepstack_merger_list\.\d+\.(norm|linear_fc1|linear_fc2)\.(weight|bias)"
+)
+"""Tensors that TurboMind's tree has no place for."""
+
+UNREAD = re.compile(r".*\.(rotary_emb\.inv_freq|g_idx|weight_shape)")
+"""Tensors that a checkpoint may have and nobody needs: constants, and book-keeping of quantisers."""
+
+_PACKED = re.compile(r"(\.mlp\.experts\.(?:gate_up|down)_proj)(?:_scale_inv)?$")
+
+
+def map_packed_experts(name: str) -> str:
+    """The name of packed experts with the suffix that LMDeploy's weight formats look for."""
+    found = _PACKED.search(name)
+    if found is None:
+        return name
+    suffix = ".weight_scale_inv" if name.endswith("_scale_inv") else ".weight"
+    return name[: found.end(1)] + suffix
