@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tests.host_runtime.server import Server
 from tests.lmdeploy_ext.vision_off.samples import DATA, PARTS, PIXEL
 
 MODEL = "tiny"
 Request = tuple[str, dict[str, Any]]
 """Path and body."""
+
+HEADERS = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
+
+
+def post(server: Server, request: Request) -> tuple[int, str]:
+    """Make a request; returns status and body."""
+    path, body = request
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
+    try:
+        connection.request("POST", path, json.dumps(body), HEADERS)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
 
 TEXT = {"type": "text", "text": "describe the picture"}
 

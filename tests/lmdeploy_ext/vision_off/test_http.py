@@ -32,15 +32,7 @@ class Scripted:
     log: Path
 
     def post(self, request: calls.Request) -> tuple[int, str]:
-        path, body = request
-        connection = http.client.HTTPConnection(self.server.host, self.server.port, timeout=60)
-        headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
-        try:
-            connection.request("POST", path, json.dumps(body), headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-        finally:
-            connection.close()
+        return calls.post(self.server, request)
 
     def reached_engine(self) -> int:
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
@@ -125,18 +117,17 @@ def test_text_is_answered(refusing: Scripted, name: str, request_: calls.Request
 
 
 def test_a_body_in_pieces_and_a_body_that_is_no_json(refusing: Scripted) -> None:
-    headers = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
     for (path, body), expected in ((calls.chat(), 200), (calls.chat(calls.PARTS["image"]), 400)):
         text = json.dumps(body).encode()
         connection = http.client.HTTPConnection(refusing.server.host, refusing.server.port)
         pieces = (text[i : i + 50] for i in range(0, len(text), 50))
-        connection.request("POST", path, pieces, headers, encode_chunked=True)
+        connection.request("POST", path, pieces, calls.HEADERS, encode_chunked=True)
         answer = connection.getresponse()
         assert (answer.status, b"VISION_DISABLED" in answer.read()) == (expected, expected == 400)
         connection.close()
     for broken in (b"", b"{", b"\xff", b"[" * 100_000):
         connection = http.client.HTTPConnection(refusing.server.host, refusing.server.port)
-        connection.request("POST", "/v1/messages", broken, headers)
+        connection.request("POST", "/v1/messages", broken, calls.HEADERS)
         answer = connection.getresponse()
         assert answer.status == 400
         assert b"VISION_DISABLED" not in answer.read()
