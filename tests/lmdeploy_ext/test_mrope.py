@@ -7,73 +7,21 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLConfig
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
 from lmdeploy_ext.mrope import mrope_positions
-
-IMAGE, VIDEO = 1, 2  # transformers' token types
-
-
-def oracle_model() -> Qwen3VLModel:
-    config = Qwen3VLConfig(
-        text_config={"num_hidden_layers": 0, "hidden_size": 16, "vocab_size": 16},
-        vision_config={"depth": 0, "hidden_size": 16, "deepstack_visual_indexes": []},
-    )
-    with torch.device("meta"):
-        return Qwen3VLModel(config)
-
-
-MODEL = oracle_model()
-
-
-def oracle(types: list[int], grids: list[tuple[int, int, int]]) -> tuple[np.ndarray, int]:
-    """Positions (3, T) and delta from transformers; ``types`` has one entry per token."""
-    images = [grid for kind, grid in _runs(types, grids) if kind == IMAGE]
-    frames = [grid for kind, grid in _runs(types, grids) if kind == VIDEO]
-    positions, delta = MODEL.get_rope_index(
-        torch.zeros(1, len(types), dtype=torch.long),
-        torch.tensor([types], dtype=torch.int),
-        image_grid_thw=torch.tensor(images) if images else None,
-        video_grid_thw=torch.tensor(frames) if frames else None,
-    )
-    return positions[:, 0].numpy(), int(delta)
-
-
-def _runs(types: list[int], grids: list[tuple[int, int, int]]) -> list[tuple[int, tuple]]:
-    kinds = [k for k, before in zip(types, [0, *types], strict=False) if k and k != before]
-    return list(zip(kinds, grids, strict=True))
-
-
-# A prompt: text of some length, then several times (sides of an image, text behind it).
-# transformers finds images as runs of one token type: two of a kind need a text token between.
-SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
-PROMPTS = st.tuples(
-    st.integers(0, 12),
-    st.lists(st.tuples(SIDES, st.sampled_from([IMAGE, VIDEO]), st.integers(0, 12)), max_size=6),
-)
+from tests.lmdeploy_ext.prompts import Prompt, prompts
 
 
 @settings(max_examples=300, deadline=None)
-@given(PROMPTS)
-def test_equals_transformers(prompt: tuple) -> None:
-    before, pieces = prompt
-    types, spans, grids = [0] * before, [], []
-    for index, ((rows, columns), kind, behind) in enumerate(pieces):
-        spans.append((len(types), len(types) + rows * columns))
-        grids.append((1, 2 * rows, 2 * columns))
-        types += [kind] * (rows * columns)
-        same_next = index + 1 < len(pieces) and pieces[index + 1][1] == kind
-        types += [0] * (max(behind, 1) if same_next else behind)
-    if not types:
-        return
-    positions, delta = mrope_positions(len(types), spans, np.array(grids).reshape(-1, 3))
-    expected, expected_delta = oracle(types, grids)
+@given(prompts())
+def test_equals_transformers(prompt: Prompt) -> None:
+    length = len(prompt.types)
+    grids = np.array([piece.grid for piece in prompt.pieces]).reshape(-1, 3)
+    positions, delta = mrope_positions(length, prompt.spans, grids)
+    expected, expected_delta = prompt.positions()
     assert positions.dtype == np.int32
-    assert positions.shape == (3, len(types))
+    assert positions.shape == (3, length)
     np.testing.assert_array_equal(positions, expected)
     assert delta == expected_delta
 
