@@ -1,9 +1,9 @@
 """LMDeploy's two engines behind one small face.
 
 The seam is LMDeploy's engine object (``TurboMind`` or the PyTorch ``Engine``), not the async engine
-above it. That layer would tokenise again, hand grammars to be compiled on the event loop, turn off
-the repetition penalty of greedy requests, decode text by itself, reuse a TurboMind request object
-that keeps the grammar of the request before, and tell errors apart in few words.
+above it. That layer would tokenise again, have grammars compiled on the event loop, turn off the
+repetition penalty of greedy requests, decode text by itself, hold each request back until one of a
+fixed number of handles is free, and tell errors apart in few words.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class TurboMindHost:
     def open(
         self, session_id: int, constraint: Constraint | None
     ) -> tuple[Instance, dict[str, Any] | None]:
-        """See `Host.open`. A request object keeps its grammar for good, so each serves once."""
+        """See `Host.open`. A request object serves once: its grammar is that of one request."""
         instance = self.native.create_instance()
         if constraint is not None:
             instance.model_inst.set_grammar(constraint.compiled)

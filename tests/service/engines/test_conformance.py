@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,10 @@ from service.wiring import BUNDLED_MODEL
 from tests.checkpoints import Shape, write_checkpoint
 from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
 
+ON_HOST = pytest.mark.skipif(
+    os.environ.get("HOST_RUNTIME_MODE") != "numbers",
+    reason="needs the host runtime; test_stock_engine runs it there",
+)
 SUBJECTS = (
     "fake",
     "fake, few options",
@@ -27,6 +32,7 @@ SUBJECTS = (
     pytest.param("lmdeploy, turbomind", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
+    pytest.param("stock turbomind", marks=[pytest.mark.slow, ON_HOST]),
 )
 SHAPES = {
     "reference, dense": Shape(kv_heads=2),
@@ -95,6 +101,12 @@ def subject(
         folder = BUNDLED_MODEL
         if name in SHAPES:
             folder = write_checkpoint(tmp_path_factory.mktemp("conformance"), SHAPES[name])
+        if name == "stock turbomind":
+            from tests.service.engines.lmdeploy import stock
+
+            folder = stock.write(tmp_path_factory.mktemp("stock"))
+            yield Subject(name, partial(stock.engine, folder), stock.is_idle, sensitive=True)
+            return
         if name.startswith("lmdeploy"):
             build = partial(scripted, folder, name)
             yield Subject(name, build, scripted_is_idle, sensitive=True)

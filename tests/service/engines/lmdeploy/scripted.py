@@ -3,14 +3,13 @@
 `Scripted` has the methods of ``TurboMind`` (or of the PyTorch ``Engine``) that the service uses, and
 computes with the reference decoder from nothing but what it is handed: token ids, spans, grids,
 pixels, a ``GenerationConfig``, a compiled grammar. So an answer is right only if all of these were.
-What LMDeploy does and its documentation does not say is done here, too: a request object keeps its
-grammar, a cancelled request still has a last output, the end token is among the tokens.
+What LMDeploy does and its documentation does not say is done here, too: a cancelled request still
+has a last output, and the end token is among the tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
@@ -287,9 +286,3 @@ def native(engine: LMDeployEngine) -> Scripted:
     found = engine._loaded.host.native
     assert isinstance(found, Scripted)
     return found
-
-
-def constraint_of(text: str) -> dict[str, Any]:
-    """The grammar within a structural tag."""
-    content: dict[str, Any] = json.loads(text)["format"]
-    return content

@@ -1,0 +1,147 @@
+"""The LMDeploy engine on the stock TurboMind module, whose kernels compute on the host.
+
+Scheduling, prefix cache, sampling, guided decoding and cancellation are the wheel's own; see
+tests/host_runtime. Each test starts a process that has the host runtime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host_runtime.runner import ROOT, environment, run
+
+pytestmark = pytest.mark.slow
+CANCEL_LIMIT_S = 0.05
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.service.engines.lmdeploy import stock
+
+    return stock.write(tmp_path_factory.mktemp("stock"))
+
+
+def test_the_conformance_suite_passes_on_the_stock_engine() -> None:
+    suite = "tests/service/engines/test_conformance.py"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite]
+    done = subprocess.run(
+        [*command, "-k", "stock and not 500"], env=environment("numbers"), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-6000:]
+    passed = int(done.stdout.rpartition(" passed")[0].split()[-1])
+    assert passed >= 40, done.stdout[-2000:]
+
+
+@asynccontextmanager
+async def _started(checkpoint: str, **options: Any) -> AsyncIterator[Any]:
+    from tests.service.engines.lmdeploy import stock
+
+    engine = stock.engine(Path(checkpoint), **options)
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def _without_guidance(checkpoint: str) -> str:
+    from service.errors import EngineUnavailable
+
+    try:
+        async with _started(checkpoint):
+            return "started"
+    except EngineUnavailable as error:
+        return error.message
+
+
+def test_an_engine_that_does_not_obey_grammars_does_not_start(checkpoint: Path) -> None:
+    """In null mode the kernel that masks logits does nothing, as a broken one would."""
+    assert "does not obey grammars" in run(_without_guidance, checkpoint, mode="null")
+
+
+async def _cancellations(checkpoint: str) -> dict[str, Any]:
+    from tests.service.engines.conformance import first_chunk, picture, request, until
+
+    async with _started(checkpoint, check_guidance=False) as engine:
+        native = engine._loaded.host.native
+
+        def inside() -> int:
+            metrics = native.get_schedule_metrics()
+            return int(metrics.active_seqs + metrics.waiting_seqs)
+
+        took, before = [], []
+        for index in range(20):
+            one = request("word " * 40, picture(index), max_tokens=800)
+            chunks = await first_chunk(engine, one)
+            before.append(inside())
+            begun = time.monotonic()
+            await chunks.aclose()
+            took.append(time.monotonic() - begun)
+            assert engine.active_requests == 0
+        await engine.check_health()
+        # A request that is cancelled while it waits in TurboMind's own queue.
+        many = [first_chunk(engine, request("word", max_tokens=800)) for _ in range(24)]
+        tasks = [asyncio.ensure_future(one) for one in many]
+        await asyncio.sleep(0.2)
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if not isinstance(result, BaseException):
+                await result.aclose()
+        await until(lambda: not inside())  # its figures are those of the last step
+        return {"took": took, "before": before, "inside": inside(), "live": engine.active_requests}
+
+
+def test_a_cancelled_request_leaves_turbomind_at_once(checkpoint: Path) -> None:
+    pause = {"HOST_RUNTIME_DELAY_US": "5000"}
+    found = run(_cancellations, checkpoint, mode="null", extra=pause)
+    assert found["before"] == [1] * 20, "each was running when it was cancelled"
+    assert sorted(found["took"])[-3] < CANCEL_LIMIT_S, found["took"]  # two may meet a busy machine
+    assert (found["inside"], found["live"]) == (0, 0)
+
+
+async def _around_a_grammar(checkpoint: str) -> list[str]:
+    from service.types import GrammarKind
+    from tests.service.engines.conformance import answer, grammar, request
+
+    only = grammar(GrammarKind.CHOICE, ["abc"])
+    async with _started(checkpoint) as engine:
+        return [
+            (await answer(engine, request("Say.", constraint=constraint, max_tokens=12)))[0]
+            for constraint in (None, only, None)
+        ]
+
+
+def test_a_request_has_no_grammar_of_the_one_before(checkpoint: Path) -> None:
+    before, constrained, after = run(_around_a_grammar, checkpoint, mode="numbers")
+    assert constrained == "abc"
+    assert before == after != "abc"
+
+
+async def _control_characters(checkpoint: str) -> list[str]:
+    from service.types import GrammarKind
+    from tests.service.engines.conformance import answer, grammar, request
+
+    bounded = grammar(GrammarKind.JSON_SCHEMA, {"type": "string", "minLength": 20, "maxLength": 20})
+    async with _started(checkpoint) as engine:
+        hot = [
+            request("Any.", constraint=bounded, temperature=2.0, seed=seed, max_tokens=99)
+            for seed in range(24)
+        ]
+        return [text for text, _, _ in await asyncio.gather(*(answer(engine, one) for one in hot))]
+
+
+def test_strings_hold_neither_control_characters_nor_special_tokens(checkpoint: Path) -> None:
+    texts = run(_control_characters, checkpoint, mode="numbers")
+    assert len(set(texts)) > 20, "the answers are random"
+    for text in texts:
+        assert min(text) >= " ", repr(text)
+        assert "<|" not in text
