@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 import lmdeploy_ext
 from lmdeploy_ext import __main__ as command
-from lmdeploy_ext import autoload
+from lmdeploy_ext import autoload, host
 from lmdeploy_ext.patch import ExtensionError
 
 HOST = "host_of_the_test"
@@ -231,3 +232,15 @@ def test_what_a_start_of_python_imports() -> None:
     loaded = set(start("1").stdout.split())
     assert "lmdeploy_ext.autoload" in loaded
     assert loaded.isdisjoint({"lmdeploy", "torch", "numpy", "lmdeploy_ext.patches", "asyncio"})
+
+
+def test_the_page_says_how() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lmdeploy.md").read_text()
+    assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {autoload.VARIABLE}
+    assert f"`{autoload.VARIABLE}` takes {', '.join(f'`{v}`' for v in autoload.ON)}, or " in page
+    assert all(f"`{value}`" in page for value in autoload.OFF)
+    assert f"`{command.LINE}`" in page
+    assert f"TurboMind serves {', '.join(host.ARCHITECTURES)}\n" in page
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert links
+    assert all((Path(__file__).parents[2] / "docs" / link).exists() for link in links)
