@@ -1,22 +1,23 @@
-"""Tiny random text checkpoints in the sizes that TurboMind's kernels accept."""
+"""Tiny random checkpoints in the sizes that TurboMind's kernels accept, with clear answers."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 from tests.checkpoints import VOCAB, write_tokenizer
+from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape, write_engine_checkpoint
 
 
 def write_text_checkpoint(
     folder: Path, seed: int = 0, dtype: torch.dtype = torch.bfloat16, **changes: Any
 ) -> Path:
     """Write a random Qwen3 checkpoint with its tokenizer.
-
-    The weights are large enough that a greedy token is decided by the model and not by rounding.
 
     Args:
         changes: fields of ``Qwen3Config``. Heads must stay 128 wide, other sizes multiples of 64.
@@ -30,16 +31,48 @@ def write_text_checkpoint(
     }  # fmt: skip
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(Qwen3Config(**{**sizes, **changes}))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 1.2 / parameter.shape[-1] ** 0.5)
-        model.tie_weights()
     end = vocab["<|im_end|>"]
     model.generation_config = GenerationConfig(
         eos_token_id=end, pad_token_id=vocab["<|endoftext|>"], do_sample=False
     )
     model.to(dtype).save_pretrained(folder)
+    clarify(folder, seed)
     return folder
+
+
+def write_vision_checkpoint(folder: Path, shape: EngineShape, seed: int = 0) -> Path:
+    """Write a random Qwen3-VL checkpoint whose DeepStack features are nought.
+
+    A model that has no DeepStack then computes the same as one that has it.
+    """
+    write_engine_checkpoint(folder, shape)
+    clarify(folder, seed)
+    return folder
+
+
+def clarify(folder: Path, seed: int) -> None:
+    """Give the weights sizes with which every layer matters and a greedy token is decided by the
+    model and not by rounding; silence DeepStack."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    source = torch.Generator().manual_seed(seed)
+    for name, weight in weights.items():
+        values = torch.randn(weight.shape, generator=source)
+        if "deepstack" in name and "linear_fc2" in name:
+            values = torch.zeros(weight.shape)
+        elif "norm" in name and name.endswith("weight"):
+            values = torch.rand(weight.shape, generator=source) + 0.5
+        elif weight.dim() == 1:
+            values *= 0.2
+        else:
+            values *= (
+                1.2 / weight[0].numel() ** 0.5
+                if weight.dim() != 3
+                else 1.2 / weight.shape[-1] ** 0.5
+            )
+        weights[name] = values.to(weight.dtype)
+    save_file(weights, path, {"format": "pt"})
+
+
+def image_token(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text())["image_token_id"])

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.util
 import inspect
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 
+PR_SET_PDEATHSIG = 1
+
 
 def main() -> None:
+    # A test that is interrupted leaves nothing running.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     call = json.load(sys.stdin)
     function = getattr(_load(Path(call["file"])), call["function"])
     result = function(*call["arguments"], **call["keywords"])

@@ -48,6 +48,8 @@ def environment(
         trace: a file that gets a line for each kernel launch.
         extra: variables to add, for example ``HOST_RUNTIME_NULL_TOKEN``.
     """
+    if "HOST_RUNTIME_MODE" in os.environ:
+        raise RuntimeError("a child starts no children")
     try:
         libraries = build()
     except NotAvailable as error:

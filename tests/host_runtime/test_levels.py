@@ -49,9 +49,15 @@ def test_a_raw_request_takes_its_way_through_the_stock_engine(
     assert any("attention_kernel" in line and "DecodingCtaMap" in line for line in launches)
 
 
+async def _perplexity(checkpoint: str) -> None:
+    from tests.host_runtime import engines
+
+    await engines.ask(engines.turbomind(checkpoint), range(10, 40), return_ppl=True)
+
+
 def test_a_kernel_without_host_code_aborts_with_its_name(text_checkpoint: Path) -> None:
     with pytest.raises(ChildFailed, match=r"ended with -6(?s:.)*no host kernel for turbomind::\w+"):
-        run(_raw, text_checkpoint, mode="numbers")
+        run(_perplexity, text_checkpoint, mode="numbers")
 
 
 def test_the_pipeline_answers_several_prompts(text_checkpoint: Path) -> None:

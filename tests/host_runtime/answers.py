@@ -1,0 +1,64 @@
+"""Child's side of the parity tests: the answers of the stock engine with the extension to many cases."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tests.host_runtime.cases import Case
+
+if TYPE_CHECKING:
+    from tests.host_runtime.engines import Answer
+
+
+def answers(
+    checkpoint: str, cases: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+) -> list[list[dict[str, Any]]]:
+    """Ask every case in every run.
+
+    Args:
+        cases: each of `Case.to_json`.
+        runs: each a set of engine settings for a new engine. Three keys are taken out: ``together``
+            sends all cases at once, in an order and at times that follow from ``shuffle``;
+            ``rounds`` asks everything so many times, which matters with a prefix cache.
+
+    Returns:
+        For each run the answers of its last round, fields of `engines.Answer`.
+    """
+    import lmdeploy_ext
+
+    lmdeploy_ext.install()
+    ready = [Case.from_json(case) for case in cases]
+    return [asyncio.run(_run(checkpoint, ready, dict(run))) for run in runs]
+
+
+async def _run(
+    checkpoint: str, cases: Sequence[Case], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    together, rounds = settings.pop("together", False), settings.pop("rounds", 1)
+    from tests.host_runtime import engines  # imports LMDeploy, which is there only in a child
+
+    arrival = random.Random(settings.pop("shuffle", 0))
+    engine = engines.turbomind(checkpoint, **settings)
+    found: list[Answer] = []
+    for _ in range(rounds):
+        if together:
+            delays = [arrival.random() * 0.05 for _ in cases]
+            found = await asyncio.gather(
+                *(ask(engine, *pair) for pair in zip(cases, delays, strict=True))
+            )
+        else:
+            found = [await ask(engine, case) for case in cases]
+    await engines.idle(engine)
+    engine.close()
+    return [vars(answer) for answer in found]
+
+
+async def ask(engine: Any, case: Case, delay_s: float = 0) -> Answer:
+    from tests.host_runtime import engines
+
+    await asyncio.sleep(delay_s)
+    options = {"max_new_tokens": case.max_new_tokens, "ignore_eos": True, **case.options}
+    return await engines.ask(engine, case.tokens, images=case.images(), **options)
