@@ -75,6 +75,9 @@ class _Loader(Loader):
         self._loader = loader
         self._finder = finder
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)  # whoever only looks for the package asks for its files
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self._loader.create_module(spec)
         return created
@@ -86,7 +89,8 @@ class _Loader(Loader):
         module.__loader__ = self._loader
         self._loader.exec_module(module)
         _install()
-        sys.meta_path.remove(self._finder)  # last: an import that fails may be tried again
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)  # last: an import that fails may be tried again
 
 
 def _check_value() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,25 @@ def test_the_host_keeps_its_loader(events: list[str], monkeypatch: pytest.Monkey
     assert host.__spec__ is not None
     assert type(host.__spec__.loader) is type(host.__loader__) is type(part.__loader__)
     assert host.__spec__.origin == host.__file__
+
+
+def test_looking_for_the_host(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(autoload.VARIABLE, "1")
+    autoload.arm()
+    spec = importlib.util.find_spec(HOST)
+    assert spec is not None
+    loader: Any = spec.loader
+    assert loader.get_filename(HOST) == spec.origin
+    assert loader.is_package(HOST)
+    assert events == []
+
+
+def test_a_finder_that_others_removed(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(autoload.VARIABLE, "1")
+    autoload.arm()
+    monkeypatch.setattr(lmdeploy_ext, "install", lambda: sys.meta_path.pop(0))
+    importlib.import_module(HOST)
+    assert armed() == 0
 
 
 def test_a_host_that_is_there_already(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
