@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
-from lmdeploy_ext import vision_off
+from lmdeploy_ext import deepstack, vision_off
 from lmdeploy_ext.patch import ExtensionError, HostDrift, drift
 
 FIRST, BEFORE = (0, 18, 0), (0, 19)
@@ -79,6 +79,7 @@ NAMES: dict[str, str | None] = {
     "lmdeploy.turbomind.models.qwen3_5:_VIT_HEAD_DIM_PADDED": None,
     f"{_BUILDERS}:Context": "(devices, gemm, data_type, gemm_input_dtype)",
     "lmdeploy.vl.constants:Modality": None,
+    **deepstack.NAMES,
     **vision_off.NAMES,
 }
 """``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`, None if only the name

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from lmdeploy_ext.deepstack.records import RECORDS as DEEPSTACK
 from lmdeploy_ext.patch import Record
 from lmdeploy_ext.turbomind.records import RECORDS as TURBOMIND
 from lmdeploy_ext.vision_off.records import RECORDS as VISION_OFF
 
-PATCHES: tuple[Record, ...] = (*TURBOMIND, *VISION_OFF)
+PATCHES: tuple[Record, ...] = (*TURBOMIND, *DEEPSTACK, *VISION_OFF)
+
+WITHOUT_TURBOMIND: tuple[Record, ...] = VISION_OFF
+"""What is left where TurboMind is not offered for Qwen3-VL."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmdeploy.turbomind.builders import Context
 
+from lmdeploy_ext.deepstack import engine as deepstack
 from lmdeploy_ext.turbomind.names import DEEPSTACK, TOWER, UNREAD
 from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
 from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
@@ -96,6 +97,7 @@ class Qwen3VLSourceModel:
         self.text_model.model(pfx)
         if self.vision_model is not None:
             self.vision_model.model(pfx)
+            self._start_deepstack(self.vision_model, pfx + TOWER)
         unread = sorted(name for name in pfx.ckpt.keys() if not self._may_stay(name))  # noqa: SIM118
         if unread:
             logger.warning(
@@ -104,6 +106,23 @@ class Qwen3VLSourceModel:
                 ", ".join(unread[:5]),
                 ", …" if len(unread) > 5 else "",
             )
+
+    def _start_deepstack(self, vision: Qwen3VLVisionModel, tower: Any) -> None:
+        text = self.text_model
+        deepstack.start(
+            self,
+            tower,
+            vision=vision.cfg,
+            text=text.cfg,
+            dtype=vision._ctx.dtype,
+            groups={
+                "GPUs": len(vision._ctx.devices),
+                "attention_tp": text._attn_tp.size,
+                "mlp_tp": text._mlp_tp.size,
+                "ep": text._ep.size,
+                "model_tp": text._model_tp.size,
+            },
+        )
 
     def _may_stay(self, name: str) -> bool:
         if self.vision_model is None and name.startswith(TOWER + "."):

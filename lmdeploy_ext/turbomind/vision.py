@@ -1,12 +1,12 @@
 """The vision tower of Qwen3-VL as a TurboMind source model: Qwen3.5's, which is the same tower.
 
 Both have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a merger
-of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree.
+of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree: see
+`lmdeploy_ext.deepstack`.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +15,7 @@ from lmdeploy.turbomind.models.qwen3_5 import _VIT_HEAD_DIM_PADDED, Qwen3_5Visio
 from lmdeploy.vl.constants import Modality
 
 from lmdeploy_ext.mrope import merged_grids
-from lmdeploy_ext.turbomind.names import DEEPSTACK, TOWER
-
-logger = logging.getLogger("lmdeploy_ext")
+from lmdeploy_ext.turbomind.names import TOWER
 
 _FIELDS = {
     Modality.IMAGE: ("pixel_values", "image_grid_thw"),
@@ -63,13 +61,6 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
                 "TurboMind needs it in 16 or 32 bits"
             )
         super().model(pfx)
-        skipped = sum(DEEPSTACK.fullmatch(name) is not None for name in names)
-        if skipped:
-            logger.warning(
-                "%d DeepStack tensors of the vision tower are left out: TurboMind has no place for "
-                "them. Expect worse reading and locating than from the PyTorch engine.",
-                skipped,
-            )
 
     def to_turbomind_multimodal(self, multimodal: Sequence[Mapping[str, Any]]) -> Any:
         """Images and video frames of one request as TurboMind takes them.

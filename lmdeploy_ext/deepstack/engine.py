@@ -1,0 +1,136 @@
+"""DeepStack for a model that TurboMind loads: its weights, and from when to when it listens."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lmdeploy.turbomind.builders._base import _CPP_TO_TORCH
+from torch import Tensor
+
+from lmdeploy_ext.deepstack.binding import hook
+from lmdeploy_ext.deepstack.features import Features
+from lmdeploy_ext.deepstack.mergers import NAMES, Merger
+from lmdeploy_ext.deepstack.modes import VARIABLE, DeepStackUnavailable, Mode, status
+
+logger = logging.getLogger("lmdeploy_ext")
+
+_owner: weakref.ref[Any] | None = None
+_features: Features | None = None
+
+
+def start(
+    owner: Any,
+    tower: Any,
+    *,
+    vision: Any,
+    text: Any,
+    dtype: torch.dtype,
+    groups: Mapping[str, int],
+) -> None:
+    """Load the mergers and listen to the engine that is being built, unless DeepStack is off.
+
+    Args:
+        owner: lives as long as the engine; for one model at a time.
+        tower: LMDeploy's ``Prefix`` of the vision tower in the checkpoint.
+        vision, text: transformers' configurations.
+        dtype: in which the tower computes.
+        groups: number of GPUs in each way in which work can be spread.
+
+    Raises:
+        DeepStackUnavailable: the model is spread over several GPUs, or another one with DeepStack
+            runs in this process.
+        KeyError, ValueError: tensors are missing or have other shapes.
+    """
+    taps = list(vision.deepstack_visual_indexes)[: text.num_hidden_layers]
+    if not taps:
+        return
+    if not status().active:
+        _warn(len(list(vision.deepstack_visual_indexes)))
+        return
+    _check_alone(groups)
+    merge = vision.spatial_merge_size
+    if merge != 2:
+        raise ValueError(f"spatial_merge_size is {merge}, DeepStack is written for 2")
+
+    def merger(number: int) -> Merger:
+        def load(name: str) -> Tensor:
+            tensor: Tensor = tower.get(f"deepstack_merger_list.{number}.{name}").to(dtype)
+            return tensor
+
+        return Merger(load, vision.hidden_size * merge**2, text.hidden_size)
+
+    mergers = [merger(number) for number in range(len(taps))]
+    device = tower.get(f"deepstack_merger_list.0.{NAMES[0]}").device
+    dtypes = {int(number): kind for number, kind in _CPP_TO_TORCH.items()}
+    features = Features(mergers, taps, text.hidden_size, dtype, device, dtypes)
+    _listen(owner, features, taps)
+    logging.getLogger("lmdeploy").info(
+        "DeepStack is on: vision blocks %s feed decoder layers 0 to %d", taps, len(taps) - 1
+    )
+
+
+def stop(owner: Any) -> None:
+    """The owner's engine is closed. Does nothing for others."""
+    if _owner is not None and _owner() is owner:
+        _forget()
+
+
+def running() -> bool:
+    """Whether an engine with DeepStack runs in this process."""
+    return _owner is not None and _owner() is not None
+
+
+def forwards() -> int:
+    """Forwards with pictures of the running engine so far."""
+    return 0 if _features is None else _features.forwards
+
+
+def _listen(owner: Any, features: Features, taps: list[int]) -> None:
+    global _owner, _features
+    _features = features
+    # Nobody else calls `_forget` for an engine that is dropped without being closed.
+    _owner = weakref.ref(owner, lambda reference: _forget() if _owner is reference else None)
+    hook().listen(features.tell, taps, len(taps))
+
+
+def _forget() -> None:
+    global _owner, _features
+    hook().silence()
+    _owner = _features = None
+
+
+def _check_alone(groups: Mapping[str, int]) -> None:
+    spread = {name: size for name, size in groups.items() if size > 1}
+    if spread:
+        raise DeepStackUnavailable(
+            f"DeepStack on TurboMind works on one GPU; this engine has {spread}. Use LMDeploy's "
+            f"PyTorch engine (--backend pytorch), or {VARIABLE}=off for TurboMind without DeepStack."
+        )
+    if running():
+        gc.collect()  # an engine that was dropped may only wait for that
+    if running():
+        raise DeepStackUnavailable(
+            "another engine with DeepStack runs in this process: close it first (TurboMind.close), "
+            "or use a process of its own for each"
+        )
+
+
+def _warn(count: int) -> None:
+    found = status()
+    if found.mode in (Mode.OFF, None):
+        logger.warning(
+            "%d DeepStack mergers are left out: %s. Expect worse reading and locating than from the "
+            "PyTorch engine.",
+            count,
+            found.reason,
+        )
+    else:
+        raise DeepStackUnavailable(
+            f"this model has {count} DeepStack mergers, and TurboMind cannot be given DeepStack: "
+            f"{found.reason}. Use LMDeploy's PyTorch engine (--backend pytorch), or {VARIABLE}=off."
+        )

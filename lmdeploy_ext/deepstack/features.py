@@ -1,0 +1,152 @@
+"""DeepStack for one engine: computes features when a vision block ends, adds them when a layer does.
+
+Two threads of TurboMind come here. The scheduling thread sets batches up, ahead of the forward by
+one batch when the engine is asynchronous; the forward's thread runs them in the same order. So the
+plans of batches with pictures wait in a queue, and each vision forward takes the oldest. A request
+that is cancelled in between stays in its batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lmdeploy_ext.deepstack.binding import SEGMENT_FIELDS, Event, Kind
+from lmdeploy_ext.deepstack.memory import on_stream, view
+from lmdeploy_ext.deepstack.mergers import Merger
+from lmdeploy_ext.deepstack.plan import Plan, plan
+
+logger = logging.getLogger("lmdeploy_ext")
+
+RESERVED_ROWS = 8192
+"""Image tokens in one forward for which memory is taken before the KV cache gets the rest: as many
+as LMDeploy prefills at once by default. More are possible."""
+_PATCHES = 4
+
+
+class Features:
+    """Listener of the hook.
+
+    Args:
+        mergers: one for each entry of ``taps``, at most one for each decoder layer.
+        taps: the vision blocks whose output they take; feature k is added behind decoder layer k.
+        width: hidden size of the decoder.
+        dtype: type of the vision tower.
+        dtypes: TurboMind's numbers of data types.
+    """
+
+    def __init__(
+        self,
+        mergers: Sequence[Merger],
+        taps: Sequence[int],
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        dtypes: Mapping[int, torch.dtype],
+    ) -> None:
+        self._mergers = dict(zip(taps, mergers, strict=True))
+        self._layer = {block: layer for layer, block in enumerate(taps)}
+        self._width, self._device, self._dtypes = width, device, dtypes
+        self._plans: deque[Plan] = deque()
+        self._plan: Plan | None = None
+        self._ready: set[int] = set()
+        shape = (len(mergers), RESERVED_ROWS, width)
+        self._features = torch.empty(shape, dtype=dtype, device=device)
+        self.forwards = 0
+        """Forwards with pictures so far."""
+
+    def tell(self, event: Event) -> None:
+        """Called by the hook, on TurboMind's threads.
+
+        An error ends the process, as a failed check of TurboMind's own does: the answers that are
+        under way would be wrong without anybody noticing.
+        """
+        try:
+            with on_stream(event.stream, self._device):
+                self._handle(event)
+        except BaseException:
+            logger.critical(
+                "DeepStack failed within TurboMind; the process ends, since it cannot go on without "
+                "giving wrong answers",
+                exc_info=True,
+            )
+            logging.shutdown()
+            os.abort()
+
+    def _handle(self, event: Event) -> None:
+        if event.kind == Kind.SEGMENTS:
+            self._set_up(event)
+        elif event.kind == Kind.VISION_BEGINS:
+            self._begin(event)
+        elif event.kind == Kind.BLOCK_ENDS:
+            self._compute(event)
+        else:
+            self._add(event)
+
+    def _set_up(self, event: Event) -> None:
+        """Read how the pictures lie in a batch. Waits for the scheduling thread's own copies only."""
+        table = view(event.data, (event.count, SEGMENT_FIELDS), torch.int32, self._device)
+        found = plan(table.tolist())
+        if found is not None:
+            self._plans.append(found)
+
+    def _begin(self, event: Event) -> None:
+        if not self._plans:
+            raise RuntimeError("a vision forward begins that was not set up")
+        self._plan = self._plans.popleft()
+        self._ready.clear()
+        self.forwards += 1
+        self._check_patches(event, self._plan)
+        if self._plan.rows > self._features.shape[1]:
+            shape = (self._features.shape[0], self._plan.rows, self._width)
+            self._features = self._features.new_empty(shape)
+
+    def _compute(self, event: Event) -> None:
+        current = self._current()
+        self._check_patches(event, current)
+        layer = self._layer[event.index]
+        patches = self._view(event)
+        if patches.dtype != self._features.dtype:
+            raise RuntimeError(f"the tower computes in {patches.dtype}, not {self._features.dtype}")
+        out = self._features[layer, : current.rows]
+        self._mergers[event.index](patches, current.sources, out)
+        self._ready.add(layer)
+
+    def _add(self, event: Event) -> None:
+        current = self._current()
+        if event.index not in self._ready:
+            raise RuntimeError(f"feature {event.index} was not computed in this forward")
+        if event.width != self._width or current.targets[-1][1] > event.count:
+            raise RuntimeError(
+                f"the residual is {(event.count, event.width)}; rows up to {current.targets[-1][1]} "
+                f"of width {self._width} were expected"
+            )
+        residual = self._view(event)
+        features = self._features[event.index, : current.rows].to(residual.dtype)
+        row = 0
+        for begin, end in current.targets:
+            residual[begin:end] += features[row : row + end - begin]
+            row += end - begin
+
+    def _current(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("no vision forward has begun")
+        return self._plan
+
+    @staticmethod
+    def _check_patches(event: Event, expected: Plan) -> None:
+        if event.count != _PATCHES * expected.tokens:
+            raise RuntimeError(
+                f"{event.count} patches are in the tower, {_PATCHES * expected.tokens} were set up"
+            )
+
+    def _view(self, event: Event) -> Tensor:
+        dtype = self._dtypes.get(event.dtype)
+        if dtype is None:
+            raise RuntimeError(f"TurboMind's data type {event.dtype} is unknown")
+        return view(event.data, (event.count, event.width), dtype, self._device)

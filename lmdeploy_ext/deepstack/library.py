@@ -1,0 +1,107 @@
+"""Finds the hook library, or builds it from `hook.c` with the system's C compiler.
+
+Looked for beside the source, where a wheel that was built for one platform has it, and in the
+user's cache. Its name has a hash of the source in it, so that no other version is ever taken.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "hook.c"
+FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra")
+TIMEOUT_S = 120
+
+
+class LibraryUnavailable(Exception):
+    """There is no hook library and none can be built; the text says why and what to do."""
+
+
+def find() -> Path:
+    """The hook library for this machine, built now if need be, in less than a second.
+
+    Raises:
+        LibraryUnavailable: another system than Linux, or neither a library nor a compiler.
+    """
+    if sys.platform != "linux":
+        raise LibraryUnavailable(f"it needs Linux; this is {sys.platform}")
+    name = file_name()
+    if (HERE / name).is_file():
+        return HERE / name
+    folder = cache_folder()
+    if folder is None:  # for this process alone
+        folder = Path(tempfile.mkdtemp(prefix="lmdeploy-ext-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = folder / name
+    if not target.is_file():
+        build(target)
+    return target
+
+
+def file_name() -> str:
+    """``hook-<processor>-<hash>.so``."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    return f"hook-{platform.machine()}-{digest}.so"
+
+
+def build(target: Path) -> None:
+    """Compile the library to a path, whole or not at all.
+
+    Raises:
+        LibraryUnavailable: there is no compiler, or it fails.
+    """
+    compiler = find_compiler()
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    command = [compiler, *FLAGS, str(SOURCE), "-o", str(partial), "-ldl"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        if done.returncode != 0:
+            raise LibraryUnavailable(f"{compiler} failed: {done.stderr.strip()[-500:]}")
+        partial.replace(target)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LibraryUnavailable(f"{compiler} failed: {error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def find_compiler() -> str:
+    """Raises LibraryUnavailable when there is none."""
+    chosen = os.environ.get("CC")
+    for name in [chosen] if chosen else ["cc", "gcc", "clang"]:
+        found = shutil.which(name)
+        if found is not None:
+            return found
+    wanted = f"CC={chosen}, which does not exist" if chosen else "no cc, gcc or clang on the PATH"
+    raise LibraryUnavailable(
+        f"the package has no library for {platform.machine()} and there is no C compiler to build "
+        f"one ({wanted}). Install one (apt-get install gcc libc6-dev), or a wheel that was built "
+        "with QWEN3VL_BUILD_HOOK=1"
+    )
+
+
+def cache_folder() -> Path | None:
+    """A folder that only this user can write to; None where there is none.
+
+    What lies in it is loaded into the process, so nobody else may put anything there.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(root) / "qwen3vl-lmdeploy-ext"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):
+        return None
+    private = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if private and os.access(folder, os.W_OK) else None

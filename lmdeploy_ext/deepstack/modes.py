@@ -1,0 +1,146 @@
+"""Whether TurboMind gets DeepStack in this process. Imports neither torch nor LMDeploy by itself."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from lmdeploy_ext.deepstack.binding import hook
+from lmdeploy_ext.deepstack.library import LibraryUnavailable
+from lmdeploy_ext.patch import ExtensionError
+
+VARIABLE = "LMDEPLOY_QWEN3VL_DEEPSTACK"
+logger = logging.getLogger("lmdeploy_ext")
+
+
+class Mode(Enum):
+    """See `lmdeploy_ext.deepstack`."""
+
+    AUTO = "auto"
+    REQUIRE = "require"
+    OFF = "off"
+
+
+class DeepStackUnavailable(ExtensionError):
+    """DeepStack is wanted and cannot be had; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """DeepStack in this process.
+
+    Attributes:
+        mode: what was asked for; None before `lmdeploy_ext.install`.
+        active: whether models with vision get it on TurboMind.
+        reason: why it is not active, for people; empty when it is.
+    """
+
+    mode: Mode | None = None
+    active: bool = False
+    reason: str = "the extension is not installed"
+
+
+_status = Status()
+
+
+def status() -> Status:
+    """What holds now."""
+    return _status
+
+
+def fell_back() -> bool:
+    """Whether the extension is installed without TurboMind, as ``auto`` does it."""
+    return _status.mode is Mode.AUTO and not _status.active
+
+
+def chosen(argument: str | Mode | None) -> Mode:
+    """The mode: the argument, else the environment, else ``auto``.
+
+    Raises:
+        DeepStackUnavailable: there is no such mode.
+    """
+    if isinstance(argument, Mode):
+        return argument
+    value = argument if argument is not None else os.environ.get(VARIABLE, "").strip().lower()
+    known = [mode.value for mode in Mode]
+    if value not in (*known, ""):
+        raise DeepStackUnavailable(f"{VARIABLE}={value!r} is not one of {', '.join(known)}")
+    return Mode(value or "auto")
+
+
+def enter(mode: Mode) -> Status:
+    """Take TurboMind's calls over, if the mode says so. LMDeploy's module must be loaded.
+
+    Raises:
+        DeepStackUnavailable: the mode is ``require`` and the calls cannot be taken over.
+    """
+    global _status
+    if mode is Mode.OFF:
+        logger.warning(
+            "DeepStack is off, as asked for: TurboMind will read and locate worse than the "
+            "model can."
+        )
+        _status = Status(mode, False, f"switched off ({VARIABLE}=off)")
+        return _status
+    problem = _attach()
+    if problem is None:
+        _status = Status(mode, True, "")
+    elif mode is Mode.REQUIRE:
+        raise DeepStackUnavailable(
+            f"TurboMind cannot be given DeepStack: {problem}. {VARIABLE}=auto takes LMDeploy's "
+            "PyTorch engine instead, and off takes TurboMind without DeepStack."
+        )
+    else:
+        logger.warning(
+            "TurboMind cannot be given DeepStack: %s. LMDeploy serves Qwen3-VL with its PyTorch "
+            "engine instead, which has it and is slower. %s=off takes TurboMind without DeepStack.",
+            problem,
+            VARIABLE,
+        )
+        _status = Status(mode, False, problem)
+    return _status
+
+
+def leave() -> None:
+    """Give the calls back, unless an engine that still runs needs them."""
+    global _status
+    if _status.active:
+        from lmdeploy_ext.deepstack import engine
+
+        if engine.running():
+            logger.warning("An engine with DeepStack still runs: its hook stays in place.")
+        else:
+            hook().detach()
+    _status = Status()
+
+
+def check_unchanged(wanted: Mode) -> None:
+    """Refuse another mode for an extension that is installed already.
+
+    Raises:
+        DeepStackUnavailable: the mode in force does something else.
+    """
+    found = _status
+    same = not found.active if wanted is Mode.OFF else found.active or wanted is found.mode
+    if not same:
+        raise DeepStackUnavailable(
+            f"DeepStack was asked for as {wanted.value!r}, but the extension is already installed "
+            f"with {found.mode.value if found.mode else 'none'!r}: call lmdeploy_ext.uninstall() "
+            f"first, or set {VARIABLE}={wanted.value}"
+        )
+
+
+def _attach() -> str | None:
+    """None once every call leads to the hook; otherwise why it does not."""
+    module = importlib.import_module("lmdeploy.turbomind")._tm.__file__
+    try:
+        library = hook()
+    except LibraryUnavailable as error:
+        return f"there is no hook library: {error}"
+    problem = library.attach(module)
+    if problem is None and not library.bound():
+        problem = "the calls do not lead to the hook"
+    return None if problem is None else f"LMDeploy's module {module} does not fit: {problem}"
