@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tests.host_runtime.cases import Case
+from tests.host_runtime.mutations import armed
 
 if TYPE_CHECKING:
     from tests.host_runtime.engines import Answer
@@ -20,9 +21,10 @@ def answers(
 
     Args:
         cases: each of `Case.to_json`.
-        runs: each a set of engine settings for a new engine. Three keys are taken out: ``together``
-            sends all cases at once, in an order and at times that follow from ``shuffle``;
-            ``rounds`` asks everything so many times, which matters with a prefix cache.
+        runs: each a set of engine settings for a new engine. Some keys are taken out: ``together``
+            sends all cases at once, at times that follow from ``shuffle``; ``rounds`` asks
+            everything so many times, which matters with a prefix cache; ``fault`` names one of
+            `tests.host_runtime.mutations`, and ``checkpoint`` another checkpoint.
 
     Returns:
         For each run the answers of its last round, fields of `engines.Answer`.
@@ -37,9 +39,17 @@ def answers(
 async def _run(
     checkpoint: str, cases: Sequence[Case], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    together, rounds = settings.pop("together", False), settings.pop("rounds", 1)
+    checkpoint = settings.pop("checkpoint", checkpoint)
+    with armed(settings.pop("fault", "")):
+        return await _ask_all(checkpoint, cases, settings)
+
+
+async def _ask_all(
+    checkpoint: str, cases: Sequence[Case], settings: dict[str, Any]
+) -> list[dict[str, Any]]:
     from tests.host_runtime import engines  # imports LMDeploy, which is there only in a child
 
+    together, rounds = settings.pop("together", False), settings.pop("rounds", 1)
     arrival = random.Random(settings.pop("shuffle", 0))
     engine = engines.turbomind(checkpoint, **settings)
     found: list[Answer] = []

@@ -45,8 +45,11 @@ class Case:
         result = []
         for index, (t, h, w) in enumerate(self.grids):
             source = torch.Generator().manual_seed(self.seed * 100 + index)
-            values = torch.rand((t * h * w, PATCH_VALUES), generator=source) * 2 - 1
-            result.append(values.bfloat16())
+            # Noise alone looks the same everywhere: images and patches have a brightness of their own.
+            values = torch.rand((t * h * w, PATCH_VALUES), generator=source) - 0.5
+            values += torch.rand((t * h * w, 1), generator=source) - 0.5
+            values += torch.rand((1,), generator=source) - 0.5
+            result.append(values.clamp(-1, 1).bfloat16())
         return result
 
     def images(self) -> list[dict[str, Any]]:

@@ -1,0 +1,181 @@
+"""Faults put into the extension or the weights on purpose, to see that the parity tests notice.
+
+Code faults run in a child; weight faults are other checkpoints. A fault's function changes what it
+is given in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+Weights = dict[str, torch.Tensor]
+
+DECODER, TOWER = "model.language_model.layers.1.", "model.visual."
+
+
+def _swap(weights: Weights, one: str, other: str) -> None:
+    weights[one], weights[other] = weights[other], weights[one]
+
+
+def swap_keys_and_values(weights: Weights) -> None:
+    _swap(weights, f"{DECODER}self_attn.k_proj.weight", f"{DECODER}self_attn.v_proj.weight")
+
+
+def swap_gate_and_up(weights: Weights) -> None:
+    _swap(weights, f"{DECODER}mlp.gate_proj.weight", f"{DECODER}mlp.up_proj.weight")
+
+
+def swap_query_heads(weights: Weights) -> None:
+    name = f"{DECODER}self_attn.q_proj.weight"
+    weights[name] = weights[name].roll(128, 0)
+
+
+def forget_head_norms(weights: Weights) -> None:
+    for name, weight in weights.items():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            weight.fill_(1)
+
+
+def swap_norms(weights: Weights) -> None:
+    _swap(weights, f"{DECODER}input_layernorm.weight", f"{DECODER}post_attention_layernorm.weight")
+
+
+def forget_patch_bias(weights: Weights) -> None:
+    weights[f"{TOWER}patch_embed.proj.bias"].zero_()
+
+
+def forget_qkv_bias(weights: Weights) -> None:
+    for block in range(3):
+        weights[f"{TOWER}blocks.{block}.attn.qkv.bias"].zero_()
+
+
+def forget_merger_bias(weights: Weights) -> None:
+    weights[f"{TOWER}merger.linear_fc2.bias"].zero_()
+
+
+def transpose_position_grid(weights: Weights) -> None:
+    name = f"{TOWER}pos_embed.weight"
+    weights[name] = weights[name].view(6, 6, -1).transpose(0, 1).reshape(36, -1).contiguous()
+
+
+def swap_vision_queries_and_keys(weights: Weights) -> None:
+    name = f"{TOWER}blocks.0.attn.qkv.weight"
+    q, k, v = weights[name].chunk(3)
+    weights[name] = torch.cat([k, q, v])
+
+
+IN_WEIGHTS: tuple[Callable[[Weights], None], ...] = (
+    swap_keys_and_values, swap_gate_and_up, swap_query_heads, forget_head_norms, swap_norms,
+    forget_patch_bias, forget_qkv_bias, forget_merger_bias, transpose_position_grid,
+    swap_vision_queries_and_keys,
+)  # fmt: skip
+
+
+def chunked_mrope(model: Any) -> None:
+    """Sections one after the other, as in Qwen2-VL."""
+    model._attn_cfg.rope.mrope_interleaved = False
+
+
+def other_mrope_sections(model: Any) -> None:
+    """The pairs that the sections give to height and width stay with time."""
+    model._attn_cfg.rope.mrope_section = [52, 6, 6]
+
+
+def other_rope_base(model: Any) -> None:
+    model._attn_cfg.rope.base *= 2
+
+
+IN_MODEL: tuple[Callable[[Any], None], ...] = (
+    chunked_mrope,
+    other_mrope_sections,
+    other_rope_base,
+)
+
+
+def shift_spans(items: list[dict[str, Any]]) -> None:
+    """Every image one token early, where there is a token before it."""
+    for item in items:
+        begin, end = item["offset"]
+        item["offset"] = (begin - 1, end - 1) if begin else (begin, end)
+
+
+def turn_grids(items: list[dict[str, Any]]) -> None:
+    for item in items:
+        item["image_grid_thw"] = item["image_grid_thw"][:, [0, 2, 1]]
+
+
+def swap_images(items: list[dict[str, Any]]) -> None:
+    """The pixels of two images of the same size exchanged."""
+    for one, other in zip(items[::2], items[1::2], strict=False):
+        if one["pixel_values"].shape == other["pixel_values"].shape:
+            one["pixel_values"], other["pixel_values"] = other["pixel_values"], one["pixel_values"]
+
+
+def roll_patches(items: list[dict[str, Any]]) -> None:
+    """Patches off by one row."""
+    for item in items:
+        item["pixel_values"] = item["pixel_values"].roll(1, 0)
+
+
+def same_fingerprint(items: list[dict[str, Any]]) -> None:
+    """The prefix cache takes every image for the same."""
+    for item in items:
+        item["fingerprint"] = b"\1" * 32
+
+
+IN_ITEMS: tuple[Callable[[list[dict[str, Any]]], None], ...] = (
+    shift_spans, turn_grids, swap_images, roll_patches, same_fingerprint,
+)  # fmt: skip
+
+
+@contextmanager
+def armed(name: str) -> Iterator[None]:
+    """In a child with the extension installed: put a code fault in; "" puts none in."""
+    from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
+    from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
+
+    if fault := _named(IN_MODEL, name):
+        initialise = Qwen3VLTextModel.__init__
+
+        def changed(self: Any, *arguments: Any, **keywords: Any) -> None:
+            initialise(self, *arguments, **keywords)
+            fault(self)
+
+        with mock.patch.object(Qwen3VLTextModel, "__init__", changed):
+            yield
+    elif fault := _named(IN_ITEMS, name):
+        convert = Qwen3VLVisionModel.to_turbomind_multimodal
+
+        def converted(self: Any, items: Sequence[dict[str, Any]]) -> Any:
+            copies = [dict(item) for item in items]
+            fault(copies)
+            return convert(self, copies)
+
+        with mock.patch.object(Qwen3VLVisionModel, "to_turbomind_multimodal", converted):
+            yield
+    else:
+        assert not name, name
+        yield
+
+
+def _named(faults: Sequence[Callable[[Any], None]], name: str) -> Callable[[Any], None] | None:
+    return next((fault for fault in faults if fault.__name__ == name), None)
+
+
+def write_faulty(folder: Path, target: Path, fault: Callable[[Weights], None]) -> Path:
+    """A copy of a checkpoint with a fault in its weights."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, target)
+    weights = load_file(target / "model.safetensors")
+    fault(weights)
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    return target
