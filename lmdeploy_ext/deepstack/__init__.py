@@ -27,7 +27,6 @@ from lmdeploy_ext.deepstack.modes import (
 __all__ = ["NAMES", "VARIABLE", "DeepStackUnavailable", "Mode", "Status", "status"]
 
 NAMES: dict[str, str | None] = {
-    "lmdeploy.turbomind:_tm": None,
     "lmdeploy.turbomind.builders._base:_CPP_TO_TORCH": None,
 }
 """What this package uses of LMDeploy beside the targets of its records; see `lmdeploy_ext.host`."""
