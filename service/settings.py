@@ -22,7 +22,7 @@ PREFIX = "QWEN3VL_"
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
 """Variables with our prefix that the commands of a caller read."""
 LMDEPLOY_SETTINGS = frozenset(
-    {"backend", "tensor_parallel", "model_format", "cache_share", "cache_type", "prefix_caching",
+    {"backend", "deepstack", "tensor_parallel", "model_format", "cache_share", "cache_type", "prefix_caching",
      "prefill_chunk", "picture_pixels", "vision_batch"}
 )  # fmt: skip
 """What only the LMDeploy engine has; refused with another one."""
@@ -108,8 +108,13 @@ class Settings(BaseSettings):
     # How LMDeploy runs it; settings of engine=lmdeploy alone.
     backend: Literal["auto", "turbomind", "pytorch"] = Field(
         "auto",
-        description="Engine of LMDeploy: auto is pytorch for a model with vision, because TurboMind "
-        "has no DeepStack yet, and turbomind for one without.",
+        description="Engine of LMDeploy: auto is turbomind, but pytorch where TurboMind cannot be "
+        "given DeepStack, which pictures need: on several GPUs, or on an unknown build.",
+    )
+    deepstack: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="DeepStack on TurboMind: require ends the start where it cannot be had, off "
+        "goes without, for worse answers about pictures.",
     )
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="GPUs that share the model; divides its attention heads."

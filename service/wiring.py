@@ -53,6 +53,7 @@ def _lmdeploy(settings: Settings, on_progress: Callable[[str], None] | None) -> 
             revision=settings.revision,
             on_progress=on_progress,
             backend=settings.backend,
+            deepstack=settings.deepstack,
             vision=settings.vision,
             dtype=settings.dtype,
             model_format=settings.model_format,

@@ -211,6 +211,7 @@ def test_what_lmdeploy_does_not_do(changes: dict[str, Any], says: str) -> None:
     ("name", "value"),
     [
         ("backend", "auto"),
+        ("deepstack", "auto"),
         ("tensor_parallel", 1),
         ("model_format", "auto"),
         ("cache_share", 0.5),
@@ -237,8 +238,18 @@ def test_every_setting_of_lmdeploy_is_in_the_list_of_refusals() -> None:
     [
         ({"backend": "turbomind", "cache_type": "fp8"}, "cache_type: TurboMind has no fp8"),
         ({"vision": False, "cache_type": "fp8"}, "cache_type: TurboMind has no fp8"),
-        ({"model_format": "awq"}, "model_format: LMDeploy's PyTorch engine reads the format"),
+        (
+            {"backend": "pytorch", "model_format": "awq"},
+            "model_format: LMDeploy's PyTorch engine reads the format",
+        ),
+        ({"backend": "pytorch", "deepstack": "off"}, "deepstack: LMDeploy's PyTorch engine always"),
+        (
+            {"backend": "turbomind", "tensor_parallel": 2},
+            "tensor_parallel: TurboMind has DeepStack on one GPU only",
+        ),
         ({"vision": False, "vision_batch": 4}, "vision_batch: there are no pictures"),
+        ({"vision": False, "picture_pixels": 4096}, "picture_pixels: there are no pictures"),
+        ({"vision": False, "deepstack": "require"}, "deepstack: there are no pictures"),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused_with_the_reason(
@@ -251,9 +262,17 @@ def test_what_a_backend_cannot_do_is_refused_with_the_reason(
 
 @pytest.mark.parametrize(
     ("changes", "backend"),
-    [({}, "pytorch"), ({"vision": False}, "turbomind"), ({"backend": "turbomind"}, "turbomind")],
+    [
+        ({}, "turbomind"),
+        ({"tensor_parallel": 2}, "pytorch"),
+        ({"tensor_parallel": 2, "vision": False}, "turbomind"),
+        ({"tensor_parallel": 2, "deepstack": "off"}, "turbomind"),
+        ({"backend": "pytorch"}, "pytorch"),
+    ],
 )
-def test_auto_takes_turbomind_only_for_text(changes: dict[str, Any], backend: str) -> None:
+def test_auto_takes_turbomind_where_it_has_deepstack_or_needs_none(
+    changes: dict[str, Any], backend: str
+) -> None:
     engine = build_engine(load_settings(**LMDEPLOY, **changes))
     assert isinstance(engine, LMDeployEngine)
     assert engine._options.chosen_backend == backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from lmdeploy.messages import PytorchEngineConfig, QuantPolicy, TurbomindEngineConfig
 
 import lmdeploy_ext
+from lmdeploy_ext import deepstack
 from lmdeploy_ext.patch import ExtensionError
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
-from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options
+from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options, unsupported
 from service.engines.shared.chat import Chat
 from service.engines.shared.config import TextConfig
 from service.errors import EngineUnavailable
@@ -22,6 +24,8 @@ from service.errors import EngineUnavailable
 logger = logging.getLogger(__name__)
 
 VERSION: str = lmdeploy.__version__
+CACHE_BLOCK = 64
+"""Tokens of a block of the key-value cache; LMDeploy's default, which is kept."""
 
 
 def build_host(
@@ -58,6 +62,20 @@ def build_host(
         ) from error
 
 
+def join_logs() -> None:
+    """Have LMDeploy write to the log of the service: by itself it takes stdout."""
+    log = logging.getLogger("lmdeploy")
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(logging.INFO)
+    os.environ.setdefault("TM_LOG_LEVEL", "WARNING")  # of TurboMind's module; a line per step else
+
+
+def hush_logs() -> None:
+    """The engine runs: from here on LMDeploy would write several lines for each request."""
+    logging.getLogger("lmdeploy").setLevel(logging.WARNING)
+
+
 def _check_machine(options: Options, config: TextConfig) -> None:
     if not torch.cuda.is_available():
         raise EngineUnavailable(
@@ -74,32 +92,38 @@ def _check_machine(options: Options, config: TextConfig) -> None:
 
 
 def _available(options: Options) -> str:
-    """The chosen backend, made ready; where TurboMind cannot be, ``auto`` takes the other one."""
-    backend = options.chosen_backend
-    if backend != TURBOMIND:
-        return backend
+    """The chosen backend, made ready; where TurboMind cannot be, ``auto`` takes the other one.
+
+    Raises EngineUnavailable.
+    """
+    if options.chosen_backend != TURBOMIND:
+        return PYTORCH
     try:
-        _extend(options)
+        _prepare_turbomind(options)
     except EngineUnavailable as error:
-        if options.backend != "auto":
+        refusal = unsupported(options, PYTORCH)
+        if options.backend != "auto" or options.deepstack == "require" or refusal is not None:
             raise
         logger.warning("%s Taking LMDeploy's PyTorch engine.", error.message)
         return PYTORCH
     return TURBOMIND
 
 
-def _extend(options: Options) -> None:
-    """Give TurboMind Qwen3-VL."""
+def _prepare_turbomind(options: Options) -> None:
+    """Give TurboMind Qwen3-VL, with DeepStack where there are pictures."""
     try:
-        lmdeploy_ext.install()
+        lmdeploy_ext.install(options.deepstack if options.vision else None)
+        if not options.vision and not lmdeploy_ext.is_installed():
+            lmdeploy_ext.uninstall()  # it was DeepStack that failed, which texts do without
+            lmdeploy_ext.install("off")
     except ExtensionError as error:
         raise EngineUnavailable(
             f"Qwen3-VL cannot be added to TurboMind: {error} backend=pytorch does without."
         ) from error
-    if options.vision:
-        logger.warning(
-            "TurboMind has no DeepStack yet: answers about pictures will be worse than the model "
-            "can do, most of all in reading text and in positions. backend=pytorch has it."
+    if not lmdeploy_ext.is_installed():
+        raise EngineUnavailable(
+            f"TurboMind cannot be given DeepStack, which pictures need: {deepstack.status().reason}. "
+            "backend=pytorch has it; deepstack=off goes without, for worse answers about pictures."
         )
 
 
@@ -128,7 +152,7 @@ def _pytorch(
 def turbomind_config(options: Options, context_length: int) -> TurbomindEngineConfig:
     """TurboMind's settings. Those that are not named keep LMDeploy's defaults."""
     return TurbomindEngineConfig(
-        **_common(options, context_length),
+        **_common(options, session_length(context_length, options.prefill_chunk)),
         quant_policy=CACHE_BITS[options.cache_type],
         model_format=None if options.model_format == "auto" else options.model_format,
     )
@@ -142,11 +166,24 @@ def pytorch_config(options: Options, context_length: int) -> PytorchEngineConfig
     )
 
 
-def _common(options: Options, context_length: int) -> dict[str, Any]:
+def session_length(context_length: int, prefill_chunk: int) -> int:
+    """TurboMind's session length: at least one token more than the context.
+
+    TurboMind warms up on prompts of some even lengths, of a whole chunk and of a chunk and a block,
+    and the process dies when the session has no room for a token behind one of them.
+    """
+    length = context_length + 1 | 1
+    blocked = {prefill_chunk, prefill_chunk + CACHE_BLOCK}
+    while length in blocked:
+        length += 2
+    return length
+
+
+def _common(options: Options, session_len: int) -> dict[str, Any]:
     return {
         "dtype": options.dtype,
         "tp": options.tensor_parallel,
-        "session_len": context_length,
+        "session_len": session_len,
         "max_batch_size": options.max_batch,
         "cache_max_entry_count": options.cache_share,
         "max_prefill_token_num": options.prefill_chunk,
@@ -166,11 +203,11 @@ def feature_dtype(host: Host, config: TextConfig) -> torch.dtype:
 
 def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]:
     """What an operator wants to know of the engine."""
-    deepstack = "off" if not options.vision or host.backend == TURBOMIND else "on"
+    active = options.vision and (host.backend == PYTORCH or deepstack.status().active)
     return {
         "backend": host.backend,
         "backend_chosen": "auto" if options.backend == "auto" else "operator",
-        "deepstack": deepstack,
+        "deepstack": "on" if active else "off",
         "lmdeploy": VERSION,
         "torch": torch.__version__,
         "dtype": str(feature_dtype(host, config)).removeprefix("torch."),

@@ -37,8 +37,9 @@ class LMDeployEngine:
         model: a checkpoint folder, or a name on the Hugging Face hub.
         on_progress: told in a few words what is being loaded; called from another thread.
         load: makes the started host; for tests that bring one of their own.
-        options: the fields of `Options`. backend: turbomind, pytorch or auto, which takes PyTorch
-            for a model with vision and TurboMind for one without. vision: False loads no tower.
+        options: the fields of `Options`. backend: turbomind, pytorch, or auto: TurboMind, but
+            PyTorch where TurboMind cannot be given DeepStack, which pictures need. deepstack: auto,
+            require or off, see `lmdeploy_ext.deepstack`. vision: False loads no tower.
             tensor_parallel: GPUs. context_length: tokens of prompt and answer; None is the model's
             own. max_batch: requests decoded together. max_queue: requests that may wait for that.
             cache_share: of the memory that the weights leave free, for keys and values.
@@ -279,8 +280,12 @@ class LMDeployEngine:
 
 
 def _load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
+    # LMDeploy's import sets every stream handler of the root logger to ERROR.
+    levels = [(handler, handler.level) for handler in logging.getLogger().handlers]
     from service.engines.lmdeploy.loading import load
 
+    for handler, level in levels:
+        handler.setLevel(level)
     return load(options, on_progress)
 
 

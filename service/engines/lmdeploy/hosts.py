@@ -45,6 +45,8 @@ class Host(Protocol):
     """A started engine of LMDeploy."""
 
     backend: str
+    spare_tokens: int
+    """Tokens of a session beyond the context."""
     native: Native
     compiler: Compiler
 
@@ -80,6 +82,7 @@ class TurboMindHost:
     """TurboMind. The grammar goes straight to the request object."""
 
     backend = TURBOMIND
+    spare_tokens = 1
     session_len = None
 
     def __init__(
@@ -120,6 +123,7 @@ class PyTorchHost:
     """LMDeploy's PyTorch engine; its tasks live on the event loop that ``start`` was called on."""
 
     backend = PYTORCH
+    spare_tokens = 0
 
     def __init__(
         self,

@@ -12,7 +12,13 @@ import torch
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
 from lmdeploy_ext.packing import PackedRequest
 from service.engines.lmdeploy import sampling
-from service.engines.lmdeploy.building import build_host, describe, feature_dtype
+from service.engines.lmdeploy.building import (
+    build_host,
+    describe,
+    feature_dtype,
+    hush_logs,
+    join_logs,
+)
 from service.engines.lmdeploy.guidance import Constraint
 from service.engines.lmdeploy.hosts import Host
 from service.engines.lmdeploy.items import multimodal_items
@@ -96,6 +102,7 @@ class Loaded:
         instance, response_format = self.host.open(number, constraint)
         ids: list[int] = packed.prompt.token_ids.tolist()
         room = self.capabilities.context_length - len(ids) - request.sampling.max_tokens
+        room += self.host.spare_tokens
         config = sampling.generation_config(
             request.sampling,
             self.host.backend,
@@ -120,11 +127,16 @@ class Loaded:
 
 def load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
     """Fetch, read and start a checkpoint. Raises EngineUnavailable."""
+    join_logs()
     on_progress("looking for the checkpoint")
     folder = resolve_model(options.model, options.revision)
-    return assemble(folder, options, lambda config, chat, length: build_host(
-        folder, options, config, chat, length, on_progress
-    ))  # fmt: skip
+
+    def build(config: TextConfig, chat: Chat, length: int) -> Host:
+        return build_host(folder, options, config, chat, length, on_progress)
+
+    loaded = assemble(folder, options, build)
+    hush_logs()
+    return loaded
 
 
 def assemble(

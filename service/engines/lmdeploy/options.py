@@ -9,6 +9,7 @@ from service.engines.shared.loops import LoopGuard
 
 BACKENDS = ("auto", "turbomind", "pytorch")
 TURBOMIND, PYTORCH = BACKENDS[1:]
+DEEPSTACK_MODES = ("auto", "require", "off")
 DTYPES = ("auto", "bfloat16", "float16")
 MODEL_FORMATS = ("auto", "hf", "awq", "gptq", "compressed-tensors", "fp8")
 CACHE_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 16}
@@ -24,6 +25,7 @@ class Options:
     model: str | Path
     revision: str | None = None
     backend: str = "auto"
+    deepstack: str = "auto"
     vision: bool = True
     dtype: str = "auto"
     model_format: str = "auto"
@@ -52,6 +54,7 @@ class Options:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         choices = (
             ("backend", BACKENDS),
+            ("deepstack", DEEPSTACK_MODES),
             ("dtype", DTYPES),
             ("model_format", MODEL_FORMATS),
             ("cache_type", tuple(CACHE_BITS)),
@@ -61,43 +64,46 @@ class Options:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}")
         if not 0 < self.cache_share < 1:
             raise ValueError(f"cache_share must lie between 0 and 1, got {self.cache_share}")
-        refusal = unsupported(
-            self.chosen_backend, self.vision, self.cache_type, self.model_format, self.vision_batch
-        )
+        refusal = unsupported(self, self.chosen_backend)
         if refusal is not None:
             raise ValueError(refusal)
 
     @property
     def chosen_backend(self) -> str:
-        """``turbomind`` or ``pytorch``; see `choose_backend`."""
-        return choose_backend(self.backend, self.vision)
+        """``turbomind`` or ``pytorch``: what ``auto`` stands for, as far as settings tell.
+
+        Right answers first, then speed. Pictures need DeepStack, which LMDeploy's PyTorch engine
+        has; TurboMind is given it on one GPU. Where that turns out to be impossible, ``auto`` takes
+        the PyTorch engine when it starts.
+        """
+        if self.backend != "auto":
+            return self.backend
+        spread = self.vision and self.tensor_parallel > 1 and self.deepstack != "off"
+        return PYTORCH if spread else TURBOMIND
 
 
-def choose_backend(backend: str, vision: bool) -> str:
-    """What ``auto`` stands for: correct answers first, then speed.
-
-    TurboMind has no DeepStack yet, which pictures need and texts do not. So a model with vision
-    runs on LMDeploy's PyTorch engine, one without on TurboMind.
-    """
-    if backend != "auto":
-        return backend
-    return PYTORCH if vision else TURBOMIND
-
-
-def unsupported(
-    backend: str, vision: bool, cache_type: str, model_format: str, vision_batch: int | None
-) -> str | None:
-    """Why a backend cannot do this, as ``setting: reason``; None when it can."""
-    if backend == TURBOMIND and cache_type in _ONLY_PYTORCH_CACHES:
+def unsupported(options: Options, backend: str) -> str | None:
+    """Why a backend cannot do what the options ask for, as ``setting: reason``; None when it can."""
+    spread = options.vision and options.tensor_parallel > 1 and options.deepstack != "off"
+    if backend == TURBOMIND and spread:
         return (
-            f"cache_type: TurboMind has no {cache_type} key-value cache; "
+            "tensor_parallel: TurboMind has DeepStack on one GPU only, and pictures need it; take "
+            "backend=pytorch, or vision=false, or deepstack=off for worse answers about pictures"
+        )
+    if backend == TURBOMIND and options.cache_type in _ONLY_PYTORCH_CACHES:
+        return (
+            f"cache_type: TurboMind has no {options.cache_type} key-value cache; "
             "take int8 or int4, or backend=pytorch"
         )
-    if backend == PYTORCH and model_format not in _PYTORCH_FORMATS:
+    if backend == PYTORCH and options.model_format not in _PYTORCH_FORMATS:
         return (
-            f"model_format: LMDeploy's PyTorch engine reads the format of the weights from "
-            f"config.json; leave it at auto, or take backend=turbomind for {model_format}"
+            "model_format: LMDeploy's PyTorch engine reads the format of the weights from "
+            "config.json; leave it at auto, or take backend=turbomind for "
+            f"{options.model_format}"
         )
-    if vision_batch is not None and not vision:
-        return "vision_batch: there are no pictures with vision=false; leave it out"
+    if backend == PYTORCH and options.deepstack == "off":
+        return "deepstack: LMDeploy's PyTorch engine always has it; leave it at auto"
+    for name, default in (("vision_batch", None), ("picture_pixels", None), ("deepstack", "auto")):
+        if not options.vision and getattr(options, name) != default:
+            return f"{name}: there are no pictures with vision=false; leave it out"
     return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -93,17 +95,6 @@ async def test_answers_are_those_of_the_reference_engine(
     for one in mixed(22):
         assert await answer(engine, one) == await answer(reference, one), one
     await reference.close()
-
-
-async def test_an_answer_of_exactly_max_tokens_is_complete(turbomind: LMDeployEngine) -> None:
-    constraint = grammar(GrammarKind.CHOICE, ["very far left"])
-    text, _, usage = await answer(turbomind, request(constraint=constraint, max_tokens=40))
-    exact = request(constraint=constraint, max_tokens=usage.output_tokens)
-    assert await answer(turbomind, exact) == (text, FinishReason.STOP, usage)
-    short = request(constraint=constraint, max_tokens=usage.output_tokens - 1)
-    _, reason, cut = await answer(turbomind, short)
-    assert reason is FinishReason.LENGTH
-    assert cut.output_tokens == usage.output_tokens - 1
 
 
 async def test_an_answer_that_repeats_itself_is_ended(folder: Path) -> None:
@@ -273,12 +264,16 @@ async def test_a_cancelled_caller_reaches_the_engine(engine: LMDeployEngine) -> 
 
 
 async def test_a_second_cancel_does_not_keep_the_engine_working(engine: LMDeployEngine) -> None:
+    native = below(engine)
     task = asyncio.ensure_future(collect(engine, endless()))
-    await until(lambda: bool(below(engine).active))
+    await until(lambda: bool(native.active))
+    native.cancelled_at.clear()
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
     await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    assert native.cancelled_at
     await until(lambda: not below(engine).active and engine.active_requests == 0)
 
 
@@ -482,7 +477,7 @@ async def test_details_say_what_an_operator_has_to_know(folder: Path) -> None:
         await engine.start()
         found[backend] = engine.capabilities.details
         await engine.close()
-    assert found["turbomind"]["deepstack"] == "off"
+    assert found["turbomind"]["deepstack"] == "off", "the extension is not installed here"
     assert found["pytorch"]["deepstack"] == "on"
     assert {name: details["backend"] for name, details in found.items()} == {
         name: name for name in BACKENDS
@@ -490,6 +485,25 @@ async def test_details_say_what_an_operator_has_to_know(folder: Path) -> None:
 
 
 # Start and end of the engine
+
+
+def test_importing_lmdeploy_leaves_the_log_of_the_service_alone() -> None:
+    """LMDeploy mutes the handlers of others, and writes to stdout, which holds answers alone."""
+    code = """if True:
+        import logging, asyncio
+        from service import logs
+        logs.configure()
+        from service.engines.lmdeploy import LMDeployEngine
+        try:
+            asyncio.run(LMDeployEngine("/nowhere").start())
+        except Exception as error:
+            logging.getLogger("test").info("refused: %s", error)
+        logging.getLogger("lmdeploy").info("extension is active")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "there is no model folder" in done.stderr
+    assert "logger=lmdeploy request_id=- extension is active" in done.stderr
+    assert done.stdout == ""
 
 
 async def test_closing_while_it_loads_frees_what_comes_later(folder: Path) -> None:

@@ -131,14 +131,15 @@ def test_engine_settings_arrive_one_by_one(vision: bool) -> None:
 
     options = Options(
         "model", vision=vision, backend="turbomind", dtype="float16", tensor_parallel=2,
-        max_batch=7, cache_share=0.3, cache_type="int4", prefix_caching=False, prefill_chunk=512,
+        deepstack="off" if vision else "auto", max_batch=7, cache_share=0.3,
+        cache_type="int4", prefix_caching=False, prefill_chunk=512,
         model_format="awq",
     )  # fmt: skip
     found = turbomind_config(options, 4096)
     assert (found.dtype, found.tp, found.session_len, found.max_batch_size) == (
         "float16",
         2,
-        4096,
+        4097,
         7,
     )
     assert (found.cache_max_entry_count, found.quant_policy) == (0.3, 4)
@@ -146,9 +147,20 @@ def test_engine_settings_arrive_one_by_one(vision: bool) -> None:
     assert found.enable_prefix_caching is False
     assert found.language_model_only is not vision
     other = pytorch_config(replace(options, backend="pytorch", model_format="auto",
-                                   cache_type="fp8"), 4096)  # fmt: skip
+                                   cache_type="fp8", deepstack="auto"), 4096)  # fmt: skip
     assert (other.tp, other.session_len, other.quant_policy) == (2, 4096, 16)
     assert other.language_model_only is not vision
+
+
+def test_a_session_has_room_behind_every_prompt_that_turbomind_warms_up_on() -> None:
+    from service.engines.lmdeploy.building import session_length
+
+    for context in range(16, 10_000):
+        for chunk in (context, context + 1, context - 63, 8192):
+            length = session_length(context, chunk)
+            assert context < length <= context + 6
+            assert length % 2 == 1
+            assert length not in (chunk, chunk + 64)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +197,36 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(EngineUnavailable, match="tensor_parallel 4 does not divide the model's 6"):
         building._check_machine(Options("model", tensor_parallel=4), config)
+
+
+def test_auto_takes_pytorch_where_turbomind_cannot_have_deepstack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import lmdeploy_ext
+    from lmdeploy_ext.patch import HostDrift
+    from service.engines.lmdeploy import building
+
+    installed: list[str | None] = []
+    monkeypatch.setattr(lmdeploy_ext, "install", installed.append)
+    monkeypatch.setattr(lmdeploy_ext, "uninstall", lambda: None)
+    monkeypatch.setattr(lmdeploy_ext, "is_installed", lambda: "off" in installed)
+    assert building._available(Options("model")) == PYTORCH
+    for refused in ({"backend": "turbomind"}, {"deepstack": "require"}, {"model_format": "awq"}):
+        with pytest.raises(EngineUnavailable, match="cannot be given DeepStack"):
+            building._available(Options("model", **refused))
+    assert set(installed) == {"auto", "require"}
+    # Texts do without, and a deliberate choice is one.
+    assert building._available(Options("model", vision=False)) == TURBOMIND
+    installed.clear()
+    assert building._available(Options("model", deepstack="off")) == TURBOMIND
+
+    def drift(mode: str | None) -> None:
+        raise HostDrift(["LMDeploy 9.9 is not verified"], "Install another.")
+
+    monkeypatch.setattr(lmdeploy_ext, "install", drift)
+    with pytest.raises(EngineUnavailable, match=r"9\.9 is not verified"):
+        building._available(Options("model", backend="turbomind"))
+    assert building._available(Options("model")) == PYTORCH
 
 
 # Grammars

@@ -126,6 +126,27 @@ def test_a_request_has_no_grammar_of_the_one_before(checkpoint: Path) -> None:
     assert before == after != "abc"
 
 
+async def _exactly(checkpoint: str) -> list[list[Any]]:
+    from service.types import GrammarKind
+    from tests.service.engines.conformance import answer, grammar, request
+
+    only = grammar(GrammarKind.CHOICE, ["very far left"])
+    found: list[list[Any]] = []
+    # As long as a prompt that TurboMind warms up on: with a session of that length it dies.
+    async with _started(checkpoint, context_length=512, prefill_chunk=512) as engine:
+        _, _, usage = await answer(engine, request(constraint=only, max_tokens=40))
+        for most in (usage.output_tokens, usage.output_tokens - 1):
+            text, reason, used = await answer(engine, request(constraint=only, max_tokens=most))
+            found.append([text, reason.value if reason else "", used.output_tokens == most])
+    return found
+
+
+def test_an_answer_of_exactly_max_tokens_is_complete(checkpoint: Path) -> None:
+    exact, short = run(_exactly, checkpoint, mode="numbers")
+    assert exact == ["very far left", "stop", True]
+    assert short[1:] == ["length", True]
+
+
 async def _control_characters(checkpoint: str) -> list[str]:
     from service.types import GrammarKind
     from tests.service.engines.conformance import answer, grammar, request
