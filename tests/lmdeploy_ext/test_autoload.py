@@ -15,7 +15,7 @@ import pytest
 
 import lmdeploy_ext
 from lmdeploy_ext import __main__ as command
-from lmdeploy_ext import autoload, host
+from lmdeploy_ext import autoload, deepstack, host
 from lmdeploy_ext.patch import ExtensionError
 
 HOST = "host_of_the_test"
@@ -256,7 +256,8 @@ def test_what_a_start_of_python_imports() -> None:
 
 def test_the_page_says_how() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lmdeploy.md").read_text()
-    assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {autoload.VARIABLE}
+    assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {autoload.VARIABLE, deepstack.VARIABLE}
+    assert all(f"`{mode.value}`" in page for mode in deepstack.Mode)
     assert f"`{autoload.VARIABLE}` takes {', '.join(f'`{v}`' for v in autoload.ON)}, or " in page
     assert all(f"`{value}`" in page for value in autoload.OFF)
     assert f"`{command.LINE}`" in page
