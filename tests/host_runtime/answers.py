@@ -62,7 +62,6 @@ async def _ask_all(
         else:
             found = [await ask(engine, case) for case in cases]
     await engines.idle(engine)
-    engine.close()
     return [vars(answer) for answer in found]
 
 

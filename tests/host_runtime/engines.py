@@ -21,6 +21,7 @@ SMALL: dict[str, Any] = {
 """Engine settings for tiny checkpoints."""
 
 
+_alive: list[TurboMind] = []
 _ids = itertools.count(
     1
 )  # the engine refuses a second request with the id of one that it still holds
@@ -31,8 +32,14 @@ def settings(**changes: Any) -> TurbomindEngineConfig:
 
 
 def turbomind(checkpoint: str, **changes: Any) -> TurboMind:
-    """A started raw engine; keywords change `SMALL`."""
-    return TurboMind.from_pretrained(checkpoint, engine_config=settings(**changes))
+    """A started raw engine, which lives as long as its process; keywords change `SMALL`.
+
+    Nothing here ends an engine: LMDeploy 0.18.0 aborts ("Resource deadlock avoided") when the last
+    reference to an engine goes while its own thread still reports a finished request.
+    """
+    engine = TurboMind.from_pretrained(checkpoint, engine_config=settings(**changes))
+    _alive.append(engine)
+    return engine
 
 
 def pipeline(checkpoint: str, **changes: Any) -> Any:
