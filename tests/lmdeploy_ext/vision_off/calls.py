@@ -14,15 +14,20 @@ MODEL = "tiny"
 Request = tuple[str, dict[str, Any]]
 """Path and body."""
 
-HEADERS = {"Content-Type": "application/json", "anthropic-version": "2023-06-01"}
+KEY = "key-of-the-tests"
+HEADERS = {
+    "Content-Type": "application/json",
+    "anthropic-version": "2023-06-01",
+    "Authorization": f"Bearer {KEY}",
+}
 
 
-def post(server: Server, request: Request) -> tuple[int, str]:
+def post(server: Server, request: Request, headers: dict[str, str] = HEADERS) -> tuple[int, str]:
     """Make a request; returns status and body."""
     path, body = request
     connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
     try:
-        connection.request("POST", path, json.dumps(body), HEADERS)
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:

@@ -55,7 +55,8 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     folder = tmp_path_factory.mktemp("refusing")
     checkpoint = write_checkpoint(folder / "checkpoint")
     with ExitStack() as stack:
-        yield start(stack, folder / "server", checkpoint, "--disable-vision")
+        options = ("--disable-vision", "--api-keys", calls.KEY)
+        yield start(stack, folder / "server", checkpoint, *options)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +133,14 @@ def test_a_body_in_pieces_and_a_body_that_is_no_json(refusing: Scripted) -> None
         assert answer.status == 400
         assert b"VISION_DISABLED" not in answer.read()
         connection.close()
+
+
+def test_who_has_no_key_is_told_nothing_else(refusing: Scripted) -> None:
+    headers = {**calls.HEADERS, "Authorization": "Bearer another"}
+    for make in (calls.chat, calls.messages):
+        status, text = calls.post(refusing.server, make(calls.PARTS["image"]), headers)
+        assert status == 401
+        assert "VISION_DISABLED" not in text
 
 
 NAMES = re.compile(
