@@ -61,7 +61,7 @@ async def _ask_all(
             )
         else:
             found = [await ask(engine, case) for case in cases]
-    await engines.idle(engine)
+    await engines.stop(engine)
     return [vars(answer) for answer in found]
 
 

@@ -41,10 +41,7 @@ def write_text_checkpoint(
 
 
 def write_vision_checkpoint(folder: Path, shape: EngineShape, seed: int = 0) -> Path:
-    """Write a random Qwen3-VL checkpoint whose DeepStack features are nought.
-
-    A model that has no DeepStack then computes the same as one that has it.
-    """
+    """Write a random Qwen3-VL checkpoint, DeepStack and all."""
     write_engine_checkpoint(folder, shape)
     path = folder / "config.json"
     content = json.loads(path.read_text())
@@ -57,15 +54,13 @@ def write_vision_checkpoint(folder: Path, shape: EngineShape, seed: int = 0) -> 
 
 def clarify(folder: Path, seed: int) -> None:
     """Give the weights sizes with which every layer matters and a greedy token is decided by the
-    model and not by rounding; silence DeepStack."""
+    model and not by rounding."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     source = torch.Generator().manual_seed(seed)
     for name, weight in weights.items():
         values = torch.randn(weight.shape, generator=source)
-        if "deepstack" in name and "linear_fc2" in name:
-            values = torch.zeros(weight.shape)
-        elif "norm" in name and name.endswith("weight"):
+        if "norm" in name and name.endswith("weight"):
             values = torch.rand(weight.shape, generator=source) + 0.5
         elif "pos_embed" in name:
             pass  # as large as what the patches give

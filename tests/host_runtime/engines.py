@@ -4,6 +4,7 @@ async engine that ``pipeline`` and ``lmdeploy serve`` stand on. Import it only t
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -32,14 +33,23 @@ def settings(**changes: Any) -> TurbomindEngineConfig:
 
 
 def turbomind(checkpoint: str, **changes: Any) -> TurboMind:
-    """A started raw engine, which lives as long as its process; keywords change `SMALL`.
-
-    Nothing here ends an engine: LMDeploy 0.18.0 aborts ("Resource deadlock avoided") when the last
-    reference to an engine goes while its own thread still reports a finished request.
-    """
+    """A started raw engine, which lives until `stop`; keywords change `SMALL`."""
     engine = TurboMind.from_pretrained(checkpoint, engine_config=settings(**changes))
     _alive.append(engine)
     return engine
+
+
+async def stop(engine: TurboMind) -> None:
+    """End an engine that has no request.
+
+    LMDeploy 0.18.0 aborts ("Resource deadlock avoided") when the last reference to an engine goes
+    while its own thread still reports a finished request; so this waits a little.
+    """
+    await idle(engine)
+    await asyncio.sleep(0.2)
+    _alive.remove(engine)
+    engine.close()
+    gc.collect()
 
 
 def pipeline(checkpoint: str, **changes: Any) -> Any:

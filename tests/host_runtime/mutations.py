@@ -70,10 +70,16 @@ def swap_vision_queries_and_keys(weights: Weights) -> None:
     weights[name] = torch.cat([k, q, v])
 
 
+def swap_deepstack_mergers(weights: Weights) -> None:
+    for name in [name for name in weights if "deepstack_merger_list.0." in name]:
+        _swap(weights, name, name.replace("_list.0.", "_list.1."))
+
+
 IN_WEIGHTS: tuple[Callable[[Weights], None], ...] = (
     swap_keys_and_values, swap_gate_and_up, swap_query_heads, forget_head_norms, swap_norms,
     forget_patch_bias, forget_qkv_bias, forget_merger_bias, transpose_position_grid,
     swap_vision_queries_and_keys,
+    swap_deepstack_mergers,
 )  # fmt: skip
 
 
@@ -82,9 +88,9 @@ def chunked_mrope(model: Any) -> None:
     model._attn_cfg.rope.mrope_interleaved = False
 
 
-def other_mrope_sections(model: Any) -> None:
-    """The pairs that the sections give to height and width stay with time."""
-    model._attn_cfg.rope.mrope_section = [52, 6, 6]
+def time_only_mrope(model: Any) -> None:
+    """No pair turns with height or width."""
+    model._attn_cfg.rope.mrope_section = [64, 0, 0]
 
 
 def other_rope_base(model: Any) -> None:
@@ -93,7 +99,7 @@ def other_rope_base(model: Any) -> None:
 
 IN_MODEL: tuple[Callable[[Any], None], ...] = (
     chunked_mrope,
-    other_mrope_sections,
+    time_only_mrope,
     other_rope_base,
 )
 
@@ -134,9 +140,13 @@ IN_ITEMS: tuple[Callable[[list[dict[str, Any]]], None], ...] = (
 )  # fmt: skip
 
 
+WITHOUT_DEEPSTACK = "without_deepstack"
+
+
 @contextmanager
 def armed(name: str) -> Iterator[None]:
     """In a child with the extension installed: put a code fault in; "" puts none in."""
+    from lmdeploy_ext.turbomind.model import Qwen3VLSourceModel
     from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
     from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
 
@@ -158,6 +168,9 @@ def armed(name: str) -> Iterator[None]:
             return convert(self, copies)
 
         with mock.patch.object(Qwen3VLVisionModel, "to_turbomind_multimodal", converted):
+            yield
+    elif name == WITHOUT_DEEPSTACK:
+        with mock.patch.object(Qwen3VLSourceModel, "_start_deepstack"):
             yield
     else:
         assert not name, name

@@ -12,7 +12,13 @@ import pytest
 from tests.host_runtime.answers import answers
 from tests.host_runtime.cases import Case, expected, make_case
 from tests.host_runtime.checkpoints import image_token
-from tests.host_runtime.mutations import IN_ITEMS, IN_MODEL, IN_WEIGHTS, write_faulty
+from tests.host_runtime.mutations import (
+    IN_ITEMS,
+    IN_MODEL,
+    IN_WEIGHTS,
+    WITHOUT_DEEPSTACK,
+    write_faulty,
+)
 from tests.host_runtime.parity import difference
 from tests.host_runtime.runner import run
 
@@ -37,6 +43,7 @@ def test_every_fault_is_noticed(vision_checkpoint: Callable[..., Path], tmp_path
     wanted = [expected(folder, case) for case in cases]
     runs: dict[str, dict[str, Any]] = {"none": {}}
     runs |= {fault.__name__: {"fault": fault.__name__} for fault in (*IN_MODEL, *IN_ITEMS)}
+    runs[WITHOUT_DEEPSTACK] = {"fault": WITHOUT_DEEPSTACK}
     for fault in IN_WEIGHTS:
         path = write_faulty(folder, tmp_path / fault.__name__, fault)
         runs[fault.__name__] = {"checkpoint": str(path)}
