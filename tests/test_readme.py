@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
     path
-    for folder in (".", "examples", "benchmarks/results", "service/bundled")
+    for folder in (".", "docs", "examples", "benchmarks/results", "service/bundled")
     for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
     if "node_modules" not in path.parts
 )

@@ -1,0 +1,87 @@
+"""docs/gpu.md: its commands are valid settings, its numbers follow from its formula."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from service.cli.arguments import flag_of, read_settings
+from service.settings import LMDEPLOY_SETTINGS, Settings
+from service.wiring import build_engine
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "gpu.md").read_text()
+HEAD = 128
+KIB = 1024
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the tables under a heading, without their first two lines."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+MODELS = {cells[0]: cells for cells in rows("Memory")}
+RECIPES = rows("Recipes")
+
+
+def flags(text: str) -> list[str]:
+    return shlex.split(" ".join(re.findall(r"`([^`]+)`", text)))
+
+
+@pytest.mark.parametrize("cells", RECIPES, ids=lambda cells: " ".join(cells[:2]))
+def test_a_recipe_is_valid(cells: list[str]) -> None:
+    settings = read_settings("serve", ["--engine", "lmdeploy", "--model", "a/b", *flags(cells[4])])
+    assert settings is not None
+    assert settings.context_length is not None
+    assert settings.tensor_parallel == int(cells[1].split(" × ")[0])
+    build_engine(settings)
+
+
+@pytest.mark.parametrize("cells", RECIPES, ids=lambda cells: " ".join(cells[:2]))
+def test_the_tokens_of_a_recipe_follow_from_the_formula(cells: list[str]) -> None:
+    name, _, kind = cells[0].partition(" ")
+    gpus, size_gb = (float(one) for one in re.findall(r"[\d.]+", cells[1]))
+    _, bf16, fp8, layers, heads, _ = MODELS[name]
+    weights_gb = float((fp8 if kind == "FP8" else bf16).split()[0]) / gpus
+    assert float(cells[2].split()[0]) == pytest.approx(weights_gb, abs=0.06)
+    settings = read_settings("serve", ["--engine", "lmdeploy", "--model", "a/b", *flags(cells[4])])
+    assert settings is not None
+    reserve_gb = 4 if name.startswith("235B") else 3
+    value_bytes = {"none": 2, "int8": 1}[settings.cache_type]
+    token_bytes = int(layers) * 2 * max(1, int(heads) / gpus) * HEAD * value_bytes
+    free_bytes = settings.cache_share * (size_gb - weights_gb - reserve_gb) * 1e9
+    tokens = int(cells[3].replace(",", ""))
+    assert tokens == pytest.approx(free_bytes / token_bytes, rel=0.01)
+    assert tokens >= settings.context_length, "one request of the full context fits"  # type: ignore[operator]
+
+
+def test_the_bytes_of_a_token() -> None:
+    for cells in MODELS.values():
+        layers, heads, kib = (int(one) for one in cells[3:])
+        assert kib * KIB == layers * 2 * heads * HEAD * 2
+
+
+def test_every_setting_of_the_engine_is_explained() -> None:
+    explained = {flag for cells in rows("Settings") for flag in flags(cells[0])}
+    mine = {flag_of(name) for name in LMDEPLOY_SETTINGS - {"backend", "deepstack"}}
+    assert mine <= explained
+    known = {flag_of(name) for name in Settings.model_fields}
+    used = set(re.findall(r"--(?:no-)?[a-z]+(?:-[a-z]+)*", PAGE))
+    foreign = {"--gpus", "--help"}
+    assert {flag.replace("--no-", "--") for flag in used} - foreign <= known
+
+
+def test_defaults_on_the_page_are_those_of_the_settings() -> None:
+    from service.wiring import LMDEPLOY_BATCH
+
+    stated = {flags(cells[0])[0]: cells[1] for cells in rows("Settings")}
+    fields = Settings.model_fields
+    assert str(fields["cache_share"].default) in stated["--cache-share"]
+    assert str(fields["prefill_chunk"].default) in stated["--prefill-chunk"]
+    assert str(fields["max_images"].default) in stated["--max-images"]
+    assert str(LMDEPLOY_BATCH) in stated["--max-batch"]
