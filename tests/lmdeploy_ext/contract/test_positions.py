@@ -57,7 +57,7 @@ def _engine_positions(
     import lmdeploy_ext
     from tests.host_runtime import engines
 
-    lmdeploy_ext.install()
+    lmdeploy_ext.install("off")  # DeepStack stands in front of the same function
     engine = engines.turbomind(checkpoint, session_len=1280, **options)
     config = json.loads((Path(checkpoint) / "config.json").read_text())
     tokens = [20, config["image_token_id"], config["video_token_id"]]
