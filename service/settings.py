@@ -231,11 +231,6 @@ class Settings(BaseSettings):
     def _of_the_engine(self) -> Settings:
         """Nothing that is set may be without effect."""
         if self.engine == "lmdeploy":
-            if self.model == "bundled":
-                raise ValueError(
-                    "model: the bundled model runs on engine=reference alone; give a checkpoint "
-                    "folder or a hub name such as Qwen/Qwen3-VL-2B-Instruct"
-                )
             if self.dtype == "float32":
                 raise ValueError("dtype: LMDeploy computes in bfloat16 or float16, not in float32")
             if self.device not in ("auto", "cuda"):

@@ -30,7 +30,7 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
     from service.engines.reference import ReferenceEngine
 
     return ReferenceEngine(
-        BUNDLED_MODEL if settings.model == "bundled" else settings.model,
+        _model(settings),
         revision=settings.revision,
         on_progress=on_progress,
         dtype=settings.dtype,
@@ -43,13 +43,17 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
     )
 
 
+def _model(settings: Settings) -> str | Path:
+    return BUNDLED_MODEL if settings.model == "bundled" else settings.model
+
+
 def _lmdeploy(settings: Settings, on_progress: Callable[[str], None] | None) -> Engine:
     """Raises SettingsError for what the chosen backend cannot do."""
     from service.engines.lmdeploy import LMDeployEngine
 
     try:
         return LMDeployEngine(
-            settings.model,
+            _model(settings),
             revision=settings.revision,
             on_progress=on_progress,
             backend=settings.backend,

@@ -195,7 +195,6 @@ LMDEPLOY = {"engine": "lmdeploy", "model": "some/checkpoint"}
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model": "bundled"}, "model: the bundled model runs on engine=reference alone"),
         ({"dtype": "float32"}, "dtype: LMDeploy computes in bfloat16 or float16"),
         ({"device": "cpu"}, "device: LMDeploy takes the first GPUs that it sees"),
         ({"device": "cuda:1"}, "device: LMDeploy takes the first GPUs that it sees"),

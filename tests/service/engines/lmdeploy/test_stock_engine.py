@@ -147,6 +147,49 @@ def test_an_answer_of_exactly_max_tokens_is_complete(checkpoint: Path) -> None:
     assert short[1:] == ["length", True]
 
 
+async def _bundled() -> list[list[Any]]:
+    import numpy as np
+    from PIL import Image as Pillow
+
+    from service.engines.lmdeploy import LMDeployEngine
+    from service.engines.reference import ReferenceEngine
+    from service.tasks.image_analysis import IMAGE_ANALYSIS
+    from service.tasks.runner import run as run_task
+    from service.types import Image, Sampling
+    from service.wiring import BUNDLED_MODEL
+
+    drawings = sorted(Path("examples/drawings/samples").glob("*.png"))
+    turbomind = LMDeployEngine(
+        BUNDLED_MODEL, backend="turbomind", cache_share=0.2, prefill_chunk=256
+    )
+    reference = ReferenceEngine(BUNDLED_MODEL, dtype="bfloat16", device="cpu", threads=1)
+    blind = ReferenceEngine(
+        BUNDLED_MODEL, dtype="bfloat16", device="cpu", threads=1, deepstack=False
+    )
+    answers = []
+    for engine in (turbomind, reference, blind):
+        await engine.start()
+        texts = []
+        for path in drawings:
+            image = Image(np.array(Pillow.open(path).convert("RGB")))
+            done = await run_task(
+                engine, IMAGE_ANALYSIS, [image], Sampling(max_tokens=400), timeout_s=120,
+                request_id=path.stem,
+            )  # fmt: skip
+            texts.append(done.text)
+        answers.append(texts)
+        await engine.close()
+    return answers
+
+
+def test_the_bundled_model_sees_what_it_sees_on_the_reference_engine() -> None:
+    turbomind, reference, blind = run(_bundled, mode="numbers", timeout_s=280)
+    assert len(reference) >= 4
+    # 16-bit kernels of two kinds: a near tie may fall differently in one answer of all.
+    assert sum(a == b for a, b in zip(turbomind, reference, strict=True)) >= len(reference) - 1
+    assert blind != reference, "without DeepStack the answers are others"
+
+
 async def _control_characters(checkpoint: str) -> list[str]:
     from service.types import GrammarKind
     from tests.service.engines.conformance import answer, grammar, request
