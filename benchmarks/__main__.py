@@ -26,6 +26,7 @@ BENCHMARKS = (
     "reference_engine",
     "server_overhead",
     "cold_start",
+    "gpu",
 )
 QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
 
