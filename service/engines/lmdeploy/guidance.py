@@ -67,7 +67,7 @@ class TurboMindCompiler:
     """
 
     def __init__(self, module: Any, table: Sequence[bytes], stop_ids: Sequence[int]) -> None:
-        # Its xgrammar is an older one, which lets bytes into strings that are in no UTF-8 text.
+        # The module's xgrammar lets bytes into strings that are in no UTF-8 text; ours does not.
         legal = [b"" if _NO_UTF8.intersection(piece) else piece for piece in table]
         self._json = _compiler(module, _printable(legal), stop_ids)
         self._other = _compiler(module, legal, stop_ids)

@@ -237,7 +237,7 @@ def table() -> list[bytes]:
     return [*(bytes([value]) for value in range(256)), b"", b"abc\n", b"\xc0x"]
 
 
-def test_an_old_xgrammar_never_sees_bytes_that_are_in_no_text(table: list[bytes]) -> None:
+def test_turbominds_xgrammar_never_sees_bytes_that_are_in_no_text(table: list[bytes]) -> None:
     from service.engines.lmdeploy.guidance import TurboMindCompiler
     from tests.service.engines.lmdeploy.scripted import Module
 
