@@ -10,14 +10,28 @@ import json
 import pytest
 
 from examples.drawings.evaluate import plain, score_analyses, score_questions, serving
+from examples.drawings.faults import FAULTS
 from examples.drawings.samples import FOLDER
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.wiring import BUNDLED_MODEL
 
 pytestmark = pytest.mark.slow
 
-WEAK = {"count_color": 0.75, "position": 0.75, "count_shape": 0.4, "present": 0.45, "moved": 0.45}
+WEAK = {"count_color": 0.75, "position": 0.75, "count_shape": 0.7, "present": 0.45, "moved": 0.45}
 """Kinds of questions that the model often gets wrong, as its card says: right at least so often."""
+
+BROKEN = {
+    "deepstack-dropped": 0.10,
+    "features-reversed": 0.50,
+    "features-late": 0.50,
+    "feature-0-dropped": 0.20,
+    "feature-1-dropped": 0.75,
+    "feature-2-dropped": 0.50,
+    "tokens-shifted": 0.10,
+    "positions-swapped": 0.30,
+    "positions-flat": 0.10,
+}
+"""Fault -> share of whole object lists that may still be right."""
 
 
 async def test_analyze_image() -> None:
@@ -42,17 +56,11 @@ async def test_inline_tasks() -> None:
         assert score.share(name) >= WEAK.get(name, 0.9), score.table()
 
 
-@pytest.mark.parametrize(
-    ("fault", "most"),
-    [
-        ("deepstack-dropped", 0.10),
-        ("features-reversed", 0.50),
-        ("features-late", 0.50),
-        ("feature-0-dropped", 0.20),
-        ("feature-1-dropped", 0.75),
-        ("feature-2-dropped", 0.50),
-    ],
-)
+def test_every_fault_has_a_limit() -> None:
+    assert set(BROKEN) == set(FAULTS)
+
+
+@pytest.mark.parametrize(("fault", "most"), BROKEN.items(), ids=BROKEN)
 async def test_a_broken_engine_is_noticed(fault: str, most: float) -> None:
     async with serving(BUNDLED_MODEL, fault) as stub:
         score = await score_analyses(stub, 96)
