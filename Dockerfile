@@ -2,6 +2,7 @@
 # Two images from one file:
 #   docker build --target cpu  -t qwen3vl:cpu .    the reference engine, any machine
 #   docker build --target cuda -t qwen3vl:cuda .   NVIDIA GPU (run with --gpus all)
+#     docker run --gpus all … qwen3vl:cuda serve --engine lmdeploy --model Qwen/Qwen3-VL-8B-Instruct   (docs/gpu.md)
 # The server refuses to listen beyond loopback without TLS and API keys: set QWEN3VL_TLS_CERT, QWEN3VL_TLS_KEY and
 # QWEN3VL_API_KEYS_FILE, or QWEN3VL_INSECURE=true behind a gateway that does both.
 

@@ -104,7 +104,7 @@ def test_the_longest_error_fits_into_the_trailers() -> None:
 
 ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| `(?P<reason>[A-Z_]+)` \| (?P<status>[A-Z_]+) \|", re.MULTILINE)
-NO_REASONS = {"API_KEY", "GRPC_VERBOSITY"}  # names of environment variables
+NO_REASONS = {"API_KEY", "GRPC_VERBOSITY", "TM_LOG_LEVEL"}  # names of environment variables
 
 
 def reasons_in_the_code() -> set[str]:
