@@ -17,7 +17,11 @@ from tests.host_runtime.test_text import check
 
 pytestmark = pytest.mark.slow
 
-SHAPES: list[dict[str, Any]] = [{"vision_head": 64}, {"vision_head": 72, "tied": False}]
+SHAPES: dict[str, dict[str, Any]] = {
+    "head64": {"vision_head": 64},
+    "head72": {"vision_head": 72, "tied": False},
+    "experts": {"moe": True, "tied": False},
+}
 RUNS: list[dict[str, Any]] = [
     {},
     {"together": True, "max_prefill_token_num": 64},
@@ -42,11 +46,11 @@ def mixed_cases(token: int, count: int = 32) -> list[Case]:
     return cases
 
 
-@pytest.mark.parametrize("fields", SHAPES, ids=lambda fields: f"head{fields['vision_head']}")
+@pytest.mark.parametrize("name", SHAPES)
 def test_greedy_tokens_are_those_of_transformers(
-    vision_checkpoint: Callable[..., Path], fields: dict[str, Any]
+    vision_checkpoint: Callable[..., Path], name: str
 ) -> None:
-    folder = vision_checkpoint(**fields)
+    folder = vision_checkpoint(**SHAPES[name])
     cases = mixed_cases(image_token(folder))
     wanted = [expected(folder, case) for case in cases]
     found = run(

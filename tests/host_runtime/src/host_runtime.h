@@ -53,11 +53,14 @@ struct Launch {
 
 using Handler = void (*)(const Launch&);
 
-// One kernel of TurboMind computed here. `prefix` is compared with the demangled name up to its
-// template arguments. State kernels also run in null mode: without them no request ever ends.
+// One kernel of TurboMind computed here. `prefix` is compared with the demangled name up to its template arguments;
+// `parameters` is the number that this code knows, and a kernel with another number is refused: it has changed.
+// State kernels also run in null mode: without them no request ever ends.
+constexpr int kAny = -1;  // for kernels that do nothing here
 struct Kernel {
     const char* prefix;
     Handler run;
+    int parameters;
     bool state = false;
 };
 

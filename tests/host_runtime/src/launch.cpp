@@ -34,8 +34,21 @@ Table& table() {
     return *value;
 }
 
-// "void ns::name<args>(parameters)" -> "ns::name<args>"
-std::string plain_name(const char* mangled) {
+// The number of parameters in "(a, b<c, d>, (e))", which begins at `open`.
+int count_parameters(const std::string& text, size_t open) {
+    if (text[open + 1] == ')') return 0;
+    int depth = 0, count = 1;
+    for (size_t i = open; i < text.size(); ++i) {
+        if (std::strchr("(<{", text[i])) ++depth;
+        if (std::strchr(")>}", text[i])) --depth;
+        if (text[i] == ',' && depth == 1) ++count;
+    }
+    return count;
+}
+
+// "void ns::name<args>(parameters)" -> "ns::name<args>" and the number of parameters
+std::string plain_name(const char* mangled, int* parameters) {
+    *parameters = kAny;
     int status = 0;
     std::unique_ptr<char, decltype(&std::free)> text(abi::__cxa_demangle(mangled, nullptr, nullptr, &status), std::free);
     if (status != 0) return mangled;
@@ -45,7 +58,11 @@ std::string plain_name(const char* mangled) {
         int depth = 0;
         for (size_t i = s.size(); i-- > 0;) {
             if (s[i] == ')') ++depth;
-            if (s[i] == '(' && --depth == 0) { s.resize(i); break; }
+            if (s[i] == '(' && --depth == 0) {
+                *parameters = count_parameters(s, i);
+                s.resize(i);
+                break;
+            }
         }
     }
     return s;
@@ -78,8 +95,11 @@ Entry& resolve(const void* function, const dim3& grid, const dim3& block) {
     if (it == t.entries.end()) die("a launch of a function that was never registered: %p", function);
     Entry& entry = it->second;
     if (!entry.resolved) {
-        entry.name = plain_name(entry.mangled);
+        int parameters;
+        entry.name = plain_name(entry.mangled, &parameters);
         entry.kernel = find(t.kernels, entry.name);
+        if (entry.kernel && entry.kernel->parameters != kAny && entry.kernel->parameters != parameters)
+            die("%s has %d parameters, its host code knows %d", entry.name.c_str(), parameters, entry.kernel->parameters);
         entry.resolved = true;
     }
     if (FILE* out = trace(t)) {

@@ -1,5 +1,6 @@
 // Device memory is host memory: allocations are counted against a limit, copies are memmove.
 #include "host_runtime.h"
+#include "tensor_map.h"
 
 #include <sys/mman.h>
 
@@ -127,12 +128,25 @@ int copy_batch(void** to, void** from, size_t* bytes, size_t count, void*, size_
     return 0;
 }
 
+// cuTensorMapEncodeTiled, for matrices.
+int encode_tensor_map(host::TensorMap* map, int, unsigned rank, void* data, const uint64_t* dims, const uint64_t* strides,
+                      const unsigned*, const unsigned*, int, int, int, int) {
+    if (rank != 2) return 1;  // CUDA_ERROR_INVALID_VALUE
+    *map = {host::TensorMap::kMagic, data, {dims[0], dims[1]}, strides[0], {}};
+    return 0;
+}
+
+void* driver_function(const char* symbol) {
+    if (!std::strcmp(symbol, "cuMemcpyBatchAsync")) return reinterpret_cast<void*>(copy_batch);
+    if (!std::strcmp(symbol, "cuTensorMapEncodeTiled")) return reinterpret_cast<void*>(encode_tensor_map);
+    return nullptr;
+}
+
 }  // namespace
 
 extern "C" cudaError_t cudaGetDriverEntryPoint(const char* symbol, void** function, unsigned long long,
                                                cudaDriverEntryPointQueryResult* result) {
-    const bool known = !std::strcmp(symbol, "cuMemcpyBatchAsync");
-    *function = known ? reinterpret_cast<void*>(copy_batch) : nullptr;
-    if (result) *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    *function = driver_function(symbol);
+    if (result) *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }

@@ -203,10 +203,10 @@ void reduce(const Launch& launch) {
 }
 
 const Register kernels({
-    {"turbomind::ProcessKV_v2", process_kv},
-    {"turbomind::flattenKV_v2", flatten_kv},
-    {"turbomind::attention_kernel", attention},
-    {"turbomind::attention::reduce", reduce},
+    {"turbomind::ProcessKV_v2", process_kv, 19},
+    {"turbomind::flattenKV_v2", flatten_kv, 14},
+    {"turbomind::attention_kernel", attention, 6},
+    {"turbomind::attention::reduce", reduce, 12},
 });
 
 }  // namespace

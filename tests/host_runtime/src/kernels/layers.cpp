@@ -164,15 +164,15 @@ void add_bias(const Launch& launch) {
 }
 
 const Register kernels({
-    {"turbomind::kernel::LayerNorm", layer_norm},
-    {"turbomind::kernel::ResidualBiasLayerNorm", residual_layer_norm},
-    {"turbomind::AddBiasActivationKernel", bias_gelu},
-    {"turbomind::biasKernel<__nv_bfloat16, __nv_bfloat16,", add_bias},
-    {"turbomind::biasKernel<__half, __half,", add_bias},
-    {"turbomind::kernel::RMSNorm", rms_norm},
-    {"turbomind::BiasResidualRMSNormKernel", residual_rms_norm},
-    {"turbomind::kernel::QkRMSNorm", qk_rms_norm},
-    {"turbomind::ActivationKernel", activation},
+    {"turbomind::kernel::LayerNorm", layer_norm, 10},
+    {"turbomind::kernel::ResidualBiasLayerNorm", residual_layer_norm, 9},
+    {"turbomind::AddBiasActivationKernel", bias_gelu, 5},
+    {"turbomind::biasKernel<__nv_bfloat16, __nv_bfloat16,", add_bias, 5},
+    {"turbomind::biasKernel<__half, __half,", add_bias, 5},
+    {"turbomind::kernel::RMSNorm", rms_norm, 9},
+    {"turbomind::BiasResidualRMSNormKernel", residual_rms_norm, 8},
+    {"turbomind::kernel::QkRMSNorm", qk_rms_norm, 12},
+    {"turbomind::ActivationKernel", activation, 7},
 });
 
 }  // namespace

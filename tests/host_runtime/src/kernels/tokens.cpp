@@ -81,13 +81,13 @@ void warm_up_values(const Launch& launch) {
 void nothing(const Launch&) {}
 
 const Register kernels({
-    {"turbomind::embeddingLookupKernel", embedding},
-    {"turbomind::CollectHiddenStates_Kernel", collect},
-    {"turbomind::castFloat2D", cast_float},
-    {"turbomind::BatchPrefixSumKernel", prefix_sum},
-    {"turbomind::(anonymous namespace)::ClearTokenMaskKernel", clear_token_mask},
-    {"turbomind::curand_uniform", warm_up_values},
-    {"turbomind::curand_init", nothing},
+    {"turbomind::embeddingLookupKernel", embedding, 7},
+    {"turbomind::CollectHiddenStates_Kernel", collect, 4},
+    {"turbomind::castFloat2D", cast_float, 3},
+    {"turbomind::BatchPrefixSumKernel", prefix_sum, 3},
+    {"turbomind::(anonymous namespace)::ClearTokenMaskKernel", clear_token_mask, 5},
+    {"turbomind::curand_uniform", warm_up_values, 5},
+    {"turbomind::curand_init", nothing, kAny},
 });
 
 }  // namespace

@@ -160,12 +160,12 @@ void mrope_positions(const Launch& launch) {
 }
 
 const Register kernels({
-    {"turbomind::(anonymous namespace)::buildMappedIdxBatchedKernel", mapped_indices},
-    {"turbomind::(anonymous namespace)::fastPosEmbedIdxWeightKernel", position_cells},
-    {"turbomind::(anonymous namespace)::fusedPosEmbedMergeKernel", add_positions},
-    {"turbomind::(anonymous namespace)::fastRotaryPosEmbKernel", rotary_table},
-    {"turbomind::(anonymous namespace)::prepareQKVKernel", prepare_qkv},
-    {"turbomind::(anonymous namespace)::mropeScatterKernel", mrope_positions},
+    {"turbomind::(anonymous namespace)::buildMappedIdxBatchedKernel", mapped_indices, 5},
+    {"turbomind::(anonymous namespace)::fastPosEmbedIdxWeightKernel", position_cells, 7},
+    {"turbomind::(anonymous namespace)::fusedPosEmbedMergeKernel", add_positions, 7},
+    {"turbomind::(anonymous namespace)::fastRotaryPosEmbKernel", rotary_table, 7},
+    {"turbomind::(anonymous namespace)::prepareQKVKernel", prepare_qkv, 9},
+    {"turbomind::(anonymous namespace)::mropeScatterKernel", mrope_positions, 2},
 });
 
 }  // namespace
