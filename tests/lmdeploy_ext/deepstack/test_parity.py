@@ -15,8 +15,6 @@ from tests.host_runtime.checkpoints import image_token
 from tests.host_runtime.parity import difference
 from tests.host_runtime.runner import run
 from tests.host_runtime.test_text import check
-from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
-from tests.lmdeploy_ext.deepstack.checkpoints import write_loud_checkpoint
 from tests.lmdeploy_ext.deepstack.children import (
     FAULTS,
     added_rows,
@@ -38,19 +36,6 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 Checkpoints = Callable[..., Path]
-
-
-@pytest.fixture(scope="module")
-def loud(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """Random checkpoints by the fields of their `EngineShape`, each written once."""
-    root = tmp_path_factory.mktemp("loud")
-
-    def write(dtype: torch.dtype = torch.bfloat16, **fields: Any) -> Path:
-        shape = EngineShape(**fields)
-        path = root / f"{shape.name}-{dtype}"
-        return path if path.exists() else write_loud_checkpoint(path, shape, dtype=dtype)
-
-    return write
 
 
 def mixed_cases(token: int, count: int, seed: int = 11) -> list[Case]:
