@@ -102,19 +102,33 @@ def _model(checkpoint: Path, vision: bool) -> Any:
     return kind.from_pretrained(checkpoint, dtype=torch.float32).eval()
 
 
-@torch.inference_mode()
 def expected(checkpoint: Path, case: Case, vision: bool = True) -> Expected:
     """Greedy tokens of transformers in float32, end tokens ignored, and their leads."""
     model = _model(checkpoint, vision)
-    ids = torch.tensor([case.tokens])
+    if not case.grids:
+        return expected_of(model, case.tokens, None, None, case.max_new_tokens)
+    pixels, grids = torch.cat(case.pixels()), torch.tensor(case.grids)
+    return expected_of(model, case.tokens, pixels, grids, case.max_new_tokens)
+
+
+@torch.inference_mode()
+def expected_of(
+    model: Any,
+    tokens: list[int],
+    pixels: torch.Tensor | None,
+    grids: torch.Tensor | None,
+    count: int,
+) -> Expected:
+    """The same for any prompt, with (patches, values) pixels and (images, 3) grids where it has images."""
+    ids = torch.tensor([tokens])
     values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if case.grids:
-        values["pixel_values"] = torch.cat(case.pixels()).float()
-        values["image_grid_thw"] = torch.tensor(case.grids)
+    if pixels is not None:
+        values["pixel_values"] = pixels.float()
+        values["image_grid_thw"] = grids
         values["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     out = model.generate(
-        **values, max_new_tokens=case.max_new_tokens, min_new_tokens=case.max_new_tokens,
-        do_sample=False, eos_token_id=None, output_logits=True, return_dict_in_generate=True,
+        **values, max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None,
+        output_logits=True, return_dict_in_generate=True,
     )  # fmt: skip
     best = torch.cat(out.logits).float().topk(2, dim=-1).values
-    return Expected(out.sequences[0, ids.shape[1] :].tolist(), (best[:, 0] - best[:, 1]).tolist())
+    return Expected(out.sequences[0, len(tokens) :].tolist(), (best[:, 0] - best[:, 1]).tolist())
