@@ -18,7 +18,7 @@ WORKDIR /src
 # The pins first: this layer is rebuilt only when they change.
 COPY constraints.txt ./
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch lmdeploy transformers
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service service
 COPY lmdeploy_ext lmdeploy_ext
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
