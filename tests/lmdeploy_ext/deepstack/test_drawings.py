@@ -1,0 +1,46 @@
+"""The bundled model through the gRPC server on stock TurboMind: right answers, with DeepStack only."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from service.wiring import BUNDLED_MODEL
+from tests.host_runtime.runner import run
+
+pytestmark = pytest.mark.slow
+
+COUNT = 12
+
+
+def _score(model: str, mode: str, count: int) -> dict[str, Any]:
+    from examples.drawings import evaluate
+    from service.engines.lmdeploy import LMDeployEngine
+
+    def engine(folder: Path) -> LMDeployEngine:
+        return LMDeployEngine(
+            folder, backend="turbomind", deepstack=mode, cache_share=0.1, max_batch=8,
+            context_length=2048, prefill_chunk=256,
+        )  # fmt: skip
+
+    async def ask() -> dict[str, Any]:
+        with mock.patch.object(evaluate, "ReferenceEngine", engine):
+            async with evaluate.serving(Path(model)) as stub:
+                score = await evaluate.score_analyses(stub, count)
+        return {name: score.right[name] for name in score.asked}
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("mode", ["require", "off"])
+def test_held_out_drawings(mode: str) -> None:
+    right = run(_score, BUNDLED_MODEL, mode, COUNT, mode="numbers", timeout_s=280)
+    if mode == "require":
+        assert right["whole object list"] >= COUNT - 1, right
+        assert right["scene"] == COUNT, right
+    else:
+        assert right["whole object list"] <= COUNT // 4, right
