@@ -103,8 +103,12 @@ class Features:
         self.forwards += 1
         self._check_patches(event, self._plan)
         if self._plan.rows > self._features.shape[1]:
-            shape = (self._features.shape[0], self._plan.rows, self._width)
-            self._features = self._features.new_empty(shape)
+            self._grow(self._plan.rows)
+
+    def _grow(self, rows: int) -> None:
+        if self._device.type != "cpu":  # the forward before may still read the old memory
+            self._features.record_stream(torch.cuda.current_stream(self._device))
+        self._features = self._features.new_empty((self._features.shape[0], rows, self._width))
 
     def _compute(self, event: Event) -> None:
         current = self._current()
