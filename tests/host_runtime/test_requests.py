@@ -51,7 +51,9 @@ def test_a_long_prompt_goes_in_pieces_and_images_are_encoded_where_they_lie(
     assert answer["first"]["cached_tokens"] == 0
     assert answer["again"]["cached_tokens"] == 192
     rows = launches(trace, "embeddingLookupKernel<unsigned short")
-    assert rows[-8:-4].count(1) == 4, "decoding"
+    last_piece = len(rows) - 1 - rows[::-1].index(8)
+    decoding = rows[last_piece + 1 :]
+    assert decoding in ([1] * 7, [1] * 8), "eight tokens; the engine may be a step ahead"
     prefills = [count for count in rows if count in (64, 8)]
     assert prefills[-1:] == [8], "the second time, what is behind the last cached block"
     encoded = launches(trace, "fusedPosEmbedMergeKernel")
