@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto lint test test-fast test-gpu bench demo lock clean
+.PHONY: setup proto lint test test-fast test-host test-gpu bench demo lock clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 
@@ -27,10 +27,13 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/python -m protos.generate --check
 
 test: $(STAMP)  ## the full ring: unit, property, contract and end-to-end tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not host"
 
 test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
 	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-host: $(STAMP)  ## parity of the stock TurboMind module with transformers, its kernels on the CPU
+	$(BIN)/python -m pytest -m host
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -15,7 +15,7 @@ from tests.host_runtime.checkpoints import image_token
 from tests.host_runtime.runner import run
 from tests.host_runtime.test_text import check
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "head64": {"vision_head": 64},

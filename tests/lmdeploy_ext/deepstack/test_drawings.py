@@ -12,7 +12,7 @@ import pytest
 from service.wiring import BUNDLED_MODEL
 from tests.host_runtime.runner import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 COUNT = 12
 

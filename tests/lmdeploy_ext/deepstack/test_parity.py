@@ -23,7 +23,7 @@ from tests.lmdeploy_ext.deepstack.children import (
     watched_answers,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 POISON = {"HOST_RUNTIME_POISON": "1"}
 SIDES = [4, 4, 6, 8, 10, 20]

@@ -26,13 +26,13 @@ ON_HOST = pytest.mark.skipif(
 SUBJECTS = (
     "fake",
     "fake, few options",
-    "reference, dense",
+    pytest.param("reference, dense", marks=pytest.mark.slow),
     pytest.param("reference, MoE", marks=pytest.mark.slow),
     pytest.param("reference, bundled", marks=pytest.mark.slow),
     pytest.param("lmdeploy, turbomind", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
-    pytest.param("stock turbomind", marks=[pytest.mark.slow, ON_HOST]),
+    pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
 SHAPES = {
     "reference, dense": Shape(kv_heads=2),

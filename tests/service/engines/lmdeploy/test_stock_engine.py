@@ -19,7 +19,7 @@ import pytest
 
 from tests.host_runtime.runner import ROOT, environment, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 CANCEL_LIMIT_S = 0.05
 
 

@@ -22,7 +22,7 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from tests.host_runtime.runner import ROOT, environment
 from tests.service.harness import inline, run_request
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 SAMPLE = ROOT / "examples" / "drawings" / "samples" / "night-desert.png"
 OPTIONS = ["--engine", "lmdeploy", "--backend", "turbomind", "--cache-share", "0.2", "--port", "0"]
 START_LIMIT_S = 120.0
