@@ -32,7 +32,7 @@ test: $(STAMP)  ## the full ring: unit, property, contract and end-to-end tests
 test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-host: $(STAMP)  ## parity of the stock TurboMind module with transformers, its kernels on the CPU
+test-host: $(STAMP)  ## what runs the stock LMDeploy wheel, TurboMind's kernels computed on the CPU
 	$(BIN)/python -m pytest -m host
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU

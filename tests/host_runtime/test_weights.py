@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.host_runtime.runner import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 
 def _export(checkpoint: str, result: str) -> None:

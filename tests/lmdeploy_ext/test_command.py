@@ -13,7 +13,7 @@ from lmdeploy_ext import host
 from lmdeploy_ext.autoload import VARIABLE
 from tests.host_runtime.runner import environment
 
-pytestmark = pytest.mark.slow  # imports lmdeploy in processes of their own
+pytestmark = [pytest.mark.slow, pytest.mark.host]  # imports lmdeploy in processes of their own
 
 LMDEPLOY = (str(Path(sys.executable).with_name("lmdeploy")),)
 PLAIN = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); "

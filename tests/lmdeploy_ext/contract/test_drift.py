@@ -95,6 +95,7 @@ def _drifts() -> dict[str, dict[str, list[str]]]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_every_drift_makes_exactly_one_clear_error() -> None:
     seen = run(_drifts, mode="driver", timeout_s=280)
     assert seen.keys() == signatures().keys()
@@ -134,6 +135,7 @@ def copied_lmdeploy(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 @pytest.mark.parametrize(
     ("file", "old", "new", "problem"),
     [

@@ -69,6 +69,7 @@ def _install_and_back() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_install_and_uninstall() -> None:
     seen = run(_install_and_back, mode="driver")
     assert seen["problems"] == [], "every name of host.py exists and has its signature"
@@ -109,6 +110,7 @@ def _native_vision() -> dict[str, list[bool]]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_only_qwen3_vl_gets_native_vision() -> None:
     flags = run(_native_vision, mode="driver")
     assert flags.pop("Qwen3VLModel") == [False, True]
@@ -131,6 +133,7 @@ def _backends(*checkpoints: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_turbomind_is_chosen_only_when_installed(
     engine_checkpoint: Callable[[EngineShape], Path],
 ) -> None:
@@ -144,6 +147,7 @@ def test_turbomind_is_chosen_only_when_installed(
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_without_a_driver_the_error_names_it() -> None:
     """No ImportError's traceback: what is missing and what to do."""
     code = (

@@ -19,7 +19,7 @@ from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 from tests.lmdeploy_ext.prompts import IMAGE, Piece, Prompt, features, prompts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 CASES = 600
 VALUES = 3 * 2 * 2 * 2
 """Values of a patch of 2×2 pixels."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 TIED, UNTIED = EngineShape(), EngineShape(tied=False, vision_head=72)
 MOE = EngineShape(moe=True, tied=False)
 LAYER = "model.language_model.layers.0"

@@ -20,7 +20,7 @@ from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 from tests.lmdeploy_ext.prompts import IMAGE, Prompt, features, prompts
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 BEFORE, TOKENS, BEHIND = 64, 144, 80
 """Text, image (24×24 patches) and text of a prompt; the cache keeps blocks of 64 tokens."""
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.host_runtime.runner import run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 SECTION = [24, 20, 20]
 
 

@@ -14,7 +14,7 @@ from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 from tests.lmdeploy_ext.contract.expected import Expected, GateUp
 from tests.lmdeploy_ext.contract.quantised import dequantised, write_twins
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 DENSE = EngineShape(intermediate=256)
 MOE = EngineShape(moe=True, tied=False, intermediate=256)
 OLD_AXES = EngineShape(moe=True, tied=False, intermediate=256, legacy=True)

@@ -13,7 +13,7 @@ from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 from tests.lmdeploy_ext.contract.expected import Expected, GateUp, expected_configs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 DENSE_TIED = EngineShape()
 SHAPES = (
     DENSE_TIED,

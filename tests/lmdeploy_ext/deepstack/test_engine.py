@@ -14,7 +14,7 @@ import pytest
 
 from tests.host_runtime.runner import ChildFailed, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 
 def _several_engines(checkpoint: str) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def _bind_and_back(mode: str) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 @pytest.mark.parametrize("mode", ["auto", "require"])
 @pytest.mark.parametrize("bind_now", ["", "1"])
 def test_the_calls_of_the_stock_wheel_are_taken_over(mode: str, bind_now: str) -> None:
@@ -110,6 +111,7 @@ def _without_a_library(mode: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_auto_leaves_the_model_to_the_other_engine(tmp_path: Path) -> None:
     state = _without_a_library("auto", tmp_path)
     assert not state["error"]
@@ -122,6 +124,7 @@ def test_auto_leaves_the_model_to_the_other_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_require_refuses(tmp_path: Path) -> None:
     state = _without_a_library("require", tmp_path)
     assert "no-such-compiler" in state["error"]
@@ -131,6 +134,7 @@ def test_require_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_off_is_a_choice(tmp_path: Path) -> None:
     state = _without_a_library("off", tmp_path)
     assert not state["error"]
@@ -154,6 +158,7 @@ def _other_mode() -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_a_second_mode_is_refused() -> None:
     one, other = run(_other_mode, mode="driver")
     assert "asked for as 'require', but the extension is already installed with 'off'" in one
@@ -161,6 +166,7 @@ def test_a_second_mode_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.host
 def test_what_is_said(tmp_path: Path) -> None:
     code = "import lmdeploy_ext; lmdeploy_ext.install()"
     said = {}

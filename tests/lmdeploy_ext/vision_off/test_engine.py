@@ -16,7 +16,7 @@ from tests.host_runtime.checkpoints import write_text_checkpoint
 from tests.host_runtime.runner import ROOT, environment, run
 from tests.lmdeploy_ext.vision_off.samples import PARTS, PIXEL
 
-pytestmark = pytest.mark.slow  # imports lmdeploy in processes of their own
+pytestmark = [pytest.mark.slow, pytest.mark.host]  # imports lmdeploy in processes of their own
 
 MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "hi"}, PARTS["image_url"]]}]
 ALIAS = [{"role": "tool", "content": [PARTS["input_image"]]}]

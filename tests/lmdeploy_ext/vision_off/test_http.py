@@ -18,7 +18,7 @@ from tests.host_runtime.checkpoints import write_text_checkpoint
 from tests.host_runtime.server import Server, serve
 from tests.lmdeploy_ext.vision_off import calls
 
-pytestmark = pytest.mark.slow  # starts `lmdeploy serve api_server`
+pytestmark = [pytest.mark.slow, pytest.mark.host]  # starts `lmdeploy serve api_server`
 
 COMMAND = (sys.executable, "-m", "tests.lmdeploy_ext.vision_off.scripted")
 OPTIONS = ("--model-name", calls.MODEL, "--disable-metrics")

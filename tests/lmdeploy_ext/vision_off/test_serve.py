@@ -13,7 +13,10 @@ from tests.host_runtime.server import LMDEPLOY, serve
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape, write_engine_checkpoint
 from tests.lmdeploy_ext.vision_off import calls
 
-pytestmark = pytest.mark.slow  # starts `lmdeploy serve api_server` and TurboMind
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host,
+]  # starts `lmdeploy serve api_server` and TurboMind
 
 PICTURE = calls.chat(calls.PARTS["image_url"], max_tokens=3)
 OPTIONS = ("--model-name", calls.MODEL)
