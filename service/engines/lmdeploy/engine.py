@@ -7,13 +7,14 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from service.engines.lmdeploy.options import Options
+from service.engines.shared.closing import closed_error, or_closed
 from service.errors import EngineUnavailable, InvalidRequest, Overloaded, VisionDisabled
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from service.engines.lmdeploy.running import Run
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 HEALTH_LIMIT_S = 5.0
 PROBE = Grammar(GrammarKind.CHOICE, '["guided-decoding-is-on-4711"]')
@@ -105,7 +105,7 @@ class LMDeployEngine:
     async def prepare(self, grammar: Grammar) -> None:
         """Compile a grammar, or find it in the cache, off the event loop."""
         loaded = self._ready()
-        await self._or_closed(loaded.grammars.get(grammar))
+        await or_closed(loaded.grammars.get(grammar), self._closed)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """Run one request; see `service.engine.Engine.generate`."""
@@ -162,14 +162,14 @@ class LMDeployEngine:
 
         threading.Thread(target=work, name="lmdeploy-loading", daemon=True).start()
         try:
-            return await self._or_closed(asyncio.wrap_future(loading))
+            return await or_closed(asyncio.wrap_future(loading), self._closed)
         except BaseException:
             loading.add_done_callback(_free)
             raise
 
     def _ready(self) -> Loaded:
         if self._closed.is_set():
-            raise _closed_error()
+            raise closed_error()
         if self._loaded is None or self._capabilities is None:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         return self._loaded
@@ -201,8 +201,8 @@ class LMDeployEngine:
         try:
             constraint = await self._constraint(loaded, request.grammar)
             pack = asyncio.get_running_loop().run_in_executor(self._front, loaded.pack, request)
-            packed = await self._or_closed(pack)
-            await self._or_closed(place.enter())
+            packed = await or_closed(pack, self._closed)
+            await or_closed(place.enter(), self._closed)
             run = loaded.run(number, packed, request, constraint)
             self._live[number] = run
             reader.begin(packed.prompt)
@@ -221,7 +221,7 @@ class LMDeployEngine:
             raise EngineUnavailable("the engine ended a request without an answer; try again")
         except Exception:
             if self._closed.is_set():
-                raise _closed_error() from None
+                raise closed_error() from None
             raise
         finally:
             place.leave()
@@ -246,7 +246,7 @@ class LMDeployEngine:
         """The compiled grammar. A request with a grammar never goes on without."""
         if grammar is None:
             return None
-        return await self._or_closed(loaded.grammars.get(grammar))
+        return await or_closed(loaded.grammars.get(grammar), self._closed)
 
     async def _check_guidance(self, loaded: Loaded) -> None:
         """One constrained request, whose answer is known beforehand.
@@ -265,19 +265,6 @@ class LMDeployEngine:
                 "to fit; its log may say why"
             )
 
-    async def _or_closed(self, work: Awaitable[T]) -> T:
-        """Wait for something, but not longer than the engine lives."""
-        task = asyncio.ensure_future(work)
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise _closed_error()
-        finally:
-            closed.cancel()
-            task.cancel()
-
 
 def _load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
     # LMDeploy's import sets every stream handler of the root logger to ERROR.
@@ -293,7 +280,3 @@ def _free(loading: Future[Loaded]) -> None:
     """Nobody waits for the model any more."""
     if loading.exception() is None:
         loading.result().host.native.close()
-
-
-def _closed_error() -> EngineUnavailable:
-    return EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED")

@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from service.engines.reference.options import Options
+from service.engines.shared.closing import closed_error, or_closed
 from service.errors import (
     EngineUnavailable,
     InvalidRequest,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from service.engines.shared.grammar import CompiledGrammar, GrammarCache
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 SAMPLING = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"})
 
@@ -105,7 +105,7 @@ class ReferenceEngine:
             self._loop = asyncio.get_running_loop()
             self._worker = worker = self._new_worker()
             worker.start()
-            model = await self._or_closed(asyncio.wrap_future(worker.loaded))
+            model = await or_closed(asyncio.wrap_future(worker.loaded), self._closed)
             self._grammars = self._new_cache(model)
             self._capabilities = self._describe(model)
             self._model = model
@@ -167,7 +167,7 @@ class ReferenceEngine:
             await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
         self._deliver()
         for events in self._live.values():
-            events.put_nowait(_closed_error())
+            events.put_nowait(closed_error())
         self._live.clear()
         self._model = self._worker = None
         self._front.shutdown(wait=False)
@@ -208,7 +208,7 @@ class ReferenceEngine:
 
     def _ready(self) -> tuple[Model, Worker]:
         if self._closed.is_set():
-            raise _closed_error()
+            raise closed_error()
         if self._model is None or self._worker is None:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         return self._model, self._worker
@@ -229,34 +229,23 @@ class ReferenceEngine:
 
     async def _compiled(self, grammar: Grammar) -> CompiledGrammar:
         if self._grammars is None:
-            raise _closed_error()
-        return await self._or_closed(self._grammars.get(grammar))
+            raise closed_error()
+        return await or_closed(self._grammars.get(grammar), self._closed)
 
     async def _prompt(
         self, model: Model, request: GenerateRequest
     ) -> tuple[PackedRequest, tuple[Tensor, ...]]:
         """Pack the prompt and encode its pictures, each in its own thread."""
         loop = asyncio.get_running_loop()
-        prompt = await self._or_closed(loop.run_in_executor(self._front, model.pack, request))
+        prompt = await or_closed(
+            loop.run_in_executor(self._front, model.pack, request), self._closed
+        )
         if not prompt.images or model.vision is None:
             return prompt, ()
         encode = model.vision.features
-        return prompt, await self._or_closed(
-            loop.run_in_executor(self._sight, encode, prompt.images)
+        return prompt, await or_closed(
+            loop.run_in_executor(self._sight, encode, prompt.images), self._closed
         )
-
-    async def _or_closed(self, work: Awaitable[T]) -> T:
-        """Wait for something, but not longer than the engine lives."""
-        task = asyncio.ensure_future(work)
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait({task, closed}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise _closed_error()
-        finally:
-            closed.cancel()
-            task.cancel()
 
     def _flush(self) -> None:
         """Called by the worker behind every turn: let the loop fetch what has been emitted."""
@@ -276,7 +265,3 @@ class ReferenceEngine:
                 self._live.pop(key, None)
             elif key in self._live:
                 self._live[key].put_nowait(event)
-
-
-def _closed_error() -> EngineUnavailable:
-    return EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED")
