@@ -35,10 +35,14 @@ class Grammar:
 
     ``source`` is the JSON schema as text, the regular expression or the EBNF grammar (root rule ``root``);
     for CHOICE it is a JSON array of the allowed strings. Text, so that a grammar is hashable and can be cached.
+    ``ebnf`` is the grammar that stands for it in engines, once it has been analysed; empty before.
+    ``forces_little``: no text longer than some thousand characters can be the only one that fits next.
     """
 
     kind: GrammarKind
     source: str
+    ebnf: str = ""
+    forces_little: bool = False
 
 
 @dataclass(frozen=True, slots=True)

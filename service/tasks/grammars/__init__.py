@@ -1,0 +1,1 @@
+"""Grammars made from JSON schemas and regular expressions, exact wherever a grammar can be."""

@@ -1,0 +1,69 @@
+"""Writing grammars in xgrammar's EBNF: rules by name, and literals.
+
+An *expression* is EBNF text that can stand anywhere in the body of a rule; one with alternatives at
+its top is in parentheses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ROOT = "root"
+
+
+class Rules:
+    """The rules of one grammar. Equal bodies share one rule."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._bodies)
+
+    def define(self, hint: str, body: str) -> str:
+        """The name of a rule with this body, which is a rule that exists, or a new one.
+
+        hint: how the name begins; letters, digits and underscores.
+        """
+        name = self._names.get(body)
+        if name is None:
+            name = self.reserve(hint)
+            self.fill(name, body)
+        return name
+
+    def reserve(self, hint: str) -> str:
+        """The name of a rule whose body comes later, by ``fill``: what recursion needs."""
+        count = self._counts[hint] = self._counts.get(hint, -1) + 1
+        name = f"{hint}_{count}" if count else hint
+        self._bodies[name] = ""
+        return name
+
+    def fill(self, name: str, body: str) -> None:
+        """Give a reserved rule its body."""
+        self._bodies[name] = body
+        self._names.setdefault(body, name)
+
+    def text(self, root: str) -> str:
+        """The grammar as text. root: the expression that whole texts match."""
+        lines = [f"{ROOT} ::= {root}"]
+        lines += [f"{name} ::= {body}" for name, body in self._bodies.items()]
+        return "\n".join(lines) + "\n"
+
+
+def literal(text: str) -> str:
+    """The expression that matches exactly this text; of no characters, the empty text."""
+    return '"' + "".join(_escaped(character) for character in text) + '"'
+
+
+def one_of(expressions: Iterable[str]) -> str:
+    """The expression for any of at least one expression."""
+    several = list(dict.fromkeys(expressions))
+    return several[0] if len(several) == 1 else "(" + " | ".join(several) + ")"
+
+
+def _escaped(character: str) -> str:
+    if character.isascii() and (character.isalnum() or character in " _-.,:;{}()@/+*=<>!?&%$#'|~^"):
+        return character
+    return f"\\U{ord(character):08x}"

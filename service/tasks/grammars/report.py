@@ -1,0 +1,70 @@
+"""What a grammar enforces of what the caller asked for, as data."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from service.types import Grammar
+
+
+class Enforcement(enum.Enum):
+    """How a keyword of a schema, or a schema as a whole, is kept."""
+
+    ENFORCED = "enforced"
+    """By the grammar: a complete answer cannot violate it."""
+    CHECKED = "checked"
+    """By the final validation: a violation is an error, never an answer."""
+    ANNOTATION = "annotation"
+    """It says nothing about a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeywordReport:
+    """One keyword at one place.
+
+    pointer: JSON pointer (RFC 6901) to the keyword in the schema as sent.
+    why: for CHECKED, what the grammar cannot do there and what would help; else empty.
+    """
+
+    pointer: str
+    keyword: str
+    enforcement: Enforcement
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """An equivalent form that was taken in place of what is written at a pointer."""
+
+    pointer: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarReport:
+    """What was found out about a grammar of a caller.
+
+    enforcement: ENFORCED, or CHECKED where at least one keyword is. keywords: all of a JSON schema;
+    empty for other kinds. ebnf_bytes: size of the grammar that engines compile, as UTF-8.
+    seconds: time of the analysis.
+    """
+
+    enforcement: Enforcement
+    keywords: tuple[KeywordReport, ...] = ()
+    rewrites: tuple[Rewrite, ...] = ()
+    ebnf_bytes: int = 0
+    seconds: float = 0.0
+
+    @property
+    def checked(self) -> tuple[KeywordReport, ...]:
+        """The keywords that only the final validation keeps."""
+        return tuple(k for k in self.keywords if k.enforcement is Enforcement.CHECKED)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysed:
+    """A grammar ready for engines (its ``ebnf`` is set), and what is known about it."""
+
+    grammar: Grammar
+    report: GrammarReport
