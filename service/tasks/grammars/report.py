@@ -47,7 +47,8 @@ class GrammarReport:
 
     enforcement: ENFORCED, or CHECKED where at least one keyword is. keywords: all of a JSON schema;
     empty for other kinds. ebnf_bytes: size of the grammar that engines compile, as UTF-8.
-    seconds: time of the analysis.
+    seconds: time of the analysis. why: for CHECKED of another kind, what the grammar cannot do and
+    what would help; else empty, as the keywords say it.
     """
 
     enforcement: Enforcement
@@ -55,6 +56,7 @@ class GrammarReport:
     rewrites: tuple[Rewrite, ...] = ()
     ebnf_bytes: int = 0
     seconds: float = 0.0
+    why: str = ""
 
     @property
     def checked(self) -> tuple[KeywordReport, ...]:
