@@ -83,19 +83,19 @@ def _unique_items(
 ) -> Iterator[ValidationError]:
     if not value or not validator.is_type(instance, "array"):
         return
-    if len({_frozen(item) for item in instance}) != len(instance):
+    if len({frozen(item) for item in instance}) != len(instance):
         yield ValidationError("has items that are equal")
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """A hashable stand-in that is equal exactly where JSON Schema says equal: 1 and 1.0 are, 1
     and true are not."""
     if isinstance(value, bool):
         return ("boolean", value)
     if isinstance(value, dict):
-        return ("object", frozenset((key, _frozen(member)) for key, member in value.items()))
+        return ("object", frozenset((key, frozen(member)) for key, member in value.items()))
     if isinstance(value, list):
-        return ("array", tuple(_frozen(item) for item in value))
+        return ("array", tuple(frozen(item) for item in value))
     return value
 
 

@@ -43,10 +43,30 @@ DEFAULT_LIMITS = SchemaLimits()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledSchema:
-    """A checked schema: the JSON value as sent, and the validator with bounded work."""
+    """A checked schema: the JSON value as sent, the validator with bounded work, and its places."""
 
     document: dict[str, Any] | bool
     validator: Any
+    draft: Draft
+    places: Places
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """Where subschemas are and what they refer to, by the ``id()`` of the parts of ``root``.
+
+    root: a copy of the document without any ``$schema``; the validator has it, too.
+    pointers: JSON pointer of each subschema that is an object. targets: what a reference stands for,
+    by subschema and keyword. resolvers: of each subschema. dialects: pointers of subschemas that
+    name their draft. embedded: whether a subschema has an identifier of its own.
+    """
+
+    root: dict[str, Any] | bool
+    pointers: dict[int, str]
+    targets: dict[tuple[int, str], Any]
+    resolvers: dict[int, Any]
+    dialects: frozenset[str]
+    embedded: bool
 
 
 def check_json_schema(
@@ -76,13 +96,15 @@ def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CompiledSchema
         )
     document, working = _decode(text, limits), _decode(text, limits)
     if isinstance(document, bool):
-        return CompiledSchema(document, DEFAULT_DRAFT.validator(working, registry=Registry()))
+        validator = DEFAULT_DRAFT.validator(working, registry=Registry())
+        nowhere = Places(document, {}, {}, {}, frozenset(), False)
+        return CompiledSchema(document, validator, DEFAULT_DRAFT, nowhere)
     if not isinstance(document, dict):
         raise _invalid("", "must be an object, true or false")
     draft = _draft(document)
     _check_metaschema(document, draft)
-    _Walk(working, draft, limits).run()
-    return CompiledSchema(document, draft.validator(working, registry=Registry()))
+    places = _Walk(working, draft, limits).run()
+    return CompiledSchema(document, draft.validator(working, registry=Registry()), draft, places)
 
 
 def _decode(text: str, limits: SchemaLimits) -> Any:
@@ -179,11 +201,16 @@ class _Walk:
         self.keywords: set[str] = set()
         self.edges: dict[int, list[int]] = {}
         self.pointers: dict[int, str] = {}
+        self.targets: dict[tuple[int, str], Any] = {}
+        self.resolvers: dict[int, Any] = {}
+        self.dialects: list[str] = []
+        self.embedded = False
         self.references: list[tuple[dict[str, Any], str, Any]] = []
+        self.root = root
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
         self.pending: list[tuple[dict[str, Any], str, Any]] = [(root, "", resolver)]
 
-    def run(self) -> None:
+    def run(self) -> Places:
         while self.pending or self.references:
             if self.pending:
                 self._visit(*self.pending.pop())
@@ -194,11 +221,22 @@ class _Walk:
             # The library decides with a backtracking matcher which properties are evaluated.
             what = "patternProperties together with unevaluatedProperties is not supported"
             raise _invalid("", what, "SCHEMA_UNSUPPORTED")
+        return Places(
+            self.root,
+            self.pointers,
+            self.targets,
+            self.resolvers,
+            frozenset(self.dialects),
+            self.embedded,
+        )
 
     def _visit(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
         if id(schema) in self.pointers:
             return
         self.pointers[id(schema)] = pointer
+        self.resolvers[id(schema)] = resolver
+        if pointer and (isinstance(schema.get("$id"), str) or isinstance(schema.get("id"), str)):
+            self.embedded = True
         self.keywords.update(schema)
         self._own_dialect(schema, pointer)
         self._foreign(schema, pointer)
@@ -218,6 +256,8 @@ class _Walk:
         Its name is dropped from the working copy: where the library meets ``$schema`` again,
         through a reference, it would go on with its own, unbounded validator.
         """
+        if "$schema" in schema:
+            self.dialects.append(pointer)
         name = schema.pop("$schema", None)
         if name is not None and (not isinstance(name, str) or name.rstrip("#") != self.draft.uri):
             raise _invalid(f"{pointer}/$schema", "a subschema cannot use another draft")
@@ -252,6 +292,7 @@ class _Walk:
             except (reference_errors.Unresolvable, ValueError, KeyError, IndexError, TypeError):
                 raise self._unresolved(reference, where) from None
             target = resolved.contents
+            self.targets[id(schema), keyword] = target
             if isinstance(target, bool):
                 continue
             if not isinstance(target, dict):
@@ -259,7 +300,22 @@ class _Walk:
             self.edges[id(schema)].append(id(target))
             if id(target) not in self.pointers:  # outside the places where schemas live
                 _check_metaschema(target, self.draft, where)
-                self.pending.append((target, where, resolved.resolver))
+                self.pending.append((target, self._place(target), resolved.resolver))
+
+    def _place(self, target: dict[str, Any]) -> str:
+        """The pointer of a part of the document where no schema is expected."""
+        pending: list[tuple[Any, str]] = [(self.root, "")]
+        while pending:
+            part, pointer = pending.pop()
+            if part is target:
+                return pointer
+            members = part.items() if isinstance(part, dict) else enumerate(part)
+            pending += [
+                (member, pointer + jsontext.pointer((key,)))
+                for key, member in members
+                if isinstance(member, (dict, list))
+            ]
+        return ""
 
     def _unresolved(self, reference: str, where: str) -> GrammarError:
         if reference.startswith("#"):
