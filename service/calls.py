@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.tasks.grammars.report import GrammarReport
 from service.types import FinishReason, Grammar, Sampling, Timings, Usage
 
 ANALYZE_TASK = "image-analysis"
@@ -31,17 +32,26 @@ class InlineTask:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A decoded request for inference. ``task``: name of a registered task, or an inline one."""
+    """A decoded request for inference.
+
+    task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
+    enforce.
+    """
 
     task: str | InlineTask
     images: tuple[EncodedImage, ...]
     sampling: Sampling
     accept_empty: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A complete answer. ``json`` is set where the task answers in JSON."""
+    """A complete answer.
+
+    json: set where the task answers in JSON. report: what its grammar enforces; None without one.
+    usage, timings: of all attempts together.
+    """
 
     text: str
     json: str | None
@@ -49,6 +59,8 @@ class Answer:
     usage: Usage
     timings: Timings
     model: str
+    report: GrammarReport | None = None
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +71,12 @@ class TaskDescription:
     description: str
     needs_image: bool
     grammar: Grammar | None
+    report: GrammarReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is enforced of a grammar. compile_s: until the engine had it ready."""
+
+    report: GrammarReport
+    compile_s: float

@@ -6,7 +6,6 @@ A rule that is broken raises ``InvalidRequest`` with the path of the field, as t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -15,21 +14,22 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from service.calls import ANALYZE_TASK, Answer, Call, EncodedImage, InlineTask, TaskDescription
+from service.calls import (
+    ANALYZE_TASK,
+    Answer,
+    Call,
+    EncodedImage,
+    InlineTask,
+    TaskDescription,
+)
 from service.errors import FieldViolation, InvalidRequest
+from service.grammar_codec import GRAMMAR_KINDS, decode_grammar, encode_grammar, encode_report
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.types import Capabilities, FinishReason, Grammar, GrammarKind, Sampling, Timings, Usage
+from service.types import Capabilities, FinishReason, Grammar, Sampling, Timings, Usage
 
 TASK_NAME_LIMIT = 128
 UINT32_MAX = 2**32 - 1
-
-GRAMMAR_KINDS = {
-    GrammarKind.JSON_SCHEMA: pb.GRAMMAR_KIND_JSON_SCHEMA,
-    GrammarKind.REGEX: pb.GRAMMAR_KIND_REGEX,
-    GrammarKind.EBNF: pb.GRAMMAR_KIND_EBNF,
-    GrammarKind.CHOICE: pb.GRAMMAR_KIND_CHOICE,
-}
 
 
 # Requests
@@ -48,7 +48,13 @@ def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settin
     refuse_unknown_fields(request)
     task = decode_task(request.task)
     images = decode_images(request.images, limits.max_images)
-    return Call(task, images, decode_sampling(request.sampling))
+    return Call(task, images, decode_sampling(request.sampling), strict=request.strict)
+
+
+def decode_validate(request: pb.ValidateSchemaRequest) -> Grammar:
+    """ValidateSchemaRequest -> Grammar."""
+    refuse_unknown_fields(request)
+    return decode_grammar(request.grammar, "grammar")
 
 
 def decode_task_name(name: str, field: str) -> str:
@@ -68,21 +74,9 @@ def decode_task(task: pb.Task) -> str | InlineTask:
     if kind == "name":
         return decode_task_name(task.name, "task.name")
     inline = task.inline
-    grammar = decode_grammar(inline.grammar) if inline.HasField("grammar") else None
+    given = inline.HasField("grammar")
+    grammar = decode_grammar(inline.grammar, "task.inline.grammar") if given else None
     return InlineTask(inline.system, inline.user, grammar)
-
-
-def decode_grammar(grammar: pb.Grammar) -> Grammar:
-    """Grammar -> Grammar. Its text is checked where grammars are known, not here."""
-    kind = grammar.WhichOneof("kind")
-    if kind is None:
-        raise InvalidRequest(
-            "task.inline.grammar", "one of json_schema, regex, ebnf and choice is required"
-        )
-    if kind == "choice":
-        source = json.dumps(list(grammar.choice.options), ensure_ascii=False)
-        return Grammar(GrammarKind.CHOICE, source)
-    return Grammar(GrammarKind(kind), getattr(grammar, kind))
 
 
 def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, ...]:
@@ -200,6 +194,7 @@ def encode_analysis(analysis: object, answer: Answer) -> pb.AnalyzeImageResponse
 
 def encode_result(answer: Answer) -> pb.TaskResult:
     """Answer -> TaskResult."""
+    enforcement, checked, omitted = encode_report(answer.report)
     return pb.TaskResult(
         text=answer.text,
         json=answer.json,
@@ -207,6 +202,10 @@ def encode_result(answer: Answer) -> pb.TaskResult:
         finish_reason=encode_finish_reason(answer.finish_reason),
         model=answer.model,
         timings=encode_timings(answer.timings),
+        enforcement=enforcement,
+        checked=checked,
+        checked_omitted=omitted,
+        attempts=answer.attempts,
     )
 
 
@@ -244,19 +243,16 @@ def encode_timings(timings: Timings) -> pb.Timings:
 def encode_task(task: TaskDescription) -> pb.TaskInfo:
     """TaskDescription -> TaskInfo."""
     grammar = encode_grammar(task.grammar) if task.grammar is not None else None
+    enforcement, checked, omitted = encode_report(task.report)
     return pb.TaskInfo(
         name=task.name,
         description=task.description,
         needs_image=task.needs_image,
         grammar=grammar,
+        enforcement=enforcement,
+        checked=checked,
+        checked_omitted=omitted,
     )
-
-
-def encode_grammar(grammar: Grammar) -> pb.Grammar:
-    """Grammar -> Grammar."""
-    if grammar.kind is GrammarKind.CHOICE:
-        return pb.Grammar(choice=pb.Choice(options=json.loads(grammar.source)))
-    return pb.Grammar(**{grammar.kind.value: grammar.source})  # type: ignore[arg-type]
 
 
 def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelResponse:
@@ -289,4 +285,5 @@ def encode_limits(limits: Settings) -> pb.Limits:
         max_regex_length=limits.max_regex_length,
         compile_timeout_seconds=limits.compile_timeout_s,
         inference_timeout_seconds=limits.inference_timeout_s,
+        output_retries=limits.output_retries,
     )

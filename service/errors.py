@@ -69,8 +69,10 @@ class InvalidRequest(ServiceError):
         reason: str | None = None,
         metadata: Mapping[str, str] | None = None,
         more: tuple[FieldViolation, ...] = (),
+        summary: str = "",
     ) -> None:
-        super().__init__(f"{field}: {description}", reason=reason, metadata=metadata)
+        """summary: stands in the message in place of the first description, where that says too little."""
+        super().__init__(f"{field}: {summary or description}", reason=reason, metadata=metadata)
         self.violations = (FieldViolation(field, description), *more)
 
 

@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from service.admission import Admission
-from service.calls import Answer, Call, InlineTask
+from service.calls import Answer, Call, InlineTask, Validation
 from service.engine import Engine
 from service.errors import InferenceTimeout
 from service.images import ImageLimits, decode_images
 from service.logs import request_id
 from service.settings import Settings
+from service.tasks.compilation import prepare
 from service.tasks.contract import Task, TaskResult
+from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.inline import inline_task
 from service.tasks.registry import Registry
+from service.tasks.request_checks import check_enforced, check_kind
 from service.tasks.runner import run, stream
 from service.tasks.schema import SchemaLimits
 from service.timeouts import wait_until
 from service.types import Grammar, Image
 
 T = TypeVar("T")
-KNOWN_GRAMMARS = 1024
+MAX_VALIDATIONS = 8
+"""Grammars that are validated at the same time; they take processors, not places in the engine."""
 
 
 class Inference:
-    """Runs calls on one engine, within the limits of the settings."""
+    """Runs calls on one engine, within the limits of the settings.
 
-    def __init__(self, engine: Engine, registry: Registry, settings: Settings) -> None:
+    analyser: makes grammars that come with calls ready for the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        settings: Settings,
+        analyser: Analyser = in_thread,
+    ) -> None:
         self._engine = engine
         self._registry = registry
         self._settings = settings
@@ -37,8 +51,9 @@ class Inference:
             max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
         )
         self._schema_limits = schema_limits(settings)
-        self._known: set[Grammar] = set()
+        self._analyser = analyser
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
+        self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
 
     async def answer(self, call: Call, time_left_s: float | None) -> tuple[Any, Answer]:
         """The value of the task's parser, and the answer."""
@@ -56,8 +71,9 @@ class Inference:
                 accept_empty=call.accept_empty,
                 limits=self._schema_limits,
                 compile_timeout_s=self._settings.compile_timeout_s,
+                retries=self._settings.output_retries,
             )
-        return result.value, self._answer(result)
+        return result.value, self._answer(task, result)
 
     async def events(
         self, call: Call, time_left_s: float | None
@@ -79,35 +95,43 @@ class Inference:
             )
             async with aclosing(events) as open_events:
                 async for event in open_events:
-                    yield event if isinstance(event, str) else self._answer(event)
+                    yield event if isinstance(event, str) else self._answer(task, event)
+
+    async def validate(self, grammar: Grammar, time_left_s: float | None) -> Validation:
+        """What is enforced of a grammar, which the engine then has compiled.
+
+        Raises the ``GrammarError`` that a task with it would, on a field at or below ``grammar``.
+        """
+        deadline = self._deadline(time_left_s)
+        field = f"grammar.{grammar.kind.value}"
+        async with self.validations.slot(deadline):
+            analysed = await within(deadline, self._analyser(grammar, self._schema_limits))
+            check_kind(grammar, self._engine.capabilities, field)
+            begun = time.perf_counter()
+            limit_s = self._settings.compile_timeout_s
+            await within(deadline, prepare(self._engine, analysed.grammar, field, limit_s))
+        return Validation(analysed.report, time.perf_counter() - begun)
 
     async def _task(self, call: Call, deadline: float) -> Task:
-        """The task, registered or inline."""
+        """The task, registered or inline, and strict enough."""
         if isinstance(call.task, InlineTask):
-            return await self._inline(call.task, deadline)
-        return self._registry.get(call.task)
+            task = await self._inline(call.task, deadline)
+        else:
+            task = self._registry.get(call.task)
+        if call.strict:
+            check_enforced(task)
+        return task
 
     async def _inline(self, inline: InlineTask, deadline: float) -> Task:
-        """Check an inline task, in a thread where its grammar is new: that can take seconds."""
-        admitted = inline.grammar is None or inline.grammar in self._known
-
-        def checked() -> Task:
-            return inline_task(
-                inline.system,
-                inline.user,
-                inline.grammar,
-                self._schema_limits,
-                max_text_bytes=self._settings.max_text_bytes,
-                admitted=admitted,
-            )
-
-        if admitted or inline.grammar is None:
-            return checked()
-        task = await within(deadline, asyncio.to_thread(checked))
-        if len(self._known) >= KNOWN_GRAMMARS:
-            self._known.clear()
-        self._known.add(inline.grammar)
-        return task
+        work = inline_task(
+            inline.system,
+            inline.user,
+            inline.grammar,
+            self._analyser,
+            self._schema_limits,
+            max_text_bytes=self._settings.max_text_bytes,
+        )
+        return await within(deadline, work)
 
     async def _images(self, call: Call, deadline: float) -> list[Image]:
         if not call.images:
@@ -127,7 +151,7 @@ class Inference:
             raise InferenceTimeout("The deadline of the call had passed before the work began.")
         return asyncio.get_running_loop().time() + budget_s
 
-    def _answer(self, result: TaskResult) -> Answer:
+    def _answer(self, task: Task, result: TaskResult) -> Answer:
         return Answer(
             text=result.text,
             json=result.json,
@@ -135,6 +159,8 @@ class Inference:
             usage=result.usage,
             timings=result.timings,
             model=self._engine.capabilities.model,
+            report=task.report,
+            attempts=result.attempts,
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from service import codec
+from service import codec, grammar_codec
 from service.calls import TaskDescription
 from service.engine import Engine
 from service.inference import Inference
@@ -16,6 +16,7 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.settings import Settings
 from service.tasks.contract import Task
+from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,11 +25,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class VisionServicer(pb_grpc.VisionServiceServicer):
     """Errors leave the handlers as they are; the interceptor gives them their status."""
 
-    def __init__(self, engine: Engine, registry: Registry, settings: Settings) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        settings: Settings,
+        analyser: Analyser = in_thread,
+    ) -> None:
         self._engine = engine
         self._registry = registry
         self._settings = settings
-        self.inference = Inference(engine, registry, settings)
+        self.inference = Inference(engine, registry, settings, analyser)
 
     async def AnalyzeImage(
         self, request: pb.AnalyzeImageRequest, context: Context
@@ -51,6 +58,13 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
             async for event in open_events:
                 yield codec.encode_event(event)
 
+    async def ValidateSchema(
+        self, request: pb.ValidateSchemaRequest, context: Context
+    ) -> pb.ValidateSchemaResponse:
+        grammar = codec.decode_validate(request)
+        validation = await self.inference.validate(grammar, context.time_remaining())
+        return grammar_codec.encode_validation(validation)
+
     async def ListTasks(
         self, request: pb.ListTasksRequest, context: Context
     ) -> pb.ListTasksResponse:
@@ -70,4 +84,4 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
 
 def described(task: Task) -> TaskDescription:
     """What a task tells about itself."""
-    return TaskDescription(task.name, task.description, task.needs_image, task.grammar)
+    return TaskDescription(task.name, task.description, task.needs_image, task.grammar, task.report)

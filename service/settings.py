@@ -173,6 +173,13 @@ class Settings(BaseSettings):
     max_schema_depth: Positive = Field(64, description="Most levels of nesting of a JSON Schema.")
     max_regex_length: Positive = Field(1024, description="Most characters of a regular expression.")
     compile_timeout_s: Seconds = Field(5.0, description="Most seconds to compile a grammar.")
+    output_retries: int = Field(
+        1,
+        ge=0,
+        le=5,
+        description="Most attempts beyond the first at an answer that fits, where the grammar does "
+        "not enforce every keyword and temperature is above 0.",
+    )
 
     # How much at a time, and for how long.
     max_concurrent: int = Field(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from service.tasks.grammars.report import GrammarReport
 from service.types import FinishReason, Grammar, GrammarKind, Timings, Usage
 
 
@@ -23,6 +24,8 @@ class Task:
         and given to callers as JSON. None: the answer itself.
     usable: whether a value says anything; checked unless the caller accepts empty answers.
     max_images: None leaves the limit to the engine.
+    report: what the grammar enforces; set with the grammar's ``ebnf`` when the task is admitted.
+    grammar_field: path of the field of a request that errors of the grammar name.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Task:
     parse: Callable[[str], Any] | None = None
     document: Callable[[Any], object] | None = None
     usable: Callable[[Any], bool] | None = None
+    report: GrammarReport | None = None
+    grammar_field: str = "task.name"
 
     @property
     def answers_json(self) -> bool:
@@ -51,6 +56,7 @@ class TaskResult:
     text: exactly what the model wrote. value: what the parser made of it.
     json: the answer as JSON text where the task answers in JSON; ``text`` itself unless the task
     tidies.
+    attempts: how many it took; usage and timings are those of all of them together.
     """
 
     text: str
@@ -59,3 +65,4 @@ class TaskResult:
     finish_reason: FinishReason
     timings: Timings
     json: str | None = None
+    attempts: int = 1

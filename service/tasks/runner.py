@@ -7,44 +7,41 @@ was cut never reaches a parser.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import math
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from service.engine import Engine
 from service.errors import (
-    FieldViolation,
-    GrammarError,
     InferenceTimeout,
     InternalError,
-    InvalidRequest,
     NoUsableFields,
     OutputInvalid,
     OutputTruncated,
-    VisionDisabled,
 )
 from service.tasks.answers import AnswerValidator, parse_json
+from service.tasks.compilation import COMPILE_TIMEOUT_S, naming, prepare
 from service.tasks.contract import Task, TaskResult
 from service.tasks.grammar_checks import check_answer
+from service.tasks.grammars.report import Enforcement
+from service.tasks.request_checks import check_request
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 from service.timeouts import wait_until
 from service.types import (
-    Capabilities,
     Chunk,
     FinishReason,
     GenerateRequest,
-    Grammar,
     GrammarKind,
     Image,
     Sampling,
+    Timings,
+    Usage,
 )
 
 T = TypeVar("T")
-COMPILE_TIMEOUT_S = 5.0
-DEFAULT_SAMPLING = Sampling()
 
 
 async def run(
@@ -58,18 +55,36 @@ async def run(
     accept_empty: bool = False,
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
+    retries: int = 0,
 ) -> TaskResult:
     """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
     the engine.
 
+    timeout_s: bound on everything, all attempts together.
     limits: those with which the task's grammar was admitted.
     compile_timeout_s: most seconds in which the engine has to have the grammar ready.
+    retries: most attempts beyond the first, where another one can do better.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
+    attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
     async def answered() -> TaskResult:
-        answer = await _collect(engine, request, compile_timeout_s)
-        return await _finish(task, answer, sampling, accept_empty, limits)
+        if task.grammar is not None:
+            await prepare(engine, task.grammar, task.grammar_field, compile_timeout_s)
+        thrown_away: list[Chunk] = []
+        while True:
+            seed = seed_of(sampling.seed, len(thrown_away))
+            again = replace(request, sampling=replace(sampling, seed=seed))
+            answer = await _collect(engine, again, task.grammar_field)
+            try:
+                result = await _finish(task, answer, sampling, accept_empty, limits)
+            except OutputInvalid as error:
+                thrown_away.append(answer.ended())
+                error.metadata["attempts"] = str(len(thrown_away))
+                if len(thrown_away) == attempts:
+                    raise
+            else:
+                return _together(thrown_away, result)
 
     return await _Deadline(timeout_s).wait(answered())
 
@@ -87,16 +102,17 @@ async def stream(
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> AsyncIterator[str | TaskResult]:
     """Pieces of the answer as they come, then the validated whole. The pieces promise nothing
-    before that.
+    before that, and so there is one attempt: what was sent cannot be taken back.
 
     Closing the iterator cancels the work in the engine.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
     answer = _Answer()
     deadline = _Deadline(timeout_s)
-    if request.grammar is not None:
-        await deadline.wait(_prepare(engine, request.grammar, compile_timeout_s))
-    async with _closing(engine.generate(request)) as chunks, _naming(request.grammar):
+    if task.grammar is not None:
+        field = task.grammar_field
+        await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s))
+    async with _closing(engine.generate(request)) as chunks, naming(task.grammar_field):
         while (chunk := await deadline.wait(_next(chunks))) is not None:
             answer.add(chunk)
             if chunk.text:
@@ -104,101 +120,42 @@ async def stream(
     yield await deadline.wait(_finish(task, answer, sampling, accept_empty, limits))
 
 
-def check_request(
-    capabilities: Capabilities,
-    task: Task,
-    images: Sequence[Image],
-    sampling: Sampling,
-    request_id: str,
-) -> GenerateRequest:
-    """What the engine will get, if it can do it; raises before anything has been computed."""
-    check_sampling(sampling, capabilities)
-    _check_images(task, images, capabilities)
-    kinds = capabilities.grammar_kinds
-    if task.grammar is not None and task.grammar.kind not in kinds:
-        supported = ", ".join(sorted(kind.value for kind in kinds)) or "none"
-        raise GrammarError(
-            "task.inline.grammar",
-            f"{task.grammar.kind.value} is not a kind of grammar that this engine has; "
-            f"it has: {supported}",
-            reason="GRAMMAR_KIND_UNSUPPORTED",
-            metadata={"kind": task.grammar.kind.value, "supported": supported},
-        )
-    return GenerateRequest(
-        request_id=request_id,
-        user=task.user,
-        system=task.system,
-        images=tuple(images),
-        grammar=task.grammar,
-        sampling=sampling,
+def _another_may_fit(task: Task, sampling: Sampling) -> bool:
+    """Whether a second attempt can end otherwise: not where the grammar alone decides, and not where
+    the same text would come again."""
+    checked = task.report is not None and task.report.enforcement is Enforcement.CHECKED
+    return checked and sampling.temperature > 0
+
+
+def seed_of(seed: int | None, attempt: int) -> int | None:
+    """The seed of an attempt, counted from 0: the caller's own, then others that follow from it."""
+    if seed is None or attempt == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{attempt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _together(thrown_away: Sequence[Chunk], result: TaskResult) -> TaskResult:
+    """The result with the tokens and the time of all attempts."""
+    if not thrown_away:
+        return result
+    usages = [*(chunk.usage for chunk in thrown_away), result.usage]
+    before_s = sum(chunk.timings.total_s for chunk in thrown_away)
+    last = result.timings
+    return replace(
+        result,
+        attempts=len(usages),
+        usage=Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            image_tokens=sum(usage.image_tokens for usage in usages),
+            output_tokens=sum(usage.output_tokens for usage in usages),
+        ),
+        timings=Timings(
+            queue_s=sum(chunk.timings.queue_s for chunk in thrown_away) + last.queue_s,
+            first_token_s=before_s + last.first_token_s,
+            total_s=before_s + last.total_s,
+        ),
     )
-
-
-def _whole(value: object, low: int, high: int | None = None) -> bool:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return value >= low and (high is None or value <= high)
-
-
-def _real(value: object, low: float, high: float, *, open_low: bool = False) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return False
-    return (value > low if open_low else value >= low) and value <= high
-
-
-def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
-    """Refuse, all at once, options out of range and options that the engine would ignore."""
-    if sampling == DEFAULT_SAMPLING:
-        return
-    found: list[FieldViolation] = []
-
-    def expect(name: str, fits: bool, allowed: str) -> None:
-        if not fits:
-            found.append(FieldViolation(f"sampling.{name}", f"must be {allowed}"))
-
-    expect("max_tokens", _whole(sampling.max_tokens, 1), "at least 1")
-    expect("temperature", _real(sampling.temperature, 0, 2), "a finite number from 0 to 2")
-    expect("top_p", _real(sampling.top_p, 0, 1, open_low=True), "above 0 and at most 1")
-    # Sampling writes "all tokens" as 0; callers leave the option out.
-    expect("top_k", _whole(sampling.top_k, 0), "at least 1")
-    penalty = _real(sampling.repetition_penalty, 0, 10, open_low=True)
-    expect("repetition_penalty", penalty, "above 0 and at most 10")
-    seed = sampling.seed is None or _whole(sampling.seed, 0, 2**64 - 1)
-    expect("seed", seed, "a 64-bit unsigned integer")
-    honoured = capabilities.sampling_options
-    for option in fields(Sampling):
-        value = getattr(sampling, option.name)
-        if option.name not in honoured and value != option.default:
-            known = ", ".join(sorted(honoured)) or "none"
-            description = f"is not honoured by this engine, which has: {known}; leave it out"
-            found.append(FieldViolation(f"sampling.{option.name}", description))
-    if found:
-        first, *rest = found
-        raise InvalidRequest(
-            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
-        )
-
-
-def _check_images(task: Task, images: Sequence[Image], capabilities: Capabilities) -> None:
-    if task.needs_image and not images:
-        raise InvalidRequest(
-            "images", "this task needs at least one picture", reason="IMAGE_REQUIRED"
-        )
-    if images and not capabilities.vision:
-        raise VisionDisabled(
-            "This model runs without vision: send the request without pictures, "
-            "or ask the operator for a model with vision."
-        )
-    limit = capabilities.max_images
-    if task.max_images is not None:
-        limit = min(limit, task.max_images)
-    if len(images) > limit:
-        raise InvalidRequest(
-            "images",
-            f"has {len(images)} pictures, at most {limit} are allowed",
-            reason="TOO_MANY_IMAGES",
-            metadata={"limit": str(limit), "actual": str(len(images))},
-        )
 
 
 class _Deadline:
@@ -235,56 +192,18 @@ async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[
             await close()
 
 
-@asynccontextmanager
-async def _naming(grammar: Grammar | None) -> AsyncIterator[None]:
-    """An engine knows the grammar of a request; the caller knows it by the field of the message."""
-    try:
-        yield
-    except GrammarError as error:
-        if grammar is None:
-            raise
-        what = error.violations[0].description
-        raise GrammarError(
-            _field(grammar), what, reason=error.reason, metadata=error.metadata
-        ) from error
-
-
-def _field(grammar: Grammar) -> str:
-    return f"task.inline.grammar.{grammar.kind.value}"
+async def _collect(engine: Engine, request: GenerateRequest, field: str) -> _Answer:
+    answer = _Answer()
+    async with _closing(engine.generate(request)) as chunks, naming(field):
+        async for chunk in chunks:
+            answer.add(chunk)
+    return answer
 
 
 async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
     async for chunk in chunks:
         return chunk
     return None
-
-
-async def _collect(engine: Engine, request: GenerateRequest, compile_timeout_s: float) -> _Answer:
-    answer = _Answer()
-    if request.grammar is not None:
-        await _prepare(engine, request.grammar, compile_timeout_s)
-    async with _closing(engine.generate(request)) as chunks, _naming(request.grammar):
-        async for chunk in chunks:
-            answer.add(chunk)
-    return answer
-
-
-async def _prepare(engine: Engine, grammar: Grammar, timeout_s: float) -> None:
-    """The grammar, compiled; the caller of one that takes too long has its answer in time."""
-    clock = asyncio.get_running_loop().time
-    limit = clock() + timeout_s
-    try:
-        async with _naming(grammar):
-            await wait_until(engine.prepare(grammar), limit)
-    except asyncio.TimeoutError:
-        if clock() < limit:  # not ours
-            raise
-        raise GrammarError(
-            _field(grammar),
-            f"takes longer than {timeout_s:g} s to compile; make it smaller",
-            reason="GRAMMAR_COMPILE_TIMEOUT",
-            metadata={"limit_s": f"{timeout_s:g}"},
-        ) from None
 
 
 @dataclass(slots=True)
@@ -298,14 +217,18 @@ class _Answer:
         self.parts.append(chunk.text)
         self.last = chunk
 
+    def ended(self) -> Chunk:
+        """The chunk with the finish reason."""
+        if self.last is None or self.last.finish_reason is None:
+            raise InternalError("The engine ended without saying why.")
+        return self.last
+
 
 async def _finish(
     task: Task, answer: _Answer, sampling: Sampling, accept_empty: bool, limits: SchemaLimits
 ) -> TaskResult:
     """Judge and read what was generated. Where reading is work, it leaves the event loop."""
-    last = answer.last
-    if last is None or last.finish_reason is None:
-        raise InternalError("The engine ended without saying why.")
+    last = answer.ended()
     if last.finish_reason is not FinishReason.STOP:
         raise _truncated(last, sampling)
     text = "".join(answer.parts)

@@ -26,7 +26,7 @@ NUMBERS = {
     FieldDescriptorProto.TYPE_UINT32,
     FieldDescriptorProto.TYPE_UINT64,
 }
-UNITS = ("second", "token", "picture", "pixel", "byte", "level", "character")
+UNITS = ("second", "token", "picture", "pixel", "byte", "level", "character", "attempt", "keyword")
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -129,7 +129,15 @@ def fields(file: FileDescriptorProto) -> Iterator[tuple[DescriptorProto, Any, st
 
 
 REQUESTS = {"AnalyzeImageRequest", "RunTaskRequest", "StreamTaskRequest", "GetTaskRequest"}
-REQUESTS |= {"Image", "Task", "InlineTask", "Grammar", "Choice", "SamplingOptions"}
+REQUESTS |= {
+    "ValidateSchemaRequest",
+    "Image",
+    "Task",
+    "InlineTask",
+    "Grammar",
+    "Choice",
+    "SamplingOptions",
+}
 
 
 def test_fields_of_requests_say_whether_they_are_needed_or_what_else_holds(

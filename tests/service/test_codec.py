@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,11 +13,12 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import codec
-from service.calls import ANALYZE_TASK, Answer, Call, InlineTask, TaskDescription
+from service import codec, grammar_codec
+from service.calls import ANALYZE_TASK, Answer, Call, InlineTask, TaskDescription, Validation
 from service.errors import InvalidRequest
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
+from service.tasks.grammars.report import Enforcement, GrammarReport, KeywordReport, Rewrite
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import (
     Capabilities,
@@ -70,10 +72,15 @@ def change(message: Message, path: tuple[FieldDescriptor, ...]) -> None:
         setattr(message, first.name, value_of(first))
 
 
-DECODED: list[tuple[Message, Callable[[Any, Settings], Call]]] = [
+def decode_validate(request: pb.ValidateSchemaRequest, limits: Settings) -> Grammar:
+    return codec.decode_validate(request)
+
+
+DECODED: list[tuple[Message, Callable[[Any, Settings], Call | Grammar]]] = [
     (pb.AnalyzeImageRequest(images=[IMAGE]), codec.decode_analyze),
     (pb.RunTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
     (pb.StreamTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
+    (pb.ValidateSchemaRequest(grammar=pb.Grammar(regex="a+")), decode_validate),
 ]
 FIELDS = [
     pytest.param(base, decode, path, id=".".join([base.DESCRIPTOR.name, *(f.name for f in path)]))
@@ -84,7 +91,9 @@ FIELDS = [
 
 @pytest.mark.parametrize(("base", "decode", "path"), FIELDS)
 def test_every_field_of_a_request_is_read(
-    base: Message, decode: Callable[[Any, Settings], Call], path: tuple[FieldDescriptor, ...]
+    base: Message,
+    decode: Callable[[Any, Settings], Call | Grammar],
+    path: tuple[FieldDescriptor, ...],
 ) -> None:
     changed = type(base)()
     changed.CopyFrom(base)
@@ -186,21 +195,41 @@ grammars = st.one_of(
 
 @given(grammars)
 def test_grammars_survive_both_ways(grammar: Grammar) -> None:
-    message = codec.encode_grammar(grammar)
-    assert codec.decode_grammar(pb.Grammar.FromString(message.SerializeToString())) == grammar
+    message = grammar_codec.encode_grammar(grammar)
+    sent = pb.Grammar.FromString(message.SerializeToString())
+    assert grammar_codec.decode_grammar(sent, "grammar") == grammar
 
 
 def test_every_kind_of_grammar_has_its_number_and_its_field() -> None:
-    assert set(codec.GRAMMAR_KINDS) == set(GrammarKind)
-    assert len(set(codec.GRAMMAR_KINDS.values())) == len(pb.GrammarKind.keys()) - 1
+    assert set(grammar_codec.GRAMMAR_KINDS) == set(GrammarKind)
+    assert len(set(grammar_codec.GRAMMAR_KINDS.values())) == len(pb.GrammarKind.keys()) - 1
     fields = {field.name for field in pb.Grammar.DESCRIPTOR.oneofs_by_name["kind"].fields}
     assert fields == {kind.value for kind in GrammarKind}
-    for kind, number in codec.GRAMMAR_KINDS.items():
+    for kind, number in grammar_codec.GRAMMAR_KINDS.items():
         assert pb.GrammarKind.Name(number) == f"GRAMMAR_KIND_{kind.name}"
+
+
+def test_every_enforcement_has_its_number() -> None:
+    assert len(grammar_codec.ENFORCEMENTS) == len(Enforcement) == len(pb.Enforcement.keys()) - 1
+    for enforcement, number in grammar_codec.ENFORCEMENTS.items():
+        assert pb.Enforcement.Name(number) == f"ENFORCEMENT_{enforcement.name}"
 
 
 # Responses
 
+LONG = "/x" * 600_000
+REPORT = GrammarReport(
+    Enforcement.CHECKED,
+    keywords=(
+        KeywordReport("/title", "title", Enforcement.ANNOTATION),
+        KeywordReport("/uniqueItems", "uniqueItems", Enforcement.CHECKED, "is relational"),
+        KeywordReport("/type", "type", Enforcement.ENFORCED),
+        KeywordReport(LONG, "not", Enforcement.CHECKED, "is too much"),
+    ),
+    rewrites=(Rewrite("/allOf", "merged"),),
+    ebnf_bytes=77,
+    seconds=0.5,
+)
 ANSWER = Answer(
     text='{"a": 1}',
     json='{"a": 1}',
@@ -208,6 +237,8 @@ ANSWER = Answer(
     usage=Usage(30, 20, 10),
     timings=Timings(0.1, 0.2, 0.3),
     model="some-model",
+    report=REPORT,
+    attempts=2,
 )
 CAPABILITIES = Capabilities(
     model="some-model",
@@ -232,7 +263,8 @@ ENCODED: list[Message] = [
     codec.encode_analysis(ANALYSIS, ANSWER),
     pb.RunTaskResponse(result=codec.encode_result(ANSWER)),
     codec.encode_event(ANSWER),
-    pb.GetTaskResponse(task=codec.encode_task(TaskDescription("a", "b", True, SCHEMA))),
+    pb.GetTaskResponse(task=codec.encode_task(TaskDescription("a", "b", True, SCHEMA, REPORT))),
+    grammar_codec.encode_validation(Validation(REPORT, 0.25)),
     codec.encode_model(CAPABILITIES, LIMITS),
 ]
 
@@ -267,6 +299,42 @@ def test_results() -> None:
     )
     assert timings == (0.1, 0.2, 0.3)
     assert codec.encode_event("piece") == pb.StreamTaskResponse(delta="piece")
+
+
+def reported(keywords: Any) -> list[tuple[str, str, int, str]]:
+    return [(one.pointer, one.keyword, one.enforcement, one.reason) for one in keywords]
+
+
+def test_a_result_tells_what_is_checked_and_nothing_else() -> None:
+    result = codec.encode_result(ANSWER)
+    assert result.enforcement == pb.ENFORCEMENT_CHECKED
+    assert reported(result.checked) == [("/uniqueItems", "uniqueItems", 2, "is relational")]
+    assert (result.checked_omitted, result.attempts) == (1, 2)
+    plain = codec.encode_result(replace(ANSWER, report=None))
+    assert (plain.enforcement, list(plain.checked)) == (pb.ENFORCEMENT_UNSPECIFIED, [])
+
+
+def test_a_validation_tells_everything_that_has_room() -> None:
+    fits = replace(REPORT, keywords=REPORT.keywords[:3])
+    told = grammar_codec.encode_validation(Validation(fits, 0.25))
+    assert reported(told.keywords) == [
+        ("/title", "title", 3, ""),
+        ("/uniqueItems", "uniqueItems", 2, "is relational"),
+        ("/type", "type", 1, ""),
+    ]
+    assert [(one.pointer, one.what) for one in told.rewrites] == [("/allOf", "merged")]
+    assert (told.omitted, told.grammar_bytes) == (0, 77)
+    assert (told.analysis_seconds, told.compile_seconds) == (0.5, 0.25)
+
+
+def test_what_has_no_room_in_a_report_is_counted() -> None:
+    """The most important first, so that the long pointers of a hostile schema hide nothing."""
+    long = tuple(replace(REPORT.keywords[2], pointer=LONG[:300_000]) for _ in range(20))
+    report = replace(REPORT, keywords=(*long, *REPORT.keywords[:3]))
+    told = grammar_codec.encode_validation(Validation(report, 0.25))
+    assert told.ByteSize() < 1_200_000
+    assert [one.keyword for one in told.keywords] == ["type"] * 3 + ["title", "uniqueItems", "type"]
+    assert told.omitted == 17
 
 
 def test_an_analysis_keeps_its_fields() -> None:

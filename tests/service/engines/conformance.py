@@ -33,7 +33,7 @@ from service.errors import (
     VisionDisabled,
 )
 from service.tasks.contract import Task
-from service.tasks.runner import check_request
+from service.tasks.request_checks import check_request
 from service.types import (
     Chunk,
     FinishReason,

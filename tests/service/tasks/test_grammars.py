@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from service.errors import GrammarError, InvalidRequest, OutputInvalid
-from service.tasks import inline
 from service.tasks.grammar_checks import check_answer, check_grammar
+from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
 from service.tasks.inline import inline_task
 from service.tasks.schema import SchemaLimits
 from service.types import Grammar, GrammarKind
@@ -71,18 +72,22 @@ def test_an_answer_too_long_for_its_pattern_is_not_given_out() -> None:
         check_answer(Grammar(GrammarKind.REGEX, "(?:a?){6000}"), "a" * 6000)
 
 
-def test_an_inline_task() -> None:
+ENFORCED = GrammarReport(Enforcement.ENFORCED)
+
+
+async def analyser(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    check_grammar(grammar, limits)
+    return Analysed(replace(grammar, ebnf='root ::= "a"'), ENFORCED)
+
+
+async def test_an_inline_task() -> None:
     grammar = Grammar(GrammarKind.CHOICE, '["a"]')
-    task = inline_task("Be brief.", "Which?", grammar, max_text_bytes=15)
-    assert (task.system, task.user, task.grammar) == ("Be brief.", "Which?", grammar)
-    assert not task.needs_image
-    assert inline_task("", "x", None).grammar is None
-
-
-def test_a_grammar_that_was_admitted_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inline, "check_grammar", lambda *_: pytest.fail("checked"))
-    grammar = Grammar(GrammarKind.JSON_SCHEMA, "{}")
-    assert inline_task("", "x", grammar, admitted=True).grammar is grammar
+    task = await inline_task("Be brief.", "Which?", grammar, analyser, max_text_bytes=15)
+    assert (task.system, task.user, task.needs_image) == ("Be brief.", "Which?", False)
+    assert task.grammar == Grammar(GrammarKind.CHOICE, '["a"]', 'root ::= "a"')
+    assert (task.report, task.grammar_field) == (ENFORCED, "task.inline.grammar.choice")
+    plain = await inline_task("", "x", None, analyser)
+    assert (plain.grammar, plain.report) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +95,16 @@ def test_a_grammar_that_was_admitted_is_not_checked_again(monkeypatch: pytest.Mo
     [
         (("", " ", None), "task.inline.user"),
         (("aaaaaaaa", "éééé", None), "task.inline.user"),
+        (("", " ", Grammar(GrammarKind.REGEX, "(")), "task.inline.user"),
         (("", "x", Grammar(GrammarKind.REGEX, "(")), "task.inline.grammar.regex"),
+        (
+            ("", "x", Grammar(GrammarKind.CHOICE, '["a", ""]')),
+            "task.inline.grammar.choice.options[1]",
+        ),
     ],
 )
-def test_a_bad_inline_task(arguments: Any, field: str) -> None:
+async def test_a_bad_inline_task(arguments: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        inline_task(*arguments, max_text_bytes=15)
+        await inline_task(*arguments, analyser, max_text_bytes=15)
     assert caught.value.violations[0].field == field
+    assert caught.value.message.startswith(f"{field}: ")

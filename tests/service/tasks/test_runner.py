@@ -199,7 +199,7 @@ async def test_an_engine_that_ends_without_a_reason() -> None:
 
 async def test_the_answer_is_validated_against_the_schema() -> None:
     error = await refused(OutputInvalid, ScriptedEngine(["2"]), INTEGER)
-    assert error.metadata == {"pointer": "", "keyword": "minimum"}
+    assert error.metadata == {"pointer": "", "keyword": "minimum", "attempts": "1"}
 
 
 async def test_a_parser_of_its_own_does_not_escape_validation() -> None:

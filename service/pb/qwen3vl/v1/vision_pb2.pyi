@@ -3,7 +3,9 @@
 isort:skip_file
 Structured vision inference with Qwen3-VL.
 
-Every OK answer is complete and fits the grammar that was asked for; everything else is an error.
+Every OK answer is complete and fits the grammar that was asked for; everything else is an error. What the grammar
+engine cannot enforce while the answer is generated is checked before it is given out; ValidateSchema tells what that
+is, and `strict` refuses it.
 Every error carries google.rpc.ErrorInfo with the domain "qwen3vl.service" and a stable reason such as
 IMAGE_TRUNCATED; errors of validation also carry google.rpc.BadRequest with the path of the field, overload also
 google.rpc.RetryInfo. docs/errors.md lists the reasons.
@@ -31,6 +33,36 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Enforcement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnforcementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Enforcement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENFORCEMENT_UNSPECIFIED: _Enforcement.ValueType  # 0
+    """Not set."""
+    ENFORCEMENT_ENFORCED: _Enforcement.ValueType  # 1
+    """By the grammar that guides decoding: a complete answer cannot violate it."""
+    ENFORCEMENT_CHECKED: _Enforcement.ValueType  # 2
+    """By the validation of the finished answer: a violation is the error OUTPUT_INVALID."""
+    ENFORCEMENT_ANNOTATION: _Enforcement.ValueType  # 3
+    """Nothing to keep: the keyword says nothing about a value. Of keywords only."""
+
+class Enforcement(_Enforcement, metaclass=_EnforcementEnumTypeWrapper):
+    """Enforcement tells how a keyword of a schema, or a grammar as a whole, is kept. No answer that is OK violates either
+    kind.
+    """
+
+ENFORCEMENT_UNSPECIFIED: Enforcement.ValueType  # 0
+"""Not set."""
+ENFORCEMENT_ENFORCED: Enforcement.ValueType  # 1
+"""By the grammar that guides decoding: a complete answer cannot violate it."""
+ENFORCEMENT_CHECKED: Enforcement.ValueType  # 2
+"""By the validation of the finished answer: a violation is the error OUTPUT_INVALID."""
+ENFORCEMENT_ANNOTATION: Enforcement.ValueType  # 3
+"""Nothing to keep: the keyword says nothing about a value. Of keywords only."""
+Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -173,6 +205,11 @@ class RunTaskRequest(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    strict: _builtins.bool
+    """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
+    be CHECKED. A task without a grammar has nothing to enforce and runs. Default: false.
+    """
     @_builtins.property
     def task(self) -> Global___Task:
         """What to do. Required."""
@@ -193,10 +230,11 @@ class RunTaskRequest(_message.Message):
         task: Global___Task | None = ...,
         images: _abc.Iterable[Global___Image] | None = ...,
         sampling: Global___SamplingOptions | None = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -235,6 +273,11 @@ class StreamTaskRequest(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
+    strict: _builtins.bool
+    """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
+    be CHECKED. A task without a grammar has nothing to enforce and runs. Default: false.
+    """
     @_builtins.property
     def task(self) -> Global___Task:
         """What to do. Required."""
@@ -255,10 +298,11 @@ class StreamTaskRequest(_message.Message):
         task: Global___Task | None = ...,
         images: _abc.Iterable[Global___Image] | None = ...,
         sampling: Global___SamplingOptions | None = ...,
+        strict: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -293,6 +337,82 @@ class StreamTaskResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___StreamTaskResponse: _TypeAlias = StreamTaskResponse  # noqa: Y015
+
+@_typing.final
+class ValidateSchemaRequest(_message.Message):
+    """ValidateSchemaRequest asks what is enforced of a grammar."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grammar(self) -> Global___Grammar:
+        """The grammar, usually a JSON Schema. Required."""
+
+    def __init__(
+        self,
+        *,
+        grammar: Global___Grammar | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateSchemaRequest: _TypeAlias = ValidateSchemaRequest  # noqa: Y015
+
+@_typing.final
+class ValidateSchemaResponse(_message.Message):
+    """ValidateSchemaResponse tells what is enforced of a grammar that can be used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    KEYWORDS_FIELD_NUMBER: _builtins.int
+    REWRITES_FIELD_NUMBER: _builtins.int
+    OMITTED_FIELD_NUMBER: _builtins.int
+    GRAMMAR_BYTES_FIELD_NUMBER: _builtins.int
+    ANALYSIS_SECONDS_FIELD_NUMBER: _builtins.int
+    COMPILE_SECONDS_FIELD_NUMBER: _builtins.int
+    enforcement: Global___Enforcement.ValueType
+    """ENFORCED, or CHECKED where at least one keyword is."""
+    omitted: _builtins.int
+    """How many keywords and rewrites are left out here, so that the lists stay below 1 MiB. Rewrites are left out first,
+    then annotations, then what is ENFORCED.
+    """
+    grammar_bytes: _builtins.int
+    """Bytes of the grammar that the engine compiles."""
+    analysis_seconds: _builtins.float
+    """Time that the analysis took, in seconds; it may have been an earlier one, which is remembered."""
+    compile_seconds: _builtins.float
+    """Time until the engine had the grammar ready, in seconds; near 0 where it still had it."""
+    @_builtins.property
+    def keywords(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
+        """Every keyword of a JSON Schema, at every place; empty for the other kinds of grammar."""
+
+    @_builtins.property
+    def rewrites(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rewrite]:
+        """Equivalent forms that were compiled in place of what is written."""
+
+    def __init__(
+        self,
+        *,
+        enforcement: Global___Enforcement.ValueType = ...,
+        keywords: _abc.Iterable[Global___KeywordReport] | None = ...,
+        rewrites: _abc.Iterable[Global___Rewrite] | None = ...,
+        omitted: _builtins.int = ...,
+        grammar_bytes: _builtins.int = ...,
+        analysis_seconds: _builtins.float = ...,
+        compile_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_seconds", b"analysis_seconds", "compile_seconds", b"compile_seconds", "enforcement", b"enforcement", "grammar_bytes", b"grammar_bytes", "keywords", b"keywords", "omitted", b"omitted", "rewrites", b"rewrites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidateSchemaResponse: _TypeAlias = ValidateSchemaResponse  # noqa: Y015
 
 @_typing.final
 class ListTasksRequest(_message.Message):
@@ -658,7 +778,9 @@ class SamplingOptions(_message.Message):
     repetition_penalty: _builtins.float
     """Factor against tokens already in the text. Range: above 0, at most 10. Default: 1 (off)."""
     seed: _builtins.int
-    """Seed of the random choice; the same seed gives the same answer. Range: any. Default: drawn by the engine."""
+    """Seed of the random choice; the same seed gives the same answer. A second attempt (TaskResult.attempts) has a seed
+    that follows from this one. Range: any. Default: drawn by the engine, anew for each attempt.
+    """
     max_tokens: _builtins.int
     """Most tokens in the answer; an answer that needs more is the error OUTPUT_TRUNCATED. Range: at least 1, and together
     with the prompt at most Capabilities.context_length. Default: 1024.
@@ -782,6 +904,10 @@ class TaskResult(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    CHECKED_OMITTED_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The answer, exactly as the model wrote it."""
     json: _builtins.str
@@ -792,13 +918,29 @@ class TaskResult(_message.Message):
     """Why generation ended; always FINISH_REASON_STOP in an OK answer."""
     model: _builtins.str
     """Name of the model that answered, as in GetModel."""
+    enforcement: Global___Enforcement.ValueType
+    """What guarantees that the answer fits: ENFORCED, the grammar alone; CHECKED, for some keywords the validation of the
+    finished text. Not set for a task without a grammar.
+    """
+    checked_omitted: _builtins.int
+    """How many keywords are left out of `checked`, so that it stays below 64 KiB. ValidateSchema tells more of them."""
+    attempts: _builtins.int
+    """Attempts that the answer took. More than 1 where an earlier complete answer did not fit a CHECKED keyword and was
+    thrown away: RunTask then tries again, at most Limits.output_retries times and within the same deadline, when
+    temperature is above 0. Greedy decoding would give the same answer again, and StreamTask has sent its text: both
+    end with OUTPUT_INVALID at once.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """Tokens of this request."""
+        """Tokens of this request, in all attempts together."""
 
     @_builtins.property
     def timings(self) -> Global___Timings:
-        """Where the time went."""
+        """Where the time went, in all attempts together."""
+
+    @_builtins.property
+    def checked(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
+        """The keywords that are CHECKED, and no others; this answer satisfies them, another one might have failed."""
 
     def __init__(
         self,
@@ -809,16 +951,80 @@ class TaskResult(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         model: _builtins.str = ...,
         timings: Global___Timings | None = ...,
+        enforcement: Global___Enforcement.ValueType = ...,
+        checked: _abc.Iterable[Global___KeywordReport] | None = ...,
+        checked_omitted: _builtins.int = ...,
+        attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "json", b"json", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "finish_reason", b"finish_reason", "json", b"json", "model", b"model", "text", b"text", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "attempts", b"attempts", "checked", b"checked", "checked_omitted", b"checked_omitted", "enforcement", b"enforcement", "finish_reason", b"finish_reason", "json", b"json", "model", b"model", "text", b"text", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__json: _TypeAlias = _typing.Literal["json"]  # noqa: Y015
     _WhichOneofArgType__json: _TypeAlias = _typing.Literal["_json", b"_json"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__json) -> _WhichOneofReturnType__json | None: ...
 
 Global___TaskResult: _TypeAlias = TaskResult  # noqa: Y015
+
+@_typing.final
+class KeywordReport(_message.Message):
+    """KeywordReport tells how one keyword at one place of a JSON Schema is kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTER_FIELD_NUMBER: _builtins.int
+    KEYWORD_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    pointer: _builtins.str
+    """JSON Pointer (RFC 6901) to the keyword, in the schema as it was sent."""
+    keyword: _builtins.str
+    """The keyword."""
+    enforcement: Global___Enforcement.ValueType
+    """How it is kept."""
+    reason: _builtins.str
+    """For CHECKED, what the grammar cannot do there and what would help; else empty. For people, may change."""
+    def __init__(
+        self,
+        *,
+        pointer: _builtins.str = ...,
+        keyword: _builtins.str = ...,
+        enforcement: Global___Enforcement.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["enforcement", b"enforcement", "keyword", b"keyword", "pointer", b"pointer", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeywordReport: _TypeAlias = KeywordReport  # noqa: Y015
+
+@_typing.final
+class Rewrite(_message.Message):
+    """Rewrite tells of an equivalent form that was compiled in place of what is written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTER_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    pointer: _builtins.str
+    """JSON Pointer (RFC 6901) to what was rewritten, in the schema as it was sent."""
+    what: _builtins.str
+    """What was done. For people, may change."""
+    def __init__(
+        self,
+        *,
+        pointer: _builtins.str = ...,
+        what: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pointer", b"pointer", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rewrite: _TypeAlias = Rewrite  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -890,15 +1096,26 @@ class TaskInfo(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     NEEDS_IMAGE_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    ENFORCEMENT_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    CHECKED_OMITTED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as in Task.name."""
     description: _builtins.str
     """What the task is for, in a sentence or two."""
     needs_image: _builtins.bool
     """Whether the task refuses a request without a picture."""
+    enforcement: Global___Enforcement.ValueType
+    """What guarantees that, as in TaskResult. Not set for a task without a grammar."""
+    checked_omitted: _builtins.int
+    """How many keywords are left out of `checked`, so that it stays below 64 KiB. ValidateSchema tells more of them."""
     @_builtins.property
     def grammar(self) -> Global___Grammar:
         """What every answer of the task fits. Absent: any text."""
+
+    @_builtins.property
+    def checked(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
+        """The keywords of the grammar that are CHECKED, and no others."""
 
     def __init__(
         self,
@@ -907,10 +1124,13 @@ class TaskInfo(_message.Message):
         description: _builtins.str = ...,
         needs_image: _builtins.bool = ...,
         grammar: Global___Grammar | None = ...,
+        enforcement: Global___Enforcement.ValueType = ...,
+        checked: _abc.Iterable[Global___KeywordReport] | None = ...,
+        checked_omitted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "grammar", b"grammar", "name", b"name", "needs_image", b"needs_image"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "checked_omitted", b"checked_omitted", "description", b"description", "enforcement", b"enforcement", "grammar", b"grammar", "name", b"name", "needs_image", b"needs_image"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -974,6 +1194,7 @@ class Limits(_message.Message):
     MAX_REGEX_LENGTH_FIELD_NUMBER: _builtins.int
     COMPILE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     INFERENCE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    OUTPUT_RETRIES_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Most bytes of a whole request message."""
     max_images: _builtins.int
@@ -994,6 +1215,8 @@ class Limits(_message.Message):
     """Most seconds that a grammar may take to compile in the engine."""
     inference_timeout_seconds: _builtins.float
     """Most seconds of inference, the wait in the queue included. A shorter deadline of the caller wins."""
+    output_retries: _builtins.int
+    """Most attempts beyond the first that RunTask makes for an answer that fits, see TaskResult.attempts."""
     def __init__(
         self,
         *,
@@ -1007,10 +1230,11 @@ class Limits(_message.Message):
         max_regex_length: _builtins.int = ...,
         compile_timeout_seconds: _builtins.float = ...,
         inference_timeout_seconds: _builtins.float = ...,
+        output_retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_timeout_seconds", b"compile_timeout_seconds", "inference_timeout_seconds", b"inference_timeout_seconds", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_message_bytes", b"max_message_bytes", "max_regex_length", b"max_regex_length", "max_schema_bytes", b"max_schema_bytes", "max_schema_depth", b"max_schema_depth", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_timeout_seconds", b"compile_timeout_seconds", "inference_timeout_seconds", b"inference_timeout_seconds", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_message_bytes", b"max_message_bytes", "max_regex_length", b"max_regex_length", "max_schema_bytes", b"max_schema_bytes", "max_schema_depth", b"max_schema_depth", "max_text_bytes", b"max_text_bytes", "output_retries", b"output_retries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,11 @@ class VisionServiceStub:
                 request_serializer=qwen3vl_dot_v1_dot_vision__pb2.GetTaskRequest.SerializeToString,
                 response_deserializer=qwen3vl_dot_v1_dot_vision__pb2.GetTaskResponse.FromString,
                 _registered_method=True)
+        self.ValidateSchema = channel.unary_unary(
+                '/qwen3vl.v1.VisionService/ValidateSchema',
+                request_serializer=qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaRequest.SerializeToString,
+                response_deserializer=qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/qwen3vl.v1.VisionService/GetModel',
                 request_serializer=qwen3vl_dot_v1_dot_vision__pb2.GetModelRequest.SerializeToString,
@@ -107,6 +112,16 @@ class VisionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ValidateSchema(self, request, context):
+        """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+        afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
+        passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
+        queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """Tells which model is served, what it can do, and the limits of this server.
         """
@@ -141,6 +156,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.GetTask,
                     request_deserializer=qwen3vl_dot_v1_dot_vision__pb2.GetTaskRequest.FromString,
                     response_serializer=qwen3vl_dot_v1_dot_vision__pb2.GetTaskResponse.SerializeToString,
+            ),
+            'ValidateSchema': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidateSchema,
+                    request_deserializer=qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaRequest.FromString,
+                    response_serializer=qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -284,6 +304,33 @@ class VisionService:
             '/qwen3vl.v1.VisionService/GetTask',
             qwen3vl_dot_v1_dot_vision__pb2.GetTaskRequest.SerializeToString,
             qwen3vl_dot_v1_dot_vision__pb2.GetTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidateSchema(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qwen3vl.v1.VisionService/ValidateSchema',
+            qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaRequest.SerializeToString,
+            qwen3vl_dot_v1_dot_vision__pb2.ValidateSchemaResponse.FromString,
             options,
             channel_credentials,
             insecure,

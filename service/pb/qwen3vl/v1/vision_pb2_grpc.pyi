@@ -3,7 +3,9 @@
 isort:skip_file
 Structured vision inference with Qwen3-VL.
 
-Every OK answer is complete and fits the grammar that was asked for; everything else is an error.
+Every OK answer is complete and fits the grammar that was asked for; everything else is an error. What the grammar
+engine cannot enforce while the answer is generated is checked before it is given out; ValidateSchema tells what that
+is, and `strict` refuses it.
 Every error carries google.rpc.ErrorInfo with the domain "qwen3vl.service" and a stable reason such as
 IMAGE_TRUNCATED; errors of validation also carry google.rpc.BadRequest with the path of the field, overload also
 google.rpc.RetryInfo. docs/errors.md lists the reasons.
@@ -58,6 +60,12 @@ class VisionServiceStub:
     """Lists the registered tasks, by name."""
     GetTask: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetTaskRequest, _vision_pb2.GetTaskResponse]
     """Tells what one registered task expects and answers."""
+    ValidateSchema: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ValidateSchemaRequest, _vision_pb2.ValidateSchemaResponse]
+    """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+    afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
+    passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
+    queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]
     """Tells which model is served, what it can do, and the limits of this server."""
 
@@ -78,6 +86,12 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Lists the registered tasks, by name."""
     GetTask: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetTaskRequest, _vision_pb2.GetTaskResponse]  # type: ignore[assignment]
     """Tells what one registered task expects and answers."""
+    ValidateSchema: _aio.UnaryUnaryMultiCallable[_vision_pb2.ValidateSchemaRequest, _vision_pb2.ValidateSchemaResponse]  # type: ignore[assignment]
+    """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+    afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
+    passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
+    queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]  # type: ignore[assignment]
     """Tells which model is served, what it can do, and the limits of this server."""
 
@@ -125,6 +139,18 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.GetTaskResponse, _abc.Awaitable[_vision_pb2.GetTaskResponse]]:
         """Tells what one registered task expects and answers."""
+
+    @_abc_1.abstractmethod
+    def ValidateSchema(
+        self,
+        request: _vision_pb2.ValidateSchemaRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.ValidateSchemaResponse, _abc.Awaitable[_vision_pb2.ValidateSchemaResponse]]:
+        """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+        afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
+        passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
+        queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(

@@ -1,0 +1,31 @@
+"""The seam between calls and the analysis of their grammars: a thread here, processes in ``pool``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Protocol
+
+from service.tasks.grammar_checks import check_grammar
+from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
+from service.tasks.schema import SchemaLimits
+from service.types import Grammar
+
+
+class Analyser(Protocol):
+    """Makes the grammar of a caller ready for engines, off the event loop."""
+
+    def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Awaitable[Analysed]:
+        """Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used."""
+        ...
+
+
+def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    """Stands in until the analysis is there: the checks of before, and everything ENFORCED."""
+    check_grammar(grammar, limits)
+    return Analysed(grammar, GrammarReport(Enforcement.ENFORCED))
+
+
+async def in_thread(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    """The analysis in a thread of this process: for tests, and where nobody is hostile."""
+    return await asyncio.to_thread(analyse, grammar, limits)

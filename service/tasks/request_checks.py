@@ -1,0 +1,149 @@
+"""What is refused of a request before the engine works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+
+from service.errors import FieldViolation, GrammarError, InvalidRequest, VisionDisabled
+from service.tasks import jsontext
+from service.tasks.contract import Task
+from service.tasks.grammars.report import Enforcement, KeywordReport
+from service.types import Capabilities, GenerateRequest, Grammar, Image, Sampling
+
+DEFAULT_SAMPLING = Sampling()
+MAX_NOT_ENFORCED = 16
+"""Keywords that the error of a strict request names; it tells the number of all."""
+
+
+def check_request(
+    capabilities: Capabilities,
+    task: Task,
+    images: Sequence[Image],
+    sampling: Sampling,
+    request_id: str,
+) -> GenerateRequest:
+    """What the engine will get, if it can do it; raises before anything has been computed."""
+    check_sampling(sampling, capabilities)
+    _check_images(task, images, capabilities)
+    if task.grammar is not None:
+        check_kind(task.grammar, capabilities, task.grammar_field)
+    return GenerateRequest(
+        request_id=request_id,
+        user=task.user,
+        system=task.system,
+        images=tuple(images),
+        grammar=task.grammar,
+        sampling=sampling,
+    )
+
+
+def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None:
+    """Refuse a kind of grammar that the engine does not have."""
+    kinds = capabilities.grammar_kinds
+    if grammar.kind in kinds:
+        return
+    supported = ", ".join(sorted(kind.value for kind in kinds)) or "none"
+    raise GrammarError(
+        field,
+        f"{grammar.kind.value} is not a kind of grammar that this engine has; it has: {supported}",
+        reason="GRAMMAR_KIND_UNSUPPORTED",
+        metadata={"kind": grammar.kind.value, "supported": supported},
+    )
+
+
+def check_enforced(task: Task) -> None:
+    """Refuse a task whose grammar does not enforce every keyword: what ``strict`` asks for.
+
+    Nothing is asked for without a grammar, so there is nothing to refuse.
+    """
+    report = task.report
+    if report is None or report.enforcement is Enforcement.ENFORCED:
+        return
+    checked = report.checked
+    found = [FieldViolation(task.grammar_field, _unenforced(one)) for one in checked]
+    first, *more = found[:MAX_NOT_ENFORCED] or [FieldViolation(task.grammar_field, report.why)]
+    many = f"{len(checked)} keywords are" if len(checked) > 1 else "a keyword is"
+    what = f"{many} only checked after generation" if checked else report.why
+    where = f", the first at {jsontext.short(checked[0].pointer, 200)}" if checked else ""
+    raise GrammarError(
+        first.field,
+        first.description,
+        reason="SCHEMA_NOT_ENFORCED",
+        metadata={"checked": str(max(1, len(checked)))},
+        more=tuple(more),
+        summary=f"is not fully enforced, as strict asks: {what}{where}. Change what the "
+        "violations name (ValidateSchema lists everything), or leave strict out",
+    )
+
+
+def _unenforced(keyword: KeywordReport) -> str:
+    return f"at {jsontext.short(keyword.pointer, 200)}: {keyword.why}"
+
+
+def _whole(value: object, low: int, high: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return value >= low and (high is None or value <= high)
+
+
+def _real(value: object, low: float, high: float, *, open_low: bool = False) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return (value > low if open_low else value >= low) and value <= high
+
+
+def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
+    """Refuse, all at once, options out of range and options that the engine would ignore."""
+    if sampling == DEFAULT_SAMPLING:
+        return
+    found: list[FieldViolation] = []
+
+    def expect(name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            found.append(FieldViolation(f"sampling.{name}", f"must be {allowed}"))
+
+    expect("max_tokens", _whole(sampling.max_tokens, 1), "at least 1")
+    expect("temperature", _real(sampling.temperature, 0, 2), "a finite number from 0 to 2")
+    expect("top_p", _real(sampling.top_p, 0, 1, open_low=True), "above 0 and at most 1")
+    # Sampling writes "all tokens" as 0; callers leave the option out.
+    expect("top_k", _whole(sampling.top_k, 0), "at least 1")
+    penalty = _real(sampling.repetition_penalty, 0, 10, open_low=True)
+    expect("repetition_penalty", penalty, "above 0 and at most 10")
+    seed = sampling.seed is None or _whole(sampling.seed, 0, 2**64 - 1)
+    expect("seed", seed, "a 64-bit unsigned integer")
+    honoured = capabilities.sampling_options
+    for option in fields(Sampling):
+        value = getattr(sampling, option.name)
+        if option.name not in honoured and value != option.default:
+            known = ", ".join(sorted(honoured)) or "none"
+            description = f"is not honoured by this engine, which has: {known}; leave it out"
+            found.append(FieldViolation(f"sampling.{option.name}", description))
+    if found:
+        first, *rest = found
+        raise InvalidRequest(
+            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
+        )
+
+
+def _check_images(task: Task, images: Sequence[Image], capabilities: Capabilities) -> None:
+    if task.needs_image and not images:
+        raise InvalidRequest(
+            "images", "this task needs at least one picture", reason="IMAGE_REQUIRED"
+        )
+    if images and not capabilities.vision:
+        raise VisionDisabled(
+            "This model runs without vision: send the request without pictures, "
+            "or ask the operator for a model with vision."
+        )
+    limit = capabilities.max_images
+    if task.max_images is not None:
+        limit = min(limit, task.max_images)
+    if len(images) > limit:
+        raise InvalidRequest(
+            "images",
+            f"has {len(images)} pictures, at most {limit} are allowed",
+            reason="TOO_MANY_IMAGES",
+            metadata={"limit": str(limit), "actual": str(len(images))},
+        )
