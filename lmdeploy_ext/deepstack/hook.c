@@ -47,11 +47,15 @@ struct Event {
 typedef void (*Listener)(const struct Event *);
 
 static _Atomic(Listener) listener;
-static uint64_t wanted_blocks;  // bit b: report the end of vision block b
-static int wanted_layers;       // report the end of so many first decoder layers
+static _Atomic(uint64_t) wanted_blocks;  // bit b: report the end of vision block b
+static atomic_int wanted_layers;         // report the end of so many first decoder layers
 
-// The forward that a thread is in.
-static _Thread_local struct { bool with_pictures; int block_norms, layer_norms; } forward;
+// The forward that a thread is in, and what is wanted of it: an engine may be closed while it runs.
+static _Thread_local struct {
+    bool with_pictures;
+    int block_norms, layer_norms, layers;
+    uint64_t blocks;
+} forward;
 static atomic_int forwards_with_pictures;
 
 static void tell(enum Kind kind, int index, const void *data, int count, int width, int dtype, void *stream) {
@@ -71,6 +75,8 @@ static void begin_forward(void) {
     if (!atomic_load_explicit(&listener, memory_order_acquire)) return;
     forward.with_pictures = true;
     forward.block_norms = forward.layer_norms = 0;
+    forward.blocks = atomic_load_explicit(&wanted_blocks, memory_order_relaxed);
+    forward.layers = atomic_load_explicit(&wanted_layers, memory_order_relaxed);
     atomic_fetch_add(&forwards_with_pictures, 1);
 }
 
@@ -87,12 +93,14 @@ typedef void ResidualBiasRMSNorm(void *hidden, void *residual, const void *weigh
 typedef void Function(void);
 
 enum { MROPE, MERGE, LAYER_NORM, RMS_NORM, FUNCTIONS };
-static Function *original[FUNCTIONS];
+static _Atomic(Function *) originals[FUNCTIONS];  // calls may come while `hook_check` looks again
+
+static inline Function *original(int f) { return atomic_load_explicit(&originals[f], memory_order_relaxed); }
 
 // Set-up of a batch in which prompts with pictures are prefilled.
 static void mrope_position_ids(int *ids, const void *segments, int count, int longest, void *stream) {
     tell(SEGMENTS, 0, segments, count, 6, 0, stream);
-    ((MropePositionIds *)original[MROPE])(ids, segments, count, longest, stream);
+    ((MropePositionIds *)original(MROPE))(ids, segments, count, longest, stream);
 }
 
 // Positions are added to the patches: the vision tower of a forward begins.
@@ -100,18 +108,18 @@ static void fused_pos_embed_merge(void *hidden, const void *embeds, const void *
                                   const void *bias, int rows, int dim, int dtype, void *stream) {
     begin_forward();
     tell(VISION_BEGINS, 0, hidden, rows, dim, dtype, stream);
-    ((FusedPosEmbedMerge *)original[MERGE])(hidden, embeds, weights, mapped, bias, rows, dim, dtype, stream);
+    ((FusedPosEmbedMerge *)original(MERGE))(hidden, embeds, weights, mapped, bias, rows, dim, dtype, stream);
 }
 
 // Behind attention and behind the MLP of each vision block: adds the branch to `residual`, then normalises.
 static void residual_layer_norm(void *hidden, void *residual, const void *weight, const void *bias,
                                 const void *residual_bias, int dtype, int dim, int rows, float epsilon,
                                 void *stream) {
-    ((ResidualBiasLayerNorm *)original[LAYER_NORM])(hidden, residual, weight, bias, residual_bias, dtype, dim, rows,
+    ((ResidualBiasLayerNorm *)original(LAYER_NORM))(hidden, residual, weight, bias, residual_bias, dtype, dim, rows,
                                                     epsilon, stream);
     if (!forward.with_pictures) return;
     const int call = forward.block_norms++, block = call / 2;
-    if (call % 2 && block < 64 && wanted_blocks >> block & 1)
+    if (call % 2 && block < 64 && forward.blocks >> block & 1)
         tell(BLOCK_ENDS, block, residual, rows, dim, dtype, stream);
 }
 
@@ -119,8 +127,8 @@ __attribute__((noinline, cold))
 static void before_residual_rms_norm(void *residual, int dtype, int dim, int rows, void *stream) {
     if (!forward.with_pictures) return;  // another thread's forward has pictures
     const int call = forward.layer_norms++, layer = call / 2;
-    if (call % 2 && layer < wanted_layers) tell(LAYER_ENDS, layer, residual, rows, dim, dtype, stream);
-    if (call >= 2 * wanted_layers - 1) end_forward();
+    if (call % 2 && layer < forward.layers) tell(LAYER_ENDS, layer, residual, rows, dim, dtype, stream);
+    if (call >= 2 * forward.layers - 1) end_forward();
 }
 
 // Behind attention and behind the MLP of each decoder layer: adds the branch to `residual`, then normalises. What
@@ -129,7 +137,7 @@ static void residual_rms_norm(void *hidden, void *residual, const void *weight, 
                               int rows, float epsilon, bool zero_centered, void *stream) {
     if (__builtin_expect(atomic_load_explicit(&forwards_with_pictures, memory_order_relaxed), 0))
         before_residual_rms_norm(residual, dtype, dim, rows, stream);
-    ((ResidualBiasRMSNorm *)original[RMS_NORM])(hidden, residual, weight, bias, dtype, dim, rows, epsilon,
+    ((ResidualBiasRMSNorm *)original(RMS_NORM))(hidden, residual, weight, bias, dtype, dim, rows, epsilon,
                                                 zero_centered, stream);
 }
 
@@ -221,9 +229,10 @@ static const char *check_function(const struct Module *module, void *handle, int
     const char *symbol = functions[f].symbol;
     const uintptr_t base = module->map->l_addr;
     uintptr_t found = 0;
-    original[f] = (Function *)(uintptr_t)dlsym(handle, symbol);
-    if (!original[f]) FAIL("it has no function %s", symbol);
-    if (!home(original[f], &found) || found != base) FAIL("%s belongs to another library", symbol);
+    Function *const function = (Function *)(uintptr_t)dlsym(handle, symbol);
+    if (!function) FAIL("it has no function %s", symbol);
+    atomic_store_explicit(&originals[f], function, memory_order_relaxed);
+    if (!home(function, &found) || found != base) FAIL("%s belongs to another library", symbol);
     if (!slot_count[f]) FAIL("it calls %s directly, so that the call cannot be taken over", symbol);
     for (int s = 0; s < slot_count[f]; ++s) {
         const uintptr_t slot = (uintptr_t)slots[f][s];
@@ -280,12 +289,13 @@ void hook_detach(void) {
     for (int f = 0; f < FUNCTIONS; ++f)
         for (int s = 0; s < slot_count[f]; ++s)
             if (*slots[f][s] == functions[f].replacement)
-                __atomic_store_n(slots[f][s], original[f], __ATOMIC_RELEASE);
+                __atomic_store_n(slots[f][s], original(f), __ATOMIC_RELEASE);
 }
 
-// Who is told, and of what. NULL: nobody. Not while an engine runs a forward.
+// Who is told, and of what. NULL: nobody. A forward that has begun goes on with what was wanted then; one call may
+// still be under way to who was told before.
 void hook_listen(Listener listen, uint64_t blocks, int layers) {
-    wanted_blocks = blocks;
-    wanted_layers = layers;
+    atomic_store_explicit(&wanted_blocks, blocks, memory_order_relaxed);
+    atomic_store_explicit(&wanted_layers, layers, memory_order_relaxed);
     atomic_store_explicit(&listener, listen, memory_order_release);
 }
