@@ -25,17 +25,26 @@ CHANNEL_OPTIONS = (
 class CallError:
     """An error of a call, unpacked.
 
-    reason: of ErrorInfo; empty where the error did not come from our server. fields: path of a
-    field -> what is wrong with it. retry_after_s: when to come again, where the server says so.
+    reason: of ErrorInfo; empty where the error did not come from our server. violations: path of a
+    field and what is wrong with it; a field may come several times. retry_after_s: when to come
+    again, where the server says so.
     """
 
     code: grpc.StatusCode
     message: str
     reason: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
-    fields: dict[str, str] = field(default_factory=dict)
+    violations: tuple[tuple[str, str], ...] = ()
     retry_after_s: float | None = None
     request_id: str = ""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """Path of a field -> the first thing that is wrong with it."""
+        found: dict[str, str] = {}
+        for path, what in self.violations:
+            found.setdefault(path, what)
+        return found
 
 
 def open_channel(
@@ -73,7 +82,9 @@ def read_error(error: grpc.RpcError) -> CallError:
         message=message,
         reason=info.reason if info else "",
         metadata=dict(info.metadata) if info else {},
-        fields={one.field: one.description for one in bad.field_violations} if bad else {},
+        violations=tuple((one.field, one.description) for one in bad.field_violations)
+        if bad
+        else (),
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
         request_id=str(metadata.get("x-request-id", "")),
     )

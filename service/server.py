@@ -27,6 +27,7 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.servicer import VisionServicer
 from service.settings import Settings, SettingsError
+from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.registry import Registry
 from service.tls import server_credentials
 from service.types import GenerateRequest, Sampling
@@ -46,16 +47,25 @@ log = logging.getLogger(__name__)
 
 
 class VisionServer:
-    """One server on one port. ``start``, ``load``, then ``stop``, however far it came."""
+    """One server on one port. ``start``, ``load``, then ``stop``, however far it came.
 
-    def __init__(self, settings: Settings, engine: Engine, registry: Registry) -> None:
+    analyser: makes grammars of callers ready for the engine.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        registry: Registry,
+        analyser: Analyser = in_thread,
+    ) -> None:
         self._settings = settings
         self._engine = engine
         self._heartbeat: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.lifecycle = Lifecycle()
-        self.servicer = VisionServicer(engine, registry, settings)
+        self.servicer = VisionServicer(engine, registry, settings, analyser)
         self.port = settings.port
 
     async def start(self) -> None:

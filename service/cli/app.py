@@ -151,6 +151,9 @@ def run(
     choice: Annotated[
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
+    ] = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print text as it is generated.")
     ] = False,
@@ -173,7 +176,30 @@ def run(
     work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [])
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     target = calls.Target(server, api_key, ca, timeout, local)
-    raise typer.Exit(calls.run(target, work, images or [], sampling, stream, as_json))
+    raise typer.Exit(calls.run(target, work, images or [], sampling, strict, stream, as_json))
+
+
+@app.command()
+def schema(
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="A JSON schema.")
+    ],
+    everything: Annotated[
+        bool, typer.Option("--all", help="Print every keyword, and what was rewritten.")
+    ] = False,
+    server: Server = DEFAULT_SERVER,
+    local: Local = False,
+    as_json: AsJson = False,
+    timeout: Timeout = 30.0,
+    api_key: Key = None,
+    ca: Ca = None,
+) -> None:
+    """Tell whether a schema is enforced, and what of it is only checked; exit code 0 or 3."""
+    from service.cli import calls
+    from service.cli.schema import validate
+
+    target = calls.Target(server, api_key, ca, timeout, local)
+    raise typer.Exit(validate(target, file, everything, as_json))
 
 
 @app.command()

@@ -88,9 +88,9 @@ def task(
 ) -> pb.Task:
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
-        "json_schema": schema and _text(schema, "--schema"),
+        "json_schema": schema and read_text(schema, "--schema"),
         "regex": regex,
-        "ebnf": ebnf and _text(ebnf, "--ebnf"),
+        "ebnf": ebnf and read_text(ebnf, "--ebnf"),
         "choice": pb.Choice(options=choice) if choice else None,
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
@@ -121,12 +121,12 @@ def analyze(
     def call(stub: VisionServiceStub) -> None:
         response = stub.AnalyzeImage(request, timeout=target.timeout_s)
         if as_json:
-            return _print_json(response)
+            return print_json(response)
         for name, value in _as_dict(response.analysis).items():
             typer.echo(f"{name + ':':<13}{value if isinstance(value, str) else _items(value)}")
         _print_footer(response)
 
-    return _calling(target, call, images)
+    return calling(target, call, images)
 
 
 def run(
@@ -134,22 +134,25 @@ def run(
     work: pb.Task,
     images: Sequence[Path],
     options: pb.SamplingOptions,
+    strict: bool,
     stream: bool,
     as_json: bool,
 ) -> int:
     """RunTask or StreamTask; prints the text of the answer."""
+    asked: dict[str, Any] = {"task": work, "sampling": options, "strict": strict}
 
     def call(stub: VisionServiceStub) -> None:
+        asked["images"] = _read(images)
         if stream:
-            return _stream(stub, target, work, images, options, as_json)
-        request = pb.RunTaskRequest(task=work, images=_read(images), sampling=options)
+            return _stream(stub, target, pb.StreamTaskRequest(**asked), as_json)
+        request = pb.RunTaskRequest(**asked)
         response = stub.RunTask(request, timeout=target.timeout_s)
         if as_json:
-            return _print_json(response)
+            return print_json(response)
         typer.echo(_pretty(response.result))
         _print_footer(response.result)
 
-    return _calling(target, call, images)
+    return calling(target, call, images)
 
 
 def tasks(target: Target, as_json: bool) -> int:
@@ -158,13 +161,13 @@ def tasks(target: Target, as_json: bool) -> int:
     def call(stub: VisionServiceStub) -> None:
         response = stub.ListTasks(pb.ListTasksRequest(), timeout=target.timeout_s)
         if as_json:
-            return _print_json(response)
+            return print_json(response)
         for info in response.tasks:
             kind = info.grammar.WhichOneof("kind") if info.HasField("grammar") else "text"
             picture = "needs a picture" if info.needs_image else "picture optional"
             typer.echo(f"{info.name:<20} {kind:<12} {picture:<17} {info.description}")
 
-    return _calling(target, call)
+    return calling(target, call)
 
 
 def health(target: Target, wait_s: float = 0.0) -> int:
@@ -192,9 +195,10 @@ def health(target: Target, wait_s: float = 0.0) -> int:
     return 0 if status == serving else FAILED
 
 
-def _calling(
+def calling(
     target: Target, call: Callable[[VisionServiceStub], None], images: Sequence[Path] = ()
 ) -> int:
+    """Make a call and explain its error. Returns the exit code. images: as in the request."""
     with target.channel() as channel:
         try:
             call(VisionServiceStub(channel))
@@ -205,14 +209,8 @@ def _calling(
 
 
 def _stream(
-    stub: VisionServiceStub,
-    target: Target,
-    work: pb.Task,
-    images: Sequence[Path],
-    options: pb.SamplingOptions,
-    as_json: bool,
+    stub: VisionServiceStub, target: Target, request: pb.StreamTaskRequest, as_json: bool
 ) -> None:
-    request = pb.StreamTaskRequest(task=work, images=_read(images), sampling=options)
     open_line = False
     try:
         for event in stub.StreamTask(request, timeout=target.timeout_s):
@@ -231,7 +229,8 @@ def _stream(
             typer.echo()
 
 
-def _text(path: Path, flag: str) -> str:
+def read_text(path: Path, flag: str) -> str:
+    """The text of a file that was given for an option; a usage error where it has none."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -265,9 +264,17 @@ def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
         f" {timings.total_seconds:.2f} s",
         err=True,
     )
+    if isinstance(response, pb.TaskResult) and response.checked:
+        more = len(response.checked) + response.checked_omitted - 1
+        typer.echo(
+            f"Checked after generation, not by the grammar: {response.checked[0].pointer}"
+            + (f" and {more} more" if more else ""),
+            err=True,
+        )
 
 
-def _print_json(message: Message) -> None:
+def print_json(message: Message) -> None:
+    """The whole message as JSON, on stdout."""
     typer.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
 
 

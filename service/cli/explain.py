@@ -16,10 +16,12 @@ FLAGS = {
     "task.inline.grammar.ebnf": "--ebnf",
     "task.inline.grammar.choice.options": "--choice",
     "task.inline.grammar.choice": "--choice",
+    "grammar.json_schema": "FILE",
     "task.inline.system": "--system",
     "task.inline.user": "--prompt",
     "task.name": "--task",
     "accept_empty": "--accept-empty",
+    "ValidateSchema": "`qwen3vl schema`",
 }
 """Path of a field in the request -> the option that fills it."""
 
@@ -67,8 +69,8 @@ def explain(
     if not found.reason:
         return _without_reason(found.code, found.message, server, timeout_s)
     lines = [f"{found.code.name} ({found.reason}): {_in_options(found.message, images)}"]
-    if len(found.fields) > 1:
-        lines += [f"  {_in_options(path, images)}: {text}" for path, text in found.fields.items()]
+    if len(found.violations) > 1:
+        lines += [f"  {_in_options(path, images)}: {text}" for path, text in found.violations]
     if found.reason.startswith("API_KEY_"):
         lines.append("  Give the key with --api-key, or in QWEN3VL_API_KEY.")
     if found.retry_after_s is not None:

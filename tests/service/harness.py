@@ -26,6 +26,7 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import VisionServer
 from service.settings import Settings
+from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.registry import load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -52,11 +53,16 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    engine: FakeEngine | None = None, *, load: bool = True, **settings: Any
+    engine: FakeEngine | None = None,
+    *,
+    load: bool = True,
+    analyser: Analyser = in_thread,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """Start a server on the fake engine; stop it without grace at the end."""
     engine = engine or FakeEngine()
-    server = VisionServer(Settings(port=0, **settings), engine, load_registry(None))
+    registry = load_registry(settings.get("tasks_dir"))
+    server = VisionServer(Settings(port=0, **settings), engine, registry, analyser)
     await server.start()
     try:
         if load:

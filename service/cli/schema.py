@@ -1,0 +1,67 @@
+"""``qwen3vl schema``: what of a JSON schema is enforced, for people or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import typer
+
+from service.cli.calls import Target, calling, print_json, read_text
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+
+NOT_ENFORCED = 3
+"""Exit code: the schema can be used, but some of its keywords are only checked."""
+WORDS = {
+    pb.ENFORCEMENT_ENFORCED: "enforced",
+    pb.ENFORCEMENT_CHECKED: "checked",
+    pb.ENFORCEMENT_ANNOTATION: "annotation",
+}
+
+
+def validate(target: Target, schema: Path, everything: bool, as_json: bool) -> int:
+    """ValidateSchema; prints what is only checked, and why, or all keywords.
+
+    Returns 0 for a schema that is fully enforced, ``NOT_ENFORCED`` for another one that can be used.
+    """
+    text = read_text(schema, "FILE")
+    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
+    enforced = False
+
+    def call(stub: VisionServiceStub) -> None:
+        nonlocal enforced
+        response = stub.ValidateSchema(request, timeout=target.timeout_s)
+        enforced = response.enforcement == pb.ENFORCEMENT_ENFORCED
+        if as_json:
+            return print_json(response)
+        for line in lines(response, everything):
+            typer.echo(line)
+        typer.echo(
+            f"\n{response.grammar_bytes} bytes of grammar, analysed in"
+            f" {response.analysis_seconds:.3f} s, compiled in {response.compile_seconds:.3f} s",
+            err=True,
+        )
+
+    failed = calling(target, call)
+    return failed or (0 if enforced else NOT_ENFORCED)
+
+
+def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str]:
+    """The report: a summary, the keywords with their reasons, and what was rewritten."""
+    keywords = [one for one in response.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
+    checked = [one for one in keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
+    if response.enforcement == pb.ENFORCEMENT_ENFORCED:
+        yield "ENFORCED: the grammar keeps every keyword; a complete answer always fits."
+    else:
+        yield (
+            f"CHECKED: the grammar keeps {len(keywords) - len(checked)} keywords; {len(checked)}"
+            " can only be checked in the finished answer."
+        )
+    for one in response.keywords if everything else checked:
+        word = WORDS.get(one.enforcement, "?")
+        yield f"  {word:<11}{one.pointer}" + (f": {one.reason}" if one.reason else "")
+    for rewrite in response.rewrites if everything else ():
+        yield f"  {'rewritten':<11}{rewrite.pointer}: {rewrite.what}"
+    if response.omitted:
+        yield f"  … and {response.omitted} more"
