@@ -8,52 +8,37 @@ Tried and left: ``re`` backtracks; the ``regex`` package has a timeout for match
 compiler takes unbounded memory on nested repeats; RE2 refuses repeats above 1000, which real
 schemas have.
 
-What remains is states times characters: one parse translates the pattern and counts its states,
-patterns over ``MAX_STATES`` are refused, and each match takes its product from the budget first.
+What remains is states times characters: the states of a pattern are counted, patterns over
+``MAX_STATES`` are refused, and each match takes its product from the budget first.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from service.tasks.budget import Budget
+from service.tasks.grammars.regex_syntax import (
+    Assertion,
+    Chars,
+    Choice,
+    Node,
+    PatternError,
+    PatternUnsupported,
+    Property,
+    Repeat,
+    Sequence,
+    parse,
+)
+
+__all__ = ["MAX_STATES", "Pattern", "PatternError", "PatternUnsupported", "compile_pattern"]
 
 MAX_STATES = 20_000
 """Atoms of a pattern with its repeats written out."""
-MAX_GROUPS = 100
-"""Groups within groups; the parser recurses once for each."""
 
-_SPACES = (
-    r"\t\n\x0B\x0C\r \x{A0}\x{1680}\x{2000}-\x{200A}\x{2028}\x{2029}"
-    r"\x{202F}\x{205F}\x{3000}\x{FEFF}"
-)
-_CLASSES = {
-    "d": "[0-9]",
-    "D": "[^0-9]",
-    "w": "[0-9A-Za-z_]",
-    "W": "[^0-9A-Za-z_]",
-    "s": rf"[{_SPACES}]",
-    "S": rf"[^{_SPACES}]",
-}
-_CONTROLS = {"t": r"\t", "n": r"\n", "r": r"\r", "f": r"\x0C", "v": r"\x0B", "0": r"\x00"}
-_DOT = r"[^\n\r\x{2028}\x{2029}]"
-_REPEAT = re.compile(r"\{(\d{1,9})(,(\d{1,9})?)?\}")
-_GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_][A-Za-z0-9_]*>|:|i\)|i:))?")
-_PROPERTY = re.compile(r"[pP]\{[A-Za-z0-9_=&-]{1,60}\}")
-_UNICODE = re.compile(r"u(?:\{([0-9A-Fa-f]{1,6})\}|([0-9A-Fa-f]{4}))")
-_LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")
-
-
-class PatternError(ValueError):
-    """The pattern cannot be used; the message says why, for the caller."""
-
-
-class PatternUnsupported(PatternError):
-    """The pattern may be sound, but has something that cannot be matched here in linear time."""
+_ASSERTIONS = {"^": r"\A", "$": r"\z", "b": r"(?-u:\b)", "B": r"(?-u:\B)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +61,21 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
     ``PatternError``."""
     if len(source) > max_length:
         raise PatternUnsupported(f"has {len(source)} characters, at most {max_length} are allowed")
-    parser = _Parser(source)
-    translated, states = parser.parse()
+    node = parse(source)
+    states = max(_states(node), 1)
     if states > MAX_STATES:
         raise PatternUnsupported(
             f"is too large with its repeats written out: {states} states, "
             f"at most {MAX_STATES} are allowed"
         )
-    pattern = rf"\A(?:{translated})\z" if whole else translated
+    return Pattern(states, matcher(rf"\A(?:{_spelled(node)})\z" if whole else _spelled(node)))
+
+
+def matcher(spelling: str) -> SchemaValidator:
+    """Finds a regular expression in the spelling of the Rust crate. Raises ``PatternError``."""
     try:
-        schema = core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True)
-        return Pattern(states, SchemaValidator(schema))
+        schema = core_schema.str_schema(pattern=spelling, regex_engine="rust-regex", strict=True)
+        return SchemaValidator(schema)
     except SchemaError as error:
         if "size limit" in str(error):
             what = "is too large with its repeats and classes written out"
@@ -94,168 +83,51 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
         raise PatternError("is not a valid regular expression") from None
 
 
-class _Parser:
-    """One pass over the pattern: translates it for the matcher and counts its states."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.at = 0
-        self.groups = 0
-
-    def parse(self) -> tuple[str, int]:
-        text, states = self._alternatives()
-        if self.at < len(self.source):
-            raise self._error("unbalanced parenthesis")
-        return text, max(states, 1)
-
-    def _error(self, what: str, kind: type[PatternError] = PatternError) -> PatternError:
-        return kind(f"{what} at character {self.at + 1}")
-
-    def _alternatives(self) -> tuple[str, int]:
-        parts: list[str] = []
-        states = 0
-        while self.at < len(self.source) and self.source[self.at] != ")":
-            if self.source[self.at] == "|":
-                self.at += 1
-                parts.append("|")
-                states += 1
-                continue
-            text, size = self._repeated()
-            parts.append(text)
-            states += size
-        return "".join(parts), states
-
-    def _repeated(self) -> tuple[str, int]:
-        char = self.source[self.at]
-        if char in "*+?" or _REPEAT.match(self.source, self.at):
-            raise self._error("nothing to repeat")
-        if char in "^$":
-            self.at += 1
-            return (r"\A" if char == "^" else r"\z"), 1
-        text, size = self._atom(char)
-        repeat = _REPEAT.match(self.source, self.at)
-        if repeat:
-            low = int(repeat[1])
-            high = low if repeat[2] is None else int(repeat[3]) if repeat[3] else low + 1
-            if high < low:
-                raise self._error("repeat bounds in the wrong order")
-            suffix, size = repeat[0], size * max(high, 1)
-        elif self.source.startswith(("*", "+", "?"), self.at):
-            suffix, size = self.source[self.at], size + 1
-        else:
-            return text, size
-        self.at += len(suffix)
-        if self.source[self.at : self.at + 1] == "?":  # lazy: the same set of matching texts
-            self.at += 1
-        # The matcher's own bound; what is larger is refused by the count of states anyway.
-        return f"(?:{text}){suffix}" if size <= MAX_STATES else "", size
-
-    def _atom(self, char: str) -> tuple[str, int]:
-        if char == "(":
-            return self._group()
-        if char == "[":
-            return self._class(), 1
-        if char == "\\":
-            return self._escape(in_class=False), 1
-        self.at += 1
-        return _DOT if char == "." else _literal(char), 1
-
-    def _group(self) -> tuple[str, int]:
-        opening = _GROUP.match(self.source, self.at)
-        assert opening is not None
-        if self.source.startswith("(?", self.at) and opening[0] == "(":
-            if self.source.startswith(("(?=", "(?!", "(?<=", "(?<!"), self.at):
-                raise self._error("look-around is not supported", PatternUnsupported)
-            raise self._error("unsupported kind of group", PatternUnsupported)
-        self.at = opening.end()
-        if opening[0] == "(?i)":
-            return "(?i)", 0
-        self.groups += 1
-        if self.groups > MAX_GROUPS:
-            raise self._error(f"groups nested more than {MAX_GROUPS} deep", PatternUnsupported)
-        text, states = self._alternatives()
-        if self.at >= len(self.source):
-            raise self._error("missing closing parenthesis")
-        self.at += 1
-        self.groups -= 1
-        return ("(?i:" if opening[0] == "(?i:" else "(?:") + text + ")", states + 1
-
-    def _class(self) -> str:
-        self.at += 1
-        negated = self.source.startswith("^", self.at)
-        self.at += negated
-        parts: list[str] = []
-        while not self.source.startswith("]", self.at):
-            first = self._member()
-            if self.source.startswith("-", self.at) and not self.source.startswith("-]", self.at):
-                self.at += 1
-                second = self._member()
-                # Beside a whole class, as in [\\w-.], the hyphen is a hyphen.
-                hyphen = r"\x{2D}" if _is_set(first) or _is_set(second) else "-"
-                parts += [first, hyphen, second]
-            else:
-                parts.append(first)
-        self.at += 1
-        if not parts:  # [] is nothing, [^] is anything
-            return r"[\x00-\x{10FFFF}]" if negated else r"[^\x00-\x{10FFFF}]"
-        return f"[{'^' if negated else ''}{''.join(parts)}]"
-
-    def _member(self) -> str:
-        if self.at >= len(self.source):
-            raise self._error("missing closing bracket")
-        char = self.source[self.at]
-        if char == "\\":
-            return self._escape(in_class=True)
-        self.at += 1
-        return _literal(char)
-
-    def _escape(self, *, in_class: bool) -> str:
-        """The escape at the cursor, in the matcher's spelling."""
-        self.at += 1
-        if self.at >= len(self.source):
-            raise self._error("nothing after the backslash")
-        char = self.source[self.at]
-        if match := _PROPERTY.match(self.source, self.at):
-            self.at = match.end()
-            return "\\" + match[0]
-        if match := _UNICODE.match(self.source, self.at):
-            return self._code_point(match)
-        if char == "x" and re.match(r"x[0-9A-Fa-f]{2}", self.source[self.at :]):
-            self.at += 3
-            return f"\\{self.source[self.at - 3 : self.at]}"
-        if char == "c" and re.match(r"c[A-Za-z]", self.source[self.at :]):
-            self.at += 2
-            return f"\\x{ord(self.source[self.at - 1]) % 32:02X}"
-        if char in "123456789k":
-            raise self._error("back-references are not supported", PatternUnsupported)
-        self.at += 1
-        if char in _CLASSES:
-            return _CLASSES[char]
-        if char in _CONTROLS:
-            return _CONTROLS[char]
-        if char in "bB":
-            return r"\x08" if in_class and char == "b" else rf"(?-u:\{char})"
-        if char.isascii() and char.isalnum():
-            raise self._error(f"unknown escape \\{char}")
-        return _literal(char)
-
-    def _code_point(self, match: re.Match[str]) -> str:
-        self.at = match.end()
-        code = int(match[1] or match[2], 16)
-        low = _LOW_SURROGATE.match(self.source, self.at)
-        if 0xD800 <= code < 0xDC00 and low:
-            self.at = low.end()
-            code = 0x10000 + ((code - 0xD800) << 10) + int(low[1], 16) - 0xDC00
-        if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
-            raise self._error("not a character")
-        return rf"\x{{{code:X}}}"
+def _states(node: Node) -> int:
+    if isinstance(node, Sequence):
+        return sum(map(_states, node.items))
+    if isinstance(node, Choice):
+        return sum(map(_states, node.items)) + len(node.items) - 1
+    if isinstance(node, Repeat):
+        times = node.low if node.high is None else node.high
+        return max(_states(node.item), 1) * max(times, 1)
+    return 1
 
 
-def _literal(char: str) -> str:
-    """A character as itself, also inside a class, where the matcher knows set operators."""
-    return char if char.isalnum() or char in " _" else rf"\x{{{ord(char):X}}}"
+def _spelled(node: Node) -> str:
+    """The node as the matcher writes it."""
+    if isinstance(node, Choice):
+        return "|".join(map(_spelled, node.items))
+    if isinstance(node, Sequence):
+        return "".join(map(_unit, node.items))
+    if isinstance(node, Repeat):
+        high = "" if node.high is None else node.high
+        inner = _spelled(node.item)
+        inner = inner if isinstance(node.item, Chars) else f"(?:{inner})"
+        return f"{inner}{{{node.low},{high}}}"
+    return _ASSERTIONS[node.kind] if isinstance(node, Assertion) else spelled_class(node)
 
 
-def _is_set(member: str) -> bool:
-    """Whether a member of a class stands for many characters and so cannot end a range."""
-    return member.startswith(("[", "\\p", "\\P"))
+def _unit(node: Node) -> str:
+    return f"(?:{_spelled(node)})" if isinstance(node, Choice | Sequence) else _spelled(node)
+
+
+def spelled_class(chars: Chars) -> str:
+    """A set of characters as the matcher writes it."""
+    return f"(?i:{_bracketed(chars)})" if chars.fold else _bracketed(chars)
+
+
+def _bracketed(chars: Chars) -> str:
+    members = "".join(map(_member, chars.members))
+    if not members:
+        return r"[\x00-\x{10FFFF}]" if chars.negated else r"[^\x00-\x{10FFFF}]"
+    return f"[{'^' if chars.negated else ''}{members}]"
+
+
+def _member(member: tuple[int, int] | Property | Chars) -> str:
+    if isinstance(member, Property):
+        return member.text
+    if isinstance(member, Chars):
+        return _bracketed(member)
+    low, high = member
+    return rf"\x{{{low:X}}}" if low == high else rf"\x{{{low:X}}}-\x{{{high:X}}}"
