@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.collection import SCHEMAS_VARIABLE
 from benchmarks.common import RESULTS, RESULTS_VARIABLE
 from benchmarks.report import write_report
 
@@ -27,18 +28,24 @@ BENCHMARKS = (
     "server_overhead",
     "cold_start",
     "gpu",
+    "maskbench",
+    "schema_answers",
 )
 QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
 
 
-def run(name: str, quick: bool, results: Path) -> bool:
-    """Run one benchmark; its output goes where ours goes. Returns whether it succeeded."""
+def run(name: str, quick: bool, results: Path, schemas: Path | None = None) -> bool:
+    """Run one benchmark; its output goes where ours goes. Returns whether it succeeded.
+
+    schemas: the collection for those that need one, in place of the usual one.
+    """
     words = [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if quick else [])]
     print(f"\n== {name}", flush=True)
     started = time.monotonic()
-    code = subprocess.run(
-        words, cwd=ROOT, env={**os.environ, RESULTS_VARIABLE: str(results)}
-    ).returncode
+    environment = {**os.environ, RESULTS_VARIABLE: str(results)}
+    if schemas is not None:
+        environment[SCHEMAS_VARIABLE] = str(schemas.resolve())
+    code = subprocess.run(words, cwd=ROOT, env=environment).returncode
     outcome = "done" if code == 0 else f"FAILED with exit code {code}"
     print(f"== {name}: {outcome} after {time.monotonic() - started:.0f} s", flush=True)
     return code == 0
@@ -54,6 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
         "--quick", action="store_true", help="see that they run; results go to .cache/benchmarks"
     )
     parser.add_argument("--results", type=Path, help="another folder for the results")
+    parser.add_argument(
+        "--schemas", type=Path, metavar="FILE.jsonl", help="schemas for maskbench, schema_answers"
+    )
     arguments = parser.parse_args(words)
     unknown = [name for name in arguments.names if name not in BENCHMARKS]
     if unknown:
@@ -63,7 +73,9 @@ def main(words: Sequence[str] | None = None) -> int:
     failed = []
     if not arguments.report:
         names = arguments.names or BENCHMARKS
-        failed = [name for name in names if not run(name, arguments.quick, results)]
+        failed = [
+            name for name in names if not run(name, arguments.quick, results, arguments.schemas)
+        ]
     print(f"\nReport: {write_report(results)}")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)

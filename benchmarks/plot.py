@@ -16,6 +16,7 @@ COLOURS = {
     "reference_engine": "#c678dd",
     "server_overhead": "#e06c75",
 }
+SETTINGS = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 9}
 Row = Mapping[str, Any]
 
 
@@ -103,8 +104,7 @@ def write_plot(results: Mapping[str, Mapping[str, Any]], path: Path) -> bool:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    settings = {"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 9}
-    with mpl.rc_context(settings):
+    with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(8, 1 + 0.28 * len(points)), layout="constrained")
         axes = figure.subplots()
         for place, point in enumerate(points):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import markdown
+from benchmarks.outcome_plot import OUTCOME_PLOT, write_outcome_plot
 from benchmarks.plot import PLOT, write_plot
 from benchmarks.targets import TARGETS, Row
 
@@ -18,6 +19,8 @@ TITLES = {
     "reference_engine": "Reference engine",
     "server_overhead": "Overhead of the server",
     "cold_start": "Cold start and memory",
+    "maskbench": "Grammars from schemas",
+    "schema_answers": "Answers under schemas, end to end",
 }
 SHOWN_PACKAGES = ("python", "torch", "transformers", "timm", "numpy", "pillow", "grpcio")
 HEAD = """# Results
@@ -44,6 +47,8 @@ def write_report(folder: Path) -> Path:
             "Times as fast as the peer, right of the line is faster; thin lines: the slowest of ours "
             "against the fastest of theirs, and the other way round, where the rounds were kept.\n"
         )
+    if write_outcome_plot(results, folder / OUTCOME_PLOT):
+        parts.append(f"![What each grammar engine makes of the schemas]({OUTCOME_PLOT})\n")
     parts.append(_machine(results))
     parts += [_section(name, result) for name, result in results.items()]
     path = folder / "README.md"

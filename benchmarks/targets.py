@@ -60,6 +60,15 @@ def _what(name: str) -> Callable[[Row], bool]:
     return lambda row: row["what"] == name
 
 
+def _pipeline(row: Row) -> bool:
+    """Our row on the collection for which the numbers were set."""
+    return row["engine"] == "ours" and row["schemas"] == 1089
+
+
+def _number(key: str) -> Callable[[Row], float]:
+    return lambda row: float(row[key])
+
+
 def _ours(requests: int) -> Callable[[Row], bool]:
     return lambda row: (row["model"], row["engine"], row["requests"]) == (
         "bundled", "ours", requests,
@@ -160,5 +169,101 @@ TARGETS = (
         1536,
         at_least=False,
         unit="MiB",
+    ),
+    Target(
+        "maskbench",
+        "OK answers that do not validate",
+        _pipeline,
+        _number("OK answers invalid"),
+        0,
+        at_least=False,
+        unit="schemas",
+    ),
+    Target(
+        "maskbench",
+        "schemas served, of 1,089",
+        _pipeline,
+        _number("served"),
+        1080,
+        unit="schemas",
+    ),
+    Target(
+        "maskbench",
+        "grammars exact, of 1,089",
+        _pipeline,
+        _number("exact"),
+        1045,
+        unit="schemas",
+    ),
+    Target(
+        "maskbench",
+        "refused without a reason and a place",
+        _pipeline,
+        _number("refused without reason and place"),
+        0,
+        at_least=False,
+        unit="schemas",
+    ),
+    Target(
+        "maskbench",
+        "analysis and compilation, p50",
+        _pipeline,
+        _number("compile p50 ms"),
+        5,
+        at_least=False,
+        unit="ms",
+    ),
+    Target(
+        "maskbench",
+        "analysis and compilation, p99",
+        _pipeline,
+        _number("compile p99 ms"),
+        250,
+        at_least=False,
+        unit="ms",
+    ),
+    Target(
+        "maskbench",
+        "analysis and compilation, slowest",
+        _pipeline,
+        _number("compile max ms"),
+        5000,
+        at_least=False,
+        unit="ms",
+    ),
+    Target(
+        "maskbench",
+        "timeouts and crashes",
+        _pipeline,
+        lambda row: float(row["timeouts"] + row["crashes"]),
+        0,
+        at_least=False,
+        unit="schemas",
+    ),
+    Target(
+        "schema_answers",
+        "end to end: OK answers that do not validate",
+        lambda row: True,
+        _number("OK, invalid"),
+        0,
+        at_least=False,
+        unit="answers",
+    ),
+    Target(
+        "schema_answers",
+        "end to end: outcomes that are not documented",
+        lambda row: True,
+        _number("undocumented"),
+        0,
+        at_least=False,
+        unit="answers",
+    ),
+    Target(
+        "schema_answers",
+        "end to end: schemas run, of 1,089",
+        lambda row: row["collection"] == 1089,
+        _number("schemas"),
+        1080,
+        unit="schemas",
     ),
 )

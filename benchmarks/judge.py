@@ -1,0 +1,88 @@
+"""A second opinion on answers: jsonschema and the standard library, none of our code.
+
+``python -m benchmarks.judge`` reads lines ``[schema, text]`` and writes a verdict for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+LIMIT_S = 10.0
+
+
+def judged(schema: Any, text: str) -> str:
+    """``valid``, ``invalid``, or ``unknown`` where jsonschema cannot say."""
+    import re
+
+    import jsonschema
+    from jsonschema.validators import validator_for
+
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
+        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
+    except ValueError:
+        return "invalid"
+    validator = validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    try:
+        return "valid" if validator.is_valid(value) else "invalid"
+    except (re.error, RecursionError, OverflowError):
+        return "unknown"
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class Judge:
+    """The same in a process that is killed where it does not come to an end."""
+
+    def __init__(self) -> None:
+        self._child: asyncio.subprocess.Process | None = None
+        self._lock = asyncio.Lock()
+
+    async def verdict(self, schema: Any, text: str) -> str:
+        async with self._lock:
+            if self._child is None:
+                self._child = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "benchmarks.judge", limit=1 << 24,
+                    stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                )  # fmt: skip
+            assert self._child.stdin is not None
+            assert self._child.stdout is not None
+            self._child.stdin.write(json.dumps([schema, text]).encode() + b"\n")
+            try:
+                await self._child.stdin.drain()
+                line = await asyncio.wait_for(self._child.stdout.readline(), LIMIT_S)
+            except (asyncio.TimeoutError, ConnectionError):
+                line = b""
+            if not line:
+                await self._end()
+                return "unknown"
+            return line.decode().strip()
+
+    async def _end(self) -> None:
+        assert self._child is not None
+        if self._child.returncode is None:
+            self._child.kill()
+        await self._child.wait()
+        self._child = None
+
+    async def close(self) -> None:
+        """End the process."""
+        if self._child is not None:
+            await self._end()
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(judged(*json.loads(line)), flush=True)

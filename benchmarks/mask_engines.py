@@ -1,0 +1,223 @@
+"""Grammar engines that compile a JSON schema and follow a text, for `benchmarks.maskbench`.
+
+Each has a vocabulary of the 256 bytes and an end, so that a text has one reading and no tokenizer
+is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+END = 256
+"""Id of the token behind the last byte."""
+
+
+class Refused(Exception):
+    """A schema that an engine does not take.
+
+    reason: the engine's word for it. located: whether it says where in the schema, or with what
+    limit and what size.
+    """
+
+    def __init__(self, message: str, reason: str = "", located: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.located = located
+
+
+@dataclass(frozen=True)
+class Followed:
+    """accepted: whether the whole text is one of the grammar. bytes: how many of it were taken.
+    seconds: for masks and steps. slowest_s: for one byte."""
+
+    accepted: bool
+    bytes: int
+    seconds: float
+    slowest_s: float
+
+
+class Grammar(ABC):
+    """A compiled schema."""
+
+    enforced: bool | None = None
+    """Whether the engine says that the grammar alone keeps the schema; None: it does not say."""
+
+    def follow(self, text: str) -> Followed:
+        """Mask and step, byte by byte, as a decoder does; a byte that the mask forbids ends it."""
+        step = self._start()
+        clock = time.perf_counter
+        began, taken, slowest = clock(), 0, 0.0
+        previous = began
+        for byte in (*text.encode(), END):
+            accepted = step(byte)
+            now = clock()
+            slowest = max(slowest, now - previous)
+            previous = now
+            if not accepted:
+                break
+            taken += 1
+        size = len(text.encode())
+        return Followed(taken > size, min(taken, size), previous - began, slowest)
+
+    def finally_valid(self, text: str) -> bool:
+        """Whether an answer that the grammar accepts is given out. Engines alone look no further."""
+        return True
+
+    @abstractmethod
+    def _start(self) -> Callable[[int], bool]:
+        """A function that takes the next byte, or END, and says whether it may come there."""
+
+
+class MaskEngine(ABC):
+    """Compiles JSON schemas."""
+
+    @abstractmethod
+    def compile(self, schema: str) -> Grammar:
+        """Raises Refused."""
+
+
+class _XGrammarGrammar(Grammar):
+    def __init__(self, automaton: Any) -> None:
+        self._automaton = automaton
+
+    def _start(self) -> Callable[[int], bool]:
+        import xgrammar
+
+        matcher = xgrammar.GrammarMatcher(self._automaton)
+        mask = xgrammar.allocate_token_bitmask(1, END + 1)
+        words = mask.numpy()[0]
+
+        def step(token: int) -> bool:
+            matcher.fill_next_token_bitmask(mask)
+            allowed = bool(words[token // 32] >> (token % 32) & 1)
+            return allowed and matcher.accept_token(token)
+
+        return step
+
+
+class XGrammar(MaskEngine):
+    """xgrammar by itself. any_whitespace: else the separators of ``json.dumps`` alone."""
+
+    def __init__(self, any_whitespace: bool) -> None:
+        import xgrammar
+
+        table = [bytes([value]) for value in range(END)] + [b""]
+        info = xgrammar.TokenizerInfo(
+            table, xgrammar.VocabType.RAW, vocab_size=END + 1, stop_token_ids=[END]
+        )
+        self._compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+        form: dict[str, Any] = {"any_whitespace": False, "separators": (", ", ": ")}
+        self._form = {"any_whitespace": True} if any_whitespace else form
+
+    def compile(self, schema: str) -> Grammar:
+        try:
+            automaton = self._compiler.compile_json_schema(schema, strict_mode=False, **self._form)
+        except (RuntimeError, ValueError) as error:
+            raise Refused(str(error)) from None
+        return _XGrammarGrammar(automaton)
+
+
+class _LLGuidanceGrammar(Grammar):
+    def __init__(self, tokenizer: Any, matcher: Any) -> None:
+        self._end = tokenizer.eos_token
+        self._words = (tokenizer.vocab_size + 31) // 32
+        self._matcher = matcher
+
+    def _start(self) -> Callable[[int], bool]:
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        matcher = self._matcher
+        matcher.reset()
+        mask = allocate_token_bitmask(1, self._words * 32)
+        words = mask[0]
+
+        def step(token: int) -> bool:
+            token = self._end if token == END else token
+            fill_next_token_bitmask(matcher, mask)
+            allowed = bool(words[token // 32] >> (token % 32) & 1)
+            return allowed and bool(matcher.consume_token(token))
+
+        return step
+
+
+class LLGuidance(MaskEngine):
+    """llguidance by itself, with the blanks that JSON allows."""
+
+    def __init__(self) -> None:
+        import llguidance
+
+        self._matcher = llguidance.LLMatcher
+        self._tokenizer = llguidance.LLTokenizer("byte")
+
+    def compile(self, schema: str) -> Grammar:
+        try:
+            source = self._matcher.grammar_from_json_schema(schema)
+            matcher = self._matcher(self._tokenizer, source, log_level=0)
+        except ValueError as error:
+            raise Refused(str(error), "error") from None
+        if matcher.is_error():
+            raise Refused(matcher.get_error(), "error", located=True)
+        return _LLGuidanceGrammar(self._tokenizer, matcher)
+
+
+class _OurGrammar(_XGrammarGrammar):
+    def __init__(self, automaton: Any, schema: str, enforced: bool) -> None:
+        super().__init__(automaton)
+        self._schema = schema
+        self.enforced = enforced
+
+    def finally_valid(self, text: str) -> bool:
+        from service.errors import OutputInvalid
+        from service.tasks.answers import AnswerValidator
+
+        try:
+            AnswerValidator(self._schema).parse(text)
+        except OutputInvalid:
+            return False
+        return True
+
+
+class Ours(MaskEngine):
+    """Admission, analysis and compilation as in the service, then its final validation."""
+
+    def __init__(self) -> None:
+        from service.engines.shared.grammar import GrammarCompiler
+
+        table = [bytes([value]) for value in range(END)] + [b""]
+        self._compiler = GrammarCompiler(table, [END])
+
+    def compile(self, schema: str) -> Grammar:
+        from service.errors import GrammarError
+        from service.tasks.grammars.analysis import analyse
+        from service.tasks.grammars.report import Enforcement
+        from service.tasks.schema import DEFAULT_LIMITS, check_json_schema
+        from service.types import Grammar as Asked
+        from service.types import GrammarKind
+
+        try:
+            check_json_schema(schema, DEFAULT_LIMITS)
+            analysed = analyse(Asked(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
+            compiled = self._compiler.compile(analysed.grammar)
+        except GrammarError as error:
+            located = bool(error.metadata.keys() & {"pointer", "actual", "limit", "limit_s"})
+            raise Refused(error.message, error.reason, located) from None
+        enforced = analysed.report.enforcement is Enforcement.ENFORCED
+        return _OurGrammar(compiled.automaton, schema, enforced)
+
+
+ENGINES: dict[str, Callable[[], MaskEngine]] = {
+    "xgrammar, any whitespace": lambda: XGrammar(any_whitespace=True),
+    "xgrammar, fixed separators": lambda: XGrammar(any_whitespace=False),
+    "llguidance": LLGuidance,
+    "ours": Ours,
+}
+
+
+def instance_text(value: object) -> str:
+    """An instance as the service writes JSON."""
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,232 @@
+"""Random answers under many schemas, through a real server: does any OK answer not validate?
+
+``python -m benchmarks schema_answers [--schemas FILE.jsonl]``. A server in a process of its own, the
+reference engine on the bundled model; each schema is asked several times at temperature 2 without
+a picture, which is text that means nothing and tries everything that the grammar lets through. Each
+OK answer is judged by jsonschema alone, with none of our code: read strictly, then validated. That
+happens in a process that is killed where a regular expression does not end.
+
+Without a file there is nothing to measure and nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+
+from benchmarks.collection import Case, collection_argument, read_collection
+from benchmarks.common import environment, markdown, write_results
+from benchmarks.judge import Judge
+from service.client import CHANNEL_OPTIONS, read_error
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+
+ROOT = Path(__file__).parents[1]
+ERRORS = ROOT / "docs" / "errors.md"
+PROMPT = "Answer with anything that fits."
+CALL_LIMIT_S = 120.0
+START_LIMIT_S = 120.0
+QUICK_SCHEMAS = 8
+ADMISSION = ("SCHEMA_", "GRAMMAR_")
+"""How the reasons of refusals before generation begin."""
+MIB = 1 << 20
+
+
+def documented() -> frozenset[str]:
+    """The reasons that docs/errors.md lists."""
+    return frozenset(re.findall(r"^\| `([A-Z_]+)` \|", ERRORS.read_text(), re.MULTILINE))
+
+
+@dataclass(frozen=True)
+class Call:
+    """What came of one call. reason: OK, or that of the error; empty where the error has none.
+    verdict: of the judge on an OK answer. text: the answer."""
+
+    number: int
+    reason: str
+    seconds: float
+    verdict: str = ""
+    text: str = ""
+    message: str = ""
+    enforcement: int = 0
+    attempts: int = 1
+
+
+@contextmanager
+def server() -> Iterator[tuple[psutil.Popen, str]]:
+    """``qwen3vl serve`` on the bundled model, and its address, where it serves."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        with open(log.name, "w") as stderr:
+            process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            yield process, f"localhost:{_port(process, Path(log.name))}"
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def _port(process: psutil.Popen, log: Path) -> int:
+    """The port, once the server serves."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while (found := re.search(r"^SERVING on port (\d+)", log.read_text(), re.MULTILINE)) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"The server did not start:\n{log.read_text()}")
+        time.sleep(0.1)
+    return int(found[1])
+
+
+async def ask(
+    address: str, cases: Sequence[Case], generations: int, max_tokens: int, callers: int
+) -> list[Call]:
+    """All calls, this many at a time, in an order of no meaning."""
+    plan = [(number, seed) for number in range(len(cases)) for seed in range(generations)]
+    random.Random(0).shuffle(plan)
+    pending = iter(plan)
+    found: list[Call] = []
+    judge = Judge()
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        stub: Any = VisionServiceStub(channel)
+
+        async def caller() -> None:
+            for number, seed in pending:
+                call = await _call(stub, number, cases[number], seed, max_tokens)
+                if call.reason == "OK":
+                    verdict = await judge.verdict(cases[number].schema, call.text)
+                    call = Call(**{**vars(call), "verdict": verdict})
+                found.append(call)
+                if len(found) % 200 == 0:
+                    print(f"{len(found)} of {len(plan)} calls", flush=True)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+    await judge.close()
+    return found
+
+
+async def _call(stub: Any, number: int, case: Case, seed: int, max_tokens: int) -> Call:
+    grammar = pb.Grammar(json_schema=json.dumps(case.schema, ensure_ascii=False))
+    request = pb.RunTaskRequest(
+        task=pb.Task(inline=pb.InlineTask(user=PROMPT, grammar=grammar)),
+        sampling=pb.SamplingOptions(
+            temperature=2.0, seed=1000 * seed + number, max_tokens=max_tokens
+        ),
+    )
+    began = time.perf_counter()
+    try:
+        response = await stub.RunTask(request, timeout=CALL_LIMIT_S)
+    except grpc.aio.AioRpcError as error:
+        read = read_error(error)
+        seconds = time.perf_counter() - began
+        return Call(number, read.reason, seconds, message=f"{read.code.name}: {read.message}")
+    result = response.result
+    seconds = time.perf_counter() - began
+    return Call(
+        number, "OK", seconds, text=result.json, enforcement=result.enforcement,
+        attempts=result.attempts,
+    )  # fmt: skip
+
+
+def row(cases: Sequence[Case], calls: Sequence[Call]) -> dict[str, Any]:
+    """The line of the table."""
+    reasons = Counter(call.reason for call in calls)
+    verdicts = Counter(call.verdict for call in calls if call.reason == "OK")
+    known = documented() | {"OK"}
+    refused = {call.number for call in calls if call.reason.startswith(ADMISSION)}
+    answered = {call.number for call in calls if call.reason == "OK"}
+    milliseconds = [1e3 * call.seconds for call in calls]
+    shown = ("OK", "OUTPUT_TRUNCATED", "OUTPUT_INVALID")
+    return {
+        "collection": len(cases),
+        "schemas": len(cases) - len(refused),
+        "schemas with an OK answer": len(answered),
+        "calls": len(calls),
+        "OK": reasons["OK"],
+        "OK, ENFORCED": sum(call.enforcement == pb.ENFORCEMENT_ENFORCED for call in calls),
+        "OK, invalid": verdicts["invalid"],
+        "OK, not judged": verdicts["unknown"],
+        "second attempts": sum(call.attempts > 1 for call in calls),
+        "truncated": reasons["OUTPUT_TRUNCATED"],
+        "OUTPUT_INVALID": reasons["OUTPUT_INVALID"],
+        "refused": sum(n for reason, n in reasons.items() if reason.startswith(ADMISSION)),
+        "other": sum(
+            n for reason, n in reasons.items()
+            if reason not in shown and not reason.startswith(ADMISSION)
+        ),
+        "undocumented": sum(n for reason, n in reasons.items() if reason not in known),
+        "call p50 ms": float(np.percentile(milliseconds, 50)),
+        "call p99 ms": float(np.percentile(milliseconds, 99)),
+        "reasons": reasons,
+    }  # fmt: skip
+
+
+def write_details(path: Path, cases: Sequence[Case], calls: Sequence[Call]) -> None:
+    """Every call that somebody should look at, as lines of JSON."""
+    with path.open("w") as out:
+        for call in calls:
+            if call.reason not in ("OK", "OUTPUT_TRUNCATED") or call.verdict in (
+                "invalid",
+                "unknown",
+            ):
+                out.write(json.dumps({"name": cases[call.number].name, **vars(call)}) + "\n")
+
+
+NOTES = """`qwen3vl serve` with the reference engine on the bundled model; {generations} answers to each \
+schema at temperature 2 with seeds, at most {max_tokens} tokens, {callers} callers at a time, no \
+picture. schemas: those that were not refused before generation. OK answers are judged by jsonschema's \
+own validator for the draft that the schema names, on JSON read strictly (no duplicate keys, no NaN); \
+not judged: it cannot, because Python's regular expressions do not know the pattern or do not end. \
+truncated: OUTPUT_TRUNCATED, random text that is longer than the limit. refused: reasons that begin \
+with SCHEMA_ or GRAMMAR_. undocumented: no reason of docs/errors.md. The server lived to the end with \
+{memory:.0f} MiB, the processes that compile grammars included."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few schemas, to see that it runs")
+    collection_argument(parser)
+    parser.add_argument("--generations", type=int, default=3, help="answers to each schema")
+    parser.add_argument("--max-tokens", type=int, default=192)
+    parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--every", type=int, default=1, help="of so many schemas, ask one")
+    parser.add_argument("--details", type=Path, metavar="FILE.jsonl", help="calls to look at")
+    options = parser.parse_args()
+    cases = read_collection(options.schemas)
+    if cases is None:
+        return
+    if options.quick:
+        options.every, options.generations = max(1, len(cases) // QUICK_SCHEMAS), 1
+    cases = cases[:: options.every]
+    with server() as (process, address):
+        calls = asyncio.run(
+            ask(address, cases, options.generations, options.max_tokens, options.callers)
+        )
+        memory = sum(one.memory_info().rss for one in (process, *process.children(True))) / MIB
+    if options.details:
+        write_details(options.details, cases, calls)
+    found = row(cases, calls)
+    notes = NOTES.format(memory=memory, **vars(options))
+    write_results("schema_answers", [found], notes)
+    print(environment())
+    print(markdown([{k: v for k, v in found.items() if k != "reasons"}]))
+    print(dict(found["reasons"]))
+
+
+if __name__ == "__main__":
+    main()
