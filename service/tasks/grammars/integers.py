@@ -1,0 +1,190 @@
+"""Integers between bounds, without some values, multiples or not, as expressions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from service.tasks.grammars.counted import TooLarge, signed_expression, texts_expression
+from service.tasks.grammars.ebnf import Rules, literal, one_of
+from service.tasks.grammars.magnitudes import Cut, Magnitudes, Residue
+from service.tasks.grammars.number_conditions import (
+    EXACT_DIGITS,
+    INEXACT,
+    TOO_LARGE,
+    Conditions,
+    Step,
+    Unwritable,
+)
+
+_LIMITS = (18, 12, 9)
+"""Digits of integers that have to be counted: as many as the automaton can have."""
+_TAIL = "[0-9]{0,99}"
+_MEMBERS = 1_000
+"""Numbers that are written one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """Integers from ``low`` to ``high``, both included, that are multiples of ``modulus`` and of none
+    of ``others``. limit: digits of a number, None for as many as may be."""
+
+    low: int | None
+    high: int | None
+    without: frozenset[int]
+    modulus: int
+    others: tuple[int, ...]
+    limit: int | None
+
+    def __contains__(self, value: int) -> bool:
+        return (
+            (self.low is None or self.low <= value)
+            and (self.high is None or value <= self.high)
+            and value not in self.without
+            and value % self.modulus == 0
+            and all(value % other for other in self.others)
+        )
+
+    def members(self) -> range | None:
+        """The multiples of ``modulus`` between the bounds, if they are few."""
+        if self.low is None or self.high is None:
+            return None
+        first = -(-self.low // self.modulus) * self.modulus
+        found = range(first, self.high + 1, self.modulus)
+        return found if self.high - first < _MEMBERS * self.modulus else None
+
+
+def integers_expression(conditions: Conditions, rules: Rules) -> str | None:
+    """The expression for the integers that satisfy conditions; None where there is none. Raises
+    ``Unwritable``."""
+    low, high = conditions.written_bounds()
+    least = None if low is None else math.floor(low.value) + 1 if low.open else math.ceil(low.value)
+    most = (
+        None if high is None else math.ceil(high.value) - 1 if high.open else math.floor(high.value)
+    )
+    if least is not None and most is not None and least > most:
+        return None
+    exact = [step for step in conditions.steps if step.of_integers]
+    wanted = _Integers(
+        least,
+        most,
+        frozenset(value for value in conditions.without if isinstance(value, int)),
+        math.lcm(*(s.decimal.numerator for s in exact if not s.source.negated)),
+        tuple(s.decimal.numerator for s in exact if s.source.negated),
+        _limit(exact),
+    )
+    if any(wanted.modulus % other == 0 for other in wanted.others):
+        return None
+    if len(exact) < len(conditions.steps):
+        members = wanted.members()
+        if members is None:
+            raise Unwritable((s.source for s in conditions.steps if not s.of_integers), INEXACT)
+        return texts_expression(map(str, filter(conditions.satisfied, members)), rules)
+    try:
+        return _spelled(wanted, rules, typed=conditions.typed)
+    except TooLarge:
+        members = wanted.members()
+        if members is not None:
+            texts = (str(value) for value in members if value in wanted)
+            return texts_expression(texts, rules)
+        raise _too_large(conditions) from None
+
+
+def _limit(exact: list[Step]) -> int | None:
+    """Digits of integers for which the validator's division in binary64 is exact."""
+    inexact = [s for s in exact if isinstance(s.value, float) and s.decimal.numerator > 1]
+    if not inexact:
+        return None
+    return EXACT_DIGITS - max((s.places for s in inexact if s.source.negated), default=0)
+
+
+def _too_large(conditions: Conditions) -> Unwritable:
+    steps = [s.source for s in conditions.steps]
+    return Unwritable(steps or [s for s in conditions.literals if s.keyword == "enum"], TOO_LARGE)
+
+
+def _spelled(wanted: _Integers, rules: Rules, *, typed: bool) -> str | None:
+    """Integers, and where no ``type`` asks for them, also with zeros after a point."""
+    plain = _scaled(wanted, rules)
+    if plain is None or typed or wanted.modulus >= 10**EXACT_DIGITS:
+        return plain
+    short = replace(wanted, limit=min(wanted.limit or EXACT_DIGITS, EXACT_DIGITS))
+    try:
+        pointed = _scaled(short, rules)
+    except TooLarge:
+        return plain
+    return f'({plain} | {pointed} "." [0]{{1,6}})'
+
+
+def _scaled(wanted: _Integers, rules: Rules) -> str | None:
+    """Powers of ten are zeros at the end."""
+    zeros = 0
+    while wanted.modulus % 10 ** (zeros + 1) == 0:
+        zeros += 1
+    if not zeros:
+        return _counted(wanted, rules)
+    unit = 10**zeros
+    scaled = _Integers(
+        None if wanted.low is None else -(-wanted.low // unit),
+        None if wanted.high is None else wanted.high // unit,
+        frozenset(v // unit for v in wanted.without if v % unit == 0) | {0},
+        wanted.modulus // unit,
+        tuple(other // math.gcd(other, unit) for other in wanted.others),
+        None if wanted.limit is None else wanted.limit - zeros,
+    )
+    found = _counted(scaled, rules)
+    parts = [] if found is None else [f"{found} {literal('0' * zeros)}"]
+    if 0 in wanted:
+        parts.append('"0"')
+    return one_of(parts) if parts else None
+
+
+def _counted(wanted: _Integers, rules: Rules) -> str | None:
+    """With as many digits as the automaton can have. Raises ``TooLarge``."""
+    bounds = [len(str(abs(v))) for v in (wanted.low, wanted.high) if v is not None]
+    longest = max(bounds, default=0)
+    counted = wanted.modulus > 1 or wanted.others or wanted.limit is not None
+    if not counted:
+        return _signed(wanted, longest + 1, rules, free=True)
+    most = _LIMITS[0] if wanted.limit is None else wanted.limit
+    limits = [limit for limit in (most, *_LIMITS) if longest < limit <= most]
+    if not limits:
+        limits = [longest + 1 if wanted.limit is None else wanted.limit]
+    for limit in dict.fromkeys(limits):
+        try:
+            found = _signed(wanted, limit, rules, free=False)
+        except TooLarge:
+            continue
+        complete = len(bounds) == 2 and longest <= limit
+        if found is not None or complete:
+            return found
+    raise TooLarge
+
+
+def _signed(wanted: _Integers, limit: int, rules: Rules, *, free: bool) -> str | None:
+    """Integers of at most ``limit`` digits before a free tail, with both signs."""
+    low, high = wanted.low, wanted.high
+    residues = [Residue(wanted.modulus)] if wanted.modulus > 1 else []
+    residues += [Residue(other, negated=True) for other in wanted.others]
+    both = Magnitudes(
+        residues=tuple(residues),
+        limit=limit,
+        whole_tail=_TAIL if free else None,
+    )
+    machines: list[Magnitudes | None] = [None, None]
+    if high is None or high >= 0:
+        machines[0] = replace(
+            both,
+            low=Cut(str(low)) if low is not None and low > 0 else None,
+            high=None if high is None else Cut(str(high)),
+            without=tuple(Cut(str(v)) for v in sorted(wanted.without) if v >= 0),
+        )
+    if low is None or low < 0:
+        machines[1] = replace(
+            both,
+            zero=False,
+            low=Cut(str(-high)) if high is not None and high < -1 else None,
+            high=None if low is None else Cut(str(-low)),
+            without=tuple(Cut(str(-v)) for v in sorted(wanted.without) if v < 0),
+        )
+    return signed_expression(machines[0], machines[1], rules)
