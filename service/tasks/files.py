@@ -23,8 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from service.errors import GrammarError
 from service.tasks import jsontext
 from service.tasks.contract import Task
-from service.tasks.grammar_checks import check_grammar
-from service.tasks.schema import SchemaLimits
 from service.types import Grammar, GrammarKind
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -51,29 +49,24 @@ class TaskFile(BaseModel):
     ebnf: str | None = None
     choice: list[str] | None = None
 
-    def grammar(self) -> tuple[str, Grammar] | None:
-        """The key that holds the grammar, and the grammar."""
-        given = [
-            (key, kind, value)
-            for key, kind in (
-                ("json_schema", GrammarKind.JSON_SCHEMA),
-                ("regex", GrammarKind.REGEX),
-                ("ebnf", GrammarKind.EBNF),
-                ("choice", GrammarKind.CHOICE),
-            )
-            if (value := getattr(self, key)) is not None
-        ]
+    def grammar(self) -> Grammar | None:
+        """The grammar; its kind is the key that holds it."""
+        given = [kind for kind in GrammarKind if getattr(self, kind.value) is not None]
         if len(given) > 1:
-            raise GrammarError(" and ".join(key for key, _, _ in given), "give only one of them")
+            names = " and ".join(kind.value for kind in given)
+            raise GrammarError(names, "give only one of them")
         if not given:
             return None
-        key, kind, value = given[0]
+        value = getattr(self, given[0].value)
         source = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return key, Grammar(kind, source)
+        return Grammar(given[0], source)
 
 
-def load_tasks(folder: Path, limits: SchemaLimits) -> tuple[list[tuple[str, Task]], list[str]]:
-    """Tasks with the names of their files, and every problem as ``file: field: reason``."""
+def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:
+    """Tasks with the names of their files, and every problem as ``file: field: reason``.
+
+    Grammars are read, not checked.
+    """
     try:
         paths = sorted(folder.iterdir())
     except OSError:
@@ -84,7 +77,7 @@ def load_tasks(folder: Path, limits: SchemaLimits) -> tuple[list[tuple[str, Task
         if path.suffix not in ENDINGS or path.name.startswith("."):
             continue
         try:
-            found.append((path.name, _load(path, limits)))
+            found.append((path.name, _load(path)))
         except ValidationError as error:
             for item in error.errors(include_url=False, include_input=False):
                 where = ".".join(str(part) for part in item["loc"][:3]) or "file"
@@ -102,7 +95,7 @@ class _FileError(ValueError):
     """A file is not a task file at all."""
 
 
-def _load(path: Path, limits: SchemaLimits) -> Task:
+def _load(path: Path) -> Task:
     if not path.is_file():  # a pipe or a device would be read for ever; links to files are fine
         raise _FileError("is not a file that can be read")
     with path.open("rb") as file:
@@ -114,20 +107,12 @@ def _load(path: Path, limits: SchemaLimits) -> Task:
     if not isinstance(content, dict):
         raise _FileError("must hold keys and values")
     values = TaskFile.model_validate({"name": path.stem, **content})
-    given = values.grammar()
-    if given is not None:
-        key, grammar = given
-        try:
-            check_grammar(grammar, limits, "grammar")
-        except GrammarError as error:
-            problem = error.violations[0].description
-            raise GrammarError(key, problem) from None
     return Task(
         name=values.name,
         description=values.description,
         system=values.system,
         user=values.user,
-        grammar=given[1] if given else None,
+        grammar=values.grammar(),
         needs_image=values.needs_image,
         max_images=values.max_images,
     )

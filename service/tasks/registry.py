@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from service.errors import GrammarError, UnknownTask
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks
-from service.tasks.grammar_checks import check_grammar
+from service.tasks.grammars.analyser import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 
@@ -46,31 +47,48 @@ class Registry:
 
 
 def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS) -> Registry:
-    """Everything this server offers. Raises one ``TaskSourceError`` with all that is wrong."""
+    """Everything this server offers, analysed. Raises one ``TaskSourceError`` with all that is
+    wrong."""
     found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
     problems: list[str] = []
-    for load in (
-        _load_entry_points(limits),
-        load_tasks(tasks_dir, limits) if tasks_dir else ([], []),
-    ):
-        found += load[0]
-        problems += load[1]
+    for loaded in (_load_entry_points(), load_tasks(tasks_dir) if tasks_dir else ([], [])):
+        found += loaded[0]
+        problems += loaded[1]
+    tasks: list[Task] = []
     origins: dict[str, str] = {}
     for origin, task in found:
+        try:
+            tasks.append(_analysed(task, limits))
+        except GrammarError as error:
+            problems.append(f"{origin}: {_problem(error)}")
         if task.name in origins:
             other = origins[task.name]
             problems.append(f"{origin}: name: {task.name} is already the name of a task ({other})")
         origins.setdefault(task.name, origin)
     if problems:
         raise TaskSourceError("Tasks cannot be loaded:\n" + "\n".join(f"  {p}" for p in problems))
-    return Registry(task for _, task in found)
+    return Registry(tasks)
 
 
-def _load_entry_points(limits: SchemaLimits) -> tuple[list[tuple[str, Task]], list[str]]:
+def _analysed(task: Task, limits: SchemaLimits) -> Task:
+    if task.grammar is None:
+        return task
+    analysed = analyse(task.grammar, limits)
+    return replace(task, grammar=analysed.grammar, report=analysed.report)
+
+
+def _problem(error: GrammarError) -> str:
+    """What is wrong, by the key of a task file: ``choice[1]``, not the path of a message."""
+    violation = error.violations[0]
+    key = violation.field.removeprefix("grammar.").replace(".options", "")
+    return f"{key}: {violation.description}"
+
+
+def _load_entry_points() -> tuple[list[tuple[str, Task]], list[str]]:
     found: list[tuple[str, Task]] = []
     problems: list[str] = []
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
-        loaded = _load_entry_point(entry, limits)
+        loaded = _load_entry_point(entry)
         if isinstance(loaded, Task):
             found.append((f"entry point {entry.name}", loaded))
         else:
@@ -78,7 +96,7 @@ def _load_entry_points(limits: SchemaLimits) -> tuple[list[tuple[str, Task]], li
     return found, problems
 
 
-def _load_entry_point(entry: EntryPoint, limits: SchemaLimits) -> Task | str:
+def _load_entry_point(entry: EntryPoint) -> Task | str:
     """The task, or what is wrong. Foreign code may raise anything; the start then names the entry
     point."""
     try:
@@ -92,9 +110,4 @@ def _load_entry_point(entry: EntryPoint, limits: SchemaLimits) -> Task | str:
         return f"name: {task.name!r} does not match {NAME.pattern}"
     if not task.user.strip():
         return "user: is empty"
-    if task.grammar is not None:
-        try:
-            check_grammar(task.grammar, limits)
-        except GrammarError as error:
-            return error.message
     return task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from service.errors import UnknownTask
 from service.settings import Settings
 from service.tasks import registry
 from service.tasks.contract import Task
+from service.tasks.grammars.report import Enforcement
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.registry import TaskSourceError, load_registry
 from service.types import Grammar, GrammarKind
@@ -61,8 +63,13 @@ def problems(folder: Path | None) -> str:
 
 def test_built_in() -> None:
     tasks = load_registry(None)
-    assert tasks.get("image-analysis") is IMAGE_ANALYSIS
-    assert tasks.list() == (IMAGE_ANALYSIS,)
+    (task,) = tasks.list()
+    assert tasks.get("image-analysis") is task
+    assert task.grammar is not None
+    assert task.report is not None
+    assert task.report.enforcement is Enforcement.ENFORCED, "so it is never tried again"
+    grammar = replace(task.grammar, ebnf="", forces_little=False)
+    assert replace(task, grammar=grammar, report=None) == IMAGE_ANALYSIS
 
 
 @pytest.mark.parametrize(
@@ -82,9 +89,9 @@ def test_an_unknown_name(name: str, hint: str) -> None:
 
 def test_a_folder_of_tasks(tmp_path: Path) -> None:
     plain = json.dumps({"name": "plain", "description": "Any.", "user": "Say."})
-    choice = "description: Yes or no.\nuser: Is it?\nchoice: ['yes', 'no']"
+    asked = "description: Yes or no.\nuser: Is it?\nchoice: ['yes', 'no']"
     write(
-        tmp_path, count__yaml=GOOD, a__json=plain, c__yml=choice, notes__txt="x", __hidden__yaml=""
+        tmp_path, count__yaml=GOOD, a__json=plain, c__yml=asked, notes__txt="x", __hidden__yaml=""
     )
     tasks = load_registry(tmp_path)
     assert [t.name for t in tasks.list()] == ["c", "count", "image-analysis", "plain"]
@@ -92,7 +99,9 @@ def test_a_folder_of_tasks(tmp_path: Path) -> None:
     assert (count.system, count.needs_image, count.max_images) == ("Be exact.", True, 2)
     assert count.grammar is not None
     assert json.loads(count.grammar.source)["required"] == ["people"]
-    assert tasks.get("c").grammar == Grammar(GrammarKind.CHOICE, '["yes", "no"]')
+    choice = tasks.get("c").grammar
+    assert choice is not None
+    assert (choice.kind, choice.source) == (GrammarKind.CHOICE, '["yes", "no"]')
     assert tasks.get("plain").grammar is None
 
 
@@ -113,6 +122,7 @@ BASE = "description: d\nuser: u\n"
         (BASE + "regex: a\nchoice: [a]", "regex and choice: give only one of them"),
         (BASE + "regex: (", "regex: missing closing parenthesis"),
         (BASE + "choice: []", "choice: is empty"),
+        (BASE + "choice: [a, '']", "choice[1]: is blank"),
         (BASE + "json_schema: {type: strin}", 'json_schema: at "/type"'),
         (BASE + "json_schema: {$ref: 'http://x'}", "points outside this schema"),
         (BASE + "user: v", 'file: duplicate key "user" at line 3'),
@@ -253,5 +263,5 @@ def test_bad_entry_points_are_all_named(entries: list[EntryPoint]) -> None:
     assert "entry point NOT_A_TASK: is a int, not a Task" in message
     assert "entry point BADLY_NAMED: name: 'Bad Name' does not match" in message
     assert "entry point SILENT: user: is empty" in message
-    assert "entry point BAD_GRAMMAR: grammar.regex: missing closing parenthesis" in message
+    assert "entry point BAD_GRAMMAR: regex: missing closing parenthesis" in message
     assert "entry point absent: cannot be loaded" in message
