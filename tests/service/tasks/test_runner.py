@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,19 @@ from service.errors import (
     VisionDisabled,
 )
 from service.tasks.contract import Task, TaskResult
+from service.tasks.grammars.report import Enforcement, GrammarReport, KeywordReport
 from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS
-from service.tasks.runner import run, stream
-from service.types import FinishReason, Grammar, GrammarKind, Image, Sampling
+from service.tasks.runner import run, seed_of, stream
+from service.types import (
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Image,
+    Sampling,
+    Usage,
+)
 from tests.service.tasks.engines import TIMINGS, USAGE, ScriptedEngine, capabilities
 
 PICTURE = Image(np.zeros((2, 2, 3), np.uint8))
@@ -200,6 +211,73 @@ async def test_an_engine_that_ends_without_a_reason() -> None:
 async def test_the_answer_is_validated_against_the_schema() -> None:
     error = await refused(OutputInvalid, ScriptedEngine(["2"]), INTEGER)
     assert error.metadata == {"pointer": "", "keyword": "minimum", "attempts": "1"}
+
+
+CHECKED = GrammarReport(
+    Enforcement.CHECKED, (KeywordReport("/minimum", "minimum", Enforcement.CHECKED, "is hard"),)
+)
+RANDOM = Sampling(temperature=1.0, seed=2**64 - 1)
+
+
+@dataclass
+class Improving(ScriptedEngine):
+    """Says another piece at each attempt."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        every = self.pieces
+        self.pieces = every[len(self.requests) :][:1]
+        try:
+            async for chunk in super().generate(request):
+                yield chunk
+        finally:
+            self.pieces = every
+
+
+async def test_tokens_and_time_of_all_attempts_are_told() -> None:
+    engine = Improving(["1", "2", "3"])
+    what = replace(INTEGER, report=CHECKED)
+    result = await go(engine, what, sampling=RANDOM, retries=2)
+    assert (result.text, result.attempts) == ("3", 3)
+    assert result.usage == Usage(prompt_tokens=21, image_tokens=12, output_tokens=9)
+    times = (result.timings.queue_s, result.timings.first_token_s, result.timings.total_s)
+    assert times == pytest.approx((0.3, 0.3 + 0.3 + 0.2, 0.9))
+    assert engine.log == ["prepare", *["generate", "closed"] * 3]
+    assert {(r.user, r.grammar, replace(r.sampling, seed=0)) for r in engine.requests} == {
+        ("Do it.", what.grammar, replace(RANDOM, seed=0))
+    }
+    assert [r.sampling.seed for r in engine.requests] == [seed_of(RANDOM.seed, i) for i in range(3)]
+
+
+async def test_seeds_of_attempts_are_seeds() -> None:
+    found = [seed_of(2**64 - 1, attempt) for attempt in range(6)]
+    assert found[0] == 2**64 - 1
+    assert len(set(found)) == 6
+    assert all(seed is not None and 0 <= seed < 2**64 for seed in found)
+    assert found[1] != seed_of(0, 1)
+    assert seed_of(None, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("report", "temperature"),
+    [(CHECKED, 0.0), (GrammarReport(Enforcement.ENFORCED), 1.0), (None, 1.0)],
+    ids=["greedy", "enforced", "no report"],
+)
+async def test_one_attempt_where_another_cannot_do_better(
+    report: GrammarReport | None, temperature: float
+) -> None:
+    engine = Improving(["2", "3"])
+    what = replace(INTEGER, report=report)
+    sampling = Sampling(temperature=temperature)
+    error = await refused(OutputInvalid, engine, what, sampling=sampling, retries=5)
+    assert error.metadata["attempts"] == "1"
+    assert engine.log == ["prepare", "generate", "closed"]
+
+
+async def test_an_answer_that_says_nothing_is_not_tried_again() -> None:
+    what = replace(INTEGER, report=CHECKED, usable=lambda value: False)
+    engine = Improving(["3", "4"])
+    await refused(NoUsableFields, engine, what, sampling=RANDOM, retries=5)
+    assert len(engine.requests) == 1
 
 
 async def test_a_parser_of_its_own_does_not_escape_validation() -> None:
