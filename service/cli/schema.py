@@ -55,8 +55,8 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
         yield "ENFORCED: the grammar keeps every keyword; a complete answer always fits."
     else:
         yield (
-            f"CHECKED: the grammar keeps {len(keywords) - len(checked)} keywords; {len(checked)}"
-            " can only be checked in the finished answer."
+            f"CHECKED: {len(checked)} of {len(keywords)} keywords can only be checked in the"
+            " finished answer; the grammar keeps the others."
         )
     for one in response.keywords if everything else checked:
         word = WORDS.get(one.enforcement, "?")

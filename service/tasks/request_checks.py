@@ -64,17 +64,16 @@ def check_enforced(task: Task) -> None:
     checked = report.checked
     found = [FieldViolation(task.grammar_field, _unenforced(one)) for one in checked]
     first, *more = found[:MAX_NOT_ENFORCED] or [FieldViolation(task.grammar_field, report.why)]
-    many = f"{len(checked)} keywords are" if len(checked) > 1 else "a keyword is"
-    what = f"{many} only checked after generation" if checked else report.why
-    where = f", the first at {jsontext.short(checked[0].pointer, 200)}" if checked else ""
+    several = f"{len(found)} keywords are only checked after generation, the first "
     raise GrammarError(
         first.field,
         first.description,
         reason="SCHEMA_NOT_ENFORCED",
-        metadata={"checked": str(max(1, len(checked)))},
+        metadata={"checked": str(max(1, len(found)))},
         more=tuple(more),
-        summary=f"is not fully enforced, as strict asks: {what}{where}. Change what the "
-        "violations name (ValidateSchema lists everything), or leave strict out",
+        summary="is not fully enforced, as strict asks: "
+        f"{several if more else ''}{first.description}. "
+        "Change it (ValidateSchema tells more), or leave strict out",
     )
 
 
