@@ -6,7 +6,7 @@ its top is in parentheses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 
 ROOT = "root"
 
@@ -18,6 +18,7 @@ class Rules:
         self._bodies: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._counts: dict[str, int] = {}
+        self._made: dict[Hashable, str] = {}
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -44,6 +45,14 @@ class Rules:
         """Give a reserved rule its body."""
         self._bodies[name] = body
         self._names.setdefault(body, name)
+
+    def once(self, key: Hashable, make: Callable[[], str]) -> str:
+        """The expression that was made for this key in this grammar, or is now: rules that refer to
+        each other are no two times the same text."""
+        made = self._made.get(key)
+        if made is None:
+            made = self._made[key] = make()
+        return made
 
     def text(self, root: str) -> str:
         """The grammar as text. root: the expression that whole texts match."""

@@ -1,0 +1,126 @@
+"""Automata and simple expressions as rules of EBNF.
+
+An automaton becomes one rule for each state, each of which begins with a character and goes on with
+one other rule. In such a grammar a text has one reading at most, so matching takes the same small
+time for every byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+from service.tasks.grammars.automata import DEAD, Dfa
+from service.tasks.grammars.codepoints import ALL, Ranges, ranges
+from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.spellings import Json, Raw
+
+Spelling = Raw | Json
+
+
+def automaton(dfa: Dfa, rules: Rules, spelling: Spelling) -> str:
+    """The expression for the texts of a minimal automaton that accepts something, and their end."""
+    return _Automaton(dfa, rules, spelling).expression()
+
+
+class _Automaton:
+    def __init__(self, dfa: Dfa, rules: Rules, spelling: Spelling) -> None:
+        self._rules, self._spelling = rules, spelling
+        self._accepting = dfa.accepting
+        self._arrows = [_arrows(dfa.blocks, row) for row in dfa.edges]
+        arriving = [0] * len(dfa.edges)
+        arriving[0] = 2
+        for arrows in self._arrows:
+            for target in arrows:
+                arriving[target] += 1
+        self._inline = [
+            count == 1 and len(arrows) + accepting == 1
+            for count, arrows, accepting in zip(arriving, self._arrows, dfa.accepting, strict=True)
+        ]
+        self._names: dict[int, str] = {}
+
+    def expression(self) -> str:
+        order = self._reach()
+        for state in order:
+            self._rules.fill(self._names[state], " | ".join(self._alternatives(state)))
+        return self._name(0)
+
+    def _reach(self) -> list[int]:
+        """The states that get rules of their own, which are reserved."""
+        order = []
+        for state in range(len(self._arrows)):
+            if not self._inline[state] and not self._is_anything(state):
+                self._names[state] = self._rules.reserve(f"{self._spelling.name}_text")
+                order.append(state)
+        return order
+
+    def _name(self, state: int) -> str:
+        return self._names.get(state) or self._spelling.anything()
+
+    def _is_anything(self, state: int) -> bool:
+        return self._accepting[state] and self._arrows[state] == {state: ALL}
+
+    def _alternatives(self, state: int) -> list[str]:
+        found = [self._spelling.end] if self._accepting[state] else []
+        for target, characters in self._arrows[state].items():
+            text, at = "", target
+            single = _single(characters)
+            heads = [""] if single else self._spelling.alternatives(characters)
+            text += single
+            tail: list[str] = []
+            while self._inline[at]:
+                if self._accepting[at]:
+                    break
+                ((following, more),) = self._arrows[at].items()
+                if single := _single(more):
+                    text += single
+                else:
+                    if text:
+                        tail.append(self._spelling.text(text))
+                        text = ""
+                    tail.append(self._one(more))
+                at = following
+            if text:
+                tail.append(self._spelling.text(text))
+            tail.append(self._spelling.end if self._inline[at] else self._name(at))
+            found += [" ".join(filter(None, (head, *tail))) for head in heads]
+        return found
+
+    def _one(self, characters: Ranges) -> str:
+        return one_character(characters, self._rules, self._spelling)
+
+
+def _arrows(blocks: tuple[Ranges, ...], row: Items[int]) -> dict[int, Ranges]:
+    """The characters that lead to each next state."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for block, target in zip(blocks, row, strict=True):
+        if target != DEAD:
+            found.setdefault(target, []).extend(block)
+    return {target: ranges(pairs) for target, pairs in found.items()}
+
+
+def _single(characters: Ranges) -> str:
+    """The character of a set of one, else nothing."""
+    (low, high), *more = characters
+    return chr(low) if low == high and not more else ""
+
+
+def one_character(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
+    """The expression for one character of a set that is not empty."""
+    alternatives = spelling.alternatives(characters)
+    return (
+        alternatives[0]
+        if len(alternatives) == 1 and " " not in alternatives[0]
+        else rules.define(f"{spelling.name}_character", " | ".join(alternatives))
+    )
+
+
+def counted(
+    characters: Ranges, low: int, high: int | None, rules: Rules, spelling: Spelling
+) -> str:
+    """The expression for low to high characters of a set; of nothing, the empty expression."""
+    if high == 0:
+        return ""
+    one = one_character(characters, rules, spelling)
+    if high is None:
+        return f"{one}*" if not low else one + " " + f"{one}*" if low == 1 else f"{one}{{{low},}}"
+    return one if low == high == 1 else f"{one}{{{low},{high}}}"

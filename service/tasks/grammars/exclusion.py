@@ -1,0 +1,80 @@
+"""All strings but some: what further properties of an object may be called.
+
+There may be thousands of names, so their tree is written as it is: in each node, a character that
+goes on with no name leaves the tree, and anything may follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from service.tasks.grammars.codepoints import ALL, complement
+from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.emission import counted
+from service.tasks.grammars.spellings import Json
+
+_Tree = dict[str, "_Tree"]
+_END = ""
+"""The key of a node at which a name ends."""
+
+
+def anything_but(names: Iterable[str], low: int, high: int | None, rules: Rules) -> str | None:
+    """The expression for a JSON string from behind its first quote, of low to high characters,
+    that is none of the names, which are as long; None if there is no such string."""
+    tree: _Tree = {}
+    for name in names:
+        node = tree
+        for character in name:
+            node = node.setdefault(character, {})
+        node[_END] = {}
+    return _Writer(low, high, rules).write(tree)
+
+
+class _Writer:
+    def __init__(self, low: int, high: int | None, rules: Rules) -> None:
+        self._low, self._high, self._rules = low, high, rules
+        self._spelling = Json(rules)
+        self._rests: dict[tuple[int, int | None], str | None] = {}
+
+    def write(self, tree: _Tree) -> str | None:
+        """The expression of a tree; its nodes from the leaves up, so that equal ones are one rule."""
+        made: dict[int, str | None] = {}
+        for node, depth in _bottom_up(tree):
+            made[id(node)] = self._node(node, depth, made)
+        return made[id(tree)]
+
+    def _node(self, node: _Tree, depth: int, made: dict[int, str | None]) -> str | None:
+        found = []
+        if _END not in node and depth >= self._low and (self._high is None or depth <= self._high):
+            found.append(self._spelling.end)
+        rest = self._rest(depth + 1)
+        goes_on = [character for character in node if character != _END]
+        if rest is not None:
+            others = complement(tuple((ord(c), ord(c)) for c in sorted(goes_on)))
+            found += [f"{one} {rest}" for one in self._spelling.alternatives(others)]
+        for character in goes_on:
+            below = made[id(node[character])]
+            if below is not None:
+                found.append(f"{self._spelling.text(character)} {below}")
+        return self._rules.define("json_other", " | ".join(found)) if found else None
+
+    def _rest(self, depth: int) -> str | None:
+        """Any characters from a depth on."""
+        low = max(self._low - depth, 0)
+        high = None if self._high is None else self._high - depth
+        if high is not None and high < 0:
+            return None
+        if low == 0 and high is None:
+            return self._spelling.anything()
+        return (
+            f"{counted(ALL, low, high, self._rules, self._spelling)} {self._spelling.end}".strip()
+        )
+
+
+def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:
+    order, pending = [], [(tree, 0)]
+    while pending:
+        node, depth = pending.pop()
+        order.append((node, depth))
+        pending += [(below, depth + 1) for character, below in node.items() if character != _END]
+    return reversed(order)
