@@ -74,6 +74,7 @@ def test_only_the_wiring_picks_an_engine() -> None:
 def test_generated_code_stays_at_the_edge() -> None:
     edge = (
         "service/codec.py",
+        "service/grammar_codec.py",
         "service/servicer.py",
         "service/server.py",
         "service/interceptors.py",
