@@ -14,9 +14,9 @@ from typing import Protocol
 
 from service.tasks.grammars.ebnf import Rules, literal, one_of
 
-MAX_STATES = 6_000
+MAX_STATES = 3_000
 """States that are looked at for one automaton."""
-MAX_NODES = 800
+MAX_NODES = 400
 """States of an automaton that is written down."""
 DIGITS = "0123456789"
 
@@ -104,32 +104,38 @@ class _Writer:
     def write(self, number: int) -> str:
         """The expression for what may follow in a state; empty for nothing."""
         if number not in self._written:
-            free = self._free(number)
-            self._written[number] = self._branches(number) if free is None else _any_digits(free)
+            run = self._run(number)
+            self._written[number] = self._branches(number) if run is None else run
         return self._written[number]
 
     def _branches(self, number: int) -> str:
         node = self._nodes[number]
         parts = [f"{_class(symbols)} {self.write(target)}" for symbols, target in node.edges]
         if node.final is not None:
-            parts.append(self._rules.define("more", node.final) if node.final else '""')
+            parts.append(self._rest(node.final))
         parts = [part.rstrip() for part in parts]
         if len(parts) == 1:
             return parts[0]
         body = " | ".join(parts)
         return f"({body})" if self._uses[number] < 2 else self._rules.define("digits", body)
 
-    def _free(self, number: int) -> int | None:
-        """How many digits may follow, where any may, and nothing else."""
+    def _rest(self, final: str) -> str:
+        """What is no more than a rule and a mark stands as it is."""
+        short = not final or final.rstrip("?").isidentifier()
+        return (final or '""') if short else self._rules.define("more", final)
+
+    def _run(self, number: int) -> str | None:
+        """The expression where up to so many of the same characters may follow, and nothing else."""
+        symbols = ""
         for count in itertools.count():
             node = self._nodes[number]
             if node.final != "":
                 return None
             if not node.edges:
-                return count
-            if len(node.edges) > 1 or node.edges[0][0] != DIGITS:
+                return f"{_set(symbols)}{{0,{count}}}" if count else ""
+            if len(node.edges) > 1 or (symbols and node.edges[0][0] != symbols):
                 return None
-            number = node.edges[0][1]
+            symbols, number = node.edges[0]
         return None
 
 
@@ -155,13 +161,11 @@ def texts_expression(texts: Iterable[str], rules: Rules) -> str | None:
     return signed_expression(_Texts(tuple(texts)), None, rules)
 
 
-def _any_digits(count: int) -> str:
-    return f"[0-9]{{0,{count}}}" if count else ""
-
-
 def _class(symbols: str) -> str:
-    if len(symbols) == 1:
-        return literal(symbols)
+    return literal(symbols) if len(symbols) == 1 else _set(symbols)
+
+
+def _set(symbols: str) -> str:
     parts, at = "", 0
     while at < len(symbols):
         end = at

@@ -18,7 +18,8 @@ from fractions import Fraction
 from service.tasks.grammars.counted import TooLarge, signed_expression, texts_expression
 from service.tasks.grammars.ebnf import Rules, one_of
 from service.tasks.grammars.literals import Literal
-from service.tasks.grammars.magnitudes import Cut, Magnitudes, Residue
+from service.tasks.grammars.magnitudes import Cut, Magnitudes
+from service.tasks.grammars.multiples import multiples
 from service.tasks.grammars.number_conditions import (
     EXACT_DIGITS,
     INEXACT,
@@ -30,14 +31,13 @@ from service.tasks.grammars.number_conditions import (
 )
 
 _PLACES = 30
-_WHOLE_TAIL = "[0-9]{0,59}"
-_MORE_TAIL = f"[0-9]{{0,{_PLACES - 1}}}"
-_EXPONENT = '[eE] [+-]? ([0-9]{1,2} | "1" [0-9]{2})'
-_MANTISSA = '[1-9] ("." [0-9]{1,20})?'
-_SMALL = f'{_MANTISSA} [eE] "-" ("0" [5-9] | [1-9] [0-9])'
+_PLACES_BODY = f"[0-9]{{1,{_PLACES}}}"
+_TAIL = '[0-9]{{0,59}} ("." {places})?'
+_EXPONENT = '([eE] [+-]? ([0-9]{1,2} | "1" [0-9]{2}))?'
+_SMALL = '[1-9] ("." {places})? [eE] "-" ("0" [5-9] | [1-9] [0-9])'
 """As Python spells binary64 below 0.0001."""
 _SMALL_BELOW = 0.0002
-_GREAT = f'{_MANTISSA} [eE] "+"? ("1" [6-9] | [2-9] [0-9] | "1" [0-9]{{2}})'
+_GREAT = '[1-9] ("." {places})? [eE] "+"? ("1" [6-9] | [2-9] [0-9] | "1" [0-9] [0-9])'
 """As Python spells binary64 from 10**16 on."""
 _GREAT_FROM = 10**16
 _MEMBERS = 1_000
@@ -138,13 +138,13 @@ def _spelled(conditions: Conditions, rules: Rules) -> str | None:
     plus, minus = _intervals(conditions)
     parts = list[str]()
     magnitudes = [
-        _magnitudes(conditions, plus, 1),
-        _magnitudes(conditions, minus, -1),
+        _magnitudes(conditions, plus, 1, rules),
+        _magnitudes(conditions, minus, -1, rules),
     ]
     plain = signed_expression(magnitudes[0], magnitudes[1], rules)
     refined = bool(conditions.steps or conditions.without - {0} or conditions.broken)
     if plain is not None and not refined and _only_sign(plus) and _only_sign(minus):
-        return f"({plain} {rules.define('exponent', f'({_EXPONENT})?')})"
+        return f"({plain} {rules.define('exponent', _EXPONENT)})"
     if plain is not None:
         parts.append(plain)
     if not conditions.steps:
@@ -161,10 +161,10 @@ def _intervals(conditions: Conditions) -> tuple[_Interval | None, _Interval | No
     no_zero = 0 in conditions.without or any(b and b.open and b.value == 0 for b in bounds)
     plus = minus = None
     if high is None or high >= 0:
-        least = max(low or 0, 0)
+        least = low if low is not None and low > 0 else 0
         plus = _Interval(least, high, positive=no_zero and least == 0)
     if low is None or low < 0:
-        least = max(-high if high is not None else 0, 0)
+        least = -high if high is not None and high < 0 else 0
         minus = _Interval(least, None if low is None else -low, positive=no_zero and least == 0)
     return plus, minus
 
@@ -178,7 +178,9 @@ def _inside(bound: Bound, direction: float) -> Number:
     return value if abs(value) < 2**53 else int(value)
 
 
-def _magnitudes(conditions: Conditions, interval: _Interval | None, sign: int) -> Magnitudes | None:
+def _magnitudes(
+    conditions: Conditions, interval: _Interval | None, sign: int, rules: Rules
+) -> Magnitudes | None:
     if interval is None:
         return None
     without = [abs(v) for v in conditions.without if v * sign > 0]
@@ -191,20 +193,20 @@ def _magnitudes(conditions: Conditions, interval: _Interval | None, sign: int) -
     )
     if not conditions.steps and not conditions.broken and not conditions.without - {0}:
         longest = max((len(cut.whole) for cut in found.cuts), default=0)
-        more = f'("." [0-9]{{1,{_PLACES}}})?'
-        whole = f"{_WHOLE_TAIL} {more}"
-        return replace(found, limit=longest + 1, whole_tail=whole, more_tail=_MORE_TAIL)
+        places = rules.define("places", _PLACES_BODY)
+        tail = _TAIL.format(places=places)
+        return replace(found, limit=longest + 1, whole_tail=tail, more_tail=places)
     limit = EXACT_DIGITS - max((step.places for step in conditions.steps), default=0)
     if interval.low >= 10 ** (limit - 1):
         raise TooLarge
     cuts = [_cut(value, ROUND_FLOOR) for value in sorted(without)]
-    residues = (Residue(s.modulus, s.places, s.source.negated) for s in conditions.steps)
+    automata = [multiples(s.modulus, s.places, s.source.negated) for s in conditions.steps]
+    automata += [multiples(1, 0, True)] * conditions.broken
     return replace(
         found,
         # What has more digits is a binary64 number that no number of so few digits is read as.
         without=tuple(cut for cut in cuts if len(cut.whole + cut.fraction) <= limit),
-        residues=tuple(residues),
-        broken=conditions.broken,
+        multiples=tuple(automata),
         limit=limit,
         total=True,
     )
@@ -228,9 +230,10 @@ def _with_exponent(
     if interval is None:
         return
     low, high = interval.low, interval.high
+    places = rules.define("places", _PLACES_BODY)
     sizes = [abs(value) for value in conditions.without if value]
     if low == 0 and (high is None or high >= _SMALL_BELOW) and min(sizes, default=1) > _SMALL_BELOW:
-        yield sign + rules.define("small", _SMALL)
+        yield sign + rules.define("small", _SMALL.format(places=places))
     great = high is None and low <= _GREAT_FROM and max(sizes, default=0) < _GREAT_FROM
     if great and not conditions.broken:
-        yield sign + rules.define("great", _GREAT)
+        yield sign + rules.define("great", _GREAT.format(places=places))

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from service.tasks.grammars.counted import TooLarge, signed_expression, texts_expression
 from service.tasks.grammars.ebnf import Rules, literal, one_of
-from service.tasks.grammars.magnitudes import Cut, Magnitudes, Residue
+from service.tasks.grammars.magnitudes import Cut, Magnitudes
+from service.tasks.grammars.multiples import multiples
 from service.tasks.grammars.number_conditions import (
     EXACT_DIGITS,
     INEXACT,
@@ -145,6 +146,7 @@ def _counted(wanted: _Integers, rules: Rules) -> str | None:
     longest = max(bounds, default=0)
     counted = wanted.modulus > 1 or wanted.others or wanted.limit is not None
     if not counted:
+        longest = max([longest, *(len(str(abs(value))) for value in wanted.without)])
         return _signed(wanted, longest + 1, rules, free=True)
     most = _LIMITS[0] if wanted.limit is None else wanted.limit
     limits = [limit for limit in (most, *_LIMITS) if longest < limit <= most]
@@ -164,10 +166,10 @@ def _counted(wanted: _Integers, rules: Rules) -> str | None:
 def _signed(wanted: _Integers, limit: int, rules: Rules, *, free: bool) -> str | None:
     """Integers of at most ``limit`` digits before a free tail, with both signs."""
     low, high = wanted.low, wanted.high
-    residues = [Residue(wanted.modulus)] if wanted.modulus > 1 else []
-    residues += [Residue(other, negated=True) for other in wanted.others]
+    automata = [multiples(wanted.modulus, 0, False)] if wanted.modulus > 1 else []
+    automata += [multiples(other, 0, True) for other in wanted.others]
     both = Magnitudes(
-        residues=tuple(residues),
+        multiples=tuple(automata),
         limit=limit,
         whole_tail=_TAIL if free else None,
     )

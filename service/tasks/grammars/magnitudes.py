@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from service.tasks.grammars.counted import DIGITS
+from service.tasks.grammars.multiples import Multiples
 
 _ZEROS = 16
 """Digits after the point in which a number may stay equal to a bound."""
@@ -20,40 +22,30 @@ class Cut(NamedTuple):
     fraction: str = ""
 
 
-class Residue(NamedTuple):
-    """Numbers are multiples of ``modulus / 10**places``; with ``negated``, are none."""
-
-    modulus: int
-    places: int = 0
-    negated: bool = False
-
-
 class _State(NamedTuple):
     """digits: before the point, or with a limit in total, of all. places: digits after it.
-    orders: comparison with each cut so far. rests: per residue, the remainder, and whether a digit
-    beyond its places is not zero. broken: a digit after the point is not zero."""
+    orders: comparison with each cut so far. rests: state of each automaton of multiples."""
 
     phase: int
     digits: int
     places: int
     orders: tuple[int, ...]
-    rests: tuple[tuple[int, bool], ...]
-    broken: bool
+    rests: tuple[int, ...]
 
 
 _START, _ZERO, _WHOLE, _POINT, _FRACTION = range(5)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Magnitudes:
     """The magnitudes (numbers without sign) that satisfy bounds and more.
 
     low, high: bounds, and whether they are excluded themselves. without: values that are excluded.
-    zero: whether the first digit may be zero. fractions: whether there may be a point.
-    broken: no integers. limit: digits before the point, with ``total`` of all. places: digits after
-    the point.
-    whole_tail, more_tail: where nothing is left to decide, the expressions for the rest of a number
-    before and after the point; None where digits have to be counted.
+    multiples: automata that have to take a number, too. zero: whether the first digit may be zero.
+    fractions: whether there may be a point. limit: digits before the point, with ``total`` of all.
+    places: digits after the point.
+    whole_tail, more_tail: where nothing is left to decide, the expression for the rest of a number
+    before the point, and the rule for digits after it; None where digits have to be counted.
     """
 
     low: Cut | None = None
@@ -61,119 +53,121 @@ class Magnitudes:
     high: Cut | None = None
     high_open: bool = False
     without: tuple[Cut, ...] = ()
-    residues: tuple[Residue, ...] = ()
+    multiples: tuple[Multiples, ...] = ()
     zero: bool = True
     fractions: bool = False
-    broken: bool = False
     limit: int = 18
     total: bool = False
     places: int = 30
     whole_tail: str | None = None
     more_tail: str | None = None
 
-    @property
+    @cached_property
     def symbols(self) -> str:
         """See `Machine`."""
         return "." + DIGITS if self.fractions else DIGITS
 
-    @property
+    @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """Everything that a number is compared with: lower bound, upper bound, the others."""
         bounds = tuple(cut for cut in (self.low, self.high) if cut is not None)
         return bounds + self.without
 
+    @cached_property
+    def _longest(self) -> tuple[int, int]:
+        """Digits of cuts before and after the point, at most."""
+        return (
+            max((len(cut.whole) for cut in self.cuts), default=0),
+            max((len(cut.fraction) for cut in self.cuts), default=0),
+        )
+
     def start(self) -> Hashable:
         """See `Machine`."""
-        rests = ((0, False),) * len(self.residues)
-        return _State(_START, 0, 0, (0,) * len(self.cuts), rests, False)
+        rests = tuple(automaton.start for automaton in self.multiples)
+        return _State(_START, 0, 0, (0,) * len(self.cuts), rests)
 
     def step(self, state: Hashable, symbol: str) -> Hashable | None:
         """See `Machine`."""
         if not isinstance(state, _State):
             return None
+        if state.phase in (_START, _POINT) if symbol == "." else state.phase == _ZERO:
+            return None
+        rests = []
+        for automaton, rest in zip(self.multiples, state.rests, strict=True):
+            after = automaton.moves[rest].get(symbol)
+            if after is None:
+                return None
+            rests.append(after)
+        state = state._replace(rests=tuple(rests))
         if symbol == ".":
             return self._point(state)
-        if state.phase == _ZERO or (state.phase == _START and symbol == "0" and not self.zero):
-            return None
-        return (
-            self._fraction(state, symbol) if state.phase >= _POINT else self._whole(state, symbol)
-        )
+        return self._whole(state, symbol) if state.phase < _POINT else self._place(state, symbol)
 
     def final(self, state: Hashable) -> str | None:
         """See `Machine`."""
         if isinstance(state, str):
             return state
         assert isinstance(state, _State)
-        if state.phase in (_START, _POINT) or (self.broken and not state.broken):
+        if state.phase in (_START, _POINT):
             return None
-        if not self._allowed(self._decided(state), complete=True):
+        pairs = zip(self.multiples, state.rests, strict=True)
+        if any(rest not in automaton.ends for automaton, rest in pairs):
             return None
-        for residue, (rest, beyond) in zip(self.residues, state.rests, strict=True):
-            missing = max(0, residue.places - state.places)
-            multiple = not beyond and rest * 10**missing % residue.modulus == 0
-            if multiple == residue.negated:
-                return None
-        return ""
+        return "" if self._allowed(self._decided(state), complete=True) else None
 
     def _whole(self, state: _State, digit: str) -> Hashable | None:
-        count = state.digits + 1
-        if count > self.limit or (self.high is not None and count > len(self.high.whole)):
+        """After a digit before the point."""
+        phase = _ZERO if state.phase == _START and digit == "0" else _WHOLE
+        digits = state.digits + 1
+        if digits > self.limit or (phase == _ZERO and not self.zero):
             return None
-        orders = tuple(
-            1 if count > len(cut.whole) else order or _order(digit, cut.whole[count - 1])
+        if self.high is not None and digits > len(self.high.whole):
+            return None
+        if self.whole_tail is not None and digits > self._longest[0] and phase == _WHOLE:
+            return self.whole_tail
+        orders = self._orders(
+            1 if digits > len(cut.whole) else order or _order(digit, cut.whole[digits - 1])
             for order, cut in zip(state.orders, self.cuts, strict=True)
         )
-        phase = _ZERO if state.phase == _START and digit == "0" else _WHOLE
-        longest = max((len(cut.whole) for cut in self.cuts), default=0)
-        if self.whole_tail is not None and count > longest and phase == _WHOLE:
-            return self.whole_tail
-        rests = tuple(
-            ((10 * rest + int(digit)) % residue.modulus, False)
-            for residue, (rest, _) in zip(self.residues, state.rests, strict=True)
-        )
-        return _State(phase, count, 0, orders, rests, False)
+        return _State(phase, digits, 0, orders, state.rests)
 
     def _point(self, state: _State) -> Hashable | None:
-        if state.phase not in (_ZERO, _WHOLE) or (self.total and state.digits >= self.limit):
+        if state.phase == _FRACTION or (self.total and state.digits >= self.limit):
             return None
-        orders = tuple(
+        orders = self._orders(
             order if state.digits == len(cut.whole) else -1 if state.digits < len(cut.whole) else 1
             for order, cut in zip(state.orders, self.cuts, strict=True)
         )
         return self._after_point(state._replace(phase=_POINT, orders=orders))
 
-    def _fraction(self, state: _State, digit: str) -> Hashable | None:
+    def _place(self, state: _State, digit: str) -> Hashable | None:
+        """After a digit after the point."""
         place = state.places
-        longest = max((len(cut.fraction) for cut in self.cuts), default=0)
-        if place >= min(self.places, longest + _ZEROS):
+        if place >= min(self.places, self._longest[1] + _ZEROS):
             return None
         if self.total and state.digits >= self.limit:
             return None
-        orders = tuple(
+        orders = self._orders(
             order or _order(digit, cut.fraction[place] if place < len(cut.fraction) else "0")
             for order, cut in zip(state.orders, self.cuts, strict=True)
         )
-        rests: list[tuple[int, bool]] = []
-        for residue, (rest, beyond) in zip(self.residues, state.rests, strict=True):
-            if place < residue.places:
-                rests.append(((10 * rest + int(digit)) % residue.modulus, False))
-            else:
-                rests.append((rest, beyond or digit != "0"))
-            if rests[-1][1] and not residue.negated:
-                return None
-        broken = self.broken and (state.broken or digit != "0")
-        count = state.digits + self.total
-        return self._after_point(_State(_FRACTION, count, place + 1, orders, tuple(rests), broken))
+        digits = state.digits + self.total
+        return self._after_point(_State(_FRACTION, digits, place + 1, orders, state.rests))
 
     def _after_point(self, state: _State) -> Hashable | None:
         if not self._allowed(state.orders, complete=False):
             return None
         if self.more_tail is not None and all(state.orders):
-            return self.more_tail if state.phase == _FRACTION else f"[0-9] {self.more_tail}"
-        if self.total:  # the places are counted with all digits, except for what they still mean
-            used = [len(cut.fraction) + 1 for cut in self.cuts] + [r.places for r in self.residues]
-            return state._replace(places=min(state.places, max(used, default=0)))
+            return f"{self.more_tail}?" if state.phase == _FRACTION else self.more_tail
+        if self.total:  # places are counted with all digits, so these matter to comparisons only
+            return state._replace(places=min(state.places, self._longest[1] + 1))
         return state
+
+    def _orders(self, orders: Iterable[int]) -> tuple[int, ...]:
+        """Comparisons; for excluded values it is enough to know whether they differ."""
+        found = tuple(orders)
+        bounds = len(found) - len(self.without)
+        return found[:bounds] + tuple(abs(order) for order in found[bounds:])
 
     def _decided(self, state: _State) -> tuple[int, ...]:
         """The comparisons of a number that ends here."""
