@@ -17,7 +17,7 @@ import yaml
 from service.cli.arguments import read_settings
 from service.engines.fake import FakeEngine
 from service.tasks.registry import load_registry
-from tests.service.cli.terminal import Outcome, process, qwen3vl, wait_for
+from tests.service.cli.terminal import Outcome, called, process, qwen3vl, wait_for
 from tests.service.harness import running
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +31,7 @@ PAGES = sorted(
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 DEMO = re.compile(r"<!-- demo:begin -->\n(?P<body>.*?)<!-- demo:end -->", re.DOTALL)
+SCHEMA = re.compile(r"<!-- schema:begin -->\n(?P<body>.*?)<!-- schema:end -->", re.DOTALL)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -43,7 +44,8 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
 
 
-OURS = [words[1:] for words in commands(DEMO.sub("", README)) if words[0] == "qwen3vl"]
+PAGE = SCHEMA.sub("", DEMO.sub("", README))
+OURS = [words[1:] for words in commands(PAGE) if words[0] == "qwen3vl"]
 CALLS = [words for words in OURS if words[0] not in ("serve", "check", "health")]
 SERVERS = [words for words in OURS if words[0] in ("serve", "check")]
 
@@ -79,7 +81,8 @@ def test_settings_in_the_running_text_are_valid(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tasks").mkdir()
-    inline = [shlex.split(found) for found in re.findall(r"`(qwen3vl [^`]+)`", README)]
+    found = [shlex.split(words) for words in re.findall(r"`(qwen3vl [^`]+)`", README)]
+    inline = [words for words in found if words[1] in ("serve", "check")]
     assert ["qwen3vl", "serve", "--tasks-dir", "tasks/"] in inline
     for _, command, *words in inline:
         if words == ["--help"]:
@@ -108,6 +111,47 @@ def test_the_task_file_of_the_page_loads(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text(example)
     task = load_registry(tmp_path).get(yaml.safe_load(example)["name"])
     assert task.grammar is not None
+
+
+# Is my schema enforced?
+
+
+def section() -> str:
+    found = SCHEMA.search(README)
+    assert found is not None
+    return found["body"]
+
+
+async def test_the_reports_on_schemas_are_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (shown,) = blocks(section(), "console")
+    printed, codes = [], []
+    async with running() as started:
+        for words in commands(section()):
+            done = await called(*words[1:], env={"QWEN3VL_SERVER": started.address})
+            printed.append(f"$ {shlex.join(words)}\n{done.out}")
+            codes.append(done.code)
+    assert "\n".join(printed) == shown
+    assert codes == [0, 3]
+
+
+async def test_the_report_in_python_is_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (program,), (shown,) = blocks(section(), "python"), blocks(section(), "")
+    assert "localhost:50051" in program
+    async with running() as started:
+        await asyncio.to_thread(exec, program.replace("localhost:50051", started.address), {})
+    assert capsys.readouterr().out == shown
+
+
+def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:
+    (most,) = re.findall(r"`--output-retries`, up to (\d)", README)
+    assert read_settings("serve", ["--output-retries", most]) is not None
+    assert read_settings("serve", ["--output-retries", str(int(most) + 1)]) is None
 
 
 def test_make_targets_exist() -> None:

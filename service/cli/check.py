@@ -14,6 +14,8 @@ from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.server import VisionServer
 from service.settings import Settings
+from service.tasks.grammars.analyser import analyse
+from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
 from service.wiring import build_engine, build_registry
 
@@ -97,11 +99,12 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
 def _warm_up(vision: bool) -> GenerateRequest:
     """A choice, about a small grey picture where the model takes pictures."""
     grey = Image(np.full((64, 64, 3), 128, np.uint8))
+    choice = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
     return GenerateRequest(
         "check",
         "Say yes or no.",
         images=(grey,) if vision else (),
-        grammar=Grammar(GrammarKind.CHOICE, '["yes", "no"]'),
+        grammar=analyse(choice, DEFAULT_LIMITS).grammar,
         sampling=Sampling(max_tokens=8),
     )
 
