@@ -1,0 +1,71 @@
+"""The analysis of a grammar of a caller: checks, the EBNF that engines compile, and a report."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+from service.errors import GrammarError
+from service.tasks import jsontext
+from service.tasks.budget import Budget, BudgetExceeded, bounded
+from service.tasks.grammar_checks import check_grammar
+from service.tasks.grammars.ebnf import ROOT, literal
+from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
+from service.tasks.grammars.schema_grammar import schema_grammar
+from service.tasks.schema import FIELD, SchemaLimits, compiled
+from service.types import Grammar, GrammarKind
+
+ANALYSIS_SECONDS = 5.0
+"""Bound on one analysis; schemas in use take some thousandths."""
+ANALYSIS_STEPS = 200_000_000
+"""Steps of regular expressions in one analysis."""
+_KEPT = 128
+"""Analysed grammars that are kept."""
+
+
+def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    """Make a grammar ready for engines; one seen before costs a dictionary look-up.
+
+    Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
+    """
+    return _analysed(grammar.kind, grammar.source, limits)
+
+
+@lru_cache(maxsize=_KEPT)
+def _analysed(kind: GrammarKind, source: str, limits: SchemaLimits) -> Analysed:
+    begun = time.perf_counter()
+    plain = Grammar(kind, source)
+    if kind is GrammarKind.JSON_SCHEMA:
+        return _schema(plain, limits, begun)
+    check_grammar(plain, limits)
+    if kind is GrammarKind.CHOICE:
+        options = jsontext.decode(source)
+        ebnf, little = f"{ROOT} ::= " + " | ".join(map(literal, options)) + "\n", True
+    elif kind is GrammarKind.REGEX:
+        ebnf, little = "", True  # engines compile it from its source
+    else:
+        ebnf, little = source, False
+    report = GrammarReport(
+        Enforcement.ENFORCED, ebnf_bytes=len(ebnf.encode()), seconds=time.perf_counter() - begun
+    )
+    return Analysed(Grammar(kind, source, ebnf, little), report)
+
+
+def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
+    checked = compiled(grammar.source, limits)
+    try:
+        with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
+            found = schema_grammar(checked, grammar.source)
+    except BudgetExceeded:
+        what = "takes too long to analyse; make it smaller, or its alternatives fewer"
+        raise GrammarError(FIELD, what, reason="SCHEMA_TOO_LARGE") from None
+    weakened = any(one.enforcement is Enforcement.CHECKED for one in found.keywords)
+    report = GrammarReport(
+        Enforcement.CHECKED if weakened else Enforcement.ENFORCED,
+        found.keywords,
+        found.rewrites,
+        len(found.ebnf.encode()),
+        time.perf_counter() - begun,
+    )
+    ready = Grammar(grammar.kind, grammar.source, found.ebnf, found.forces_little)
+    return Analysed(ready, report)

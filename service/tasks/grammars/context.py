@@ -1,0 +1,194 @@
+"""What the writers of objects and arrays share: expansion of states, scalars, and what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from service.tasks.budget import Budget, BudgetExceeded, bounded
+from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.expand import TOO_MANY, Expander, Expansion
+from service.tasks.grammars.literals import Emitted, Literal
+from service.tasks.grammars.nodes import (
+    ANY,
+    BOOLEAN,
+    NULL,
+    NUMBER,
+    STRING,
+    TYPES,
+    Atom,
+    Nodes,
+    State,
+)
+from service.tasks.grammars.numbers import emit_number
+from service.tasks.grammars.report import Rewrite
+from service.tasks.grammars.shapes import Alternatives, Conjunction, Constraint
+from service.tasks.grammars.strings import emit_string
+from service.tasks.keywords import frozen
+
+MAX_JOINED = 3_000
+"""States that join several subschemas; schemas that refer to themselves in parts of ``allOf`` could
+have exponentially many."""
+FILTER_SECONDS = 1.0
+"""For trying the values of all ``enum`` of a schema on what stands beside them."""
+_EXACT_INTEGER = 1e15
+
+REPEAT = "names of further properties may repeat; close the object with additionalProperties: false"
+
+Key = tuple[tuple[str, str, bool], ...]
+
+
+class Context:
+    """The work on one schema."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.rules = Rules()
+        self.dropped: dict[str, str] = {}
+        self.expander = Expander(nodes, self.drop)
+        self._expansions: dict[State, Expansion] = {}
+        self._emitted: dict[tuple[int, Key], tuple[str | None, tuple[tuple[int, str], ...]]] = {}
+        self._joined: set[State] = set()
+        self._filter = Budget(seconds=FILTER_SECONDS)
+
+    def drop(self, pointer: str, why: str) -> None:
+        """Note that the grammar does not enforce a keyword; the first reason stays."""
+        self.dropped.setdefault(pointer, why)
+
+    def note(self, pointer: str, what: str) -> None:
+        """Note a rewrite."""
+        self.expander.rewrites[Rewrite(pointer, what)] = None
+
+    def expand(self, state: State) -> Expansion:
+        """The alternatives of a state."""
+        found = self._expansions.get(state)
+        if found is None:
+            found = self._expansions[state] = self.expander.expand(state)
+        return found
+
+    def part(self, atoms: Iterable[Atom], origin: str) -> State:
+        """The state of a part of a value. origin: where it says so that names may repeat."""
+        several = list(atoms)
+        state = self.nodes.reduced(several)
+        if not state:
+            self.drop(self._origin(several, origin), REPEAT)
+        elif len(state) > 1 and state not in self._joined:
+            if len(self._joined) >= MAX_JOINED:
+                self._give_up(state, TOO_MANY)
+                return ANY
+            self._joined.add(state)
+        return state
+
+    def _origin(self, atoms: list[Atom], origin: str) -> str:
+        return self.nodes.of(atoms[0]).at("additionalProperties") if atoms else origin
+
+    def _give_up(self, state: State, why: str) -> None:
+        for atom in state:
+            node = self.nodes.of(atom)
+            for keyword in node.keywords:
+                self.drop(node.at(keyword), why)
+
+    # Scalars
+
+    def string(self, literals: list[Literal], *, key: bool = False) -> Emitted:
+        """Strings, or names of members, that satisfy all literals."""
+        return self._scalar(STRING + 10 * key, literals)
+
+    def number(self, literals: list[Literal]) -> Emitted:
+        """Numbers that satisfy all literals."""
+        return self._scalar(NUMBER, literals)
+
+    def _scalar(self, kind: int, literals: list[Literal]) -> Emitted:
+        """Equal literals at different places are written once."""
+        key = tuple((one.keyword, repr(one.value), one.negated) for one in literals)
+        found = self._emitted.get((kind, key))
+        if found is None:
+            if kind == NUMBER:
+                emitted = emit_number(literals, self.rules)
+            else:
+                emitted = emit_string(literals, self.rules, key=kind != STRING)
+            places = {id(one): i for i, one in enumerate(literals)}
+            dropped = tuple((places[id(one)], why) for one, why in emitted.dropped)
+            found = self._emitted[kind, key] = emitted.expression, dropped
+        return Emitted(found[0], tuple((literals[i], why) for i, why in found[1]))
+
+    # Values
+
+    def values(self, state: State) -> list[Any] | None:
+        """All values of a state, if they are listed; None if not."""
+        expansion = self.expand(state)
+        listed: list[Any] = []
+        for t in TYPES:
+            some, rest = self.listed(state, t, expansion[t])
+            if rest:
+                return None
+            listed += some
+        return listed
+
+    def listed(
+        self, state: State, t: int, alternatives: Alternatives
+    ) -> tuple[list[Any], Alternatives]:
+        """The values of one type that are listed, and the alternatives that list none."""
+        if not alternatives:
+            return [], []
+        if t == NULL:
+            found: tuple[list[Any], Alternatives, bool] = [None], [], alternatives == [()]
+        else:
+            found = _candidates(t, alternatives)
+        candidates, rest, simple = found
+        if simple:
+            return candidates, rest
+        return [value for value in candidates if self._holds(state, value)], rest
+
+    def _holds(self, state: State, value: Any) -> bool:
+        """Whether a value is one of the state, by the validator."""
+        try:
+            with bounded(self._filter):
+                self._filter.check()
+                return all(
+                    self.nodes.valid(self.nodes.of(atom), value) is not bool(atom & 1)
+                    for atom in state
+                )
+        except (BudgetExceeded, RecursionError, OverflowError):
+            self._give_up(state, "trying the listed values takes too long")
+            return True
+
+
+def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternatives, bool]:
+    """Values that are listed, alternatives without a list, and whether all of the values fit."""
+    found: dict[tuple[type, Any], Any] = {}
+    rest: Alternatives = []
+    simple = True
+    for one in alternatives:
+        values = _list_of(one)
+        if values is None and t == BOOLEAN:
+            values = [True, False]
+        if values is None:
+            rest.append(one)
+            continue
+        simple = simple and (len(one) <= 1 or _only_integers(one, values))
+        for value in values:
+            found.setdefault((type(value), frozen(value)), value)
+            if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_INTEGER:
+                found.setdefault((int, value), int(value))
+    return list(found.values()), rest, simple
+
+
+def _list_of(one: Conjunction) -> list[Any] | None:
+    lists = [c.value for c in one if isinstance(c, Literal) and is_list(c)]
+    return min(lists, key=len) if lists else None
+
+
+def is_list(constraint: Constraint) -> bool:
+    """Whether a constraint lists the values."""
+    return (
+        isinstance(constraint, Literal) and constraint.keyword == "enum" and not constraint.negated
+    )
+
+
+def _only_integers(one: Conjunction, values: list[Any]) -> bool:
+    """Whether the conjunction is a list of integers, and that they are integers."""
+    if len(one) != 2 or not all(isinstance(c, Literal) and not c.negated for c in one):
+        return False
+    keywords = sorted(c.keyword for c in one if isinstance(c, Literal))
+    return keywords == ["enum", "type"] and all(isinstance(value, int) for value in values)

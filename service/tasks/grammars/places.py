@@ -1,0 +1,100 @@
+"""The report on every keyword of a schema, place by place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from service.tasks.formats import FORMATS
+from service.tasks.grammars.nodes import Nodes
+from service.tasks.grammars.report import Enforcement, KeywordReport
+from service.tasks.jsontext import pointer as pointer_of
+
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
+
+
+def keyword_reports(
+    nodes: Nodes, document: Any, dropped: dict[str, str]
+) -> Iterable[KeywordReport]:
+    """One report for each keyword of each subschema, and for what a missing keyword lets through."""
+    reached = _reached(nodes)
+    seen: set[str] = set()
+    for schema, pointer in _places(nodes):
+        live = id(schema) in reached
+        known = nodes.meaning(schema) if live else {}
+        if pointer in nodes.places.dialects:
+            seen.add(f"{pointer}/$schema")
+            yield KeywordReport(f"{pointer}/$schema", "$schema", Enforcement.ANNOTATION)
+        for keyword, value in schema.items():
+            at = f"{pointer}{pointer_of((keyword,))}"
+            seen.add(at)
+            if keyword not in known or _says_nothing(keyword, value, known):
+                yield KeywordReport(at, keyword, Enforcement.ANNOTATION)
+                continue
+            why = dropped.get(at, "")
+            if not why and nodes.named == "draft-04" and keyword in _BESIDE:
+                why = dropped.get(f"{pointer}/{_BESIDE[keyword]}", "")
+            yield _kept(at, keyword, why)
+    for at, why in dropped.items():
+        if at not in seen:
+            yield _kept(at, at.rpartition("/")[2], why)
+
+
+def _kept(pointer: str, keyword: str, why: str) -> KeywordReport:
+    enforcement = Enforcement.CHECKED if why else Enforcement.ENFORCED
+    return KeywordReport(pointer, keyword, enforcement, why)
+
+
+def _says_nothing(keyword: str, value: Any, known: dict[str, Any]) -> bool:
+
+    if keyword == "format":
+        return value not in FORMATS
+    return keyword == "if" and "then" not in known and "else" not in known
+
+
+def _places(nodes: Nodes) -> Iterable[tuple[dict[str, Any], str]]:
+    """All subschemas that are objects, in the order of the document."""
+    pointers = nodes.places.pointers
+    pending: list[Any] = [nodes.places.root]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            if id(part) in pointers:
+                yield part, pointers[id(part)]
+            pending += reversed(part.values())
+        elif isinstance(part, list):
+            pending += reversed(part)
+
+
+def _reached(nodes: Nodes) -> set[int]:
+    """Subschemas that the root applies, by whatever way."""
+    root = nodes.places.root
+    if not isinstance(root, dict):
+        return set()
+    reached = {id(root)}
+    pending = [root]
+    while pending:
+        schema = pending.pop()
+        for child in _applied(nodes, schema):
+            if isinstance(child, dict) and id(child) not in reached:
+                reached.add(id(child))
+                pending.append(child)
+    return reached
+
+
+_MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies")
+
+
+def _applied(nodes: Nodes, schema: dict[str, Any]) -> Iterable[Any]:
+    for keyword, value in nodes.meaning(schema).items():
+        if keyword in _REFERENCES:
+            yield nodes.places.targets.get((id(schema), keyword))
+        elif keyword in _MAPS:
+            yield from value.values()
+        elif keyword in ("enum", "const", "required"):
+            continue
+        elif isinstance(value, list):
+            yield from value
+        elif isinstance(value, dict):
+            yield value

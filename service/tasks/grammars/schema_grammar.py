@@ -1,0 +1,273 @@
+"""The grammar of a JSON schema.
+
+Three passes: the states that can be reached, with the shapes of their values; which of them have a
+value at all; the rules. All without recursion, since references can chain as long as a schema is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from service.errors import GrammarError
+from service.tasks import budget
+from service.tasks.grammars.arrays import ArrayShape, read_array
+from service.tasks.grammars.context import Context
+from service.tasks.grammars.ebnf import literal
+from service.tasks.grammars.literals import Emitted, Literal
+from service.tasks.grammars.nodes import ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
+from service.tasks.grammars.objects import ObjectShape, read_object
+from service.tasks.grammars.places import keyword_reports
+from service.tasks.grammars.report import KeywordReport, Rewrite
+from service.tasks.grammars.shapes import Conjunction
+from service.tasks.schema import FIELD, CompiledSchema
+
+MAX_FORCED = 200_000
+"""Characters that a grammar may force at once, so that they are used to decode faster."""
+_LEVELS = 8192
+"""Nesting of a value that refers to itself: each level takes a token of the answer."""
+_NUMBER_LENGTH = 400
+_PATTERN_LENGTH = 20_000
+"""More than a text that a pattern with a repeat can force."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaGrammar:
+    """The grammar of a schema as EBNF, and what it enforces."""
+
+    ebnf: str
+    keywords: tuple[KeywordReport, ...]
+    rewrites: tuple[Rewrite, ...]
+    forces_little: bool
+
+
+@dataclass
+class _Shape:
+    """The values of a state: fixed expressions and composed ones.
+
+    short, long: characters of a shortest text of some fixed expression, and of any.
+    """
+
+    fixed: list[str] = field(default_factory=list)
+    composed: list[ObjectShape | ArrayShape] = field(default_factory=list)
+    short: int | None = None
+    long: int = 0
+
+    def children(self) -> Iterable[State]:
+        for shape in self.composed:
+            yield from shape.children()
+
+    def add(self, expression: str, length: int) -> None:
+        self.fixed.append(expression)
+        self.short = length if self.short is None else min(self.short, length)
+        self.long = max(self.long, length)
+
+
+def schema_grammar(compiled: CompiledSchema, text: str) -> SchemaGrammar:
+    """The grammar of a checked schema. text: the schema as sent.
+
+    Raises ``GrammarError`` for a schema that no value fits, ``BudgetExceeded``.
+    """
+    nodes = Nodes(compiled, text)
+    builder = _Builder(nodes)
+    ebnf, little = builder.run()
+    context = builder.context
+    keywords = keyword_reports(nodes, compiled.document, context.dropped)
+    return SchemaGrammar(ebnf, tuple(keywords), tuple(context.expander.rewrites), little)
+
+
+class _Builder:
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes = nodes
+        self.context = Context(nodes)
+        self.shapes: dict[State, _Shape] = {}
+        self.lengths: dict[State, int] = {}
+
+    def run(self) -> tuple[str, bool]:
+        root = self.nodes.node(self.nodes.places.root, "")
+        start = self.context.part([root.atom], "/additionalProperties")
+        self._explore(start)
+        self._find_values()
+        if start not in self.lengths:
+            raise GrammarError(
+                FIELD,
+                "no value can fit: its keywords contradict each other",
+                reason="SCHEMA_UNSATISFIABLE",
+                metadata={"pointer": ""},
+            )
+        order, recursive = self._order(start)
+        expression = self._write(start, order, recursive)
+        return pruned(self.context.rules.text(expression)), self._little(order, recursive)
+
+    # States
+
+    def _explore(self, start: State) -> None:
+        pending = [start]
+        self.shapes[start] = _Shape()
+        while pending:
+            budget.current().check()
+            state = pending.pop()
+            shape = self.shapes[state] = self._shape(state)
+            for child in shape.children():
+                if child not in self.shapes:
+                    self.shapes[child] = _Shape()
+                    pending.append(child)
+
+    def _shape(self, state: State) -> _Shape:
+        shape = _Shape()
+        place = min((self.nodes.of(atom).pointer for atom in state), key=len, default="")
+        expansion = self.context.expand(state)
+        for t in TYPES:
+            if not expansion[t]:
+                continue
+            values, rest = self.context.listed(state, t, expansion[t])
+            for value in values:
+                written = json.dumps(value, ensure_ascii=False)
+                shape.add(literal(written), len(written))
+            for conjunction in rest:
+                self._add(shape, t, conjunction, place)
+        return shape
+
+    def _add(self, shape: _Shape, t: int, conjunction: Conjunction, place: str) -> None:
+        if t == OBJECT:
+            found = read_object(self.context, conjunction, place)
+            if found is not None:
+                shape.composed.append(found)
+        elif t == ARRAY:
+            array = read_array(self.context, conjunction, place)
+            if array is not None:
+                shape.composed.append(array)
+        else:
+            literals = [c for c in conjunction if isinstance(c, Literal)]
+            emitted = (
+                self.context.string(literals) if t == STRING else self.context.number(literals)
+            )
+            self._note(emitted)
+            if emitted.expression is not None:
+                length = _NUMBER_LENGTH if t == NUMBER else _string_length(literals)
+                shape.add(emitted.expression, length)
+
+    def _note(self, emitted: Emitted) -> None:
+        for dropped, why in emitted.dropped:
+            self.context.drop(dropped.pointer, why)
+
+    # Values
+
+    def _find_values(self) -> None:
+        """The least fixpoint of states that have a value, with the length of a short one."""
+        pending = list(reversed(self.shapes))
+        changed = True
+        while changed:
+            changed = False
+            waiting = []
+            for state in pending:
+                budget.current().check()
+                length = self._shortest(self.shapes[state])
+                if length is None:
+                    waiting.append(state)
+                else:
+                    self.lengths[state] = length
+                    changed = True
+            pending = waiting
+
+    def _shortest(self, shape: _Shape) -> int | None:
+        if shape.short is not None:
+            return shape.short
+        found = [one.shortest(self.lengths.get) for one in shape.composed]
+        return min((length for length in found if length is not None), default=None)
+
+    # Rules
+
+    def _order(self, start: State) -> tuple[list[State], set[State]]:
+        """States after their parts, and those that are parts of themselves."""
+        order: list[State] = []
+        recursive: set[State] = set()
+        on_path = {start}
+        seen = {start}
+        stack = [(start, iter(self.shapes[start].children()))]
+        while stack:
+            state, children = stack[-1]
+            child = next((c for c in children if c in self.lengths), None)
+            if child is None:
+                stack.pop()
+                on_path.discard(state)
+                order.append(state)
+            elif child in on_path:
+                recursive.add(child)
+            elif child not in seen:
+                seen.add(child)
+                on_path.add(child)
+                stack.append((child, iter(self.shapes[child].children())))
+        return order, recursive
+
+    def _write(self, start: State, order: list[State], recursive: set[State]) -> str:
+        rules = self.context.rules
+        names = {state: rules.reserve("value") for state in order if state in recursive}
+        known: dict[State, str] = dict(names)
+        for state in order:
+            budget.current().check()
+            shape = self.shapes[state]
+            parts = [*shape.fixed]
+            for one in shape.composed:
+                expression = one.write(rules, known.get)
+                if expression is not None:
+                    parts.append(expression)
+            body = " | ".join(dict.fromkeys(parts))
+            if state in names:
+                rules.fill(names[state], body)
+            elif len(parts) == 1 and (not shape.composed or len(body) < 40):
+                known[state] = body
+            else:
+                known[state] = rules.define("value", body)
+        return known[start]
+
+    def _little(self, order: list[State], recursive: set[State]) -> bool:
+        """Whether the grammar forces no long text, by a safe estimate."""
+        deepest: dict[State, float] = {}
+        for state in order:
+            shape = self.shapes[state]
+            own = float(shape.long)
+            for one in shape.composed:
+                length = one.shortest(self.lengths.get)
+                own = max(own, length or 0)
+            below = max((deepest[c] for c in shape.children() if c in deepest), default=0.0)
+            deepest[state] = own + below
+            if state in recursive:
+                deepest[state] *= _LEVELS
+        return deepest[order[-1]] <= MAX_FORCED
+
+
+def _string_length(literals: list[Literal]) -> int:
+    """Characters of a shortest string, about and not below."""
+    length = 2
+    for one in literals:
+        if one.negated:
+            length += 12
+        elif one.keyword == "minLength":
+            length += int(min(one.value, MAX_FORCED))
+        elif one.keyword == "pattern":
+            length += _PATTERN_LENGTH if "{" in one.value else 2 * len(one.value)
+        elif one.keyword == "format":
+            length += 64
+    return length
+
+
+_NAME = re.compile(r'"[^"]*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_]\w*)')
+
+
+def pruned(text: str) -> str:
+    """A grammar without the rules that its root does not reach."""
+    bodies: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, body = line.partition(" ::= ")
+        bodies[name] = body
+    reached = {"root": None}
+    pending = ["root"]
+    while pending:
+        for name in _NAME.findall(bodies[pending.pop()]):
+            if name and name not in reached:
+                reached[name] = None
+                pending.append(name)
+    return "".join(f"{name} ::= {body}\n" for name, body in bodies.items() if name in reached)
