@@ -14,8 +14,8 @@ from service.tasks.grammars.codepoints import Ranges
 
 MAX_STATES = 2_000
 """Of an automaton, on the way too: a grammar of that size still compiles in tens of milliseconds."""
-MAX_EDGES = 200_000
-"""Looked at while an automaton is made: about 100 ms of work."""
+MAX_EFFORT = 200_000
+"""Edges and places that are looked at for one string: about 100 ms."""
 
 DEAD = -1
 S = TypeVar("S", bound=Hashable)
@@ -23,6 +23,19 @@ S = TypeVar("S", bound=Hashable)
 
 class TooLarge(Exception):
     """The automaton would have too many states."""
+
+
+class Effort:
+    """What may still be done for one string."""
+
+    def __init__(self, left: int = MAX_EFFORT) -> None:
+        self.left = left
+
+    def spend(self, steps: int) -> None:
+        """Take steps; raises `TooLarge` when there are none left."""
+        self.left -= steps
+        if self.left < 0:
+            raise TooLarge
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +94,12 @@ def explore(
     start: S,
     step: Callable[[S, int], S | None],
     accepts: Callable[[S], bool],
+    effort: Effort,
     max_states: int = MAX_STATES,
 ) -> Dfa:
     """The minimal automaton of what is reachable from a start by a step for each block."""
     numbers: dict[S, int] = {start: 0}
     order, edges = [start], []
-    visited = 0
     for state in order:
         row = []
         for block in range(len(blocks)):
@@ -99,13 +112,13 @@ def explore(
                 order.append(target)
             row.append(number)
         edges.append(tuple(row))
-        visited += len(blocks)
-        if len(order) > max_states or visited > MAX_EDGES:
+        effort.spend(len(blocks))
+        if len(order) > max_states:
             raise TooLarge
     return minimal(Dfa(blocks, tuple(edges), tuple(map(accepts, order))))
 
 
-def negation(dfa: Dfa) -> Dfa:
+def negation(dfa: Dfa, effort: Effort) -> Dfa:
     """Of the texts that are not accepted."""
     sink = len(dfa.edges)
     return explore(
@@ -113,11 +126,12 @@ def negation(dfa: Dfa) -> Dfa:
         0,
         lambda s, b: sink if s == sink or dfa.edges[s][b] == DEAD else dfa.edges[s][b],
         lambda s: s == sink or not dfa.accepting[s],
+        effort,
         max_states=sink + 1,
     )
 
 
-def product(left: Dfa, right: Dfa) -> Dfa:
+def product(left: Dfa, right: Dfa, effort: Effort) -> Dfa:
     """Of the texts that both accept."""
     rows, others = left.edges, right.edges
 
@@ -126,11 +140,15 @@ def product(left: Dfa, right: Dfa) -> Dfa:
         return None if one == DEAD or other == DEAD else (one, other)
 
     return explore(
-        left.blocks, (0, 0), step, lambda pair: left.accepting[pair[0]] and right.accepting[pair[1]]
+        left.blocks,
+        (0, 0),
+        step,
+        lambda pair: left.accepting[pair[0]] and right.accepting[pair[1]],
+        effort,
     )
 
 
-def bounded(dfa: Dfa, low: int, high: int | None) -> Dfa:
+def bounded(dfa: Dfa, low: int, high: int | None, effort: Effort) -> Dfa:
     """Of the accepted texts whose length is within bounds."""
     top = low if high is None else high
     rows = dfa.edges
@@ -141,7 +159,9 @@ def bounded(dfa: Dfa, low: int, high: int | None) -> Dfa:
             return None
         return target, min(count, top)
 
-    return explore(dfa.blocks, (0, 0), step, lambda pair: dfa.accepting[pair[0]] and pair[1] >= low)
+    return explore(
+        dfa.blocks, (0, 0), step, lambda pair: dfa.accepting[pair[0]] and pair[1] >= low, effort
+    )
 
 
 def minimal(dfa: Dfa) -> Dfa:
@@ -229,7 +249,7 @@ def _groups(
     return group
 
 
-def excluding(blocks: tuple[Ranges, ...], texts: Sequence[Sequence[int]]) -> Dfa:
+def excluding(blocks: tuple[Ranges, ...], texts: Sequence[Sequence[int]], effort: Effort) -> Dfa:
     """Of all texts but some, which are given as blocks of one character each."""
     nodes: list[dict[int, int]] = [{}]
     ends = set()
@@ -248,6 +268,7 @@ def excluding(blocks: tuple[Ranges, ...], texts: Sequence[Sequence[int]]) -> Dfa
         0,
         lambda s, b: free if s == free else nodes[s].get(b, free),
         lambda s: s not in ends,
+        effort,
     )
 
 

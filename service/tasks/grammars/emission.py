@@ -7,12 +7,16 @@ time for every byte.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 from service.tasks.grammars.automata import DEAD, Dfa
+from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.codepoints import ALL, Ranges, ranges
-from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.ebnf import Rules, one_of
+from service.tasks.grammars.regex_syntax import Chars, Choice, Node, Repeat, Sequence
 from service.tasks.grammars.spellings import Json, Raw
+from service.tasks.grammars.structure import is_anything
 
 Spelling = Raw | Json
 
@@ -117,10 +121,56 @@ def one_character(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
 def counted(
     characters: Ranges, low: int, high: int | None, rules: Rules, spelling: Spelling
 ) -> str:
-    """The expression for low to high characters of a set; of nothing, the empty expression."""
-    if high == 0:
-        return ""
-    one = one_character(characters, rules, spelling)
+    """The expression for low to high characters of a set."""
+    return _times(one_character(characters, rules, spelling), low, high)
+
+
+def _times(one: str, low: int, high: int | None) -> str:
+    """An expression in one piece, low to high times."""
     if high is None:
-        return f"{one}*" if not low else one + " " + f"{one}*" if low == 1 else f"{one}{{{low},}}"
-    return one if low == high == 1 else f"{one}{{{low},{high}}}"
+        return (f"{one}*", f"{one} {one}*")[low] if low < 2 else f"{one}{{{low},}}"
+    if high == 0:
+        return '""'
+    if (low, high) in ((0, 1), (1, 1)):
+        return one if low else f"{one}?"
+    return f"{one}{{{low},{high}}}"
+
+
+def expression(node: Node, rules: Rules, spelling: Spelling) -> str:
+    """The expression for the texts that a regular expression without assertions matches from end to
+    end, and their end."""
+    items = list(node.items) if isinstance(node, Sequence) else [node]
+    if items and is_anything(items[-1]):
+        return " ".join((*_written(items[:-1], rules, spelling), spelling.anything()))
+    return " ".join((*_written(items, rules, spelling), spelling.end))
+
+
+def _written(items: Iterable[Node], rules: Rules, spelling: Spelling) -> list[str]:
+    """The items one after the other; single characters together as text."""
+    found, text = [], ""
+    for item in items:
+        single = _single(resolve(item)) if isinstance(item, Chars) else ""
+        text += single
+        if not single:
+            found += [spelling.text(text)] if text else []
+            text = ""
+            found.append(_item(item, rules, spelling))
+    return [*found, spelling.text(text)] if text else found
+
+
+def _item(node: Node, rules: Rules, spelling: Spelling) -> str:
+    if isinstance(node, Chars):
+        return one_character(resolve(node), rules, spelling)
+    if isinstance(node, Repeat):
+        return _times(_piece(node.item, rules, spelling), node.low, node.high)
+    if isinstance(node, Choice):
+        return one_of(_item(item, rules, spelling) for item in node.items)
+    assert isinstance(node, Sequence)
+    return " ".join(_written(node.items, rules, spelling)) or '""'
+
+
+def _piece(node: Node, rules: Rules, spelling: Spelling) -> str:
+    """The item as something that can be repeated."""
+    if isinstance(node, Chars):
+        return one_character(resolve(node), rules, spelling)
+    return rules.define(f"{spelling.name}_part", _item(node, rules, spelling))

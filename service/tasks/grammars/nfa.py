@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from service.tasks.grammars.automata import MAX_STATES, Dfa, TooLarge, bits, explore
+from service.tasks.grammars.automata import MAX_STATES, Dfa, Effort, TooLarge, bits, explore
 from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.codepoints import Ranges, partition
 from service.tasks.grammars.regex_syntax import (
@@ -24,8 +24,6 @@ from service.tasks.grammars.regex_syntax import (
 
 MAX_PLACES = 6_000
 """Of an expression with its repeats written out."""
-MAX_VISITS = 100_000
-"""Places looked at while an automaton is made: some tens of milliseconds."""
 
 _EDGE, _WORD, _OTHER = 0, 1, 2
 """Kinds of characters: none, since the text begins or ends there; of a word; another."""
@@ -62,6 +60,11 @@ class Alphabet:
         return [self._singles[character] for character in text]
 
 
+def sets_of(node: Node) -> Iterator[Chars]:
+    """The sets of characters in an expression."""
+    return (part for part in _parts(node) if isinstance(part, Chars))
+
+
 def _parts(node: Node) -> Iterator[Chars | Assertion]:
     pending = [node]
     while pending:
@@ -73,16 +76,21 @@ def _parts(node: Node) -> Iterator[Chars | Assertion]:
 
 
 def determinised(
-    node: Node, alphabet: Alphabet, *, whole: bool = False, max_states: int = MAX_STATES
+    node: Node,
+    alphabet: Alphabet,
+    effort: Effort,
+    *,
+    whole: bool = False,
+    max_states: int = MAX_STATES,
 ) -> Dfa:
     """The minimal automaton of the texts in which the expression is found, or with ``whole`` that
     it matches from end to end. Raises `TooLarge`."""
-    places = _Places(alphabet, whole=whole)
+    places = _Places(alphabet, effort, whole=whole)
     entry = places.add(node, _FINAL)
     if not whole:
         entry = places.anywhere(entry)
     start = places.following((entry,), _EDGE)
-    return explore(alphabet.blocks, start, places.step, places.accepts, max_states)
+    return explore(alphabet.blocks, start, places.step, places.accepts, effort, max_states)
 
 
 _FINAL = 0
@@ -92,7 +100,7 @@ _FOUND = frozenset((_FINAL,))
 class _Places:
     """The expression as places, each of which consumes one character or none, and what is next."""
 
-    def __init__(self, alphabet: Alphabet, *, whole: bool) -> None:
+    def __init__(self, alphabet: Alphabet, effort: Effort, *, whole: bool) -> None:
         self._alphabet = alphabet
         everything = (1 << len(alphabet.blocks)) - 1
         # In a search, anything may come after the expression.
@@ -104,7 +112,7 @@ class _Places:
         self._closures: dict[tuple[int, int], _Key] = {}
         self._steps: dict[tuple[frozenset[int], int], _Key] = {}
         self._consumers: list[frozenset[int]] = []
-        self._visits = 0
+        self._spend = effort.spend
 
     def _place(self, consumed: int, following: tuple[int, ...]) -> int:
         if len(self._next) >= MAX_PLACES:
@@ -200,11 +208,6 @@ class _Places:
     def accepts(self, key: _Key) -> bool:
         """Whether a text may end in a state."""
         return _FINAL in key[0]
-
-    def _spend(self, visits: int) -> None:
-        self._visits += visits
-        if self._visits > MAX_VISITS:
-            raise TooLarge
 
 
 def _holds(condition: str, before: int, after: int) -> bool:

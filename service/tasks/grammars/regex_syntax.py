@@ -2,7 +2,7 @@ r"""The dialect of regular expressions: ECMA-262 as JSON Schema wants it, as a s
 
 ``\d`` and ``\w`` are ASCII, ``$`` is the very end, ``.`` is any character but a line terminator.
 Look-around and back-references are refused by name: nothing could match them in linear time. Whether
-ranges are in order and Unicode properties exist is left to the matcher (`service.tasks.regexes`).
+Unicode properties exist is left to the matcher (`service.tasks.regexes`).
 """
 
 from __future__ import annotations
@@ -220,6 +220,8 @@ class _Parser:
                 self.at += 1
                 second = self._member()
                 if isinstance(first, tuple) and isinstance(second, tuple):
+                    if second[0] < first[0]:
+                        raise self._error("range in the wrong order")
                     members.append((first[0], second[0]))
                 else:  # beside a whole class, as in [\w-.], the hyphen is a hyphen
                     members += [first, (0x2D, 0x2D), second]

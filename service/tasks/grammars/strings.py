@@ -1,21 +1,45 @@
-"""Strings of JSON that satisfy a conjunction of keywords, as EBNF."""
+"""Strings of JSON that satisfy a conjunction of keywords, and texts of regular expressions, as EBNF.
+
+In this order: an expression that each character decides is written as it stands; else its automaton
+is, with all other constraints in it, if that is small; else an expression that a reader can be at a
+few places of at once. What is left is dropped, with the reason.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from service.tasks.grammars import emission
-from service.tasks.grammars.automata import Dfa, TooLarge, bounded, excluding, negation, product
-from service.tasks.grammars.codepoints import ALL
+from service.tasks.grammars.automata import (
+    Dfa,
+    Effort,
+    TooLarge,
+    bounded,
+    excluding,
+    negation,
+    product,
+)
+from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.ebnf import Rules, literal
 from service.tasks.grammars.exclusion import anything_but
+from service.tasks.grammars.free_strings import canonical, in_any_spelling
 from service.tasks.grammars.literals import Emitted, Literal
-from service.tasks.grammars.nfa import Alphabet, determinised
+from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
 from service.tasks.grammars.regex_syntax import Node, PatternError, parse
-from service.tasks.grammars.spellings import PLAIN, Json, character_class
+from service.tasks.grammars.spellings import Json, Raw
+from service.tasks.grammars.structure import MANY, unanchored, ways, within
+from service.tasks.regexes import compile_pattern
 
-_TOO_LARGE = "is too large for a grammar together with the other constraints of its string"
-_HEX = "[0-9a-fA-F]"
+SMALL = 300
+"""States up to which an automaton is better than an expression in which a reader is at several
+places."""
+FEW = 40
+"""Places at once with which a matcher is still fast."""
+_TOO_LARGE = "is too large for a grammar"
+_TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
+_QUOTE = literal('"')
 
 
 @dataclass(slots=True)
@@ -24,7 +48,8 @@ class _Wanted:
 
     low: int = 0
     high: int | None = None
-    bounds: list[Literal] = field(default_factory=list)
+    lows: list[Literal] = field(default_factory=list)
+    highs: list[Literal] = field(default_factory=list)
     patterns: list[tuple[Literal, str]] = field(default_factory=list)
     excluded: list[Literal] = field(default_factory=list)
     dropped: list[tuple[Literal, str]] = field(default_factory=list)
@@ -32,28 +57,28 @@ class _Wanted:
     def add(self, one: Literal) -> None:
         """Sort a literal in."""
         if one.keyword in ("minLength", "maxLength"):
-            self._bound(one)
+            self._bound(one, int(one.value), is_low=(one.keyword == "minLength") != one.negated)
         elif one.keyword == "pattern":
             self.patterns.append((one, one.value))
         elif one.keyword == "enum" and one.negated:
             self.excluded.append(one)
         else:
-            self.dropped.append((one, "is not written into grammars of strings"))
+            self.dropped.append((one, "is not part of a grammar"))
 
-    def _bound(self, one: Literal) -> None:
-        self.bounds.append(one)
-        bound = int(one.value)
-        if one.keyword == "minLength" and not one.negated:
-            self.low = max(self.low, bound)
-        elif one.keyword == "minLength":
-            self.high = bound - 1 if self.high is None else min(self.high, bound - 1)
-        elif not one.negated:
-            self.high = bound if self.high is None else min(self.high, bound)
+    def _bound(self, one: Literal, bound: int, *, is_low: bool) -> None:
+        if is_low:
+            self.low = max(self.low, bound + one.negated)
+            self.lows.append(one)
         else:
-            self.low = max(self.low, bound + 1)
+            self.high = min(bound - one.negated, bound if self.high is None else self.high)
+            self.highs.append(one)
+
+    def drop(self, literals: Iterable[Literal], why: str) -> None:
+        """Literals that the grammar does not enforce."""
+        self.dropped += [(one, why) for one in literals]
 
 
-def emit_string(literals: list[Literal], rules: Rules, *, key: bool = False) -> Emitted:
+def emit_string(literals: Iterable[Literal], rules: Rules, *, key: bool = False) -> Emitted:
     """The expression for the JSON strings, quotes included, that satisfy all the literals.
 
     key: the string is a name in an object, so every character has its one canonical spelling.
@@ -61,82 +86,180 @@ def emit_string(literals: list[Literal], rules: Rules, *, key: bool = False) -> 
     wanted = _Wanted()
     for one in literals:
         wanted.add(one)
-    if wanted.high is not None and wanted.high < wanted.low:
+    low, high = wanted.low, wanted.high
+    if high is not None and high < low:
         return Emitted(None)
-    names = {text for one in wanted.excluded for text in one.value if isinstance(text, str)}
-    names = {
-        n for n in names if wanted.low <= len(n) and (wanted.high is None or len(n) <= wanted.high)
-    }
-    if wanted.patterns:
-        found = _patterned(wanted, names, rules)
-    elif names:
-        found = anything_but(names, wanted.low, wanted.high, rules)
-    else:
-        found = _free(wanted.low, wanted.high, rules, canonical=key)
-    return Emitted(None if found is None else f"{literal(chr(34))} {found}", tuple(wanted.dropped))
-
-
-def _free(low: int, high: int | None, rules: Rules, *, canonical: bool) -> str:
-    spelling = Json(rules)
-    if canonical:
-        if low == 0 and high is None:
-            return spelling.anything()
-        return " ".join(
-            filter(None, (emission.counted(ALL, low, high, rules, spelling), spelling.end))
-        )
-    return rules.once(("json_free", low, high), lambda: _loose(low, high, rules))
-
-
-def _loose(low: int, high: int | None, rules: Rules) -> str:
-    r"""Characters in any spelling of JSON: models write ``\/`` and ``\u00e9``, too."""
-    backslash = literal("\\")
-    low_half = rules.define("json_low", f'"u" [dD] [c-fC-F] {_HEX} {_HEX}')
-    code = rules.define(
-        "json_code",
-        f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] ([0-7] {_HEX} {_HEX}"
-        f" | [89abAB] {_HEX} {_HEX} {backslash} {low_half})",
+    names = frozenset(
+        text
+        for one in wanted.excluded
+        for text in one.value
+        if isinstance(text, str) and low <= len(text) and (high is None or len(text) <= high)
     )
-    escape = rules.define("json_any_escape", f'["\\U0000005c/bfnrt] | "u" {code}')
-    plain = character_class(PLAIN)
-    if low == 0 and high is None:
-        name = rules.reserve("json_string")
-        rules.fill(name, f"{Json.end} | {plain} {name} | {backslash} {escape} {name}")
-        return name
-    if high == 0:
-        return Json.end
-    one = rules.define("json_character", f"{plain} | {backslash} {escape}")
-    return f"{one}{{{low},{'' if high is None else high}}} {Json.end}"
+    rest = _rest(wanted, names, rules, canonical if key else in_any_spelling)
+    return Emitted(None if rest is None else f"{_QUOTE} {rest}", tuple(wanted.dropped))
 
 
-def _patterned(wanted: _Wanted, names: set[str], rules: Rules) -> str | None:
-    spelling = Json(rules)
-    nodes: list[tuple[Literal, Node]] = []
+def emit_regex(source: str, rules: Rules) -> Emitted:
+    """The expression for the texts that a regular expression matches from end to end.
+
+    Raises ``PatternError``. Where a literal ``pattern`` is dropped, any text is accepted.
+    """
+    wanted = _Wanted(patterns=[(Literal("pattern", source), source)])
+    spelling = Raw(rules)
+    found = _Patterned(wanted, frozenset(), rules, spelling, whole=True).written()
+    expression = spelling.anything() if wanted.dropped else found
+    return Emitted(expression, tuple(wanted.dropped))
+
+
+def _rest(
+    wanted: _Wanted,
+    names: frozenset[str],
+    rules: Rules,
+    free: Callable[[int, int | None, Rules], str],
+) -> str | None:
+    """What comes after the first quote."""
+    names = _checked(wanted, names)
+    if wanted.patterns:
+        writer = _Patterned(wanted, names, rules, Json(rules), whole=False)
+        found = writer.written()
+        if writer.is_written:
+            return found
+    if names:
+        return anything_but(names, wanted.low, wanted.high, rules)
+    return free(wanted.low, wanted.high, rules)
+
+
+def _checked(wanted: _Wanted, names: frozenset[str]) -> frozenset[str]:
+    """Drop patterns that cannot be used; returns the names that the others do not exclude."""
+    usable = []
     for one, source in wanted.patterns:
         try:
-            nodes.append((one, parse(source)))
+            for chars in sets_of(parse(source)):
+                resolve(chars)
+            if names:
+                found = compile_pattern(source, max_length=len(source)).matcher.isinstance_python
+                names = frozenset(name for name in names if found(name) != one.negated)
         except PatternError as error:
-            wanted.dropped.append((one, str(error)))
-    alphabet = Alphabet((node for _, node in nodes), {c for name in names for c in name})
+            wanted.drop([one], str(error))
+            continue
+        usable.append((one, source))
+    wanted.patterns = usable
+    return names
+
+
+class _Patterned:
+    """Strings with at least one pattern."""
+
+    def __init__(
+        self,
+        wanted: _Wanted,
+        names: frozenset[str],
+        rules: Rules,
+        spelling: emission.Spelling,
+        *,
+        whole: bool,
+    ) -> None:
+        self._wanted, self._names, self._rules, self._spelling = wanted, names, rules, spelling
+        self._whole = whole
+        self.is_written = True
+        self._sources = tuple((source, one.negated) for one, source in wanted.patterns)
+
+    def written(self) -> str | None:
+        """The expression; None where there is none, either because there is no such string, or
+        because it is too large (``is_written`` is false)."""
+        wanted = self._wanted
+        sizes: list[tuple[int, int | None, list[Literal]]] = [(wanted.low, wanted.high, [])]
+        if wanted.highs:
+            sizes.append((wanted.low, None, wanted.highs))
+        if wanted.lows:
+            sizes.append((0, None, wanted.highs + wanted.lows))
+        for low, high, given_up in sizes:
+            writable, expression = self._bounded(low, high)
+            if writable:
+                wanted.drop(given_up, _TOO_LARGE_TOGETHER)
+                return expression
+        self.is_written = False
+        wanted.drop([one for one, _ in wanted.patterns], _TOO_LARGE)
+        return None
+
+    def _bounded(self, low: int, high: int | None) -> tuple[bool, str | None]:
+        """Whether it can be written with these bounds, and the expression."""
+        direct = None
+        if len(self._sources) == 1 and not self._names and not self._sources[0][1]:
+            direct = _direct(self._sources[0][0], self._whole, low, high)
+        reading = MANY if direct is None else ways(direct)
+        if direct is not None and reading == 1:
+            return True, emission.expression(direct, self._rules, self._spelling)
+        automaton = _fitted(self._sources, self._names, self._whole, low, high)
+        few = direct is not None and reading <= FEW
+        if automaton is None or (few and len(automaton.edges) > SMALL):
+            if direct is None or not few:
+                return False, None
+            return True, emission.expression(direct, self._rules, self._spelling)
+        wanted, solved = self._wanted, _solved(self._sources, self._names, self._whole)
+        wanted.drop([wanted.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER)
+        if solved.names_left_out:
+            wanted.drop(wanted.excluded, _TOO_LARGE_TOGETHER)
+        if automaton.is_empty:
+            return True, None
+        return True, emission.automaton(automaton, self._rules, self._spelling)
+
+
+@lru_cache(maxsize=512)
+def _direct(source: str, whole: bool, low: int, high: int | None) -> Node | None:
+    node = unanchored(parse(source), whole=whole)
+    return None if node is None else within(node, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class _Solved:
+    """The automaton of patterns, without some of them that are too large together."""
+
+    automaton: Dfa | None
+    left_out: tuple[int, ...]
+    names_left_out: bool
+
+
+@lru_cache(maxsize=64)
+def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole: bool) -> _Solved:
+    nodes = [parse(source) for source, _ in sources]
+    alphabet = Alphabet(nodes, sorted({character for name in names for character in name}))
     automaton: Dfa | None = None
-    for one, node in nodes:
+    effort = Effort()
+    left_out = []
+    for at, (node, (_, negated)) in enumerate(zip(nodes, sources, strict=True)):
         try:
-            single = determinised(node, alphabet)
-            single = negation(single) if one.negated else single
-            automaton = single if automaton is None else product(automaton, single)
+            single = determinised(node, alphabet, effort, whole=whole)
+            single = negation(single, effort) if negated else single
+            automaton = single if automaton is None else product(automaton, single, effort)
         except TooLarge:
-            wanted.dropped.append((one, _TOO_LARGE))
-    if automaton is None:
-        return _free(wanted.low, wanted.high, rules, canonical=True)
-    if names:
-        try:
-            automaton = product(
-                automaton, excluding(alphabet.blocks, [alphabet.spelled(n) for n in names])
-            )
-        except TooLarge:
-            wanted.dropped += [(one, _TOO_LARGE) for one in wanted.excluded]
-    if wanted.bounds and not automaton.is_empty:
-        try:
-            automaton = bounded(automaton, wanted.low, wanted.high)
-        except TooLarge:
-            wanted.dropped += [(one, _TOO_LARGE) for one in wanted.bounds]
-    return None if automaton.is_empty else emission.automaton(automaton, rules, spelling)
+            left_out.append(at)
+    if automaton is None or not names:
+        return _Solved(automaton, tuple(left_out), False)
+    try:
+        texts = [alphabet.spelled(name) for name in sorted(names)]
+        others = excluding(alphabet.blocks, texts, effort)
+        return _Solved(product(automaton, others, effort), tuple(left_out), False)
+    except TooLarge:
+        return _Solved(automaton, tuple(left_out), True)
+
+
+@lru_cache(maxsize=64)
+def _fitted(
+    sources: tuple[tuple[str, bool], ...],
+    names: frozenset[str],
+    whole: bool,
+    low: int,
+    high: int | None,
+) -> Dfa | None:
+    """The automaton of the patterns with bounds of the length; None where it is too large."""
+    automaton = _solved(sources, names, whole).automaton
+    if automaton is None or automaton.is_empty:
+        return automaton
+    shortest, longest = automaton.lengths()
+    if shortest >= low and (high is None or (longest is not None and longest <= high)):
+        return automaton
+    try:
+        return bounded(automaton, low, high, Effort())
+    except TooLarge:
+        return None
