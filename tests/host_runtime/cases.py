@@ -23,6 +23,8 @@ class Case:
 
     tokens: the prompt; image tokens stand at ``spans``.
     grids: (1, h, w) in patches of each image, whose pixels follow from ``seed``.
+    picture_seeds: of each image's pixels, where they are not to follow from ``seed``.
+    video: the engine gets the images as frames of a video.
     options: fields of LMDeploy's ``GenerationConfig`` besides those of greedy decoding.
     """
 
@@ -32,6 +34,8 @@ class Case:
     seed: int = 0
     max_new_tokens: int = 8
     options: dict[str, Any] = field(default_factory=dict)
+    picture_seeds: list[int] = field(default_factory=list)
+    video: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,7 +48,8 @@ class Case:
         """(patches, PATCH_VALUES) of each image, bfloat16, in the range of normalised pixels."""
         result = []
         for index, (t, h, w) in enumerate(self.grids):
-            source = torch.Generator().manual_seed(self.seed * 100 + index)
+            seed = self.picture_seeds[index] if self.picture_seeds else self.seed * 100 + index
+            source = torch.Generator().manual_seed(seed)
             # Noise alone looks the same everywhere: images and patches have a brightness of their own.
             values = torch.rand((t * h * w, PATCH_VALUES), generator=source) - 0.5
             values += torch.rand((t * h * w, 1), generator=source) - 0.5
@@ -56,11 +61,14 @@ class Case:
         """The images as LMDeploy's front end passes them to the engine."""
         from lmdeploy.vl.constants import Modality
 
+        kind, pixels_name, grid_name = Modality.IMAGE, "pixel_values", "image_grid_thw"
+        if self.video:
+            kind, pixels_name, grid_name = Modality.VIDEO, "pixel_values_videos", "video_grid_thw"
         return [
             {
-                "modality": Modality.IMAGE,
-                "pixel_values": pixels,
-                "image_grid_thw": torch.tensor([grid]),
+                "modality": kind,
+                pixels_name: pixels,
+                grid_name: torch.tensor([grid]),
                 "offset": tuple(span),
             }
             for pixels, grid, span in zip(self.pixels(), self.grids, self.spans, strict=True)

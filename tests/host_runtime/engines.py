@@ -74,6 +74,7 @@ async def ask(
     *,
     images: list[dict[str, Any]] | None = None,
     stop_after: int | None = None,
+    answer: Answer | None = None,
     **sampling: Any,
 ) -> Answer:
     """Run one request, greedily unless ``sampling`` says otherwise.
@@ -82,10 +83,11 @@ async def ask(
         prompt: token ids.
         images: multimodal items as the front end makes them.
         stop_after: close the stream after so many chunks, which cancels the request.
+        answer: is filled in; for a caller that may be cancelled.
         sampling: fields of LMDeploy's ``GenerationConfig``.
     """
     config = GenerationConfig(**{"max_new_tokens": 8, "do_sample": False, "top_k": 1, **sampling})
-    answer = Answer()
+    answer = Answer() if answer is None else answer
     stream: AsyncGenerator[Any, None] = engine.create_instance().async_stream_infer(
         next(_ids), input_ids=list(prompt), multimodal=images, gen_config=config, stream_output=True
     )

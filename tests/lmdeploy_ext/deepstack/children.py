@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -21,13 +22,14 @@ def watched_answers(
     checkpoint: str, cases: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
 ) -> tuple[Answers, list[str]]:
     """The answers, and what kinds of batches there were; see `_kinds`."""
-    kinds: set[str] = set()
-    with _watched(kinds):
+    kinds: Counter[str] = Counter()
+    with watched(kinds):
         return answers(checkpoint, cases, runs), sorted(kinds)
 
 
 @contextmanager
-def _watched(kinds: set[str]) -> Iterator[None]:
+def watched(kinds: Counter[str]) -> Iterator[None]:
+    """Counts what kinds of batches there are; see `_kinds`."""
     from lmdeploy_ext.deepstack import features
 
     plan, add = features.plan, features.Features._add
@@ -38,7 +40,7 @@ def _watched(kinds: set[str]) -> Iterator[None]:
 
     def added(self: Any, event: Any) -> None:
         if event.count > self._plan.targets[-1][1]:
-            kinds.add("rows behind the last picture")
+            kinds["rows behind the last picture"] += 1
         add(self, event)
 
     with mock.patch.object(features, "plan", planned), mock.patch.object(

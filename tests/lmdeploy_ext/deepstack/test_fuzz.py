@@ -1,0 +1,36 @@
+"""A part of the fuzz; ``python -m tests.lmdeploy_ext.deepstack.fuzz`` runs as much of it as you like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.lmdeploy_ext.deepstack.fuzz import fuzz
+
+pytestmark = [pytest.mark.slow, pytest.mark.host]
+
+SEEN = {
+    "0 pictures", "1 pictures", "2 pictures", "3 pictures", "4 pictures", "video frames",
+    "cancelled before its first token", "beginning from the prefix cache",
+    "a whole picture from the prefix cache", "a part of a picture from the prefix cache",
+    "several pictures", "not the end of a picture", "end of a picture",
+    "text of a prompt whose pictures came before", "rows behind the last picture",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"), [({}, 150), ({"moe": True, "tied": False}, 100)], ids=["dense", "experts"]
+)
+def test_random_requests(loud: Callable[..., Path], fields: dict[str, bool], count: int) -> None:
+    found = fuzz(loud(**fields), count, seed=7)
+    assert found.problems == []
+    assert found.requests == count
+    assert found.ties < 0.1 * found.tokens, "too many near ties for a test of anything"
+    assert found.kinds.keys() >= SEEN
+
+
+def test_a_fault_is_noticed(loud: Callable[..., Path]) -> None:
+    found = fuzz(loud(), 30, seed=7, fault="features swapped")
+    assert len(found.problems) >= 5
