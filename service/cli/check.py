@@ -14,7 +14,7 @@ from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.server import VisionServer
 from service.settings import Settings
-from service.tasks.grammars.analyser import analyse
+from service.tasks.grammars.analysis import analyse
 from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
 from service.wiring import build_engine, build_registry

@@ -11,7 +11,7 @@ from pathlib import Path
 from service.errors import GrammarError, UnknownTask
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks
-from service.tasks.grammars.analyser import analyse
+from service.tasks.grammars.analysis import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 

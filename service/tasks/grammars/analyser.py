@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
-from service.tasks.grammar_checks import check_grammar
-from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
+from service.tasks.grammars.analysis import analyse
+from service.tasks.grammars.report import Analysed
 from service.tasks.schema import SchemaLimits
 from service.types import Grammar
 
@@ -18,12 +18,6 @@ class Analyser(Protocol):
     def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Awaitable[Analysed]:
         """Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used."""
         ...
-
-
-def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
-    """Stands in until the analysis is there: the checks of before, and everything ENFORCED."""
-    check_grammar(grammar, limits)
-    return Analysed(grammar, GrammarReport(Enforcement.ENFORCED))
 
 
 async def in_thread(grammar: Grammar, limits: SchemaLimits) -> Analysed:

@@ -208,7 +208,7 @@ def test_numbers_that_json_does_not_have(tmp_path: Path, number: str) -> None:
 
 
 def test_the_limits_of_the_settings_hold(tmp_path: Path) -> None:
-    write(tmp_path, deep__yaml=BASE + "json_schema: {not: {not: {not: {}}}}")
+    write(tmp_path, deep__yaml=BASE + "json_schema: {items: {items: {items: {}}}}")
     with pytest.raises(TaskSourceError, match="nested 4 levels deep, at most 3"):
         build_registry(Settings(tasks_dir=tmp_path, max_schema_depth=3))
     assert build_registry(Settings(tasks_dir=tmp_path)).get("deep")

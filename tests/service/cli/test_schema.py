@@ -1,0 +1,143 @@
+"""``qwen3vl schema`` and ``run --strict`` against a real server: what is printed, exit codes, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.cli.schema import lines
+from service.engines.fake import FakeEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from tests.service.cli.terminal import called
+from tests.service.harness import Running, running
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "schemas"
+POINTER = "/properties/tags/uniqueItems"
+
+
+def at(started: Running) -> tuple[str, str]:
+    return ("--server", started.address)
+
+
+async def test_a_schema_that_is_enforced() -> None:
+    async with running() as started:
+        done = await called("schema", *at(started), EXAMPLES / "objects.json")
+    assert done.code == 0
+    assert done.out == "ENFORCED: the grammar keeps every keyword; a complete answer always fits.\n"
+    assert " bytes of grammar, analysed in 0." in done.err
+
+
+async def test_a_schema_that_is_partly_checked() -> None:
+    async with running() as started:
+        done = await called("schema", *at(started), EXAMPLES / "tags.json")
+    assert done.code == 3
+    summary, keyword = done.out.splitlines()
+    assert summary.startswith("CHECKED: 1 of ")
+    assert summary.endswith(" checked in the finished answer; the grammar keeps the others.")
+    assert keyword.startswith(f"  checked    {POINTER}: ")
+
+
+async def test_all_keywords() -> None:
+    async with running() as started:
+        done = await called("schema", "--all", *at(started), EXAMPLES / "tags.json")
+    assert done.code == 3
+    assert "  enforced   /properties/tags/minItems" in done.out.splitlines()
+    assert done.out.count("  checked    ") == 1
+
+
+async def test_the_report_as_json() -> None:
+    async with running() as started:
+        done = await called("schema", "--json", *at(started), EXAMPLES / "tags.json")
+    assert (done.code, done.err) == (3, "")
+    report = json.loads(done.out)
+    assert report["enforcement"] == "ENFORCEMENT_CHECKED"
+    checked = [one for one in report["keywords"] if one["enforcement"] == "ENFORCEMENT_CHECKED"]
+    assert [one["pointer"] for one in checked] == [POINTER]
+
+
+async def test_a_schema_that_cannot_be_used(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "thing"}')
+    async with running() as started:
+        done = await called("schema", *at(started), schema)
+    assert (done.code, done.out) == (1, "")
+    assert 'INVALID_ARGUMENT (SCHEMA_INVALID): FILE: at "/type"' in done.err
+
+
+async def test_a_file_that_is_not_there() -> None:
+    assert (await called("schema", "nowhere.json")).code == 2
+
+
+def keyword(pointer: str, enforcement: pb.Enforcement.ValueType) -> pb.KeywordReport:
+    return pb.KeywordReport(pointer=pointer, enforcement=enforcement)
+
+
+def test_the_lines_of_a_long_report() -> None:
+    report = pb.ValidateSchemaResponse(
+        enforcement=pb.ENFORCEMENT_CHECKED,
+        keywords=[
+            keyword("/title", pb.ENFORCEMENT_ANNOTATION),
+            keyword("/type", pb.ENFORCEMENT_ENFORCED),
+            pb.KeywordReport(pointer="/not", enforcement=pb.ENFORCEMENT_CHECKED, reason="is hard"),
+        ],
+        rewrites=[pb.Rewrite(pointer="/allOf", what="merged")],
+        omitted=5,
+    )
+    summary = (
+        "CHECKED: 1 of 2 keywords can only be checked in the finished answer; "
+        "the grammar keeps the others."
+    )
+    more = "  … and 5 more"
+    assert list(lines(report, everything=False)) == [summary, "  checked    /not: is hard", more]
+    assert list(lines(report, everything=True)) == [
+        summary,
+        "  annotation /title",
+        "  enforced   /type",
+        "  checked    /not: is hard",
+        "  rewritten  /allOf: merged",
+        more,
+    ]
+
+
+# Strict, and what an answer says
+
+
+@pytest.mark.parametrize("how", [[], ["--stream"]])
+async def test_strict(how: list[str]) -> None:
+    words = ["run", "--prompt", "Tag it.", "--schema", EXAMPLES / "tags.json", *how]
+    async with running(FakeEngine('{"tags": ["a"]}')) as started:
+        taken = await called(*words, *at(started))
+        refused = await called(*words, *at(started), "--strict")
+    assert taken.code == 0
+    assert taken.err.splitlines()[-1] == (
+        f"Checked after generation, not by the grammar: {POINTER}"
+    )
+    assert (refused.code, refused.out) == (1, "")
+    assert "INVALID_ARGUMENT (SCHEMA_NOT_ENFORCED): --schema: is not fully enforced" in refused.err
+    assert POINTER in refused.err
+    assert "`qwen3vl schema` tells more" in refused.err
+
+
+async def test_strict_takes_what_is_enforced() -> None:
+    async with running() as started:
+        done = await called(
+            "run", *at(started), "--prompt", "Go.", "--strict", "--choice", "a", "--choice", "b"
+        )
+    assert (done.code, done.out) == (0, "a\n")
+    assert "Checked" not in done.err
+
+
+async def test_every_keyword_that_strict_refuses_is_printed(tmp_path: Path) -> None:
+    unique = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    properties = {"a": unique, "b": unique}
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        json.dumps({"type": "object", "additionalProperties": False, "properties": properties})
+    )
+    async with running() as started:
+        done = await called("run", *at(started), "--prompt", "Go.", "--strict", "--schema", schema)
+    assert done.code == 1
+    for name in ("a", "b"):
+        assert f'\n  --schema: at "/properties/{name}/uniqueItems": ' in done.err

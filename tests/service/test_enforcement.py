@@ -1,0 +1,483 @@
+"""What is enforced, told before and with an answer; strict calls; another attempt at an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from service.calls import ANALYZE_TASK
+from service.engines.fake import PIECE, FakeEngine
+from service.inference import MAX_VALIDATIONS
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
+from service.tasks.schema import SchemaLimits
+from service.types import GenerateRequest, Grammar, GrammarKind
+from tests.service.harness import (
+    failure,
+    inline,
+    run_request,
+    running,
+    stream_failure,
+    until,
+)
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+SCHEMA_FIELD = "task.inline.grammar.json_schema"
+ENFORCED = json.dumps(
+    {
+        "title": "Point",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["x"],
+        "properties": {"x": {"type": "integer", "minimum": 0}},
+    }
+)
+CHECKED = json.dumps(
+    {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["tags"],
+        "properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}},
+    }
+)
+POINTER = "/properties/tags/uniqueItems"
+GOOD, BAD = '{"tags": ["a", "b"]}', '{"tags": ["a", "a"]}'
+PIECES = len(PIECE.findall(GOOD))
+
+
+def many(count: int) -> str:
+    """A schema with this many CHECKED keywords."""
+    item = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    names = {f"list-{index}": item for index in range(count)}
+    return json.dumps({"type": "object", "additionalProperties": False, "properties": names})
+
+
+class Script:
+    """An answer for each attempt; the last one goes on. Remembers the requests."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers = answers
+        self.requests: list[GenerateRequest] = []
+
+    def __call__(self, request: GenerateRequest) -> str:
+        if request.request_id != "warm-up":
+            self.requests.append(request)
+        return self.answers[min(len(self.requests), len(self.answers)) - 1]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        return [request.sampling.seed for request in self.requests]
+
+
+def checked_request(**options: Any) -> pb.RunTaskRequest:
+    return run_request(inline(json_schema=CHECKED), **{"temperature": 1.0, **options})
+
+
+def strictly(request: pb.RunTaskRequest) -> pb.RunTaskRequest:
+    request.strict = True
+    return request
+
+
+def streamed(request: pb.RunTaskRequest) -> pb.StreamTaskRequest:
+    return pb.StreamTaskRequest.FromString(request.SerializeToString())
+
+
+# What a result says
+
+
+async def test_a_result_names_what_is_only_checked() -> None:
+    async with running(FakeEngine(GOOD)) as started:
+        result = (await started.stub.RunTask(checked_request(), timeout=10)).result
+        events = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        last = [event async for event in events][-1].result
+    for found in (result, last):
+        assert found.enforcement == pb.ENFORCEMENT_CHECKED
+        (keyword,) = found.checked
+        assert (keyword.pointer, keyword.keyword) == (POINTER, "uniqueItems")
+        assert keyword.enforcement == pb.ENFORCEMENT_CHECKED
+        assert keyword.reason
+        assert (found.checked_omitted, found.attempts) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "enforcement"),
+    [
+        ({"json_schema": ENFORCED}, pb.ENFORCEMENT_ENFORCED),
+        ({"choice": ["yes", "no"]}, pb.ENFORCEMENT_ENFORCED),
+        ({"ebnf": 'root ::= "fake"'}, pb.ENFORCEMENT_ENFORCED),
+        ({"regex": "[a-z]{4}"}, pb.ENFORCEMENT_ENFORCED),
+        ({}, pb.ENFORCEMENT_UNSPECIFIED),
+    ],
+    ids=["schema", "choice", "ebnf", "regex", "none"],
+)
+async def test_what_is_enforced_has_no_list(
+    grammar: dict[str, Any], enforcement: pb.Enforcement.ValueType
+) -> None:
+    """Annotations are in no result; without a grammar there is no class. Strict takes all of these."""
+    async with running() as started:
+        request = strictly(run_request(inline(**grammar)))
+        result = (await started.stub.RunTask(request, timeout=10)).result
+    assert (result.enforcement, list(result.checked)) == (enforcement, [])
+
+
+async def test_a_task_says_what_is_enforced(tmp_path: Path) -> None:
+    text = f"description: d\nuser: u\njson_schema: '{CHECKED}'"
+    (tmp_path / "tags.yaml").write_text(text)
+    (tmp_path / "plain.yaml").write_text("description: d\nuser: u")
+    async with running(FakeEngine(GOOD), tasks_dir=tmp_path) as started:
+        tasks = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        known = {task.name: task for task in tasks}
+        result = await started.stub.RunTask(run_request(pb.Task(name="tags")), timeout=5)
+        strict = strictly(run_request(pb.Task(name="tags")))
+        error = await failure(started.stub.RunTask(strict, timeout=5))
+    assert known[ANALYZE_TASK].enforcement == pb.ENFORCEMENT_ENFORCED
+    assert known["plain"].enforcement == pb.ENFORCEMENT_UNSPECIFIED
+    assert known["tags"].enforcement == pb.ENFORCEMENT_CHECKED
+    assert [one.pointer for one in known["tags"].checked] == [POINTER]
+    assert list(result.result.checked) == list(known["tags"].checked)
+    assert json.loads(known["tags"].grammar.json_schema) == json.loads(CHECKED)
+    assert (error.reason, list(error.fields)) == ("SCHEMA_NOT_ENFORCED", ["task.name"])
+    assert POINTER in error.message
+
+
+# Strict
+
+
+@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+async def test_strict_refuses_what_is_only_checked(method: str) -> None:
+    async with running(FakeEngine(GOOD)) as started:
+        before = started.engine.finished_requests
+        request = strictly(checked_request())
+        if method == "RunTask":
+            error = await failure(started.stub.RunTask(request, timeout=10))
+        else:
+            events, error = await stream_failure(
+                started.stub.StreamTask(streamed(request), timeout=10)
+            )
+            assert events == []
+        assert started.engine.finished_requests == before
+    assert (error.code, error.reason) == (INVALID, "SCHEMA_NOT_ENFORCED")
+    ((field, text),) = error.violations
+    assert field == SCHEMA_FIELD
+    assert text.startswith(f'at "{POINTER}": ')
+    assert error.message.startswith(f"{SCHEMA_FIELD}: is not fully enforced")
+    assert "strict" in error.message
+    assert error.metadata["checked"] == "1"
+
+
+@pytest.mark.parametrize(("count", "least"), [(3, 3), (40, 5)])
+async def test_strict_names_as_many_keywords_as_fit_and_counts_them(count: int, least: int) -> None:
+    async with running() as started:
+        request = strictly(run_request(inline(json_schema=many(count))))
+        error = await failure(started.stub.RunTask(request, timeout=10))
+    assert error.reason == "SCHEMA_NOT_ENFORCED"
+    assert least <= len(error.violations) <= min(count, 16)
+    pointers = [f"/properties/list-{index}/uniqueItems" for index in range(count)]
+    for pointer, (field, text) in zip(pointers, error.violations, strict=False):
+        assert field == SCHEMA_FIELD
+        assert text.startswith(f'at "{pointer}": ')
+    assert error.metadata["checked"] == str(count)
+    assert f"{count} keywords are only checked" in error.message
+
+
+# Another attempt
+
+
+async def test_a_second_attempt_can_succeed() -> None:
+    script = Script(BAD, GOOD)
+    async with running(FakeEngine(script)) as started:
+        result = (await started.stub.RunTask(checked_request(seed=7), timeout=10)).result
+        once = (await started.stub.RunTask(checked_request(), timeout=10)).result
+    assert (result.text, result.json, result.attempts) == (GOOD, GOOD, 2)
+    assert once.attempts == 1
+    first, second, _ = script.requests
+    assert (first.user, first.grammar) == (second.user, second.grammar)
+    assert result.usage.prompt_tokens == 2 * once.usage.prompt_tokens > 0
+    assert result.usage.output_tokens == 2 * once.usage.output_tokens == 2 * PIECES
+    assert result.timings.total_seconds >= result.timings.first_token_seconds > 0
+
+
+async def test_the_seeds_of_attempts_follow_from_the_first() -> None:
+    async def seeds(**options: Any) -> list[int | None]:
+        script = Script(BAD, BAD, GOOD)
+        async with running(FakeEngine(script), output_retries=2) as started:
+            await started.stub.RunTask(checked_request(**options), timeout=10)
+        return script.seeds
+
+    seven = await seeds(seed=7)
+    assert seven[0] == 7
+    assert len(set(seven)) == 3
+    assert seven == await seeds(seed=7)
+    assert not set(seven) & set(await seeds(seed=8))
+    assert await seeds() == [None, None, None], "the engine draws one for each"
+
+
+@pytest.mark.parametrize("retries", [0, 1, 5])
+async def test_attempts_end(retries: int) -> None:
+    script = Script(BAD)
+    async with running(FakeEngine(script), output_retries=retries) as started:
+        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
+    assert (error.metadata["pointer"], error.metadata["keyword"]) == ("/tags", "uniqueItems")
+    assert error.metadata["attempts"] == str(retries + 1) == str(len(script.requests))
+    assert model.limits.output_retries == retries
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (checked_request(temperature=0), BAD),
+        (run_request(inline(json_schema=CHECKED)), BAD),
+        (run_request(inline(json_schema=ENFORCED), temperature=1.0), "{}"),
+        (run_request(inline(choice=["a", "b"]), temperature=1.0), "c"),
+        (run_request(temperature=1.0), " "),
+    ],
+    ids=["greedy", "greedy by default", "enforced", "choice", "no grammar"],
+)
+async def test_no_second_attempt_where_it_could_not_do_better(
+    request_: pb.RunTaskRequest, answer: str
+) -> None:
+    script = Script(answer)
+    async with running(FakeEngine(script), output_retries=3) as started:
+        error = await failure(started.stub.RunTask(request_, timeout=10))
+    assert (error.reason, error.metadata["attempts"]) == ("OUTPUT_INVALID", "1")
+    assert len(script.requests) == 1
+
+
+async def test_a_cut_answer_is_not_tried_again() -> None:
+    script = Script(GOOD)
+    async with running(FakeEngine(script)) as started:
+        error = await failure(started.stub.RunTask(checked_request(max_tokens=1), timeout=10))
+    assert error.reason == "OUTPUT_TRUNCATED"
+    assert len(script.requests) == 1
+
+
+async def test_a_cut_second_attempt_is_told_as_such() -> None:
+    script = Script('{"tags": [1]}', GOOD + " " * 200)
+    async with running(FakeEngine(script)) as started:
+        error = await failure(started.stub.RunTask(checked_request(max_tokens=PIECES), timeout=10))
+    assert error.reason == "OUTPUT_TRUNCATED"
+    assert len(script.requests) == 2
+
+
+async def test_a_stream_is_not_tried_again() -> None:
+    script = Script(BAD, GOOD)
+    async with running(FakeEngine(script), output_retries=3) as started:
+        call = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        events, error = await stream_failure(call)
+    assert "".join(event.delta for event in events) == BAD
+    assert (error.reason, error.metadata["pointer"]) == ("OUTPUT_INVALID", "/tags")
+    assert len(script.requests) == 1
+
+
+async def test_the_deadline_spans_all_attempts() -> None:
+    """Each attempt alone would be in time."""
+    script = Script(BAD)
+    engine = FakeEngine(script, token_delay_s=0.1 / PIECES)
+    async with running(engine, inference_timeout_s=0.25, output_retries=5) as started:
+        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        assert error.reason == "INFERENCE_TIMEOUT"
+        assert 2 <= len(script.requests) <= 3
+        await until(lambda: engine.active_requests == 0)
+        assert engine.finished_requests >= 1
+        assert started.server.servicer.inference.admission.active == 0
+
+
+async def test_cancelled_during_the_second_attempt() -> None:
+    engine = FakeEngine()
+
+    def answer(request: GenerateRequest) -> str:
+        script(request)
+        if len(script.requests) == 2:
+            engine.hang_after = 1
+        return BAD
+
+    script = Script(BAD)
+    engine.answer = answer
+    async with running(engine, output_retries=5) as started:
+        call = started.stub.RunTask(checked_request(), timeout=20)
+        await until(lambda: len(script.requests) == 2 and engine.active_requests == 1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: engine.active_requests == 0)
+        assert engine.cancelled_requests == 1
+        await until(lambda: started.server.servicer.inference.admission.active == 0)
+        assert len(script.requests) == 2
+
+
+# ValidateSchema
+
+
+def question(**grammar: Any) -> pb.ValidateSchemaRequest:
+    return pb.ValidateSchemaRequest(grammar=pb.Grammar(**grammar))
+
+
+async def validated(**grammar: Any) -> pb.ValidateSchemaResponse:
+    async with running() as started:
+        return await started.stub.ValidateSchema(question(**grammar), timeout=10)
+
+
+async def test_an_enforced_schema() -> None:
+    found = await validated(json_schema=ENFORCED)
+    assert found.enforcement == pb.ENFORCEMENT_ENFORCED
+    known = {one.pointer: one for one in found.keywords}
+    assert known["/title"].enforcement == pb.ENFORCEMENT_ANNOTATION
+    minimum = known["/properties/x/minimum"]
+    assert (minimum.keyword, minimum.enforcement) == ("minimum", pb.ENFORCEMENT_ENFORCED)
+    assert not minimum.reason
+    assert found.grammar_bytes > 0
+    assert 0 < found.analysis_seconds < 5
+    assert 0 < found.compile_seconds < 5
+
+
+async def test_a_checked_schema() -> None:
+    found = await validated(json_schema=CHECKED)
+    assert found.enforcement == pb.ENFORCEMENT_CHECKED
+    checked = [one for one in found.keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
+    assert [(one.pointer, bool(one.reason)) for one in checked] == [(POINTER, True)]
+
+
+@pytest.mark.parametrize("grammar", [{"regex": "a+"}, {"ebnf": 'root ::= "a"'}])
+async def test_other_kinds_of_grammar(grammar: dict[str, str]) -> None:
+    found = await validated(**grammar)
+    assert found.enforcement == pb.ENFORCEMENT_ENFORCED
+    assert not found.keywords
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A grammar that is refused alike by RunTask and ValidateSchema. path: below the grammar."""
+
+    name: str
+    grammar: dict[str, Any]
+    reason: str
+    path: str
+
+
+UNUSABLE = [
+    Unusable("not JSON", {"json_schema": "{"}, "SCHEMA_NOT_JSON", "json_schema"),
+    Unusable("invalid", {"json_schema": '{"type": 7}'}, "SCHEMA_INVALID", "json_schema"),
+    Unusable("oversized", {"json_schema": f'"{"x" * 70_000}"'}, "SCHEMA_TOO_LARGE", "json_schema"),
+    Unusable(
+        "unsatisfiable",
+        {"json_schema": '{"type": "integer", "minimum": 3, "maximum": 2}'},
+        "SCHEMA_UNSATISFIABLE",
+        "json_schema",
+    ),
+    Unusable(
+        "remote",
+        {"json_schema": '{"$ref": "https://example.org/a.json"}'},
+        "SCHEMA_REMOTE_REF",
+        "json_schema",
+    ),
+    Unusable("regex", {"regex": "("}, "GRAMMAR_INVALID", "regex"),
+    Unusable("ebnf", {"ebnf": "nothing"}, "GRAMMAR_INVALID", "ebnf"),
+    Unusable(
+        "choice",
+        {"choice": pb.Choice(options=["a", ""])},
+        "GRAMMAR_INVALID",
+        "choice.options[1]",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", UNUSABLE, ids=lambda case: case.name)
+async def test_an_unusable_grammar_is_the_error_of_run_task(case: Unusable) -> None:
+    async with running() as started:
+        told = await failure(started.stub.ValidateSchema(question(**case.grammar), timeout=10))
+        task = pb.Task(inline=pb.InlineTask(user="Go.", grammar=pb.Grammar(**case.grammar)))
+        met = await failure(started.stub.RunTask(run_request(task), timeout=10))
+    assert (told.code, told.reason) == (met.code, met.reason) == (INVALID, case.reason)
+    ((field, text),) = told.violations
+    assert field == f"grammar.{case.path}"
+    assert met.violations == ((f"task.inline.{field}", text),)
+    assert told.message == f"{field}: {text}"
+
+
+async def test_a_question_without_a_grammar_and_a_kind_that_the_engine_lacks() -> None:
+    async with running(FakeEngine(grammar_kinds=[GrammarKind.REGEX])) as started:
+        empty = await failure(started.stub.ValidateSchema(question(), timeout=5))
+        other = await failure(started.stub.ValidateSchema(question(ebnf='root ::= "a"'), timeout=5))
+    assert (empty.reason, list(empty.fields)) == ("INVALID_FIELD", ["grammar"])
+    assert (other.reason, list(other.fields)) == ("GRAMMAR_KIND_UNSUPPORTED", ["grammar.ebnf"])
+
+
+async def test_a_question_needs_no_place_in_the_queue_of_inference() -> None:
+    engine = FakeEngine()
+    async with running(engine, max_concurrent=1, max_queue=0) as started:
+        engine.hang_after = 0
+        busy = started.stub.RunTask(run_request(), timeout=20)
+        await until(lambda: engine.active_requests == 1)
+        assert (
+            await failure(started.stub.RunTask(run_request(), timeout=5))
+        ).reason == "OVERLOADED"
+        found = await started.stub.ValidateSchema(question(json_schema=ENFORCED), timeout=5)
+        assert found.enforcement == pb.ENFORCEMENT_ENFORCED
+        busy.cancel()
+
+
+class Slow(FakeEngine):
+    """Compiles for ever. Counts what is under way."""
+
+    compiling = 0
+
+    async def prepare(self, grammar: Grammar) -> None:
+        self.compiling += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.compiling -= 1
+
+
+async def test_questions_are_bounded_and_end_in_time() -> None:
+    engine = Slow()
+    async with running(engine, max_queue=2, compile_timeout_s=0.2) as started:
+        ask = [question(regex=f"a{{{index + 1}}}") for index in range(MAX_VALIDATIONS + 4)]
+        answers = [failure(started.stub.ValidateSchema(one, timeout=20)) for one in ask]
+        errors = [error.reason for error in await asyncio.gather(*answers)]
+        assert engine.compiling == 0
+        assert started.server.servicer.inference.validations.active == 0
+    assert errors.count("OVERLOADED") == 2
+    assert errors.count("GRAMMAR_COMPILE_TIMEOUT") == MAX_VALIDATIONS + 2
+
+
+async def test_a_question_that_is_withdrawn_stops_the_compiler() -> None:
+    engine = Slow()
+    async with running(engine) as started:
+        call = started.stub.ValidateSchema(question(regex="a+"), timeout=20)
+        await until(lambda: engine.compiling == 1)
+        call.cancel()
+        await until(lambda: engine.compiling == 0)
+        await until(lambda: started.server.servicer.inference.validations.active == 0)
+
+
+async def test_the_analyser_of_the_server_is_asked() -> None:
+    """With the limits of the operator, once for each call; the engine gets what it gives."""
+    asked: list[tuple[str, int]] = []
+    ready = Grammar(GrammarKind.REGEX, "a+", ebnf='root ::= "a"+')
+
+    async def analyser(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+        asked.append((grammar.source, limits.max_regex_length))
+        return Analysed(ready, GrammarReport(Enforcement.CHECKED, why="is too large; shorten it"))
+
+    script = Script("aaa")
+    async with running(FakeEngine(script), analyser=analyser, max_regex_length=77) as started:
+        request = run_request(inline(regex="a+"))
+        result = (await started.stub.RunTask(request, timeout=5)).result
+        found = await started.stub.ValidateSchema(question(regex="a+"), timeout=5)
+        error = await failure(started.stub.RunTask(strictly(request), timeout=5))
+    assert asked == [("a+", 77)] * 3
+    assert [one.grammar for one in script.requests] == [ready]
+    assert result.enforcement == found.enforcement == pb.ENFORCEMENT_CHECKED
+    assert (error.reason, error.violations) == (
+        "SCHEMA_NOT_ENFORCED",
+        (("task.inline.grammar.regex", "is too large; shorten it"),),
+    )
