@@ -41,6 +41,7 @@ def explore(address: str) -> None:
             "StreamTask",
             "ListTasks",
             "GetTask",
+            "ValidateSchema",
             "GetModel",
         ]
         [model] = client.call(SERVICE, "GetModel", {})
@@ -115,7 +116,7 @@ async def shell(command: str, **environment: str) -> str:
 
 
 def test_the_page_has_commands() -> None:
-    assert len(PLAIN) == 4
+    assert len(PLAIN) == 5
 
 
 @pytest.mark.slow
@@ -130,6 +131,8 @@ async def test_a_grpcurl_command_of_the_page(command: str, programs: str) -> Non
         assert json.loads(out)["engine"] == "fake"
     elif command.endswith("AnalyzeImage"):
         assert json.loads(out)["analysis"]["scene"] == "scene"
+    elif command.endswith("ValidateSchema"):
+        assert json.loads(out)["enforcement"] == "ENFORCEMENT_ENFORCED"
     else:
         assert json.loads(out)["result"]["text"] == "yes"
 

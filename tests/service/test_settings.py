@@ -139,6 +139,8 @@ OUTSIDE = [
     ("max_schema_depth", 0),
     ("max_regex_length", 0),
     ("compile_timeout_s", 0),
+    ("output_retries", -1),
+    ("output_retries", 6),
     ("max_concurrent", 0),
     ("max_queue", -1),
     ("inference_timeout_s", 0),
