@@ -61,9 +61,15 @@ def test_only_engines_import_the_extension() -> None:
 
 
 def test_only_engines_import_torch_and_transformers() -> None:
-    assert within(
-        importers("service", "torch", "transformers", "xgrammar", "tokenizers"), "service/engines"
-    )
+    assert within(importers("service", "torch", "transformers", "tokenizers"), "service/engines")
+
+
+def test_xgrammar_runs_in_engines_and_in_processes_that_can_be_killed() -> None:
+    trial = "service/tasks/grammars/trial.py"
+    assert within(importers("service", "xgrammar"), "service/engines", trial)
+    assert importers("service", "service.tasks.grammars.trial") == {
+        "service/tasks/grammars/worker.py"
+    }
 
 
 def test_only_the_wiring_picks_an_engine() -> None:

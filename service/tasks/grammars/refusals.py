@@ -1,0 +1,35 @@
+"""What a caller is told of a grammar that xgrammar does not compile."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from service.errors import GrammarError
+from service.types import GrammarKind
+
+logger = logging.getLogger(__name__)
+
+_MESSAGE_LIMIT = 300
+
+
+def refusal(kind: GrammarKind, error: Exception) -> GrammarError:
+    """xgrammar's message without the address in its source tree."""
+    cause = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
+    cause = re.sub(r"^\S*\.(?:cc|h|cpp):\d+:\s*", "", cause).split("\n")[0][:_MESSAGE_LIMIT]
+    logger.info("grammar refused: %s", cause)
+    schema = kind is GrammarKind.JSON_SCHEMA
+    reason = "SCHEMA_UNSUPPORTED" if schema else "GRAMMAR_INVALID"
+    return GrammarError(
+        f"grammar.{kind.value}", f"{kind.value} cannot be compiled: {cause}", reason=reason
+    )
+
+
+def too_costly(field: str = "grammar") -> GrammarError:
+    """For a grammar with which reading an answer takes ever longer."""
+    return GrammarError(
+        field,
+        "can read an answer in too many ways, which takes ever longer; avoid repeats of "
+        "what may be empty or repeats itself, and rules that refer to themselves in a repeat",
+        reason="GRAMMAR_TOO_COSTLY",
+    )

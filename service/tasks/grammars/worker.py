@@ -1,0 +1,132 @@
+"""A process that analyses grammars: ``python -m service.tasks.grammars.worker``.
+
+Reads requests from stdin and writes answers to stdout, one at a time, in the frames of ``wire``.
+Parsers of third parties see texts of callers only here, where a crash, a hang or an appetite for
+memory costs one request. ``pool`` starts such processes and kills them.
+
+It ends with its parent: stdin is at its end then, and an alarm ends even a call that never returns.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from service.tasks.grammars.report import Analysed
+    from service.tasks.schema import SchemaLimits
+    from service.types import Grammar
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its children
+
+MEMORY_BYTES = 4 << 30
+"""Address space; a quarter of a gigabyte of it is taken at the start."""
+GRACE_S = 5.0
+"""The parent kills at the limit of a request. Where there is none any more, the alarm comes so much
+later."""
+WEIGHT_BYTES = 1 << 30
+"""Resident memory with which a process ends after its answer: what is free is not given back."""
+PLAIN = "--plain"
+
+Answers = Callable[[dict[str, Any]], dict[str, Any]]
+Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
+
+
+def main(answer: Answers | None = None) -> None:
+    """Answer until stdin ends. answer: in place of ``answers()``."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    from service.tasks.grammars.wire import frame
+
+    answer = answer or answers()
+    requests, replies = sys.stdin.buffer, _private_stdout()
+    replies.write(frame({"ready": True}))
+    replies.flush()
+    while (request := _read(requests)) is not None:
+        signal.setitimer(signal.ITIMER_REAL, request["limit_s"] + GRACE_S)
+        reply = answer(request)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        heavy = _resident_bytes() > WEIGHT_BYTES
+        replies.write(frame(reply | {"last": heavy}))
+        replies.flush()
+        if heavy:
+            return
+
+
+def answers(analyse: Analyse | None = None) -> Answers:
+    """Analysis and trial of the grammar in a request. analyse: in place of the service's own."""
+    from service.errors import GrammarError
+    from service.tasks.grammars import wire
+    from service.tasks.grammars.trial import Trial
+
+    if analyse is None:
+        from service.tasks.grammars import analysis
+
+        analyse = analysis.analyse
+    trial = _trial(Trial)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        grammar, limits, _ = wire.read_request(request)
+        try:
+            analysed = analyse(grammar, limits)
+            trial.run(analysed.grammar)
+        except GrammarError as error:
+            return wire.write_refusal(error)
+        except MemoryError:
+            return wire.write_refusal(
+                GrammarError(
+                    f"grammar.{grammar.kind.value}",
+                    "takes too much memory to compile; make it smaller",
+                    reason="GRAMMAR_TOO_COSTLY",
+                )
+            )
+        return wire.write_analysed(analysed)
+
+    return answer
+
+
+def _trial(make: Any) -> Any:
+    """The trial without torch. A release of xgrammar that needs more of it gets all of it."""
+    if PLAIN in sys.argv:
+        return make(light=False)
+    try:
+        return make(light=True)
+    except (ImportError, AttributeError, TypeError) as error:
+        print(f"grammar worker: imports torch, which is slow: {error}", file=sys.stderr)
+        os.execv(sys.executable, [*sys.orig_argv, PLAIN])
+
+
+def _resident_bytes() -> int:
+    """Memory of this process. The most that it had would count what its parent had at the fork."""
+    with open("/proc/self/statm") as status:
+        return int(status.read().split()[1]) * resource.getpagesize()
+
+
+def _private_stdout() -> BinaryIO:
+    """Where answers go. Whatever else writes to stdout writes to stderr from now on."""
+    private = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return os.fdopen(private, "wb")
+
+
+def _read(stream: BinaryIO) -> dict[str, Any] | None:
+    """The next request, or None at the end of the stream."""
+    import json
+
+    from service.tasks.grammars.wire import LENGTH
+
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    body = stream.read(length)
+    found: dict[str, Any] | None = json.loads(body) if len(body) == length else None
+    return found
+
+
+if __name__ == "__main__":
+    main()

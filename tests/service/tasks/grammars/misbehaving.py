@@ -1,0 +1,64 @@
+"""A worker process that does what a parser with a defect does, for sources that ask for it.
+
+The rest of it is the worker of the service: frames, limits, alarm, trial compilation. The analysis
+is a short one: of what is allowed, its grammar knows an empty object.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from service.tasks.grammar_checks import check_grammar
+from service.tasks.grammars import worker
+from service.tasks.grammars.ebnf import literal
+from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
+from service.tasks.schema import SchemaLimits
+from service.types import Grammar, GrammarKind
+
+HANG = '{"title": "hang"}'
+HANG_DEEP = '{"title": "hang and hear nothing"}'
+SEGFAULT = '{"title": "segfault"}'
+NONSENSE = '{"title": "nonsense"}'
+GROW = '{"title": "grow"}'
+SLOW = '"slow'
+"""How sources begin whose analysis takes a while."""
+
+
+def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    """Checks as in the service, and a grammar of one text."""
+    check_grammar(grammar, limits)
+    is_ebnf = grammar.kind is GrammarKind.EBNF
+    ebnf = grammar.source if is_ebnf else "root ::= " + literal("{}")
+    ready = Grammar(grammar.kind, grammar.source, ebnf, not is_ebnf)
+    return Analysed(ready, GrammarReport(Enforcement.ENFORCED, ebnf_bytes=len(ebnf)))
+
+
+def misbehave(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer of the real worker, where there is one."""
+    source = request["source"]
+    if source == HANG:
+        time.sleep(600)
+    elif source == HANG_DEEP:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:  # as native code: the processor is busy and no signal is looked at
+            pass
+    elif source == SEGFAULT:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif source == NONSENSE:
+        return {"ebnf": 7}
+    elif source == GROW:
+        worker.WEIGHT_BYTES = 0
+    elif SLOW in source:
+        time.sleep(0.05)
+    return _answer(request)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--dead"]:
+        sys.exit(3)
+    _answer = worker.answers(analyse)
+    worker.main(misbehave)
