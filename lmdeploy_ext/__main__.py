@@ -6,6 +6,7 @@ import os
 import site
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from lmdeploy_ext import autoload
 
@@ -21,6 +22,10 @@ Runs `lmdeploy COMMAND …` with Qwen3-VL on TurboMind. Every command and option
 Added to `serve api_server` and `chat`:
 
   --disable-vision   leave the vision tower out and refuse pictures, video and audio
+
+What a new release of LMDeploy has changed of what the extension uses, for its maintainers:
+
+  python -m lmdeploy_ext verify
 
 The same for the plain command:  {autoload.VARIABLE}=1 lmdeploy serve api_server …
 In Python, before LMDeploy is used:  import lmdeploy_ext; lmdeploy_ext.install()
@@ -38,6 +43,8 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return
+    if arguments[0] == "verify":
+        _verify(arguments[1:])
     if not workers_get_it():
         sys.exit(
             f"{LINE} is not in site-packages: worker processes would run LMDeploy without the "
@@ -49,6 +56,17 @@ def main(arguments: list[str]) -> None:
 
     sys.argv[:] = ["lmdeploy", *arguments]
     run()
+
+
+def _verify(arguments: list[str]) -> NoReturn:
+    from lmdeploy_ext import verify
+    from lmdeploy_ext.patch import ExtensionError
+
+    os.environ[autoload.VARIABLE] = autoload.OFF[0]  # LMDeploy as it is
+    try:
+        sys.exit(verify.main(arguments))
+    except ExtensionError as error:
+        sys.exit(str(error))
 
 
 def workers_get_it() -> bool:

@@ -12,6 +12,7 @@ import torch
 from lmdeploy.turbomind.builders._base import _CPP_TO_TORCH
 from torch import Tensor
 
+from lmdeploy_ext.deepstack import selftest
 from lmdeploy_ext.deepstack.binding import hook
 from lmdeploy_ext.deepstack.features import Features
 from lmdeploy_ext.deepstack.mergers import NAMES, Merger
@@ -42,17 +43,18 @@ def start(
         groups: number of GPUs in each way in which work can be spread.
 
     Raises:
-        DeepStackUnavailable: the model is spread over several GPUs, or another one with DeepStack
-            runs in this process.
+        DeepStackUnavailable: the model is spread over several GPUs, another one with DeepStack
+            runs in this process, or the self-test failed.
         KeyError, ValueError: tensors are missing or have other shapes.
     """
     taps = list(vision.deepstack_visual_indexes)[: text.num_hidden_layers]
     if not taps:
         return
+    _check_alone(groups)
+    selftest.verify()
     if not status().active:
         _warn(len(list(vision.deepstack_visual_indexes)))
         return
-    _check_alone(groups)
     merge = vision.spatial_merge_size
     if merge != 2:
         raise ValueError(f"spatial_merge_size is {merge}, DeepStack is written for 2")
@@ -105,6 +107,8 @@ def _forget() -> None:
 
 
 def _check_alone(groups: Mapping[str, int]) -> None:
+    if not status().active:
+        return
     spread = {name: size for name, size in groups.items() if size > 1}
     if spread:
         raise DeepStackUnavailable(

@@ -104,6 +104,14 @@ def enter(mode: Mode) -> Status:
     return _status
 
 
+def reject(problem: str) -> None:
+    """What was taken over does not compute what it should: from here on there is no DeepStack."""
+    global _status
+    logger.warning("TurboMind cannot be given DeepStack: %s", problem)
+    hook().detach()
+    _status = Status(_status.mode, False, problem)
+
+
 def leave() -> None:
     """Give the calls back, unless an engine that still runs needs them."""
     global _status

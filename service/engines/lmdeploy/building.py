@@ -14,6 +14,7 @@ from lmdeploy.messages import PytorchEngineConfig, QuantPolicy, TurbomindEngineC
 
 import lmdeploy_ext
 from lmdeploy_ext import deepstack
+from lmdeploy_ext.deepstack import selftest
 from lmdeploy_ext.patch import ExtensionError
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
 from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options, unsupported
@@ -42,7 +43,7 @@ def build_host(
         EngineUnavailable: what is wrong and how to mend it.
     """
     _check_machine(options, config)
-    backend = _available(options)
+    backend = _available(options, on_progress)
     on_progress(f"starting LMDeploy {VERSION}, {backend} backend: loading weights")
     try:
         if backend == TURBOMIND:
@@ -91,7 +92,7 @@ def _check_machine(options: Options, config: TextConfig) -> None:
         )
 
 
-def _available(options: Options) -> str:
+def _available(options: Options, on_progress: Callable[[str], None]) -> str:
     """The chosen backend, made ready; where TurboMind cannot be, ``auto`` takes the other one.
 
     Raises EngineUnavailable.
@@ -99,7 +100,7 @@ def _available(options: Options) -> str:
     if options.chosen_backend != TURBOMIND:
         return PYTORCH
     try:
-        _prepare_turbomind(options)
+        _prepare_turbomind(options, on_progress)
     except EngineUnavailable as error:
         refusal = unsupported(options, PYTORCH)
         if options.backend != "auto" or options.deepstack == "require" or refusal is not None:
@@ -109,7 +110,7 @@ def _available(options: Options) -> str:
     return TURBOMIND
 
 
-def _prepare_turbomind(options: Options) -> None:
+def _prepare_turbomind(options: Options, on_progress: Callable[[str], None]) -> None:
     """Give TurboMind Qwen3-VL, with DeepStack where there are pictures."""
     try:
         lmdeploy_ext.install(options.deepstack if options.vision else None)
@@ -120,9 +121,13 @@ def _prepare_turbomind(options: Options) -> None:
         raise EngineUnavailable(
             f"Qwen3-VL cannot be added to TurboMind: {error} backend=pytorch does without."
         ) from error
-    if not lmdeploy_ext.is_installed():
+    problem = None if lmdeploy_ext.is_installed() else deepstack.status().reason
+    if problem is None and options.vision and options.deepstack != "off":
+        on_progress("checking DeepStack")
+        problem = selftest.verify()
+    if problem is not None:
         raise EngineUnavailable(
-            f"TurboMind cannot be given DeepStack, which pictures need: {deepstack.status().reason}. "
+            f"TurboMind cannot be given DeepStack, which pictures need: {problem}. "
             "backend=pytorch has it; deepstack=off goes without, for worse answers about pictures."
         )
 
@@ -206,8 +211,10 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
     active = options.vision and (host.backend == PYTORCH or deepstack.status().active)
     return {
         "backend": host.backend,
-        "backend_chosen": "auto" if options.backend == "auto" else "operator",
+        "backend_chosen": _chosen_by(host.backend, options),
         "deepstack": "on" if active else "off",
+        "deepstack_mode": options.deepstack,
+        "deepstack_by": _deepstack_by(host.backend) if active else "nothing",
         "lmdeploy": VERSION,
         "torch": torch.__version__,
         "dtype": str(feature_dtype(host, config)).removeprefix("torch."),
@@ -219,6 +226,19 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
         "prefix_caching": str(options.prefix_caching).lower(),
         "model_format": options.model_format,
     }
+
+
+def _chosen_by(backend: str, options: Options) -> str:
+    """Who chose it. A path or an address, which a reason may hold, is not for callers."""
+    if options.backend != "auto":
+        return "operator"
+    if backend != options.chosen_backend:
+        return "auto, as TurboMind cannot be given DeepStack here; the log says why"
+    return "auto"
+
+
+def _deepstack_by(backend: str) -> str:
+    return "LMDeploy's PyTorch engine" if backend == PYTORCH else "the hook on TurboMind"
 
 
 def _gpu() -> str:

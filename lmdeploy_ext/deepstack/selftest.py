@@ -1,0 +1,145 @@
+"""Whether TurboMind with DeepStack computes what it should on this machine, found out once.
+
+That calls can be taken over does not prove that they are made where they were when the hook was
+written. So before the first model with pictures runs on a machine, `trial` has a tiny random model
+answer in a process of its own, and the answers must be transformers'. What has passed is noted in
+the user's cache under everything that it depends on: later starts look at a file. A failure is not
+noted: the next start tries again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from lmdeploy_ext.deepstack import library, modes
+
+logger = logging.getLogger("lmdeploy_ext")
+
+VARIABLE = "LMDEPLOY_QWEN3VL_SELFTEST"
+"""``off`` leaves the test out, ``force`` repeats one that has passed."""
+TIMEOUT_S = 300
+_OUTPUT_SHOWN = 400
+_DRIVER = Path("/proc/driver/nvidia/version")
+_TRIAL = "lmdeploy_ext.deepstack.trial"
+_SOURCES = ("binding.py", "features.py", "memory.py", "mergers.py", "plan.py", "trial.py")
+_passed: set[str] = set()
+
+
+def verify() -> str | None:
+    """As `check`, for the mode in force: where the test fails, DeepStack is given up.
+
+    Returns:
+        Why there is no DeepStack although it is wanted; None where there is, or it is switched off.
+    """
+    found = modes.status()
+    if found.active and not engine_runs():
+        problem = check()
+        if problem is not None:
+            modes.reject(problem)
+        found = modes.status()
+    return None if found.active or found.mode in (modes.Mode.OFF, None) else found.reason
+
+
+def engine_runs() -> bool:
+    """Whether there is an engine with DeepStack, which was verified then."""
+    from lmdeploy_ext.deepstack import engine
+
+    return engine.running()
+
+
+def check() -> str | None:
+    """Why TurboMind with DeepStack must not be trusted on the first GPU; None if it may be.
+
+    Takes some seconds where this machine has not passed yet. Needs a GPU; without one nothing is
+    tested, as nothing can run.
+    """
+    import torch
+
+    choice = os.environ.get(VARIABLE, "").strip().lower()
+    if choice == "off" or not torch.cuda.is_available():
+        return None
+    key = _key()
+    if choice != "force" and (key in _passed or _noted(key)):
+        return None
+    begun = time.monotonic()
+    logger.info("DeepStack: comparing a random model with transformers, once on this machine")
+    problem = run()
+    if problem is None:
+        logger.info("DeepStack: the self-test passed in %.0f s", time.monotonic() - begun)
+        _passed.add(key)
+        _note(key)
+    return problem
+
+
+def run() -> str | None:
+    """Make the test in a process of its own. None, or what is wrong."""
+    with tempfile.TemporaryDirectory(prefix="lmdeploy-ext-") as folder:
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        variables = {**os.environ, VARIABLE: "off", "LMDEPLOY_QWEN3VL": "0"}
+        command = [sys.executable, "-m", _TRIAL, str(result)]
+        with log.open("wb") as sink:
+            try:
+                done = subprocess.run(
+                    command, env=variables, stdin=subprocess.DEVNULL, stdout=sink,
+                    stderr=subprocess.STDOUT, timeout=TIMEOUT_S,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                return f"the self-test did not end within {TIMEOUT_S} s"
+        if done.returncode == 0 and result.exists():
+            found: str | None = json.loads(result.read_text())["problem"]
+            return None if found is None else f"the self-test failed: {found}"
+        text = log.read_text(errors="replace").strip()
+    logger.error("the self-test of DeepStack ended with %d:\n%s", done.returncode, text[-8000:])
+    end = text.splitlines()[-1][-_OUTPUT_SHOWN:] if text else "without a word"
+    return f"the self-test ended with {done.returncode}: {end}"
+
+
+def _key() -> str:
+    """A hash of all that the outcome depends on."""
+    import torch
+
+    parts = [
+        version("lmdeploy"),
+        torch.__version__,
+        torch.cuda.get_device_name(0),
+        str(torch.cuda.get_device_capability(0)),
+        _driver(),
+        library.file_name(),
+        *(Path(__file__).with_name(name).read_text() for name in _SOURCES),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _driver() -> str:
+    """What the kernel says of NVIDIA's driver; nothing where it is not visible."""
+    try:
+        return _DRIVER.read_text()
+    except OSError:
+        return ""
+
+
+def _path(key: str) -> Path | None:
+    folder = library.cache_folder()
+    return None if folder is None else folder / f"selftest-{key}"
+
+
+def _noted(key: str) -> bool:
+    path = _path(key)
+    return path is not None and path.is_file()
+
+
+def _note(key: str) -> None:
+    path = _path(key)
+    if path is not None:
+        with contextlib.suppress(OSError):  # then the next start tests again
+            path.touch()
