@@ -23,6 +23,12 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
 FAILED = 1
 HEALTH_INTERVAL_S = 0.1
+WORDS = {
+    pb.ENFORCEMENT_UNSPECIFIED: "",
+    pb.ENFORCEMENT_ENFORCED: "enforced",
+    pb.ENFORCEMENT_CHECKED: "checked",
+    pb.ENFORCEMENT_ANNOTATION: "annotation",
+}
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,9 @@ def tasks(target: Target, as_json: bool) -> int:
             return print_json(response)
         for info in response.tasks:
             kind = info.grammar.WhichOneof("kind") if info.HasField("grammar") else "text"
+            kept = WORDS.get(info.enforcement, "?")
             picture = "needs a picture" if info.needs_image else "picture optional"
-            typer.echo(f"{info.name:<20} {kind:<12} {picture:<17} {info.description}")
+            typer.echo(f"{info.name:<20} {kind:<12} {kept:<9} {picture:<17} {info.description}")
 
     return calling(target, call)
 

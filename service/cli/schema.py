@@ -7,17 +7,12 @@ from pathlib import Path
 
 import typer
 
-from service.cli.calls import Target, calling, print_json, read_text
+from service.cli.calls import WORDS, Target, calling, print_json, read_text
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
 NOT_ENFORCED = 3
 """Exit code: the schema can be used, but some of its keywords are only checked."""
-WORDS = {
-    pb.ENFORCEMENT_ENFORCED: "enforced",
-    pb.ENFORCEMENT_CHECKED: "checked",
-    pb.ENFORCEMENT_ANNOTATION: "annotation",
-}
 
 
 def validate(target: Target, schema: Path, everything: bool, as_json: bool) -> int:

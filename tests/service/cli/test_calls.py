@@ -158,8 +158,7 @@ async def test_tasks() -> None:
         done = await called("tasks", *at(started))
         as_json = await called("tasks", "--json", *at(started))
     assert done.code == 0
-    name, kind = done.out.split()[:2]
-    assert (name, kind) == ("image-analysis", "json_schema")
+    assert done.out.split()[:3] == ["image-analysis", "json_schema", "enforced"]
     assert "needs a picture" in done.out
     (task,) = json.loads(as_json.out)["tasks"]
     assert task["name"] == "image-analysis"
