@@ -66,6 +66,7 @@ def encode_validation(validation: Validation) -> pb.ValidateSchemaResponse:
         grammar_bytes=report.ebnf_bytes,
         analysis_seconds=report.seconds,
         compile_seconds=validation.compile_s,
+        reason=report.why,
     )
 
 

@@ -229,6 +229,7 @@ REPORT = GrammarReport(
     rewrites=(Rewrite("/allOf", "merged"),),
     ebnf_bytes=77,
     seconds=0.5,
+    why="is too large",
 )
 ANSWER = Answer(
     text='{"a": 1}',
@@ -323,7 +324,7 @@ def test_a_validation_tells_everything_that_has_room() -> None:
         ("/type", "type", 1, ""),
     ]
     assert [(one.pointer, one.what) for one in told.rewrites] == [("/allOf", "merged")]
-    assert (told.omitted, told.grammar_bytes) == (0, 77)
+    assert (told.omitted, told.grammar_bytes, told.reason) == (0, 77, "is too large")
     assert (told.analysis_seconds, told.compile_seconds) == (0.5, 0.25)
 
 

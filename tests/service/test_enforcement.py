@@ -477,6 +477,7 @@ async def test_the_analyser_of_the_server_is_asked() -> None:
     assert asked == [("a+", 77)] * 3
     assert [one.grammar for one in script.requests] == [ready]
     assert result.enforcement == found.enforcement == pb.ENFORCEMENT_CHECKED
+    assert found.reason == "is too large; shorten it"
     assert (error.reason, error.violations) == (
         "SCHEMA_NOT_ENFORCED",
         (("task.inline.grammar.regex", "is too large; shorten it"),),

@@ -375,6 +375,7 @@ class ValidateSchemaResponse(_message.Message):
     GRAMMAR_BYTES_FIELD_NUMBER: _builtins.int
     ANALYSIS_SECONDS_FIELD_NUMBER: _builtins.int
     COMPILE_SECONDS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     enforcement: Global___Enforcement.ValueType
     """ENFORCED, or CHECKED where at least one keyword is."""
     omitted: _builtins.int
@@ -387,6 +388,10 @@ class ValidateSchemaResponse(_message.Message):
     """Time that the analysis took, in seconds; it may have been an earlier one, which is remembered."""
     compile_seconds: _builtins.float
     """Time until the engine had the grammar ready, in seconds; near 0 where it still had it."""
+    reason: _builtins.str
+    """For a grammar of another kind that is CHECKED, such as a large regular expression: what cannot be enforced and what
+    would help; else empty. For people, may change.
+    """
     @_builtins.property
     def keywords(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
         """Every keyword of a JSON Schema, at every place; empty for the other kinds of grammar."""
@@ -405,10 +410,11 @@ class ValidateSchemaResponse(_message.Message):
         grammar_bytes: _builtins.int = ...,
         analysis_seconds: _builtins.float = ...,
         compile_seconds: _builtins.float = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_seconds", b"analysis_seconds", "compile_seconds", b"compile_seconds", "enforcement", b"enforcement", "grammar_bytes", b"grammar_bytes", "keywords", b"keywords", "omitted", b"omitted", "rewrites", b"rewrites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_seconds", b"analysis_seconds", "compile_seconds", b"compile_seconds", "enforcement", b"enforcement", "grammar_bytes", b"grammar_bytes", "keywords", b"keywords", "omitted", b"omitted", "reason", b"reason", "rewrites", b"rewrites"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -940,7 +946,9 @@ class TaskResult(_message.Message):
 
     @_builtins.property
     def checked(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
-        """The keywords that are CHECKED, and no others; this answer satisfies them, another one might have failed."""
+        """The keywords of a JSON Schema that are CHECKED, and no others; this answer satisfies them, another one might have
+        failed.
+        """
 
     def __init__(
         self,
