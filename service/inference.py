@@ -1,4 +1,4 @@
-"""From a decoded call to its answer: a place in the queue, the task, safe pictures, the engine."""
+"""From a decoded call to its answer: the task, a place in the queue, safe pictures, the engine."""
 
 from __future__ import annotations
 
@@ -53,13 +53,16 @@ class Inference:
         self._schema_limits = schema_limits(settings)
         self._analyser = analyser
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
+        # A grammar that takes long holds no place that others could use; calls that hold their
+        # pictures meanwhile are as many as may wait.
+        self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
         self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
 
     async def answer(self, call: Call, time_left_s: float | None) -> tuple[Any, Answer]:
         """The value of the task's parser, and the answer."""
         deadline = self._deadline(time_left_s)
+        task = await self._task(call, deadline)
         async with self.admission.slot(deadline):
-            task = await self._task(call, deadline)
             images = await self._images(call, deadline)
             result = await run(
                 self._engine,
@@ -80,8 +83,8 @@ class Inference:
     ) -> AsyncGenerator[str | Answer, None]:
         """Pieces of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
+        task = await self._task(call, deadline)
         async with self.admission.slot(deadline):
-            task = await self._task(call, deadline)
             images = await self._images(call, deadline)
             events: Any = stream(
                 self._engine,
@@ -123,15 +126,16 @@ class Inference:
         return task
 
     async def _inline(self, inline: InlineTask, deadline: float) -> Task:
-        work = inline_task(
-            inline.system,
-            inline.user,
-            inline.grammar,
-            self._analyser,
-            self._schema_limits,
-            max_text_bytes=self._settings.max_text_bytes,
-        )
-        return await within(deadline, work)
+        async with self.analyses.slot(deadline):
+            work = inline_task(
+                inline.system,
+                inline.user,
+                inline.grammar,
+                self._analyser,
+                self._schema_limits,
+                max_text_bytes=self._settings.max_text_bytes,
+            )
+            return await within(deadline, work)
 
     async def _images(self, call: Call, deadline: float) -> list[Image]:
         if not call.images:

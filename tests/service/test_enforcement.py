@@ -21,6 +21,7 @@ from service.types import GenerateRequest, Grammar, GrammarKind
 from tests.service.harness import (
     failure,
     inline,
+    picture,
     run_request,
     running,
     stream_failure,
@@ -457,6 +458,54 @@ async def test_a_question_that_is_withdrawn_stops_the_compiler() -> None:
         call.cancel()
         await until(lambda: engine.compiling == 0)
         await until(lambda: started.server.servicer.inference.validations.active == 0)
+
+
+class Endless:
+    """An analyser that never answers. Counts the calls that wait for it."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
+        self.waiting += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waiting -= 1
+        raise AssertionError("it never comes here")
+
+
+@pytest.mark.parametrize("method", ["RunTask", "StreamTask", "ValidateSchema"])
+async def test_an_analysis_ends_with_the_deadline_and_with_the_call(method: str) -> None:
+    endless = Endless()
+    async with running(analyser=endless, inference_timeout_s=0.1) as started:
+        inference = started.server.servicer.inference
+        if method == "RunTask":
+            error = await failure(started.stub.RunTask(checked_request(), timeout=20))
+        elif method == "StreamTask":
+            call = started.stub.StreamTask(streamed(checked_request()), timeout=20)
+            _, error = await stream_failure(call)
+        else:
+            error = await failure(started.stub.ValidateSchema(question(regex="a"), timeout=20))
+        assert error.reason == "INFERENCE_TIMEOUT"
+        assert endless.waiting == 0
+        counts = (inference.admission, inference.analyses, inference.validations)
+        assert [admission.active for admission in counts] == [0, 0, 0]
+
+
+async def test_grammars_that_take_long_hold_no_place_that_others_could_use() -> None:
+    endless = Endless()
+    async with running(analyser=endless, max_concurrent=1, max_queue=2) as started:
+        inference = started.server.servicer.inference
+        calls = [started.stub.RunTask(checked_request(), timeout=20) for _ in range(3)]
+        await until(lambda: endless.waiting == 3)
+        assert inference.admission.active == 0
+        await started.stub.RunTask(run_request(pb.Task(name=ANALYZE_TASK), [picture()]), timeout=5)
+        error = await failure(started.stub.RunTask(checked_request(), timeout=5))
+        assert error.reason == "OVERLOADED"
+        for call in calls:
+            call.cancel()
+        await until(lambda: endless.waiting == inference.analyses.active == 0)
 
 
 async def test_the_analyser_of_the_server_is_asked() -> None:
