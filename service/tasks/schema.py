@@ -128,12 +128,26 @@ def _invalid(pointer: str, what: str, reason: str = "SCHEMA_INVALID") -> Grammar
 
 
 def _draft(document: dict[str, Any]) -> Draft:
-    name = document.get("$schema", DEFAULT_DRAFT.uri)
+    name = document["$schema"] if "$schema" in document else _common_dialect(document)
     draft = DRAFTS.get(name.rstrip("#")) if isinstance(name, str) else None
     if draft is None:
         known = ", ".join(DRAFTS)
         raise _invalid("/$schema", f"unknown draft; known are {known}")
     return draft
+
+
+def _common_dialect(document: dict[str, Any]) -> str:
+    """The draft that subschemas name, where those that name one agree: a schema put together from
+    several files keeps theirs. Else the default, and the walk refuses what differs."""
+    found: set[str] = set()
+    pending = [document]
+    while pending:
+        schema = pending.pop()
+        if isinstance(schema.get("$schema"), str):
+            found.add(schema["$schema"].rstrip("#"))
+        pending += [child for _, _, child in _children(schema)]
+    name = found.pop() if len(found) == 1 else ""
+    return name if name in DRAFTS else DEFAULT_DRAFT.uri
 
 
 def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:

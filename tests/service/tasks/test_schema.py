@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import GrammarError, ServiceError
+from service.errors import GrammarError, OutputInvalid, ServiceError
+from service.tasks.answers import AnswerValidator
 from service.tasks.schema import SchemaLimits, check_json_schema, compiled
 
 DRAFT7 = "http://json-schema.org/draft-07/schema#"
@@ -94,7 +95,13 @@ def test_not_a_schema(schema: Any) -> None:
         ({"items": {"$ref": "#nowhere"}}, "/items/$ref"),
         ({"$ref": "#/x", "x": 3}, "/$ref"),
         ({"items": {"$ref": "#/x"}, "x": {"type": 3}}, "/items/$ref/type"),
-        ({"items": {"$schema": DRAFT7}}, "/items/$schema"),
+        (
+            {
+                "items": {"$schema": DRAFT7},
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+            },
+            "/items/$schema",
+        ),
     ],
 )
 def test_invalid_with_a_pointer(schema: Any, pointer: str) -> None:
@@ -210,6 +217,29 @@ def test_a_keyword_that_the_draft_would_ignore_is_refused(schema: Any, pointer: 
     assert error.reason == "SCHEMA_UNSUPPORTED"
     assert error.metadata["pointer"] == pointer
     assert "name another draft" in error.message
+
+
+def put_together(*drafts: str) -> dict[str, Any]:
+    """A root without a draft, and definitions that name theirs. In draft-04 a bound is exclusive by a boolean."""
+    named = {f"d{i}": {"$schema": uri} for i, uri in enumerate(drafts)}
+    bound = {"minimum": 1, "exclusiveMinimum": True}
+    return {"definitions": named, "properties": {"a": bound}}
+
+
+def test_subschemas_that_agree_on_a_draft_name_it_for_the_whole() -> None:
+    schema = put_together(
+        "http://json-schema.org/draft-04/schema#", "http://json-schema.org/draft-04/schema"
+    )
+    validator = AnswerValidator(json.dumps(schema))
+    assert validator.parse('{"a": 2}') == {"a": 2}
+    with pytest.raises(OutputInvalid):
+        validator.parse('{"a": 1}')
+
+
+@pytest.mark.parametrize("other", [DRAFT7, "http://example.com/mine"])
+def test_subschemas_that_do_not_agree_on_a_known_draft_are_refused(other: str) -> None:
+    schema = put_together("http://json-schema.org/draft-04/schema#", other)
+    assert "another draft" in refused(json.dumps(schema | {"properties": {}})).message
 
 
 @pytest.mark.parametrize("place", ["const", "properties", "title-of-mine"])
