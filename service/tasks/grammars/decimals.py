@@ -40,6 +40,7 @@ _SMALL_BELOW = 0.0002
 _GREAT = '[1-9] ("." {places})? [eE] "+"? ("1" [6-9] | [2-9] [0-9] | "1" [0-9] [0-9])'
 """As Python spells binary64 from 10**16 on."""
 _GREAT_FROM = 10**16
+_LEAST = 10.0**-EXACT_DIGITS
 _MEMBERS = 1_000
 _DECIMALS = Context(prec=400)
 
@@ -199,12 +200,12 @@ def _magnitudes(
     limit = EXACT_DIGITS - max((step.places for step in conditions.steps), default=0)
     if interval.low >= 10 ** (limit - 1):
         raise TooLarge
-    cuts = [_cut(value, ROUND_FLOOR) for value in sorted(without)]
+    cuts = [_cut(value, ROUND_FLOOR) for value in sorted(without) if value >= _LEAST]
     automata = [multiples(s.modulus, s.places, s.source.negated) for s in conditions.steps]
     automata += [multiples(1, 0, True)] * conditions.broken
     return replace(
         found,
-        # What has more digits is a binary64 number that no number of so few digits is read as.
+        # What has more digits, or is smaller, is nothing that so few digits are read as.
         without=tuple(cut for cut in cuts if len(cut.whole + cut.fraction) <= limit),
         multiples=tuple(automata),
         limit=limit,
