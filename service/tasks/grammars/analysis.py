@@ -9,9 +9,10 @@ from service.errors import GrammarError
 from service.tasks import jsontext
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammar_checks import check_grammar
-from service.tasks.grammars.ebnf import ROOT, literal
+from service.tasks.grammars.ebnf import Rules, literal, one_of
 from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
-from service.tasks.grammars.schema_grammar import schema_grammar
+from service.tasks.grammars.schema_grammar import pruned, schema_grammar
+from service.tasks.grammars.strings import emit_regex
 from service.tasks.schema import FIELD, SchemaLimits, compiled
 from service.types import Grammar, GrammarKind
 
@@ -38,15 +39,24 @@ def _analysed(kind: GrammarKind, source: str, limits: SchemaLimits) -> Analysed:
     if kind is GrammarKind.JSON_SCHEMA:
         return _schema(plain, limits, begun)
     check_grammar(plain, limits)
+    rules = Rules()
+    why = ""
     if kind is GrammarKind.CHOICE:
-        options = jsontext.decode(source)
-        ebnf, little = f"{ROOT} ::= " + " | ".join(map(literal, options)) + "\n", True
+        ebnf, little = rules.text(one_of(map(literal, jsontext.decode(source)))), True
     elif kind is GrammarKind.REGEX:
-        ebnf, little = "", True  # engines compile it from its source
+        emitted = emit_regex(source, rules)
+        if emitted.expression is None:
+            what = "no text can match it"
+            raise GrammarError("grammar.regex", what, reason="GRAMMAR_UNSATISFIABLE")
+        ebnf, little = pruned(rules.text(emitted.expression)), "{" not in source
+        why = "; ".join(f"the expression {reason}" for _, reason in emitted.dropped)
     else:
         ebnf, little = source, False
     report = GrammarReport(
-        Enforcement.ENFORCED, ebnf_bytes=len(ebnf.encode()), seconds=time.perf_counter() - begun
+        Enforcement.CHECKED if why else Enforcement.ENFORCED,
+        ebnf_bytes=len(ebnf.encode()),
+        seconds=time.perf_counter() - begun,
+        why=why,
     )
     return Analysed(Grammar(kind, source, ebnf, little), report)
 

@@ -46,6 +46,7 @@ class Context:
         self.rules = Rules()
         self.dropped: dict[str, str] = {}
         self.expander = Expander(nodes, self.drop)
+        self.silent = False
         self._expansions: dict[State, Expansion] = {}
         self._emitted: dict[tuple[int, Key], tuple[str | None, tuple[tuple[int, str], ...]]] = {}
         self._joined: set[State] = set()
@@ -53,7 +54,8 @@ class Context:
 
     def drop(self, pointer: str, why: str) -> None:
         """Note that the grammar does not enforce a keyword; the first reason stays."""
-        self.dropped.setdefault(pointer, why)
+        if not self.silent:
+            self.dropped.setdefault(pointer, why)
 
     def note(self, pointer: str, what: str) -> None:
         """Note a rewrite."""

@@ -145,8 +145,15 @@ class Expander:
         if isinstance(node.schema, bool):
             return TRUE if node.schema else FALSE
         own, types = self._own(node)
-        whole: Expansion = tuple([tuple(own[t])] if types >> t & 1 else _NEVER for t in TYPES)
+        here: Expansion = tuple([tuple(own[t])] if types >> t & 1 else _NEVER for t in TYPES)
+        # Names keep the order of the schema, also where parts of it come before its own.
+        first = next((k for k in node.keywords if k in _MEMBERS or k not in _IN_PLACE), None)
+        if any(k in node.keywords for k in _MEMBERS):
+            first = next(k for k in node.keywords if k in _MEMBERS)
+        whole = here if first is None else TRUE
         for keyword in node.keywords:
+            if keyword == first:
+                whole = self._both(whole, here, node.at(keyword))
             combine = _IN_PLACE.get(keyword)
             if combine is not None:
                 part = yield from combine(self, node, keyword, False)

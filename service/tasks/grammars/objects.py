@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from service.tasks.grammars.context import REPEAT, Context
@@ -33,6 +33,10 @@ MAX_CLASSES = 16
 """Kinds of further names, told apart by the patterns that they match."""
 MAX_PATTERNS = 8
 """Patterns whose combinations are told apart."""
+MAX_SHUFFLED = 3
+"""Declared names that may come in any order; each set of those that are there has a rule."""
+MAX_INLINE = 60
+"""Characters of a member that is written out in several rules."""
 MAX_MARKS = 2
 """Members of a special kind that one object must have, each for its own reason."""
 _FINITE = re.compile(r"\^\(?(?:\?:)?([\w -]+(?:\|[\w -]+)*)\)?\$", re.ASCII)
@@ -55,6 +59,8 @@ class ObjectShape:
     low: int = 0
     high: int | None = None
     marks: int = 0
+    second: list[int] | None = None
+    """Another order of the members that is as good."""
 
     def children(self) -> Iterable[State]:
         """The states of values."""
@@ -93,14 +99,23 @@ class ObjectShape:
 
     def write(self, rules: Rules, value: Callable[[State], str | None]) -> str | None:
         """The expression, or None where no object fits."""
-        return _Writer(self, rules, value).run()
+        if len(self.members) <= MAX_SHUFFLED and not (
+            self.low or self.high is not None or self.marks
+        ):
+            return Shuffled(self, rules, value).run()
+        one = Writer(self, rules, value).run()
+        if one is None or self.second is None:
+            return one
+        shape = replace(self, members=[self.members[i] for i in self.second])
+        other = Writer(shape, rules, value).run()
+        return one if other is None else one_of((one, other))
 
 
 Count = tuple[int, int]
 """Members so far, as far as it matters, and marks that are set."""
 
 
-class _Writer:
+class Writer:
     """Writes the rules from the last name to the first."""
 
     def __init__(
@@ -277,6 +292,61 @@ class _Writer:
         return self.rules.define(hint, " | ".join(dict.fromkeys(parts)))
 
 
+class Shuffled:
+    """Writes few names in any order: a rule for each set of those that are there."""
+
+    def __init__(
+        self, shape: ObjectShape, rules: Rules, value: Callable[[State], str | None]
+    ) -> None:
+        self.rules = rules
+        self.pairs: list[str] = []
+        self.required = 0
+        self.possible = True
+        for name, required, ways in shape.members:
+            expression = value(ways[0][0])
+            if expression is not None:
+                self.required |= int(required) << len(self.pairs)
+                key = literal(json.dumps(name, ensure_ascii=False) + ": ")
+                pair = f"{key} {expression}"
+                self.pairs.append(pair if len(pair) < MAX_INLINE else rules.define("member", pair))
+            elif required:
+                self.possible = False
+        several = ((key, value(ways[0][0])) for key, ways in shape.further)
+        self.further = [
+            f'{key} ": " {expression}' for key, expression in several if expression is not None
+        ]
+
+    def run(self) -> str | None:
+        """The expression, or None where no object fits."""
+        if not self.possible:
+            return None
+        after: dict[int, str] = {}
+        everything = (1 << len(self.pairs)) - 1
+        for used in range(everything, -1, -1):
+            nexts = [
+                _sequence(pair, after[used | 1 << i])
+                for i, pair in enumerate(self.pairs)
+                if not used >> i & 1
+            ]
+            own = self.rules.reserve("more") if self.further else ""
+            nexts += [_sequence(pair, own) for pair in self.further]
+            ends = used & self.required == self.required
+            body = _sequence('", "', one_of(nexts)) if nexts else '""'
+            if ends and nexts:
+                body = f'("" | {body})'
+            if own:
+                self.rules.fill(own, body)
+                body = own
+            elif used.bit_count() > 1 and nexts:
+                body = self.rules.define("more", body)
+            after[used] = body
+            if not used:
+                start = [_sequence(pair, after[1 << i]) for i, pair in enumerate(self.pairs)]
+                start += [_sequence(pair, own) for pair in self.further]
+                start += ['""'] if ends else []
+        return _sequence('"{"', one_of(start), '"}"')
+
+
 def _sequence(*parts: str) -> str:
     return " ".join(part for part in parts if part != '""') or '""'
 
@@ -315,7 +385,23 @@ class _Reader:
         further = self._further(names)
         marks = (1 << len(self.some)) - 1
         shape = ObjectShape(members, further, self.low, self.high, marks)
+        shape.second = self._second([name for name, _, _ in members])
         return self._bounded(shape, len(needed))
+
+    def _second(self, names: list[str]) -> list[int] | None:
+        """Required names first, where the names seem to have lost the order of their author.
+
+        That is where they are sorted, or ``required`` names them in another order.
+        """
+        needed = list(dict.fromkeys(n for c in self.required for n in c.names if n in names))
+        if len(names) <= MAX_SHUFFLED or not needed:
+            return None
+        places = {name: i for i, name in enumerate(names)}
+        order = [places[name] for name in needed]
+        in_order = order == sorted(order)
+        if order == list(range(len(order))) or (in_order and names != sorted(names)):
+            return None
+        return [*order, *(i for i, name in enumerate(names) if name not in set(needed))]
 
     def _bounded(self, shape: ObjectShape, needed: int) -> ObjectShape | None:
         """Without counting where it changes nothing or costs too much."""

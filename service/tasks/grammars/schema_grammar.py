@@ -117,6 +117,8 @@ class _Builder:
 
     def _shape(self, state: State) -> _Shape:
         shape = _Shape()
+        # Whoever asked for any value has noted what is not enforced in it.
+        self.context.silent = not state
         place = min((self.nodes.of(atom).pointer for atom in state), key=len, default="")
         expansion = self.context.expand(state)
         for t in TYPES:
