@@ -147,7 +147,11 @@ def assemble(
         config = TextConfig.from_checkpoint(folder, quantised=True)
         wanted = wanted_context(options, config)
         host = build(config, Chat(folder, config), wanted)
-        return Loaded(folder, options, config, host)
+        try:
+            return Loaded(folder, options, config, host)
+        except BaseException:
+            host.native.close()  # nobody else knows of it
+            raise
     except (CheckpointError, FileNotFoundError, KeyError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise EngineUnavailable(

@@ -20,7 +20,8 @@ from service.errors import (
     InternalError,
     InvalidRequest,
 )
-from service.types import Grammar, GrammarKind, Sampling
+from service.types import GrammarKind, Sampling
+from tests.service.analysed import analysed
 
 pytestmark = pytest.mark.slow  # importing LMDeploy takes seconds
 
@@ -204,29 +205,78 @@ def test_auto_takes_pytorch_where_turbomind_cannot_have_deepstack(
 ) -> None:
     import lmdeploy_ext
     from lmdeploy_ext.patch import HostDrift
-    from service.engines.lmdeploy import building
 
     installed: list[str | None] = []
     monkeypatch.setattr(lmdeploy_ext, "install", installed.append)
     monkeypatch.setattr(lmdeploy_ext, "uninstall", lambda: None)
     monkeypatch.setattr(lmdeploy_ext, "is_installed", lambda: "off" in installed)
-    assert building._available(Options("model")) == PYTORCH
+    assert available() == PYTORCH
     for refused in ({"backend": "turbomind"}, {"deepstack": "require"}, {"model_format": "awq"}):
         with pytest.raises(EngineUnavailable, match="cannot be given DeepStack"):
-            building._available(Options("model", **refused))
+            available(**refused)
     assert set(installed) == {"auto", "require"}
     # Texts do without, and a deliberate choice is one.
-    assert building._available(Options("model", vision=False)) == TURBOMIND
+    assert available(vision=False) == TURBOMIND
     installed.clear()
-    assert building._available(Options("model", deepstack="off")) == TURBOMIND
+    assert available(deepstack="off") == TURBOMIND
 
     def drift(mode: str | None) -> None:
         raise HostDrift(["LMDeploy 9.9 is not verified"], "Install another.")
 
     monkeypatch.setattr(lmdeploy_ext, "install", drift)
     with pytest.raises(EngineUnavailable, match=r"9\.9 is not verified"):
-        building._available(Options("model", backend="turbomind"))
-    assert building._available(Options("model")) == PYTORCH
+        available(backend="turbomind")
+    assert available() == PYTORCH
+
+
+def test_a_failed_self_test_is_a_fallback_and_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lmdeploy_ext
+    from lmdeploy_ext.deepstack import selftest
+
+    said: list[str] = []
+    monkeypatch.setattr(lmdeploy_ext, "install", lambda mode: None)
+    monkeypatch.setattr(lmdeploy_ext, "is_installed", lambda: True)
+    monkeypatch.setattr(selftest, "verify", lambda: said.append("tested"))
+    assert available() == TURBOMIND
+    monkeypatch.setattr(selftest, "verify", lambda: "wrong rows")
+    assert available() == PYTORCH
+    for refused in ({"backend": "turbomind"}, {"deepstack": "require"}):
+        with pytest.raises(EngineUnavailable, match="pictures need: wrong rows"):
+            available(**refused)
+    assert available(deepstack="off") == TURBOMIND
+    assert available(vision=False) == TURBOMIND
+    assert said == ["tested"], "not where there are no pictures"
+
+
+def available(**options: Any) -> str:
+    from service.engines.lmdeploy import building
+
+    return building._available(Options("model", **options), lambda message: None)
+
+
+def test_details_name_the_mode_and_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmdeploy_ext import deepstack
+    from service.engines.lmdeploy import building
+
+    def details(runs: str, active: bool, **options: Any) -> dict[str, str]:
+        found = SimpleNamespace(active=active, reason="/opt/module.so lacks a function")
+        monkeypatch.setattr(deepstack, "status", lambda: found)
+        host: Any = SimpleNamespace(backend=runs, native=SimpleNamespace(engine_config=None))
+        config: Any = SimpleNamespace(dtype="bfloat16")
+        return building.describe(host, Options("model", **options), config)
+
+    def shown(found: dict[str, str]) -> list[str]:
+        return [found[f"deepstack{end}"] for end in ("", "_mode", "_by")]
+
+    assert shown(details(TURBOMIND, True)) == ["on", "auto", "the hook on TurboMind"]
+    off = details(TURBOMIND, False, deepstack="off")
+    assert shown(off) == ["off", "off", "nothing"]
+    fallback = details(PYTORCH, False)
+    assert shown(fallback) == ["on", "auto", "LMDeploy's PyTorch engine"]
+    assert "TurboMind cannot be given DeepStack" in fallback["backend_chosen"]
+    assert "/opt" not in str(fallback), "no paths to callers"
+    chosen = details(PYTORCH, False, backend="pytorch")
+    assert chosen["backend_chosen"] == "operator"
 
 
 # Grammars
@@ -268,12 +318,12 @@ def test_an_error_of_the_engines_compiler_is_the_callers(table: list[bytes]) -> 
             def fail(*_: Any, **__: Any) -> Any:
                 raise RuntimeError("[10:00:00] /build/xgrammar/x.cc:1: not today")
 
-            return SimpleNamespace(compile_json_schema=fail, compile_regex=fail)
+            return SimpleNamespace(compile_structural_tag=fail)
 
     compiler = TurboMindCompiler(Failing, table, [256])
     for kind, source in ((GrammarKind.JSON_SCHEMA, "{}"), (GrammarKind.REGEX, "a")):
         with pytest.raises(GrammarError, match="cannot be compiled: not today") as raised:
-            compiler.compile(Grammar(kind, source))
+            compiler.compile(analysed(kind, source))
         assert "/build" not in raised.value.message
 
 
@@ -284,7 +334,7 @@ def test_text_for_other_processes_has_no_control_characters(table: list[bytes]) 
     from tests.service.engines.conformance import GRAMMARS
 
     compiler = PyTorchCompiler(table, [256], as_text=True)
-    bounded = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "string", "maxLength": 4}')
+    bounded = analysed(GrammarKind.JSON_SCHEMA, '{"type": "string", "maxLength": 4}')
     text = compiler.compile(bounded).compiled["format"]["grammar"]
     info = xgrammar.TokenizerInfo(table[:257], stop_token_ids=[256])
     compiled = xgrammar.GrammarCompiler(info).compile_grammar(text)
