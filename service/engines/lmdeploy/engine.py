@@ -65,7 +65,7 @@ class LMDeployEngine:
         self._closed = asyncio.Event()
         self._loaded: Loaded | None = None
         self._capabilities: Capabilities | None = None
-        self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
+        self._front = _front()
         self._ids = itertools.count(1)
         self._live: dict[int, Run | None] = {}
         self._seen = (0, 0)
@@ -97,6 +97,8 @@ class LMDeployEngine:
                     await self._check_guidance(loaded)
             except BaseException:
                 self._loaded = None
+                self._front.shutdown(wait=False)
+                self._front = _front()  # another start may follow
                 await loaded.close()
                 raise
             self._capabilities = loaded.capabilities
@@ -264,6 +266,11 @@ class LMDeployEngine:
                 "LMDeploy does not obey grammars on this machine, so answers could not be trusted "
                 "to fit; its log may say why"
             )
+
+
+def _front() -> ThreadPoolExecutor:
+    """Threads that prepare prompts; they start with the first."""
+    return ThreadPoolExecutor(2, thread_name_prefix="front")
 
 
 def _load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
