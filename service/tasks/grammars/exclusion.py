@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from service.tasks.grammars.codepoints import ALL, complement
+from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference
 from service.tasks.grammars.ebnf import Rules
 from service.tasks.grammars.emission import counted
-from service.tasks.grammars.spellings import Json
+from service.tasks.grammars.spellings import PLAIN, Json
 
 _Tree = dict[str, "_Tree"]
+_WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
+"""Characters that are escaped or have several bytes."""
 _END = ""
 """The key of a node at which a name ends."""
 
@@ -51,12 +53,20 @@ class _Writer:
         goes_on = [character for character in node if character != _END]
         if rest is not None:
             others = complement(tuple((ord(c), ord(c)) for c in sorted(goes_on)))
-            found += [f"{one} {rest}" for one in self._spelling.alternatives(others)]
+            if difference(_WIDE, others):
+                found += self._followed(others, rest)
+            else:  # the part that takes the most to compile is one rule for all nodes
+                found += self._followed(difference(others, _WIDE), rest)
+                wide = " | ".join(self._followed(_WIDE, rest))
+                found.append(self._rules.define("json_wide", wide))
         for character in goes_on:
             below = made[id(node[character])]
             if below is not None:
                 found.append(f"{self._spelling.text(character)} {below}")
         return self._rules.define("json_other", " | ".join(found)) if found else None
+
+    def _followed(self, characters: Ranges, rest: str) -> list[str]:
+        return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
 
     def _rest(self, depth: int) -> str | None:
         """Any characters from a depth on."""
