@@ -13,6 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+
+LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
+"""For collections with schemas over the default limits; both are settings of the service."""
 END = 256
 """Id of the token behind the last byte."""
 
@@ -166,9 +170,9 @@ class LLGuidance(MaskEngine):
 
 
 class _OurGrammar(_XGrammarGrammar):
-    def __init__(self, automaton: Any, schema: str, enforced: bool) -> None:
+    def __init__(self, automaton: Any, schema: str, limits: SchemaLimits, enforced: bool) -> None:
         super().__init__(automaton)
-        self._schema = schema
+        self._schema, self._limits = schema, limits
         self.enforced = enforced
 
     def finally_valid(self, text: str) -> bool:
@@ -176,7 +180,7 @@ class _OurGrammar(_XGrammarGrammar):
         from service.tasks.answers import AnswerValidator
 
         try:
-            AnswerValidator(self._schema).parse(text)
+            AnswerValidator(self._schema, self._limits).parse(text)
         except OutputInvalid:
             return False
         return True
@@ -185,37 +189,46 @@ class _OurGrammar(_XGrammarGrammar):
 class Ours(MaskEngine):
     """Admission, analysis and compilation as in the service, then its final validation."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: SchemaLimits) -> None:
         from service.engines.shared.grammar import GrammarCompiler
 
         table = [bytes([value]) for value in range(END)] + [b""]
         self._compiler = GrammarCompiler(table, [END])
+        self._limits = limits
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError
         from service.tasks.grammars.analysis import analyse
         from service.tasks.grammars.report import Enforcement
-        from service.tasks.schema import DEFAULT_LIMITS, check_json_schema
+        from service.tasks.schema import check_json_schema
         from service.types import Grammar as Asked
         from service.types import GrammarKind
 
         try:
-            check_json_schema(schema, DEFAULT_LIMITS)
-            analysed = analyse(Asked(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
+            check_json_schema(schema, self._limits)
+            analysed = analyse(Asked(GrammarKind.JSON_SCHEMA, schema), self._limits)
             compiled = self._compiler.compile(analysed.grammar)
         except GrammarError as error:
             located = bool(error.metadata.keys() & {"pointer", "actual", "limit", "limit_s"})
             raise Refused(error.message, error.reason, located) from None
         enforced = analysed.report.enforcement is Enforcement.ENFORCED
-        return _OurGrammar(compiled.automaton, schema, enforced)
+        return _OurGrammar(compiled.automaton, schema, self._limits, enforced)
 
 
+OURS = "ours"
+DEFAULTS = "ours, default limits"
 ENGINES: dict[str, Callable[[], MaskEngine]] = {
     "xgrammar, any whitespace": lambda: XGrammar(any_whitespace=True),
     "xgrammar, fixed separators": lambda: XGrammar(any_whitespace=False),
     "llguidance": LLGuidance,
-    "ours": Ours,
+    OURS: lambda: Ours(LARGE_LIMITS),
+    DEFAULTS: lambda: Ours(DEFAULT_LIMITS),
 }
+
+
+def schema_text(schema: object) -> str:
+    """A schema as a client sends it."""
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def instance_text(value: object) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.collection import Case
-from benchmarks.mask_engines import instance_text
+from benchmarks.mask_engines import LARGE_LIMITS, instance_text, schema_text
 from benchmarks.mask_outcomes import Outcome
 from service.errors import GrammarError, OutputInvalid
 from service.tasks.answers import AnswerValidator
 from service.tasks.grammars.analysis import analyse
-from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 
 SHOWN = 90
@@ -57,7 +55,7 @@ def _violation(case: Case, number: int) -> tuple[str, str]:
     """Keyword and place of the first violation of an instance."""
     text = instance_text(case.tests[number]["data"])
     try:
-        AnswerValidator(json.dumps(case.schema)).parse(text)
+        AnswerValidator(schema_text(case.schema), LARGE_LIMITS).parse(text)
     except OutputInvalid as error:
         return error.metadata["keyword"], error.metadata["pointer"]
     except GrammarError as error:
@@ -67,8 +65,8 @@ def _violation(case: Case, number: int) -> tuple[str, str]:
 
 def _told(case: Case, keyword: str) -> str:
     """What the report says of a keyword, as far as one word can say it."""
-    asked: Any = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(case.schema))
-    checked = analyse(asked, DEFAULT_LIMITS).report.checked
+    asked: Any = Grammar(GrammarKind.JSON_SCHEMA, schema_text(case.schema))
+    checked = analyse(asked, LARGE_LIMITS).report.checked
     whys = sorted({entry.why for entry in checked if entry.keyword == keyword})
     if whys:
         return "CHECKED because it " + " / ".join(whys)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 class Outcome:
     """What an engine made of one schema.
 
-    what: served, refused, timeout or crash. seconds: until it had a grammar or said no.
+    what: served, refused, timeout, crash, or empty for a refusal because no value fits, where there
+    is no valid instance: the grammar of nothing. seconds: until it had a grammar or said no.
     accepts_invalid, rejects_valid: numbers of instances that the grammar misjudges.
     passes_invalid, loses_valid: the same of everything together, final validation included.
     stopped: by instance, how many characters of a valid one the grammar took before it refused it.
@@ -34,4 +35,8 @@ class Outcome:
     @property
     def exact(self) -> bool:
         """Whether the grammar judges every instance right."""
-        return self.what == "served" and not (self.accepts_invalid or self.rejects_valid)
+        return (
+            self.what == "empty"
+            or (self.what == "served"
+            and not (self.accepts_invalid or self.rejects_valid))
+        )

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.collection import Case, collection_argument, read_collection
 from benchmarks.common import environment, markdown, write_results
-from benchmarks.mask_engines import ENGINES, Refused, instance_text
+from benchmarks.mask_engines import ENGINES, LARGE_LIMITS, OURS, Refused, instance_text, schema_text
 from benchmarks.mask_outcomes import Outcome
 
 PEERS = {"llguidance": "llguidance"}
@@ -54,14 +54,18 @@ def serve(name: str) -> None:
     _say("ready")
     for line in sys.stdin:
         case = json.loads(line)
-        schema = json.dumps(case["schema"])
+        schema = schema_text(case["schema"])
         began = time.perf_counter()
         try:
             grammar = engine.compile(schema)
         except Refused as error:
             seconds = time.perf_counter() - began
             _say("compiled")
-            refused = Outcome("refused", seconds, error.reason, str(error), error.located)
+            valid = any(test["valid"] for test in case["tests"])
+            empty = error.reason == "SCHEMA_UNSATISFIABLE" and not valid
+            refused = Outcome(
+                "empty" if empty else "refused", seconds, error.reason, str(error), error.located
+            )
             _say(asdict(refused))
             continue
         outcome = Outcome("served", time.perf_counter() - began, enforced=grammar.enforced)
@@ -179,7 +183,7 @@ def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     refused = [one for one in outcomes if one.what == "refused"]
     milliseconds = [1e3 * one.seconds for one in outcomes]
     size = sum(one.bytes for one in outcomes)
-    return {
+    found = {
         "engine": name,
         "schemas": len(outcomes),
         "exact": sum(one.exact for one in outcomes),
@@ -187,10 +191,10 @@ def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rejects valid": sum(bool(one.rejects_valid) for one in outcomes),
         "OK answers invalid": sum(bool(one.passes_invalid) for one in outcomes),
         "served": len(served),
-        "enforced": sum(one.enforced is True for one in served) if name == "ours" else "-",
-        "enforced, yet accepts invalid": (
-            sum(bool(one.enforced and one.accepts_invalid) for one in served)
-            if name == "ours" else "-"
+        "rightly unsatisfiable": sum(one.what == "empty" for one in outcomes),
+        "enforced": sum(one.enforced is True for one in served),
+        "enforced, yet accepts invalid": sum(
+            bool(one.enforced and one.accepts_invalid) for one in served
         ),
         "refused": len(refused),
         "refused without reason and place": sum(not one.located for one in refused),
@@ -203,6 +207,9 @@ def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "slowest byte ms": max(1e3 * one.slowest_s for one in outcomes),
         "refusals": Counter(one.reason for one in refused),
     }  # fmt: skip
+    if all(one.enforced is None for one in served):  # the engine does not say
+        del found["enforced"], found["enforced, yet accepts invalid"]
+    return found
 
 
 def compared() -> tuple[list[str], str]:
@@ -219,15 +226,16 @@ def compared() -> tuple[list[str], str]:
     return names, ", ".join(notes)
 
 
-NOTES = """{versions}. {schemas} schemas with {instances} instances; one without instances counts as \
-exact where it is served. Byte vocabulary: the text of an instance is `json.dumps` of it without \
-escapes, followed byte by byte. accepts invalid, rejects valid: schemas of which the grammar alone \
-misjudges an instance; OK answers invalid: after the final validation, which only ours has. enforced: \
-the analysis says that the grammar keeps every keyword. refused without reason and place: for ours a \
-reason code and a JSON pointer, or limit and size; xgrammar's messages name lines of its source, \
-llguidance's the keyword. compile: everything until there is a grammar, for ours admission, analysis \
-and compilation; killed after {limit:g} s. mask: mask and step, called from Python, over the valid \
-instances that are accepted."""
+NOTES = """{versions}. {schemas} schemas with {instances} instances; one without instances counts as exact where it is \
+served. Ours runs with max_schema_bytes {bytes} and max_regex_length {regex}, and once more with the default \
+limits. Byte vocabulary: the text of an instance is `json.dumps` of it without escapes, followed byte by byte. \
+accepts invalid, rejects valid: schemas of which the grammar alone misjudges an instance; rightly unsatisfiable: \
+refused because no value fits, which no instance contradicts, and counted as exact; OK answers invalid: after \
+the final validation, which only ours has. enforced: the analysis says that the grammar keeps every keyword. \
+refused without reason and place: for ours a reason code and a JSON pointer, or limit and size; xgrammar's \
+messages name lines of its source, llguidance's the keyword. compile: everything until there is a grammar, for \
+ours admission, analysis and compilation; killed after {limit:g} s. mask: mask and step, called from Python, \
+over the valid instances that are accepted."""
 
 
 def main() -> None:
@@ -251,14 +259,15 @@ def main() -> None:
     rows = [row(name, found[name]) for name in names]
     instances = sum(len(case.tests) for case in cases)
     notes = NOTES.format(
-        versions=versions, schemas=len(cases), instances=instances, limit=COMPILE_LIMIT_S
-    )
+        versions=versions, schemas=len(cases), instances=instances, limit=COMPILE_LIMIT_S,
+        bytes=LARGE_LIMITS.max_bytes, regex=LARGE_LIMITS.max_regex_length,
+    )  # fmt: skip
     if not options.only:
         write_results("maskbench", rows, notes)
     if options.misses:
         from benchmarks.mask_misses import misses
 
-        options.misses.write_text(misses(cases, found["ours"]))
+        options.misses.write_text(misses(cases, found[OURS]))
     print(environment())
     print(markdown([{k: v for k, v in one.items() if k != "refusals"} for one in rows]))
 

@@ -23,7 +23,9 @@ def parts(row: Row) -> dict[str, int]:
     """How many schemas there are of each kind; each schema is of one."""
     return {
         "exact": row["exact"],
-        "rejects valid only": row["served"] - row["exact"] - row["accepts invalid"],
+        "rejects valid only": (
+            row["served"] + row["rightly unsatisfiable"] - row["exact"] - row["accepts invalid"]
+        ),
         "accepts invalid": row["accepts invalid"],
         "refused": row["refused"],
         "timeout or crash": row["timeouts"] + row["crashes"],

@@ -34,6 +34,7 @@ import psutil
 from benchmarks.collection import Case, collection_argument, read_collection
 from benchmarks.common import environment, markdown, write_results
 from benchmarks.judge import Judge
+from benchmarks.mask_engines import LARGE_LIMITS, schema_text
 from service.client import CHANNEL_OPTIONS, read_error
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
@@ -73,7 +74,9 @@ class Call:
 def server() -> Iterator[tuple[psutil.Popen, str]]:
     """``qwen3vl serve`` on the bundled model, and its address, where it serves."""
     with tempfile.NamedTemporaryFile("r") as log:
-        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "service", "serve", "--port", "0",
+                   "--max-schema-bytes", str(LARGE_LIMITS.max_bytes),
+                   "--max-regex-length", str(LARGE_LIMITS.max_regex_length)]  # fmt: skip
         with open(log.name, "w") as stderr:
             process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -121,7 +124,7 @@ async def ask(
 
 
 async def _call(stub: Any, number: int, case: Case, seed: int, max_tokens: int) -> Call:
-    grammar = pb.Grammar(json_schema=json.dumps(case.schema, ensure_ascii=False))
+    grammar = pb.Grammar(json_schema=schema_text(case.schema))
     request = pb.RunTaskRequest(
         task=pb.Task(inline=pb.InlineTask(user=PROMPT, grammar=grammar)),
         sampling=pb.SamplingOptions(
@@ -187,14 +190,14 @@ def write_details(path: Path, cases: Sequence[Case], calls: Sequence[Call]) -> N
                 out.write(json.dumps({"name": cases[call.number].name, **vars(call)}) + "\n")
 
 
-NOTES = """`qwen3vl serve` with the reference engine on the bundled model; {generations} answers to each \
-schema at temperature 2 with seeds, at most {max_tokens} tokens, {callers} callers at a time, no \
-picture. schemas: those that were not refused before generation. OK answers are judged by jsonschema's \
-own validator for the draft that the schema names, on JSON read strictly (no duplicate keys, no NaN); \
-not judged: it cannot, because Python's regular expressions do not know the pattern or do not end. \
-truncated: OUTPUT_TRUNCATED, random text that is longer than the limit. refused: reasons that begin \
-with SCHEMA_ or GRAMMAR_. undocumented: no reason of docs/errors.md. The server lived to the end with \
-{memory:.0f} MiB, the processes that compile grammars included."""
+NOTES = """`qwen3vl serve` with the reference engine on the bundled model; {generations} answers to each schema at \
+temperature 2 with seeds, at most {max_tokens} tokens, {callers} callers at a time, no picture; max_schema_bytes \
+{bytes}, max_regex_length {regex}. schemas: those that were not refused before generation. OK answers are judged \
+by jsonschema's own validator for the draft that the schema names, on JSON read strictly (no duplicate keys, no \
+NaN); not judged: it cannot, because Python's regular expressions do not know the pattern or do not end. \
+truncated: OUTPUT_TRUNCATED, random text that is longer than the limit. refused: reasons that begin with SCHEMA_ \
+or GRAMMAR_. undocumented: no reason of docs/errors.md. The server lived to the end with {memory:.0f} MiB, the \
+processes that compile grammars included."""
 
 
 def main() -> None:
@@ -221,7 +224,10 @@ def main() -> None:
     if options.details:
         write_details(options.details, cases, calls)
     found = row(cases, calls)
-    notes = NOTES.format(memory=memory, **vars(options))
+    notes = NOTES.format(
+        memory=memory, bytes=LARGE_LIMITS.max_bytes, regex=LARGE_LIMITS.max_regex_length,
+        **vars(options),
+    )  # fmt: skip
     write_results("schema_answers", [found], notes)
     print(environment())
     print(markdown([{k: v for k, v in found.items() if k != "reasons"}]))

@@ -25,6 +25,7 @@ OUTCOMES = [
     Outcome("served", 0.004, rejects_valid=[0], bytes=10, mask_s=1e-4, enforced=False),
     Outcome("refused", 0.001, reason="SCHEMA_TOO_LARGE", located=True),
     Outcome("refused", 0.001),
+    Outcome("empty", 0.001, reason="SCHEMA_UNSATISFIABLE"),
     Outcome("timeout", 5.0),
     Outcome("crash", 0.1),
 ]
@@ -32,12 +33,13 @@ OUTCOMES = [
 
 def test_each_outcome_counts_where_it_belongs() -> None:
     found = row("ours", OUTCOMES)
-    assert {key: found[key] for key in list(found)[2:13]} == {
-        "exact": 1,
+    assert {key: found[key] for key in list(found)[2:14]} == {
+        "exact": 2,
         "accepts invalid": 2,
         "rejects valid": 2,
         "OK answers invalid": 1,
         "served": 4,
+        "rightly unsatisfiable": 1,
         "enforced": 2,
         "enforced, yet accepts invalid": 1,
         "refused": 2,
@@ -51,7 +53,7 @@ def test_each_outcome_counts_where_it_belongs() -> None:
 
 def test_each_schema_is_drawn_once(tmp_path: Path) -> None:
     found = row("ours", OUTCOMES)
-    assert list(parts(found).values()) == [1, 1, 2, 2, 2]
+    assert list(parts(found).values()) == [2, 1, 2, 2, 2]
     picture = tmp_path / "plot.svg"
     assert write_outcome_plot({"maskbench": {"rows": [found]}}, picture)
     first = picture.read_bytes()
