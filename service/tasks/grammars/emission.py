@@ -19,6 +19,8 @@ from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.structure import is_anything
 
 Spelling = Raw | Json
+MANY_RANGES = 32
+"""Of a class that gets a rule of its own where it is repeated: compilers write repeats out."""
 
 
 def automaton(dfa: Dfa, rules: Rules, spelling: Spelling) -> str:
@@ -122,7 +124,14 @@ def counted(
     characters: Ranges, low: int, high: int | None, rules: Rules, spelling: Spelling
 ) -> str:
     """The expression for low to high characters of a set."""
-    return _times(one_character(characters, rules, spelling), low, high)
+    return _times(_repeated(characters, rules, spelling), low, high)
+
+
+def _repeated(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
+    one = one_character(characters, rules, spelling)
+    if len(characters) <= MANY_RANGES or not one.startswith("["):
+        return one
+    return rules.define(f"{spelling.name}_character", one)
 
 
 def _times(one: str, low: int, high: int | None) -> str:
@@ -172,5 +181,5 @@ def _item(node: Node, rules: Rules, spelling: Spelling) -> str:
 def _piece(node: Node, rules: Rules, spelling: Spelling) -> str:
     """The item as something that can be repeated."""
     if isinstance(node, Chars):
-        return one_character(resolve(node), rules, spelling)
+        return _repeated(resolve(node), rules, spelling)
     return rules.define(f"{spelling.name}_part", _item(node, rules, spelling))

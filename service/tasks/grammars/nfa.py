@@ -124,7 +124,8 @@ class _Places:
     def add(self, node: Node, after: int) -> int:
         """The place where the node begins, when another place comes after it."""
         if isinstance(node, Chars):
-            return self._place(self._alphabet.mask(node), (after,))
+            consumed = self._alphabet.mask(node)
+            return self._place(consumed, (after,) if consumed else ())
         if isinstance(node, Assertion):
             place = self._place(0, (after,))
             self._conditions[place] = node.kind

@@ -29,6 +29,7 @@ from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
 from service.tasks.grammars.regex_syntax import Node, PatternError, parse
 from service.tasks.grammars.spellings import Json, Raw
+from service.tasks.grammars.string_formats import FORMAT_PATTERNS
 from service.tasks.grammars.structure import MANY, unanchored, ways, within
 from service.tasks.regexes import compile_pattern
 
@@ -60,10 +61,21 @@ class _Wanted:
             self._bound(one, int(one.value), is_low=(one.keyword == "minLength") != one.negated)
         elif one.keyword == "pattern":
             self.patterns.append((one, one.value))
+        elif one.keyword == "format":
+            self._format(one)
         elif one.keyword == "enum" and one.negated:
             self.excluded.append(one)
         else:
             self.dropped.append((one, "is not part of a grammar"))
+
+    def _format(self, one: Literal) -> None:
+        known = FORMAT_PATTERNS.get(one.value)
+        if known is None:
+            self.dropped.append((one, "is a format that no grammar can express"))
+        elif one.negated and not known.exact:
+            self.dropped.append((one, "is a format that a grammar cannot exclude"))
+        else:
+            self.patterns.append((one, known.pattern))
 
     def _bound(self, one: Literal, bound: int, *, is_low: bool) -> None:
         if is_low:
@@ -229,9 +241,10 @@ def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole:
     left_out = []
     for at, (node, (_, negated)) in enumerate(zip(nodes, sources, strict=True)):
         try:
-            single = determinised(node, alphabet, effort, whole=whole)
-            single = negation(single, effort) if negated else single
-            automaton = single if automaton is None else product(automaton, single, effort)
+            with effort.half() as part:
+                single = determinised(node, alphabet, part, whole=whole)
+                single = negation(single, part) if negated else single
+                automaton = single if automaton is None else product(automaton, single, part)
         except TooLarge:
             left_out.append(at)
     if automaton is None or not names:

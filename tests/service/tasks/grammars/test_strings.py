@@ -1,0 +1,240 @@
+"""Grammars of strings against the matcher of patterns, Python's lengths, and json.dumps."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from service.tasks.budget import Budget
+from service.tasks.formats import FORMATS
+from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.literals import Emitted, Literal
+from service.tasks.grammars.strings import emit_regex, emit_string
+from service.tasks.regexes import PatternError, compile_pattern
+from tests.service.tasks.grammars.matching import accepts, compiled
+
+CHARACTERS = 'ab"\\x1 -é😀\n\0kKſ_\u2028/\x7f'
+
+
+def literal(keyword: str, value: object, *, negated: bool = False) -> Literal:
+    return Literal(keyword, value, negated=negated)
+
+
+def holds(one: Literal, text: str) -> bool:
+    if one.keyword == "pattern":
+        found = compile_pattern(one.value).search(text, Budget())
+    elif one.keyword == "enum":
+        found = text in one.value
+    else:
+        found = len(text) >= one.value if one.keyword == "minLength" else len(text) <= one.value
+    return found != one.negated
+
+
+def dumped(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def emitted(*literals: Literal, key: bool = False) -> tuple[Emitted, object]:
+    rules = Rules()
+    found = emit_string(literals, rules, key=key)
+    return found, compiled(found, rules)
+
+
+atoms = st.sampled_from(
+    [
+        "a", "b", '"', r"\\", ".", "[ab]", "[^a]", r"\d", r"\w", r"\W", r"\s", "x", "é", "😀", r"\n",
+        "[a-c-]", r"\0", "[^]", r'[^"\\]', "(?i:k)", "(?i:[^s])", "^", "$", r"\b", r"\B", "[]",
+    ]
+)  # fmt: skip
+regexes = st.recursive(
+    atoms,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map("".join),
+        st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
+        st.tuples(
+            inner, st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "{1,}", "{2,5}", "*?"])
+        ).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
+        inner.map(lambda part: f"^{part}$"),
+    ),
+    max_leaves=8,
+)
+texts = st.text(CHARACTERS, max_size=7)
+negated = st.sampled_from([False, False, False, True])
+literals = st.one_of(
+    st.builds(lambda p, n: literal("pattern", p, negated=n), regexes, negated),
+    st.builds(lambda p, n: literal("pattern", p, negated=n), regexes, negated),
+    st.builds(lambda v, n: literal("minLength", v, negated=n), st.integers(0, 5), negated),
+    st.builds(lambda v, n: literal("maxLength", v, negated=n), st.integers(0, 9), negated),
+    st.builds(lambda v: literal("enum", [*v, 1], negated=True), st.lists(texts, max_size=4)),
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(st.lists(literals, max_size=4), st.lists(texts, min_size=1, max_size=12), st.booleans())
+def test_a_string_is_accepted_where_its_literals_hold(
+    wanted: list[Literal], tried: list[str], key: bool
+) -> None:
+    try:
+        found, grammar = emitted(*wanted, key=key)
+        kept = [one for one in wanted if all(one is not dropped for dropped, _ in found.dropped)]
+        tried += [text for one in wanted if one.keyword == "enum" for text in one.value[:-1]]
+        for text in tried:
+            assert accepts(grammar, dumped(text)) == all(holds(one, text) for one in kept), text
+    except PatternError:
+        assume(False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(regexes, st.lists(texts, min_size=1, max_size=10))
+def test_a_text_is_accepted_where_the_whole_of_it_matches(source: str, tried: list[str]) -> None:
+    rules = Rules()
+    try:
+        found, matcher = emit_regex(source, rules), compile_pattern(source, whole=True)
+    except PatternError:
+        assume(False)
+    grammar = compiled(found, rules)
+    assert not found.dropped
+    for text in tried:
+        assert accepts(grammar, text) == matcher.search(text, Budget()), text
+
+
+ILLEGAL = [
+    b'"a\nb"',
+    b'"\xc3"',
+    b'"\xed\xa0\x80"',
+    b'"\\ud83d"',
+    b'"\\ude00"',
+    b'"\\x"',
+    b'"\x1f"',
+    b'"a',
+]
+OTHER_SPELLINGS = [
+    b'"\\/"',
+    b'"\\u0061"',
+    b'"\\u000A"',
+    b'"\\uD83D\\uDE00"',
+    b'"\\u000a"',
+    b'"\\u00e9"',
+]
+
+
+@pytest.mark.parametrize("text", ILLEGAL)
+def test_what_is_not_json_is_in_no_string(text: bytes) -> None:
+    for wanted in ((), (literal("maxLength", 9),), (literal("pattern", "[^]"),)):
+        for key in (False, True):
+            assert not accepts(emitted(*wanted, key=key)[1], text)
+
+
+@pytest.mark.parametrize("text", OTHER_SPELLINGS)
+def test_only_free_strings_have_other_spellings(text: bytes) -> None:
+    assert len(json.loads(text)) == 1
+    one = literal("minLength", 1), literal("maxLength", 1)
+    assert accepts(emitted()[1], text)
+    assert accepts(emitted(*one)[1], text)
+    assert not accepts(emitted(key=True)[1], text)
+    assert not accepts(emitted(*one, key=True)[1], text)
+    assert not accepts(emitted(literal("pattern", "[^]"))[1], text)
+
+
+def test_a_surrogate_pair_is_one_character() -> None:
+    two = emitted(literal("minLength", 2))[1]
+    assert not accepts(two, b'"\\ud83d\\ude00"')
+    assert accepts(two, b'"\\ud83d\\ude00\\u0041"')
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expression"),
+    [
+        ([literal("pattern", "^[a-z]{1,500}$")], "[a-z]{1,500}"),
+        ([literal("pattern", "^[a-z]+$"), literal("maxLength", 63)], "[a-z]{1,63}"),
+        ([literal("pattern", "^[a-z]+$"), literal("minLength", 4)], "[a-z]{4,}"),
+        ([literal("pattern", "^x[a-z]*$"), literal("maxLength", 9)], '"x" [a-z]{0,8}'),
+        ([literal("pattern", r"^\d{4}-\d{2}$")], '[0-9]{4,4} "-" [0-9]{2,2}'),
+        ([literal("pattern", "^(?:GET|POST)$")], '("GET" | "POST")'),
+        ([literal("pattern", "^[a-z]{2,5}$"), literal("maxLength", 9)], "[a-z]{2,5}"),
+    ],
+)
+def test_simple_patterns_stay_as_they_are(wanted: list[Literal], expression: str) -> None:
+    rules = Rules()
+    quote = '"\\U00000022"'
+    assert emit_string(wanted, rules).expression == f"{quote} {expression} {quote}"
+    assert not len(rules)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        [literal("minLength", 3), literal("maxLength", 2)],
+        [literal("minLength", 0, negated=True)],
+        [literal("pattern", "^a$"), literal("pattern", "^b$")],
+        [literal("pattern", "^a$"), literal("minLength", 2)],
+        [literal("pattern", "^(a|b)$"), literal("enum", ["a", "b"], negated=True)],
+        [literal("pattern", "a*", negated=True)],
+        [literal("enum", [""], negated=True), literal("maxLength", 0)],
+        [literal("pattern", "[]")],
+    ],
+)
+def test_what_no_string_satisfies_has_no_expression(wanted: list[Literal]) -> None:
+    assert emitted(*wanted)[0] == Emitted(None)
+
+
+def test_the_greatest_length_is_dropped_first() -> None:
+    wanted = [
+        literal("pattern", r"^\S+ \S+ \S+$"),
+        literal("minLength", 9),
+        literal("maxLength", 60_000),
+    ]
+    found, grammar = emitted(*wanted)
+    assert [one for one, _ in found.dropped] == wanted[2:]
+    assert "too large" in found.dropped[0][1]
+    assert accepts(grammar, '"aaa bbb ccc"')
+    assert not accepts(grammar, '"aa bb cc"')
+
+
+def test_a_pattern_that_is_too_large_is_dropped() -> None:
+    large, small = literal("pattern", r"^(\w+\s?){1,300}$"), literal("pattern", "^a")
+    found, grammar = emitted(large, small)
+    assert [one for one, _ in found.dropped] == [large]
+    assert accepts(grammar, '"a--"')
+    assert not accepts(grammar, '"b"')
+
+
+@pytest.mark.parametrize(
+    ("name", "yes", "no"),
+    [("date", "2024-02-29", "2023-02-29"), ("ipv4", "1.2.3.4", "1.2.3.256"), ("uuid", "a" * 8, "")],
+)
+def test_formats(name: str, yes: str, no: str) -> None:
+    grammar = emitted(literal("format", name))[1]
+    opposite = emitted(literal("format", name, negated=True))[1]
+    for text in (yes, no):
+        assert accepts(grammar, dumped(text)) == FORMATS[name](text)
+        assert accepts(opposite, dumped(text)) != FORMATS[name](text)
+
+
+def test_formats_that_cannot_be_written_are_dropped() -> None:
+    wanted = [literal("format", "regex"), literal("format", "uri", negated=True)]
+    assert [one for one, _ in emitted(*wanted)[0].dropped] == wanted
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a*)*b", "(a|a)*", "(x+x+)+y", "^(([a-z])+.)+[A-Z]([a-z])+$", "^(a|b)*a(a|b){14}$"]
+)
+def test_matching_takes_the_same_time_for_every_byte(pattern: str) -> None:
+    import xgrammar
+
+    rules = Rules()
+    grammar = compiled(emit_string([literal("pattern", pattern)], rules), rules)
+    assert grammar is not None
+    matcher = xgrammar.GrammarMatcher(grammar)
+    body = b"x" if "x" in pattern else b"a"
+    taken = []
+    for piece in (b'"' + body * 499, body * 500, body * 500, body * 500):
+        began = time.process_time()
+        assert all(matcher.accept_token(byte) for byte in piece)
+        taken.append(time.process_time() - began)
+    assert sum(taken) < 1  # about 1 µs for a byte
