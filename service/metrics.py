@@ -56,14 +56,11 @@ def describe_engine(capabilities: Capabilities) -> None:
 
 
 @contextmanager
-def serving(port: int | None, host: str) -> Iterator[int | None]:
+def serving(port: int, host: str) -> Iterator[int]:
     """Serve the numbers at ``/metrics`` for the time of the body; yields the port.
 
-    port: None serves nothing, 0 lets the system pick. Raises ``OSError`` where it is taken.
+    port: 0 lets the system pick. Raises ``OSError`` where it is taken.
     """
-    if port is None:
-        yield None
-        return
     server: WSGIServer
     thread: threading.Thread
     server, thread = start_http_server(port, addr=host)

@@ -11,12 +11,13 @@ import gc
 import logging
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import grpc_guard
+from service import grpc_guard, metrics
 from service.auth import ApiKeys
 from service.engine import Engine
 from service.errors import ServiceError
@@ -28,6 +29,7 @@ from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.servicer import VisionServicer
 from service.settings import Settings, SettingsError
 from service.tasks.grammars.analyser import Analyser, in_thread
+from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import Registry
 from service.tls import server_credentials
 from service.types import GenerateRequest, Sampling
@@ -49,7 +51,8 @@ log = logging.getLogger(__name__)
 class VisionServer:
     """One server on one port. ``start``, ``load``, then ``stop``, however far it came.
 
-    analyser: makes grammars of callers ready for the engine.
+    analyser: makes grammars of callers ready for the engine. pool: processes that do it in its
+    place; the server starts and closes them.
     """
 
     def __init__(
@@ -58,15 +61,21 @@ class VisionServer:
         engine: Engine,
         registry: Registry,
         analyser: Analyser = in_thread,
+        *,
+        pool: GrammarPool | None = None,
     ) -> None:
         self._settings = settings
         self._engine = engine
+        self._pool = pool
+        self._metrics = ExitStack()
         self._heartbeat: asyncio.Task[None] | None = None
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.lifecycle = Lifecycle()
+        analyser = analyser if pool is None else pool.analyse
         self.servicer = VisionServicer(engine, registry, settings, analyser)
         self.port = settings.port
+        self.metrics_port: int | None = None
 
     async def start(self) -> None:
         """Bind the port and answer health checks; calls are refused until ``load`` is done.
@@ -86,6 +95,7 @@ class VisionServer:
             reflection.enable_server_reflection(names, self._server)
         await self._enter(Phase.LOADING)
         self.port = self._bind()
+        self.metrics_port = self._serve_metrics()
         await self._server.start()
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
@@ -107,12 +117,13 @@ class VisionServer:
     async def load(self) -> None:
         """Load the engine, warm it up, turn SERVING and watch its health from then on."""
         started = asyncio.get_running_loop().time()
-        await self._engine.start()
+        await self._start_parts()
         await asyncio.wait_for(self._warm_up(), self._settings.inference_timeout_s)
         await self._enter(Phase.SERVING)
         self._heartbeat = asyncio.create_task(self._watch_engine(), name="heartbeat")
         took_s = asyncio.get_running_loop().time() - started
         capabilities = self._engine.capabilities
+        metrics.describe_engine(capabilities)
         log.info(
             "serving %s",
             pairs(engine=capabilities.engine, model=capabilities.model, seconds=took_s),
@@ -136,6 +147,9 @@ class VisionServer:
             await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
         except asyncio.TimeoutError:
             log.error("engine did not close %s", pairs(seconds=CLOSE_LIMIT_S))
+        if self._pool is not None:
+            await self._pool.close()
+        await asyncio.to_thread(self._metrics.close)
         log.info("stopped %s", pairs(calls_cut=cut))
 
     def hurry(self) -> None:
@@ -154,6 +168,34 @@ class VisionServer:
         raise SettingsError(
             f"port: cannot listen on {address}; it is taken, or the address is not of this host"
         )
+
+    def _serve_metrics(self) -> int | None:
+        settings = self._settings
+        if settings.metrics_port is None:
+            return None
+        try:
+            serving = metrics.serving(settings.metrics_port, settings.metrics_host)
+            return self._metrics.enter_context(serving)
+        except OSError:
+            address = f"{settings.metrics_host}:{settings.metrics_port}"
+            raise SettingsError(
+                f"metrics_port: cannot listen on {address}; it is taken, or the address is not of "
+                "this host"
+            ) from None
+
+    async def _start_parts(self) -> None:
+        """The engine, and meanwhile the processes that analyse grammars."""
+        if self._pool is None:
+            await self._engine.start()
+            return
+        workers = asyncio.create_task(self._pool.start(), name="grammar-pool")
+        try:
+            await self._engine.start()
+            await workers
+        finally:
+            if not workers.done():
+                workers.cancel()
+                await asyncio.wait([workers])
 
     async def _enter(self, phase: Phase) -> None:
         self.lifecycle.phase = phase
@@ -190,14 +232,16 @@ async def serve(
     engine: Engine,
     registry: Registry,
     *,
+    pool: GrammarPool | None = None,
     on_ready: Callable[[VisionServer], None] | None = None,
 ) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it. Returns after an orderly end.
 
-    on_ready: called once, when health has turned SERVING. Raises ``SettingsError`` when the port
-    cannot be used, ``EngineUnavailable`` when the engine cannot be started.
+    pool: see ``VisionServer``. on_ready: called once, when health has turned SERVING. Raises
+    ``SettingsError`` when a port cannot be used, ``EngineUnavailable`` when the engine or the pool
+    cannot be started.
     """
-    server = VisionServer(settings, engine, registry)
+    server = VisionServer(settings, engine, registry, pool=pool)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -173,6 +173,18 @@ class Settings(BaseSettings):
     max_schema_depth: Positive = Field(64, description="Most levels of nesting of a JSON Schema.")
     max_regex_length: Positive = Field(1024, description="Most characters of a regular expression.")
     compile_timeout_s: Seconds = Field(5.0, description="Most seconds to compile a grammar.")
+    compile_workers: int = Field(
+        2,
+        ge=1,
+        le=64,
+        description="Processes that analyse grammars of callers, 75 MB each; with two, one that "
+        "hangs until its limit leaves the other to everybody else.",
+    )
+    grammar_cache_bytes: Positive | None = Field(
+        None,
+        description="Most bytes of compiled grammars that the engine keeps; unset: 64 MiB on "
+        "reference, 512 MiB on lmdeploy.",
+    )
     output_retries: int = Field(
         1,
         ge=0,
@@ -203,6 +215,14 @@ class Settings(BaseSettings):
     )
 
     # What it offers.
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port of the metrics for Prometheus; unset: none."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of metrics_port: plain HTTP for whoever reaches it, without keys.",
+    )
     tasks_dir: Path | None = Field(None, description="Folder of your own tasks, YAML or JSON.")
     reflection: bool = Field(
         True, description="Offer gRPC reflection, so that grpcurl needs no files."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from service.engine import Engine
 from service.inference import schema_limits
 from service.settings import Settings, SettingsError
+from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import Registry, load_registry
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
@@ -40,7 +42,19 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
         context_length=settings.context_length,
         max_images=settings.max_images,
         vision=settings.vision,
+        **_cache(settings),
     )
+
+
+def build_pool(settings: Settings) -> GrammarPool:
+    """The processes that analyse grammars of callers, not started yet."""
+    return GrammarPool(settings.compile_workers, settings.compile_timeout_s)
+
+
+def _cache(settings: Settings) -> dict[str, Any]:
+    """The bound of the engine's cache; its own where the operator says nothing."""
+    limit = settings.grammar_cache_bytes
+    return {} if limit is None else {"grammar_cache_bytes": limit}
 
 
 def _model(settings: Settings) -> str | Path:
@@ -71,6 +85,7 @@ def _lmdeploy(settings: Settings, on_progress: Callable[[str], None] | None) -> 
             max_images=settings.max_images,
             picture_pixels=settings.picture_pixels,
             vision_batch=settings.vision_batch,
+            **_cache(settings),
         )
     except ValueError as error:
         raise SettingsError(str(error)) from None

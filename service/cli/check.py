@@ -17,7 +17,7 @@ from service.settings import Settings
 from service.tasks.grammars.analysis import analyse
 from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
-from service.wiring import build_engine, build_registry
+from service.wiring import build_engine, build_pool, build_registry
 
 FAILED, USAGE = 1, 2
 
@@ -25,6 +25,7 @@ MEND = {
     "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
     "engine": "",
     "port": "",
+    "workers": "They run as children of the server: python -m service.tasks.grammars.worker.",
     "model": (
         "--model (QWEN3VL_MODEL) is {model}: give 'bundled', a checkpoint folder, or a hub name."
     ),
@@ -56,10 +57,18 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         _passed(stage, ", ".join(task.name for task in registry.list()))
         stage = "engine"
         engine = build_engine(settings, progress)
+        pool = build_pool(settings)
         stage = "port"
-        server = VisionServer(settings, engine, registry)
+        server = VisionServer(settings, engine, registry, pool=pool)
         await server.start()
         _passed(stage, f"{settings.address} is free, {_security(settings)}")
+        stage = "workers"
+        started = time.monotonic()
+        await pool.start()
+        _passed(
+            stage,
+            f"{settings.compile_workers} for grammars, started in {time.monotonic() - started:.1f} s",
+        )
         stage = "model"
         started = time.monotonic()
         await engine.start()

@@ -15,10 +15,10 @@ from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.server import VisionServer, serve
 from service.settings import SettingsError, load_settings
-from service.wiring import build_engine, build_registry
+from service.wiring import build_engine, build_pool, build_registry
 
 FAILED, USAGE = 1, 2
-PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file")
+PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port")
 """Settings that a server without callers from outside does not need."""
 
 
@@ -31,7 +31,8 @@ def serve_command(arguments: Sequence[str]) -> int:
     try:
         registry = build_registry(settings)
         engine = build_engine(settings, progress)
-        asyncio.run(serve(settings, engine, registry, on_ready=_announce))
+        pool = build_pool(settings)
+        asyncio.run(serve(settings, engine, registry, pool=pool, on_ready=_announce))
     except (SettingsError, ServiceError, ValueError) as error:
         typer.echo(f"qwen3vl serve: {_text(error)}", err=True)
         return FAILED

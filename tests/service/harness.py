@@ -27,6 +27,7 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.grammars.analyser import Analyser, in_thread
+from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import load_registry
 
 ROOT = Path(__file__).parents[2]
@@ -57,12 +58,13 @@ async def running(
     *,
     load: bool = True,
     analyser: Analyser = in_thread,
+    pool: GrammarPool | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """Start a server on the fake engine; stop it without grace at the end."""
     engine = engine or FakeEngine()
     registry = load_registry(settings.get("tasks_dir"))
-    server = VisionServer(Settings(port=0, **settings), engine, registry, analyser)
+    server = VisionServer(Settings(port=0, **settings), engine, registry, analyser, pool=pool)
     await server.start()
     try:
         if load:

@@ -17,7 +17,7 @@ from service.settings import (
     load_settings,
     misspelt,
 )
-from service.wiring import build_engine
+from service.wiring import build_engine, build_pool
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +139,11 @@ OUTSIDE = [
     ("max_schema_depth", 0),
     ("max_regex_length", 0),
     ("compile_timeout_s", 0),
+    ("compile_workers", 0),
+    ("compile_workers", 65),
+    ("grammar_cache_bytes", 0),
+    ("metrics_port", -1),
+    ("metrics_port", 65_536),
     ("output_retries", -1),
     ("output_retries", 6),
     ("max_concurrent", 0),
@@ -328,3 +333,16 @@ def test_a_message_has_room_for_the_largest_picture() -> None:
     text = refused(max_image_bytes=10 * MIB, max_message_bytes=10 * MIB)
     assert text.startswith("max_message_bytes: must be at least max_image_bytes plus")
     assert load_settings(max_image_bytes=10 * MIB, max_message_bytes=11 * MIB).max_images == 64
+
+
+@pytest.mark.parametrize("engine", ["reference", "lmdeploy"])
+def test_the_bound_of_compiled_grammars_reaches_the_engine(engine: str) -> None:
+    own = build_engine(load_settings(engine=engine))
+    told = build_engine(load_settings(engine=engine, grammar_cache_bytes=12345))
+    assert own._options.grammar_cache_bytes > 2**20  # type: ignore[attr-defined]
+    assert told._options.grammar_cache_bytes == 12345  # type: ignore[attr-defined]
+
+
+def test_limits_of_analysis_reach_the_pool() -> None:
+    pool = build_pool(load_settings(compile_workers=3, compile_timeout_s=0.5))
+    assert (pool._count, pool._timeout_s) == (3, 0.5)

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HEALTH_LIMIT_S = 5.0
-PROBE = Grammar(GrammarKind.CHOICE, '["guided-decoding-is-on-4711"]')
+PROBE = Grammar(
+    GrammarKind.CHOICE,
+    '["guided-decoding-is-on-4711"]',
+    ebnf='root ::= "guided-decoding-is-on-4711"',
+    forces_little=True,
+)
 """What no model says by itself."""
 
 

@@ -7,8 +7,7 @@ Here every grammar is compiled before, in a thread of our own, and the engine ge
   (``response_format``) is not used.
 - PyTorch, model in this process: LMDeploy looks its compiler up for each request; ours stands in
   that place and gives out what is compiled already.
-- PyTorch, model in other processes (several GPUs): the grammar as EBNF text, which was compiled here
-  first. Its text is xgrammar's own print of the grammar, and compiles to the same masks.
+- PyTorch, model in other processes (several GPUs): the EBNF as text, which was compiled here first.
 
 Special tokens have no bytes in the vocabulary that grammars see, so no free string can hold one.
 """
@@ -20,23 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import xgrammar
-
-from service.engines.shared.grammar import (
-    SEPARATORS,
-    CompiledGrammar,
-    GrammarCompiler,
-    choice_ebnf,
-    refusal,
-)
+from service.engines.shared.grammar import CompiledGrammar, GrammarCompiler, analysed_ebnf
+from service.tasks.grammars.refusals import refusal
 from service.types import Grammar, GrammarKind
 
 _RAW = 0  # xgrammar's VocabType of tables that are bytes already
 _FIRST_PRINTABLE = 0x20
 _BYTES = (*(bytes([value]) for value in range(256)), b"")
 _BYTES_STOP = 256
-_LOOSE, _TIGHT = r"[^\"\\\r\n]", r"[^\0-\x1f\"\\\r\n]"
-"""A character of a string of bounded length, as xgrammar prints it, and as JSON has it."""
 _NO_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 _SMALL_STATE_BYTES = 96
 """Of a grammar over single bytes, for each mask that the same grammar needs over a vocabulary.
@@ -78,20 +68,15 @@ class TurboMindCompiler:
     def compile(self, grammar: Grammar) -> Constraint:
         """See `Compiler.compile`."""
         small = self._check.compile(grammar)
+        tag = json.dumps(_tag(analysed_ebnf(grammar)))
         try:
-            compiled = self._compile(grammar)
+            compiled = self._of(grammar).compile_structural_tag(tag)
         except (RuntimeError, ValueError, TypeError) as error:
             raise refusal(grammar.kind, error) from None
         return Constraint(compiled, estimated_bytes(small, self._mask_bytes))
 
-    def _compile(self, grammar: Grammar) -> Any:
-        if grammar.kind is GrammarKind.JSON_SCHEMA:
-            return self._json.compile_json_schema(
-                grammar.source, any_whitespace=False, separators=SEPARATORS, strict_mode=False
-            )
-        if grammar.kind is GrammarKind.REGEX:
-            return self._other.compile_regex(grammar.source)
-        return self._other.compile_structural_tag(json.dumps(_tag(_ebnf(grammar))))
+    def _of(self, grammar: Grammar) -> Any:
+        return self._json if grammar.kind is GrammarKind.JSON_SCHEMA else self._other
 
 
 class PyTorchCompiler:
@@ -106,7 +91,7 @@ class PyTorchCompiler:
         """See `Compiler.compile`; with ``as_text`` the constraint is a ``response_format``."""
         is_json = grammar.kind is GrammarKind.JSON_SCHEMA
         found = (self._json if is_json else self._plain).compile(grammar)
-        compiled = _tag(_text(grammar)) if self._as_text else found.automaton
+        compiled = _tag(analysed_ebnf(grammar)) if self._as_text else found.automaton
         return Constraint(compiled, found.size_bytes)
 
 
@@ -153,19 +138,3 @@ def _printable(table: Sequence[bytes]) -> list[bytes]:
 
 def _tag(ebnf: str) -> dict[str, Any]:
     return {"type": "structural_tag", "format": {"type": "grammar", "grammar": ebnf}}
-
-
-def _ebnf(grammar: Grammar) -> str:
-    return choice_ebnf(grammar.source) if grammar.kind is GrammarKind.CHOICE else grammar.source
-
-
-def _text(grammar: Grammar) -> str:
-    """Any grammar as EBNF, in xgrammar's own print of it."""
-    if grammar.kind is GrammarKind.JSON_SCHEMA:
-        found = xgrammar.Grammar.from_json_schema(
-            grammar.source, any_whitespace=False, separators=SEPARATORS, strict_mode=False
-        )
-        return str(found).replace(_LOOSE, _TIGHT)
-    if grammar.kind is GrammarKind.REGEX:
-        return str(xgrammar.Grammar.from_regex(grammar.source))
-    return _ebnf(grammar)

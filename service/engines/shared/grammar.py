@@ -1,7 +1,9 @@
 """Guided decoding: grammars compiled by xgrammar off the event loop, and one matcher per answer.
 
-JSON has exactly the whitespace of Python's ``json.dumps``: a model that may put blanks anywhere can
-put blanks for ever. Additional properties and items are allowed where the schema allows them.
+Engines compile the EBNF of a grammar, which its analysis made, and nothing else: JSON has exactly
+the whitespace of Python's ``json.dumps`` there, as a model that may put blanks anywhere can put
+blanks for ever. It has been compiled before, over single bytes and in a process that could be killed
+(docs/decisions/0003-compiling-grammars.md).
 
 Special tokens have no bytes in the vocabulary that xgrammar is given, so no free string can hold
 one, and ids beyond the tokenizer are forbidden with them; a second mask makes sure of both.
@@ -12,9 +14,6 @@ Letters: V width of the logits; W = ceil(V / 32) words of a mask.
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -24,7 +23,9 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from service.errors import EngineUnavailable, GrammarError, InternalError
+from service import metrics
+from service.errors import EngineUnavailable, InternalError, Overloaded
+from service.tasks.grammars.refusals import refusal, too_costly
 from service.types import Grammar, GrammarKind
 
 if TYPE_CHECKING:
@@ -32,12 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-SEPARATORS = (", ", ": ")
-_MESSAGE_LIMIT = 300
-MAX_FORCED = 200_000
-"""Characters that a grammar may force at once, so that they are used to decode faster."""
+CACHE = "engine"
+MAX_RUNNING = 64
+"""Grammars that are compiled, or wait for it, at the same time."""
 _FIRST_PRINTABLE = 0x20
 STEP_LIMIT_S = 0.05
 """Processor time in which a grammar must take one token; ordinary ones need a thousandth of it."""
@@ -95,30 +93,25 @@ class GrammarCompiler:
         self.only_stop = _bits(stops)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Raises GrammarError with the cause when the grammar cannot be compiled or has no text."""
+        """Raises GrammarError with the cause when the grammar cannot be compiled or has no text,
+        InternalError when it was not analysed."""
+        ebnf = analysed_ebnf(grammar)
         try:
-            automaton = self._compile(grammar)
-            bounded = _forces_little(grammar)
-        except GrammarError:
-            raise
+            automaton = self._compiler.compile_grammar(ebnf)
         except (RuntimeError, ValueError, TypeError) as error:
             raise refusal(grammar.kind, error) from None
         is_json = grammar.kind is GrammarKind.JSON_SCHEMA
-        compiled = CompiledGrammar(automaton, is_json, bounded)
+        compiled = CompiledGrammar(automaton, is_json, grammar.forces_little)
         if not Matcher(compiled, self).can_go_on():
             raise refusal(grammar.kind, ValueError("no text fits it"))
         return compiled
 
-    def _compile(self, grammar: Grammar) -> xgrammar.CompiledGrammar:
-        if grammar.kind is GrammarKind.JSON_SCHEMA:
-            return self._compiler.compile_json_schema(
-                grammar.source, any_whitespace=False, separators=SEPARATORS, strict_mode=False
-            )
-        if grammar.kind is GrammarKind.REGEX:
-            return self._compiler.compile_regex(grammar.source)
-        if grammar.kind is GrammarKind.EBNF:
-            return self._compiler.compile_grammar(grammar.source)
-        return self._compiler.compile_grammar(choice_ebnf(grammar.source))
+
+def analysed_ebnf(grammar: Grammar) -> str:
+    """What engines compile. Raises InternalError for a grammar that was not analysed."""
+    if not grammar.ebnf:
+        raise InternalError(f"a grammar of kind {grammar.kind.value} that was not analysed")
+    return grammar.ebnf
 
 
 class Sized(Protocol):
@@ -140,35 +133,42 @@ class Compiles(Protocol[S_co]):
         ...
 
 
-class GrammarCache(Generic[S]):
-    """Compiled grammars by source, the least recently used leaving first.
+Key = tuple[str, bool, bool]
 
-    Concurrent requests for the same grammar share one compilation. A grammar larger than the whole
-    cache is used but not kept.
+
+class GrammarCache(Generic[S]):
+    """Compiled grammars by what is compiled, the least recently used leaving first.
+
+    Equal grammars in other spellings share one, and concurrent requests for it one compilation. A
+    grammar larger than the whole cache is used but not kept.
     """
 
     def __init__(self, compiler: Compiles[S], limit_bytes: int, threads: int) -> None:
         self._compiler = compiler
         self._limit = limit_bytes
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
-        self._ready: OrderedDict[Grammar, S] = OrderedDict()
-        self._running: dict[Grammar, asyncio.Future[S]] = {}
+        self._ready: OrderedDict[Key, S] = OrderedDict()
+        self._running: dict[Key, asyncio.Future[S]] = {}
         self.size_bytes = 0
 
     async def get(self, grammar: Grammar) -> S:
-        """Compile, or find. Raises GrammarError."""
-        if grammar in self._ready:
-            self._ready.move_to_end(grammar)
-            return self._ready[grammar]
-        future = self._running.get(grammar)
+        """Compile, or find. Raises GrammarError, Overloaded, InternalError."""
+        key = (
+            analysed_ebnf(grammar),
+            grammar.kind is GrammarKind.JSON_SCHEMA,
+            grammar.forces_little,
+        )
+        found = self._ready.get(key)
+        if found is not None:
+            self._ready.move_to_end(key)
+            metrics.grammar_cache_hits.labels(CACHE).inc()
+            return found
+        future = self._running.get(key)
         if future is None:
-            loop = asyncio.get_running_loop()
-            try:
-                future = loop.run_in_executor(self._pool, self._compiler.compile, grammar)
-            except RuntimeError:  # the pool is shut down
-                raise EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED") from None
-            self._running[grammar] = future
-            future.add_done_callback(lambda done: self._keep(grammar, done))
+            metrics.grammar_cache_misses.labels(CACHE).inc()
+            future = self._begin(key, grammar)
+        else:
+            metrics.grammar_cache_hits.labels(CACHE).inc()
         # One caller that goes away must not cancel the compilation that others wait for.
         return await asyncio.shield(future)
 
@@ -178,19 +178,36 @@ class GrammarCache(Generic[S]):
         self._ready.clear()
         self.size_bytes = 0
 
-    def _keep(self, grammar: Grammar, done: asyncio.Future[S]) -> None:
-        self._running.pop(grammar, None)
+    def _begin(self, key: Key, grammar: Grammar) -> asyncio.Future[S]:
+        if len(self._running) >= MAX_RUNNING:
+            raise Overloaded("Too many new grammars are being compiled.", retry_after_s=1.0)
+        loop = asyncio.get_running_loop()
+        try:
+            future = loop.run_in_executor(self._pool, self._timed, grammar)
+        except RuntimeError:  # the pool is shut down
+            raise EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED") from None
+        self._running[key] = future
+        future.add_done_callback(lambda done: self._keep(key, done))
+        return future
+
+    def _timed(self, grammar: Grammar) -> S:
+        with metrics.grammar_compile_seconds.labels(CACHE).time():
+            return self._compiler.compile(grammar)
+
+    def _keep(self, key: Key, done: asyncio.Future[S]) -> None:
+        self._running.pop(key, None)
         if done.cancelled() or done.exception() is not None:
             return
         compiled = done.result()
         size = compiled.size_bytes
         if size > self._limit:
             return
-        self._ready[grammar] = compiled
+        self._ready[key] = compiled
         self.size_bytes += size
         while self.size_bytes > self._limit:
             _, oldest = self._ready.popitem(last=False)
             self.size_bytes -= oldest.size_bytes
+            metrics.grammar_cache_evictions.labels(CACHE).inc()
 
 
 class Matcher:
@@ -239,12 +256,7 @@ class Matcher:
         self._spent_s += step
         self._fresh = False
         if step > STEP_LIMIT_S or self._spent_s > ANSWER_LIMIT_S:
-            raise GrammarError(
-                "grammar",
-                "can read an answer in too many ways, which takes ever longer; avoid repeats of "
-                "what may be empty or repeats itself, and rules that refer to themselves in a repeat",
-                reason="GRAMMAR_TOO_COSTLY",
-            )
+            raise too_costly()
 
     def must_stop(self) -> bool:
         """Whether the answer is complete and nothing may follow."""
@@ -273,67 +285,3 @@ class Matcher:
             self._bits &= self._permitted
             self._fresh = True
         return self._bits
-
-
-def _forces_little(grammar: Grammar) -> bool:
-    """Whether no text longer than ``MAX_FORCED`` can be forced by the grammar, by a safe estimate.
-
-    References can double a text at each step, or go on for ever, as in a required property that is
-    the schema itself. A regular expression has no references, and its repeats were counted when it
-    was admitted.
-    """
-    if grammar.kind is GrammarKind.EBNF:
-        return False
-    if grammar.kind is GrammarKind.JSON_SCHEMA:
-        return _written_out(json.loads(grammar.source)) <= MAX_FORCED
-    return True
-
-
-def _written_out(value: object) -> float:
-    """Characters of a schema with its least numbers of items written out; infinite with references."""
-    if isinstance(value, dict):
-        if any(keyword in value for keyword in ("$ref", "$dynamicRef", "$recursiveRef")):
-            return float("inf")
-        size = sum(len(str(key)) + _written_out(member) for key, member in value.items())
-        pattern, least = value.get("pattern"), value.get("minItems")
-        size += MAX_FORCED / 10 if isinstance(pattern, str) and "{" in pattern else 0
-        return size * max(1, least if isinstance(least, (int, float)) else 1)
-    if isinstance(value, list):
-        return sum(_written_out(item) for item in value)
-    return len(str(value))
-
-
-def choice_ebnf(source: str) -> str:
-    """An EBNF grammar for a JSON array of strings. Raises GrammarError when it is none."""
-    try:
-        choices = json.loads(source)
-    except ValueError:
-        choices = None
-    if not isinstance(choices, list) or not choices:
-        raise GrammarError("grammar", "choices must be a JSON array with at least one string")
-    if not all(isinstance(choice, str) and choice for choice in choices):
-        raise GrammarError("grammar", "every choice must be a string that is not empty")
-    return "root ::= " + " | ".join(_quoted(choice) for choice in choices)
-
-
-def _quoted(text: str) -> str:
-    """An EBNF string literal; anything but plain ASCII as escapes."""
-    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
-        raise GrammarError("grammar", "a choice holds half of a surrogate pair")
-    plain = (
-        character
-        if (character.isascii() and character.isalnum()) or character in " _-.,:;"
-        else f"\\U{ord(character):08x}"
-        for character in text
-    )
-    return '"' + "".join(plain) + '"'
-
-
-def refusal(kind: GrammarKind, error: Exception) -> GrammarError:
-    """xgrammar's message without the address in its source tree."""
-    cause = re.sub(r"^\[[^\]]*\]\s*", "", str(error).strip())
-    cause = re.sub(r"^\S*\.(?:cc|h|cpp):\d+:\s*", "", cause).split("\n")[0][:_MESSAGE_LIMIT]
-    logger.info("grammar refused: %s", cause)
-    schema = kind is GrammarKind.JSON_SCHEMA
-    reason = "SCHEMA_UNSUPPORTED" if schema else "GRAMMAR_INVALID"
-    return GrammarError("grammar", f"{kind.value} cannot be compiled: {cause}", reason=reason)

@@ -38,6 +38,7 @@ def test_all_is_well() -> None:
         ("settings", "ok"),
         ("tasks", "ok"),
         ("port", "ok"),
+        ("workers", "ok"),
         ("model", "ok"),
         ("warm-up", "ok"),
     ]

@@ -45,6 +45,7 @@ from service.types import (
     Timings,
     Usage,
 )
+from tests.service.analysed import analysed as grammar
 
 WAIT_S = 60.0
 """How long a test waits for what has to happen soon, on a machine that is busy with other work."""
@@ -66,10 +67,6 @@ class Subject:
     idle: Callable[[Engine], bool]
     certain: bool = False
     sensitive: bool = False
-
-
-def grammar(kind: GrammarKind, source: Any) -> Grammar:
-    return Grammar(kind, source if isinstance(source, str) else json.dumps(source))
 
 
 def schema(**properties: Any) -> Grammar:
@@ -106,10 +103,10 @@ GRAMMARS = [
     grammar(GrammarKind.CHOICE, ['a "quoted" \\ one', "日本語 😀", "née\tñ"]),
 ]  # fmt: skip
 BROKEN = [
-    grammar(GrammarKind.JSON_SCHEMA, "{"),
-    grammar(GrammarKind.REGEX, "(unclosed"),
-    grammar(GrammarKind.EBNF, "rule ::= no root"),
-    grammar(GrammarKind.CHOICE, "[]"),
+    Grammar(GrammarKind.JSON_SCHEMA, "{", "root ::= ("),
+    Grammar(GrammarKind.REGEX, "(unclosed", "root ::= nothing"),
+    Grammar(GrammarKind.EBNF, "rule ::= no root", "rule ::= no root"),
+    Grammar(GrammarKind.CHOICE, "[]", "root ::= "),
 ]
 LONG = grammar(GrammarKind.REGEX, "([a-z]{1,7} ){400}")
 """Goes on for at least 800 characters."""

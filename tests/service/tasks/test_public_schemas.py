@@ -15,7 +15,8 @@ from service.engines.shared.grammar import GrammarCompiler
 from service.errors import GrammarError, OutputInvalid
 from service.tasks.answers import AnswerValidator
 from service.tasks.schema import check_json_schema
-from service.types import Grammar, GrammarKind
+from service.types import GrammarKind
+from tests.service.analysed import analysed
 
 COLLECTION = Path(__file__).parents[4] / "shared" / "maskbench" / "public.jsonl"
 HANG_S = 10.0
@@ -91,20 +92,17 @@ def test_who_is_refused_and_why() -> None:
 
 
 @pytest.mark.slow
-def test_all_compile_or_are_refused() -> None:
-    """In the engine: nothing crashes or hangs, and what cannot be compiled says why."""
+def test_all_that_are_analysed_compile() -> None:
+    """In the engine: nothing crashes or hangs, and xgrammar takes every grammar that is ours."""
     compiler = GrammarCompiler([bytes([i]) for i in range(256)] + [b""], [256])
-    refused = {}
+    compiled = 0
     for case in cases():
-        if refusal(case["schema"]) is not None:
-            continue
-        began = time.process_time()
         try:
-            compiler.compile(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(case["schema"])))
-        except GrammarError as error:
-            refused[case["name"]] = error
+            ready = analysed(GrammarKind.JSON_SCHEMA, json.dumps(case["schema"]))
+        except GrammarError:
+            continue  # has tests of its own
+        began = time.process_time()
+        compiler.compile(ready)
         assert time.process_time() - began < HANG_S, case["name"]
-    assert len(refused) <= 8, sorted(refused)
-    for name, error in refused.items():
-        assert error.reason == "SCHEMA_UNSUPPORTED", name
-        assert "cannot be compiled: " in error.message, name
+        compiled += 1
+    assert compiled > 0.9 * len(cases())

@@ -30,6 +30,7 @@ from service.tasks.runner import run as run_task
 from service.types import FinishReason, Grammar, GrammarKind, Sampling
 from tests.checkpoints import Shape, write_checkpoint
 from tests.service.engines.conformance import (
+    BROKEN,
     GRAMMARS,
     LONG,
     answer,
@@ -215,7 +216,7 @@ async def test_a_grammar_error_reaches_the_caller_and_nothing_is_sent(
 ) -> None:
     before = len(below(turbomind).instances)
     with pytest.raises(GrammarError):
-        await collect(turbomind, request(constraint=grammar(GrammarKind.REGEX, "(unclosed")))
+        await collect(turbomind, request(constraint=BROKEN[1]))
     assert len(below(turbomind).instances) == before
 
 

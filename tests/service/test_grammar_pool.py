@@ -1,0 +1,227 @@
+"""A real server with worker processes: what a compiler that hangs or crashes costs, and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from typing import Any
+
+import psutil
+import pytest
+
+from service.engines.fake import FakeEngine
+from service.errors import EngineUnavailable
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.server import VisionServer
+from service.settings import Settings, SettingsError
+from service.tasks.grammars.pool import GrammarPool
+from service.tasks.registry import load_registry
+from service.types import Capabilities
+from tests.service.harness import ROOT, Running, failure, inline, run_request, running, until
+from tests.service.tasks.grammars import misbehaving
+from tests.service.tasks.grammars.test_pool import BAD, children
+
+WORKERS, LIMIT_S = 2, 1.5
+
+
+@contextlib.asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[Running, GrammarPool]]:
+    """A server whose workers can misbehave. When it has stopped, nothing of them is left."""
+    before = asyncio.all_tasks()
+    pool = GrammarPool(WORKERS, LIMIT_S, command=BAD)
+    async with running(pool=pool, **settings) as started:
+        yield started, pool
+    assert children() == []
+    assert not [task for task in asyncio.all_tasks() - before if "grammar" in task.get_name()]
+
+
+async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
+    """Seconds of calls, one after the other, for as long as something else is not done: with a
+    grammar that is new, with one that is known, and without."""
+    found: list[float] = []
+    while not busy.done():
+        fresh = f'{{"title": "{len(found)}"}}'
+        for task in (inline(json_schema=fresh), inline(json_schema="{}"), inline()):
+            begun = time.monotonic()
+            await started.stub.RunTask(run_request(task))
+            found.append(time.monotonic() - begun)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (misbehaving.HANG, "GRAMMAR_COMPILE_TIMEOUT"),
+        (misbehaving.HANG_DEEP, "GRAMMAR_COMPILE_TIMEOUT"),
+        (misbehaving.SEGFAULT, "GRAMMAR_COMPILE_CRASHED"),
+    ],
+)
+async def test_a_bad_compilation_costs_one_request(source: str, reason: str) -> None:
+    async with serving() as (started, pool):
+        await started.stub.RunTask(run_request(inline(json_schema="{}")))
+        quiet = await latencies(started, asyncio.ensure_future(asyncio.sleep(1)))
+        bad = asyncio.ensure_future(
+            failure(started.stub.RunTask(run_request(inline(json_schema=source))))
+        )
+        beside = await latencies(started, bad)
+        error = await bad
+        assert error.reason == reason
+        assert list(error.fields) == ["task.inline.grammar.json_schema"]
+        # One of two workers is gone for a moment; everybody else goes on with the other.
+        assert sorted(beside)[len(beside) * 99 // 100] < max(0.5, 3 * max(quiet))
+        await until(lambda: all(child.alive for child in pool._children.values()), 20)
+        assert len(set(pool.pids)) == WORKERS
+        begun = time.monotonic()
+        again = await failure(started.stub.RunTask(run_request(inline(json_schema=source))))
+        assert again.reason == reason
+        assert time.monotonic() - begun < LIMIT_S / 2, "it is remembered"
+        validated = await failure(
+            started.stub.ValidateSchema(
+                pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=source))
+            )
+        )
+        assert validated.reason == reason
+
+
+@pytest.mark.slow
+async def test_many_bad_ones_at_once_do_not_stop_the_others() -> None:
+    async with serving() as (started, _):
+        await started.stub.RunTask(run_request(inline(json_schema="{}")))
+        sources = [misbehaving.SEGFAULT, misbehaving.NONSENSE, misbehaving.HANG]
+        bad = asyncio.gather(
+            *(failure(started.stub.RunTask(run_request(inline(json_schema=s)))) for s in sources)
+        )
+        known = []
+        while not bad.done():
+            begun = time.monotonic()
+            await started.stub.RunTask(run_request(inline(json_schema="{}")))
+            known.append(time.monotonic() - begun)
+        assert [error.reason.rpartition("_")[2] for error in await bad] == [
+            "CRASHED", "CRASHED", "TIMEOUT",
+        ]  # fmt: skip
+        assert sorted(known)[len(known) * 99 // 100] < 0.5
+        await started.stub.RunTask(run_request(inline(json_schema='{"title": "after"}')))
+
+
+@pytest.mark.slow
+async def test_a_server_that_stops_while_a_worker_hangs_leaves_nothing() -> None:
+    async with serving() as (started, _):
+        call = started.stub.RunTask(run_request(inline(json_schema=misbehaving.HANG_DEEP)))
+        waiting = asyncio.ensure_future(failure(call))
+        await asyncio.sleep(0.3)
+        await started.server.stop(0)
+        assert children() == []
+        assert (await waiting).reason == "ENGINE_DRAINING"
+
+
+@pytest.mark.slow
+async def test_a_server_without_workers_does_not_start() -> None:
+    pool = GrammarPool(WORKERS, command=(*BAD, "--dead"))
+    server = VisionServer(Settings(port=0), FakeEngine(), load_registry(None), pool=pool)
+    await server.start()
+    with pytest.raises(EngineUnavailable, match="cannot be started"):
+        await server.load()
+    await server.stop(0)
+    assert children() == []
+
+
+class Broken(FakeEngine):
+    async def start(self) -> None:
+        await asyncio.sleep(0.2)
+        raise EngineUnavailable("no weights")
+
+
+@pytest.mark.slow
+async def test_workers_end_when_the_engine_does_not_start() -> None:
+    server = VisionServer(
+        Settings(port=0), Broken(), load_registry(None), pool=GrammarPool(WORKERS, command=BAD)
+    )
+    await server.start()
+    with pytest.raises(EngineUnavailable, match="no weights"):
+        await server.load()
+    await server.stop(0)
+    assert children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_server_process_leaves_no_worker(number: signal.Signals) -> None:
+    """Ctrl-C reaches the workers as well; SIGKILL leaves the server no time to end them."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", "--engine", "fake", "--port", "0"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert server.stderr is not None
+    lines = []
+    for line in server.stderr:
+        lines.append(line)
+        if line.startswith("SERVING"):
+            break
+    workers = psutil.Process(server.pid).children()
+    assert len(workers) == Settings.model_fields["compile_workers"].default
+    for process in [psutil.Process(server.pid), *(workers if number is signal.SIGINT else ())]:
+        process.send_signal(number)
+    rest = server.communicate(timeout=20)[1]
+    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert "Traceback" not in rest, rest
+    assert server.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 0)
+
+
+# Metrics
+
+
+def page(port: int | None, host: str = "127.0.0.1") -> str:
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as response:
+        return str(response.read().decode())
+
+
+async def test_metrics_are_served_where_a_port_is_set() -> None:
+    async with running(metrics_port=0) as started:
+        assert started.server.metrics_port
+        text = await asyncio.to_thread(page, started.server.metrics_port)
+        assert 'qwen3vl_engine_info{deepstack_by="",deepstack_mode="",engine="fake"' in text
+        assert "qwen3vl_deepstack_active 0.0" in text
+        for name in ("cache_hits_total", "cache_misses_total", "cache_evictions_total"):
+            assert f"# TYPE qwen3vl_grammar_{name} counter" in text
+        assert "# TYPE qwen3vl_grammar_compile_seconds histogram" in text
+        assert "# TYPE qwen3vl_grammar_worker_restarts_total counter" in text
+        taken = VisionServer(
+            Settings(port=0, metrics_port=started.server.metrics_port),
+            FakeEngine(),
+            load_registry(None),
+        )
+        with pytest.raises(SettingsError, match="metrics_port: cannot listen on 127"):
+            await taken.start()
+        await taken.stop(0)
+    with pytest.raises(OSError, match="refused"):
+        await asyncio.to_thread(page, started.server.metrics_port)
+    async with running() as quiet:
+        assert quiet.server.metrics_port is None
+
+
+class WithDeepStack(FakeEngine):
+    @property
+    def capabilities(self) -> Capabilities:
+        found = super().capabilities
+        details = {"deepstack": "on", "deepstack_mode": "auto", "deepstack_by": "hooks"}
+        return Capabilities(
+            **{name: getattr(found, name) for name in found.__slots__ if name != "details"},
+            details=details,
+        )
+
+
+async def test_metrics_say_whether_deepstack_is_on() -> None:
+    async with running(WithDeepStack(), metrics_port=0) as started:
+        text = await asyncio.to_thread(page, started.server.metrics_port)
+        assert "qwen3vl_deepstack_active 1.0" in text
+        assert 'deepstack_by="hooks",deepstack_mode="auto"' in text
