@@ -27,6 +27,7 @@ BENCHMARKS = (
     "reference_engine",
     "server_overhead",
     "cold_start",
+    "deepstack_hook",
     "gpu",
     "maskbench",
     "schema_answers",

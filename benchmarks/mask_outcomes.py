@@ -35,8 +35,6 @@ class Outcome:
     @property
     def exact(self) -> bool:
         """Whether the grammar judges every instance right."""
-        return (
-            self.what == "empty"
-            or (self.what == "served"
-            and not (self.accepts_invalid or self.rejects_valid))
+        return self.what == "empty" or (
+            self.what == "served" and not (self.accepts_invalid or self.rejects_valid)
         )

@@ -19,6 +19,7 @@ TITLES = {
     "reference_engine": "Reference engine",
     "server_overhead": "Overhead of the server",
     "cold_start": "Cold start and memory",
+    "deepstack_hook": "Hook of DeepStack",
     "maskbench": "Grammars from schemas",
     "schema_answers": "Answers under schemas, end to end",
 }

@@ -97,11 +97,20 @@ def _port(process: psutil.Popen, log: Path) -> int:
 
 
 async def ask(
-    address: str, cases: Sequence[Case], generations: int, max_tokens: int, callers: int
+    address: str,
+    cases: Sequence[Case],
+    generations: int,
+    max_tokens: int,
+    callers: int,
+    minutes: float,
 ) -> list[Call]:
-    """All calls, this many at a time, in an order of no meaning."""
-    plan = [(number, seed) for number in range(len(cases)) for seed in range(generations)]
-    random.Random(0).shuffle(plan)
+    """All calls, this many at a time: every schema once in an order of no meaning, then again.
+
+    minutes: no call begins later than that.
+    """
+    numbers = random.Random(0).sample(range(len(cases)), len(cases))
+    plan = [(number, seed) for seed in range(generations) for number in numbers]
+    deadline = time.monotonic() + 60 * minutes
     pending = iter(plan)
     found: list[Call] = []
     judge = Judge()
@@ -110,6 +119,8 @@ async def ask(
 
         async def caller() -> None:
             for number, seed in pending:
+                if time.monotonic() > deadline:
+                    return
                 call = await _call(stub, number, cases[number], seed, max_tokens)
                 if call.reason == "OK":
                     verdict = await judge.verdict(cases[number].schema, call.text)
@@ -151,13 +162,14 @@ def row(cases: Sequence[Case], calls: Sequence[Call]) -> dict[str, Any]:
     reasons = Counter(call.reason for call in calls)
     verdicts = Counter(call.verdict for call in calls if call.reason == "OK")
     known = documented() | {"OK"}
+    asked = {call.number for call in calls}
     refused = {call.number for call in calls if call.reason.startswith(ADMISSION)}
     answered = {call.number for call in calls if call.reason == "OK"}
     milliseconds = [1e3 * call.seconds for call in calls]
     shown = ("OK", "OUTPUT_TRUNCATED", "OUTPUT_INVALID")
     return {
         "collection": len(cases),
-        "schemas": len(cases) - len(refused),
+        "schemas": len(asked - refused),
         "schemas with an OK answer": len(answered),
         "calls": len(calls),
         "OK": reasons["OK"],
@@ -207,6 +219,7 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=3, help="answers to each schema")
     parser.add_argument("--max-tokens", type=int, default=192)
     parser.add_argument("--callers", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=120.0, help="begin no call later")
     parser.add_argument("--every", type=int, default=1, help="of so many schemas, ask one")
     parser.add_argument("--details", type=Path, metavar="FILE.jsonl", help="calls to look at")
     options = parser.parse_args()
@@ -218,7 +231,14 @@ def main() -> None:
     cases = cases[:: options.every]
     with server() as (process, address):
         calls = asyncio.run(
-            ask(address, cases, options.generations, options.max_tokens, options.callers)
+            ask(
+                address,
+                cases,
+                options.generations,
+                options.max_tokens,
+                options.callers,
+                options.minutes,
+            )
         )
         memory = sum(one.memory_info().rss for one in (process, *process.children(True))) / MIB
     if options.details:
