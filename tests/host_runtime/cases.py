@@ -103,16 +103,18 @@ def make_case(
 
 
 @lru_cache(maxsize=4)
-def _model(checkpoint: Path, vision: bool) -> Any:
+def _model(checkpoint: Path, vision: bool, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     kind = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-    return kind.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return kind.from_pretrained(checkpoint, dtype=dtype).eval()
 
 
-def expected(checkpoint: Path, case: Case, vision: bool = True) -> Expected:
-    """Greedy tokens of transformers in float32, end tokens ignored, and their leads."""
-    model = _model(checkpoint, vision)
+def expected(
+    checkpoint: Path, case: Case, vision: bool = True, dtype: torch.dtype = torch.float32
+) -> Expected:
+    """Greedy tokens of transformers, end tokens ignored, and their leads."""
+    model = _model(checkpoint, vision, dtype)
     if not case.grids:
         return expected_of(model, case.tokens, None, None, case.max_new_tokens)
     pixels, grids = torch.cat(case.pixels()), torch.tensor(case.grids)
@@ -131,7 +133,7 @@ def expected_of(
     ids = torch.tensor([tokens])
     values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if pixels is not None:
-        values["pixel_values"] = pixels.float()
+        values["pixel_values"] = pixels.to(model.dtype)
         values["image_grid_thw"] = grids
         values["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     out = model.generate(

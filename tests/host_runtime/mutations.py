@@ -27,6 +27,15 @@ def swap_keys_and_values(weights: Weights) -> None:
     _swap(weights, f"{DECODER}self_attn.k_proj.weight", f"{DECODER}self_attn.v_proj.weight")
 
 
+def swap_queries_and_keys(weights: Weights) -> None:
+    """The first query head against the key head."""
+    queries, keys = (f"{DECODER}self_attn.{x}_proj.weight" for x in "qk")
+    rows = weights[keys].shape[0]
+    first = weights[queries][:rows].clone()
+    weights[queries][:rows] = weights[keys]
+    weights[keys] = first
+
+
 def swap_gate_and_up(weights: Weights) -> None:
     _swap(weights, f"{DECODER}mlp.gate_proj.weight", f"{DECODER}mlp.up_proj.weight")
 
@@ -76,7 +85,7 @@ def swap_deepstack_mergers(weights: Weights) -> None:
 
 
 IN_WEIGHTS: tuple[Callable[[Weights], None], ...] = (
-    swap_keys_and_values, swap_gate_and_up, swap_query_heads, forget_head_norms, swap_norms,
+    swap_keys_and_values, swap_queries_and_keys, swap_gate_and_up, swap_query_heads, forget_head_norms, swap_norms,
     forget_patch_bias, forget_qkv_bias, forget_merger_bias, transpose_position_grid,
     swap_vision_queries_and_keys,
     swap_deepstack_mergers,
@@ -86,6 +95,11 @@ IN_WEIGHTS: tuple[Callable[[Weights], None], ...] = (
 def chunked_mrope(model: Any) -> None:
     """Sections one after the other, as in Qwen2-VL."""
     model._attn_cfg.rope.mrope_interleaved = False
+
+
+def height_for_time_mrope(model: Any) -> None:
+    """The pairs of height turn with time."""
+    model._attn_cfg.rope.mrope_section = [44, 0, 20]
 
 
 def time_only_mrope(model: Any) -> None:
@@ -99,6 +113,7 @@ def other_rope_base(model: Any) -> None:
 
 IN_MODEL: tuple[Callable[[Any], None], ...] = (
     chunked_mrope,
+    height_for_time_mrope,
     time_only_mrope,
     other_rope_base,
 )
@@ -140,12 +155,38 @@ IN_ITEMS: tuple[Callable[[list[dict[str, Any]]], None], ...] = (
 )  # fmt: skip
 
 
+def forget_pieces(table: torch.Tensor) -> None:
+    """A prompt is cut within an image, and the second piece is taken for the image's beginning."""
+    table[:, 5] = 0
+
+
+def restart_pieces(table: torch.Tensor) -> None:
+    """Positions begin at 0 again where a prompt was cut."""
+    table[:, 2] -= int(table[0, 2])
+
+
+def delay_pieces(table: torch.Tensor) -> None:
+    """Behind a cut positions are one too high."""
+    table[:, 2] += int(table[0, 2] > 0)
+
+
+IN_SEGMENTS: tuple[Callable[[torch.Tensor], None], ...] = (
+    forget_pieces, restart_pieces, delay_pieces,
+)  # fmt: skip
+"""Change what TurboMind says of the runs of text and image in a forward, six numbers for each: first
+row, rows, base position, height, width, tokens of the image before. The kernel that makes positions
+reads the same memory after DeepStack did."""
+
+
 WITHOUT_DEEPSTACK = "without_deepstack"
 
 
 @contextmanager
 def armed(name: str) -> Iterator[None]:
     """In a child with the extension installed: put a code fault in; "" puts none in."""
+    from lmdeploy_ext.deepstack.binding import SEGMENT_FIELDS
+    from lmdeploy_ext.deepstack.features import Features
+    from lmdeploy_ext.deepstack.memory import view
     from lmdeploy_ext.turbomind.model import Qwen3VLSourceModel
     from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
     from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
@@ -168,6 +209,15 @@ def armed(name: str) -> Iterator[None]:
             return convert(self, copies)
 
         with mock.patch.object(Qwen3VLVisionModel, "to_turbomind_multimodal", converted):
+            yield
+    elif fault := _named(IN_SEGMENTS, name):
+        set_up = Features._set_up
+
+        def changed_segments(self: Any, event: Any) -> None:
+            fault(view(event.data, (event.count, SEGMENT_FIELDS), torch.int32, self._device))
+            set_up(self, event)
+
+        with mock.patch.object(Features, "_set_up", changed_segments):
             yield
     elif name == WITHOUT_DEEPSTACK:
         with mock.patch.object(Qwen3VLSourceModel, "_start_deepstack"):

@@ -15,6 +15,7 @@ from tests.host_runtime.checkpoints import image_token
 from tests.host_runtime.mutations import (
     IN_ITEMS,
     IN_MODEL,
+    IN_SEGMENTS,
     IN_WEIGHTS,
     WITHOUT_DEEPSTACK,
     write_faulty,
@@ -25,6 +26,13 @@ from tests.host_runtime.runner import run
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 GRIDS = [[(8, 4)], [(4, 12), (6, 6)], [(8, 8), (8, 8)], [(12, 10)], [(4, 6), (4, 6), (10, 4)]]
+CUT = [
+    (27, 53, [(12, 10)]),
+    (28, 58, [(20, 4)]),
+    (35, 51, [(6, 10), (8, 6)]),
+    (36, 56, [(12, 12)]),
+]
+"""Seed, words and images of prompts that are cut within an image, in pieces of 64 tokens."""
 
 
 def _cases(token: int) -> list[Case]:
@@ -34,7 +42,11 @@ def _cases(token: int) -> list[Case]:
         for seed, grids in enumerate(GRIDS)
     ]
     long = make_case(9, [(20, 16)], [4, 6], token, max_new_tokens=10)
-    return [*cases, long, replace(long, seed=10)]
+    cut = [
+        make_case(seed, grids, [words, *[2] * len(grids)], token, max_new_tokens=6)
+        for seed, words, grids in CUT
+    ]
+    return [*cases, long, replace(long, seed=10), *cut]
 
 
 def test_every_fault_is_noticed(vision_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
@@ -42,12 +54,13 @@ def test_every_fault_is_noticed(vision_checkpoint: Callable[..., Path], tmp_path
     cases = _cases(image_token(folder))
     wanted = [expected(folder, case) for case in cases]
     runs: dict[str, dict[str, Any]] = {"none": {}}
-    runs |= {fault.__name__: {"fault": fault.__name__} for fault in (*IN_MODEL, *IN_ITEMS)}
+    in_code = (*IN_MODEL, *IN_ITEMS, *IN_SEGMENTS)
+    runs |= {fault.__name__: {"fault": fault.__name__} for fault in in_code}
     runs[WITHOUT_DEEPSTACK] = {"fault": WITHOUT_DEEPSTACK}
     for fault in IN_WEIGHTS:
         path = write_faulty(folder, tmp_path / fault.__name__, fault)
         runs[fault.__name__] = {"checkpoint": str(path)}
-    common = {"enable_prefix_caching": True}
+    common = {"enable_prefix_caching": True, "max_prefill_token_num": 64}
     found = run(
         answers, folder, [case.to_json() for case in cases],
         [{**common, **one} for one in runs.values()], mode="numbers", timeout_s=280,
@@ -59,6 +72,7 @@ def test_every_fault_is_noticed(vision_checkpoint: Callable[..., Path], tmp_path
         )
         for name, answered in zip(runs, found, strict=True)
     }
+    print("requests of", len(cases), "in which each fault shows:", noticed)
     assert noticed.pop("none") == 0
-    assert len(noticed) >= 12
+    assert len(noticed) >= 24
     assert [name for name, count in noticed.items() if not count] == []

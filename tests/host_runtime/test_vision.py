@@ -12,8 +12,8 @@ import pytest
 from tests.host_runtime.answers import answers
 from tests.host_runtime.cases import Case, expected, make_case
 from tests.host_runtime.checkpoints import image_token
+from tests.host_runtime.parity import check
 from tests.host_runtime.runner import run
-from tests.host_runtime.test_text import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 

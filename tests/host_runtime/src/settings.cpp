@@ -22,6 +22,7 @@ Settings read() {
     s.memory_bytes = size_t(number("HOST_RUNTIME_MEMORY_MIB", 2048)) << 20;
     s.null_token = int(number("HOST_RUNTIME_NULL_TOKEN", 7));
     s.poison = number("HOST_RUNTIME_POISON", 0) != 0;
+    s.masks = std::getenv("HOST_RUNTIME_MASKS");
     s.delay_us = unsigned(number("HOST_RUNTIME_DELAY_US", 0));
     return s;
 }

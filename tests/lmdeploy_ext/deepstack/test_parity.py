@@ -12,9 +12,8 @@ import torch
 
 from tests.host_runtime.cases import Case, _model, expected, make_case
 from tests.host_runtime.checkpoints import image_token
-from tests.host_runtime.parity import difference
+from tests.host_runtime.parity import check, difference
 from tests.host_runtime.runner import run
-from tests.host_runtime.test_text import check
 from tests.lmdeploy_ext.deepstack.children import (
     FAULTS,
     added_rows,

@@ -3,6 +3,8 @@
 
 #include <unistd.h>
 
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <set>
@@ -105,6 +107,15 @@ void ban_words(const Launch& launch) {
     }
 }
 
+// HOST_RUNTIME_MASKS: a line for each row that a grammar masks, eight hexadecimal digits for 32 tokens
+void write_mask(const uint32_t* mask, int vocab) {
+    static FILE* const file = settings().masks ? std::fopen(settings().masks, "a") : nullptr;
+    if (!file) return;
+    for (int i = 0; i < (vocab + 31) / 32; ++i) std::fprintf(file, "%08x", mask[i]);
+    std::fputc('\n', file);
+    std::fflush(file);
+}
+
 // LogitsBitmask(float* logits, const int* mask, const int* rows, int vocab, int logits_stride, int mask_stride)
 void grammar_mask(const Launch& launch) {
     const int n = launch.grid.y, vocab = launch.arg<int>(3), stride = launch.arg<int>(4), mask_stride = launch.arg<int>(5);
@@ -114,6 +125,7 @@ void grammar_mask(const Launch& launch) {
     for (int i = 0; i < n; ++i) {
         const size_t row = rows ? rows[i] : i;
         if (!is_allocated(logits + row * stride, vocab * sizeof(float))) die("%s: logits", launch.name.c_str());
+        write_mask(mask + row * mask_stride, vocab);
         for (int t = 0; t < vocab; ++t)
             if (!(mask[row * mask_stride + t / 32] >> (t % 32) & 1)) logits[row * stride + t] = kNever;
     }
