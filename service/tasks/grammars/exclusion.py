@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference
+from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference, ranges
 from service.tasks.grammars.ebnf import Rules
 from service.tasks.grammars.emission import counted
 from service.tasks.grammars.spellings import PLAIN, Json
@@ -36,7 +36,8 @@ class _Writer:
     def __init__(self, low: int, high: int | None, rules: Rules) -> None:
         self._low, self._high, self._rules = low, high, rules
         self._spelling = Json(rules)
-        self._rests: dict[tuple[int, int | None], str | None] = {}
+        self._leaving: dict[tuple[frozenset[str], str], list[str]] = {}
+        self._spelled: dict[str, str] = {}
 
     def write(self, tree: _Tree) -> str | None:
         """The expression of a tree; its nodes from the leaves up, so that equal ones are one rule."""
@@ -52,21 +53,35 @@ class _Writer:
         rest = self._rest(depth + 1)
         goes_on = [character for character in node if character != _END]
         if rest is not None:
-            others = complement(tuple((ord(c), ord(c)) for c in sorted(goes_on)))
-            if difference(_WIDE, others):
-                found += self._followed(others, rest)
-            else:  # the part that takes the most to compile is one rule for all nodes
-                found += self._followed(difference(others, _WIDE), rest)
-                wide = " | ".join(self._followed(_WIDE, rest))
-                found.append(self._rules.define("json_wide", wide))
+            found += self._others(frozenset(goes_on), rest)
         for character in goes_on:
             below = made[id(node[character])]
             if below is not None:
-                found.append(f"{self._spelling.text(character)} {below}")
+                found.append(f"{self._text(character)} {below}")
         return self._rules.define("json_other", " | ".join(found)) if found else None
 
     def _followed(self, characters: Ranges, rest: str) -> list[str]:
         return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
+
+    def _others(self, goes_on: frozenset[str], rest: str) -> list[str]:
+        """Expressions for any other character and the rest; many nodes have the same."""
+        known = self._leaving.get((goes_on, rest))
+        if known is None:
+            others = complement(ranges((ord(character), ord(character)) for character in goes_on))
+            if difference(_WIDE, others):
+                known = self._followed(others, rest)
+            else:  # the part that takes the most to compile is one rule for all nodes
+                wide = " | ".join(self._followed(_WIDE, rest))
+                known = self._followed(difference(others, _WIDE), rest)
+                known.append(self._rules.define("json_wide", wide))
+            self._leaving[goes_on, rest] = known
+        return known
+
+    def _text(self, character: str) -> str:
+        known = self._spelled.get(character)
+        if known is None:
+            known = self._spelled[character] = self._spelling.text(character)
+        return known
 
     def _rest(self, depth: int) -> str | None:
         """Any characters from a depth on."""

@@ -7,6 +7,7 @@ few places of at once. What is left is dropped, with the reason.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -40,6 +41,7 @@ FEW = 40
 """Places at once with which a matcher is still fast."""
 _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _QUOTE = literal('"')
 
 
@@ -106,6 +108,7 @@ def emit_string(literals: Iterable[Literal], rules: Rules, *, key: bool = False)
         for one in wanted.excluded
         for text in one.value
         if isinstance(text, str) and low <= len(text) and (high is None or len(text) <= high)
+        if not _LONE_SURROGATE.search(text)  # in no answer anyway
     )
     rest = _rest(wanted, names, rules, canonical if key else in_any_spelling)
     return Emitted(None if rest is None else f"{_QUOTE} {rest}", tuple(wanted.dropped))

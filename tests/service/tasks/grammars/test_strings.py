@@ -141,6 +141,25 @@ def test_only_free_strings_have_other_spellings(text: bytes) -> None:
     assert not accepts(emitted(literal("pattern", "[^]"))[1], text)
 
 
+def test_a_name_that_is_in_no_text_excludes_nothing() -> None:
+    grammar = emitted(literal("enum", ["\ud800", "a"], negated=True), key=True)[1]
+    assert not accepts(grammar, b'"\xed\xa0\x80b"')
+    assert accepts(grammar, '"b"')
+    assert not accepts(grammar, '"a"')
+
+
+def test_thousands_of_names_are_excluded_soon() -> None:
+    names = [f"name_{number * 7919 % 10_007}_{number}" for number in range(1000)]
+    began = time.process_time()
+    _, grammar = emitted(literal("enum", names, negated=True), key=True)
+    assert time.process_time() - began < 5  # about 0.5, nearly all of it in the compiler
+    assert not any(accepts(grammar, dumped(name)) for name in names[:50])
+    assert all(
+        accepts(grammar, dumped(name + end)) for name in names[:25] for end in ("x", " ", '"')
+    )
+    assert all(accepts(grammar, dumped(name[:-1] + "y")) for name in names[:50])
+
+
 def test_a_surrogate_pair_is_one_character() -> None:
     two = emitted(literal("minLength", 2))[1]
     assert not accepts(two, b'"\\ud83d\\ude00"')
