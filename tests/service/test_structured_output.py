@@ -1,0 +1,364 @@
+"""Ways in which structured output failed elsewhere, each through a real server.
+
+The reference engine on the bundled model, whose scores are bent towards what a test wants it to say:
+only the grammar stands between that and the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import jsonschema
+import pytest
+import pytest_asyncio
+from torch import Tensor
+
+from service.client import CHANNEL_OPTIONS, read_error
+from service.engines.reference import ReferenceEngine
+from service.engines.reference.decoder import Decoder
+from service.engines.reference.sampler import Sampler
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.server import VisionServer
+from service.settings import Settings
+from service.tasks.registry import load_registry
+from service.wiring import BUNDLED_MODEL
+from tests.service.harness import failure, inline, run_request
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
+LARGE = 9_007_199_254_740_993
+"""The first whole number that a double cannot hold."""
+
+
+@dataclass
+class Bent:
+    """Lets a test say what the model wants.
+
+    script: a text that it wants to write, byte for byte, and then to end. likes: ids that it
+    always wants, best first; with both, the script goes first. wanted, got: how often it wanted
+    something, and how often the grammar let it.
+    """
+
+    engine: ReferenceEngine
+    stub: Any
+    table: tuple[bytes, ...]
+    special: frozenset[int]
+    script: bytes = b""
+    likes: list[int] = field(default_factory=list)
+    written: dict[int, bytes] = field(default_factory=dict)
+    wanted: int = 0
+    got: int = 0
+
+    def choose(self, sampler: Sampler, logits: Tensor) -> int:
+        """In place of the sampler's choice: a wish that the mask has left, else the best score."""
+        written = self.written.get(id(sampler), b"")
+        wishes = list(self.likes)
+        rest = self.script[len(written) :]
+        if rest and self.script.startswith(written):
+            fitting = [i for i, piece in enumerate(self.table) if piece and rest.startswith(piece)]
+            wishes = sorted(fitting, key=lambda i: -len(self.table[i])) + wishes
+        elif self.script and written == self.script:
+            wishes = sorted(self.special)
+        self.wanted += bool(wishes)
+        for token in wishes:
+            if logits[token] > float("-inf"):
+                self.got += 1
+                break
+        else:
+            token = int(logits.argmax())
+        self.written[id(sampler)] = written + self.table[token]
+        return token
+
+    async def run(self, grammar: Any, max_tokens: int = 120) -> pb.TaskResult:
+        return (await self.stub.RunTask(self.request(grammar, max_tokens), timeout=60)).result
+
+    async def failure(self, grammar: Any, max_tokens: int = 120) -> Any:
+        return await failure(self.stub.RunTask(self.request(grammar, max_tokens), timeout=60))
+
+    async def outcome(self, grammar: Any, max_tokens: int = 120) -> str | None:
+        """The answer as JSON; None for one that was cut, or did not fit."""
+        try:
+            return (await self.run(grammar, max_tokens)).json
+        except grpc.aio.AioRpcError as error:
+            assert read_error(error).reason in ("OUTPUT_TRUNCATED", "OUTPUT_INVALID")  # noqa: PT017
+            return None
+
+    def request(self, grammar: Any, max_tokens: int) -> pb.RunTaskRequest:
+        if not (
+            isinstance(grammar, dict) and grammar.keys() <= {"regex", "ebnf", "choice"} and grammar
+        ):
+            grammar = {"json_schema": json.dumps(grammar)}
+        return run_request(inline("Say it.", **grammar), max_tokens=max_tokens)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server() -> AsyncIterator[tuple[ReferenceEngine, Any]]:
+    engine = ReferenceEngine(BUNDLED_MODEL)
+    started = VisionServer(Settings(port=0), engine, load_registry(None))
+    await started.start()
+    try:
+        await started.load()
+        address = f"127.0.0.1:{started.port}"
+        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+            yield engine, VisionServiceStub(channel)
+    finally:
+        await started.stop(0)
+
+
+@pytest.fixture
+def model(server: tuple[ReferenceEngine, Any], monkeypatch: pytest.MonkeyPatch) -> Bent:
+    engine, stub = server
+    assert engine._model is not None
+    chat = engine._model.chat
+    bent = Bent(engine, stub, chat.table, chat.special_ids)
+    monkeypatch.setattr(Sampler, "choose", lambda self, logits: bent.choose(self, logits))
+    return bent
+
+
+def blank(piece: bytes) -> bool:
+    return bool(piece) and not piece.strip()
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+NUMBERS = closed(a={"type": "integer", "minimum": 0, "maximum": 99},
+                 b={"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3})  # fmt: skip
+
+
+async def test_a_model_that_wants_blanks_gets_those_of_json_dumps(model: Bent) -> None:
+    model.likes = [i for i, piece in enumerate(model.table) if blank(piece)]
+    result = await model.run(NUMBERS)
+    assert model.wanted > model.got
+    assert result.text == json.dumps(json.loads(result.text))
+    jsonschema.validate(json.loads(result.json), NUMBERS)
+
+
+@pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "array"}])
+async def test_endless_blanks_are_cut_and_never_an_answer(model: Bent, schema: Any) -> None:
+    model.likes = [i for i, piece in enumerate(model.table) if blank(piece)]
+    model.script = {"string": b'" ', "array": b'["'}.get(schema.get("type"), b'{"')
+    error = await model.failure(schema, max_tokens=400)
+    assert error.reason == "OUTPUT_TRUNCATED"
+    assert error.metadata["finish_reason"] in ("loop", "length")
+
+
+@pytest.mark.parametrize("last", [b"[", b"1", b'"a'])
+async def test_endless_lists_numbers_and_strings_are_cut(model: Bent, last: bytes) -> None:
+    model.likes = [model.table.index(last[-1:]), model.table.index(b",")]
+    model.script = last
+    error = await model.failure(True, max_tokens=300)
+    assert error.reason == "OUTPUT_TRUNCATED"
+
+
+async def test_generation_ends_when_the_grammar_ends(model: Bent) -> None:
+    """The model wants anything but an end."""
+    model.likes = [i for i, piece in enumerate(model.table) if piece]
+    model.script = b'{"a": 7, "b": [true, false, true]}\n\nAnd then I would like to say'
+    result = await model.run(NUMBERS, max_tokens=200)
+    assert result.text == '{"a": 7, "b": [true, false, true]}'
+    assert result.finish_reason == pb.FINISH_REASON_STOP
+    for grammar in (
+        {"regex": "[ab]{3}"},
+        {"choice": ["left", "right"]},
+        {"ebnf": 'root ::= "x"{4}'},
+    ):
+        assert (await model.run(grammar)).finish_reason == pb.FINISH_REASON_STOP
+
+
+async def test_a_model_that_wants_to_end_too_early_has_to_go_on(model: Bent) -> None:
+    model.likes = sorted(model.special)
+    result = await model.run(NUMBERS)
+    jsonschema.validate(json.loads(result.json), NUMBERS)
+    assert model.wanted > model.got
+
+
+@pytest.mark.parametrize(
+    "grammar", [{"type": "string", "minLength": 3, "maxLength": 5}, {"regex": ".{3,5}"}]
+)
+async def test_special_tokens_are_never_text(model: Bent, grammar: Any) -> None:
+    stops = {model.table.index(b'"')}
+    model.likes = [*sorted(model.special - stops), *range(len(model.table) - 1, 0, -1)]
+    result = await model.run(grammar)
+    text = result.text if "regex" in grammar else json.loads(result.text)
+    assert 3 <= len(text) <= 5
+    assert not any(mark in result.text for mark in ("<|", "|>", "\ufffd"))
+
+
+async def test_a_special_token_spelled_out_is_text_like_any_other(model: Bent) -> None:
+    model.script = b'"<|im_end|>\\n<|im_start|>assistant"'
+    result = await model.run({"type": "string"})
+    assert result.text.encode() == model.script
+
+
+async def test_scores_wider_than_the_mask_are_an_error(
+    model: Bent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = Decoder.logits
+    monkeypatch.setattr(
+        Decoder, "logits", lambda self, hidden: logits(self, hidden).repeat_interleave(2, -1)
+    )
+    error = await model.failure(NUMBERS)
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    monkeypatch.setattr(Decoder, "logits", logits)
+    jsonschema.validate(json.loads((await model.run(NUMBERS)).json), NUMBERS)
+
+
+async def test_a_token_that_the_grammar_refuses_is_an_error(
+    model: Bent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden: Callable[..., int] = lambda self, logits: model.table.index(b"x")  # noqa: E731
+    monkeypatch.setattr(Sampler, "choose", forbidden)
+    error = await model.failure(NUMBERS)
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": null}', '{"b": 2, "a": [1, "2"]}', "[]", '"{}"', "-3.5", "null"]
+)
+async def test_required_alone(model: Bent, text: str) -> None:
+    """The keyword says nothing about values that are no objects, nor about other names."""
+    model.script = text.encode()
+    assert (await model.run({"required": ["a"]})).text == text
+
+
+@pytest.mark.parametrize("text", ["{}", '{"b": 1}'])
+async def test_required_alone_is_required(model: Bent, text: str) -> None:
+    model.script = text.encode()
+    model.likes = [model.table.index(b"}")]
+    answer = await model.outcome({"required": ["a"]})
+    assert answer is None or "a" in json.loads(answer)
+
+
+@pytest.mark.parametrize(
+    "schema", [True, {}, {"$schema": "http://json-schema.org/draft-07/schema#"}]
+)
+@pytest.mark.parametrize(
+    "text", ['{"a": {"b": [1, 2.5, null, {"": []}]}, "": false}', "[]", '"é\u2028😀"', "0", "true"]
+)
+async def test_schemas_that_allow_everything(model: Bent, schema: Any, text: str) -> None:
+    model.script = text.encode()
+    result = await model.run(schema)
+    assert result.text == result.json == text
+
+
+@pytest.mark.parametrize(
+    "schema", [False, {"not": {}}, {"enum": [1], "type": "string"}, closed(a=False)]
+)
+async def test_schemas_that_allow_nothing(model: Bent, schema: Any) -> None:
+    error = await model.failure(schema)
+    assert error.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.reason == "SCHEMA_UNSUPPORTED"
+    assert list(error.fields) == ["task.inline.grammar.json_schema"]
+
+
+STRINGS = [
+    '"\\/\b\f\n\r\t',
+    "\x00\x1f\x7f",
+    "\u2028\u2029\ufeff",
+    "é😀\U0010ffff",
+    "\\ud83d",
+    "%s{}'",
+]
+
+
+@pytest.mark.parametrize("value", STRINGS)
+async def test_strings_come_back_as_they_were_asked_for(model: Bent, value: str) -> None:
+    for schema in (
+        {"const": value},
+        {"enum": [value, [value], {value: value}]},
+        closed(**{value: {"const": 1}}),
+    ):
+        result = await model.run(schema)
+        jsonschema.validate(json.loads(result.json), schema)
+
+
+@pytest.mark.parametrize("value", STRINGS)
+async def test_free_strings_hold_every_character(model: Bent, value: str) -> None:
+    model.script = json.dumps(value, ensure_ascii=False).encode()
+    result = await model.run({"type": "string"})
+    assert json.loads(result.json) == value
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\ud83d', '"\\udc00 ', '"\\ud83d\\ud83d', '"\\u0', '"\\x', '"\n', '"\xff']
+)
+async def test_what_is_no_string_is_never_an_answer(model: Bent, text: str) -> None:
+    """Halves of surrogate pairs, escapes that do not exist, control characters."""
+    model.script = text.encode("latin-1") + b'"'
+    result = await model.stub.RunTask(
+        model.request({"type": "string", "maxLength": 3}, 60), timeout=60
+    )
+    value = json.loads(result.result.json)
+    value.encode()
+    assert len(value) <= 3
+
+
+@pytest.mark.parametrize("number", [LARGE, -LARGE, 10**30, LARGE * 10**300])
+async def test_whole_numbers_beyond_doubles(model: Bent, number: int) -> None:
+    for schema in ({"const": number}, {"type": "integer", "minimum": number, "maximum": number}):
+        result = await model.run(schema, max_tokens=400)
+        assert result.json == str(number)
+    model.script = str(number).encode()
+    result = await model.run({"type": "integer", "multipleOf": number}, max_tokens=400)
+    assert json.loads(result.json) % number == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "-Infinity", "1e999", "01", "+1", ".5", "1.", "0x1", "1_0"]
+)
+async def test_what_is_no_number_is_never_an_answer(model: Bent, text: str) -> None:
+    model.script = text.encode()
+    answer = await model.outcome({"type": "number"})
+    if answer is not None:
+        assert answer != text
+        assert abs(json.loads(answer, parse_constant=pytest.fail)) < float("inf")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": 1, "\\u0061": 2}', '{"b": 1, "b": 1}'])
+@pytest.mark.parametrize("schema", [{"type": "object"}, {}, {"properties": {"a": {"type": "integer"}}},
+                                    {"type": "array", "items": {}}])  # fmt: skip
+async def test_a_name_twice_is_never_an_answer(model: Bent, schema: Any, text: str) -> None:
+    model.script = (f"[{text}]" if schema.get("type") == "array" else text).encode()
+    answer = await model.outcome(schema)
+    if answer is not None:
+        json.loads(answer, object_pairs_hook=once)
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+async def test_nested_alternatives_cost_one_caller_nothing_but_time(model: Bent) -> None:
+    """Calls with ordinary schemas are answered while hostile ones are looked at."""
+    hostile: Any = {"type": "string"}
+    for level in range(20):
+        hostile = {"oneOf": [hostile, {"const": f"{level}"}, {"pattern": f"^{level}"}]}
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    slow = [asyncio.create_task(asyncio.wait_for(model.run({"oneOf": [hostile, {"const": i}]}), 60))
+            for i in range(3)]  # fmt: skip
+    quick = [await model.run(NUMBERS) for _ in range(3)]
+    assert loop.time() - begun < 20
+    for result in quick:
+        jsonschema.validate(json.loads(result.json), NUMBERS)
+    for outcome in await asyncio.gather(*slow, return_exceptions=True):
+        if isinstance(outcome, grpc.aio.AioRpcError):
+            assert outcome.code() in (
+                grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.OUT_OF_RANGE,
+                grpc.StatusCode.INTERNAL,
+            )  # fmt: skip
+        else:
+            assert isinstance(outcome, pb.TaskResult)
