@@ -34,3 +34,16 @@ def two_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_random_model(folder, BUNDLED_MODEL, layers=28)
     clarify(folder, seed=0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def eight_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the widths of Qwen3-VL-8B, with fewer layers: it fits one file, as `clarify` wants."""
+    from benchmarks.random_model import write_random_model
+    from service.wiring import BUNDLED_MODEL
+    from tests.host_runtime.checkpoints import clarify
+
+    folder = tmp_path_factory.mktemp("eight-billion")
+    write_random_model(folder, BUNDLED_MODEL, layers=8, size="8B")
+    clarify(folder, seed=0)
+    return folder
