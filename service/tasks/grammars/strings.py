@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from service.tasks.grammars import emission
 from service.tasks.grammars.automata import (
+    DEAD,
     Dfa,
     Effort,
     TooLarge,
@@ -31,7 +32,7 @@ from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
 from service.tasks.grammars.regex_syntax import Node, PatternError, parse
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.string_formats import FORMAT_PATTERNS
-from service.tasks.grammars.structure import MANY, unanchored, ways, within
+from service.tasks.grammars.structure import MANY, unanchored, ways, weight, within
 from service.tasks.regexes import compile_pattern
 
 SMALL = 300
@@ -39,6 +40,8 @@ SMALL = 300
 places."""
 FEW = 40
 """Places at once with which a matcher is still fast."""
+MAX_RANGES = 20_000
+"""Of all classes of characters of a string: about a second of a compiler."""
 _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -223,7 +226,8 @@ class _Patterned:
 @lru_cache(maxsize=512)
 def _direct(source: str, whole: bool, low: int, high: int | None) -> Node | None:
     node = unanchored(parse(source), whole=whole)
-    return None if node is None else within(node, low, high)
+    node = None if node is None else within(node, low, high)
+    return None if node is None or weight(node) > MAX_RANGES else node
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +278,18 @@ def _fitted(
         return automaton
     shortest, longest = automaton.lengths()
     if shortest >= low and (high is None or (longest is not None and longest <= high)):
-        return automaton
+        return _light(automaton)
     try:
-        return bounded(automaton, low, high, Effort())
+        return _light(bounded(automaton, low, high, Effort()))
     except TooLarge:
         return None
+
+
+def _light(automaton: Dfa) -> Dfa | None:
+    """The automaton unless its classes are too large to compile, such as letters of all scripts, a
+    hundred times."""
+    sizes = [len(block) for block in automaton.blocks]
+    ranges = 0
+    for row in automaton.edges:
+        ranges += sum(size for size, target in zip(sizes, row, strict=True) if target != DEAD)
+    return automaton if ranges <= MAX_RANGES else None

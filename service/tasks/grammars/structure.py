@@ -22,6 +22,8 @@ from service.tasks.grammars.regex_syntax import (
     Sequence,
 )
 
+_WRITTEN_OUT = 200
+"""Repeats that compilers write out; beyond, they count."""
 ANY = Chars((), negated=True)
 ANYTHING = Repeat(ANY, 0, None)
 Span = tuple[int, int | None]
@@ -183,6 +185,18 @@ def _ends_of_repeat(node: Repeat) -> _Ends:
 
 def _size(characters: Ranges) -> int:
     return sum(high - low + 1 for low, high in characters)
+
+
+def weight(node: Node) -> int:
+    """Ranges of characters, with the repeats as compilers write them out."""
+    if isinstance(node, Chars):
+        return len(resolve(node))
+    if isinstance(node, Repeat):
+        times = node.low if node.high is None else node.high
+        return weight(node.item) * min(max(times, 1), _WRITTEN_OUT)
+    if isinstance(node, Assertion):
+        return 0
+    return sum(map(weight, node.items))
 
 
 def is_anything(node: Node) -> bool:

@@ -89,7 +89,7 @@ def test_a_string_is_accepted_where_its_literals_hold(
         assume(False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(regexes, st.lists(texts, min_size=1, max_size=10))
 def test_a_text_is_accepted_where_the_whole_of_it_matches(source: str, tried: list[str]) -> None:
     rules = Rules()
@@ -221,6 +221,15 @@ def test_a_pattern_that_is_too_large_is_dropped() -> None:
     assert [one for one, _ in found.dropped] == [large]
     assert accepts(grammar, '"a--"')
     assert not accepts(grammar, '"b"')
+
+
+@pytest.mark.slow
+def test_large_classes_are_not_repeated() -> None:
+    wanted = literal("pattern", r"^\p{L}{1,200}$")
+    found, grammar = emitted(wanted)
+    assert [one for one, _ in found.dropped] == [wanted]
+    assert accepts(grammar, '"1"')
+    assert not emitted(literal("pattern", r"^\p{L}+$"))[0].dropped
 
 
 @pytest.mark.parametrize(
