@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from service.tasks.budget import Budget, BudgetExceeded, bounded
+from service.tasks.grammars.alternatives import TOO_MANY, Expansion, is_list
 from service.tasks.grammars.ebnf import Rules
-from service.tasks.grammars.expand import TOO_MANY, Expander, Expansion
+from service.tasks.grammars.expand import Expander
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nodes import (
     ANY,
@@ -22,7 +23,7 @@ from service.tasks.grammars.nodes import (
 )
 from service.tasks.grammars.numbers import emit_number
 from service.tasks.grammars.report import Rewrite
-from service.tasks.grammars.shapes import Alternatives, Conjunction, Constraint
+from service.tasks.grammars.shapes import Alternatives, Conjunction
 from service.tasks.grammars.strings import emit_string
 from service.tasks.keywords import frozen
 
@@ -179,13 +180,6 @@ def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternat
 def _list_of(one: Conjunction) -> list[Any] | None:
     lists = [c.value for c in one if isinstance(c, Literal) and is_list(c)]
     return min(lists, key=len) if lists else None
-
-
-def is_list(constraint: Constraint) -> bool:
-    """Whether a constraint lists the values."""
-    return (
-        isinstance(constraint, Literal) and constraint.keyword == "enum" and not constraint.negated
-    )
 
 
 def _only_integers(one: Conjunction, values: list[Any]) -> bool:

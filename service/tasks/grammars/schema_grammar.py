@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 
 from service.errors import GrammarError
 from service.tasks import budget
-from service.tasks.grammars.arrays import ArrayShape, read_array
+from service.tasks.grammars.array_rules import ArrayShape
+from service.tasks.grammars.arrays import read_array
 from service.tasks.grammars.context import Context
 from service.tasks.grammars.ebnf import literal
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nodes import ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
-from service.tasks.grammars.objects import ObjectShape, read_object
+from service.tasks.grammars.object_rules import ObjectShape
+from service.tasks.grammars.objects import read_object
 from service.tasks.grammars.places import keyword_reports
 from service.tasks.grammars.report import KeywordReport, Rewrite
 from service.tasks.grammars.shapes import Conjunction

@@ -106,78 +106,127 @@ def values(depth: int = 2) -> st.SearchStrategy[Any]:
 
 
 _COUNTS = st.integers(0, 3)
+FAMILIES = ("object", "array", "string", "number")
+"""Most keywords concern one type of value; those of a schema are drawn for one."""
 
 
-def _keywords(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
-    some = st.lists(inner, min_size=1, max_size=3)
+def families(family: str) -> st.SearchStrategy[Any]:
+    """Values of a family, with parts of any."""
+    if family == "object":
+        return st.dictionaries(st.sampled_from(NAMES), values(), max_size=3)
+    if family == "array":
+        return st.lists(values(), max_size=4)
+    if family == "string":
+        return st.text("abc", max_size=4)
+    return st.integers(-2, 8) | st.sampled_from((0.5, 2.5, 3.25))
+
+
+def _of_family(family: str, inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
     named = st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
     names = st.lists(st.sampled_from(NAMES), unique=True, max_size=2)
+    if family == "object":
+        return {
+            "properties": named,
+            "patternProperties": st.dictionaries(st.sampled_from(_PATTERNS), inner, max_size=2),
+            "additionalProperties": st.just(False) | inner,
+            "required": names,
+            "minProperties": _COUNTS,
+            "maxProperties": _COUNTS,
+            "propertyNames": _scalar("string"),
+            "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
+            "dependentSchemas": st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
+            "unevaluatedProperties": st.just(False) | inner,
+        }
+    if family == "array":
+        return {
+            "items": st.just(False) | inner,
+            "prefixItems": st.lists(inner, min_size=1, max_size=3),
+            "minItems": _COUNTS,
+            "maxItems": _COUNTS,
+            "contains": inner,
+            "minContains": _COUNTS,
+            "maxContains": _COUNTS,
+            "uniqueItems": st.booleans(),
+            "unevaluatedItems": st.just(False) | inner,
+        }
+    if family == "string":
+        return {
+            "minLength": _COUNTS,
+            "maxLength": _COUNTS,
+            "pattern": st.sampled_from(_PATTERNS),
+        }
     return {
-        "type": st.sampled_from(_TYPES) | st.lists(st.sampled_from(_TYPES), min_size=1, max_size=3, unique=True),
-        "enum": st.lists(values(), min_size=1, max_size=4),
-        "const": values(),
         "minimum": st.sampled_from((-1, 0, 1, 2.5)),
         "maximum": st.sampled_from((0, 2, 3.5)),
         "exclusiveMinimum": st.sampled_from((-1, 0, 1)),
         "exclusiveMaximum": st.sampled_from((1, 3)),
         "multipleOf": st.sampled_from((1, 2, 0.5)),
-        "minLength": _COUNTS,
-        "maxLength": _COUNTS,
-        "pattern": st.sampled_from(_PATTERNS),
-        "properties": named,
-        "patternProperties": st.dictionaries(st.sampled_from(_PATTERNS), inner, max_size=2),
-        "additionalProperties": inner,
-        "required": names,
-        "minProperties": _COUNTS,
-        "maxProperties": _COUNTS,
-        "propertyNames": inner,
-        "dependentRequired": st.dictionaries(st.sampled_from(NAMES), names, max_size=2),
-        "dependentSchemas": st.dictionaries(st.sampled_from(NAMES), inner, max_size=2),
-        "items": inner,
-        "prefixItems": some,
-        "minItems": _COUNTS,
-        "maxItems": _COUNTS,
-        "contains": inner,
-        "minContains": _COUNTS,
-        "maxContains": _COUNTS,
-        "uniqueItems": st.booleans(),
-        "allOf": some,
-        "anyOf": some,
-        "oneOf": some,
-        "not": inner,
-        "if": inner,
-        "then": inner,
-        "else": inner,
-        "unevaluatedProperties": inner,
-        "unevaluatedItems": inner,
-        "$ref": st.sampled_from(("#/$defs/one", "#/$defs/two")),
-        "title": st.just("a title"),
-    }  # fmt: skip
+    }
 
 
-def _object(inner: st.SearchStrategy[Any], without: frozenset[str]) -> st.SearchStrategy[Any]:
-    keywords = {k: v for k, v in _keywords(inner).items() if k not in without}
+@st.composite
+def _drawn(
+    draw: st.DrawFn, keywords: dict[str, st.SearchStrategy[Any]], least: int = 0
+) -> dict[str, Any]:
+    chosen = draw(
+        st.lists(st.sampled_from(sorted(keywords)), min_size=least, max_size=3, unique=True)
+    )
+    return {keyword: draw(keywords[keyword]) for keyword in chosen}
 
-    @st.composite
-    def drawn(draw: st.DrawFn) -> dict[str, Any]:
-        chosen = draw(st.lists(st.sampled_from(sorted(keywords)), max_size=4, unique=True))
-        return {keyword: draw(keywords[keyword]) for keyword in chosen}
 
-    return drawn()
+def _scalar(family: str) -> st.SearchStrategy[Any]:
+    return _drawn(_of_family(family, st.nothing()), least=1) | st.builds(
+        lambda names: {"enum": names}, st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
+    )
 
 
-def schemas(*, without: frozenset[str] = frozenset()) -> st.SearchStrategy[Any]:
-    """Schemas of draft 2020-12 with any keywords, nested and referring to two definitions."""
-    plain = _object(st.booleans(), without)
+def _leaf() -> st.SearchStrategy[Any]:
+    types = st.sampled_from(_TYPES)
+    return st.one_of(
+        st.booleans(),
+        st.builds(lambda name: {"type": name}, types),
+        st.builds(lambda listed: {"enum": listed}, st.lists(values(), min_size=1, max_size=4)),
+        st.builds(lambda value: {"const": value}, values()),
+        st.sampled_from(({"$ref": "#/$defs/one"}, {"$ref": "#/$defs/two"}, {"$ref": "#"})),
+        _scalar("string"),
+        _scalar("number"),
+    )
+
+
+def schema_of(
+    family: str, inner: st.SearchStrategy[Any], depth: int = 1
+) -> st.SearchStrategy[dict[str, Any]]:
+    """Schemas with keywords of a family, and with branches of the same."""
+    own = _of_family(family, inner)
+    own["enum"] = st.lists(families(family) | values(), min_size=1, max_size=4)
+    own["type"] = st.sampled_from((family, "integer" if family == "number" else family))
+    if depth:
+        branch = schema_of(family, inner, depth - 1) | _leaf()
+        some = st.lists(branch, min_size=1, max_size=3)
+        condition = st.fixed_dictionaries({"if": branch}, optional={"then": branch, "else": branch})
+        own |= {"allOf": some, "anyOf": some, "oneOf": some, "not": branch, "if": condition}
+    return _drawn(own, least=1).map(_unfolded)
+
+
+def _unfolded(schema: dict[str, Any]) -> dict[str, Any]:
+    condition = schema.pop("if", {})
+    return {**schema, **condition}
+
+
+def schemas(family: str) -> st.SearchStrategy[Any]:
+    """Schemas of draft 2020-12 for values of a family, nested, with references to two definitions
+    and to themselves."""
     nested = st.recursive(
-        st.booleans() | plain, lambda inner: _object(inner, without), max_leaves=5
+        _leaf(),
+        lambda inner: st.sampled_from(FAMILIES).flatmap(lambda one: schema_of(one, inner)),
+        max_leaves=3,
     )
 
     @st.composite
     def drawn(draw: st.DrawFn) -> Any:
-        schema = draw(nested)
-        if isinstance(schema, dict) and "#/$defs/" in json.dumps(schema):
-            schema["$defs"] = {"one": draw(nested), "two": draw(nested)}
+        schema = draw(schema_of(family, nested, 2))
+        if "#/$defs/" in json.dumps(schema):
+            schema["$defs"] = {"one": draw(_leaf()), "two": draw(schema_of(family, nested))}
         return schema
 
     return drawn()

@@ -84,12 +84,16 @@ def check_value(schema: Any, value: Any) -> None:
 
 
 @LOOSE
-@given(schemas.schemas(), st.integers(0, 1000))
+@given(st.sampled_from(schemas.FAMILIES).flatmap(schemas.schemas), st.integers(0, 1000))
 def test_texts_of_the_grammar_are_valid(schema: Any, seed: int) -> None:
     check_texts(schema, seed)
 
 
 @LOOSE
-@given(schemas.schemas(), schemas.values())
-def test_valid_values_are_texts_of_the_grammar(schema: Any, value: Any) -> None:
-    check_value(schema, value)
+@given(
+    st.sampled_from(schemas.FAMILIES).flatmap(
+        lambda family: st.tuples(schemas.schemas(family), schemas.families(family))
+    )
+)
+def test_valid_values_are_texts_of_the_grammar(both: tuple[Any, Any]) -> None:
+    check_value(*both)
