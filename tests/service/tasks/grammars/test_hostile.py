@@ -48,14 +48,17 @@ def child() -> Iterator[Child]:
 @pytest.mark.parametrize("case", HOSTILE, ids=lambda case: case.name)
 async def test_used_or_refused_in_time(pool: GrammarPool, case: Hostile) -> None:
     began = time.monotonic()
+    refusal: GrammarError | None = None
     try:
         analysed = await pool.analyse(case.grammar, case.limits)
     except GrammarError as error:
-        assert error.reason in DOCUMENTED
-        assert all(one.field.startswith("grammar") for one in error.violations)
-        assert not re.search(r"line \d|Traceback|\.(py|cc|h)\b", error.message), error.message
+        refusal = error
     else:
         assert analysed.report.ebnf_bytes == len(analysed.grammar.ebnf.encode()) > 0
+    if refusal is not None:
+        assert refusal.reason in DOCUMENTED
+        assert all(one.field.startswith("grammar") for one in refusal.violations)
+        assert not re.search(r"line \d|Traceback|\.(py|cc|h)\b", refusal.message), refusal.message
     assert time.monotonic() - began < LIMIT_S + SLACK_S
     for pid in pool.pids:
         assert psutil.Process(pid).memory_info().rss < WORKER_MIB << 20
@@ -66,6 +69,7 @@ async def test_texts_keep_what_was_promised(child: Child, case: Hostile) -> None
     try:
         outcome = child.outcome(case.grammar, LIMIT_S + SLACK_S, case.limits, walks=4)
     except Died as death:
-        assert "hangs" in str(death)  # which the pool ends
+        if "hangs" not in str(death):  # which the pool ends
+            raise
         return
     assert [why for _, why in outcome.wrong if UNBOUNDED not in why] == []
