@@ -133,7 +133,7 @@ def _again(source: random.Random, earlier: Sequence[Case], token: int) -> Case |
         seeds = list(case.picture_seeds)
         seeds[source.randrange(len(seeds))] = source.randrange(1 << 30)
         return replace(case, picture_seeds=seeds)
-    cut = source.randrange(1, len(case.tokens))
+    cut = source.randrange(1, len(case.tokens) + 1)
     for begin, end in case.spans:
         if begin < cut < end:  # a prompt has whole pictures
             cut = end
