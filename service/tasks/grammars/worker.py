@@ -9,6 +9,7 @@ It ends with its parent: stdin is at its end then, and an alarm ends even a call
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -38,6 +39,8 @@ Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
 
 def main(answer: Answers | None = None) -> None:
     """Answer until stdin ends. answer: in place of ``answers()``."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # a system that is short of memory ends this process, not the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     from service.tasks.grammars.wire import frame

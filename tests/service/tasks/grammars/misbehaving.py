@@ -22,6 +22,9 @@ from service.types import Grammar, GrammarKind
 HANG = '{"title": "hang"}'
 HANG_DEEP = '{"title": "hang and hear nothing"}'
 SEGFAULT = '{"title": "segfault"}'
+KILLED = '{"title": "killed"}'
+"""As by a system that is short of memory."""
+EAT = '{"title": "eat"}'
 NONSENSE = '{"title": "nonsense"}'
 GROW = '{"title": "grow"}'
 SLOW = '"slow'
@@ -31,6 +34,8 @@ SLOW = '"slow'
 def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
     """Checks as in the service, and a grammar of one text."""
     check_grammar(grammar, limits)
+    if grammar.source == EAT:
+        bytearray(worker.MEMORY_BYTES)
     is_ebnf = grammar.kind is GrammarKind.EBNF
     ebnf = grammar.source if is_ebnf else "root ::= " + literal("{}")
     ready = Grammar(grammar.kind, grammar.source, ebnf, not is_ebnf)
@@ -46,8 +51,8 @@ def misbehave(request: dict[str, Any]) -> dict[str, Any]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         while True:  # as native code: the processor is busy and no signal is looked at
             pass
-    elif source == SEGFAULT:
-        os.kill(os.getpid(), signal.SIGSEGV)
+    elif source in (SEGFAULT, KILLED):
+        os.kill(os.getpid(), signal.SIGSEGV if source == SEGFAULT else signal.SIGKILL)
     elif source == NONSENSE:
         return {"ebnf": 7}
     elif source == GROW:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,6 +19,7 @@ from prometheus_client import REGISTRY
 
 from service.errors import EngineUnavailable, GrammarError, Overloaded
 from service.tasks.grammars import pool as pool_module
+from service.tasks.grammars import worker
 from service.tasks.grammars.pool import GrammarPool
 from service.tasks.grammars.report import Analysed
 from service.tasks.schema import SchemaLimits
@@ -116,7 +118,7 @@ async def test_equal_grammars_share_one_analysis() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [misbehaving.SEGFAULT, misbehaving.NONSENSE])
+@pytest.mark.parametrize("source", [misbehaving.SEGFAULT, misbehaving.KILLED, misbehaving.NONSENSE])
 async def test_a_crash_costs_one_request(source: str) -> None:
     restarts = count("worker_restarts", reason="crash")
     async with running() as pool:
@@ -189,6 +191,21 @@ async def test_a_worker_that_dies_while_nobody_asks_costs_nothing() -> None:
 
 
 @pytest.mark.slow
+async def test_memory_is_bounded_and_the_first_that_a_system_short_of_it_takes() -> None:
+    mine = Path("/proc/self/oom_score_adj").read_text()
+    async with running() as pool:
+        (pid,) = pool.pids
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_AS)[1] == worker.MEMORY_BYTES
+        error = await refused(pool, misbehaving.EAT)
+        assert error.reason == "GRAMMAR_TOO_COSTLY"
+        assert error.message.endswith("takes too much memory to compile; make it smaller")
+        await pool.analyse(schema('{"title": "after"}'), LIMITS)
+        assert pool.pids == (pid,)
+    assert Path("/proc/self/oom_score_adj").read_text() == mine
+
+
+@pytest.mark.slow
 async def test_what_is_kept_is_bounded_and_the_oldest_leaves() -> None:
     evictions = count("cache_evictions", cache="analysis")
     misses = count("cache_misses", cache="analysis")
@@ -255,11 +272,11 @@ def orphan(source: str, *, timeout_s: float = 60.0) -> psutil.Process:
         text=True,
     )
     assert parent.stdout is not None
-    worker = psutil.Process(int(parent.stdout.readline()))
+    child = psutil.Process(int(parent.stdout.readline()))
     time.sleep(0.3)
     parent.kill()
     parent.communicate()
-    return worker
+    return child
 
 
 @pytest.mark.slow
@@ -269,6 +286,6 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_soon_after_its_parent() -> None:
-    worker = orphan(misbehaving.HANG_DEEP, timeout_s=1.0)
-    assert worker.is_running()
-    worker.wait(10)
+    child = orphan(misbehaving.HANG_DEEP, timeout_s=1.0)
+    assert child.is_running()
+    child.wait(10)
