@@ -1,10 +1,21 @@
-"""Checkpoints for the tests of DeepStack."""
+"""Checkpoints and a compiler for the tests of DeepStack."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lmdeploy_ext.deepstack import library
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """A C compiler; skips what needs one where there is none."""
+    try:
+        return library.find_compiler()
+    except library.LibraryUnavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ Build = Callable[..., Path]
 
 
 @pytest.fixture
-def build(tmp_path: Path) -> Build:
+def build(tmp_path: Path, compiler: str) -> Build:
     """Compile the module under another name each time, perhaps with other flags or without a function."""
     count = iter(range(99))
 
@@ -82,7 +82,7 @@ def build(tmp_path: Path) -> Build:
             f"-D{key.upper()}={'renamed' if key == without else name}"
             for key, name in NAMES.items()
         ]
-        command = [library.find_compiler(), "-shared", "-fPIC", "-O1", "-w", *names, *flags]
+        command = [compiler, "-shared", "-fPIC", "-O1", "-w", *names, *flags]
         subprocess.run([*command, str(source), "-o", str(path)], check=True)
         return path
 
@@ -90,7 +90,7 @@ def build(tmp_path: Path) -> Build:
 
 
 @pytest.fixture
-def hook(tmp_path: Path) -> Hook:
+def hook(tmp_path: Path, compiler: str) -> Hook:
     """A copy of the library of its own."""
     path = tmp_path / "hook.so"
     library.build(path)

@@ -29,6 +29,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow  # compiles
+@pytest.mark.usefixtures("compiler")
 def test_it_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = library.find()
     assert found == cache / library.file_name()
@@ -63,6 +64,7 @@ def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         library.find()
 
 
+@pytest.mark.usefixtures("compiler")
 def test_a_compiler_that_fails(cache: Path, package: Path) -> None:
     library.SOURCE.write_text("no C at all")
     with pytest.raises(library.LibraryUnavailable, match=r"failed: .*error"):
@@ -78,6 +80,7 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(cache: Path) -> None:
 
 
 @pytest.mark.slow  # compiles
+@pytest.mark.usefixtures("compiler")
 def test_without_a_cache_it_is_built_for_the_process(cache: Path) -> None:
     cache.mkdir()
     cache.chmod(0o777)

@@ -22,13 +22,12 @@ REPORTS = ("Sanitizer", "runtime error")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def _compile(folder: Path, kinds: str) -> None:
+def _compile(compiler: str, folder: Path, kinds: str) -> None:
     """The library, the module and the program, all with the sanitizers in them.
 
     Skips where the compiler has none, or where what it builds does not run.
     """
     flags = [f"-fsanitize={kinds}", "-fno-sanitize-recover=all", "-g", "-O1", "-w", "-std=gnu11"]
-    compiler = library.find_compiler()
     (folder / "empty.c").write_text("int main(void) { return 0; }\n")
     empty = [compiler, *flags, str(folder / "empty.c"), "-o", str(folder / "empty")]
     built = subprocess.run(empty, capture_output=True, text=True)
@@ -48,10 +47,12 @@ def _compile(folder: Path, kinds: str) -> None:
 
 
 @pytest.fixture(scope="module", params=SANITIZERS)
-def stress(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def stress(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, compiler: str
+) -> Run:
     """Runs the program, perhaps with a fault."""
     folder = tmp_path_factory.mktemp(request.param)
-    _compile(folder, SANITIZERS[request.param])
+    _compile(compiler, folder, SANITIZERS[request.param])
 
     def start(rounds: int, *fault: str) -> subprocess.CompletedProcess[str]:
         words = [folder / "stress", folder / "hook.so", folder / "module.so", rounds, *fault]
@@ -70,9 +71,9 @@ def test_many_threads_in_the_hook(stress: Run) -> None:
         done.stderr
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    norms = 2 * ROUNDS * 8 + 2 * 4 * ROUNDS * 8
     assert done.stdout.splitlines() == [
-        f"calls {ROUNDS} {2 * ROUNDS} {2 * ROUNDS * 10} {norms}",
+        "enough 1",
+        "lost 0 0 0 0",
         "told among others 1",
         "told 1 1 3 3",
     ]

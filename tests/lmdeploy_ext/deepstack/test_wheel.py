@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # builds wheels
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_library_in_the_wheel(
-    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: bool, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QWEN3VL_BUILD_HOOK", "1" if asked else "")
     (built,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
