@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from itertools import pairwise
 
 from service.tasks.grammars.codepoints import ALL, Ranges, difference, intersection
 from service.tasks.grammars.ebnf import Rules, literal
@@ -103,7 +104,22 @@ def _class_of(codes: list[int]) -> str:
 @lru_cache(maxsize=4096)
 def character_class(characters: Ranges) -> str:
     """The expression for one character of a set that is not empty."""
-    return "[" + "".join(_range(low, high) for low, high in characters) + "]"
+    return "[" + "".join(_range(*pair) for one in characters for pair in encoded(*one)) + "]"
+
+
+def encoded(low: int, high: int) -> list[tuple[int, int]]:
+    """The range in pieces that every xgrammar reads as they are.
+
+    Older ones, such as 0.2.1 in TurboMind's module, take overlong forms into a range over several
+    lengths of UTF-8. From one of three or four bytes that ends in the middle of a block of 4,096
+    they leave out what comes before in that block: where its first bytes are tokens of their own,
+    generation can be stuck behind them.
+    """
+    cuts = {0x80, 0x800, 0x10000}
+    if high >= 0x800 and high % 0x1000 != 0xFFF:
+        cuts.add(high - high % 0x1000)
+    bounds = [low, *sorted(cut for cut in cuts if low < cut <= high), high + 1]
+    return [(first, after - 1) for first, after in pairwise(bounds)]
 
 
 def _range(low: int, high: int) -> str:
