@@ -9,115 +9,35 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import jsonschema
 import pytest
 import pytest_asyncio
-from torch import Tensor
 
-from service.client import CHANNEL_OPTIONS, read_error
 from service.engines.reference import ReferenceEngine
 from service.engines.reference.decoder import Decoder
 from service.engines.reference.sampler import Sampler
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
-from service.settings import Settings
-from service.tasks.registry import load_registry
-from service.wiring import BUNDLED_MODEL
-from tests.service.harness import failure, inline, run_request
+from tests.service.bending import Bent, bent, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 LARGE = 9_007_199_254_740_993
 """The first whole number that a double cannot hold."""
 
 
-@dataclass
-class Bent:
-    """Lets a test say what the model wants.
-
-    script: a text that it wants to write, byte for byte, and then to end. likes: ids that it
-    always wants, best first; with both, the script goes first. wanted, got: how often it wanted
-    something, and how often the grammar let it.
-    """
-
-    engine: ReferenceEngine
-    stub: Any
-    table: tuple[bytes, ...]
-    special: frozenset[int]
-    script: bytes = b""
-    likes: list[int] = field(default_factory=list)
-    written: dict[int, bytes] = field(default_factory=dict)
-    wanted: int = 0
-    got: int = 0
-
-    def choose(self, sampler: Sampler, logits: Tensor) -> int:
-        """In place of the sampler's choice: a wish that the mask has left, else the best score."""
-        written = self.written.get(id(sampler), b"")
-        wishes = list(self.likes)
-        rest = self.script[len(written) :]
-        if rest and self.script.startswith(written):
-            fitting = [i for i, piece in enumerate(self.table) if piece and rest.startswith(piece)]
-            wishes = sorted(fitting, key=lambda i: -len(self.table[i])) + wishes
-        elif self.script and written == self.script:
-            wishes = sorted(self.special)
-        self.wanted += bool(wishes)
-        for token in wishes:
-            if logits[token] > float("-inf"):
-                self.got += 1
-                break
-        else:
-            token = int(logits.argmax())
-        self.written[id(sampler)] = written + self.table[token]
-        return token
-
-    async def run(self, grammar: Any, max_tokens: int = 120) -> pb.TaskResult:
-        return (await self.stub.RunTask(self.request(grammar, max_tokens), timeout=60)).result
-
-    async def failure(self, grammar: Any, max_tokens: int = 120) -> Any:
-        return await failure(self.stub.RunTask(self.request(grammar, max_tokens), timeout=60))
-
-    async def outcome(self, grammar: Any, max_tokens: int = 120) -> str | None:
-        """The answer as JSON; None for one that was cut, or did not fit."""
-        try:
-            return (await self.run(grammar, max_tokens)).json
-        except grpc.aio.AioRpcError as error:
-            assert read_error(error).reason in ("OUTPUT_TRUNCATED", "OUTPUT_INVALID")  # noqa: PT017
-            return None
-
-    def request(self, grammar: Any, max_tokens: int) -> pb.RunTaskRequest:
-        if not (
-            isinstance(grammar, dict) and grammar.keys() <= {"regex", "ebnf", "choice"} and grammar
-        ):
-            grammar = {"json_schema": json.dumps(grammar)}
-        return run_request(inline("Say it.", **grammar), max_tokens=max_tokens)
-
-
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def server() -> AsyncIterator[tuple[ReferenceEngine, Any]]:
-    engine = ReferenceEngine(BUNDLED_MODEL)
-    started = VisionServer(Settings(port=0), engine, load_registry(None))
-    await started.start()
-    try:
-        await started.load()
-        address = f"127.0.0.1:{started.port}"
-        async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            yield engine, VisionServiceStub(channel)
-    finally:
-        await started.stop(0)
+    async with serving() as started:
+        yield started
 
 
 @pytest.fixture
 def model(server: tuple[ReferenceEngine, Any], monkeypatch: pytest.MonkeyPatch) -> Bent:
-    engine, stub = server
-    assert engine._model is not None
-    chat = engine._model.chat
-    bent = Bent(engine, stub, chat.table, chat.special_ids)
-    monkeypatch.setattr(Sampler, "choose", lambda self, logits: bent.choose(self, logits))
-    return bent
+    found = bent(*server)
+    monkeypatch.setattr(Sampler, "choose", lambda self, logits: found.choose(self, logits))
+    return found
 
 
 def blank(piece: bytes) -> bool:
@@ -154,12 +74,32 @@ async def test_endless_blanks_are_cut_and_never_an_answer(model: Bent, schema: A
     assert error.metadata["finish_reason"] in ("loop", "length")
 
 
-@pytest.mark.parametrize("last", [b"[", b"1", b'"a'])
-async def test_endless_lists_numbers_and_strings_are_cut(model: Bent, last: bytes) -> None:
+@pytest.mark.parametrize("last", [b"[", b"[1", b'"a', b'{"', b'["\\'], ids=repr)
+@pytest.mark.parametrize("max_tokens", [60, 600])
+async def test_endless_lists_objects_and_strings_are_cut(
+    model: Bent, last: bytes, max_tokens: int
+) -> None:
+    """By the limit, or before it where the answer does nothing but repeat itself."""
     model.likes = [model.table.index(last[-1:]), model.table.index(b",")]
     model.script = last
-    error = await model.failure(True, max_tokens=300)
-    assert error.reason == "OUTPUT_TRUNCATED"
+    error = await model.failure(True, max_tokens=max_tokens)
+    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "OUTPUT_TRUNCATED")
+    ended = error.metadata["finish_reason"]
+    assert ended in ("loop", "length")
+    assert int(error.metadata["output_tokens"]) <= max_tokens
+    if max_tokens == 60:
+        assert ended == "length"
+
+
+@pytest.mark.parametrize("schema", [True, {"type": "number"}, {"type": "integer"}])
+async def test_endless_numbers_end(model: Bent, schema: Any) -> None:
+    """No number has thousands of digits; what comes is one that JSON can hold."""
+    model.likes = [model.table.index(b"1")]
+    model.script = b"1"
+    result = await model.run(schema, max_tokens=600)
+    assert set(result.json) <= set("1234567890.eE+-")
+    assert 10 < len(result.json) < 200
+    assert abs(json.loads(result.json)) < 10**160
 
 
 async def test_generation_ends_when_the_grammar_ends(model: Bent) -> None:
@@ -259,7 +199,8 @@ async def test_schemas_that_allow_everything(model: Bent, schema: Any, text: str
 async def test_schemas_that_allow_nothing(model: Bent, schema: Any) -> None:
     error = await model.failure(schema)
     assert error.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert error.reason == "SCHEMA_UNSUPPORTED"
+    assert error.reason == "SCHEMA_UNSATISFIABLE"
+    assert "pointer" in error.metadata
     assert list(error.fields) == ["task.inline.grammar.json_schema"]
 
 
@@ -305,14 +246,16 @@ async def test_what_is_no_string_is_never_an_answer(model: Bent, text: str) -> N
     assert len(value) <= 3
 
 
-@pytest.mark.parametrize("number", [LARGE, -LARGE, 10**30, LARGE * 10**300])
+@pytest.mark.parametrize("number", [LARGE, -LARGE, 10**30, -(3**150), 7**400])
 async def test_whole_numbers_beyond_doubles(model: Bent, number: int) -> None:
-    for schema in ({"const": number}, {"type": "integer", "minimum": number, "maximum": number}):
-        result = await model.run(schema, max_tokens=400)
-        assert result.json == str(number)
-    model.script = str(number).encode()
-    result = await model.run({"type": "integer", "multipleOf": number}, max_tokens=400)
-    assert json.loads(result.json) % number == 0
+    assert (await model.run({"const": number}, max_tokens=400)).json == str(number)
+    if abs(number) < 10**100:  # more digits are not in the grammar of a range
+        between = {"type": "integer", "minimum": number, "maximum": number}
+        result = await model.run(between, max_tokens=400)
+        assert (result.json, result.enforcement) == (str(number), pb.ENFORCEMENT_ENFORCED)
+        model.script = str(number).encode()
+        result = await model.run({"type": "integer", "multipleOf": abs(number)}, max_tokens=400)
+        assert json.loads(result.json) % number == 0
 
 
 @pytest.mark.parametrize(
