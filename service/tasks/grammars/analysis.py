@@ -10,6 +10,7 @@ from service.tasks import jsontext
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammar_checks import check_grammar
 from service.tasks.grammars.ebnf import Rules, literal, one_of
+from service.tasks.grammars.portable import portable
 from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
 from service.tasks.grammars.schema_grammar import pruned, schema_grammar
 from service.tasks.grammars.strings import emit_regex
@@ -51,7 +52,7 @@ def _analysed(kind: GrammarKind, source: str, limits: SchemaLimits) -> Analysed:
         ebnf, little = pruned(rules.text(emitted.expression)), "{" not in source
         why = "; ".join(f"the expression {reason}" for _, reason in emitted.dropped)
     else:
-        ebnf, little = source, False
+        ebnf, little = portable(source), False
     report = GrammarReport(
         Enforcement.CHECKED if why else Enforcement.ENFORCED,
         ebnf_bytes=len(ebnf.encode()),

@@ -70,6 +70,7 @@ OTHERS = [
     (GrammarKind.REGEX, "[\u0712-\u5678\ua0bf-\ud7ff\uffee-\uffff]{30}"),
     (GrammarKind.REGEX, "[\U0001f600-\U00023456\U000401bf-\U000cffff]{30}"),
     (GrammarKind.EBNF, 'root ::= "a" [b-d]+ ("é" | "\\n")? root?'),
+    (GrammarKind.EBNF, "root ::= [一-龥]{20} [^x]{20}"),
 ]
 
 
