@@ -232,7 +232,7 @@ async def _finish(
     if last.finish_reason is not FinishReason.STOP:
         raise _truncated(last, sampling)
     text = "".join(answer.parts)
-    if not text.strip():
+    if task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
     value, as_json = (
         (text, None)

@@ -142,6 +142,46 @@ async def test_a_special_token_spelled_out_is_text_like_any_other(model: Bent) -
     assert result.text.encode() == model.script
 
 
+MARK = "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        {"const": MARK},
+        {"enum": [[MARK], f"{MARK}<|image_pad|>"]},
+        closed(**{MARK: {"const": 1}}),
+        {"type": "string", "pattern": "^<\\|im_end\\|>$"},
+        {"choice": [MARK, f"{MARK}{MARK}"]},
+        {"regex": "<\\|im_end\\|>(x|<\\|vision_start\\|>)"},
+        {"ebnf": f'root ::= "{MARK}" [<|>] "{MARK}"'},
+    ],
+    ids=lambda grammar: next(iter(grammar)),
+)
+async def test_special_tokens_in_literals_are_text(model: Bent, grammar: Any) -> None:
+    """A model that wants the token itself gets the characters, and does not end with them."""
+    model.likes = sorted(model.special)
+    result = await model.run(grammar, max_tokens=200)
+    text = json.loads(result.json) if result.json else result.text
+    assert MARK in json.dumps(text)
+    assert result.finish_reason == pb.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        ({"regex": "[ \\n\\t]{3}"}, None),
+        ({"ebnf": 'root ::= " " " "? "\\n"'}, (" \n", "  \n")),
+        ({"type": "string", "pattern": "^ {2,3}$"}, ('"  "', '"   "')),
+        ({"const": {" ": "\t"}}, ('{" ": "\\t"}',)),
+    ],
+    ids=["regex", "ebnf", "pattern", "const"],
+)
+async def test_grammars_of_blanks(model: Bent, grammar: Any, texts: tuple[str, ...] | None) -> None:
+    result = await model.run(grammar)
+    assert result.text in texts if texts else result.text.isspace() and len(result.text) == 3
+
+
 async def test_scores_wider_than_the_mask_are_an_error(
     model: Bent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -204,6 +204,24 @@ async def test_a_blank_answer_is_an_error(pieces: list[str]) -> None:
     assert error.metadata["keyword"] == "empty"
 
 
+@pytest.mark.parametrize(
+    ("grammar", "text"),
+    [
+        (Grammar(GrammarKind.REGEX, " *"), "  "),
+        (Grammar(GrammarKind.REGEX, " *"), ""),
+        (Grammar(GrammarKind.EBNF, 'root ::= "\\n"'), "\n"),
+    ],
+)
+async def test_a_blank_answer_that_the_grammar_allows_is_one(grammar: Grammar, text: str) -> None:
+    result = await go(ScriptedEngine([text]), replace(INTEGER, grammar=grammar))
+    assert (result.text, result.json) == (text, None)
+
+
+async def test_a_blank_answer_is_no_json() -> None:
+    error = await refused(OutputInvalid, ScriptedEngine([" "]), INTEGER)
+    assert error.metadata["keyword"] == "json"
+
+
 async def test_an_engine_that_ends_without_a_reason() -> None:
     await refused(InternalError, ScriptedEngine(["x"], finish=None))
 

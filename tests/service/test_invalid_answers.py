@@ -1,0 +1,116 @@
+"""Finished answers that are wrong, however a model came to write them: no response holds one.
+
+The fake engine minds no grammar, so the final validation stands alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from service.engines.fake import FakeEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from tests.service.harness import failure, inline, run_request, running, stream_failure
+
+OPEN = {"json_schema": "{}"}
+
+WRONG = {
+    "a name twice": (OPEN, '{"a": 1, "a": 1}', "", "json"),
+    "a name twice in other spellings": (OPEN, '[{"b": {"a": 1, "\\u0061": 2}}]', "", "json"),
+    "NaN": (OPEN, "[NaN]", "", "json"),
+    "infinity": (OPEN, "-Infinity", "", "json"),
+    "a float that overflows": (OPEN, '{"a": 1e999}', "", "json"),
+    "an integer of 5,000 digits": (OPEN, "9" * 5000, "", "json"),
+    "half a surrogate pair": (OPEN, '"\\ud83d"', "", "json"),
+    "half a surrogate pair in a name": (OPEN, '{"\\udc00": 1}', "", "json"),
+    "300 levels": (OPEN, "[" * 300 + "]" * 300, "", "json"),
+    "5,000 levels": (OPEN, "[" * 5000 + "]" * 5000, "", "json"),
+    "an unfinished text": (OPEN, '{"a": [1, 2', "", "json"),
+    "a second value": (OPEN, "{} {}", "", "json"),
+    "a fence": (OPEN, "```json\n{}\n```", "", "json"),
+    "a control character": (OPEN, '"\x01"', "", "json"),
+    "nothing": (OPEN, " ", "", "json"),
+    "a large number that is off by one": (
+        {"json_schema": '{"items": {"const": 9007199254740993}}'},
+        "[9007199254740993, 9007199254740992]", "/1", "const",
+    ),
+    "another type": (
+        {"json_schema": '{"properties": {"a/b": {"type": "array"}}}'},
+        '{"a/b": {}}', "/a~1b", "type",
+    ),
+    "a date that is none": (
+        {"json_schema": '{"format": "date"}'}, '"2025-02-29"', "", "format",
+    ),
+    "a number that overflows the arithmetic": (
+        {"json_schema": '{"multipleOf": 0.1}'}, "9" * 400, "", "multipleOf",
+    ),
+    "a regular expression": ({"regex": "[a-c]{3}"}, "abd", "", "regex"),
+    "a line more": ({"regex": "[a-c]{3}"}, "abc\n", "", "regex"),
+    "a choice": ({"choice": ["yes", "no"]}, "yes.", "", "choice"),
+}  # fmt: skip
+
+
+POWERS = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+EXPLODING = json.dumps({"$ref": "#/$defs/a0", "$defs": {**POWERS, "a40": {}}})
+"""Each level applies the next one twice: 2 ** 40 checks for a validator that follows."""
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_answer_is_never_given_out(name: str) -> None:
+    grammar, text, pointer, keyword = WRONG[name]
+    request = run_request(inline(**grammar), max_tokens=100_000)
+    stream = pb.StreamTaskRequest.FromString(request.SerializeToString())
+    async with running(FakeEngine(text, context_length=200_000)) as started:
+        begun = time.monotonic()
+        error = await failure(started.stub.RunTask(request, timeout=60))
+        assert time.monotonic() - begun < 15
+        events, streamed = await stream_failure(started.stub.StreamTask(stream, timeout=60))
+    for found in (error, streamed):
+        assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
+        assert found.metadata["keyword"] == keyword
+        assert found.metadata.get("pointer", "") == pointer
+        assert len(text) < 12 or text not in found.message
+    assert not any(event.HasField("result") for event in events)
+
+
+@pytest.mark.slow
+async def test_validation_without_end_is_ended_and_costs_the_others_nothing() -> None:
+    async with running(FakeEngine("1")) as started:
+        exploding = started.stub.RunTask(run_request(inline(json_schema=EXPLODING)), timeout=60)
+        waiting = asyncio.ensure_future(failure(exploding))
+        begun = time.monotonic()
+        beside = []
+        while not waiting.done():
+            started_at = time.monotonic()
+            await started.stub.RunTask(run_request(inline(choice=["1"])), timeout=10)
+            beside.append(time.monotonic() - started_at)
+        error = await waiting
+        assert time.monotonic() - begun < 20
+    assert error.reason == "OUTPUT_INVALID"
+    assert error.message == "The model's answer could not be validated in bounded time."
+    assert len(beside) > 20
+    assert sorted(beside)[len(beside) * 99 // 100] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (True, '{"a": 1, "A": 1, "\\u0062": [1.0, -0, 1E5]}'),
+        ({"const": 10**400}, str(10**400)),
+        ({"type": "string", "minLength": 1, "maxLength": 1}, '"\\ud83d\\ude00"'),
+        ({"type": "string"}, '"\u2028\\u0000\x7f"'),
+        (True, "[" * 150 + "]" * 150),
+        ({"type": "integer"}, "1.0"),
+    ],
+)
+async def test_what_is_odd_but_right_is_given_out(schema: Any, text: str) -> None:
+    """As the model wrote it, to the byte."""
+    request = run_request(inline(json_schema=json.dumps(schema)), max_tokens=1000)
+    async with running(FakeEngine(text)) as started:
+        result = (await started.stub.RunTask(request, timeout=10)).result
+    assert result.text == result.json == text
