@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import time
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -16,6 +18,7 @@ from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.strings import emit_regex, emit_string
 from service.tasks.regexes import PatternError, compile_pattern
 from tests.service.tasks.grammars.matching import accepts, compiled
+from tests.service.tasks.grammars.schemas import walk
 
 CHARACTERS = 'ab"\\x1 -é😀\n\0kKſ_\u2028/\x7f'
 
@@ -38,7 +41,7 @@ def dumped(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def emitted(*literals: Literal, key: bool = False) -> tuple[Emitted, object]:
+def emitted(*literals: Literal, key: bool = False) -> tuple[Emitted, Any]:
     rules = Rules()
     found = emit_string(literals, rules, key=key)
     return found, compiled(found, rules)
@@ -48,6 +51,7 @@ atoms = st.sampled_from(
     [
         "a", "b", '"', r"\\", ".", "[ab]", "[^a]", r"\d", r"\w", r"\W", r"\s", "x", "é", "😀", r"\n",
         "[a-c-]", r"\0", "[^]", r'[^"\\]', "(?i:k)", "(?i:[^s])", "^", "$", r"\b", r"\B", "[]",
+        r"\u{1F600}", r"\ud83d\ude00", r"\u00e9", r"\x61", r"[\W_]", r"\p{Greek}", "(?<name>a|b)", r"[^\s-]",
     ]
 )  # fmt: skip
 regexes = st.recursive(
@@ -56,7 +60,8 @@ regexes = st.recursive(
         st.lists(inner, max_size=3).map("".join),
         st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"({'|'.join(parts)})"),
         st.tuples(
-            inner, st.sampled_from(["*", "+", "?", "{2}", "{0,3}", "{1,}", "{2,5}", "*?"])
+            inner,
+            st.sampled_from(["*", "+", "?", "{2}", "{0}", "{0,3}", "{1,}", "{2,5}", "*?", "??"]),
         ).map(lambda pair: f"(?:{pair[0]}){pair[1]}"),
         inner.map(lambda part: f"^{part}$"),
     ),
@@ -85,6 +90,8 @@ def test_a_string_is_accepted_where_its_literals_hold(
         tried += [text for one in wanted if one.keyword == "enum" for text in one.value[:-1]]
         for text in tried:
             assert accepts(grammar, dumped(text)) == all(holds(one, text) for one in kept), text
+        written = None if grammar is None else walk(grammar, random.Random(0), 90)
+        assert written is None or all(holds(one, json.loads(written)) for one in kept), written
     except PatternError:
         assume(False)
 
@@ -101,6 +108,9 @@ def test_a_text_is_accepted_where_the_whole_of_it_matches(source: str, tried: li
     assert not found.dropped
     for text in tried:
         assert accepts(grammar, text) == matcher.search(text, Budget()), text
+    if grammar is not None:
+        written = walk(grammar, random.Random(0), 60)
+        assert written is None or matcher.search(written, Budget()), written
 
 
 ILLEGAL = [
@@ -196,6 +206,9 @@ def test_simple_patterns_stay_as_they_are(wanted: list[Literal], expression: str
         [literal("pattern", "a*", negated=True)],
         [literal("enum", [""], negated=True), literal("maxLength", 0)],
         [literal("pattern", "[]")],
+        [literal("pattern", "^[]$")],
+        [literal("pattern", "^([]|a[])?[]$")],
+        [literal("pattern", r"^\B$"), literal("pattern", r"\b")],
     ],
 )
 def test_what_no_string_satisfies_has_no_expression(wanted: list[Literal]) -> None:
