@@ -23,7 +23,7 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
-from service.wiring import BUNDLED_MODEL, build_pool
+from service.wiring import build_engine, build_pool
 from tests.service.harness import failure, inline, run_request
 
 
@@ -89,17 +89,18 @@ class Bent:
 
 
 @asynccontextmanager
-async def serving() -> AsyncIterator[tuple[ReferenceEngine, Any]]:
-    """The engine of a server, and a stub that talks to it."""
-    settings = Settings(port=0)
-    engine = ReferenceEngine(BUNDLED_MODEL)
-    server = VisionServer(settings, engine, load_registry(None), pool=build_pool(settings))
+async def serving(**settings: Any) -> AsyncIterator[tuple[VisionServer, ReferenceEngine, Any]]:
+    """A server with all its parts as ``qwen3vl serve`` makes them, its engine, and a stub."""
+    chosen = Settings(port=0, **settings)
+    engine = build_engine(chosen)
+    assert isinstance(engine, ReferenceEngine)
+    server = VisionServer(chosen, engine, load_registry(None), pool=build_pool(chosen))
     await server.start()
     try:
         await server.load()
         address = f"127.0.0.1:{server.port}"
         async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-            yield engine, VisionServiceStub(channel)
+            yield server, engine, VisionServiceStub(channel)
     finally:
         await server.stop(0)
 

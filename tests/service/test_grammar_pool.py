@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from service.errors import EngineUnavailable
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.server import VisionServer
 from service.settings import Settings, SettingsError
-from service.tasks.grammars.pool import GrammarPool
+from service.tasks.grammars.pool import CACHE_BYTES, GrammarPool
 from service.tasks.registry import load_registry
 from service.types import Capabilities
+from tests.service import bending
 from tests.service.harness import ROOT, Running, failure, inline, run_request, running, until
 from tests.service.tasks.grammars import misbehaving
 from tests.service.tasks.grammars.test_pool import BAD, children
@@ -31,10 +33,12 @@ WORKERS, LIMIT_S = 2, 1.5
 
 
 @contextlib.asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[tuple[Running, GrammarPool]]:
+async def serving(
+    cache_bytes: int = CACHE_BYTES, **settings: Any
+) -> AsyncIterator[tuple[Running, GrammarPool]]:
     """A server whose workers can misbehave. When it has stopped, nothing of them is left."""
     before = asyncio.all_tasks()
-    pool = GrammarPool(WORKERS, LIMIT_S, command=BAD)
+    pool = GrammarPool(WORKERS, LIMIT_S, cache_bytes=cache_bytes, command=BAD)
     async with running(pool=pool, **settings) as started:
         yield started, pool
     assert children() == []
@@ -61,6 +65,8 @@ async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
         (misbehaving.HANG, "GRAMMAR_COMPILE_TIMEOUT"),
         (misbehaving.HANG_DEEP, "GRAMMAR_COMPILE_TIMEOUT"),
         (misbehaving.SEGFAULT, "GRAMMAR_COMPILE_CRASHED"),
+        (misbehaving.KILLED, "GRAMMAR_COMPILE_CRASHED"),
+        (misbehaving.EAT, "GRAMMAR_TOO_COSTLY"),
     ],
 )
 async def test_a_bad_compilation_costs_one_request(source: str, reason: str) -> None:
@@ -207,6 +213,70 @@ async def test_metrics_are_served_where_a_port_is_set() -> None:
         await asyncio.to_thread(page, started.server.metrics_port)
     async with running() as quiet:
         assert quiet.server.metrics_port is None
+
+
+async def numbers(port: int | None) -> dict[str, float]:
+    """What the endpoint tells of grammars: ``cache_hits_total{cache="analysis"}`` and so on."""
+    found = {}
+    for line in (await asyncio.to_thread(page, port)).splitlines():
+        if line.startswith("qwen3vl_grammar_"):
+            name, value = line.removeprefix("qwen3vl_grammar_").rsplit(" ", 1)
+            found[name] = float(value)
+    return found
+
+
+async def more(port: int | None, before: dict[str, float]) -> dict[str, float]:
+    """What has become more, and by how much."""
+    now = await numbers(port)
+    return {key: now[key] - before.get(key, 0.0) for key in now if now[key] > before.get(key, 0.0)}
+
+
+@pytest.mark.slow
+async def test_metrics_tell_what_was_shared_kept_and_thrown_away() -> None:
+    async with serving(cache_bytes=6000, metrics_port=0) as (started, pool):
+        port = started.server.metrics_port
+
+        async def run(schema: str) -> None:
+            await started.stub.RunTask(run_request(inline(json_schema=schema)))
+
+        before = await numbers(port)
+        await asyncio.gather(*(run('{"title": "slow"}') for _ in range(6)))
+        found = await more(port, before)
+        assert found['cache_misses_total{cache="analysis"}'] == 1, "one for all that are equal"
+        assert found['cache_hits_total{cache="analysis"}'] == 5
+        assert found['compile_seconds_count{cache="analysis"}'] == 1
+        assert found['compile_seconds_sum{cache="analysis"}'] >= 0.05
+        assert not any("evictions" in name for name in found)
+        for number in range(10):
+            await run(f'{{"title": "{number}"}}')
+            assert pool.size_bytes <= 6000
+        found = await more(port, before)
+        assert found['cache_evictions_total{cache="analysis"}'] >= 5
+        await failure(started.stub.RunTask(run_request(inline(json_schema=misbehaving.SEGFAULT))))
+        await run('{"title": "after"}')
+        found = await more(port, before)
+        assert found['worker_restarts_total{reason="crash"}'] == 1
+
+
+@pytest.mark.slow
+async def test_metrics_tell_what_the_engine_compiled() -> None:
+    async with bending.serving(metrics_port=0, grammar_cache_bytes=1 << 20) as (server, _, stub):
+
+        async def run(number: int) -> None:
+            lists = {"type": "array", "items": {"const": f"{number:0600}"}, "maxItems": 1}
+            task = inline(json_schema=json.dumps(lists))
+            await stub.ValidateSchema(
+                pb.ValidateSchemaRequest(grammar=task.inline.grammar), timeout=30
+            )
+
+        before = await numbers(server.metrics_port)
+        for number in (1, 1, *range(40)):
+            await run(number)
+        found = await more(server.metrics_port, before)
+    assert found['cache_hits_total{cache="engine"}'] == 2
+    assert found['cache_misses_total{cache="engine"}'] == 40
+    assert found['compile_seconds_count{cache="engine"}'] == 40
+    assert 0 < found['cache_evictions_total{cache="engine"}'] < 40
 
 
 class WithDeepStack(FakeEngine):

@@ -29,8 +29,8 @@ LARGE = 9_007_199_254_740_993
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def server() -> AsyncIterator[tuple[ReferenceEngine, Any]]:
-    async with serving() as started:
-        yield started
+    async with serving() as (_, engine, stub):
+        yield engine, stub
 
 
 @pytest.fixture
