@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ _INFO = xgrammar.TokenizerInfo(
 _COMPILER = xgrammar.GrammarCompiler(_INFO, max_threads=1, cache_enabled=False)
 
 
+@lru_cache(maxsize=8)
 def compiled(ebnf: str) -> xgrammar.CompiledGrammar:
     """A grammar over single bytes."""
     return _COMPILER.compile_grammar(ebnf)
@@ -94,6 +96,7 @@ def _choice(choices: list[int], rng: random.Random) -> int:
     return rng.choice(known if known and rng.random() < 0.9 else choices)
 
 
+@cache
 def values(depth: int = 2) -> st.SearchStrategy[Any]:
     """Small JSON values."""
     return st.recursive(
@@ -110,6 +113,7 @@ FAMILIES = ("object", "array", "string", "number")
 """Most keywords concern one type of value; those of a schema are drawn for one."""
 
 
+@cache
 def families(family: str) -> st.SearchStrategy[Any]:
     """Values of a family, with parts of any."""
     if family == "object":
@@ -121,6 +125,7 @@ def families(family: str) -> st.SearchStrategy[Any]:
     return st.integers(-2, 8) | st.sampled_from((0.5, 2.5, 3.25))
 
 
+@cache
 def _of_family(family: str, inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
     named = st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
     names = st.lists(st.sampled_from(NAMES), unique=True, max_size=2)
@@ -174,12 +179,14 @@ def _drawn(
     return {keyword: draw(keywords[keyword]) for keyword in chosen}
 
 
+@cache
 def _scalar(family: str) -> st.SearchStrategy[Any]:
     return _drawn(_of_family(family, st.nothing()), least=1) | st.builds(
         lambda names: {"enum": names}, st.lists(st.sampled_from(NAMES), min_size=1, max_size=3)
     )
 
 
+@cache
 def _leaf() -> st.SearchStrategy[Any]:
     types = st.sampled_from(_TYPES)
     return st.one_of(
@@ -193,11 +200,12 @@ def _leaf() -> st.SearchStrategy[Any]:
     )
 
 
+@cache
 def schema_of(
     family: str, inner: st.SearchStrategy[Any], depth: int = 1
 ) -> st.SearchStrategy[dict[str, Any]]:
     """Schemas with keywords of a family, and with branches of the same."""
-    own = _of_family(family, inner)
+    own = dict(_of_family(family, inner))
     own["enum"] = st.lists(families(family) | values(), min_size=1, max_size=4)
     own["type"] = st.sampled_from((family, "integer" if family == "number" else family))
     if depth:
@@ -213,6 +221,7 @@ def _unfolded(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, **condition}
 
 
+@cache
 def schemas(family: str) -> st.SearchStrategy[Any]:
     """Schemas of draft 2020-12 for values of a family, nested, with references to two definitions
     and to themselves."""
@@ -222,11 +231,13 @@ def schemas(family: str) -> st.SearchStrategy[Any]:
         max_leaves=3,
     )
 
+    whole, part = schema_of(family, nested, 2), schema_of(family, nested)
+
     @st.composite
     def drawn(draw: st.DrawFn) -> Any:
-        schema = draw(schema_of(family, nested, 2))
+        schema = draw(whole)
         if "#/$defs/" in json.dumps(schema):
-            schema["$defs"] = {"one": draw(_leaf()), "two": draw(schema_of(family, nested))}
+            schema["$defs"] = {"one": draw(_leaf()), "two": draw(part)}
         return schema
 
     return drawn()

@@ -1,0 +1,182 @@
+"""Whether a grammar, its report and the validators agree on a schema."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jsonschema
+from hypothesis import event
+
+from service.errors import GrammarError, OutputInvalid
+from service.tasks import jsontext
+from service.tasks.answers import AnswerValidator
+from service.tasks.budget import Budget, bounded
+from service.tasks.grammars.analysis import analyse
+from service.tasks.grammars.report import Analysed
+from service.tasks.jsontext import pointer
+from service.tasks.schema import DEFAULT_LIMITS, CompiledSchema, check_json_schema
+from service.tasks.schema import compiled as checked_schema
+from service.types import Grammar, GrammarKind
+from tests.service.tasks.grammars import schemas
+
+REPEATS = "may repeat"
+_REPEATED = object()
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+
+
+def analysed(schema: Any) -> Analysed | None:
+    """None where the schema is refused; of schemas that no value fits, there is no grammar."""
+    try:
+        return analyse(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), DEFAULT_LIMITS)
+    except GrammarError as error:
+        if error.reason not in ("SCHEMA_UNSATISFIABLE", "SCHEMA_INVALID", "SCHEMA_UNSUPPORTED"):
+            raise
+        return None
+
+
+def admitted(schema: Any) -> bool:
+    try:
+        check_json_schema(json.dumps(schema))
+    except GrammarError:
+        return False
+    return True
+
+
+def valid(schema: Any, text: str) -> bool:
+    """Whether the final validation gives an answer out."""
+    try:
+        AnswerValidator(json.dumps(schema)).parse(text)
+    except OutputInvalid:
+        return False
+    return True
+
+
+def check_texts(schema: Any, seed: int, number: int = 8) -> list[Any]:
+    """Texts of the grammar are JSON, and violate nothing but what the report says is only checked;
+    without that, ``jsonschema`` as it comes finds them valid, too. Returns their values."""
+    found = analysed(schema)
+    if found is None:
+        return []
+    grammar = schemas.compiled(found.grammar.ebnf)
+    checked = found.report.checked
+    repeats = any(REPEATS in one.why for one in checked)
+    places = {one.pointer for one in checked if REPEATS not in one.why}
+    rng = random.Random(seed)
+    values = []
+    for _ in range(number):
+        text = schemas.walk(grammar, rng)
+        if text is None:
+            continue
+        value = _decoded(text, repeats)
+        if value is _REPEATED:
+            continue
+        values.append(value)
+        compiled = checked_schema(json.dumps(schema), DEFAULT_LIMITS)
+        with bounded(Budget()):
+            violations = list(compiled.validator.iter_errors(value))
+        for violation in violations:
+            assert _is_said(compiled, violation, places), (text, violation, places)
+        event("a text")
+        if not places:
+            event("a text of a grammar that enforces everything")
+            assert valid(schema, text), text
+            # Its patterns are Python's, which read line feeds and letters beyond ASCII otherwise,
+            # and it does not assert formats.
+            if text.isascii() and "\\n" not in text and '"format"' not in json.dumps(schema):
+                plain = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+                plain(schema).validate(value)
+    return values
+
+
+def _decoded(text: str, repeats: bool) -> Any:
+    """The value of a text, or `_REPEATED` where a name repeats, as the report says it may."""
+    try:
+        return jsontext.decode(text)
+    except jsontext.JsonTextError as error:
+        if repeats and "duplicate key" in str(error):
+            return _REPEATED
+        raise
+
+
+def check_value(schema: Any, value: Any) -> None:
+    """A valid value is one of the grammar."""
+    if not admitted(schema) or not valid(schema, json.dumps(value)):
+        return
+    event("a valid value")
+    found = analysed(schema)
+    assert found is not None, "no value fits, it says"
+    compiled = schemas.compiled(found.grammar.ebnf)
+    assert schemas.accepts_value(compiled, value), (value, found.grammar.ebnf)
+
+
+def check(schema: Any, seed: int, values: Iterable[Any] = ()) -> None:
+    """Both, for texts of the grammar, values near theirs, and further values."""
+    grown = check_texts(schema, seed, 5)
+    rng = random.Random(seed)
+    near = [changed(value, rng) for value in grown[:3] for _ in range(4)]
+    for value in [*near, *values]:
+        check_value(schema, value)
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """A value with one part of it changed, taken out or added."""
+    holder = [copy.deepcopy(value)]
+    containers: list[Any] = [holder]
+    for one in containers:
+        inner = one.values() if isinstance(one, dict) else one
+        containers += [part for part in inner if isinstance(part, (dict, list))]
+    container = rng.choice(containers)
+    fresh = rng.choice((None, True, 0, 1, 2, 3, 1.5, "a", "b", "ab", "", [], [1], {}, {"a": 1}))
+    keys = list(container if isinstance(container, dict) else range(len(container)))
+    action = rng.randrange(3)
+    if action == 0 and keys:
+        container[rng.choice(keys)] = fresh
+    elif action == 1 and keys and container is not holder:
+        del container[rng.choice(keys)]
+    elif isinstance(container, dict):
+        container[rng.choice(schemas.NAMES)] = fresh
+    elif container is not holder:
+        container.insert(rng.randrange(len(container) + 1), fresh)
+    return holder[0]
+
+
+def _is_said(compiled: CompiledSchema, violation: Any, checked: set[str]) -> bool:
+    """Whether the report names the keyword of a violation, one that applies it, or one that decides
+    whether it is violated."""
+    places = compiled.places
+    part: Any = places.root
+    at, passed = "", []
+    path = list(violation.absolute_schema_path)
+    for index, step in enumerate(path):
+        passed.append(at + pointer((step,)))
+        if step == "if" and path[index + 1 : index + 2] in (["then"], ["else"]):
+            continue  # the library's path to what a condition applies
+        if step in _REFERENCES and (id(part), step) in places.targets:
+            part = places.targets[id(part), step]
+            at = places.pointers.get(id(part), at)
+            continue
+        part = part[step] if isinstance(part, (dict, list)) else None
+        at = passed[-1]
+    inside = {at, *_applied(compiled, part)}
+    return not checked.isdisjoint(passed) or any(
+        one == place or one.startswith(place + "/") for one in checked for place in inside
+    )
+
+
+def _applied(compiled: CompiledSchema, part: Any) -> Iterator[str]:
+    """Pointers of all subschemas in a part of a schema, and of those that they refer to."""
+    places, seen, pending = compiled.places, set(), [part]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or not isinstance(part, (dict, list)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            if id(part) in places.pointers:
+                yield places.pointers[id(part)]
+            pending += [places.targets.get((id(part), keyword)) for keyword in _REFERENCES]
+        pending += part.values() if isinstance(part, dict) else part
