@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Test files side by side, one core and about 2 GB each.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
 .PHONY: setup proto lint test test-fast test-host test-gpu bench demo lock clean
@@ -26,14 +28,14 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/buf lint
 	$(BIN)/python -m protos.generate --check
 
-test: $(STAMP)  ## the full ring: unit, property, contract and end-to-end tests
-	$(BIN)/python -m pytest -m "not host"
+test: $(STAMP)  ## the full ring: unit, property and end-to-end tests, and the parity of stock TurboMind on the CPU
+	$(PYTEST) -m "parity or not host"
 
 test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
-test-host: $(STAMP)  ## what runs the stock LMDeploy wheel, TurboMind's kernels computed on the CPU
-	$(BIN)/python -m pytest -m host
+test-host: $(STAMP)  ## what else runs the stock LMDeploy wheel: contract, HTTP and DeepStack tests
+	$(PYTEST) -m "host and not parity"
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -1,8 +1,15 @@
 """Settings of all tests."""
 
+import dataclasses
+import os
 import signal
+from typing import Any
 
+import pytest
 from hypothesis import settings
+
+# Tests run on every core at once: a process that takes them all for its matrix products slows the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Time says nothing about right or wrong, and a busy machine must not fail a test.
 settings.register_profile("untimed", deadline=None)
@@ -10,3 +17,31 @@ settings.load_profile("untimed")
 
 # A script's background job starts with SIGINT ignored, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands what it counted to the one that prints."""
+    from tests.host_runtime import parity
+
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["parity"] = {name: dataclasses.asdict(one) for name, one in parity.TALLIES.items()}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes what ``pytest_sessionfinish`` of such a process left."""
+    from tests.host_runtime import parity
+
+    counted = getattr(node, "workeroutput", {}).get("parity", {})
+    parity.TALLIES.update({name: parity.Tally(**one) for name, one in counted.items()})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many requests were held to transformers, and where a tie decided."""
+    from tests.host_runtime import parity
+
+    if parity.TALLIES:
+        terminalreporter.section("parity with transformers")
+        for line in parity.report(parity.TALLIES):
+            terminalreporter.write_line(line)

@@ -29,13 +29,3 @@ def vision_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return path if path.exists() else write_vision_checkpoint(path, shape)
 
     return write
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many requests were held to transformers, and where a tie decided."""
-    from tests.host_runtime import parity
-
-    if parity.TALLIES:
-        terminalreporter.section("parity with transformers")
-        for line in parity.report(parity.TALLIES):
-            terminalreporter.write_line(line)

@@ -13,7 +13,7 @@ from tests.host_runtime.cases import expected_of
 from tests.host_runtime.parity import difference, same
 from tests.host_runtime.runner import ROOT, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 MODEL = ROOT / "service" / "bundled" / "drawings"
 DRAWINGS = sorted((ROOT / "examples" / "drawings" / "samples").glob("*.png"))[:3]

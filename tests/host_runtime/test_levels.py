@@ -11,7 +11,7 @@ import pytest
 from tests.host_runtime.runner import ChildFailed, run
 from tests.host_runtime.server import serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 
 async def _raw(checkpoint: str) -> dict[str, Any]:

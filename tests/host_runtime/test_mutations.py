@@ -23,7 +23,7 @@ from tests.host_runtime.mutations import (
 from tests.host_runtime.parity import difference
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 GRIDS = [[(8, 4)], [(4, 12), (6, 6)], [(8, 8), (8, 8)], [(12, 10)], [(4, 6), (4, 6), (10, 4)]]
 CUT = [

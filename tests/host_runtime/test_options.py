@@ -20,7 +20,7 @@ from tests.host_runtime.oracle import clear, expected_under_options
 from tests.host_runtime.parity import check
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 Checkpoints = Callable[..., Path]
 SHAPES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from tests.host_runtime.cases import Case, make_case
 from tests.host_runtime.checkpoints import image_token
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 SLOW = {"HOST_RUNTIME_DELAY_US": "5000"}
 """A token takes 5 ms, so that a test can act before the next one."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.host_runtime.runner import ChildFailed, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 
 def _look_around(word: str, *, path: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tests.host_runtime.checkpoints import write_text_checkpoint
 from tests.host_runtime.parity import check, difference
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 LENGTHS = [1, 2, 5, 16, 17, 31, 63, 64, 65, 100, 128, 129, 191, 200, 255, 300]
 CASES = [make_case(seed, [], [length], 0) for seed, length in enumerate(LENGTHS)]

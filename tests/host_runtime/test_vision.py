@@ -15,7 +15,7 @@ from tests.host_runtime.checkpoints import image_token
 from tests.host_runtime.parity import check
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 SHAPES: dict[str, dict[str, Any]] = {
     "head64": {"vision_head": 64},

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests.host_runtime.runner import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.host]
+pytestmark = [pytest.mark.slow, pytest.mark.host, pytest.mark.parity]
 
 
 def _export(checkpoint: str, result: str) -> None:
