@@ -10,21 +10,31 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    # A test that is interrupted leaves nothing running.
+    end_with_parent()
+    make(json.load(sys.stdin), Path(sys.argv[1]))
+
+
+def end_with_parent() -> None:
+    """A test that is interrupted leaves nothing running."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    call = json.load(sys.stdin)
+
+
+def make(call: Mapping[str, Any], target: Path) -> None:
+    """Make a call of `runner.run`, write its result, and end the process."""
     function = getattr(_load(Path(call["file"])), call["function"])
     result = function(*call["arguments"], **call["keywords"])
     if inspect.iscoroutine(result):
         result = asyncio.run(result)
-    Path(sys.argv[1]).write_text(json.dumps(result, default=str))
+    target.write_text(json.dumps(result, default=str))
     sys.stdout.flush()
     sys.stderr.flush()
     # An engine's threads wait for requests for ever, and its clean-up is not what a test is about.

@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 import pytest
 
+from tests.host_runtime import forks
 from tests.host_runtime.build import NotAvailable, build
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE = Path(__file__).resolve().parent / "site"
 Mode = Literal["driver", "null", "numbers"]
+MEMORY_MIB = 2048
 OUTPUT_SHOWN = 12_000
 """Characters of the end of a failed child's output that the error shows."""
 
@@ -34,7 +36,7 @@ class ChildFailed(AssertionError):
 def environment(
     mode: Mode = "null",
     *,
-    memory_mib: int = 2048,
+    memory_mib: int = MEMORY_MIB,
     trace: Path | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -84,7 +86,7 @@ def run(
     *arguments: Any,
     mode: Mode = "null",
     timeout_s: float = 180,
-    memory_mib: int = 2048,
+    memory_mib: int = MEMORY_MIB,
     trace: Path | None = None,
     extra: Mapping[str, str] | None = None,
     **keywords: Any,
@@ -95,7 +97,9 @@ def run(
         function: a function at the top level of its file, plain or async. The child imports that
             file by its path. Arguments, keywords and the result travel as JSON; paths become strings.
         timeout_s: the child is ended after this time, with the stacks of its threads in the error.
-        mode, memory_mib, trace, extra: see `environment`.
+        mode, memory_mib, trace, extra: see `environment`. Where ``extra`` has none but variables of
+            the host runtime and the memory is as ever, the child is a fork of a process that has
+            imported LMDeploy.
 
     Raises:
         ChildFailed: the function raised, the child crashed or did not end in time.
@@ -107,30 +111,46 @@ def run(
         "arguments": arguments, "keywords": keywords,
     }  # fmt: skip
     variables = environment(mode, memory_mib=memory_mib, trace=trace, extra=extra)
+    usual = memory_mib == MEMORY_MIB and set(extra or {}) <= forks.OF_A_CALL
+    make = _make_in_a_fork if usual else _make_afresh
     with tempfile.TemporaryDirectory(prefix="host-runtime-") as folder:
-        result = Path(folder) / "result.json"
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "-m",
-            "tests.host_runtime.child",
-            str(result),
-        ]
-        log = Path(folder) / "log"
-        with log.open("wb") as sink:
-            child = subprocess.Popen(
-                command, env=variables, cwd=ROOT, stdin=subprocess.PIPE, stdout=sink,
-                stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        try:
-            child.communicate(json.dumps(call, default=str).encode(), timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            end(child)
-            raise ChildFailed(f"no end after {timeout_s:g} s\n{tail(log)}") from None
-        if child.returncode != 0 or not result.exists():
-            raise ChildFailed(f"ended with {child.returncode}\n{tail(log)}")
+        result, log = Path(folder) / "result.json", Path(folder) / "log"
+        status = make(call, variables, result, log, timeout_s)
+        if status is None:
+            raise ChildFailed(f"no end after {timeout_s:g} s\n{tail(log)}")
+        if status != 0 or not result.exists():
+            raise ChildFailed(f"ended with {status}\n{tail(log)}")
         return json.loads(result.read_text())
+
+
+Call = Mapping[str, Any]
+
+
+def _make_in_a_fork(
+    call: Call, variables: Mapping[str, str], result: Path, log: Path, timeout_s: float
+) -> int | None:
+    try:
+        with forks.warm(variables) as process:
+            return process.make(call, variables, result, log, timeout_s)
+    except forks.Lost as error:
+        raise ChildFailed(f"no process to fork from\n{error}") from None
+
+
+def _make_afresh(
+    call: Call, variables: Mapping[str, str], result: Path, log: Path, timeout_s: float
+) -> int | None:
+    command = [sys.executable, "-X", "faulthandler", "-m", "tests.host_runtime.child", str(result)]
+    with log.open("wb") as sink:
+        child = subprocess.Popen(
+            command, env=dict(variables), cwd=ROOT, stdin=subprocess.PIPE, stdout=sink,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        child.communicate(json.dumps(call, default=str).encode(), timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        end(child)
+        return None
+    return child.returncode
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

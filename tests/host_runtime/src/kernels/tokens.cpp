@@ -43,6 +43,19 @@ void cast_float(const Launch& launch) {
     });
 }
 
+// dtype_cast(To* out, const From* in, size_t n): weights of a file in the other 16-bit type
+void cast_type(const Launch& launch) {
+    const size_t n = launch.arg<size_t>(2);
+    const auto cast = [&](auto to, auto from) {
+        auto* out = launch.array<decltype(to)>(0, n, "output");
+        const auto* in = launch.array<decltype(from)>(1, n, "input");
+        for (size_t i = 0; i < n; ++i) out[i] = float(in[i]);
+    };
+    if (launch.has("<__half, __nv_bfloat16>")) cast(Half{}, Bf16{});
+    else if (launch.has("<__nv_bfloat16, __half>")) cast(Bf16{}, Half{});
+    else die("%s: a pair of types that is not supported", launch.name.c_str());
+}
+
 // BatchPrefixSum({const int* in}, {int n}, {int* out}): out[i] = sum of in[0, i), n + 1 values
 void prefix_sum(const Launch& launch) {
     require(launch.has(", 1>"), launch, "more than one sum in a launch");
@@ -84,6 +97,7 @@ const Register kernels({
     {"turbomind::embeddingLookupKernel", embedding, 7},
     {"turbomind::CollectHiddenStates_Kernel", collect, 4},
     {"turbomind::castFloat2D", cast_float, 3},
+    {"turbomind::dtype_cast_kernel", cast_type, 3},
     {"turbomind::BatchPrefixSumKernel", prefix_sum, 3},
     {"turbomind::(anonymous namespace)::ClearTokenMaskKernel", clear_token_mask, 5},
     {"turbomind::curand_uniform", warm_up_values, 5},
