@@ -143,7 +143,7 @@ def answers(folder: Path, asked: Sequence[Prompt]) -> list[list[int]]:
 
     lmdeploy_ext.install("require")
     from lmdeploy import TurbomindEngineConfig
-    from lmdeploy.turbomind import TurboMind
+    from lmdeploy.turbomind.turbomind import TurboMind
 
     settings = TurbomindEngineConfig(
         dtype="bfloat16", session_len=257, max_batch_size=4, max_prefill_token_num=CHUNK,

@@ -22,6 +22,11 @@ MROPE_SECTION = (24, 20, 20)
 """What transformers' ``Qwen3VLTextRotaryEmbedding`` takes when the configuration has no section."""
 
 
+NO_KERNEL = "no GEMM kernel family"
+"""What LMDeploy says, and no more, when it can multiply by a weight on no kernel of the GPU. So it is
+with unquantised experts in float16 on compute capability 9.0; on 8.0 and 10.0 it has them."""
+
+
 class Qwen3VLTextModel(Qwen3TextModel):
     """Dense and MoE decoder.
 
@@ -80,7 +85,15 @@ class Qwen3VLTextModel(Qwen3TextModel):
 
     def moe(self, pfx: Any) -> Any:
         """Router and experts of one layer."""
-        built = super().moe(pfx)
+        try:
+            built = super().moe(pfx)
+        except RuntimeError as error:
+            if NO_KERNEL not in str(error):
+                raise
+            raise ValueError(
+                f"{pfx.prefix}: on this GPU, TurboMind has no kernels for experts in "
+                f"{self._ctx.data_type.name}; take dtype bfloat16, or LMDeploy's PyTorch engine"
+            ) from error
         for name in ("gate_up_proj", "down_proj"):
             _forget(pfx + "experts" + name, "weight", "weight_scale_inv")
         return built

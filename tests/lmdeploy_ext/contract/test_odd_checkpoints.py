@@ -195,3 +195,28 @@ def test_layers_of_both_kinds(tried: dict[str, Any]) -> None:
     held = tried["every_second_layer_sparse"]["held"]
     assert (held["text_model.layers.0.feed_forward.w2.weight"] == 0.5).all()
     assert "text_model.layers.1.moe_ffn.gate.weight" in held
+
+
+def _in_float16(folder: str, result: str) -> str:
+    from tests.lmdeploy_ext.contract.exports import export
+
+    try:
+        export(folder, result, dtype="float16")
+    except ValueError as error:
+        return str(error)
+    return "taken"
+
+
+def test_experts_in_float16_are_refused_on_a_gpu_that_lacks_the_kernels(
+    engine_checkpoint: Callable[[EngineShape], Path], tmp_path: Path
+) -> None:
+    """The host runtime is a device of compute capability 9.0."""
+    refused, taken = (
+        run(_in_float16, engine_checkpoint(shape), tmp_path / f"{shape.name}.pt", mode=mode)
+        for shape, mode in ((MOE, "null"), (TIED, "numbers"))
+    )
+    assert refused == (
+        "model.language_model.layers.0.mlp: on this GPU, TurboMind has no kernels for experts in "
+        "TYPE_FP16; take dtype bfloat16, or LMDeploy's PyTorch engine"
+    )
+    assert taken == "taken"
