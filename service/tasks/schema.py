@@ -187,6 +187,9 @@ _IN_PLACE = frozenset(
 )
 """Keywords whose subschemas apply to the same value, not to a part of it."""
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_LATER = ("$defs", "contentSchema")
+"""Keywords with subschemas that the metaschemas of earlier drafts do not look into."""
+_EARLIER = frozenset(("draft-04", "draft-06", "draft-07"))
 
 
 def _children(schema: dict[str, Any]) -> list[tuple[str, tuple[str | int, ...], Any]]:
@@ -219,6 +222,7 @@ class _Walk:
         self.resolvers: dict[int, Any] = {}
         self.dialects: list[str] = []
         self.embedded = False
+        self.unchecked: set[int] = set()
         self.references: list[tuple[dict[str, Any], str, Any]] = []
         self.root = root
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
@@ -255,10 +259,13 @@ class _Walk:
         self._own_dialect(schema, pointer)
         self._foreign(schema, pointer)
         self._patterns(schema, pointer)
+        self._reference(schema, pointer)
         edges = self.edges[id(schema)] = []
         for keyword, path, child in _children(schema):
             if keyword in _IN_PLACE:
                 edges.append(id(child))
+            if id(schema) in self.unchecked or (keyword in _LATER and self.draft.name in _EARLIER):
+                self.unchecked.add(id(child))
             inner = resolver.in_subresource(self.draft.specification.create_resource(child))
             self.pending.append((child, pointer + jsontext.pointer(path), inner))
         if any(isinstance(schema.get(keyword), str) for keyword in _REFERENCES):
@@ -295,6 +302,11 @@ class _Walk:
                 where = f"{pointer}/{keyword}"
                 raise _invalid(where, what, "SCHEMA_PATTERN_UNSUPPORTED") from None
 
+    def _reference(self, schema: dict[str, Any], pointer: str) -> None:
+        """The metaschema of draft-04 says nothing of references."""
+        if not isinstance(schema.get("$ref", ""), (str, type(None))):
+            raise _invalid(f"{pointer}/$ref", "must be of type string")
+
     def _follow(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
         for keyword in _REFERENCES:
             reference = schema.get(keyword)
@@ -312,8 +324,11 @@ class _Walk:
             if not isinstance(target, dict):
                 raise _invalid(where, "points to something that is not a schema")
             self.edges[id(schema)].append(id(target))
-            if id(target) not in self.pointers:  # outside the places where schemas live
-                _check_metaschema(target, self.draft, where)
+            known = id(target) in self.pointers
+            if not known or id(target) in self.unchecked:  # where no schemas of the draft live
+                _check_metaschema(target, self.draft, self.pointers.get(id(target), where))
+                self.unchecked.discard(id(target))
+            if not known:
                 self.pending.append((target, self._place(target), resolved.resolver))
 
     def _place(self, target: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from service.tasks.answers import AnswerValidator
 from service.tasks.schema import SchemaLimits, check_json_schema, compiled
 
 DRAFT7 = "http://json-schema.org/draft-07/schema#"
+DRAFT4 = "http://json-schema.org/draft-04/schema#"
 
 
 def refused(schema: Any, limits: SchemaLimits = SchemaLimits()) -> GrammarError:  # noqa: B008 - frozen
@@ -55,6 +56,8 @@ def refused(schema: Any, limits: SchemaLimits = SchemaLimits()) -> GrammarError:
         {"properties": {"pattern": {"type": "string"}}, "default": {"$ref": "http://x"}},
         {"enum": [{"$ref": "http://x/"}]},
         {"title": "ü 😀 \u2028"},
+        {"$schema": DRAFT7, "$defs": {"a": {"type": False}}},  # no keyword there, and never used
+        {"$schema": DRAFT4, "properties": {"$ref": {"type": "string"}}},
     ],
 )
 def test_admitted_as_sent(schema: Any) -> None:
@@ -95,6 +98,16 @@ def test_not_a_schema(schema: Any) -> None:
         ({"items": {"$ref": "#nowhere"}}, "/items/$ref"),
         ({"$ref": "#/x", "x": 3}, "/$ref"),
         ({"items": {"$ref": "#/x"}, "x": {"type": 3}}, "/items/$ref/type"),
+        ({"$schema": DRAFT4, "items": {"$ref": {}}}, "/items/$ref"),
+        ({"$schema": DRAFT4, "type": "string", "$ref": [3]}, "/$ref"),
+        (
+            {"$schema": DRAFT7, "$ref": "#/$defs/a", "$defs": {"a": {"items": {"type": False}}}},
+            "/$defs/a/items/type",
+        ),
+        (
+            {"$schema": DRAFT7, "$ref": "#/$defs/a/not", "$defs": {"a": {"not": {"type": 1}}}},
+            "/$defs/a/not/type",
+        ),
         (
             {
                 "items": {"$schema": DRAFT7},
@@ -178,7 +191,7 @@ def test_depth_is_known_before_anything_recurses(text: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ({"pattern": "^(?!a)"}, "look-around"),
+        ({"pattern": "^b(?!a)"}, "look-ahead"),
         ({"pattern": r"(a)\1"}, "back-references"),
         ({"patternProperties": {"(": True}}, "parenthesis"),
         ({"items": {"pattern": "a" * 1025}}, "1025 characters"),
