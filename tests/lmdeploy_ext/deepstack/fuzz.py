@@ -49,7 +49,7 @@ class Result:
     """What a run found.
 
     Attributes:
-        kinds: how many requests had what; see `kinds_of`, and the kinds of batches of `children`.
+        kinds: how many requests had what; see `kinds_of`, and the kinds of batches of `watching`.
         problems: wrong answers, in words.
         ties: tokens that are not the best, by less than the rounding of 16-bit numbers.
     """
@@ -218,7 +218,7 @@ def fuzz(folder: Path, count: int, seed: int, fault: str = "", say: Any = None) 
     """Ask ``count`` random requests of a checkpoint.
 
     Args:
-        fault: one of `children.FAULTS`, to see that the check notices it.
+        fault: one of `faults.FAULTS`, to see that the check notices it.
         say: called with a line after each engine.
     """
     source, result = random.Random(seed), Result()
@@ -273,7 +273,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shape", choices=SHAPES, default="head64")
-    parser.add_argument("--fault", default="", help="one of children.FAULTS, which must be noticed")
+    parser.add_argument("--fault", default="", help="one of faults.FAULTS, which must be noticed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = write_loud_checkpoint(Path(folder) / "model", SHAPES[options.shape])

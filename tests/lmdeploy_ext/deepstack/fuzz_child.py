@@ -47,7 +47,8 @@ def answered(
     """
     import lmdeploy_ext
     from lmdeploy_ext.deepstack import features
-    from tests.lmdeploy_ext.deepstack.children import FAULTS, watched
+    from tests.lmdeploy_ext.deepstack.faults import FAULTS
+    from tests.lmdeploy_ext.deepstack.watching import watched
 
     lmdeploy_ext.install("require")
     kinds: Counter[str] = Counter()

@@ -16,7 +16,7 @@ SEEN = {
     "cancelled before its first token", "beginning from the prefix cache",
     "a whole picture from the prefix cache", "a part of a picture from the prefix cache",
     "several pictures", "not the end of a picture", "end of a picture",
-    "text of a prompt whose pictures came before", "rows behind the last picture",
+    "text of a prompt whose pictures came before", "rows behind the last picture", "rows of other requests",
 }  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_a_broken_hook_is_caught(loud: Callable[..., Path], tmp_path: Path) -> N
 def _with_faults(folder: str, faults: list[str]) -> dict[str, str | None]:
     from lmdeploy_ext.deepstack import features, trial
     from tests.host_runtime import engines
-    from tests.lmdeploy_ext.deepstack.children import FAULTS
+    from tests.lmdeploy_ext.deepstack.faults import FAULTS
 
     trial.write_model(Path(folder))
     asked = trial.prompts()
@@ -207,7 +207,7 @@ def _with_faults(folder: str, faults: list[str]) -> dict[str, str | None]:
 @pytest.mark.slow
 @pytest.mark.host
 def test_finer_faults_are_caught(tmp_path: Path) -> None:
-    from tests.lmdeploy_ext.deepstack.children import FAULTS
+    from tests.lmdeploy_ext.deepstack.faults import FAULTS
 
     found = run(_with_faults, tmp_path, list(FAULTS), mode="numbers", timeout_s=280)
     assert len(found) == len(FAULTS)
