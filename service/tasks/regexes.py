@@ -3,7 +3,8 @@ r"""Regular expressions of callers, matched in linear time.
 The dialect is ECMA-262 as JSON Schema wants it: ``\d`` and ``\w`` are ASCII, ``$`` is the very
 end, ``.`` is any character but a line terminator. The matcher is the Rust ``regex`` crate inside
 pydantic, which is a dependency anyway: time linear in the text, memory bounded, no look-around
-and no back-references, which are refused by name.
+and no back-references, which are refused by name. Only look-aheads at the start of the text are
+searched for, one by one.
 Tried and left: ``re`` backtracks; the ``regex`` package has a timeout for matching, but its
 compiler takes unbounded memory on nested repeats; RE2 refuses repeats above 1000, which real
 schemas have.
@@ -43,16 +44,27 @@ _ASSERTIONS = {"^": r"\A", "$": r"\z", "b": r"(?-u:\b)", "B": r"(?-u:\B)"}
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A compiled pattern. states: its size with the repeats written out."""
+    """A compiled pattern.
+
+    states: its size with the repeats written out. aheads: its look-aheads, and whether they must not
+    be found.
+    """
 
     states: int
     matcher: SchemaValidator
+    aheads: tuple[tuple[SchemaValidator, bool], ...] = ()
 
     def search(self, text: str, budget: Budget) -> bool:
         """Whether the pattern is found in the text. Raises ``BudgetExceeded`` instead of taking
         long."""
         budget.spend(self.states * (len(text) + 1))
-        return self.matcher.isinstance_python(text)
+        return self.found(text)
+
+    def found(self, text: str) -> bool:
+        """The same for a text that was measured already."""
+        return self.matcher.isinstance_python(text) and all(
+            ahead.isinstance_python(text) != negated for ahead, negated in self.aheads
+        )
 
 
 @lru_cache(maxsize=256)
@@ -61,14 +73,16 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
     ``PatternError``."""
     if len(source) > max_length:
         raise PatternUnsupported(f"has {len(source)} characters, at most {max_length} are allowed")
-    node = parse(source)
-    states = max(_states(node), 1)
+    expression = parse(source, whole=whole)
+    states = sum(max(_states(node), 1) for node in expression.nodes)
     if states > MAX_STATES:
         raise PatternUnsupported(
             f"is too large with its repeats written out: {states} states, "
             f"at most {MAX_STATES} are allowed"
         )
-    return Pattern(states, matcher(rf"\A(?:{_spelled(node)})\z" if whole else _spelled(node)))
+    spelled = _spelled(expression.node)
+    aheads = tuple((matcher(_spelled(node)), negated) for node, negated in expression.aheads)
+    return Pattern(states, matcher(rf"\A(?:{spelled})\z" if whole else spelled), aheads)
 
 
 def matcher(spelling: str) -> SchemaValidator:

@@ -60,9 +60,9 @@ class Alphabet:
         return [self._singles[character] for character in text]
 
 
-def sets_of(node: Node) -> Iterator[Chars]:
-    """The sets of characters in an expression."""
-    return (part for part in _parts(node) if isinstance(part, Chars))
+def sets_of(*nodes: Node) -> Iterator[Chars]:
+    """The sets of characters in expressions."""
+    return (part for node in nodes for part in _parts(node) if isinstance(part, Chars))
 
 
 def _parts(node: Node) -> Iterator[Chars | Assertion]:

@@ -1,7 +1,8 @@
 r"""The dialect of regular expressions: ECMA-262 as JSON Schema wants it, as a syntax tree.
 
 ``\d`` and ``\w`` are ASCII, ``$`` is the very end, ``.`` is any character but a line terminator.
-Look-around and back-references are refused by name: nothing could match them in linear time. Whether
+Look-ahead at the start of the text is a further expression that is found there, or is not. Other
+look-around and back-references are refused by name: nothing could match them in linear time. Whether
 Unicode properties exist is left to the matcher (`service.tasks.regexes`).
 """
 
@@ -75,6 +76,24 @@ class Assertion:
 
 Node: TypeAlias = Chars | Sequence | Choice | Repeat | Assertion
 
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A pattern in parts that have to hold for a text, each for itself.
+
+    node: what is searched for, or matches the whole text. aheads: what else is searched for, from the
+    start of the text, and whether it must not be found: the look-aheads.
+    """
+
+    node: Node
+    aheads: tuple[tuple[Node, bool], ...] = ()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All parts."""
+        return self.node, *(ahead for ahead, _ in self.aheads)
+
+
 START, END = Assertion("^"), Assertion("$")
 _DIGIT = Chars(((0x30, 0x39),))
 WORD = Chars(((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)))
@@ -91,6 +110,7 @@ _DOT = Chars(((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)), negated=True)
 _CLASSES = {"d": _DIGIT, "w": WORD, "s": _SPACE}
 _CLASSES |= {name.upper(): replace(chars, negated=True) for name, chars in _CLASSES.items()}
 _CONTROLS = {"t": 0x09, "n": 0x0A, "r": 0x0D, "f": 0x0C, "v": 0x0B, "0": 0x00}
+_ONLY_FIRST = "look-ahead other than after ^ at the start of the whole pattern is not supported"
 _REPEAT = re.compile(r"\{(\d{1,9})(,(\d{1,9})?)?\}")
 _BOUNDS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_][A-Za-z0-9_]*>|:|i:))?")
@@ -101,33 +121,45 @@ _CONTROL = re.compile(r"c([A-Za-z])")
 _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")
 
 
-def parse(source: str) -> Node:
-    """The tree of a pattern. Raises `PatternError`."""
-    return _Parser(source).parse()
+def parse(source: str, *, whole: bool = False) -> Expression:
+    """The trees of a pattern; with ``whole``, of one that matches from end to end. Raises
+    `PatternError`."""
+    return _Parser(source, anchored=whole).parse()
 
 
 class _Parser:
-    """One pass over the pattern, left to right."""
+    """One pass over the pattern, left to right.
 
-    def __init__(self, source: str) -> None:
+    anchored: all that was read so far holds at the start of the text only. leading: and it takes no
+    character of it. places: of the look-aheads in the pattern.
+    """
+
+    def __init__(self, source: str, *, anchored: bool) -> None:
         self.source = source
         self.at = 0
         self.groups = 0
         self.fold = False
+        self.anchored = anchored
+        self.leading = True
+        self.aheads: list[tuple[Node, bool]] = []
+        self.places: list[int] = []
 
-    def parse(self) -> Node:
+    def parse(self) -> Expression:
         node = self._alternatives()
         if self.at < len(self.source):
             raise self._error("unbalanced parenthesis")
-        return node
+        return Expression(node, tuple(self.aheads))
 
     def _error(self, what: str, kind: type[PatternError] = PatternError) -> PatternError:
         return kind(f"{what} at character {self.at + 1}")
 
     def _alternatives(self) -> Node:
         branches: list[list[Node]] = [[]]
+        before = len(self.aheads)
         while self.at < len(self.source) and self.source[self.at] != ")":
             if self.source[self.at] == "|":
+                self._not_ahead(before)
+                self.leading = False
                 self.at += 1
                 branches.append([])
             elif self.source.startswith("(?i)", self.at):  # to the end of the group
@@ -140,13 +172,23 @@ class _Parser:
         )
         return items[0] if len(items) == 1 else Choice(items)
 
+    def _not_ahead(self, before: int) -> None:
+        """Refuse look-aheads since ``before`` where they do not hold for every text."""
+        if len(self.aheads) > before:
+            self.at = self.places[before]
+            raise self._error(_ONLY_FIRST, PatternUnsupported)
+
     def _repeated(self) -> Node:
         char = self.source[self.at]
         if char in "*+?" or _REPEAT.match(self.source, self.at):
             raise self._error("nothing to repeat")
         if char in "^$":
             self.at += 1
+            self.anchored = self.anchored or (self.leading and char == "^")
+            self.leading = self.leading and char == "^"
             return Assertion(char)
+        before = len(self.aheads)
+        self.leading = self.leading and char == "("
         item = self._atom(char)
         repeat = _REPEAT.match(self.source, self.at)
         low: int
@@ -162,6 +204,8 @@ class _Parser:
             self.at += 1
         else:
             return item
+        self._not_ahead(before)
+        self.leading = False
         if self.source[self.at : self.at + 1] == "?":  # lazy: the same set of matching texts
             self.at += 1
         return Repeat(item, low, high)
@@ -192,21 +236,41 @@ class _Parser:
         opening = _GROUP.match(self.source, self.at)
         assert opening is not None
         if self.source.startswith("(?", self.at) and opening[0] == "(":
-            if self.source.startswith(("(?=", "(?!", "(?<=", "(?<!"), self.at):
-                raise self._error("look-around is not supported", PatternUnsupported)
+            if self.source.startswith(("(?<=", "(?<!"), self.at):
+                raise self._error("look-behind is not supported", PatternUnsupported)
+            if self.source.startswith(("(?=", "(?!"), self.at):
+                return self._ahead()
             raise self._error("unsupported kind of group", PatternUnsupported)
         self.at = opening.end()
+        outside = self.fold
+        self.fold = outside or opening[0] == "(?i:"
+        node = self._inside()
+        self.fold = outside
+        return node
+
+    def _ahead(self) -> Node:
+        if not (self.leading and self.anchored):
+            raise self._error(_ONLY_FIRST, PatternUnsupported)
+        place, negated = self.at, self.source[self.at + 2] == "!"
+        self.at += 3
+        self.leading = False
+        outside = self.fold
+        node = self._inside()
+        self.fold, self.leading = outside, True
+        self.aheads.append((Sequence((START, node)), negated))
+        self.places.append(place)
+        return Sequence(())
+
+    def _inside(self) -> Node:
+        """What is in a group, and its end."""
         self.groups += 1
         if self.groups > MAX_GROUPS:
             raise self._error(f"groups nested more than {MAX_GROUPS} deep", PatternUnsupported)
-        outside = self.fold
-        self.fold = outside or opening[0] == "(?i:"
         node = self._alternatives()
         if self.at >= len(self.source):
             raise self._error("missing closing parenthesis")
         self.at += 1
         self.groups -= 1
-        self.fold = outside
         return node
 
     def _class(self) -> Chars:

@@ -29,7 +29,7 @@ from service.tasks.grammars.exclusion import anything_but
 from service.tasks.grammars.free_strings import canonical, in_any_spelling
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
-from service.tasks.grammars.regex_syntax import Node, PatternError, parse
+from service.tasks.grammars.regex_syntax import Expression, Node, PatternError, parse
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.string_formats import FORMAT_PATTERNS
 from service.tasks.grammars.structure import MANY, unanchored, ways, weight, within
@@ -152,10 +152,10 @@ def _checked(wanted: _Wanted, names: frozenset[str]) -> frozenset[str]:
     usable = []
     for one, source in wanted.patterns:
         try:
-            for chars in sets_of(parse(source)):
+            for chars in sets_of(*parse(source).nodes):
                 resolve(chars)
             if names:
-                found = compile_pattern(source, max_length=len(source)).matcher.isinstance_python
+                found = compile_pattern(source, max_length=len(source)).found
                 names = frozenset(name for name in names if found(name) != one.negated)
         except PatternError as error:
             wanted.drop([one], str(error))
@@ -225,7 +225,8 @@ class _Patterned:
 
 @lru_cache(maxsize=512)
 def _direct(source: str, whole: bool, low: int, high: int | None) -> Node | None:
-    node = unanchored(parse(source), whole=whole)
+    expression = parse(source, whole=whole)
+    node = None if expression.aheads else unanchored(expression.node, whole=whole)
     node = None if node is None else within(node, low, high)
     return None if node is None or weight(node) > MAX_RANGES else node
 
@@ -241,15 +242,16 @@ class _Solved:
 
 @lru_cache(maxsize=64)
 def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole: bool) -> _Solved:
-    nodes = [parse(source) for source, _ in sources]
+    expressions = [parse(source, whole=whole) for source, _ in sources]
+    nodes = [node for expression in expressions for node in expression.nodes]
     alphabet = Alphabet(nodes, sorted({character for name in names for character in name}))
     automaton: Dfa | None = None
     effort = Effort()
     left_out = []
-    for at, (node, (_, negated)) in enumerate(zip(nodes, sources, strict=True)):
+    for at, (expression, (_, negated)) in enumerate(zip(expressions, sources, strict=True)):
         try:
             with effort.half() as part:
-                single = determinised(node, alphabet, part, whole=whole)
+                single = _automaton(expression, alphabet, part, whole)
                 single = negation(single, part) if negated else single
                 automaton = single if automaton is None else product(automaton, single, part)
         except TooLarge:
@@ -262,6 +264,14 @@ def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole:
         return _Solved(product(automaton, others, effort), tuple(left_out), False)
     except TooLarge:
         return _Solved(automaton, tuple(left_out), True)
+
+
+def _automaton(expression: Expression, alphabet: Alphabet, effort: Effort, whole: bool) -> Dfa:
+    found = determinised(expression.node, alphabet, effort, whole=whole)
+    for node, negated in expression.aheads:
+        ahead = determinised(node, alphabet, effort)
+        found = product(found, negation(ahead, effort) if negated else ahead, effort)
+    return found
 
 
 @lru_cache(maxsize=64)

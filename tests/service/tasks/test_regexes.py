@@ -55,6 +55,11 @@ def whole(pattern: str, text: str) -> bool:
         (r"^a{2,}?$", "aaa", "a"),
         (r"^a{0,5000}$", "a" * 5000, "a" * 5001),
         (r"a||b", "", None),
+        (r"^(?!a|bc$)", "bcd", "bc"),
+        (r"^(?=.*\d)(?=.*[a-c])(?!.*!).{3}$", "x1c", "x1d"),
+        (r"(^(?=a$))", "a", "ab"),
+        (r"^(?i)(?!A).", "b", "a"),
+        (r"(?:^(?!$))[^]*$", "\n", ""),
     ],
 )
 def test_dialect(pattern: str, yes: str, no: str | None) -> None:
@@ -65,8 +70,21 @@ def test_dialect(pattern: str, yes: str, no: str | None) -> None:
 @pytest.mark.parametrize(
     ("pattern", "what"),
     [
-        ("(?=a)", "look-around is not supported at character 1"),
-        ("a(?<!b)", "look-around is not supported at character 2"),
+        (
+            "(?=a)",
+            "look-ahead other than after ^ at the start of the whole pattern is not supported",
+        ),
+        ("^a(?=a)", "not supported at character 3"),
+        ("^(?!a)b|c", "not supported at character 2"),
+        ("c|^(?!a)b", "not supported at character 4"),
+        ("(^(?!a)b|c)", "not supported at character 3"),
+        ("^(?!a)?b", "not supported at character 2"),
+        ("(?:^(?!a)b)?", "not supported at character 5"),
+        ("(^)?(?!a)b", "not supported at character 5"),
+        ("^(?=(?!a))b", "not supported at character 5"),
+        ("^(?:(?!ab).)*$", "not supported at character 5"),
+        ("^(?!a", "missing closing parenthesis"),
+        ("a(?<!b)", "look-behind is not supported at character 2"),
         (r"(a)\1", "back-references"),
         (r"(?<n>a)\k<n>", "back-references"),
         ("(?>a)", "unsupported kind of group"),
@@ -94,6 +112,9 @@ def test_refusals_say_why(pattern: str, what: str) -> None:
 
 def test_whole_matches_all_of_the_text() -> None:
     assert whole("a|ab", "ab")
+    assert whole("(?=a)(?!.*b).+", "ac")
+    assert not whole("(?=a)(?!.*b).+", "acb")
+    assert not whole("(?=a)", "a")
     assert not whole("a|b", "ab")
     assert not whole("a", "a\n")
 

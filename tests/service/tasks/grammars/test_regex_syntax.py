@@ -40,7 +40,17 @@ A, B = Chars(((97, 97),)), Chars(((98, 98),))
     ],
 )  # fmt: skip
 def test_trees(pattern: str, tree: Node) -> None:
-    assert parse(pattern) == tree
+    assert parse(pattern).node == tree
+
+
+def test_look_aheads_are_expressions_of_their_own() -> None:
+    found = parse("^(?!a)(?=b$)ab")
+    assert found.aheads == (
+        (Sequence((START, A)), True),
+        (Sequence((START, Sequence((B, END)))), False),
+    )
+    assert found.node == Sequence((START, Sequence(()), Sequence(()), A, B))
+    assert parse("(?!a)b", whole=True).aheads == ((Sequence((START, A)), True),)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +61,7 @@ def test_trees(pattern: str, tree: Node) -> None:
     ],
 )  # fmt: skip
 def test_sets_hold_what_the_matcher_finds(pattern: str) -> None:
-    chars = parse(pattern)
+    chars = parse(pattern).node
     assert isinstance(chars, Chars)
     found, matcher = resolve(chars), compile_pattern(pattern, whole=True)
     for code in [*range(0x250), 0x2028, 0x202A, 0x212A, 0xFEFF, 0x1F600, 0x10FFFF]:
@@ -61,7 +71,7 @@ def test_sets_hold_what_the_matcher_finds(pattern: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", [r"\p{Lu}", r"\P{L}", r"(?i:\p{Lu})", r"[\p{Greek}\d]"])
 def test_properties_are_the_matchers(pattern: str) -> None:
-    chars = parse(pattern)
+    chars = parse(pattern).node
     assert isinstance(chars, Chars)
     found, matcher = resolve(chars), compile_pattern(pattern, whole=True)
     for code in [*range(0x3000), *range(0xFFF0, 0x10500), *range(0x10FFF0, 0x110000)]:
@@ -69,7 +79,7 @@ def test_properties_are_the_matchers(pattern: str) -> None:
 
 
 def test_an_unknown_property_has_no_set() -> None:
-    chars = parse(r"\p{Nonsense}")
+    chars = parse(r"\p{Nonsense}").node
     assert isinstance(chars, Chars)
     with pytest.raises(PatternError):
         resolve(chars)

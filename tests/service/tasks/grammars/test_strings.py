@@ -67,11 +67,13 @@ regexes = st.recursive(
     ),
     max_leaves=8,
 )
+ahead = st.builds("(?{}{})".format, st.sampled_from("=!"), regexes)
+regexes_with_look_ahead = st.builds("^{}{}".format, ahead, regexes.map("(?:{})".format) | ahead)
 texts = st.text(CHARACTERS, max_size=7)
 negated = st.sampled_from([False, False, False, True])
 literals = st.one_of(
     st.builds(lambda p, n: literal("pattern", p, negated=n), regexes, negated),
-    st.builds(lambda p, n: literal("pattern", p, negated=n), regexes, negated),
+    st.builds(lambda p, n: literal("pattern", p, negated=n), regexes_with_look_ahead, negated),
     st.builds(lambda v, n: literal("minLength", v, negated=n), st.integers(0, 5), negated),
     st.builds(lambda v, n: literal("maxLength", v, negated=n), st.integers(0, 9), negated),
     st.builds(lambda v: literal("enum", [*v, 1], negated=True), st.lists(texts, max_size=4)),
@@ -97,7 +99,7 @@ def test_a_string_is_accepted_where_its_literals_hold(
 
 
 @settings(max_examples=30, deadline=None)
-@given(regexes, st.lists(texts, min_size=1, max_size=10))
+@given(regexes | regexes_with_look_ahead, st.lists(texts, min_size=1, max_size=10))
 def test_a_text_is_accepted_where_the_whole_of_it_matches(source: str, tried: list[str]) -> None:
     rules = Rules()
     try:
