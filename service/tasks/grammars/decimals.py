@@ -31,8 +31,9 @@ from service.tasks.grammars.number_conditions import (
 )
 
 _PLACES = 30
-_PLACES_BODY = f"[0-9]{{1,{_PLACES}}}"
-_TAIL = '[0-9]{{0,59}} ("." {places})?'
+_PLACES_BODY = "[0-9] [0-9]{0,39}"
+"""With the same repeat as in other numbers, since compilers write each out once."""
+_TAIL = '[0-9]{{0,39}} ("." {places})?'
 _EXPONENT = '([eE] [+-]? ([0-9]{1,2} | "1" [0-9]{2}))?'
 _SMALL = '[1-9] ("." {places})? [eE] "-" ("0" [5-9] | [1-9] [0-9])'
 """As Python spells binary64 below 0.0001."""

@@ -36,7 +36,7 @@ class _Writer:
     def __init__(self, low: int, high: int | None, rules: Rules) -> None:
         self._low, self._high, self._rules = low, high, rules
         self._spelling = Json(rules)
-        self._leaving: dict[tuple[frozenset[str], str], list[str]] = {}
+        self._leaving: dict[tuple[frozenset[str], str], str] = {}
         self._spelled: dict[str, str] = {}
 
     def write(self, tree: _Tree) -> str | None:
@@ -53,7 +53,7 @@ class _Writer:
         rest = self._rest(depth + 1)
         goes_on = [character for character in node if character != _END]
         if rest is not None:
-            found += self._others(frozenset(goes_on), rest)
+            found.append(self._others(frozenset(goes_on), rest))
         for character in goes_on:
             below = made[id(node[character])]
             if below is not None:
@@ -63,17 +63,19 @@ class _Writer:
     def _followed(self, characters: Ranges, rest: str) -> list[str]:
         return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
 
-    def _others(self, goes_on: frozenset[str], rest: str) -> list[str]:
-        """Expressions for any other character and the rest; many nodes have the same."""
+    def _others(self, goes_on: frozenset[str], rest: str) -> str:
+        """The expression for any other character and the rest. What it takes to compile grows with
+        the characters that a state takes, so that the many nodes that go on alike share a rule."""
         known = self._leaving.get((goes_on, rest))
         if known is None:
             others = complement(ranges((ord(character), ord(character)) for character in goes_on))
             if difference(_WIDE, others):
-                known = self._followed(others, rest)
-            else:  # the part that takes the most to compile is one rule for all nodes
+                parts = self._followed(others, rest)
+            else:
                 wide = " | ".join(self._followed(_WIDE, rest))
-                known = self._followed(difference(others, _WIDE), rest)
-                known.append(self._rules.define("json_wide", wide))
+                parts = self._followed(difference(others, _WIDE), rest)
+                parts.append(self._rules.define("json_wide", wide))
+            known = self._rules.define("json_leaves", " | ".join(parts))
             self._leaving[goes_on, rest] = known
         return known
 

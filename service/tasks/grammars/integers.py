@@ -21,7 +21,7 @@ from service.tasks.grammars.number_conditions import (
 _LIMITS = (20, 12, 9)
 """Digits of integers that have to be counted, as many as the automaton can have: first all of 64
 bits."""
-_TAIL = "[0-9]{0,99}"
+_TAIL = "[0-9]{0,39}"
 _MEMBERS = 1_000
 """Numbers that are written one by one."""
 

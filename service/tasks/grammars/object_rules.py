@@ -16,8 +16,6 @@ from service.tasks.grammars.nodes import State
 
 MAX_SHUFFLED = 3
 """Declared names that may come in any order; each set of those that are there has a rule."""
-MAX_INLINE = 60
-"""Characters of a member that is written out in several rules."""
 
 Way = tuple[State, int]
 """What a value satisfies, and the marks that the member sets, as bits."""
@@ -38,6 +36,8 @@ class ObjectShape:
     marks: int = 0
     second: list[int] | None = None
     """Another order of the members that is as good."""
+    common: frozenset[str] = frozenset()
+    """Names of members that are members of other objects, too, with the same ways."""
 
     def children(self) -> Iterable[State]:
         """The states of values."""
@@ -103,7 +103,11 @@ class Writer:
         self.members = [
             (name, required, self._ways(ways, value)) for name, required, ways in shape.members
         ]
-        self.further = [(name, self._ways(ways, value)) for name, ways in shape.further]
+        self.further = [
+            (f'{key} ": " {expression}', marks)
+            for key, ways in shape.further
+            for expression, marks in self._ways(ways, value)
+        ]
         self.counted = shape.low > 0 or shape.high is not None
         if shape.high is None and shape.low <= sum(r for _, r, _ in self.members):
             self.counted = False
@@ -143,12 +147,11 @@ class Writer:
         pending = list(counts)
         while pending:
             count = pending.pop()
-            for _, ways in self.further:
-                for _, marks in ways:
-                    after = self._add(count, marks)
-                    if after is not None and after not in counts:
-                        counts.add(after)
-                        pending.append(after)
+            for _, marks in self.further:
+                after = self._add(count, marks)
+                if after is not None and after not in counts:
+                    counts.add(after)
+                    pending.append(after)
         return counts
 
     def _reached(self) -> list[set[Count]]:
@@ -187,15 +190,15 @@ class Writer:
         if i == len(self.members):
             return dict.fromkeys(counts)
         name, required, ways = self.members[i]
-        key = literal(json.dumps(name, ensure_ascii=False) + ": ")
+        pairs = [(self._pair(name, expression), marks) for expression, marks in ways]
         found: dict[Count, str | None] = {}
         for count in counts:
             parts = []
-            for expression, marks in ways:
+            for pair, marks in pairs:
                 then = self._add(count, marks)
                 rest = None if then is None else after.get(then)
                 if rest is not None:
-                    parts.append(_sequence(key, expression, rest))
+                    parts.append(_sequence(pair, rest))
             if not required and skipped.get(count) is not None:
                 parts.append(str(skipped[count]))
             twice = self.often or (i > 0 and not self.members[i - 1][1])
@@ -210,28 +213,26 @@ class Writer:
         for count in sorted(counts, reverse=True):
             own = ""
             parts = []
-            for key, ways in self.further:
-                for expression, marks in ways:
-                    then = self._add(count, marks)
-                    if then == count:
-                        own = own or self.rules.reserve("more")
-                        parts.append(_sequence(key, '": "', expression, own))
-                    elif then is not None and found.get(then) is not None:
-                        parts.append(_sequence(key, '": "', expression, str(found[then])))
+            for pair, marks in self.further:
+                other = self.rules.define("other", _sequence('", "', pair))
+                then = self._add(count, marks)
+                if then == count:
+                    own = own or self.rules.reserve("more")
+                    parts.append(_sequence(other, own))
+                elif then is not None and found.get(then) is not None:
+                    parts.append(_sequence(other, str(found[then])))
             choice = choices.get(count)
             if choice is not None:
-                parts.append(choice)
+                parts.append(_sequence('", "', choice))
             ends = self._ends(i, count)
             if not ends and (not parts or self._stuck(parts, own)):
                 found[count] = None
                 continue
-            body = '""' if not parts else _sequence('", "', one_of(parts))
-            if ends and parts:
-                body = f'("" | {body})'
+            body = _followed(parts, ends)
             if own:
                 self.rules.fill(own, body)
                 body = own
-            elif self.often:
+            elif len(parts) > 1 or (parts and ends) or self.often:
                 body = self.rules.define("more", body)
             found[count] = body
         return found
@@ -246,11 +247,10 @@ class Writer:
         parts = []
         if self.further:
             afters = self._afters(0, self._reached()[0], first)
-            for key, ways in self.further:
-                for expression, marks in ways:
-                    then = self._add(start, marks)
-                    if then is not None and afters.get(then) is not None:
-                        parts.append(_sequence(key, '": "', expression, str(afters[then])))
+            for pair, marks in self.further:
+                then = self._add(start, marks)
+                if then is not None and afters.get(then) is not None:
+                    parts.append(_sequence(pair, str(afters[then])))
         choice = first.get(start)
         if choice is not None:
             parts.append(choice)
@@ -259,6 +259,12 @@ class Writer:
         if not parts:
             return None
         return _sequence('"{"', one_of(parts), '"}"')
+
+    def _pair(self, name: str, expression: str) -> str:
+        """A member, in a rule of its own where it is written in several places."""
+        pair = f"{literal(json.dumps(name, ensure_ascii=False) + ': ')} {expression}"
+        several = self.often or self.shape.second is not None or name in self.shape.common
+        return self.rules.define("member", pair) if several else pair
 
     def _shared(self, hint: str, parts: list[str], twice: bool) -> str | None:
         """One expression, which may be used ``twice``."""
@@ -279,19 +285,22 @@ class Shuffled:
         self.pairs: list[str] = []
         self.required = 0
         self.possible = True
+        several = len(shape.members) > 1 or bool(shape.further)
         for name, required, ways in shape.members:
             expression = value(ways[0][0])
             if expression is not None:
                 self.required |= int(required) << len(self.pairs)
                 key = literal(json.dumps(name, ensure_ascii=False) + ": ")
                 pair = f"{key} {expression}"
-                self.pairs.append(pair if len(pair) < MAX_INLINE else rules.define("member", pair))
+                own_rule = several or name in shape.common
+                self.pairs.append(rules.define("member", pair) if own_rule else pair)
             elif required:
                 self.possible = False
-        several = ((key, value(ways[0][0])) for key, ways in shape.further)
+        further = ((key, value(ways[0][0])) for key, ways in shape.further)
         self.further = [
-            f'{key} ": " {expression}' for key, expression in several if expression is not None
+            f'{key} ": " {expression}' for key, expression in further if expression is not None
         ]
+        self.others = [rules.define("other", _sequence('", "', pair)) for pair in self.further]
 
     def run(self) -> str | None:
         """The expression, or None where no object fits."""
@@ -306,15 +315,14 @@ class Shuffled:
                 if not used >> i & 1
             ]
             own = self.rules.reserve("more") if self.further else ""
-            nexts += [_sequence(pair, own) for pair in self.further]
+            nexts = [_sequence('", "', follows) for follows in nexts]
+            nexts += [_sequence(other, own) for other in self.others]
             ends = used & self.required == self.required
-            body = _sequence('", "', one_of(nexts)) if nexts else '""'
-            if ends and nexts:
-                body = f'("" | {body})'
+            body = _followed(nexts, ends)
             if own:
                 self.rules.fill(own, body)
                 body = own
-            elif used.bit_count() > 1 and nexts:
+            elif len(nexts) > 1 or (nexts and ends):
                 body = self.rules.define("more", body)
             after[used] = body
             if not used:
@@ -322,6 +330,13 @@ class Shuffled:
                 start += [_sequence(pair, own) for pair in self.further]
                 start += ['""'] if ends else []
         return _sequence('"{"', one_of(start), '"}"')
+
+
+def _followed(parts: list[str], ends: bool) -> str:
+    """The body of a rule for what follows a member: one of the parts, or the end. Not in brackets,
+    of which compilers make more rules."""
+    several = list(dict.fromkeys(parts))
+    return " | ".join(['""', *several] if ends or not several else several)
 
 
 def _sequence(*parts: str) -> str:

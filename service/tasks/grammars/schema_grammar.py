@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -31,6 +32,9 @@ MAX_FORCED = 200_000
 _LEVELS = 8192
 """Nesting of a value that refers to itself: each level takes a token of the answer."""
 _NUMBER_LENGTH = 400
+_MAX_INLINE = 60
+"""Of an expression that is written wherever it is used. Compilers make rules of what is in brackets,
+each time."""
 _PATTERN_LENGTH = 20_000
 """More than a text that a pattern with a repeat can force."""
 
@@ -210,6 +214,7 @@ class _Builder:
         rules = self.context.rules
         names = {state: rules.reserve("value") for state in order if state in recursive}
         known: dict[State, str] = dict(names)
+        self._find_common(order)
         for state in order:
             budget.current().check()
             shape = self.shapes[state]
@@ -221,11 +226,19 @@ class _Builder:
             body = " | ".join(dict.fromkeys(parts))
             if state in names:
                 rules.fill(names[state], body)
-            elif len(parts) == 1 and (not shape.composed or len(body) < 40):
+            elif len(parts) == 1 and "(" not in body and len(body) < _MAX_INLINE:
                 known[state] = body
             else:
                 known[state] = rules.define("value", body)
         return known[start]
+
+    def _find_common(self, order: list[State]) -> None:
+        """Note members that several objects have."""
+        objects = [o for s in order for o in self.shapes[s].composed if isinstance(o, ObjectShape)]
+        counts = Counter((name, *ways) for one in objects for name, _, ways in one.members)
+        for one in objects:
+            several = (name for name, _, ways in one.members if counts[(name, *ways)] > 1)
+            one.common = frozenset(several)
 
     def _little(self, order: list[State], recursive: set[State]) -> bool:
         """Whether the grammar forces no long text, by a safe estimate."""

@@ -192,7 +192,7 @@ def test_multiples_are_exact(modulus: int, negated: bool) -> None:
     ("schemas", "accepted", "refused"),
     [
         ([{}], ["0", "-1", "1.50", "1e-05", "-2E+3", "0.0"], ["01", "+1", "1.", ".5", "1e", "NaN"]),
-        ([{"type": "integer"}], ["0", "-12", "1" * 100], ["1.0", "1e2", "-", "00", "1" * 102]),
+        ([{"type": "integer"}], ["0", "-12", "1" * 40], ["1.0", "1e2", "-", "00", "1" * 42]),
         ([{"minimum": 0}], ["0", "0.5", "1e-05", "1e16", "10.00"], ["-1", "-0.5"]),
         ([{"exclusiveMinimum": 0}], ["0.0001", "1e-05", "7"], ["0", "0.0", "0e5", "-1"]),
         ([{"minimum": 0}, {"maximum": 1}], ["1.0", "1", "0.999", "1e-05"], ["1.01", "2", "1e16"]),
@@ -218,7 +218,7 @@ def test_multiples_are_exact(modulus: int, negated: bool) -> None:
         ([{"minimum": 1.5e-30}], ["0.1", "1e+16"], ["0." + "0" * 29 + "1", "1e-05"]),
         ([{"minimum": 1e20}], ["1" * 21, "100000000000000000000.0"], ["1e+16", "9" * 20]),
         ([{"multipleOf": 3.0}, {"type": "integer"}], ["-3", "999"], ["9007199254740993"]),
-        ([{"maximum": 1e308}, {"type": "integer"}], ["9" * 100], []),
+        ([{"maximum": 1e308}, {"type": "integer"}], ["9" * 40], []),
     ],
 )
 def test_spellings(schemas: list[dict[str, Any]], accepted: list[str], refused: list[str]) -> None:
