@@ -1,12 +1,20 @@
-"""What the GPU tests share. Without a GPU every one of them is skipped, with the reason."""
+"""What the GPU tests share. Without a GPU every one of them is skipped, with the reason.
+
+What they measure goes into ``benchmarks/results/deepstack_gpu.json`` at the end of a run.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 pytest.register_assert_rewrite("tests.service.engines.conformance")
+LIMIT_S = 3600
+"""Of one test: checkpoints of billions of parameters are written, loaded several times, and read by the processor."""
+Rows = list[dict[str, str]]
+_ROWS = pytest.StashKey[Rows]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -19,8 +27,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         item.add_marker(pytest.mark.gpu)
         item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.timeout(LIMIT_S))
         if not usable:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch sees none"))
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    """Notes what was measured, its value, and what was wanted."""
+    rows = request.config.stash.setdefault(_ROWS, [])
+
+    def note(what: str, value: str, wanted: str) -> None:
+        rows.append({"what": what, "measured": value, "wanted": wanted})
+
+    return note
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    rows = config.stash.get(_ROWS, [])
+    if rows:
+        import torch
+
+        from benchmarks.common import markdown, write_results
+
+        terminalreporter.section("measured on the GPU")
+        terminalreporter.write_line(markdown(rows))
+        path = write_results("deepstack_gpu", rows, f"On one {torch.cuda.get_device_name(0)}.")
+        terminalreporter.write_line(f"written to {path}")
 
 
 @pytest.fixture(scope="session")

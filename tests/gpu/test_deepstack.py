@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest
 from service.wiring import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
+Measured = Callable[[str, str, str], None]
 DRAWINGS = 200
+WHOLE = "whole object list"
 LEAK_REQUESTS = 5000
 LEAK_BYTES = 64 << 20
 PREFILL_OVERHEAD, DECODE_OVERHEAD = 0.05, 0.005
@@ -65,19 +68,24 @@ asyncio.run(main())
 """
 
 
-def test_held_out_drawings_are_read_as_by_the_reference_engine() -> None:
+def test_held_out_drawings_are_read_as_by_the_reference_engine(measured: Measured) -> None:
     found = {
         mode: child(SCORE, mode, BUNDLED_MODEL, DRAWINGS)
         for mode in ("require", "off", "reference")
     }
     wanted = found["reference"]
+    for mode, one in found.items():
+        same = sum(one["answers"].get(key) == text for key, text in wanted["answers"].items())
+        share = f"{100 * one['right'][WHOLE]:.1f} %"
+        measured(f"drawings, {mode}: answers as the reference engine's", f"{same} of {len(wanted['answers'])}",
+                 "all, not with off")  # fmt: skip
+        measured(f"drawings, {mode}: {WHOLE} right", share, "within 0.5, less with off")
     assert len(wanted["answers"]) >= 0.95 * DRAWINGS, "some scenes may be equal"
     assert found["require"]["answers"] == wanted["answers"]
     for name, share in wanted["right"].items():
         assert abs(found["require"]["right"][name] - share) <= 0.005, name
     assert found["off"]["answers"] != wanted["answers"]
-    name = "whole object list"
-    assert found["off"]["right"][name] < wanted["right"][name] - 0.2
+    assert found["off"]["right"][WHOLE] < wanted["right"][WHOLE] - 0.2
 
 
 ANSWERS = """
@@ -90,9 +98,11 @@ from tests.host_runtime import engines
 from tests.gpu.test_deepstack import cases
 async def main():
     engine = engines.turbomind(folder, session_len=2049, cache_max_entry_count=0.2, max_prefill_token_num=256)
-    found = [(await engines.ask(engine, case.tokens, images=case.images(), max_new_tokens=8,
-                                ignore_eos=True)).tokens for case in cases(token)]
-    print(json.dumps(found))
+    async def ask(case):
+        return (await engines.ask(engine, case.tokens, images=case.images(), max_new_tokens=8,
+                                  ignore_eos=True)).tokens
+    alone = [await ask(case) for case in cases(token)]
+    print(json.dumps(alone + await asyncio.gather(*(ask(case) for case in cases(token)))))
     sys.stdout.flush()
     __import__("os")._exit(0)
 asyncio.run(main())
@@ -100,7 +110,7 @@ asyncio.run(main())
 
 
 def cases(token: int) -> list[Any]:
-    """Requests with one to three pictures, some cut within a picture by chunks of 256 tokens."""
+    """Requests with one to three pictures; at once, or in long ones, chunks of 256 tokens cut pictures."""
     from tests.host_runtime.cases import make_case
 
     return [
@@ -110,8 +120,9 @@ def cases(token: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", ["two_billion", "eight_billion"])
-def test_random_checkpoints(size: str, request: pytest.FixtureRequest) -> None:
-    """Each token is transformers' best in float32 on the CPU, or as near as bfloat16 tells apart."""
+def test_random_checkpoints(size: str, request: pytest.FixtureRequest, measured: Measured) -> None:
+    """Each token is transformers' best in float32 on the CPU, or as near as bfloat16 tells apart:
+    one request after the other, and all at once."""
     from tests.host_runtime.checkpoints import image_token
     from tests.lmdeploy_ext.deepstack.fuzz import lags
 
@@ -119,9 +130,11 @@ def test_random_checkpoints(size: str, request: pytest.FixtureRequest) -> None:
     token = image_token(folder)
     with_it, without = (child(ANSWERS, mode, folder, token) for mode in ("require", "off"))
     assert with_it != without
-    found = [max(lags(folder, *pair)) for pair in zip(cases(token), with_it, strict=True)]
-    wrong = [max(lags(folder, *pair)) for pair in zip(cases(token), without, strict=True)]
-    print(f"{size}: at most {max(found):.3f} behind the best, without DeepStack {max(wrong):.3f}")
+    twice = cases(token) * 2
+    found = [max(lags(folder, *pair)) for pair in zip(twice, with_it, strict=True)]
+    wrong = [max(lags(folder, *pair)) for pair in zip(twice, without, strict=True)]
+    measured(f"{size}: logit of a token behind the best, at most", f"{max(found):.3f}", f"< {TIE}")
+    measured(f"{size}, off: the same", f"{max(wrong):.3f}", f"> {TIE}")
     assert max(found) < TIE, found
     assert max(wrong) > TIE, "the checkpoint must tell"
 
@@ -156,7 +169,7 @@ asyncio.run(main())
 """
 
 
-def test_what_it_costs(two_billion: Path) -> None:
+def test_what_it_costs(two_billion: Path, measured: Measured) -> None:
     """Prefill with 1,024 image tokens, and decode steps, against the same engine with DeepStack off."""
     from tests.host_runtime.checkpoints import image_token
 
@@ -169,7 +182,10 @@ def test_what_it_costs(two_billion: Path) -> None:
         what: min(one[what] for one in on) / min(one[what] for one in off) - 1
         for what in ("prefill", "decode")
     }
-    print(f"overhead of DeepStack: {ratios}")
+    for what, limit in (("prefill", PREFILL_OVERHEAD), ("decode", DECODE_OVERHEAD)):
+        measured(
+            f"overhead of DeepStack, {what}", f"{100 * ratios[what]:.2f} %", f"<= {100 * limit} %"
+        )
     assert ratios["prefill"] <= PREFILL_OVERHEAD
     assert ratios["decode"] <= DECODE_OVERHEAD
 
@@ -199,12 +215,22 @@ asyncio.run(main())
 """
 
 
-def test_5000_requests_leave_nothing(tmp_path: Path) -> None:
+def test_5000_requests_leave_nothing(measured: Measured) -> None:
     (free, resident, _), (free_after, resident_after, live) = child(
         LEAK, BUNDLED_MODEL, LEAK_REQUESTS
     )
-    assert free - free_after < LEAK_BYTES, "memory of the GPU"
-    assert resident_after - resident < 4 * LEAK_BYTES, "memory of the process"
+    grown = {
+        "GPU": (free - free_after, LEAK_BYTES),
+        "process": (resident_after - resident, 4 * LEAK_BYTES),
+    }
+    for what, (size, limit) in grown.items():
+        measured(
+            f"{LEAK_REQUESTS} requests, memory of the {what}",
+            f"{size >> 20} MiB more",
+            f"< {limit >> 20}",
+        )
+    for what, (size, limit) in grown.items():
+        assert size < limit, f"memory of the {what}"
     assert live == 0
 
 
@@ -219,7 +245,7 @@ print(json.dumps({"problem": problem, "took": time.monotonic() - begin}))
 """
 
 
-def test_the_self_test_passes() -> None:
+def test_the_self_test_passes(measured: Measured) -> None:
     found = child(SELFTEST)
-    print(f"the self-test took {found['took']:.1f} s")
+    measured("self-test", f"{found['took']:.1f} s", "passes")
     assert found["problem"] is None

@@ -143,6 +143,60 @@ def test_off_is_a_choice(tmp_path: Path) -> None:
     assert state["reason"] == f"switched off ({VARIABLE}=off)"
 
 
+def _install_on_another_module(folder: str, what: str) -> list[str]:
+    """The stock module seems to be another build: what each mode says of it."""
+    import lmdeploy.turbomind
+
+    import lmdeploy_ext
+    from lmdeploy_ext.deepstack import library
+    from lmdeploy_ext.deepstack.binding import Hook
+
+    module = lmdeploy.turbomind._tm.__file__
+    other = Path(folder) / "other.so"
+    if what == "taken over":
+        library.build(other)
+        assert Hook(other).attach(module) is None
+    else:  # a function with one parameter more, which is another symbol
+        source = Path(folder) / "hook.c"
+        text = library.SOURCE.read_text()
+        source.write_text(
+            text.replace("MropeSegmentEiiP11CUstream_st", "MropeSegmentEiiiP11CUstream_st")
+        )
+        library.SOURCE = source
+    found = []
+    for mode in ("require", "auto"):
+        try:
+            lmdeploy_ext.install(mode)
+        except lmdeploy_ext.deepstack.DeepStackUnavailable as error:
+            found.append(str(error))
+        else:
+            found.append(modes.status().reason)
+            assert not modes.status().active
+        lmdeploy_ext.uninstall()
+    return [text.replace(module, "MODULE").replace(folder, "FOLDER") for text in found]
+
+
+@pytest.mark.slow
+@pytest.mark.host
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [
+        ("renamed", "it has no function _ZN9turbomind22invokeMropePositionIdsEPiPKNS_12MropeSegmentEiii"
+                    "P11CUstream_st"),
+        ("taken over", "_ZN9turbomind22invokeMropePositionIdsEPiPKNS_12MropeSegmentEiiP11CUstream_st "
+                       "is already taken over by FOLDER/other.so"),
+    ],
+)  # fmt: skip
+def test_a_module_that_does_not_fit(what: str, problem: str, tmp_path: Path, compiler: str) -> None:
+    extra = {"XDG_CACHE_HOME": str(tmp_path)}
+    required, auto = run(_install_on_another_module, tmp_path, what, mode="driver", extra=extra)
+    assert auto == f"LMDeploy's module MODULE does not fit: {problem}"
+    assert required == (
+        f"TurboMind cannot be given DeepStack: {auto}. {VARIABLE}=auto takes LMDeploy's PyTorch "
+        "engine instead, and off takes TurboMind without DeepStack."
+    )
+
+
 def _other_mode() -> list[str]:
     import lmdeploy_ext
 
