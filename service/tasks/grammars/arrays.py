@@ -67,9 +67,10 @@ class _Reader:
     def _distinct(self, shape: ArrayShape) -> None:
         if not self.unique:
             return
-        if any(one.negated for one in self.unique):
-            self.context.drop(self.unique[0].pointer, "it is negated")
-            self.unique = [one for one in self.unique if not one.negated]
+        for one in self.unique:
+            if one.negated:
+                self.context.drop(one.pointer, "it is negated")
+        self.unique = [one for one in self.unique if not one.negated]
         if not self.unique or (self.high is not None and self.high <= 1):
             return
         values = self.context.values(shape.rest) if not shape.prefix and not self.contains else None
