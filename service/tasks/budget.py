@@ -30,6 +30,11 @@ class Budget:
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.seconds
 
+    def part(self, share: float) -> Budget:
+        """A budget of a share of what is left."""
+        seconds = max(self.deadline - time.monotonic(), 0.0)
+        return Budget(seconds * share, int(max(self.steps, 0) * share))
+
     def check(self) -> None:
         """Raise ``BudgetExceeded`` when the time is over."""
         if time.monotonic() > self.deadline:

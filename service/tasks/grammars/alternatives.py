@@ -7,16 +7,13 @@ from itertools import combinations
 from typing import Any
 
 from service.tasks import budget
+from service.tasks.grammars.bounds import Bounds
 from service.tasks.grammars.disjoint import contradictory
 from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import TYPES, Nodes
 from service.tasks.grammars.shapes import Alternatives, Conjunction, Constraint
 from service.tasks.keywords import frozen
 
-MAX_ALTERNATIVES = 128
-"""Of one type, by multiplying; more grow the grammar and the time of each step past their use."""
-MAX_STEPS = 60_000
-"""Conjunctions that are built for one schema; about 2 µs each."""
 MAX_ABSORBED = 48
 """Alternatives that are compared with each other for one that holds another."""
 TOO_MANY = "too many combinations"
@@ -37,8 +34,11 @@ class Combiner:
     keep: alternatives are not absorbed by others, since what they evaluate matters.
     """
 
-    def __init__(self, nodes: Nodes, drop: Callable[[str, str], None], keep: bool) -> None:
+    def __init__(
+        self, nodes: Nodes, bounds: Bounds, drop: Callable[[str, str], None], keep: bool
+    ) -> None:
         self._nodes = nodes
+        self._bounds = bounds
         self._drop = drop
         self._keep = keep
         self._steps = 0
@@ -76,7 +76,8 @@ class Combiner:
         if size > 1:
             merged = [one for one in merged if not contradictory(self._nodes, t, one)]
         found = united(t, [merged], self._keep)
-        if len(found) > MAX_ALTERNATIVES and len(found) > max(len(left), len(right)):
+        most = self._bounds.alternatives
+        if len(found) > most and len(found) > max(len(left), len(right)):
             return self._without(left, right, pointer)
         return found
 
@@ -84,7 +85,7 @@ class Combiner:
         """The product with only what all alternatives of the smaller side have in common."""
         self._drop(pointer, TOO_MANY)
         more, fewer = (left, right) if len(left) >= len(right) else (right, left)
-        if len(more) > MAX_ALTERNATIVES:
+        if len(more) > self._bounds.alternatives:
             more = [_common(more)]
         shared = _common(fewer)
         return [_merged(one, shared) for one in more]
@@ -94,7 +95,7 @@ class Combiner:
         self._steps += steps
         if self._steps % 64 < steps:
             budget.current().check()
-        return self._steps > MAX_STEPS
+        return self._steps > self._bounds.steps
 
     def overlaps(self, branches: Sequence[Expansion], pointer: str) -> set[tuple[int, int]]:
         """Pairs of branches that are not provably disjoint."""

@@ -100,7 +100,7 @@ class ArrayShape:
             comma = '", " ' if place else ""
             tail = f"{comma}{items[place]}" + ("" if tail == '""' else f" {tail}")
             if place >= self.low:
-                tail = f'("" | {tail})'
+                tail = rules.define("items", f'"" | {tail}')
         return f'"[" {tail} "]"' if tail != '""' else '"[]"'
 
     def _tail(self, rest: str | None, before: int, high: int) -> str:

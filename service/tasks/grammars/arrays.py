@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from service.tasks.grammars.array_rules import ArrayShape, cap
+from service.tasks.grammars.bounds import BEYOND
 from service.tasks.grammars.context import Context
 from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import Atom, State, negated
@@ -26,16 +27,18 @@ class _Reader:
         self.items = [c for c in conjunction if isinstance(c, Items)]
         self.contains = [c for c in conjunction if isinstance(c, Contains)]
         self.unique = [c for c in conjunction if isinstance(c, Unique)]
-        self.low, self.high = 0, None
+        self.low, self.high, self.bounds = 0, None, []
         for c in conjunction:
             if isinstance(c, Literal):
                 self._bound(c)
 
     low: int
     high: int | None
+    bounds: list[str]
 
     def _bound(self, constraint: Literal) -> None:
         value: Any = constraint.value
+        self.bounds.append(constraint.pointer)
         if constraint.keyword == "minItems":
             self.low = max(self.low, int(value))
         elif constraint.keyword == "maxItems":
@@ -49,6 +52,8 @@ class _Reader:
         places = max((len(c.prefix) for c in self.items), default=0)
         if self.high is not None:
             places = min(places, self.high)
+        if not self.context.affords(places):
+            return self._any_array()
         base = [self._atoms(place) for place in range(places + 1)]
         origin = f"{self.place}/items/additionalProperties"
         states = [self.context.part(atoms, origin) for atoms in base[:places]]
@@ -59,6 +64,17 @@ class _Reader:
         if shape.distinct is None and self.contains:
             self._counted(shape, base)
         return shape
+
+    def _any_array(self) -> ArrayShape:
+        """Any items at all, as the bounds are met."""
+        atoms = [atom for one in self.items for atom in (*one.prefix, one.rest) if atom is not None]
+        self.context.give_up([*atoms, *(one.atom for one in self.contains)], BEYOND)
+        pointers = [one.pointer for one in self.items] + [one.pointer for one in self.unique]
+        pointers += [one.rest_pointer for one in self.items if one.rest_pointer]
+        pointers += [pointer for one in self.contains for pointer in one.pointers]
+        for pointer in pointers + self.bounds:
+            self.context.drop(pointer, BEYOND)
+        return ArrayShape([], self.context.part([], f"{self.place}/items/additionalProperties"))
 
     def _atoms(self, place: int) -> list[Atom]:
         several = (c.prefix[place] if place < len(c.prefix) else c.rest for c in self.items)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammars.alternatives import TOO_MANY, Expansion, is_list
+from service.tasks.grammars.bounds import BEYOND, Bounds, TooCostly
 from service.tasks.grammars.ebnf import Rules
 from service.tasks.grammars.expand import Expander
 from service.tasks.grammars.literals import Emitted, Literal
@@ -27,9 +29,6 @@ from service.tasks.grammars.shapes import Alternatives, Conjunction
 from service.tasks.grammars.strings import emit_string
 from service.tasks.keywords import frozen
 
-MAX_JOINED = 3_000
-"""States that join several subschemas; schemas that refer to themselves in parts of ``allOf`` could
-have exponentially many."""
 FILTER_SECONDS = 1.0
 """For trying the values of all ``enum`` of a schema on what stands beside them."""
 _EXACT_INTEGER = 1e15
@@ -42,15 +41,19 @@ Key = tuple[tuple[str, str, bool], ...]
 class Context:
     """The work on one schema."""
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, bounds: Bounds) -> None:
         self.nodes = nodes
+        self.bounds = bounds
         self.rules = Rules()
         self.dropped: dict[str, str] = {}
-        self.expander = Expander(nodes, self.drop)
+        self.given_up: dict[int, tuple[Any, str]] = {}
+        """Subschemas that are dropped with all below them, by ``id()``, and why."""
+        self.expander = Expander(nodes, bounds, self.drop)
         self.silent = False
         self._expansions: dict[State, Expansion] = {}
         self._emitted: dict[tuple[int, Key], tuple[str | None, tuple[tuple[int, str], ...]]] = {}
         self._joined: set[State] = set()
+        self._members = 0
         self._filter = Budget(seconds=FILTER_SECONDS)
 
     def drop(self, pointer: str, why: str) -> None:
@@ -75,19 +78,32 @@ class Context:
         state = self.nodes.reduced(several)
         if not state:
             self.drop(self._origin(several, origin), REPEAT)
+        elif self._members > self.bounds.members:
+            self.give_up(state, BEYOND)
+            return ANY
         elif len(state) > 1 and state not in self._joined:
-            if len(self._joined) >= MAX_JOINED:
-                self._give_up(state, TOO_MANY)
+            if len(self._joined) >= self.bounds.joined:
+                self.give_up(state, TOO_MANY)
                 return ANY
             self._joined.add(state)
         return state
 
+    def affords(self, members: int) -> bool:
+        """Whether an object may have so many members; from the first that may not on, parts of values
+        are any. Raises ``TooCostly`` where other bounds come after these."""
+        self._members += members
+        if self._members > self.bounds.members and not self.bounds.last:
+            raise TooCostly
+        return self._members <= self.bounds.members
+
     def _origin(self, atoms: list[Atom], origin: str) -> str:
         return self.nodes.of(atoms[0]).at("additionalProperties") if atoms else origin
 
-    def _give_up(self, state: State, why: str) -> None:
+    def give_up(self, state: Iterable[Atom], why: str) -> None:
+        """Note that the grammar enforces nothing of subschemas here."""
         for atom in state:
             node = self.nodes.of(atom)
+            self.given_up.setdefault(id(node.schema), (node.schema, why))
             for keyword in node.keywords:
                 self.drop(node.at(keyword), why)
 
@@ -109,11 +125,22 @@ class Context:
             if kind == NUMBER:
                 emitted = emit_number(literals, self.rules)
             else:
-                emitted = emit_string(literals, self.rules, key=kind != STRING)
+                emitted = self._string(literals, key=kind != STRING)
             places = {id(one): i for i, one in enumerate(literals)}
             dropped = tuple((places[id(one)], why) for one, why in emitted.dropped)
             found = self._emitted[kind, key] = emitted.expression, dropped
         return Emitted(found[0], tuple((literals[i], why) for i, why in found[1]))
+
+    def _string(self, literals: list[Literal], *, key: bool) -> Emitted:
+        """Without patterns where automata have taken too much. Raises ``TooCostly``."""
+        patterns: list[Literal] = []
+        if self.rules.effort > self.bounds.effort:
+            if not self.bounds.last:
+                raise TooCostly
+            patterns = [one for one in literals if one.keyword in ("pattern", "format")]
+        others = [one for one in literals if one not in patterns]
+        emitted = emit_string(others, self.rules, key=key)
+        return replace(emitted, dropped=(*emitted.dropped, *((p, BEYOND) for p in patterns)))
 
     # Values
 
@@ -153,7 +180,7 @@ class Context:
                     for atom in state
                 )
         except (BudgetExceeded, RecursionError, OverflowError):
-            self._give_up(state, "trying the listed values takes too long")
+            self.give_up(state, "trying the listed values takes too long")
             return True
 
 

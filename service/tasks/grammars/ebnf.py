@@ -19,6 +19,8 @@ class Rules:
         self._names: dict[str, str] = {}
         self._counts: dict[str, int] = {}
         self._made: dict[Hashable, str] = {}
+        self.effort = 0
+        """What automata of strings have taken so far; as much whether they were kept or not."""
 
     def __len__(self) -> int:
         return len(self._bodies)

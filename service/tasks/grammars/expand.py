@@ -21,6 +21,7 @@ from service.tasks.grammars.alternatives import (
     Expansion,
     united,
 )
+from service.tasks.grammars.bounds import Bounds
 from service.tasks.grammars.constraints import MEMBERS, Reader, only
 from service.tasks.grammars.nodes import (
     ARRAY,
@@ -56,7 +57,7 @@ class Expander:
     rewrites: what was rewritten on the way.
     """
 
-    def __init__(self, nodes: Nodes, drop: Callable[[str, str], None]) -> None:
+    def __init__(self, nodes: Nodes, bounds: Bounds, drop: Callable[[str, str], None]) -> None:
         self.nodes = nodes
         self.drop = drop
         self.rewrites: dict[Rewrite, None] = {}
@@ -64,7 +65,7 @@ class Expander:
         self._lost: set[str] = set()
         self._tracked = nodes.uses(_UNEVALUATED)
         self._reader = Reader(nodes, self.note)
-        self._combiner = Combiner(nodes, drop, self._tracked)
+        self._combiner = Combiner(nodes, bounds, drop, self._tracked)
 
     def expand(self, state: State) -> Expansion:
         """The alternatives of a state. Raises ``BudgetExceeded``."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from service.tasks.grammars.bounds import BEYOND
 from service.tasks.grammars.context import REPEAT, Context
 from service.tasks.grammars.further_names import FurtherNames
 from service.tasks.grammars.literals import Literal
-from service.tasks.grammars.nodes import Atom
+from service.tasks.grammars.nodes import ANY, Atom
 from service.tasks.grammars.object_rules import MAX_SHUFFLED, ObjectShape, Way
 from service.tasks.grammars.shapes import (
     Absent,
@@ -51,6 +52,8 @@ class _Reader:
     def shape(self) -> ObjectShape | None:
         self._bounds()
         names = self._declared()
+        if not self.context.affords(len(names)):
+            return self._any_object()
         needed = {name for constraint in self.required for name in constraint.names}
         members: list[tuple[str, bool, list[Way]]] = []
         for name in names:
@@ -64,6 +67,39 @@ class _Reader:
         shape = ObjectShape(members, further, self.low, self.high, marks)
         shape.second = self._second([name for name, _, _ in members])
         return self._bounded(shape, len(needed))
+
+    def _any_object(self) -> ObjectShape:
+        """Any members at all, as the bounds are met."""
+        for pointer in self._pointers():
+            self.context.drop(pointer, BEYOND)
+        self.context.give_up(self._parts(), BEYOND)
+        self._open_at()
+        name = self.context.string([], key=True).expression
+        assert name is not None
+        return ObjectShape([], [(name, [(ANY, 0)])])
+
+    def _pointers(self) -> Iterable[str]:
+        for members in self.members:
+            if members.named:
+                yield f"{members.pointer}/properties"
+            if members.patterns:
+                yield f"{members.pointer}/patternProperties"
+            if members.further is not None:
+                yield f"{members.pointer}/{members.keyword}"
+        yield from (one.pointer for one in self.required)
+        yield from (one.pointer for one in self.absent)
+        yield from (one.pointer for one in self.names)
+        yield from (one.pointer for one in self.some)
+        yield from (one.pointer for one in self.literals)
+
+    def _parts(self) -> Iterable[Atom]:
+        """What names and values have to satisfy."""
+        atoms: list[Atom | None] = [one.atom for one in self.required]
+        atoms += [one.atom for one in self.names]
+        atoms += [atom for one in self.some for atom in (one.atom, one.name)]
+        for members in self.members:
+            atoms += [*members.named.values(), *members.patterns.values(), members.further]
+        return (atom for atom in atoms if atom is not None)
 
     def _further(self, declared: list[str]) -> list[tuple[str, list[Way]]]:
         if self.only_listed:

@@ -15,10 +15,15 @@ _BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 
 def keyword_reports(
-    nodes: Nodes, document: Any, dropped: dict[str, str]
+    nodes: Nodes, dropped: dict[str, str], given_up: dict[int, tuple[Any, str]]
 ) -> Iterable[KeywordReport]:
-    """One report for each keyword of each subschema, and for what a missing keyword lets through."""
-    reached = _reached(nodes)
+    """One report for each keyword of each subschema, and for what a missing keyword lets through.
+
+    dropped: why, by pointer of the keyword. given_up: why, by ``id()`` of a subschema of which
+    nothing is enforced somewhere, which holds for all that it applies.
+    """
+    reached = _reached(nodes, [(nodes.places.root, "")])
+    lost = _reached(nodes, given_up.values())
     seen: set[str] = set()
     for schema, pointer in _places(nodes):
         live = id(schema) in reached
@@ -32,7 +37,7 @@ def keyword_reports(
             if keyword not in known or _says_nothing(keyword, value, known):
                 yield KeywordReport(at, keyword, Enforcement.ANNOTATION)
                 continue
-            why = dropped.get(at, "")
+            why = dropped.get(at, "") or lost.get(id(schema), "")
             if not why and nodes.named == "draft-04" and keyword in _BESIDE:
                 why = dropped.get(f"{pointer}/{_BESIDE[keyword]}", "")
             yield _kept(at, keyword, why)
@@ -67,19 +72,15 @@ def _places(nodes: Nodes) -> Iterable[tuple[dict[str, Any], str]]:
             pending += reversed(part)
 
 
-def _reached(nodes: Nodes) -> set[int]:
-    """Subschemas that the root applies, by whatever way."""
-    root = nodes.places.root
-    if not isinstance(root, dict):
-        return set()
-    reached = {id(root)}
-    pending = [root]
+def _reached(nodes: Nodes, starts: Iterable[tuple[Any, str]]) -> dict[int, str]:
+    """Subschemas that some apply, by whatever way, and these; with the text of the one."""
+    reached: dict[int, str] = {}
+    pending = list(starts)
     while pending:
-        schema = pending.pop()
-        for child in _applied(nodes, schema):
-            if isinstance(child, dict) and id(child) not in reached:
-                reached.add(id(child))
-                pending.append(child)
+        schema, why = pending.pop()
+        if isinstance(schema, dict) and id(schema) not in reached:
+            reached[id(schema)] = why
+            pending += [(child, why) for child in _applied(nodes, schema)]
     return reached
 
 

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from service.errors import GrammarError
 from service.tasks import budget
+from service.tasks.budget import BudgetExceeded
 from service.tasks.grammars.array_rules import ArrayShape
 from service.tasks.grammars.arrays import read_array
+from service.tasks.grammars.bounds import (
+    BEYOND,
+    LADDER,
+    LOOSE,
+    MAX_COST,
+    Bounds,
+    TooCostly,
+    cost,
+)
 from service.tasks.grammars.context import Context
 from service.tasks.grammars.ebnf import literal
 from service.tasks.grammars.literals import Emitted, Literal
-from service.tasks.grammars.nodes import ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
+from service.tasks.grammars.nodes import ANY, ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
 from service.tasks.grammars.object_rules import ObjectShape
 from service.tasks.grammars.objects import read_object
 from service.tasks.grammars.places import keyword_reports
@@ -27,6 +37,9 @@ from service.tasks.grammars.report import KeywordReport, Rewrite
 from service.tasks.grammars.shapes import Conjunction
 from service.tasks.schema import FIELD, CompiledSchema
 
+ATTEMPT = 0.4
+"""Of the time that is left, which one try may take. What is counted ends before, but on a machine
+that is too busy."""
 MAX_FORCED = 200_000
 """Characters that a grammar may force at once, so that they are used to decode faster."""
 _LEVELS = 8192
@@ -76,24 +89,55 @@ def schema_grammar(compiled: CompiledSchema, text: str) -> SchemaGrammar:
 
     Raises ``GrammarError`` for a schema that no value fits, ``BudgetExceeded``.
     """
+    for bounds in LADDER:
+        nodes = Nodes(compiled, text)
+        builder = _Builder(nodes, bounds)
+        try:
+            ebnf, little = builder.within_bounds()
+        except TooCostly:
+            continue
+        return builder.result(ebnf, little)
+    return _anything(compiled, text)
+
+
+def _anything(compiled: CompiledSchema, text: str) -> SchemaGrammar:
+    """Any JSON, where nothing else is small enough."""
     nodes = Nodes(compiled, text)
-    builder = _Builder(nodes)
-    ebnf, little = builder.run()
-    context = builder.context
-    keywords = keyword_reports(nodes, compiled.document, context.dropped)
-    return SchemaGrammar(ebnf, tuple(keywords), tuple(context.expander.rewrites), little)
+    builder = _Builder(nodes, LOOSE)
+    builder.context.give_up([nodes.node(nodes.places.root, "").atom], BEYOND)
+    return builder.result(*builder.run(ANY))
 
 
 class _Builder:
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(self, nodes: Nodes, bounds: Bounds) -> None:
         self.nodes = nodes
-        self.context = Context(nodes)
+        self.bounds = bounds
+        self.context = Context(nodes, bounds)
         self.shapes: dict[State, _Shape] = {}
         self.lengths: dict[State, int] = {}
 
-    def run(self) -> tuple[str, bool]:
+    def within_bounds(self) -> tuple[str, bool]:
+        """The grammar of the schema. Raises ``TooCostly``."""
         root = self.nodes.node(self.nodes.places.root, "")
         start = self.context.part([root.atom], "/additionalProperties")
+        whole = budget.current()
+        try:
+            with budget.bounded(whole.part(ATTEMPT)):
+                ebnf, little = self.run(start)
+        except BudgetExceeded:
+            raise TooCostly from None
+        if cost(ebnf) > MAX_COST:
+            raise TooCostly
+        return ebnf, little
+
+    def result(self, ebnf: str, little: bool) -> SchemaGrammar:
+        """The grammar with the report on it."""
+        context = self.context
+        keywords = keyword_reports(self.nodes, context.dropped, context.given_up)
+        return SchemaGrammar(ebnf, tuple(keywords), tuple(context.expander.rewrites), little)
+
+    def run(self, start: State) -> tuple[str, bool]:
+        """The grammar of the values of a state, and whether it forces no long text."""
         self._explore(start)
         self._find_values()
         if start not in self.lengths:
@@ -110,11 +154,12 @@ class _Builder:
     # States
 
     def _explore(self, start: State) -> None:
-        pending = [start]
+        # What is near the root comes first: that is what is kept where bounds are met.
+        pending = deque([start])
         self.shapes[start] = _Shape()
         while pending:
             budget.current().check()
-            state = pending.pop()
+            state = pending.popleft()
             shape = self.shapes[state] = self._shape(state)
             for child in shape.children():
                 if child not in self.shapes:

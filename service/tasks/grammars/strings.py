@@ -15,6 +15,7 @@ from functools import lru_cache
 from service.tasks.grammars import emission
 from service.tasks.grammars.automata import (
     DEAD,
+    MAX_EFFORT,
     Dfa,
     Effort,
     TooLarge,
@@ -209,12 +210,14 @@ class _Patterned:
         if direct is not None and reading == 1:
             return True, emission.expression(direct, self._rules, self._spelling)
         automaton = _fitted(self._sources, self._names, self._whole, low, high)
+        solved = _solved(self._sources, self._names, self._whole)
+        self._rules.effort += solved.effort
         few = direct is not None and reading <= FEW
         if automaton is None or (few and len(automaton.edges) > SMALL):
             if direct is None or not few:
                 return False, None
             return True, emission.expression(direct, self._rules, self._spelling)
-        wanted, solved = self._wanted, _solved(self._sources, self._names, self._whole)
+        wanted = self._wanted
         wanted.drop([wanted.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER)
         if solved.names_left_out:
             wanted.drop(wanted.excluded, _TOO_LARGE_TOGETHER)
@@ -238,6 +241,7 @@ class _Solved:
     automaton: Dfa | None
     left_out: tuple[int, ...]
     names_left_out: bool
+    effort: int
 
 
 @lru_cache(maxsize=64)
@@ -257,13 +261,14 @@ def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole:
         except TooLarge:
             left_out.append(at)
     if automaton is None or not names:
-        return _Solved(automaton, tuple(left_out), False)
+        return _Solved(automaton, tuple(left_out), False, MAX_EFFORT - effort.left)
     try:
         texts = [alphabet.spelled(name) for name in sorted(names)]
         others = excluding(alphabet.blocks, texts, effort)
-        return _Solved(product(automaton, others, effort), tuple(left_out), False)
+        automaton, names_left_out = product(automaton, others, effort), False
     except TooLarge:
-        return _Solved(automaton, tuple(left_out), True)
+        names_left_out = True
+    return _Solved(automaton, tuple(left_out), names_left_out, MAX_EFFORT - effort.left)
 
 
 def _automaton(expression: Expression, alphabet: Alphabet, effort: Effort, whole: bool) -> Dfa:
