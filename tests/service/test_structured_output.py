@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,8 +20,10 @@ import pytest_asyncio
 from service.engines.reference import ReferenceEngine
 from service.engines.reference.decoder import Decoder
 from service.engines.reference.sampler import Sampler
+from service.engines.shared import grammar as grammar_module
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.bending import Bent, bent, serving
+from tests.service.harness import failure, inline, run_request
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 LARGE = 9_007_199_254_740_993
@@ -345,3 +348,25 @@ async def test_nested_alternatives_cost_one_caller_nothing_but_time(model: Bent)
             )  # fmt: skip
         else:
             assert isinstance(outcome, pb.TaskResult)
+
+
+async def test_a_count_of_billions_ends_and_leaves_the_others_their_time(
+    model: Bent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longer such an answer, the longer each of its steps takes, for all who decode with it."""
+    monkeypatch.setattr(grammar_module, "MASKS_LIMIT_S", 3.0)
+    task = inline("Say it.", json_schema='{"type": "string", "minLength": 1000000000}')
+    request = run_request(task, max_tokens=1000, temperature=2.0, seed=1)
+    long = asyncio.ensure_future(failure(model.stub.RunTask(request, timeout=120)))
+    beside = []
+    while not long.done():
+        begun = time.monotonic()
+        assert (await model.run({"choice": ["left", "right"]})).finish_reason
+        beside.append(time.monotonic() - begun)
+    error = await long
+    assert (error.code, error.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "GRAMMAR_TOO_COSTLY",
+    )
+    assert list(error.fields) == ["task.inline.grammar.json_schema"]
+    assert max(beside) < 5

@@ -41,6 +41,12 @@ STEP_LIMIT_S = 0.05
 """Processor time in which a grammar must take one token; ordinary ones need a thousandth of it."""
 ANSWER_LIMIT_S = 2.0
 """The same for all tokens of an answer."""
+MASK_LIMIT_S = 1.0
+"""Processor time in which a grammar must say what may come next. Ordinary ones need a few thousandths
+of it; a count of characters or items that is large is a parser's work for each token of the
+vocabulary, and more with each one."""
+MASKS_LIMIT_S = 20.0
+"""The same for all tokens of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +232,14 @@ class Matcher:
         self._bits: NDArray[np.int32] = self._mask.numpy()
         self._fresh = False
         self._spent_s = 0.0
+        self._masks_s = 0.0
 
     def mask_inplace(self, logits: Tensor) -> None:
         """Set logits (1, V) of tokens that may not come next to minus infinity.
 
         Raises:
             InternalError: the width is not that of the vocabulary, or no token is left.
+            GrammarError: finding out what may come next takes too long.
         """
         width = self._compiler.vocab_size
         if logits.shape[-1] != width:
@@ -281,7 +289,12 @@ class Matcher:
     def _next_bits(self) -> NDArray[np.int32]:
         """(1, W), the memory of the mask; filled once between two tokens."""
         if not self._fresh:
+            begun = time.thread_time()
             self._matcher.fill_next_token_bitmask(self._mask)
             self._bits &= self._permitted
             self._fresh = True
+            step = time.thread_time() - begun
+            self._masks_s += step
+            if step > MASK_LIMIT_S or self._masks_s > MASKS_LIMIT_S:
+                raise too_costly()
         return self._bits

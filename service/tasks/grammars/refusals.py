@@ -30,6 +30,7 @@ def too_costly(field: str = "grammar") -> GrammarError:
     return GrammarError(
         field,
         "can read an answer in too many ways, which takes ever longer; avoid repeats of "
-        "what may be empty or repeats itself, and rules that refer to themselves in a repeat",
+        "what may be empty or repeats itself, rules that refer to themselves in a repeat, and large "
+        "counts such as a minLength of millions",
         reason="GRAMMAR_TOO_COSTLY",
     )

@@ -307,6 +307,19 @@ def test_the_time_of_an_answer_is_bounded_as_well(monkeypatch: pytest.MonkeyPatc
         follow(matcher, "a" * 100)
 
 
+@pytest.mark.parametrize("limit", ["MASK_LIMIT_S", "MASKS_LIMIT_S"])
+def test_the_time_of_masks_is_bounded(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    """A count that is large is work for each token of the vocabulary."""
+    made = compiler()
+    grammar = analysed(GrammarKind.JSON_SCHEMA, '{"type": "string", "minLength": 1000000000}')
+    compiled = made.compile(grammar)
+    follow(Matcher(compiled, made), '"' + "a" * 50)
+    monkeypatch.setattr(grammar_module, limit, 1e-5)
+    with pytest.raises(GrammarError, match="large counts") as caught:
+        follow(Matcher(compiled, made), '"' + "a" * 50)
+    assert caught.value.reason == "GRAMMAR_TOO_COSTLY"
+
+
 def test_a_token_that_the_grammar_refuses_is_an_error() -> None:
     made = compiler()
     matcher = Matcher(made.compile(analysed(GrammarKind.REGEX, "[a-c]+")), made)
