@@ -49,6 +49,8 @@ class ArrayShape:
 
     def shortest(self, length: Length) -> int | None:
         """Characters of a shortest text, about and not below; None where there is none."""
+        if self.high is not None and self.high < self.low:
+            return None
         if self.distinct is not None:
             if self.low > len(self.distinct):
                 return None
