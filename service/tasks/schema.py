@@ -22,6 +22,7 @@ from service.tasks import jsontext
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.keywords import DEFAULT_DRAFT, DRAFTS, Draft
 from service.tasks.regexes import PatternError, compile_pattern
+from service.tasks.wellformed import plainly_valid
 
 FIELD = "grammar.json_schema"
 SCHEMA_CHECK_SECONDS = 5.0
@@ -153,6 +154,8 @@ def _common_dialect(document: dict[str, Any]) -> str:
 def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:
     """Refuse what the metaschema of the draft refuses; the message is ours, so that it quotes
     nothing large."""
+    if plainly_valid(document, draft.name):
+        return
     try:
         with bounded(Budget(seconds=SCHEMA_CHECK_SECONDS)):
             error = exceptions.best_match(draft.metaschema.iter_errors(document))

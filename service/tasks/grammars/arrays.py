@@ -12,6 +12,8 @@ from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import Atom, State, negated
 from service.tasks.grammars.shapes import Conjunction, Contains, Items, Unique
 
+LONGEST = 10**12
+"""Items that no text has; compilers refuse greater numbers."""
 MAX_RULES = 400
 """Rules for counting the items of one array; beyond, bounds are checked."""
 MAX_DISTINCT = 5
@@ -40,9 +42,10 @@ class _Reader:
         value: Any = constraint.value
         self.bounds.append(constraint.pointer)
         if constraint.keyword == "minItems":
-            self.low = max(self.low, int(value))
+            self.low = max(self.low, min(int(value), LONGEST))
         elif constraint.keyword == "maxItems":
-            self.high = int(value) if self.high is None else min(self.high, int(value))
+            high = min(int(value), LONGEST)
+            self.high = high if self.high is None else min(self.high, high)
         elif constraint.keyword == "enum":
             self.context.drop(constraint.pointer, "a value of this type is excluded as a whole")
 

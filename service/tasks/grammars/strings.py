@@ -41,6 +41,8 @@ SMALL = 300
 places."""
 FEW = 40
 """Places at once with which a matcher is still fast."""
+LONGEST = 10**12
+"""Characters that no text has; compilers refuse greater numbers."""
 MAX_RANGES = 20_000
 """Of all classes of characters of a string: about a second of a compiler."""
 _TOO_LARGE = "is too large for a grammar"
@@ -64,7 +66,8 @@ class _Wanted:
     def add(self, one: Literal) -> None:
         """Sort a literal in."""
         if one.keyword in ("minLength", "maxLength"):
-            self._bound(one, int(one.value), is_low=(one.keyword == "minLength") != one.negated)
+            size = min(int(one.value), LONGEST)
+            self._bound(one, size, is_low=(one.keyword == "minLength") != one.negated)
         elif one.keyword == "pattern":
             self.patterns.append((one, one.value))
         elif one.keyword == "format":

@@ -1,0 +1,126 @@
+"""Schemas that are plainly valid by the metaschema of their draft, seen without validating.
+
+A validator takes most of the time of an analysis to find that nothing is wrong, which it is for
+almost all schemas. What is unusual is left to it, and so is what is wrong: it knows the words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+_TYPES = frozenset(("null", "boolean", "object", "array", "number", "string", "integer"))
+_ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
+_OLD = ("draft-04", "draft-06")
+"""Whose ``enum`` has values, all different."""
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _names(value: Any) -> bool:
+    """Different texts, at least one."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(map(_text, value))
+        and len(set(value)) == len(value)
+    )
+
+
+def _type(value: Any) -> bool:
+    return value in _TYPES if isinstance(value, str) else _names(value) and _TYPES.issuperset(value)
+
+
+def _identifier(value: Any) -> bool:
+    return isinstance(value, str) and "#" not in value
+
+
+_PLAIN: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("title", "description", "$comment", "format", "pattern"), _text),
+    **dict.fromkeys(("$ref", "$schema", "id", "contentEncoding", "contentMediaType"), _text),
+    **dict.fromkeys(("uniqueItems", "readOnly", "writeOnly", "deprecated"), _flag),
+    **dict.fromkeys(("minimum", "maximum"), _number),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _size),
+    **dict.fromkeys(("minProperties", "maxProperties", "minContains", "maxContains"), _size),
+    "multipleOf": lambda value: _number(value) and value > 0,
+    "required": _names,
+    "type": _type,
+    "examples": lambda value: isinstance(value, list),
+    "$id": _identifier,
+    "$anchor": lambda value: isinstance(value, str) and bool(_ANCHOR.fullmatch(value)),
+    "const": lambda value: True,
+    "default": lambda value: True,
+    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_names, value.values())),
+}
+_ONE = frozenset((
+    "not", "if", "then", "else", "additionalProperties", "additionalItems", "contains",
+    "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema",
+))  # fmt: skip
+_MANY = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+_UNUSUAL = frozenset((
+    "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
+))  # fmt: skip
+
+
+def plainly_valid(document: Any, draft: str) -> bool:
+    """Whether a document is surely valid. draft: its name."""
+    pending: list[Any] = [document]
+    while pending:
+        schema = pending.pop()
+        if isinstance(schema, bool) and draft != "draft-04":
+            continue
+        if not isinstance(schema, dict):
+            return False
+        for keyword, value in schema.items():
+            if not _plain(keyword, value, schema, draft, pending):
+                return False
+    return True
+
+
+def _plain(
+    keyword: str, value: Any, schema: dict[str, Any], draft: str, pending: list[Any]
+) -> bool:
+    """Whether one keyword is; what has still to be looked at is added to ``pending``."""
+    check = _PLAIN.get(keyword)
+    if check is not None:
+        return check(value)
+    if keyword in _MAPS:
+        if isinstance(value, dict):
+            pending += value.values()
+        return isinstance(value, dict)
+    if keyword in _ONE or (keyword == "items" and not isinstance(value, list)):
+        if not (draft == "draft-04" and isinstance(value, bool) and keyword.startswith("add")):
+            pending.append(value)
+        return True
+    if keyword in _MANY or keyword == "items":
+        pending += value if isinstance(value, list) else ()
+        return (
+            isinstance(value, list) and bool(value) and (keyword != "items" or draft != "2020-12")
+        )
+    if keyword == "enum":
+        return _names(value) if draft in _OLD else isinstance(value, list)
+    if keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+        if draft != "draft-04":
+            return _number(value)
+        return isinstance(value, bool) and keyword.replace("exclusiveM", "m") in schema
+    if keyword == "dependencies":
+        parts = value.values() if isinstance(value, dict) else [None]
+        pending += [part for part in parts if not isinstance(part, list)]
+        return all(_names(part) for part in parts if isinstance(part, list))
+    return keyword not in _UNUSUAL
