@@ -18,7 +18,7 @@ from service.tasks.budget import Budget, bounded
 from service.tasks.grammars.analysis import analyse
 from service.tasks.grammars.report import Analysed
 from service.tasks.jsontext import pointer
-from service.tasks.schema import DEFAULT_LIMITS, CompiledSchema, check_json_schema
+from service.tasks.schema import DEFAULT_LIMITS, CompiledSchema, Places, check_json_schema
 from service.tasks.schema import compiled as checked_schema
 from service.types import Grammar, GrammarKind
 from tests.service.tasks.grammars import schemas
@@ -148,24 +148,41 @@ def changed(value: Any, rng: random.Random) -> Any:
 def _is_said(compiled: CompiledSchema, violation: Any, checked: set[str]) -> bool:
     """Whether the report names the keyword of a violation, one that applies it, or one that decides
     whether it is violated."""
-    places = compiled.places
-    part: Any = places.root
-    at, passed = "", []
     path = list(violation.absolute_schema_path)
-    for index, step in enumerate(path):
-        passed.append(at + pointer((step,)))
-        if step == "if" and path[index + 1 : index + 2] in (["then"], ["else"]):
-            continue  # the library's path to what a condition applies
-        if step in _REFERENCES and (id(part), step) in places.targets:
-            part = places.targets[id(part), step]
-            at = places.pointers.get(id(part), at)
-            continue
-        part = part[step] if isinstance(part, (dict, list)) else None
-        at = passed[-1]
-    inside = {at, *_applied(compiled, part)}
-    return not checked.isdisjoint(passed) or any(
-        one == place or one.startswith(place + "/") for one in checked for place in inside
-    )
+    for passed, deciding in _ways(compiled.places, compiled.places.root, "", path):
+        inside = {*passed[-1:], *_applied(compiled, deciding)}
+        if not checked.isdisjoint(passed) or any(
+            one == place or one.startswith(place + "/") for one in checked for place in inside
+        ):
+            return True
+    return False
+
+
+def _ways(
+    places: Places, part: Any, at: str, path: list[Any]
+) -> Iterator[tuple[list[str], list[Any]]]:
+    """Pointers along the library's path into a schema, from a part on, and what decides there.
+
+    The path leaves out references and ``if``.
+    """
+    if not path:
+        yield [], [part]
+        return
+    step, *rest = path
+    if isinstance(part, dict):
+        for keyword in _REFERENCES:
+            target = places.targets.get((id(part), keyword))
+            if target is not None:
+                here = at + pointer((keyword,))
+                for passed, deciding in _ways(
+                    places, target, places.pointers.get(id(target), at), path
+                ):
+                    yield [here, *passed], deciding
+    if step in part if isinstance(part, dict) else isinstance(part, list):
+        here = at + pointer((step,))
+        condition = [part["if"]] if step in ("then", "else") else []
+        for passed, deciding in _ways(places, part[step], here, rest):
+            yield [here, *passed], [*condition, *deciding]
 
 
 def _applied(compiled: CompiledSchema, part: Any) -> Iterator[str]:

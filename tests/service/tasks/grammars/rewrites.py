@@ -386,3 +386,49 @@ KINDS: dict[str, Callable[[Random], Made]] = {
     "unevaluatedProperties": _unevaluated_properties,
     "unevaluatedItems": _unevaluated_items,
 }
+
+
+def combined(rng: Random) -> Made:
+    """Two schemas, often of one kind, in one."""
+    kinds = [one for name, one in KINDS.items() if name not in ("recursion", "$ref with siblings")]
+    first = rng.choice(kinds)
+    second = first if rng.random() < 0.4 else rng.choice(kinds)
+    (a, fits_a), (b, fits_b) = first(rng), second(rng)
+    both = [*fits_a, *fits_b]
+    made: tuple[Made, ...] = (
+        ({"allOf": [a, b]}, both),
+        ({"anyOf": [a, b]}, both),
+        ({"oneOf": [a, b]}, both),
+        ({"allOf": [a], "not": b}, both),
+        ({"if": a, "then": b}, both),
+        ({"if": a, "else": b}, both),
+        (
+            {"type": "object", "properties": {"a": a, "b": b}, "required": ["a"]},
+            [{"a": one, "b": other} for one, other in zip(fits_a, fits_b, strict=False)],
+        ),
+        ({"type": "array", "items": a, "contains": b}, [[one] for one in both]),
+    )
+    return rng.choice(made)
+
+
+def of_draft(schema: Schema, draft: str) -> Schema:
+    """The same in an older draft, as far as it knows the keywords."""
+    return {"$schema": draft, **_older(schema, draft)}
+
+
+def _older(part: Any, draft: str) -> Any:
+    if isinstance(part, list):
+        return [_older(one, draft) for one in part]
+    if not isinstance(part, dict):
+        return part
+    found = {keyword: _older(value, draft) for keyword, value in part.items()}
+    if "prefixItems" in found:
+        if "items" in found:
+            found["additionalItems"] = found.pop("items")
+        found["items"] = found.pop("prefixItems")
+    if "const" in found and draft == FOURTH:
+        found["enum"] = [found.pop("const")]
+    for keyword in ("dependentRequired", "dependentSchemas"):
+        if keyword in found and draft != NINETEENTH:
+            found["dependencies"] = found.pop(keyword)
+    return found
