@@ -44,8 +44,8 @@ class Case:
     def from_json(values: Mapping[str, Any]) -> Case:
         return Case(**values)
 
-    def pixels(self) -> list[torch.Tensor]:
-        """(patches, PATCH_VALUES) of each image, bfloat16, in the range of normalised pixels."""
+    def patches(self) -> list[torch.Tensor]:
+        """uint8 (patches, PATCH_VALUES) of each image."""
         result = []
         for index, (t, h, w) in enumerate(self.grids):
             seed = self.picture_seeds[index] if self.picture_seeds else self.seed * 100 + index
@@ -54,8 +54,12 @@ class Case:
             values = torch.rand((t * h * w, PATCH_VALUES), generator=source) - 0.5
             values += torch.rand((t * h * w, 1), generator=source) - 0.5
             values += torch.rand((1,), generator=source) - 0.5
-            result.append(values.clamp(-1, 1).bfloat16())
+            result.append(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
         return result
+
+    def pixels(self) -> list[torch.Tensor]:
+        """The same, normalised as the checkpoints ask for it: float32, between -1 and 1."""
+        return [patches / 127.5 - 1 for patches in self.patches()]
 
     def images(self) -> list[dict[str, Any]]:
         """The images as LMDeploy's front end passes them to the engine."""
@@ -67,7 +71,7 @@ class Case:
         return [
             {
                 "modality": kind,
-                pixels_name: pixels,
+                pixels_name: pixels.bfloat16(),
                 grid_name: torch.tensor([grid]),
                 "offset": tuple(span),
             }

@@ -48,6 +48,10 @@ def write_vision_checkpoint(folder: Path, shape: EngineShape, seed: int = 0) -> 
     # With a small base also the slow pairs of a head turn within a short prompt.
     content["text_config"]["rope_parameters"]["rope_theta"] = 100.0
     path.write_text(json.dumps(content))
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    ids = {entry["content"]: entry["id"] for entry in added}
+    ends = {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     clarify(folder, seed)
     return folder
 

@@ -14,8 +14,11 @@ import torch
 import xgrammar
 from transformers import AutoTokenizer, LogitsProcessor
 
+from lmdeploy_ext.packing import PackedImage, PackedRequest, pack
 from tests.host_runtime.cases import Case, _model, expected
-from tests.host_runtime.parity import TIE, Expected
+from tests.host_runtime.checkpoints import image_token
+from tests.host_runtime.parity import TIE, Expected, difference
+from tests.service.engines.reference.oracle import engine_greedy, loaded
 
 
 class Grammar(LogitsProcessor):
@@ -70,16 +73,43 @@ def expected_under_options(folder: Path, case: Case) -> Expected:
     )
 
 
-def clear(folder: Path, cases: Iterable[Case], count: int) -> list[Case]:
+def clear(folder: Path, cases: Iterable[Case], count: int, lead: float = TIE / 2) -> list[Case]:
     """The first requests whose answer no near tie decides, neither of tokens nor of experts:
-    transformers in bfloat16 says what it says in float32, by a lead."""
+    transformers in bfloat16 says what it says in float32, and each token has that lead."""
 
     def is_clear(case: Case) -> bool:
-        exact, rounded = (
-            expected(folder, case, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-        )
-        return exact.tokens == rounded.tokens and min(exact.leads) > TIE / 2
+        exact = expected(folder, case)
+        if min(exact.leads) < lead:
+            return False
+        return exact.tokens == expected(folder, case, dtype=torch.bfloat16).tokens
 
     found = list(islice(filter(is_clear, cases), count))
     assert len(found) == count, "more requests are needed to choose from"
     return found
+
+
+def packed(folder: Path, case: Case) -> PackedRequest:
+    """A case as the service's own engine takes it."""
+    segments: list[list[int] | PackedImage] = []
+    end = 0
+    for (begin, behind), grid, patches in zip(case.spans, case.grids, case.patches(), strict=True):
+        segments += [case.tokens[end:begin], PackedImage(patches.numpy(), grid)]
+        end = behind
+    return pack([*segments, case.tokens[end:]], image_token(folder))
+
+
+def check_reference_engine(
+    folder: Path, cases: Iterable[Case], wanted: Iterable[Expected], piece: int = 64
+) -> None:
+    """The service's own engine, in float32, says of every request what transformers says.
+
+    It ends at end tokens.
+    """
+    model = loaded(folder, prefill_piece=piece)
+    for index, (case, want) in enumerate(zip(cases, wanted, strict=True)):
+        tokens = engine_greedy(model, packed(folder, case), case.max_new_tokens)
+        count = len(tokens)
+        beginning = Expected(want.tokens[:count], want.leads[:count])
+        assert difference(tokens, beginning, tie=0.001) is None, index
+        if tokens == beginning.tokens and count < case.max_new_tokens:
+            assert want.tokens[count] in model.config.stop_ids, index

@@ -74,7 +74,9 @@ def check(answered: Sequence[Mapping[str, Any]], wanted: Sequence[Expected]) -> 
     """Every answer agrees with the reference, and most are the very same; counts them in `TALLIES`."""
     tokens = [answer["tokens"] for answer in answered]
     pairs = list(zip(tokens, wanted, strict=True))
-    tally = TALLIES.setdefault(os.environ.get("PYTEST_CURRENT_TEST", "").split(" ")[0], Tally())
+    tally = TALLIES.setdefault(
+        os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0], Tally()
+    )
     tally.requests += len(pairs)
     tally.same += same(tokens, wanted)
     differences = {}
