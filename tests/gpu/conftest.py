@@ -5,7 +5,8 @@ What they measure goes into ``benchmarks/results/deepstack_gpu.json`` at the end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,18 +19,37 @@ _ROWS = pytest.StashKey[Rows]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    import torch
-
-    here = Path(__file__).parent
-    usable = torch.cuda.is_available()
+    here, reason = Path(__file__).parent, _reason()
     for item in items:
         if here not in item.path.parents:
             continue
         item.add_marker(pytest.mark.gpu)
         item.add_marker(pytest.mark.slow)
         item.add_marker(pytest.mark.timeout(LIMIT_S))
-        if not usable:
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch sees none"))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _reason() -> str:
+    """Why they cannot run here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs an NVIDIA GPU; torch sees none"
+    if "PYTEST_XDIST_WORKER" in os.environ:  # they fill its memory, and take times
+        return "needs the GPU for itself: make test-gpu"
+    return ""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_core() -> Iterator[None]:
+    """transformers reads models of billions of parameters on the processor, and nothing runs beside it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
