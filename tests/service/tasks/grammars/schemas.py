@@ -43,19 +43,21 @@ def accepts(grammar: xgrammar.CompiledGrammar, text: str) -> bool:
 
 def accepts_value(grammar: xgrammar.CompiledGrammar, value: Any) -> bool:
     """Whether a value is one of a grammar, with the names of its objects in some order."""
-    return any(
-        accepts(grammar, json.dumps(one, ensure_ascii=False))
-        for one in itertools.islice(orders(value), 200)
-    )
+    return any(accepts(grammar, json.dumps(one, ensure_ascii=False)) for one in some_orders(value))
+
+
+def some_orders(value: Any) -> Iterator[Any]:
+    """A value with the names of objects in all orders, unless there are very many."""
+    return itertools.islice(orders(value), 200)
 
 
 def orders(value: Any) -> Iterator[Any]:
-    """A value with the names of objects in all orders."""
+    """A value with the names of objects in all orders, the parts in some."""
     if isinstance(value, list):
-        for items in itertools.product(*(list(orders(item)) for item in value)):
+        for items in itertools.product(*(list(some_orders(item)) for item in value)):
             yield list(items)
     elif isinstance(value, dict):
-        parts = [[(key, one) for one in orders(member)] for key, member in value.items()]
+        parts = [[(key, one) for one in some_orders(member)] for key, member in value.items()]
         for pairs in itertools.product(*parts):
             for order in itertools.permutations(pairs):
                 yield dict(order)
