@@ -9,7 +9,7 @@ from typing import Any
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammars.alternatives import TOO_MANY, Expansion, is_list
 from service.tasks.grammars.bounds import BEYOND, Bounds, TooCostly
-from service.tasks.grammars.ebnf import Rules
+from service.tasks.grammars.ebnf import Rules, Template
 from service.tasks.grammars.expand import Expander
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nodes import (
@@ -123,7 +123,7 @@ class Context:
         found = self._emitted.get((kind, key))
         if found is None:
             if kind == NUMBER:
-                emitted = emit_number(literals, self.rules)
+                emitted = _number(key, literals, self.rules)
             else:
                 emitted = self._string(literals, key=kind != STRING)
             places = {id(one): i for i, one in enumerate(literals)}
@@ -182,6 +182,31 @@ class Context:
         except (BudgetExceeded, RecursionError, OverflowError):
             self.give_up(state, "trying the listed values takes too long")
             return True
+
+
+_numbers: dict[Key, tuple[Template, tuple[tuple[int, str], ...]]] = {}
+"""Numbers that were written before: most schemas have the same few."""
+_KEPT_NUMBERS = 1024
+
+
+def _number(key: Key, literals: list[Literal], rules: Rules) -> Emitted:
+    known = _numbers.get(key)
+    if known is None:
+        emitted = Emitted(None)
+
+        def make(recorder: Rules) -> str | None:
+            nonlocal emitted
+            emitted = emit_number(literals, recorder)
+            return emitted.expression
+
+        template = Template(make)
+        places = {id(one): i for i, one in enumerate(literals)}
+        known = template, tuple((places[id(one)], why) for one, why in emitted.dropped)
+        if len(_numbers) >= _KEPT_NUMBERS:
+            _numbers.clear()
+        _numbers[key] = known
+    template, dropped = known
+    return Emitted(template.write(rules), tuple((literals[i], why) for i, why in dropped))
 
 
 def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternatives, bool]:

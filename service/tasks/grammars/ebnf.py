@@ -6,6 +6,7 @@ its top is in parentheses.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable
 
 ROOT = "root"
@@ -63,9 +64,50 @@ class Rules:
         return "\n".join(lines) + "\n"
 
 
+class Template:
+    """Rules and an expression that can be written into any grammar.
+
+    make: writes the rules, by ``define`` alone, and returns the expression.
+    """
+
+    def __init__(self, make: Callable[[Rules], str | None]) -> None:
+        recorder = _Recorder()
+        self._expression = make(recorder)
+        self._definitions = recorder.definitions
+
+    def write(self, rules: Rules) -> str | None:
+        """Write it; returns the expression."""
+        names: list[str] = []
+
+        def named(text: str) -> str:
+            return _PLACE.sub(lambda found: names[int(found[1])], text)
+
+        for hint, body in self._definitions:
+            names.append(rules.define(hint, named(body)))
+        return None if self._expression is None else named(self._expression)
+
+
+_PLACE = re.compile("\0(\\d+)\0")
+
+
+class _Recorder(Rules):
+    """Takes down definitions; their names are places for names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.definitions: list[tuple[str, str]] = []
+
+    def define(self, hint: str, body: str) -> str:
+        name = self._names.get(body)
+        if name is None:
+            name = self._names[body] = f"\0{len(self.definitions)}\0"
+            self.definitions.append((hint, body))
+        return name
+
+
 def literal(text: str) -> str:
     """The expression that matches exactly this text; of no characters, the empty text."""
-    return '"' + "".join(_escaped(character) for character in text) + '"'
+    return f'"{_UNSAFE.sub(_escaped, text)}"'
 
 
 def one_of(expressions: Iterable[str]) -> str:
@@ -74,7 +116,8 @@ def one_of(expressions: Iterable[str]) -> str:
     return several[0] if len(several) == 1 else "(" + " | ".join(several) + ")"
 
 
-def _escaped(character: str) -> str:
-    if character.isascii() and (character.isalnum() or character in " _-.,:;{}()@/+*=<>!?&%$#'|~^"):
-        return character
-    return f"\\U{ord(character):08x}"
+_UNSAFE = re.compile(r"[^A-Za-z0-9 _\-.,:;{}()@/+*=<>!?&%$#'|~^]")
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\U{ord(found[0]):08x}"

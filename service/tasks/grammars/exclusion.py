@@ -7,6 +7,7 @@ goes on with no name leaves the tree, and anything may follow.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference, ranges
 from service.tasks.grammars.ebnf import Rules
@@ -68,12 +69,10 @@ class _Writer:
         the characters that a state takes, so that the many nodes that go on alike share a rule."""
         known = self._leaving.get((goes_on, rest))
         if known is None:
-            others = complement(ranges((ord(character), ord(character)) for character in goes_on))
-            if difference(_WIDE, others):
-                parts = self._followed(others, rest)
-            else:
+            others, is_wide = _others_than(goes_on)
+            parts = self._followed(others, rest)
+            if is_wide:
                 wide = " | ".join(self._followed(_WIDE, rest))
-                parts = self._followed(difference(others, _WIDE), rest)
                 parts.append(self._rules.define("json_wide", wide))
             known = self._rules.define("json_leaves", " | ".join(parts))
             self._leaving[goes_on, rest] = known
@@ -96,6 +95,14 @@ class _Writer:
         return (
             f"{counted(ALL, low, high, self._rules, self._spelling)} {self._spelling.end}".strip()
         )
+
+
+@lru_cache(maxsize=1024)
+def _others_than(goes_on: frozenset[str]) -> tuple[Ranges, bool]:
+    """All other characters, or the plain ones of them where all of the wide ones are others, too."""
+    others = complement(ranges((ord(character), ord(character)) for character in goes_on))
+    is_wide = not difference(_WIDE, others)
+    return (difference(others, _WIDE) if is_wide else others), is_wide
 
 
 def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:

@@ -55,8 +55,9 @@ class Json:
 
     def alternatives(self, characters: Ranges) -> list[str]:
         """See `Raw.alternatives`."""
-        if intersection(characters, _SPECIAL) == _SPECIAL:
-            return [character_class(intersection(characters, PLAIN)), self._any_escape()]
+        plain = _beside_all_special(characters)
+        if plain is not None:
+            return [plain, self._any_escape()]
         return list(_json_alternatives(characters))
 
     def text(self, characters: str) -> str:
@@ -76,6 +77,14 @@ class Json:
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)
         return self._rules.define("json_escape", " | ".join(escapes))
+
+
+@lru_cache(maxsize=4096)
+def _beside_all_special(characters: Ranges) -> str | None:
+    """The class of those that stand for themselves; None where not all of the others are there."""
+    if intersection(characters, _SPECIAL) != _SPECIAL:
+        return None
+    return character_class(intersection(characters, PLAIN))
 
 
 @lru_cache(maxsize=4096)

@@ -148,7 +148,7 @@ def walk(automaton: Any, rng: random.Random) -> bytes | None:
     return None
 
 
-def broken(grammar: Grammar, enforced: bool, text: bytes) -> str:
+def broken(grammar: Grammar, limits: SchemaLimits, enforced: bool, text: bytes) -> str:
     """What a text of the grammar breaks; empty where nothing is broken.
 
     An enforced grammar is never wrong; any grammar of a schema writes JSON, though perhaps with a
@@ -169,7 +169,7 @@ def broken(grammar: Grammar, enforced: bool, text: bytes) -> str:
     except (ValueError, RecursionError) as error:
         return f"no JSON: {error}"
     try:
-        AnswerValidator(grammar.source).parse(text.decode())
+        AnswerValidator(grammar.source, limits).parse(text.decode())
     except OutputInvalid as error:
         return f"{error}" if enforced else ""
     return ""
@@ -201,7 +201,7 @@ def tried(compiler: Any, grammar: Grammar, limits: SchemaLimits, walks: int) -> 
         text = walk(compiled.automaton, rng)
         if text is not None:
             found.texts += 1
-            why = broken(grammar, enforced, text)
+            why = broken(grammar, limits, enforced, text)
             if why:
                 found.wrong.append([text.decode(errors="replace"), why])
     return found
