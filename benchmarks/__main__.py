@@ -31,6 +31,7 @@ BENCHMARKS = (
     "gpu",
     "maskbench",
     "schema_answers",
+    "fuzzed_schemas",
 )
 QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
 
@@ -63,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--results", type=Path, help="another folder for the results")
     parser.add_argument(
-        "--schemas", type=Path, metavar="FILE.jsonl", help="schemas for maskbench, schema_answers"
+        "--schemas", type=Path, metavar="FILE.jsonl", help="schemas for the last three"
     )
     arguments = parser.parse_args(words)
     unknown = [name for name in arguments.names if name not in BENCHMARKS]

@@ -14,7 +14,11 @@ LIMIT_S = 10.0
 
 
 def judged(schema: Any, text: str) -> str:
-    """``valid``, ``invalid``, or ``unknown`` where jsonschema cannot say."""
+    """``valid``, ``invalid``, or ``unknown`` where jsonschema cannot say.
+
+    ``format`` may be an annotation or an assertion: invalid is what is so in both readings, which
+    differ in what ``not`` makes of it.
+    """
     import re
 
     import jsonschema
@@ -22,12 +26,14 @@ def judged(schema: Any, text: str) -> str:
 
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
-        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
+        # No halves of surrogate pairs, and no number that overflowed to infinity.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return "invalid"
-    validator = validator_for(schema, default=jsonschema.Draft202012Validator)(schema)
+    cls = validator_for(schema, default=jsonschema.Draft202012Validator)
+    readings = (cls(schema), cls(schema, format_checker=cls.FORMAT_CHECKER))
     try:
-        return "valid" if validator.is_valid(value) else "invalid"
+        return "valid" if any(one.is_valid(value) for one in readings) else "invalid"
     except (re.error, RecursionError, OverflowError):
         return "unknown"
 

@@ -22,6 +22,7 @@ TITLES = {
     "deepstack_hook": "Hook of DeepStack",
     "maskbench": "Grammars from schemas",
     "schema_answers": "Answers under schemas, end to end",
+    "fuzzed_schemas": "Fuzzed and hostile schemas",
 }
 SHOWN_PACKAGES = ("python", "torch", "transformers", "timm", "numpy", "pillow", "grpcio")
 HEAD = """# Results

@@ -1,10 +1,11 @@
 """Random answers under many schemas, through a real server: does any OK answer not validate?
 
 ``python -m benchmarks schema_answers [--schemas FILE.jsonl]``. A server in a process of its own, the
-reference engine on the bundled model; each schema is asked several times at temperature 2 without
-a picture, which is text that means nothing and tries everything that the grammar lets through. Each
-OK answer is judged by jsonschema alone, with none of our code: read strictly, then validated. That
-happens in a process that is killed where a regular expression does not end.
+reference engine on the bundled model; each schema is asked once at each temperature without a
+picture. High ones give text that means nothing and tries everything that the grammar lets through,
+lower ones other text, with more of what the model has learnt. Each OK answer is
+judged by jsonschema alone, with none of our code: read strictly, then validated against the schema as
+it was sent. That happens in a process that is killed where a regular expression does not end.
 
 Without a file there is nothing to measure and nothing is written.
 """
@@ -42,6 +43,8 @@ from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 ROOT = Path(__file__).parents[1]
 ERRORS = ROOT / "docs" / "errors.md"
 PROMPT = "Answer with anything that fits."
+TEMPERATURES = (2.0, 1.5, 1.0)
+MAX_TOKENS = 192
 CALL_LIMIT_S = 120.0
 START_LIMIT_S = 120.0
 QUICK_SCHEMAS = 8
@@ -68,15 +71,19 @@ class Call:
     message: str = ""
     enforcement: int = 0
     attempts: int = 1
+    temperature: float = 0.0
 
 
 @contextmanager
-def server() -> Iterator[tuple[psutil.Popen, str]]:
-    """``qwen3vl serve`` on the bundled model, and its address, where it serves."""
+def server(*words: str) -> Iterator[tuple[psutil.Popen, str]]:
+    """``qwen3vl serve`` on the bundled model, and its address, where it serves.
+
+    words: more settings.
+    """
     with tempfile.NamedTemporaryFile("r") as log:
         command = [sys.executable, "-m", "service", "serve", "--port", "0",
                    "--max-schema-bytes", str(LARGE_LIMITS.max_bytes),
-                   "--max-regex-length", str(LARGE_LIMITS.max_regex_length)]  # fmt: skip
+                   "--max-regex-length", str(LARGE_LIMITS.max_regex_length), *words]  # fmt: skip
         with open(log.name, "w") as stderr:
             process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
@@ -96,21 +103,28 @@ def _port(process: psutil.Popen, log: Path) -> int:
     return int(found[1])
 
 
+def memory_mib(process: psutil.Popen) -> float:
+    """Resident memory of a server and the processes that it has started."""
+    return float(sum(one.memory_info().rss for one in (process, *process.children(True))) / MIB)
+
+
 async def ask(
     address: str,
     cases: Sequence[Case],
-    generations: int,
+    temperatures: Sequence[float],
     max_tokens: int,
     callers: int,
     minutes: float,
 ) -> list[Call]:
-    """All calls, this many at a time: every schema once in an order of no meaning, then again.
+    """All calls, this many at a time: every schema once in an order of no meaning, then again at
+    the next temperature.
 
     minutes: no call begins later than that.
     """
     numbers = random.Random(0).sample(range(len(cases)), len(cases))
-    plan = [(number, seed) for seed in range(generations) for number in numbers]
-    deadline = time.monotonic() + 60 * minutes
+    plan = [(number, seed) for seed in range(len(temperatures)) for number in numbers]
+    began = time.monotonic()
+    deadline = began + 60 * minutes
     pending = iter(plan)
     found: list[Call] = []
     judge = Judge()
@@ -121,44 +135,61 @@ async def ask(
             for number, seed in pending:
                 if time.monotonic() > deadline:
                     return
-                call = await _call(stub, number, cases[number], seed, max_tokens)
+                options = pb.SamplingOptions(
+                    temperature=temperatures[seed], seed=1000 * seed + number, max_tokens=max_tokens
+                )
+                call = await _call(stub, number, cases[number], options)
                 if call.reason == "OK":
                     verdict = await judge.verdict(cases[number].schema, call.text)
                     call = Call(**{**vars(call), "verdict": verdict})
                 found.append(call)
                 if len(found) % 200 == 0:
-                    print(f"{len(found)} of {len(plan)} calls", flush=True)
+                    minutes_so_far = (time.monotonic() - began) / 60
+                    answered = sum(call.reason == "OK" for call in found)
+                    wrong = sum(call.verdict == "invalid" for call in found)
+                    print(f"{len(found)} of {len(plan)} calls in {minutes_so_far:.1f} minutes: "
+                          f"{answered} OK, {wrong} of them invalid", flush=True)  # fmt: skip
 
         await asyncio.gather(*(caller() for _ in range(callers)))
     await judge.close()
     return found
 
 
-async def _call(stub: Any, number: int, case: Case, seed: int, max_tokens: int) -> Call:
+async def _call(stub: Any, number: int, case: Case, sampling: pb.SamplingOptions) -> Call:
     grammar = pb.Grammar(json_schema=schema_text(case.schema))
-    request = pb.RunTaskRequest(
-        task=pb.Task(inline=pb.InlineTask(user=PROMPT, grammar=grammar)),
-        sampling=pb.SamplingOptions(
-            temperature=2.0, seed=1000 * seed + number, max_tokens=max_tokens
-        ),
-    )
+    task = pb.Task(inline=pb.InlineTask(user=PROMPT, grammar=grammar))
+    request = pb.RunTaskRequest(task=task, sampling=sampling)
     began = time.perf_counter()
+    temperature = round(sampling.temperature, 6)
     try:
         response = await stub.RunTask(request, timeout=CALL_LIMIT_S)
     except grpc.aio.AioRpcError as error:
         read = read_error(error)
         seconds = time.perf_counter() - began
-        return Call(number, read.reason, seconds, message=f"{read.code.name}: {read.message}")
+        return Call(
+            number, read.reason, seconds, message=f"{read.code.name}: {read.message}",
+            temperature=temperature,
+        )  # fmt: skip
     result = response.result
     seconds = time.perf_counter() - began
     return Call(
         number, "OK", seconds, text=result.json, enforcement=result.enforcement,
-        attempts=result.attempts,
+        attempts=result.attempts, temperature=temperature,
     )  # fmt: skip
 
 
+def table(cases: Sequence[Case], calls: Sequence[Call]) -> list[dict[str, Any]]:
+    """A line for each temperature, and one for all calls."""
+    groups: dict[str, list[Call]] = {}
+    for call in calls:
+        groups.setdefault(f"{call.temperature:g}", []).append(call)
+    if len(groups) > 1:
+        groups["all"] = list(calls)
+    return [{"temperature": name} | row(cases, some) for name, some in groups.items()]
+
+
 def row(cases: Sequence[Case], calls: Sequence[Call]) -> dict[str, Any]:
-    """The line of the table."""
+    """What came of some calls."""
     reasons = Counter(call.reason for call in calls)
     verdicts = Counter(call.verdict for call in calls if call.reason == "OK")
     known = documented() | {"OK"}
@@ -166,6 +197,7 @@ def row(cases: Sequence[Case], calls: Sequence[Call]) -> dict[str, Any]:
     refused = {call.number for call in calls if call.reason.startswith(ADMISSION)}
     answered = {call.number for call in calls if call.reason == "OK"}
     milliseconds = [1e3 * call.seconds for call in calls]
+    lengths = [len(call.text) for call in calls if call.reason == "OK"]
     shown = ("OK", "OUTPUT_TRUNCATED", "OUTPUT_INVALID")
     return {
         "collection": len(cases),
@@ -174,6 +206,7 @@ def row(cases: Sequence[Case], calls: Sequence[Call]) -> dict[str, Any]:
         "calls": len(calls),
         "OK": reasons["OK"],
         "OK, ENFORCED": sum(call.enforcement == pb.ENFORCEMENT_ENFORCED for call in calls),
+        "OK, median characters": float(np.median(lengths)) if lengths else 0.0,
         "OK, invalid": verdicts["invalid"],
         "OK, not judged": verdicts["unknown"],
         "second attempts": sum(call.attempts > 1 for call in calls),
@@ -202,22 +235,27 @@ def write_details(path: Path, cases: Sequence[Case], calls: Sequence[Call]) -> N
                 out.write(json.dumps({"name": cases[call.number].name, **vars(call)}) + "\n")
 
 
-NOTES = """`qwen3vl serve` with the reference engine on the bundled model; {generations} answers to each schema at \
-temperature 2 with seeds, at most {max_tokens} tokens, {callers} callers at a time, no picture; max_schema_bytes \
-{bytes}, max_regex_length {regex}. schemas: those that were not refused before generation. OK answers are judged \
-by jsonschema's own validator for the draft that the schema names, on JSON read strictly (no duplicate keys, no \
-NaN); not judged: it cannot, because Python's regular expressions do not know the pattern or do not end. \
-truncated: OUTPUT_TRUNCATED, random text that is longer than the limit. refused: reasons that begin with SCHEMA_ \
-or GRAMMAR_. undocumented: no reason of docs/errors.md. The server lived to the end with {memory:.0f} MiB, the \
-processes that compile grammars included."""
+NOTES = """`qwen3vl serve` with the reference engine on the bundled model; an answer to each schema at each \
+temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time, no picture; max_schema_bytes \
+{bytes}, max_regex_length {regex}; {minutes_taken:.0f} minutes. schemas: those that were not refused before \
+generation. OK answers are judged by jsonschema's own validator for the draft that the schema names, on JSON read \
+strictly (no duplicate keys, no NaN), none of our code; not judged: it cannot, because Python's regular expressions \
+do not know the pattern or do not end. truncated: OUTPUT_TRUNCATED, an answer that was longer than the limit, which \
+proves nothing: objects that are open for further names, and lists without an end, are hardly ever ended by random \
+text, at any of the temperatures and limits that were tried. refused: reasons that begin with SCHEMA_ or GRAMMAR_. \
+undocumented: no reason of docs/errors.md. The server lived to the end with {memory:.0f} MiB, the processes that \
+compile grammars included."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few schemas, to see that it runs")
     collection_argument(parser)
-    parser.add_argument("--generations", type=int, default=3, help="answers to each schema")
-    parser.add_argument("--max-tokens", type=int, default=192)
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=TEMPERATURES, metavar="T",
+        help="an answer to each schema at each of them",
+    )  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no call later")
     parser.add_argument("--every", type=int, default=1, help="of so many schemas, ask one")
@@ -227,31 +265,33 @@ def main() -> None:
     if cases is None:
         return
     if options.quick:
-        options.every, options.generations = max(1, len(cases) // QUICK_SCHEMAS), 1
+        options.every = max(1, len(cases) // QUICK_SCHEMAS)
     cases = cases[:: options.every]
+    began = time.monotonic()
     with server() as (process, address):
         calls = asyncio.run(
             ask(
                 address,
                 cases,
-                options.generations,
+                options.temperatures,
                 options.max_tokens,
                 options.callers,
                 options.minutes,
             )
         )
-        memory = sum(one.memory_info().rss for one in (process, *process.children(True))) / MIB
+        memory = memory_mib(process)
     if options.details:
         write_details(options.details, cases, calls)
-    found = row(cases, calls)
+    found = table(cases, calls)
     notes = NOTES.format(
         memory=memory, bytes=LARGE_LIMITS.max_bytes, regex=LARGE_LIMITS.max_regex_length,
-        **vars(options),
+        minutes_taken=(time.monotonic() - began) / 60, **vars(options),
     )  # fmt: skip
-    write_results("schema_answers", [found], notes)
+    write_results("schema_answers", found, notes)
     print(environment())
-    print(markdown([{k: v for k, v in found.items() if k != "reasons"}]))
-    print(dict(found["reasons"]))
+    print(markdown([{k: v for k, v in line.items() if k != "reasons"} for line in found]))
+    for line in found:
+        print(line["temperature"], dict(line["reasons"]))
 
 
 if __name__ == "__main__":

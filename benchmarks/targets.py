@@ -266,4 +266,13 @@ TARGETS = (
         1080,
         unit="schemas",
     ),
+    Target(
+        "fuzzed_schemas",
+        "fuzzed and hostile schemas: stalls, and answers that do not validate or are not documented",
+        lambda row: True,
+        lambda row: float(row["stalls"] + row["OK, invalid"] + row["undocumented"]),
+        0,
+        at_least=False,
+        unit="calls",
+    ),
 )

@@ -17,6 +17,7 @@ from benchmarks.maskbench import row
 from benchmarks.outcome_plot import parts, write_outcome_plot
 from benchmarks.schema_answers import Call, documented
 from benchmarks.schema_answers import row as answers_row
+from benchmarks.schema_answers import table as answers_table
 
 OUTCOMES = [
     Outcome("served", 0.001, enforced=True),
@@ -83,9 +84,13 @@ def test_lines_end_where_json_ends(tmp_path: Path) -> None:
         ({"type": "integer"}, '"1"', "invalid"),
         (True, '{"a": 1, "a": 1}', "invalid"),
         (True, "NaN", "invalid"),
+        (True, "[-1e999]", "invalid"),
         (True, '"\\ud800"', "invalid"),
         (True, "{", "invalid"),
         (False, "1", "invalid"),
+        ({"format": "ipv4"}, '"a"', "valid"),
+        ({"not": {"format": "ipv4"}}, '"a"', "valid"),
+        ({"not": {"format": "ipv4"}}, '"10.0.0.1"', "invalid"),
         ({"pattern": "\\p{L}"}, '"a"', "unknown"),
         ({"$schema": "http://json-schema.org/draft-04/schema#", "maximum": 1,
           "exclusiveMaximum": True}, "1", "invalid"),
@@ -120,6 +125,20 @@ def test_calls_are_counted_by_what_came_of_them() -> None:
     assert (found["OK"], found["OK, invalid"], found["second attempts"]) == (2, 1, 1)
     assert (found["truncated"], found["refused"], found["other"]) == (1, 1, 2)
     assert found["undocumented"] == 2
+
+
+def test_each_temperature_has_a_line_and_all_of_them_one() -> None:
+    calls = [
+        Call(0, "OK", 1.0, "valid", text="12", temperature=2.0),
+        Call(0, "OUTPUT_TRUNCATED", 1.0, temperature=1.5),
+        Call(0, "OK", 1.0, "invalid", text="1234", temperature=1.5),
+    ]
+    found = answers_table([Case("", True, [])], calls)
+    assert [line["temperature"] for line in found] == ["2", "1.5", "all"]
+    assert [line["OK"] for line in found] == [1, 1, 2]
+    assert [line["OK, invalid"] for line in found] == [0, 1, 1]
+    assert [line["OK, median characters"] for line in found] == [2, 4, 3]
+    assert len(answers_table([Case("", True, [])], calls[:1])) == 1
 
 
 def test_the_documented_reasons_are_found() -> None:
