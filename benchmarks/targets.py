@@ -163,7 +163,7 @@ TARGETS = (
     ),
     Target(
         "cold_start",
-        "resident memory of the server",
+        "resident memory of the server with its worker processes",
         _what("resident memory after two answers, MiB"),
         _median,
         1536,
