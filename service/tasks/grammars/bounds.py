@@ -33,9 +33,9 @@ class Bounds:
     last: bool
 
 
-EXACT = Bounds(128, 60_000, 3_000, 6_000, 500_000, last=False)
-NARROW = Bounds(8, 6_000, 500, 1_500, 200_000, last=True)
-LOOSE = Bounds(2, 1_000, 100, 200, 100_000, last=True)
+EXACT = Bounds(128, 30_000, 3_000, 3_000, 250_000, last=False)
+NARROW = Bounds(8, 4_000, 500, 1_000, 100_000, last=True)
+LOOSE = Bounds(2, 1_000, 100, 150, 50_000, last=True)
 LADDER = (EXACT, NARROW, LOOSE)
 BEYOND = "the schema is too large for a grammar of all of it"
 MAX_COST = 1_000_000
