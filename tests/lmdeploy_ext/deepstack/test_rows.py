@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from lmdeploy_ext.packing import PackedImage, pack
 from tests.host_runtime.cases import Case, _model, expected, make_case
 from tests.host_runtime.checkpoints import image_token
+from tests.host_runtime.oracle import packed
 from tests.host_runtime.parity import TIE, check
 from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.deepstack.cases import mixed_cases, with_another_end
@@ -117,16 +116,7 @@ def tokens_of(cases: Sequence[Case]) -> Counter[tuple[int, int, int]]:
 
 def behind_reference(folder: Path, case: Case, answer: Sequence[int]) -> list[float]:
     """How far the logit of each token of an answer is behind the reference engine's best one."""
-    model = loaded(folder)
-    segments: list[Any] = []
-    at = 0
-    for (begin, end), grid, pixels in zip(case.spans, case.grids, case.pixels(), strict=True):
-        patches = ((pixels.float() + 1) * 127.5).round().numpy().astype(np.uint8)
-        segments += [case.tokens[at:begin], PackedImage(patches, grid)]
-        at = end
-    packed = pack([*segments, case.tokens[at:]], image_token(folder))
-    assert packed.token_ids.tolist() == case.tokens
-    logits = engine_logits(model, packed, list(answer[:-1]))
+    logits = engine_logits(loaded(folder), packed(folder, case), list(answer[:-1]))
     chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
     return [float(lag) for lag in logits.amax(dim=1) - chosen]
 
@@ -156,7 +146,7 @@ def check_lags(
 def test_every_token_and_every_row(loud: Checkpoints, tmp_path: Path, name: str) -> None:
     fields = CHECKPOINTS[name]
     folder = loud(**fields)
-    cases = mixed_cases(image_token(folder), 16)
+    cases = mixed_cases(image_token(folder), 12)
     runs = [{**one, "dtype": str(fields.get("dtype", torch.bfloat16))[6:]} for one in RUNS]
     wanted = [expected(folder, case) for case in cases]
     features, path = features_of(folder, cases), tmp_path / "rows.pt"
