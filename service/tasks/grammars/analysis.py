@@ -9,10 +9,10 @@ from service.errors import GrammarError
 from service.tasks import jsontext
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammar_checks import check_grammar
-from service.tasks.grammars.ebnf import Rules, literal, one_of
+from service.tasks.grammars.ebnf import Rules, literal, one_of, pruned
 from service.tasks.grammars.portable import portable
 from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
-from service.tasks.grammars.schema_grammar import pruned, schema_grammar
+from service.tasks.grammars.schema_grammar import schema_grammar
 from service.tasks.grammars.strings import emit_regex
 from service.tasks.schema import FIELD, SchemaLimits, compiled
 from service.types import Grammar, GrammarKind

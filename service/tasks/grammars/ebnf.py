@@ -110,6 +110,18 @@ def literal(text: str) -> str:
     return f'"{_UNSAFE.sub(_escaped, text)}"'
 
 
+def sequence(*parts: str) -> str:
+    """The expression for one after the other; of nothing, the empty text."""
+    return " ".join(part for part in parts if part != '""') or '""'
+
+
+def any_or_end(parts: Iterable[str], ends: bool) -> str:
+    """The body of a rule for any of the parts, or with ``ends`` nothing. Not in brackets, of which
+    compilers make more rules."""
+    several = list(dict.fromkeys(parts))
+    return " | ".join(['""', *several] if ends or not several else several)
+
+
 def one_of(expressions: Iterable[str]) -> str:
     """The expression for any of at least one expression."""
     several = list(dict.fromkeys(expressions))
@@ -121,3 +133,22 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9 _\-.,:;{}()@/+*=<>!?&%$#'|~^]")
 
 def _escaped(found: re.Match[str]) -> str:
     return f"\\U{ord(found[0]):08x}"
+
+
+_NAME = re.compile(r'"[^"]*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_]\w*)')
+
+
+def pruned(text: str) -> str:
+    """A grammar without the rules that its root does not reach."""
+    bodies: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, body = line.partition(" ::= ")
+        bodies[name] = body
+    reached = {"root": None}
+    pending = ["root"]
+    while pending:
+        for name in _NAME.findall(bodies[pending.pop()]):
+            if name and name not in reached:
+                reached[name] = None
+                pending.append(name)
+    return "".join(f"{name} ::= {body}\n" for name, body in bodies.items() if name in reached)

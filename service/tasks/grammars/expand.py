@@ -23,6 +23,7 @@ from service.tasks.grammars.alternatives import (
 )
 from service.tasks.grammars.bounds import Bounds
 from service.tasks.grammars.constraints import MEMBERS, Reader, only
+from service.tasks.grammars.evaluated import rest, unclear
 from service.tasks.grammars.nodes import (
     ARRAY,
     OBJECT,
@@ -37,10 +38,7 @@ from service.tasks.grammars.report import Rewrite
 from service.tasks.grammars.shapes import (
     Absent,
     Alternatives,
-    Conjunction,
-    Members,
     Required,
-    SomeMember,
 )
 
 MAX_TRACKED = 4
@@ -299,12 +297,12 @@ class Expander:
             if keyword not in node.keywords:
                 continue
             pointer = node.at(keyword)
-            if keyword == "unevaluatedItems" or self._lost or _unclear(parts[t]):
+            if keyword == "unevaluatedItems" or self._lost or unclear(parts[t]):
                 self.drop(pointer, "what is evaluated depends on the value")
                 continue
             atom = self.nodes.child(node, keyword)
             closed = node.keywords[keyword] is False
-            parts[t] = [(*one, *_rest(one, atom, closed, node.pointer)) for one in parts[t]]
+            parts[t] = [(*one, *rest(one, atom, closed, node.pointer)) for one in parts[t]]
         return tuple(parts)
 
 
@@ -321,21 +319,3 @@ _IN_PLACE: dict[str, Callable[[Expander, Node, str, bool], Steps]] = {
     "dependentSchemas": Expander._dependent_schemas,
     "dependencies": Expander._dependencies,
 }
-
-
-def _unclear(alternatives: Alternatives) -> bool:
-    """Whether a constraint may evaluate members without saying which."""
-    return any(isinstance(constraint, SomeMember) for one in alternatives for constraint in one)
-
-
-def _rest(one: Conjunction, atom: Atom, closed: bool, pointer: str) -> Conjunction:
-    """The constraint on the members that no constraint of the conjunction speaks of."""
-    named: dict[str, Atom | None] = {}
-    patterns: dict[str, Atom | None] = {}
-    for members in one:
-        if isinstance(members, Members):
-            if members.further is not None:
-                return ()
-            named.update(dict.fromkeys(members.named))
-            patterns.update(dict.fromkeys(members.patterns))
-    return (Members(pointer, named, patterns, atom, closed, "unevaluatedProperties"),)

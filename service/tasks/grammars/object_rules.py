@@ -11,8 +11,9 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from service.tasks.grammars.ebnf import Rules, literal, one_of
+from service.tasks.grammars.ebnf import Rules, any_or_end, literal, one_of, sequence
 from service.tasks.grammars.nodes import State
+from service.tasks.grammars.shuffled import Shuffled
 
 MAX_SHUFFLED = 3
 """Declared names that may come in any order; each set of those that are there has a rule."""
@@ -198,7 +199,7 @@ class Writer:
                 then = self._add(count, marks)
                 rest = None if then is None else after.get(then)
                 if rest is not None:
-                    parts.append(_sequence(pair, rest))
+                    parts.append(sequence(pair, rest))
             if not required and skipped.get(count) is not None:
                 parts.append(str(skipped[count]))
             twice = self.often or (i > 0 and not self.members[i - 1][1])
@@ -214,21 +215,21 @@ class Writer:
             own = ""
             parts = []
             for pair, marks in self.further:
-                other = self.rules.define("other", _sequence('", "', pair))
+                other = self.rules.define("other", sequence('", "', pair))
                 then = self._add(count, marks)
                 if then == count:
                     own = own or self.rules.reserve("more")
-                    parts.append(_sequence(other, own))
+                    parts.append(sequence(other, own))
                 elif then is not None and found.get(then) is not None:
-                    parts.append(_sequence(other, str(found[then])))
+                    parts.append(sequence(other, str(found[then])))
             choice = choices.get(count)
             if choice is not None:
-                parts.append(_sequence('", "', choice))
+                parts.append(sequence('", "', choice))
             ends = self._ends(i, count)
             if not ends and (not parts or self._stuck(parts, own)):
                 found[count] = None
                 continue
-            body = _followed(parts, ends)
+            body = any_or_end(parts, ends)
             if own:
                 self.rules.fill(own, body)
                 body = own
@@ -250,7 +251,7 @@ class Writer:
             for pair, marks in self.further:
                 then = self._add(start, marks)
                 if then is not None and afters.get(then) is not None:
-                    parts.append(_sequence(pair, str(afters[then])))
+                    parts.append(sequence(pair, str(afters[then])))
         choice = first.get(start)
         if choice is not None:
             parts.append(choice)
@@ -258,7 +259,7 @@ class Writer:
             parts.append('""')
         if not parts:
             return None
-        return _sequence('"{"', one_of(parts), '"}"')
+        return sequence('"{"', one_of(parts), '"}"')
 
     def _pair(self, name: str, expression: str) -> str:
         """A member, in a rule of its own where it is written in several places."""
@@ -273,71 +274,3 @@ class Writer:
         if len(parts) == 1 and not twice:
             return parts[0]
         return self.rules.define(hint, " | ".join(dict.fromkeys(parts)))
-
-
-class Shuffled:
-    """Writes few names in any order: a rule for each set of those that are there."""
-
-    def __init__(
-        self, shape: ObjectShape, rules: Rules, value: Callable[[State], str | None]
-    ) -> None:
-        self.rules = rules
-        self.pairs: list[str] = []
-        self.required = 0
-        self.possible = True
-        several = len(shape.members) > 1 or bool(shape.further)
-        for name, required, ways in shape.members:
-            expression = value(ways[0][0])
-            if expression is not None:
-                self.required |= int(required) << len(self.pairs)
-                key = literal(json.dumps(name, ensure_ascii=False) + ": ")
-                pair = f"{key} {expression}"
-                own_rule = several or name in shape.common
-                self.pairs.append(rules.define("member", pair) if own_rule else pair)
-            elif required:
-                self.possible = False
-        further = ((key, value(ways[0][0])) for key, ways in shape.further)
-        self.further = [
-            f'{key} ": " {expression}' for key, expression in further if expression is not None
-        ]
-        self.others = [rules.define("other", _sequence('", "', pair)) for pair in self.further]
-
-    def run(self) -> str | None:
-        """The expression, or None where no object fits."""
-        if not self.possible:
-            return None
-        after: dict[int, str] = {}
-        everything = (1 << len(self.pairs)) - 1
-        for used in range(everything, -1, -1):
-            nexts = [
-                _sequence(pair, after[used | 1 << i])
-                for i, pair in enumerate(self.pairs)
-                if not used >> i & 1
-            ]
-            own = self.rules.reserve("more") if self.further else ""
-            nexts = [_sequence('", "', follows) for follows in nexts]
-            nexts += [_sequence(other, own) for other in self.others]
-            ends = used & self.required == self.required
-            body = _followed(nexts, ends)
-            if own:
-                self.rules.fill(own, body)
-                body = own
-            elif len(nexts) > 1 or (nexts and ends):
-                body = self.rules.define("more", body)
-            after[used] = body
-            if not used:
-                start = [_sequence(pair, after[1 << i]) for i, pair in enumerate(self.pairs)]
-                start += [_sequence(pair, own) for pair in self.further]
-                start += ['""'] if ends else []
-        return _sequence('"{"', one_of(start), '"}"')
-
-
-def _followed(parts: list[str], ends: bool) -> str:
-    """The body of a rule for what follows a member: one of the parts, or the end. Not in brackets,
-    of which compilers make more rules."""
-    several = list(dict.fromkeys(parts))
-    return " | ".join(['""', *several] if ends or not several else several)
-
-
-def _sequence(*parts: str) -> str:
-    return " ".join(part for part in parts if part != '""') or '""'

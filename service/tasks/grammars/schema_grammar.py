@@ -7,7 +7,6 @@ value at all; the rules. All without recursion, since references can chain as lo
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from service.tasks.grammars.bounds import (
     cost,
 )
 from service.tasks.grammars.context import Context
-from service.tasks.grammars.ebnf import literal
+from service.tasks.grammars.ebnf import literal, pruned
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nodes import ANY, ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
 from service.tasks.grammars.object_rules import ObjectShape
@@ -314,22 +313,3 @@ def _string_length(literals: list[Literal]) -> int:
         elif one.keyword == "format":
             length += 64
     return length
-
-
-_NAME = re.compile(r'"[^"]*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_]\w*)')
-
-
-def pruned(text: str) -> str:
-    """A grammar without the rules that its root does not reach."""
-    bodies: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, body = line.partition(" ::= ")
-        bodies[name] = body
-    reached = {"root": None}
-    pending = ["root"]
-    while pending:
-        for name in _NAME.findall(bodies[pending.pop()]):
-            if name and name not in reached:
-                reached[name] = None
-                pending.append(name)
-    return "".join(f"{name} ::= {body}\n" for name, body in bodies.items() if name in reached)
