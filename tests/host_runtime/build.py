@@ -6,7 +6,7 @@ compiler, processor, CUDA headers. A second call costs milliseconds.
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -41,17 +41,17 @@ def build() -> Path:
     target = CACHE / _digest(compiler, include, processor)
     if target.is_dir():
         return target
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "driver").mkdir(parents=True)
-    (partial / "runtime").mkdir()
-    include_flags = [f"-I{SOURCES}", f"-isystem{include}", f"-isystem{SOURCES}/shim"]
-    try:
-        _build_into(partial, [compiler, *FLAGS, *processor, *include_flags])
-        with contextlib.suppress(OSError):  # another process was faster; its libraries are the same
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # tests may run side by side: one of them builds
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.is_dir():
+            partial = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)  # of a build that was interrupted
+            (partial / "driver").mkdir(parents=True)
+            (partial / "runtime").mkdir()
+            include_flags = [f"-I{SOURCES}", f"-isystem{include}", f"-isystem{SOURCES}/shim"]
+            _build_into(partial, [compiler, *FLAGS, *processor, *include_flags])
             partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
