@@ -21,6 +21,7 @@ from service import grpc_guard, metrics
 from service.auth import ApiKeys
 from service.engine import Engine
 from service.errors import ServiceError
+from service.inference import schema_limits
 from service.interceptors import CallInterceptor
 from service.lifecycle import Lifecycle, Phase
 from service.logs import pairs
@@ -30,7 +31,7 @@ from service.servicer import VisionServicer
 from service.settings import Settings, SettingsError
 from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.grammars.pool import GrammarPool
-from service.tasks.registry import Registry
+from service.tasks.registry import Registry, try_grammars
 from service.tls import server_credentials
 from service.types import GenerateRequest, Sampling
 
@@ -66,6 +67,7 @@ class VisionServer:
     ) -> None:
         self._settings = settings
         self._engine = engine
+        self._registry = registry
         self._pool = pool
         self._metrics = ExitStack()
         self._heartbeat: asyncio.Task[None] | None = None
@@ -115,7 +117,11 @@ class VisionServer:
         raise RuntimeError("gRPC's server ended by itself")
 
     async def load(self) -> None:
-        """Load the engine, warm it up, turn SERVING and watch its health from then on."""
+        """Load the engine, warm it up, turn SERVING and watch its health from then on.
+
+        Raises ``EngineUnavailable``, and ``TaskSourceError`` for grammars of tasks that cannot be
+        compiled.
+        """
         started = asyncio.get_running_loop().time()
         await self._start_parts()
         await asyncio.wait_for(self._warm_up(), self._settings.inference_timeout_s)
@@ -184,7 +190,7 @@ class VisionServer:
             ) from None
 
     async def _start_parts(self) -> None:
-        """The engine, and meanwhile the processes that analyse grammars."""
+        """The engine, and meanwhile the processes that analyse grammars; they try those of tasks."""
         if self._pool is None:
             await self._engine.start()
             return
@@ -192,6 +198,8 @@ class VisionServer:
         try:
             await self._engine.start()
             await workers
+            limits = schema_limits(self._settings)
+            await try_grammars(self._registry, self._pool.analyse, limits)
         finally:
             if not workers.done():
                 workers.cancel()
@@ -239,7 +247,7 @@ async def serve(
 
     pool: see ``VisionServer``. on_ready: called once, when health has turned SERVING. Raises
     ``SettingsError`` when a port cannot be used, ``EngineUnavailable`` when the engine or the pool
-    cannot be started.
+    cannot be started, ``TaskSourceError`` when the grammar of a task cannot be compiled.
     """
     server = VisionServer(settings, engine, registry, pool=pool)
     stop = asyncio.Event()

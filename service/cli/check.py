@@ -12,9 +12,11 @@ import typer
 
 from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
+from service.inference import schema_limits
 from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.grammars.analysis import analyse
+from service.tasks.registry import TaskSourceError, try_grammars
 from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
 from service.wiring import build_engine, build_pool, build_registry
@@ -65,6 +67,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         stage = "workers"
         started = time.monotonic()
         await pool.start()
+        await try_grammars(registry, pool.analyse, schema_limits(settings))
         _passed(
             stage,
             f"{settings.compile_workers} for grammars, started in {time.monotonic() - started:.1f} s",
@@ -91,6 +94,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         )
     except (ServiceError, ValueError, OSError, ImportError) as error:
         text = error.message if isinstance(error, ServiceError) else str(error)
+        stage = "tasks" if isinstance(error, TaskSourceError) else stage
         mend = REINSTALL if isinstance(error, ImportError) else MEND[stage]
         first, *more = text.splitlines()
         typer.echo(f"{stage:<10}FAILED: {with_flag(first)}", err=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from service.errors import GrammarError, UnknownTask
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks
+from service.tasks.grammars.analyser import Analyser
 from service.tasks.grammars.analysis import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
@@ -68,6 +69,20 @@ def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS)
     if problems:
         raise TaskSourceError("Tasks cannot be loaded:\n" + "\n".join(f"  {p}" for p in problems))
     return Registry(tasks)
+
+
+async def try_grammars(registry: Registry, analyser: Analyser, limits: SchemaLimits) -> None:
+    """Have grammars compiled where those of callers are. Raises one ``TaskSourceError`` for all that
+    cannot be: the syntax of EBNF is not known before."""
+    problems: list[str] = []
+    for task in registry.list():
+        if task.grammar is not None:
+            try:
+                await analyser(replace(task.grammar, ebnf=""), limits)
+            except GrammarError as error:
+                problems.append(f"{task.name}: {_problem(error)}")
+    if problems:
+        raise TaskSourceError("Tasks cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
 
 
 def _analysed(task: Task, limits: SchemaLimits) -> Task:

@@ -57,6 +57,37 @@ def test_serve_announces_itself_answers_and_ends_with_ctrl_c() -> None:
         assert "Aborted" not in err
 
 
+@pytest.mark.parametrize(
+    ("grammar", "problem"),
+    [
+        (
+            "json_schema: {properties: {a: {type: integer, minimum: '3'}}}",
+            'bad.yaml: json_schema: at "/properties/a/minimum": must be of type number',
+        ),
+        (
+            "json_schema: {$ref: 'https://example.org/schema'}",
+            'bad.yaml: json_schema: at "/$ref": points outside this schema',
+        ),
+        ("json_schema: {type: integer, minimum: 3, maximum: 2}", "bad.yaml: json_schema: no value"),
+        ("regex: '(?=a)(?!b)\\1'", "bad.yaml: regex: "),
+        ("ebnf: 'root ::= ('", "bad: ebnf: ebnf cannot be compiled: EBNF parser error"),
+        ("ebnf: 'root ::= root'", "bad: ebnf: ebnf cannot be compiled: no text fits it"),
+    ],
+)
+@pytest.mark.parametrize("words", ["serve", "check"])
+def test_a_bad_grammar_of_a_task_stops_the_start(
+    tmp_path: Path, words: str, grammar: str, problem: str
+) -> None:
+    (tmp_path / "bad.yaml").write_text(f"description: d\nuser: u\n{grammar}\n")
+    (tmp_path / "good.yaml").write_text("description: d\nuser: u\nebnf: 'root ::= [a-z]+'\n")
+    done = run(words, "--engine", "fake", "--port", 0, "--tasks-dir", tmp_path)
+    assert done.returncode == 1
+    assert problem in done.stderr
+    assert "SERVING" not in done.stderr
+    assert "good" not in done.stderr.replace(str(tmp_path), "")
+    assert "Traceback" not in done.stderr
+
+
 def test_serve_on_a_taken_port_says_so_and_nothing_else_breaks() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
