@@ -6,6 +6,7 @@ is measured.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from abc import ABC, abstractmethod
@@ -195,6 +196,9 @@ class Ours(MaskEngine):
         table = [bytes([value]) for value in range(END)] + [b""]
         self._compiler = GrammarCompiler(table, [END])
         self._limits = limits
+        import service.tasks.grammars.analysis  # noqa: F401
+
+        gc.freeze()  # as the processes of the service do, which analyse
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError

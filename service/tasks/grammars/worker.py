@@ -10,6 +10,7 @@ It ends with its parent: stdin is at its end then, and an alarm ends even a call
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its children
 
-MEMORY_BYTES = 4 << 30
+MEMORY_BYTES = 2 << 30
 """Address space; a quarter of a gigabyte of it is taken at the start."""
 GRACE_S = 5.0
 """The parent kills at the limit of a request. Where there is none any more, the alarm comes so much
@@ -46,6 +47,7 @@ def main(answer: Answers | None = None) -> None:
     from service.tasks.grammars.wire import frame
 
     answer = answer or answers()
+    gc.freeze()  # what was imported stays, so that collections need not look through it
     requests, replies = sys.stdin.buffer, _private_stdout()
     replies.write(frame({"ready": True}))
     replies.flush()
