@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,27 @@ def test_a_child_gets_arguments_and_answers_and_the_parent_keeps_nothing(tmp_pat
     assert not any(
         name.startswith(("lmdeploy", "tests.host_runtime")) for name in sys.modules.keys() - modules
     )
+
+
+def _leave_a_mark() -> list[Any]:
+    found = [hasattr(sys, "mark"), "lmdeploy.turbomind" in sys.modules]
+    sys.mark = True  # type: ignore[attr-defined]
+    return [*found, os.environ["HOST_RUNTIME_MODE"], os.environ.get("HOST_RUNTIME_DELAY_US")]
+
+
+def test_calls_in_forks_know_nothing_of_each_other() -> None:
+    with ThreadPoolExecutor(2) as both:
+        slow = both.submit(run, _leave_a_mark, extra={"HOST_RUNTIME_DELAY_US": "5"})
+        plain = both.submit(run, _leave_a_mark, mode="numbers")
+    again = run(_leave_a_mark)
+    assert slow.result() == [False, True, "null", "5"]
+    assert plain.result() == [False, True, "numbers", None]
+    assert again == [False, True, "null", None]
+
+
+def test_a_call_with_variables_of_its_own_gets_a_fresh_process() -> None:
+    found = run(_leave_a_mark, extra={"LMDEPLOY_QWEN3VL": "0"})
+    assert found == [False, False, "null", None]
 
 
 def test_async_functions_run_to_their_end() -> None:
