@@ -154,11 +154,13 @@ async def _bundled() -> list[list[Any]]:
     from service.engines.lmdeploy import LMDeployEngine
     from service.engines.reference import ReferenceEngine
     from service.tasks.image_analysis import IMAGE_ANALYSIS
+    from service.tasks.registry import load_registry
     from service.tasks.runner import run as run_task
     from service.types import Image, Sampling
     from service.wiring import BUNDLED_MODEL
 
     drawings = sorted(Path("examples/drawings/samples").glob("*.png"))
+    analysis = load_registry(None).get(IMAGE_ANALYSIS.name)  # with its grammar analysed
     turbomind = LMDeployEngine(
         BUNDLED_MODEL, backend="turbomind", cache_share=0.2, prefill_chunk=256
     )
@@ -173,7 +175,7 @@ async def _bundled() -> list[list[Any]]:
         for path in drawings:
             image = Image(np.array(Pillow.open(path).convert("RGB")))
             done = await run_task(
-                engine, IMAGE_ANALYSIS, [image], Sampling(max_tokens=400), timeout_s=120,
+                engine, analysis, [image], Sampling(max_tokens=400), timeout_s=120,
                 request_id=path.stem,
             )  # fmt: skip
             texts.append(done.text)
