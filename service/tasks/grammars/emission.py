@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from service.tasks.grammars.automata import DEAD, Dfa
 from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.codepoints import ALL, Ranges, ranges
-from service.tasks.grammars.ebnf import Rules, one_of
+from service.tasks.grammars.ebnf import Rules, any_or_end, one_of
 from service.tasks.grammars.regex_syntax import Chars, Choice, Node, Repeat, Sequence
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.structure import is_anything
@@ -120,13 +120,6 @@ def one_character(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
     )
 
 
-def counted(
-    characters: Ranges, low: int, high: int | None, rules: Rules, spelling: Spelling
-) -> str:
-    """The expression for low to high characters of a set."""
-    return _times(_repeated(characters, rules, spelling), low, high)
-
-
 def _repeated(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
     one = one_character(characters, rules, spelling)
     if len(characters) <= MANY_RANGES or not one.startswith("["):
@@ -171,11 +164,47 @@ def _item(node: Node, rules: Rules, spelling: Spelling) -> str:
     if isinstance(node, Chars):
         return one_character(resolve(node), rules, spelling)
     if isinstance(node, Repeat):
+        if is_chained(node, spelling):
+            return _chain(node, rules, spelling)
         return _times(_piece(node.item, rules, spelling), node.low, node.high)
     if isinstance(node, Choice):
         return one_of(_item(item, rules, spelling) for item in node.items)
     assert isinstance(node, Sequence)
     return " ".join(_written(node.items, rules, spelling)) or '""'
+
+
+def is_chained(node: Repeat, spelling: Spelling) -> bool:
+    """Whether a repeat is of characters that are spelled in several ways.
+
+    It gets a rule for each number that is left, or one that goes on with itself. With one rule for
+    a character, repeated, a matcher would follow each token of several characters out of it, at
+    each step: a tenth of a second where there are 150,000.
+    """
+    if not isinstance(node.item, Chars) or (node.low, node.high) in ((0, 1), (1, 1), (0, 0)):
+        return False
+    characters = resolve(node.item)
+    return len(characters) <= MANY_RANGES and len(spelling.alternatives(characters)) > 1
+
+
+def _chain(node: Repeat, rules: Rules, spelling: Spelling) -> str:
+    assert isinstance(node.item, Chars)
+    ways = spelling.alternatives(resolve(node.item))
+
+    def made(low: int, high: int | None) -> str:
+        return rules.once(("chain", tuple(ways), low, high), lambda: make(low, high))
+
+    def make(low: int, high: int | None) -> str:
+        hint = f"{spelling.name}_characters"
+        if high is None and low == 0:
+            name = rules.reserve(hint)
+            rules.fill(name, any_or_end([f"{way} {name}" for way in ways], ends=True))
+            return name
+        if high == 1:
+            return rules.define(hint, any_or_end(ways, ends=low == 0))
+        below = made(max(low - 1, 0), None if high is None else high - 1)
+        return rules.define(hint, any_or_end([f"{way} {below}" for way in ways], ends=low == 0))
+
+    return made(node.low, node.high)
 
 
 def _piece(node: Node, rules: Rules, spelling: Spelling) -> str:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference, ranges
 from service.tasks.grammars.ebnf import Rules
-from service.tasks.grammars.emission import counted
+from service.tasks.grammars.free_strings import counted
 from service.tasks.grammars.spellings import PLAIN, Json
 
 _Tree = dict[str, "_Tree"]
@@ -90,11 +90,8 @@ class _Writer:
         high = None if self._high is None else self._high - depth
         if high is not None and high < 0:
             return None
-        if low == 0 and high is None:
-            return self._spelling.anything()
-        return (
-            f"{counted(ALL, low, high, self._rules, self._spelling)} {self._spelling.end}".strip()
-        )
+        one, rest = self._spelling.alternatives(ALL), self._spelling.anything()
+        return counted(one, low, high, rest, self._rules)
 
 
 @lru_cache(maxsize=1024)

@@ -27,13 +27,13 @@ from service.tasks.grammars.automata import (
 from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.ebnf import Rules, literal
 from service.tasks.grammars.exclusion import anything_but
-from service.tasks.grammars.free_strings import canonical, in_any_spelling
+from service.tasks.grammars.free_strings import COUNTED, canonical, in_any_spelling
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
 from service.tasks.grammars.regex_syntax import Expression, Node, PatternError, parse
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.string_formats import FORMAT_PATTERNS
-from service.tasks.grammars.structure import MANY, unanchored, ways, weight, within
+from service.tasks.grammars.structure import MANY, loosened, unanchored, ways, weight, within
 from service.tasks.regexes import compile_pattern
 
 SMALL = 300
@@ -41,10 +41,9 @@ SMALL = 300
 places."""
 FEW = 40
 """Places at once with which a matcher is still fast."""
-LONGEST = 10**12
-"""Characters that no text has; compilers refuse greater numbers."""
 MAX_RANGES = 20_000
 """Of all classes of characters of a string: about a second of a compiler."""
+_COUNTS = f"counts to more than {COUNTED} characters, which a grammar does not"
 _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -66,8 +65,7 @@ class _Wanted:
     def add(self, one: Literal) -> None:
         """Sort a literal in."""
         if one.keyword in ("minLength", "maxLength"):
-            size = min(int(one.value), LONGEST)
-            self._bound(one, size, is_low=(one.keyword == "minLength") != one.negated)
+            self._bound(one, int(one.value), is_low=(one.keyword == "minLength") != one.negated)
         elif one.keyword == "pattern":
             self.patterns.append((one, one.value))
         elif one.keyword == "format":
@@ -93,6 +91,17 @@ class _Wanted:
         else:
             self.high = min(bound - one.negated, bound if self.high is None else self.high)
             self.highs.append(one)
+
+    def countable(self) -> tuple[int, int | None]:
+        """The bounds that a grammar can count to; the others are dropped."""
+        low, high = self.low, self.high
+        if low > COUNTED:
+            low = 0
+            self.drop(self.lows, _COUNTS)
+        if high is not None and high > COUNTED:
+            high = None
+            self.drop(self.highs, _COUNTS)
+        return low, high
 
     def drop(self, literals: Iterable[Literal], why: str) -> None:
         """Literals that the grammar does not enforce."""
@@ -146,9 +155,8 @@ def _rest(
         found = writer.written()
         if writer.is_written:
             return found
-    if names:
-        return anything_but(names, wanted.low, wanted.high, rules)
-    return free(wanted.low, wanted.high, rules)
+    low, high = wanted.countable()
+    return anything_but(names, low, high, rules) if names else free(low, high, rules)
 
 
 def _checked(wanted: _Wanted, names: frozenset[str]) -> frozenset[str]:
@@ -211,7 +219,7 @@ class _Patterned:
             direct = _direct(self._sources[0][0], self._whole, low, high)
         reading = MANY if direct is None else ways(direct)
         if direct is not None and reading == 1:
-            return True, emission.expression(direct, self._rules, self._spelling)
+            return True, self._written_out(direct)
         automaton = _fitted(self._sources, self._names, self._whole, low, high)
         solved = _solved(self._sources, self._names, self._whole)
         self._rules.effort += solved.effort
@@ -219,7 +227,7 @@ class _Patterned:
         if automaton is None or (few and len(automaton.edges) > SMALL):
             if direct is None or not few:
                 return False, None
-            return True, emission.expression(direct, self._rules, self._spelling)
+            return True, self._written_out(direct)
         wanted = self._wanted
         wanted.drop([wanted.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER)
         if solved.names_left_out:
@@ -227,6 +235,15 @@ class _Patterned:
         if automaton.is_empty:
             return True, None
         return True, emission.automaton(automaton, self._rules, self._spelling)
+
+    def _written_out(self, node: Node) -> str:
+        """The expression as it stands, but for numbers that are too great."""
+        loose = loosened(node, COUNTED, lambda one: emission.is_chained(one, self._spelling))
+        if loose != node:
+            wanted = self._wanted
+            given_up = [one for one, _ in wanted.patterns] + wanted.lows + wanted.highs
+            wanted.drop(given_up, _COUNTS)
+        return emission.expression(loose, self._rules, self._spelling)
 
 
 @lru_cache(maxsize=512)

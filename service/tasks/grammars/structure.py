@@ -6,6 +6,7 @@ matcher that reads it has one way to go on at each character, or a few.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -112,6 +113,20 @@ def within(node: Node, low: int, high: int | None) -> Node | None:
         return None
     items[at] = replace(item, low=least, high=min(bounds, default=None))
     return Sequence(tuple(items))
+
+
+def loosened(node: Node, most: int, is_counted: Callable[[Repeat], bool]) -> Node:
+    """The expression with no bound above ``most`` for the repeats that are counted; it matches all
+    that the other one does."""
+    if isinstance(node, Repeat):
+        if not is_counted(node):
+            return replace(node, item=loosened(node.item, most, is_counted))
+        low = node.low if node.low <= most else 0
+        high = None if node.high is None or node.high > most else node.high
+        return replace(node, low=low, high=high)
+    if isinstance(node, (Sequence, Choice)):
+        return replace(node, items=tuple(loosened(one, most, is_counted) for one in node.items))
+    return node
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,8 +78,7 @@ def test_who_is_refused_and_why() -> None:
     found = {name: error for name, error in refused.items() if error is not None}
     assert Counter(error.reason for error in found.values()) == {
         "SCHEMA_TOO_LARGE": 8,
-        "SCHEMA_INVALID": 5,  # a subschema of another draft
-        "SCHEMA_PATTERN_UNSUPPORTED": 3,
+        "SCHEMA_PATTERN_UNSUPPORTED": 2,  # a look-ahead in the middle, and one that is too long
         "SCHEMA_UNSUPPORTED": 1,  # "if" in draft-04
     }
     for name, error in found.items():
@@ -87,7 +86,7 @@ def test_who_is_refused_and_why() -> None:
             assert int(error.metadata["actual"]) > int(error.metadata["limit"]), name
             continue
         pointer = error.metadata["pointer"]
-        assert pointer.rpartition("/")[2] in ("$schema", "pattern", "if"), name
+        assert pointer.rpartition("/")[2] in ("pattern", "if"), name
         assert pointer in error.message, name
 
 
