@@ -24,6 +24,7 @@ def keyword_reports(
     """
     reached = _reached(nodes, [(nodes.places.root, "")])
     lost = _reached(nodes, given_up.values())
+    open_ = _reached(nodes, _by_open_conditions(nodes, dropped, lost))
     seen: set[str] = set()
     for schema, pointer in _places(nodes):
         live = id(schema) in reached
@@ -37,13 +38,32 @@ def keyword_reports(
             if keyword not in known or _says_nothing(keyword, value, known):
                 yield KeywordReport(at, keyword, Enforcement.ANNOTATION)
                 continue
-            why = dropped.get(at, "") or lost.get(id(schema), "")
+            why = dropped.get(at, "") or lost.get(id(schema), "") or open_.get(id(schema), "")
             if not why and nodes.named == "draft-04" and keyword in _BESIDE:
                 why = dropped.get(f"{pointer}/{_BESIDE[keyword]}", "")
             yield _kept(at, keyword, why)
     for at, why in dropped.items():
         if at not in seen:
             yield _kept(at, at.rpartition("/")[2], why)
+
+
+def _by_open_conditions(
+    nodes: Nodes, dropped: dict[str, str], lost: dict[int, str]
+) -> Iterable[tuple[Any, str]]:
+    """What applies by an ``if`` of which something is only checked: the grammar may take a value for
+    one that meets the condition, and it does not, or the other way round."""
+    if not dropped and not lost:
+        return
+    checked = {at.rpartition("/")[0] for at in dropped}
+    for schema, pointer in _places(nodes):
+        known = nodes.meaning(schema)
+        if "if" not in known:
+            continue
+        condition = _reached(nodes, [(known["if"], "")])
+        places = nodes.places.pointers
+        if any(one in lost or places.get(one) in checked for one in condition):
+            why = f"applies by {pointer}/if, of which something is only checked"
+            yield from ((known[branch], why) for branch in ("then", "else") if branch in known)
 
 
 def _kept(pointer: str, keyword: str, why: str) -> KeywordReport:

@@ -180,9 +180,8 @@ def _ways(
                     yield [here, *passed], deciding
     if step in part if isinstance(part, dict) else isinstance(part, list):
         here = at + pointer((step,))
-        condition = [part["if"]] if step in ("then", "else") else []
         for passed, deciding in _ways(places, part[step], here, rest):
-            yield [here, *passed], [*condition, *deciding]
+            yield [here, *passed], deciding
 
 
 def _applied(compiled: CompiledSchema, part: Any) -> Iterator[str]:
