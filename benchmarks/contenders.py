@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
+from service.tasks.grammars.analysis import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.tasks.schema import DEFAULT_LIMITS
 from service.types import GenerateRequest, Image, Sampling
 
 PICTURE = (192, 192)  # width, height in pixels
 TASK = IMAGE_ANALYSIS
+assert TASK.grammar is not None
+GRAMMAR = analyse(TASK.grammar, DEFAULT_LIMITS).grammar
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Ours(Contender):
 
     async def _one(self, pixels: np.ndarray) -> tuple[str, Any]:
         request = GenerateRequest(
-            "benchmark", TASK.user, TASK.system, (Image(pixels),), TASK.grammar,
+            "benchmark", TASK.user, TASK.system, (Image(pixels),), GRAMMAR,
             Sampling(max_tokens=self._max_tokens),
         )  # fmt: skip
         chunks = [chunk async for chunk in self._engine.generate(request)]
@@ -117,9 +121,8 @@ class Transformers(Contender):
         self._model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
         config = TextConfig.from_checkpoint(folder)
         chat = Chat(folder, config)
-        assert TASK.grammar is not None
         compiler = GrammarCompiler(chat.table, config.stop_ids)
-        self._grammar = compiler.compile(TASK.grammar).automaton
+        self._grammar = compiler.compile(GRAMMAR).automaton
         self._stop = set(config.stop_ids) | {self._processor.tokenizer.pad_token_id}
         self._max_tokens = max_tokens
 

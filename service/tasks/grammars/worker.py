@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from service.tasks.schema import SchemaLimits
     from service.types import Grammar
 
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its children
-
 MEMORY_BYTES = 2 << 30
 """Address space; a quarter of a gigabyte of it is taken at the start."""
 GRACE_S = 5.0
@@ -40,6 +38,9 @@ Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
 
 def main(answer: Answers | None = None) -> None:
     """Answer until stdin ends. answer: in place of ``answers()``."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the server, which ends its children
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # a system that is short of memory ends this process, not the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
