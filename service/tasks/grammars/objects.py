@@ -26,7 +26,7 @@ MAX_MARKS = 2
 MAX_RULES = 400
 """Rules for counting the members of one object; beyond, bounds are checked."""
 _FINITE = re.compile(r"\^\(?(?:\?:)?([\w -]+(?:\|[\w -]+)*)\)?\$", re.ASCII)
-_PATTERN_REPEAT = "names that match may repeat; list the names under properties"
+PATTERN_REPEAT = "names that match may repeat; list the names under properties"
 
 
 class _Reader:
@@ -240,7 +240,7 @@ class _Reader:
                 return f"{members.pointer}/{members.keyword}", REPEAT
         for members in self.members:
             if members.closed and members.patterns:
-                return f"{members.pointer}/patternProperties", _PATTERN_REPEAT
+                return f"{members.pointer}/patternProperties", PATTERN_REPEAT
         place = self.members[0].pointer if self.members else self.place
         return f"{place}/additionalProperties", REPEAT
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from service.tasks.formats import FORMATS
+from service.tasks.grammars.context import REPEAT
 from service.tasks.grammars.nodes import Nodes
+from service.tasks.grammars.objects import PATTERN_REPEAT
 from service.tasks.grammars.report import Enforcement, KeywordReport
 from service.tasks.jsontext import pointer as pointer_of
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_REPEATS = (REPEAT, PATTERN_REPEAT)
+"""An answer with a name that repeats is no JSON, whatever conditions say."""
 _BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 
@@ -52,9 +56,9 @@ def _by_open_conditions(
 ) -> Iterable[tuple[Any, str]]:
     """What applies by an ``if`` of which something is only checked: the grammar may take a value for
     one that meets the condition, and it does not, or the other way round."""
-    if not dropped and not lost:
+    checked = {at.rpartition("/")[0] for at, why in dropped.items() if why not in _REPEATS}
+    if not checked and not lost:
         return
-    checked = {at.rpartition("/")[0] for at in dropped}
     for schema, pointer in _places(nodes):
         known = nodes.meaning(schema)
         if "if" not in known:
