@@ -95,6 +95,7 @@ def test_settings_in_the_running_text_are_valid(
         assert str(getattr(settings, name.removeprefix("QWEN3VL_").lower())) == value
 
 
+@pytest.mark.slow
 def test_serve_and_check_and_health_as_on_the_page() -> None:
     environment = {"QWEN3VL_ENGINE": "fake", "QWEN3VL_PORT": "0"}
     assert qwen3vl("check", env=environment).code == 0

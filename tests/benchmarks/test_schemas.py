@@ -52,6 +52,7 @@ def test_each_outcome_counts_where_it_belongs() -> None:
     assert found["mask us per byte"] == pytest.approx(10)
 
 
+@pytest.mark.slow
 def test_each_schema_is_drawn_once(tmp_path: Path) -> None:
     found = row("ours", OUTCOMES)
     assert list(parts(found).values()) == [2, 1, 2, 2, 2]

@@ -189,6 +189,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert "has no config.json" in failed_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_configuration_that_is_cut_off(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     text = (model / "config.json").read_text()
@@ -196,6 +197,7 @@ def test_a_configuration_that_is_cut_off(tmp_path: Path) -> None:
     assert "config.json is not valid JSON" in failed_model(model)
 
 
+@pytest.mark.slow
 def test_a_model_of_another_kind(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -203,11 +205,13 @@ def test_a_model_of_another_kind(tmp_path: Path) -> None:
     assert "LlamaForCausalLM" in failed_model(model)
 
 
+@pytest.mark.slow
 def test_a_model_without_weights(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     assert "neither model.safetensors.index.json nor model.safetensors" in failed_model(model)
 
 
+@pytest.mark.slow
 def test_weights_that_are_cut_off(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     whole = (BUNDLED_MODEL / "model.safetensors").read_bytes()
@@ -215,6 +219,7 @@ def test_weights_that_are_cut_off(tmp_path: Path) -> None:
     assert "model.safetensors cannot be read" in failed_model(model)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_here() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
@@ -224,6 +229,7 @@ def test_a_device_that_is_not_here() -> None:
     assert "torch sees no GPU; use device cpu" in done.err
 
 
+@pytest.mark.slow
 def test_an_installation_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "service.engines.reference.worker", None)
     done = check()
@@ -232,6 +238,7 @@ def test_an_installation_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None
     assert "A package is missing or broken." in done.err
 
 
+@pytest.mark.slow
 def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     done = check("--model", "somebody/a-model-that-nobody-has")
