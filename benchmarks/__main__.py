@@ -30,6 +30,7 @@ BENCHMARKS = (
     "deepstack_hook",
     "gpu",
     "maskbench",
+    "large_vocabulary",
     "schema_answers",
     "fuzzed_schemas",
 )

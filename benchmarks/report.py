@@ -21,6 +21,7 @@ TITLES = {
     "cold_start": "Cold start and memory",
     "deepstack_hook": "Hook of DeepStack",
     "maskbench": "Grammars from schemas",
+    "large_vocabulary": "Grammars over a large vocabulary",
     "schema_answers": "Answers under schemas, end to end",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
 }
