@@ -175,6 +175,7 @@ async def test_health_follows_the_server() -> None:
     assert (serving.code, serving.out) == (0, "SERVING\n")
 
 
+@pytest.mark.slow
 async def test_health_waits_for_a_model_that_loads() -> None:
     async with running(FakeEngine(start_delay_s=0.5), load=False) as started:
         waiting = asyncio.create_task(called("health", *at(started), "--wait", 20))

@@ -59,6 +59,7 @@ def test_the_bundled_model() -> None:
     assert "… reading the decoder\n" in done.err
 
 
+@pytest.mark.slow
 def test_tls_and_keys_that_are_fine(certificate: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"me:{hashlib.sha256(b'secret').hexdigest()}\n")
@@ -123,6 +124,7 @@ def test_task_files_that_are_wrong(tmp_path: Path) -> None:
     assert "--tasks-dir (QWEN3VL_TASKS_DIR)" in done.err
 
 
+@pytest.mark.slow
 def test_a_task_file_that_is_fine(tmp_path: Path) -> None:
     (tmp_path / "count.yaml").write_text("description: Counts.\nuser: Count.\nregex: '[0-9]'\n")
     done = check("--engine", "fake", "--tasks-dir", tmp_path)
@@ -181,10 +183,12 @@ def failed_model(folder: Path | str) -> str:
     return done.err
 
 
+@pytest.mark.slow
 def test_a_model_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert "there is no model folder 'nowhere'" in failed_model(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     assert "has no config.json" in failed_model(tmp_path)
 

@@ -141,6 +141,7 @@ def test_dependencies_in_every_draft(dialect: str | None) -> None:
     assert refused(schema, '{"c": 1}').metadata["keyword"] == "required"
 
 
+@pytest.mark.slow
 def test_unique_items_of_any_kind_in_linear_time() -> None:
     items = json.dumps([{"a": [i, {}]} for i in range(20_000)])
     began = time.process_time()

@@ -288,6 +288,7 @@ def test_large_multiples_between_bounds_are_written_one_by_one() -> None:
     assert not language.accepts("9972")
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.floats(allow_nan=False, allow_infinity=False, min_value=-1e99, max_value=1e99).filter(bool)
