@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 from service.tasks.grammars.automata import DEAD, Dfa
 from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.codepoints import ALL, Ranges, ranges
-from service.tasks.grammars.ebnf import Rules, any_or_end, one_of
+from service.tasks.grammars.ebnf import Rules, any_or_end, one_of, sequence
 from service.tasks.grammars.regex_syntax import Chars, Choice, Node, Repeat, Sequence
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.structure import is_anything
@@ -189,22 +189,35 @@ def is_chained(node: Repeat, spelling: Spelling) -> bool:
 def _chain(node: Repeat, rules: Rules, spelling: Spelling) -> str:
     assert isinstance(node.item, Chars)
     ways = spelling.alternatives(resolve(node.item))
+    rest = ""
+    if node.high is None:
+        rest = rules.once(("any number", *ways), lambda: _any_number(ways, rules))
+    return counted(ways, node.low, node.high, '""', rest, rules)
 
-    def made(low: int, high: int | None) -> str:
-        return rules.once(("chain", tuple(ways), low, high), lambda: make(low, high))
 
-    def make(low: int, high: int | None) -> str:
-        hint = f"{spelling.name}_characters"
-        if high is None and low == 0:
-            name = rules.reserve(hint)
-            rules.fill(name, any_or_end([f"{way} {name}" for way in ways], ends=True))
-            return name
-        if high == 1:
-            return rules.define(hint, any_or_end(ways, ends=low == 0))
-        below = made(max(low - 1, 0), None if high is None else high - 1)
-        return rules.define(hint, any_or_end([f"{way} {below}" for way in ways], ends=low == 0))
+def _any_number(ways: Items[str], rules: Rules) -> str:
+    name = rules.reserve("characters")
+    rules.fill(name, any_or_end([f"{way} {name}" for way in ways], ends=True))
+    return name
 
-    return made(node.low, node.high)
+
+def counted(ways: Items[str], low: int, high: int | None, end: str, rest: str, rules: Rules) -> str:
+    """The expression for low to high characters and an end: a rule for each number that is left.
+
+    ways: to write a character. rest: any number of them and the end.
+    """
+    if high == 0:
+        return end
+    if low == 0 and high is None:
+        return rest
+
+    def make() -> str:
+        fewer = None if high is None else high - 1
+        below = counted(ways, max(low - 1, 0), fewer, end, rest, rules)
+        parts = [sequence(way, below) for way in ways]
+        return rules.define("counted", " | ".join(parts if low else [end, *parts]))
+
+    return rules.once(("counted", tuple(ways), low, high, end), make)
 
 
 def _piece(node: Node, rules: Rules, spelling: Spelling) -> str:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from service.tasks.grammars.codepoints import ALL, Ranges, complement, difference, ranges
 from service.tasks.grammars.ebnf import Rules
-from service.tasks.grammars.free_strings import counted
+from service.tasks.grammars.emission import counted
 from service.tasks.grammars.spellings import PLAIN, Json
 
 _Tree = dict[str, "_Tree"]
@@ -25,7 +25,7 @@ def anything_but(names: Iterable[str], low: int, high: int | None, rules: Rules)
     """The expression for a JSON string from behind its first quote, of low to high characters,
     that is none of the names, which are as long; None if there is no such string."""
     tree: _Tree = {}
-    for name in names:
+    for name in sorted(names):  # a set has another order in each process
         node = tree
         for character in name:
             node = node.setdefault(character, {})
@@ -91,7 +91,7 @@ class _Writer:
         if high is not None and high < 0:
             return None
         one, rest = self._spelling.alternatives(ALL), self._spelling.anything()
-        return counted(one, low, high, rest, self._rules)
+        return counted(one, low, high, Json.end, rest, self._rules)
 
 
 @lru_cache(maxsize=1024)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from service.tasks.grammars.codepoints import ALL
 from service.tasks.grammars.ebnf import Rules, literal
+from service.tasks.grammars.emission import counted
 from service.tasks.grammars.spellings import PLAIN, Json, character_class
 
 COUNTED = 64
@@ -18,7 +17,7 @@ _BACKSLASH = literal("\\")
 def canonical(low: int, high: int | None, rules: Rules) -> str:
     """From behind the first quote: low to high characters in the one spelling of ``json.dumps``."""
     spelling = Json(rules)
-    return counted(spelling.alternatives(ALL), low, high, spelling.anything(), rules)
+    return counted(spelling.alternatives(ALL), low, high, Json.end, spelling.anything(), rules)
 
 
 def in_any_spelling(low: int, high: int | None, rules: Rules) -> str:
@@ -28,30 +27,10 @@ def in_any_spelling(low: int, high: int | None, rules: Rules) -> str:
         [character_class(PLAIN), _any_escape(rules)],
         low,
         high,
+        Json.end,
         rules.once("free string", lambda: _any_number(rules)),
         rules,
     )
-
-
-def counted(one: Sequence[str], low: int, high: int | None, rest: str, rules: Rules) -> str:
-    """From behind the first quote: low to high characters.
-
-    one: the ways to write a character. rest: any number of them and the end. A rule for each number
-    that is left: with one rule for a character, repeated, a matcher would have to follow each token
-    of several characters out of it, at each step.
-    """
-    if high == 0:
-        return Json.end
-    if low == 0 and high is None:
-        return rest
-    key = ("counted", tuple(one), low, high)
-    return rules.once(key, lambda: _counted(one, low, high, rest, rules))
-
-
-def _counted(one: Sequence[str], low: int, high: int | None, rest: str, rules: Rules) -> str:
-    below = counted(one, max(low - 1, 0), None if high is None else high - 1, rest, rules)
-    ways = [f"{way} {below}" for way in one]
-    return rules.define("json_counted", " | ".join(ways if low else [Json.end, *ways]))
 
 
 def _any_number(rules: Rules) -> str:

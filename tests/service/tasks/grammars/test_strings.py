@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from service.tasks.budget import Budget
 from service.tasks.formats import FORMATS
 from service.tasks.grammars.ebnf import Rules, pruned
+from service.tasks.grammars.exclusion import anything_but
 from service.tasks.grammars.free_strings import COUNTED
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.strings import emit_regex, emit_string
@@ -160,6 +161,14 @@ def test_a_name_that_is_in_no_text_excludes_nothing() -> None:
     assert not accepts(grammar, b'"\xed\xa0\x80b"')
     assert accepts(grammar, '"b"')
     assert not accepts(grammar, '"a"')
+
+
+def test_excluded_names_give_the_same_grammar_in_any_order() -> None:
+    texts = []
+    for names in (["so", "sea", "a", "b"], ["b", "a", "sea", "so"]):
+        rules = Rules()
+        texts.append(rules.text(anything_but(names, 0, None, rules) or ""))
+    assert texts[0] == texts[1]
 
 
 def test_thousands_of_names_are_excluded_soon() -> None:
