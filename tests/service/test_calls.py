@@ -366,14 +366,18 @@ def held() -> Held:
 
 
 async def abandon(stub: Any, calls: int, data: bytes) -> None:
-    """Make calls, fifty at a time, and cancel each at another moment of its life."""
+    """Make calls, fifty at a time, and cancel each at another moment of its life: every tenth in the
+    middle of its answer, the others some milliseconds after their start."""
 
     async def one(number: int) -> None:
         if number % 2:
             call = stub.RunTask(run_request(images=[data]), timeout=20)
         else:
             call = stub.StreamTask(stream_request(), timeout=20)
-        await asyncio.sleep(0.001 * (number % 40))
+        if number % 10:
+            await asyncio.sleep(0.001 * (number % 40))
+        else:
+            await call.read()
         call.cancel()
         await asyncio.gather(call.code(), return_exceptions=True)
 
@@ -398,7 +402,7 @@ async def test_2000_cancelled_calls_leave_nothing_behind(
         before = await wave(1000)
         cancelled = engine.cancelled_requests
         after = await wave(2000)
-        assert engine.cancelled_requests - cancelled > 20  # most others end before the engine
+        assert engine.cancelled_requests - cancelled >= 200  # most others end before the engine
         assert (admission.active, admission.waiting) == (0, 0)
         await until(lambda: held().tasks <= before.tasks)  # gRPC ends its own a little later
         assert after.threads <= before.threads + 2  # gRPC and the executors start theirs lazily

@@ -49,6 +49,7 @@ def main(answer: Answers | None = None) -> None:
 
     answer = answer or answers()
     gc.freeze()  # what was imported stays, so that collections need not look through it
+    gc.disable()  # a fifth of an analysis would be collections: they come between requests
     requests, replies = sys.stdin.buffer, _private_stdout()
     replies.write(frame({"ready": True}))
     replies.flush()
@@ -61,6 +62,7 @@ def main(answer: Answers | None = None) -> None:
         replies.flush()
         if heavy:
             return
+        gc.collect()
 
 
 def answers(analyse: Analyse | None = None) -> Answers:
