@@ -46,6 +46,8 @@ MAX_TRACKED = 4
 Steps = Generator[Atom, None, Expansion]
 
 _UNEVALUATED = ("unevaluatedProperties", "unevaluatedItems")
+_POSITIVE = frozenset(("not", "if", "oneOf"))
+"""Keywords that are violated by what satisfies a subschema. Nothing is evaluated by that."""
 
 
 class Expander:
@@ -127,6 +129,8 @@ class Expander:
         if isinstance(node.schema, bool):
             return FALSE if node.schema else TRUE
         parts = list(self._reader.violated(node))
+        if not _POSITIVE.isdisjoint(node.keywords):
+            self._lost.add(node.pointer)
         for keyword in node.keywords:
             combine = _IN_PLACE.get(keyword)
             if combine is not None:
@@ -219,6 +223,7 @@ class Expander:
     def _reference(self, node: Node, keyword: str, negative: bool) -> Steps:
         if keyword != "$ref" and self.nodes.places.embedded:
             self.drop(node.at(keyword), "its target depends on how the place is reached")
+            self._lost.add(node.at(keyword))
             return TRUE
         if len(node.keywords) > 1:
             self.note(node.at(keyword), "reference merged with its siblings")

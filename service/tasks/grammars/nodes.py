@@ -25,6 +25,9 @@ _MAX_HOPS = 8
 """References and parts of ``allOf`` that a summary looks through."""
 _INSIDE = frozenset(("then", "else", "minContains", "maxContains"))
 """Keywords that others read."""
+_COUNTS = frozenset(
+    ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+) | {"minContains", "maxContains"}
 
 
 def type_of(value: Any) -> int:
@@ -171,6 +174,8 @@ class Nodes:
             for keyword, reader in _BOOLEAN_BOUNDS:
                 if keyword in schema and reader in found:
                     found[keyword] = schema[keyword]
+        for keyword in _COUNTS & found.keys():
+            found[keyword] = int(found[keyword])  # 2.0 is an integer, too
         return found
 
     def reduced(self, atoms: Iterator[Atom] | tuple[Atom, ...] | list[Atom]) -> State:

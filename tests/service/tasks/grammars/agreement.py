@@ -104,7 +104,8 @@ def _decoded(text: str, repeats: bool) -> Any:
 
 
 def check_value(schema: Any, value: Any) -> None:
-    """A valid value is one of the grammar."""
+    """A valid value is one of the grammar, with whole numbers in the spelling of integers."""
+    value = _whole(value)
     if not admitted(schema) or not valid(schema, json.dumps(value)):
         return
     event("a valid value")
@@ -112,6 +113,16 @@ def check_value(schema: Any, value: Any) -> None:
     assert found is not None, "no value fits, it says"
     compiled = schemas.compiled(found.grammar.ebnf)
     assert schemas.accepts_value(compiled, value), (value, found.grammar.ebnf)
+
+
+def _whole(value: Any) -> Any:
+    """The value with 0 for 0.0, which is as valid; a grammar of integers has no points."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _whole(member) for name, member in value.items()}
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
 
 
 def check(schema: Any, seed: int, values: Iterable[Any] = ()) -> None:

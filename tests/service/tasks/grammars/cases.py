@@ -114,6 +114,9 @@ CASES = (
     Case("maxProperties", EVERY,
          {"type": "object", "minProperties": 1, "maxProperties": 2, **_closed(a={}, b={}, c={})},
          ({"a": 1}, {"b": 1, "c": 1}), ({}, {"a": 1, "b": 1, "c": 1})),
+    Case("minProperties", SINCE_6, {"minProperties": 1.0, "maxProperties": 2.0, **_closed(a={}, b={}, c={})},
+         ({"a": 1},), ({}, {"a": 1, "b": 1, "c": 1})),
+    Case("minLength", SINCE_6, {"minLength": 1.0, "maxLength": 2.0, "not": {"maxLength": 1.0}}, ("ab",), ("", "a", "abc")),
     Case("dependencies", EVERY, {"dependencies": {"a": ["b"]}}, ({}, {"b": 1}, {"a": 1, "b": 2}, []), ({"a": 1},)),
     Case("dependencies", EVERY, {"dependencies": {"a": {"required": ["b"]}}}, ({}, {"a": 1, "b": 2}), ({"a": 1},)),
     Case("dependentRequired", SINCE_2019, {"dependentRequired": {"a": ["b", "c"]}},
@@ -127,6 +130,23 @@ CASES = (
          {"anyOf": [{"properties": {"a": {"const": 1}}, "required": ["a"]}, {"properties": {"b": {}}}],
           "unevaluatedProperties": {"type": "integer"}},
          ({"a": 1, "b": "x"}, {"b": "x", "c": 3}, {"a": 2}), ({"a": "x"}, {"c": "x"})),
+    # What satisfies a subschema inside not has evaluated nothing.
+    *(
+        Case("unevaluatedProperties", SINCE_2019,
+             {"type": "object", "properties": {"b": {}}, "not": negated, "unevaluatedProperties": False},
+             fits, ({"a": 1}, {"a": 1, "b": 1}, {"c": 1}), ("unevaluatedProperties",))
+        for negated, fits in (
+            ({"not": _SHOUT}, ()),
+            ({"oneOf": [_SHOUT, {"maxProperties": 2}]}, ()),
+            ({"if": _SHOUT, "then": {"minProperties": 9}}, ()),
+            ({"if": {"required": ["c"]}, "then": {}, "else": {"minProperties": 2}}, ({}, {"b": 1})),
+        )
+    ),
+    Case("unevaluatedProperties", (NEWEST,),
+         {"$id": "urn:tree", "$dynamicAnchor": "node", "$ref": "urn:base", "properties": {"name": {}},
+          "$defs": {"base": {"$id": "urn:base", "$dynamicAnchor": "node", "properties": {
+              "next": {"$dynamicRef": "#node", "unevaluatedProperties": False}}}}},
+         ({"name": 1}, {"next": {"name": 1}}), ({"next": {"other": 1}},), ("unevaluatedProperties", "$dynamicRef")),
     # arrays
     Case("items", EVERY, {"items": {"type": "integer"}}, ([], [1, 2], {}), (["a"], [1, "a"])),
     Case("items", SINCE_6, {"type": "array", "items": False}, ([],), ([1],)),
@@ -152,6 +172,9 @@ CASES = (
     Case("uniqueItems", EVERY, {"uniqueItems": False, "type": "array"}, ([1, 1],), (1,)),
     Case("contains", SINCE_6, {"contains": {"const": 1}}, ([1], [0, 1, 1], {}), ([], [2])),
     Case("minContains", SINCE_2019, {"contains": {"const": 1}, "minContains": 2}, ([1, 1], [1, 0, 1]), ([1], [])),
+    Case("minContains", SINCE_2019, {"contains": {"const": 1}, "minContains": 2.0}, ([1, 1], [1, 0, 1]), ([1], [])),
+    Case("maxContains", SINCE_2019, {"contains": {"const": 1}, "maxContains": 1.0}, ([1], [0, 1]), ([1, 1], [])),
+    Case("minItems", SINCE_6, {"minItems": 1.0, "maxItems": 2.0, "not": {"minItems": 2.0}}, ([1],), ([], [1, 2])),
     Case("minContains", SINCE_2019, {"type": "array", "contains": {"const": 1}, "minContains": 0}, ([], [2]), (1,)),
     Case("maxContains", SINCE_2019, {"contains": {"const": 1}, "maxContains": 1}, ([1], [0, 1]), ([1, 1], [])),
     Case("maxContains", SINCE_2019,

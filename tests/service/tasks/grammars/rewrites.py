@@ -293,9 +293,9 @@ def _tuples(rng: Random) -> Made:
 def _contains(rng: Random) -> Made:
     found: dict[str, Any] = {"type": "array", "contains": leaf(rng)}
     if rng.random() < 0.5:
-        found["minContains"] = rng.randint(0, 2)
+        found["minContains"] = rng.choice((0, 1, 2, 2.0))
     if rng.random() < 0.5:
-        found["maxContains"] = rng.randint(1, 3)
+        found["maxContains"] = rng.choice((1, 1.0, 2, 3))
     if rng.random() < 0.5:
         found["items"] = leaf(rng)
     if rng.random() < 0.5:
@@ -329,8 +329,13 @@ def _property_names(rng: Random) -> Made:
 
 def _unevaluated_properties(rng: Random) -> Made:
     found = {"type": "object", "properties": properties(rng, 2)}
-    part = rng.choice(("allOf", "anyOf", "oneOf", "if", "$ref", "dependentSchemas"))
-    if part in ("allOf", "anyOf", "oneOf"):
+    part = rng.choice(("allOf", "anyOf", "oneOf", "if", "$ref", "dependentSchemas", "not"))
+    if part == "not":
+        inner = {"properties": properties(rng, 2), "required": ["b"]}
+        found["not"] = rng.choice(
+            ({"not": inner}, {"if": inner, "then": False}, {"oneOf": [inner, {}]}, inner)
+        )
+    elif part in ("allOf", "anyOf", "oneOf"):
         found[part] = [
             {"properties": properties(rng, 2)},
             {"required": ["b"], "properties": {"b": True}},
