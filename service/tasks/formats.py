@@ -10,7 +10,10 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Callable
+
+import idna
 
 from service.tasks.regexes import MAX_STATES, PatternError, PatternUnsupported, compile_pattern
 
@@ -23,8 +26,13 @@ _DURATION = re.compile(
     r"(?:T(?:\d+H(?:\d+M(?:\d+S)?)?|\d+M(?:\d+S)?|\d+S))?)",
     re.ASCII,
 )
-_ATOMS = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*")
-_QUOTED = re.compile(r'"(?:[ !#-\[\]-~]|\\[ -~])*"')
+_ATOM, _TEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-", r" !#-\[\]-~"
+_BEYOND = r"\x80-\ud7ff\ue000-\U0010ffff"
+_LOCAL, _IDN_LOCAL = (
+    re.compile(rf'[{_ATOM}{more}]+(?:\.[{_ATOM}{more}]+)*|"(?:[{_TEXT}{more}]|\\[ -~])*"')
+    for more in ("", _BEYOND)
+)  # RFC 5321, and with the characters of RFC 6531
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490
 _LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _UUID = re.compile(r"[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}")
 _URI_CHARACTERS = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?#\[\]-]|%[0-9A-Fa-f]{2})*")
@@ -69,9 +77,40 @@ def _date_time(text: str) -> bool:
 
 
 def _hostname(text: str) -> bool:
-    return 0 < len(text) <= 253 and all(
-        len(label) <= 63 and _LABEL.fullmatch(label) is not None for label in text.split(".")
-    )
+    return 0 < len(text) <= 253 and all(map(_is_label, text.split(".")))
+
+
+def _is_label(text: str) -> bool:
+    return len(text) <= 63 and _LABEL.fullmatch(text) is not None
+
+
+def _idn_hostname(text: str) -> bool:
+    """Labels of ``hostname`` or of IDNA 2008, U-labels and A-labels."""
+    if len(text) > 253:  # an A-label is never shorter than its U-label
+        return False
+    labels = _DOTS.split(text)
+    try:
+        size = sum(len(_a_label(label)) + 1 for label in labels) - 1
+        shown = [_u_label(label) for label in labels]
+        # RFC 5893 binds every label as soon as one has a letter that is written from right to left.
+        if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for label in shown for c in label):
+            for label in shown:
+                idna.check_bidi(label, check_ltr=True)
+    except UnicodeError:  # what IDNAError is, and errors of Punycode are
+        return False
+    return size <= 253
+
+
+def _a_label(text: str) -> bytes:
+    return text.encode() if _is_plain(text) else idna.alabel(text)
+
+
+def _u_label(text: str) -> str:
+    return text if _is_plain(text) else idna.ulabel(text)
+
+
+def _is_plain(text: str) -> bool:
+    return _is_label(text) and not text.lower().startswith("xn--")
 
 
 def _ipv4(text: str) -> bool:
@@ -90,13 +129,21 @@ def _ipv6(text: str) -> bool:
 
 
 def _email(text: str) -> bool:
-    local, at, domain = text.rpartition("@")
-    if not at or not (_ATOMS.fullmatch(local) or _QUOTED.fullmatch(local)):
+    return _mailbox(text, _LOCAL, _hostname)
+
+
+def _idn_email(text: str) -> bool:
+    return _mailbox(text, _IDN_LOCAL, _idn_hostname)
+
+
+def _mailbox(text: str, local: re.Pattern[str], is_host: Callable[[str], bool]) -> bool:
+    name, at, domain = text.rpartition("@")
+    if not at or not local.fullmatch(name):
         return False
     if domain.startswith("[") and domain.endswith("]"):
         literal = domain[1:-1]
         return _ipv6(literal[5:]) if literal.startswith("IPv6:") else _ipv4(literal)
-    return _hostname(domain)
+    return is_host(domain)
 
 
 def _reference(text: str, characters: re.Pattern[str]) -> bool:
@@ -142,7 +189,9 @@ FORMATS: dict[str, Callable[[str], bool]] = {
     "date-time": _date_time,
     "duration": lambda text: _DURATION.fullmatch(text) is not None,
     "email": _email,
+    "idn-email": _idn_email,
     "hostname": _hostname,
+    "idn-hostname": _idn_hostname,
     "ipv4": _ipv4,
     "ipv6": _ipv6,
     "uuid": lambda text: _UUID.fullmatch(text) is not None,

@@ -2,7 +2,7 @@
 
 Each matches a part of what ``service.tasks.formats`` takes, and nothing else. What is left out is
 rare, and would make an automaton large: many or long labels of host names, addresses in brackets,
-leap seconds away from UTC.
+leap seconds away from UTC, host names in scripts that need combining marks.
 """
 
 from __future__ import annotations
@@ -37,8 +37,21 @@ _HOURS = f"T(?:[0-9]+H(?:{_MINUTES})?|{_MINUTES}|[0-9]+S)"
 # Five labels, so the whole is far below its bound of 253.
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,25}[A-Za-z0-9])?"
 _HOST = rf"(?:{_LABEL}\.){{0,4}}{_LABEL}"
-_ATOM = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
-_QUOTED = r'"(?:[ !#-\[\]-~]|\\[ -~])*"'
+
+# Labels of host names in any order of their letters: none of these composes with another, and so many
+# of them take at most 57 letters in Punycode. Latin, Greek and Cyrillic; kana, Han and Hangul.
+_EXTENDED = "āăąćĉċčďđēĕėęěĝğġģĥħĩīĭįıĵķĸĺļľłńņňŋōŏőœŕŗřśŝşšţťŧũūŭůűųŵŷźżž"
+_LETTER = f"[a-z0-9ß-öø-ÿ{_EXTENDED}ά-ώа-џ]"
+_ASCII_LABEL = "[A-Za-z0-9](?:-?[A-Za-z0-9]){0,20}"
+_IDN_LABEL = (
+    f"(?:{_ASCII_LABEL}|{_LETTER}(?:-?{_LETTER}){{0,14}}|[a-z0-9ぁ-ゖァ-ヺー一-鿯가-힣]{{1,14}})"
+)
+# Hebrew and Arabic: there, a label with a digit at its start would be wrong.
+_LEFTWARD = "[א-תء-غف-ي]{1,13}"
+_IDN_HOST = (
+    rf"(?:(?:{_IDN_LABEL}\.){{0,2}}{_IDN_LABEL}(?:\.{_ASCII_LABEL})?"
+    rf"|(?:{_LEFTWARD}\.){{1,2}}(?:{_LEFTWARD}|[a-z]{{2,13}}))"
+)
 
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = rf"(?:{_OCTET}\.){{3}}{_OCTET}"
@@ -81,6 +94,15 @@ def _reference(more: str, *, absolute: bool) -> str:
 
 
 _BEYOND = r"\u00A0-\u{10FFFF}"
+
+
+def _email(host: str, more: str) -> str:
+    """An address of mail. more: further characters before the ``@``, as members of a class."""
+    atom = f"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{more}-]+"
+    quoted = rf'"(?:[ !#-\[\]-~{more}]|\\[ -~])*"'
+    return rf"^(?:{atom}(?:\.{atom})*|{quoted})@{host}$"
+
+
 _PLAIN = r"""[^\x00-\x20\x7F"'<>\\^`{|}]"""
 _EXPRESSION = r"""\{[^\x00-\x20\x7F"'<>\\^`{}]+\}"""
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
@@ -90,8 +112,10 @@ FORMAT_PATTERNS: dict[str, FormatPattern] = {
     "time": FormatPattern(f"^{_TIME}$", exact=False),
     "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", exact=False),
     "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$", exact=True),
-    "email": FormatPattern(rf"^(?:{_ATOM}(?:\.{_ATOM})*|{_QUOTED})@{_HOST}$", exact=False),
+    "email": FormatPattern(_email(_HOST, ""), exact=False),
+    "idn-email": FormatPattern(_email(_IDN_HOST, _BEYOND), exact=False),
     "hostname": FormatPattern(f"^{_HOST}$", exact=False),
+    "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", exact=False),
     "ipv4": FormatPattern(f"^{_IPV4}$", exact=True),
     "ipv6": FormatPattern(f"^(?:{_ipv6()})$", exact=True),
     "uuid": FormatPattern(f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$", exact=True),

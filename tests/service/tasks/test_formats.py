@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import json
+import re
 import time
 import uuid
 
@@ -29,6 +30,24 @@ RIGHT = {
         "joe@[IPv6:::1]",
     ],
     "hostname": ["www.example.com", "xn--4gbwdl.xn--wgbh1c", "a", "1host", "a" * 63],
+    "idn-email": [
+        "joe@example.com",
+        "grüße@bücher.example",
+        '"ü b"@例え.テスト',
+        "ü@[127.0.0.1]",
+        "a\u0308@b",
+    ],
+    "idn-hostname": [
+        "bücher.example",
+        "www.straße.example",
+        "例え。テスト",
+        "xn--bcher-kva.example",
+        "XN--BCHER-KVA.Example",
+        "r1---a.example",
+        "דוגמה.example",
+        "col·lecció",
+        "a" * 63,
+    ],
     "ipv4": ["192.168.0.1", "0.0.0.0"],
     "ipv6": ["::", "::1", "::ffff:192.168.0.1", "d6::", "1:2:3:4:5:6:7:8"],
     "uuid": ["2EB8AA08-AA98-11EA-B4AA-73B441D16380", "00000000-0000-0000-0000-000000000000"],
@@ -58,6 +77,36 @@ WRONG = {
     "duration": ["PT1D", "4DT12H", "P", "P1YT", "PT", "P2D1Y", "P1Y2W", "P1Y2D", "PT1H2S", "P২Y"],
     "email": ["2962", ".test@example.com", "te..st@example.com", "a@b=c.com", "a@[1.2.3.300]", "@"],
     "hostname": ["-a.b", "a-", "a_b", "a" * 64, ".".join(["a" * 50] * 6), "", ".", "a..b", "ä"],
+    "idn-email": [
+        "2962",
+        ".ü@example.com",
+        "ü@",
+        "ü b@example.com",
+        "ü@-.com",
+        "ü\uff20b.example",
+        "\ud800@b",
+    ],
+    "idn-hostname": [
+        "Bücher.example",  # no U-label has capitals
+        "bu\u0308cher.example",  # nor is one decomposed
+        "xn--bcher-kvb.example",
+        "xn---tda",  # another spelling of ü than its one A-label
+        "xn--",
+        "xn--a.example",
+        "ü" * 58,  # 64 letters in Punycode
+        ".".join(["ü" * 20] * 10),
+        ".".join(["a" * 50] * 6),
+        "דוגמה.1example",  # a digit first beside a label from right to left
+        "aב",
+        "-ü",
+        "ü_b",
+        "a\u200db",
+        "·l",
+        "ü.",
+        "",
+        "。",
+        "\ud800",
+    ],
     "ipv4": ["127.0.0.0.1", "256.1.1.1", "127.0", "0x7f000001", "087.10.0.1", "1২7.0.0.1"],
     "ipv6": ["12345::", "1:1:1:1:1:1:1:1:1", "::laptop", "fe80::a%eth1", "::1/64", ""],
     "uuid": ["2eb8aa08-aa98-11ea-b4aa-73b441d1638", "2eb8aa08aa9811eab4aa73b441d16380"],
@@ -132,6 +181,23 @@ def test_emails(address: str) -> None:
     assert FORMATS["email"](address)
 
 
+@given(st.lists(st.text(max_size=8), min_size=1, max_size=3))
+def test_names_in_any_script_are_judged_as_their_punycode(labels: list[str]) -> None:
+    name = ".".join(labels)
+    if FORMATS["idn-hostname"](name):
+        plain = ".".join(
+            label if label.isascii() else "xn--" + label.encode("punycode").decode()
+            for label in re.split("[.\u3002\uff0e\uff61]", name)
+        )
+        assert FORMATS["hostname"](plain)
+        assert FORMATS["idn-hostname"](plain)
+
+
+@given(st.text("abxyz0189-", max_size=12))
+def test_any_punycode_is_judged(text: str) -> None:
+    assert FORMATS["idn-hostname"]("xn--" + text) in (True, False)
+
+
 @given(st.text(max_size=30) | st.text("0123456789-:.TZPYMDHS/[]@%{}~#+ ", max_size=30))
 def test_any_text_is_judged(text: str) -> None:
     for check in FORMATS.values():
@@ -139,7 +205,7 @@ def test_any_text_is_judged(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "1", "a.", "a@", ":", "/", "%41", "[", "{a", "~0/", "P1", "("]
+    "unit", ["a", "ü", "xn--", "1", "a.", "a@", ":", "/", "%41", "[", "{a", "~0/", "P1", "("]
 )
 def test_long_texts_take_linear_time(unit: str) -> None:
     """A backtracking expression would take hours for one of these; the bound is far off."""

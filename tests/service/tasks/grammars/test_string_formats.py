@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.tasks.budget import Budget
@@ -27,6 +27,23 @@ _GOOD = {
         '"a\\"b"@xn--bcher-kva.example',
     ],
     "hostname": ["example.com", "xn--4gbwdl.xn--wgbh1c", "a", "1host", "a-b.c--d.example.co.uk"],
+    "idn-email": [
+        "joe@example.com",
+        "jürgen.müller@bücher.example",
+        '"ü b"@例え.テスト',
+        "ü@דוגמה.example",
+    ],
+    "idn-hostname": [
+        "Example.com",
+        "www.müller-lüdens.example.com",
+        "例え.テスト",
+        "실례.테스트",
+        "пример.испытание",
+        "παράδειγμα.δοκιμή",
+        "zażółć.example",
+        "דוגמה.טעסט",
+        "مثال.example",
+    ],
     "ipv4": ["0.0.0.0", "192.168.0.1", "255.255.255.255", "1.20.103.249"],
     "ipv6": [
         "::",
@@ -83,6 +100,22 @@ _BAD = {
     "duration": ["P", "PT", "P1S", "P1Y2D", "P1W2D", "PT1D", "P1YT", "1Y", "PT1H1S"],
     "email": ["joe", "@x", "a@", ".a@x.com", "a..b@x.com", "a b@x.com", "a@b_c", "a@-b.com"],
     "hostname": ["", "-a", "a-", "a..b", ".a", "a.", "a_b", "ü.de", "a" * 64, "a" * 64 + ".b"],
+    "idn-email": ["joe", "@x", "ü@", ".ü@x", "ü b@x", "ü@Ü.de", "ü@-a"],
+    "idn-hostname": [
+        "",
+        "-ü",
+        "ü-",
+        "ü..b",
+        ".ü",
+        "Ü.de",
+        "üB",
+        "xn--ü",
+        "xn--a",
+        "דוגמה.1a",
+        "aד",
+        "ü_",
+        "a" * 64,
+    ],
     "ipv4": ["1.2.3", "256.1.1.1", "01.2.3.4", "1.2.3.4.5", "1.2.3.4 ", "1.2.3.-4"],
     "ipv6": [
         ":",
@@ -178,6 +211,21 @@ def test_dates_are_exact() -> None:
             for day in (0, 1, 28, 29, 30, 31, 32):
                 text = f"{year:04}-{month:02}-{day:02}"
                 assert _found("date", text) == FORMATS["date"](text), text
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from("ßàÿāžίώаџ"), min_size=15, max_size=15).map("-".join)
+    | st.text(st.sampled_from("ぁゖァヺー一鿯가힣") | st.characters(
+        min_codepoint=0x4E00, max_codepoint=0x9FEF), min_size=14, max_size=14)
+)  # fmt: skip
+@example("ά-ο-ž-ÿ-ě-ώ-ğ-ύ-ý-ŗ-х-π-ń-џ-è")  # of those that were searched for, the longest ones
+@example("퓌趱歫一綡a먰가不첸んカ鿯ァ")
+def test_the_longest_labels_fit_into_punycode(label: str) -> None:
+    name = f"{label}.{label}.{label}." + "a" * 21
+    assert _found("idn-hostname", name)
+    assert FORMATS["idn-hostname"](name), name
+    assert not _found("idn-hostname", label + label[-2:])
 
 
 def test_patterns_are_small() -> None:
