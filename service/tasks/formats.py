@@ -42,7 +42,15 @@ _IRI_CHARACTERS = re.compile(
 _URI_PARTS = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?[^#]*)?(#.*)?", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _AUTHORITY = re.compile(r"(?:[^@\[\]]*@)?(\[[0-9A-Za-z:._~!$&'()*+,;=-]+\]|[^\[\]@:]*)(?::\d*)?")
-_TEMPLATE = re.compile(r"(?:[^\x00-\x20\x7f\"'<>\\^`{|}]|\{[^\x00-\x20\x7f\"'<>\\^`{}]+\})*")
+_UCS = r"\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\uffef" + "".join(
+    rf"\U{plane << 16:08x}-\U{plane << 16 | 0xFFFD:08x}" for plane in range(1, 17)
+).replace(r"\U000e0000", r"\U000e1000")  # ucschar and iprivate of RFC 3987
+_NAME = "(?:[A-Za-z0-9_]|%[0-9A-Fa-f]{2})"
+_VARIABLE = rf"{_NAME}(?:\.?{_NAME})*(?::[1-9][0-9]{{0,3}}|\*)?"
+_TEMPLATE = re.compile(  # RFC 6570, with the apostrophe of its erratum 6937
+    rf"(?:[!#$&-;=?-\[\]_a-z~{_UCS}]|%[0-9A-Fa-f]{{2}}"
+    rf"|\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}})*"
+)
 _POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)*", re.DOTALL)
 _RELATIVE_POINTER = re.compile(r"(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)", re.DOTALL)
 

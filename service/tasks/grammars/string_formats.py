@@ -103,8 +103,15 @@ def _email(host: str, more: str) -> str:
     return rf"^(?:{atom}(?:\.{atom})*|{quoted})@{host}$"
 
 
-_PLAIN = r"""[^\x00-\x20\x7F"'<>\\^`{|}]"""
-_EXPRESSION = r"""\{[^\x00-\x20\x7F"'<>\\^`{}]+\}"""
+# RFC 6570: what stands for itself, and expressions of variables.
+_PLANES = "".join(
+    rf"\u{{{plane:X}{'1000' if plane == 14 else '0000'}}}-\u{{{plane:X}FFFD}}"
+    for plane in range(1, 17)
+)
+_PLAIN = rf"[!#$&-;=?-\[\]_a-z~\u00A0-\uD7FF\uE000-\uFDCF\uFDF0-\uFFEF{_PLANES}]|%{_HEX}{{2}}"
+_NAME = f"(?:[A-Za-z0-9_]|%{_HEX}{{2}})"
+_VARIABLE = rf"{_NAME}(?:\.?{_NAME})*(?::[1-9][0-9]{{0,3}}|\*)?"
+_EXPRESSION = rf"\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}}"
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
 
 FORMAT_PATTERNS: dict[str, FormatPattern] = {

@@ -84,7 +84,14 @@ _GOOD = {
     ],
     "iri": ["http://ƒøø.ßår/?∂éœ=πîx#πîüx", "http://例え.jp/パス", "urn:ü"],
     "iri-reference": ["/pfad/ü", "#ƒrägmênt", "ü/a:b", "https://a.b/ö"],
-    "uri-template": ["http://example.com/{term:1}/{term}", "", "{+x,y}", "/ü"],
+    "uri-template": [
+        "http://example.com/{term:1}/{term}",
+        "",
+        "{+x,y.z*,%41:10}",
+        "/ü",
+        "'%20",
+        "{=x}",
+    ],
     "json-pointer": ["", "/", "/foo/bar~0/baz~1/%a", "//a b/\n"],
     "relative-json-pointer": ["0", "1/a~1b", "12#", "0/"],
 }
@@ -147,7 +154,20 @@ _BAD = {
     "uri-reference": ["\\a", "a b", "1a:b", ":a", "#a#b", "%z", "[a]"],
     "iri": ["/a", "http://a b", "a:{}", ""],
     "iri-reference": ["\\a", "ü:a", "a#b#c"],
-    "uri-template": ["{", "a}", "{}", "a b", "<"],
+    "uri-template": [
+        "{",
+        "a}",
+        "{}",
+        "a b",
+        "<",
+        "{a,}",
+        "{a:0}",
+        "{a..b}",
+        "{ü}",
+        "%",
+        "\ufdd0",
+        "\U000e0001",
+    ],
     "json-pointer": ["a", "/~2", "/~", "#"],
     "relative-json-pointer": ["", "01", "/a", "-1", "1##", "1a"],
 }
@@ -162,7 +182,8 @@ def _texts(name: str) -> st.SearchStrategy[str]:
     """Texts that match, by way of Python's spelling of the pattern; a few stand for the characters
     beyond ASCII."""
     spelled = FORMAT_PATTERNS[name].pattern.removeprefix("^").removesuffix("$")
-    spelled = spelled.replace(r"\u00A0-\u{10FFFF}", "\u00a0ü例\U0010ffff")
+    beyond = r"\\u00A0-[^\]]*\\u\{10FFF[DF]\}"
+    spelled = re.sub(beyond, "\u00a0ü例\ue000\U0001fffd\U0010fffd", spelled)
     texts = st.from_regex(re.compile(spelled), fullmatch=True)
     return texts.filter(lambda text: not re.search("[\ud800-\udfff]", text))
 
@@ -198,7 +219,21 @@ def test_exact_patterns_leave_nothing_out(name: str) -> None:
     @given(_texts(name) | st.sampled_from(_GOOD[name]), st.data())
     def check(text: str, data: st.DataObject) -> None:
         at = data.draw(st.integers(0, len(text)))
-        other = data.draw(st.sampled_from([*"0129aFgz:./~#{}-TWYMD", "", "::", "ü", "\n"]))
+        other = data.draw(
+            st.sampled_from(
+                [
+                    *"0129aFgz:./~#{}-TWYMD%,*+'",
+                    "",
+                    "::",
+                    "%4a",
+                    "ü",
+                    "\n",
+                    "\x80",
+                    "\ufdd0",
+                    "\U000e0000",
+                ]
+            )
+        )
         changed = text[:at] + other + text[at + data.draw(st.integers(0, 1)) :]
         assert _found(name, changed) == FORMATS[name](changed), changed
 
