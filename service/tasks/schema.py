@@ -218,7 +218,6 @@ class _Walk:
     def __init__(self, root: dict[str, Any], draft: Draft, limits: SchemaLimits) -> None:
         self.draft = draft
         self.limits = limits
-        self.keywords: set[str] = set()
         self.edges: dict[int, list[int]] = {}
         self.pointers: dict[int, str] = {}
         self.targets: dict[tuple[int, str], Any] = {}
@@ -238,10 +237,6 @@ class _Walk:
             else:
                 self._follow(*self.references.pop())
         self._refuse_loops()
-        if self.keywords >= {"patternProperties", "unevaluatedProperties"}:
-            # The library decides with a backtracking matcher which properties are evaluated.
-            what = "patternProperties together with unevaluatedProperties is not supported"
-            raise _invalid("", what, "SCHEMA_UNSUPPORTED")
         return Places(
             self.root,
             self.pointers,
@@ -258,7 +253,6 @@ class _Walk:
         self.resolvers[id(schema)] = resolver
         if pointer and (isinstance(schema.get("$id"), str) or isinstance(schema.get("id"), str)):
             self.embedded = True
-        self.keywords.update(schema)
         self._own_dialect(schema, pointer)
         self._foreign(schema, pointer)
         self._patterns(schema, pointer)

@@ -229,6 +229,19 @@ def in_draft(schema: Any, dialect: str) -> Any:
     return {k: in_draft(v, dialect) for k, v in schema.items() if k not in foreign}
 
 
+_NEWEST, _BEFORE = jsonschema.Draft202012Validator, jsonschema.Draft201909Validator
+_EVALUATING = "unevaluatedProperties"
+# Its own one for 2019-09 takes the keywords of a schema in additionalProperties for names.
+_BEFORE = jsonschema.validators.extend(_BEFORE, {_EVALUATING: _NEWEST.VALIDATORS[_EVALUATING]})
+
+
+def plain(schema: Any, dialect: str) -> Any:
+    """The library's validator, which knows nothing of ours."""
+    cls = jsonschema.validators.validator_for({"$schema": dialect})
+    cls.check_schema(schema)
+    return (_BEFORE if cls is jsonschema.Draft201909Validator else cls)(schema)
+
+
 @pytest.mark.slow
 @settings(max_examples=150)
 @given(schemas, leaves, leaves, values, st.sampled_from([*DRAFTS]))
@@ -236,16 +249,138 @@ def test_the_library_agrees(schema: Any, a: Any, b: Any, value: Any, dialect: st
     if isinstance(schema, dict):
         schema = {**schema, "$schema": dialect, "$defs": {"a": a, "b": b}}
         schema = in_draft(schema, dialect)
-    cls = jsonschema.validators.validator_for(schema)
-    try:
-        cls.check_schema(schema)
-    except jsonschema.SchemaError:
-        assume(False)
+    else:
+        dialect = _NEWEST.META_SCHEMA["$id"]
+    library = None
+    with contextlib.suppress(jsonschema.SchemaError):
+        library = plain(schema, dialect)
+    assume(library is not None)
     judged = None
     with contextlib.suppress(GrammarError):  # references that lead back to themselves
         judged = judge(schema, value)
     assume(judged is not None)
-    assert judged == cls(schema).is_valid(value)
+    assert judged == library.is_valid(value)
+
+
+member = st.sampled_from([True, True, {}, {"type": "integer"}])
+named = st.dictionaries(names, member, min_size=1, max_size=2)
+matched = st.dictionaries(st.sampled_from(["a", "^b", "c$", "^[ab]+$"]), member, max_size=2)
+
+
+@st.composite
+def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
+    """A schema that evaluates some names, and that many an object fits."""
+    kinds: dict[str, st.SearchStrategy[Any]] = {
+        "properties": named,
+        "patternProperties": matched,
+        "required": st.lists(names, max_size=1),
+        "maxProperties": st.integers(0, 3),
+    }
+    if depth:
+        inner = evaluating(depth - 1)
+        kinds |= {
+            "additionalProperties": member,
+            "unevaluatedProperties": member,
+            "$ref": st.just("#/$defs/one"),
+            "not": inner,
+            "dependentSchemas": st.dictionaries(names, inner, min_size=1, max_size=2),
+        }
+        kinds |= {k: st.lists(inner, min_size=1, max_size=3) for k in ("allOf", "anyOf", "oneOf")}
+        kinds |= {"if": st.fixed_dictionaries({"if": inner, "then": inner, "else": inner})}
+    some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=2, unique=True))
+    schema = {keyword: draw(kinds[keyword]) for keyword in some}
+    return {**schema, **schema["if"]} if "if" in schema else schema
+
+
+@settings(max_examples=200)
+@given(
+    evaluating(),
+    evaluating(1),
+    st.sampled_from([False, False, {"type": "integer"}]),
+    st.lists(
+        st.dictionaries(names, st.sampled_from([1, 1, "x"]), max_size=4), min_size=4, max_size=8
+    ),
+    st.booleans(),
+)
+def test_what_is_evaluated(
+    schema: Any, part: Any, rest: Any, objects: list[Any], is_newest: bool
+) -> None:
+    """Which of the properties are, the library says, too, for patterns that both read alike."""
+    cls = _NEWEST if is_newest else jsonschema.Draft201909Validator
+    dialect = cls.META_SCHEMA["$id"]
+    part = json.loads(json.dumps(part).replace("#/$defs/one", "#/$defs/two"))
+    defined = {"one": part, "two": {"patternProperties": {"^a": {"type": "integer"}}}}
+    schema = {**schema, "$schema": dialect, "$defs": defined, "unevaluatedProperties": rest}
+    library = plain(schema, dialect)
+    for value in objects:
+        assert judge(schema, value) == library.is_valid(value), value
+
+
+_MATCH_A = {"patternProperties": {"^a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        _MATCH_A,
+        {"allOf": [_MATCH_A]},
+        {"anyOf": [{"properties": {"b": False}, "required": ["b"]}, _MATCH_A]},
+        {"oneOf": [{"properties": {"b": {}}, "required": ["c"]}, _MATCH_A]},
+        {"if": _MATCH_A},
+        {"if": {}, "then": _MATCH_A, "else": {"properties": {"b": {}}}},
+        {"if": False, "then": {"properties": {"b": {}}}, "else": _MATCH_A},
+        {"dependentSchemas": {"ab": _MATCH_A, "c": {"properties": {"b": {}}}}},
+        {"dependencies": {"ab": _MATCH_A, "c": {"properties": {"b": {}}}, "d": []}},
+        {"$ref": "#/$defs/a", "$defs": {"a": _MATCH_A}},
+        {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a", **_MATCH_A}}},
+        {"allOf": [{"unevaluatedProperties": {}, "maxProperties": 1}]},
+        {"allOf": [{"additionalProperties": {}, "maxProperties": 1}]},
+        # A reference is one to the subschema with an $id that it stands in.
+        {"allOf": [{"$id": "urn:a", "$ref": "#/$defs/a", "$defs": {"a": _MATCH_A}}]},
+        {"not": {"not": {"properties": {"b": {}}}}, **_MATCH_A},
+    ],
+)
+def test_each_keyword_that_evaluates(schema: Any) -> None:
+    schema = {**schema, "unevaluatedProperties": False}
+    AnswerValidator(json.dumps(schema)).parse('{"ab": 1}')
+    error = refused(schema, '{"ab": 1, "b": 1}')
+    if "maxProperties" not in json.dumps(schema):
+        assert error.metadata == {"pointer": "/b", "keyword": "unevaluatedProperties"}
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$"])
+def test_what_is_evaluated_by_patterns_that_hang_others(pattern: str) -> None:
+    schema = {"patternProperties": {pattern: {}}, "unevaluatedProperties": False}
+    began = time.process_time()
+    AnswerValidator(json.dumps(schema)).parse(json.dumps({"a" * 5000: 1}))
+    error = refused(schema, json.dumps({"a": 1, "a" * 5000 + "!": 1}))
+    assert time.process_time() - began < 2
+    assert error.metadata["keyword"] == "unevaluatedProperties"
+
+
+def test_what_is_evaluated_is_found_in_linear_time() -> None:
+    schema = {"patternProperties": {"^a": {}}, "unevaluatedProperties": False}
+    began = time.process_time()
+    AnswerValidator(json.dumps(schema)).parse(json.dumps({f"a{i}": 1 for i in range(20_000)}))
+    assert time.process_time() - began < 2
+
+
+def test_finding_what_is_evaluated_is_ended() -> None:
+    levels = {
+        f"a{i}": {
+            "dependentSchemas": {
+                "x": {"$ref": f"#/$defs/a{i + 1}"},
+                "y": {"$ref": f"#/$defs/a{i + 1}"},
+            }
+        }
+        for i in range(40)
+    }
+    schema = {"unevaluatedProperties": False, "$ref": "#/$defs/a0", "$defs": {**levels, "a40": {}}}
+    schema = {"patternProperties": {"z": {}}, **schema}
+    began = time.process_time()
+    error = refused(schema, '{"x": 1, "y": 1}', seconds=0.2)
+    assert time.process_time() - began < 2
+    assert "bounded time" in error.message
 
 
 @settings(max_examples=200)

@@ -205,11 +205,6 @@ def test_patterns_run_in_linear_time_or_are_refused(schema: Any, what: str) -> N
     assert what in error.message
 
 
-def test_the_one_combination_that_is_not_supported() -> None:
-    schema = {"patternProperties": {"a": True}, "unevaluatedProperties": False}
-    assert refused(schema).reason == "SCHEMA_UNSUPPORTED"
-
-
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
 
 
