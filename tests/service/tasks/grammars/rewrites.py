@@ -328,29 +328,36 @@ def _property_names(rng: Random) -> Made:
     return found, objects(rng)
 
 
+def _some_members(rng: Random) -> dict[str, Schema]:
+    if rng.random() < 0.6:
+        return {"properties": properties(rng, 2)}
+    found: dict[str, Schema] = {"patternProperties": {rng.choice(PATTERNS): leaf(rng)}}
+    return found | ({"properties": properties(rng, 1)} if rng.random() < 0.5 else {})
+
+
 def _unevaluated_properties(rng: Random) -> Made:
-    found = {"type": "object", "properties": properties(rng, 2)}
+    found = {"type": "object", **_some_members(rng)}
     part = rng.choice(("allOf", "anyOf", "oneOf", "if", "$ref", "dependentSchemas", "not"))
     if part == "not":
-        inner = {"properties": properties(rng, 2), "required": ["b"]}
+        inner = {**_some_members(rng), "required": ["b"]}
         found["not"] = rng.choice(
             ({"not": inner}, {"if": inner, "then": False}, {"oneOf": [inner, {}]}, inner)
         )
     elif part in ("allOf", "anyOf", "oneOf"):
         found[part] = [
-            {"properties": properties(rng, 2)},
+            _some_members(rng),
             {"required": ["b"], "properties": {"b": True}},
         ]
     elif part == "if":
         found |= {"if": {"properties": {"a": leaf(rng)}, "required": ["a"]}}
         found |= {
-            "then": {"properties": {"b": leaf(rng)}},
+            "then": _some_members(rng),
             "else": {"properties": {"c": leaf(rng)}},
         }
     elif part == "$ref":
-        found |= {"$ref": "#/$defs/one", "$defs": {"one": {"properties": properties(rng)}}}
+        found |= {"$ref": "#/$defs/one", "$defs": {"one": _some_members(rng)}}
     else:
-        found[part] = {"a": {"properties": properties(rng, 2)}}
+        found[part] = {"a": _some_members(rng)}
     found["unevaluatedProperties"] = rng.choice((False, False, leaf(rng)))
     if rng.random() < 0.2:
         found["$schema"] = NINETEENTH
