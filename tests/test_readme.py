@@ -16,7 +16,12 @@ import yaml
 
 from service.cli.arguments import read_settings
 from service.engines.fake import FakeEngine
+from service.tasks.formats import FORMATS
+from service.tasks.grammars.analysis import analyse
+from service.tasks.grammars.string_formats import FORMAT_PATTERNS
 from service.tasks.registry import load_registry
+from service.tasks.schema import DEFAULT_LIMITS
+from service.types import Grammar, GrammarKind
 from tests.service.cli.terminal import Outcome, called, process, qwen3vl, wait_for
 from tests.service.harness import running
 
@@ -147,6 +152,21 @@ async def test_the_report_in_python_is_what_the_page_shows(
     async with running() as started:
         await asyncio.to_thread(exec, program.replace("localhost:50051", started.address), {})
     assert capsys.readouterr().out == shown
+
+
+def test_the_formats_are_those_of_the_page() -> None:
+    paragraph = README[README.index("`format` asserts") :].partition("\n\n")[0]
+    listed, others, kept, partly = re.split(r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split()))
+    names = re.compile(r"`([a-z0-9-]+)`")
+    assert set(names.findall(listed)) - {"format"} == FORMATS.keys()
+    assert "says nothing" in others
+    assert set(names.findall(kept)) == FORMATS.keys() - FORMAT_PATTERNS.keys()
+    narrower = {name for name, pattern in FORMAT_PATTERNS.items() if not pattern.exact}
+    assert set(names.findall(partly)) == narrower
+    for name in ("no-such-format", *FORMATS):
+        schema = json.dumps({"type": "string", "format": name})
+        found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
+        assert bool(found.report.checked) == (name in names.findall(kept)), name
 
 
 def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:
