@@ -53,6 +53,12 @@ _TEMPLATE = re.compile(  # RFC 6570, with the apostrophe of its erratum 6937
 )
 _POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)*", re.DOTALL)
 _RELATIVE_POINTER = re.compile(r"(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)", re.DOTALL)
+# All but the openings of groups that only other languages have, such as (?P<n>, (?#, (?> and (?i).
+_ECMA_GROUPS = re.compile(
+    r"(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\\\[(]|\((?!\?)"
+    r"|\(\?(?:[:=!]|<[=!]|<(?!\d)[\w$]+>|[ims]+(?:-[ims]*)?:|-[ims]+:))*",
+    re.DOTALL,
+)
 
 
 def _date(text: str) -> bool:
@@ -181,7 +187,9 @@ def _absolute(text: str, characters: re.Pattern[str]) -> bool:
 
 
 def _regex(text: str) -> bool:
-    """A regular expression, also one that a schema could not use here."""
+    """A regular expression of ECMA-262, also one that a schema could not use here."""
+    if not _ECMA_GROUPS.fullmatch(text):
+        return False
     try:
         compile_pattern(text, max_length=MAX_STATES)
     except PatternUnsupported:
