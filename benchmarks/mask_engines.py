@@ -85,6 +85,9 @@ class MaskEngine(ABC):
     def compile(self, schema: str) -> Grammar:
         """Raises Refused."""
 
+    def rest(self) -> None:  # noqa: B027
+        """Called between schemas."""
+
 
 class _XGrammarGrammar(Grammar):
     def __init__(self, automaton: Any) -> None:
@@ -199,6 +202,11 @@ class Ours(MaskEngine):
         import service.tasks.grammars.analysis  # noqa: F401
 
         gc.freeze()  # as the processes of the service do, which analyse
+        gc.disable()
+
+    def rest(self) -> None:
+        """Collect garbage, as these processes do."""
+        gc.collect()
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError

@@ -53,6 +53,7 @@ def serve(name: str) -> None:
     engine = ENGINES[name]()
     _say("ready")
     for line in sys.stdin:
+        engine.rest()
         case = json.loads(line)
         schema = schema_text(case["schema"])
         began = time.perf_counter()

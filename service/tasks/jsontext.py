@@ -106,4 +106,4 @@ def short(text: str, length: int = 60) -> str:
 
 def pointer(parts: Any) -> str:
     """JSON pointer (RFC 6901) of a path of keys and indices; the root is the empty string."""
-    return "".join("/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts)
+    return "".join(["/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts])

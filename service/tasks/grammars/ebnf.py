@@ -135,20 +135,19 @@ def _escaped(found: re.Match[str]) -> str:
     return f"\\U{ord(found[0]):08x}"
 
 
-_NAME = re.compile(r'"[^"]*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_]\w*)')
+_NAME = re.compile(r'"[^"]*"|\[[^\]]*\]|([A-Za-z_]\w*)')
 
 
 def pruned(text: str) -> str:
-    """A grammar without the rules that its root does not reach."""
-    bodies: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, body = line.partition(" ::= ")
-        bodies[name] = body
-    reached = {"root": None}
-    pending = ["root"]
+    """A grammar that was written here, a rule a line, without the rules that its root does not
+    reach."""
+    bodies = dict(line.split(" ::= ", 1) for line in text.splitlines())
+    reached = {"", ROOT}
+    pending = [ROOT]
     while pending:
-        for name in _NAME.findall(bodies[pending.pop()]):
-            if name and name not in reached:
-                reached[name] = None
-                pending.append(name)
-    return "".join(f"{name} ::= {body}\n" for name, body in bodies.items() if name in reached)
+        found = {*_NAME.findall(bodies[pending.pop()])} - reached
+        reached |= found
+        pending += found
+    if len(reached) == len(bodies) + 1:
+        return text
+    return "".join([f"{name} ::= {body}\n" for name, body in bodies.items() if name in reached])

@@ -6,6 +6,7 @@ goes on with no name leaves the tree, and anything may follow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
@@ -36,8 +37,9 @@ def anything_but(names: Iterable[str], low: int, high: int | None, rules: Rules)
 class _Writer:
     def __init__(self, low: int, high: int | None, rules: Rules) -> None:
         self._low, self._high, self._rules = low, high, rules
+        self._most = math.inf if high is None else high
         self._spelling = Json(rules)
-        self._leaving: dict[tuple[frozenset[str], str], str] = {}
+        self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
         self._spelled: dict[str, str] = {}
 
     def write(self, tree: _Tree) -> str | None:
@@ -48,35 +50,37 @@ class _Writer:
         return made[id(tree)]
 
     def _node(self, node: _Tree, depth: int, made: dict[int, str | None]) -> str | None:
-        found = []
-        if _END not in node and depth >= self._low and (self._high is None or depth <= self._high):
-            found.append(self._spelling.end)
-        rest = self._rest(depth + 1)
         goes_on = [character for character in node if character != _END]
-        if rest is not None:
-            found.append(self._others(frozenset(goes_on), rest))
+        ends = len(goes_on) == len(node) and self._low <= depth <= self._most
+        leaves = self._leaves(frozenset(goes_on), self._rest(depth + 1), ends)
+        found = [] if leaves is None else [leaves]
         for character in goes_on:
             below = made[id(node[character])]
             if below is not None:
                 found.append(f"{self._text(character)} {below}")
+        if found == [leaves]:
+            return leaves
         return self._rules.define("json_other", " | ".join(found)) if found else None
 
     def _followed(self, characters: Ranges, rest: str) -> list[str]:
         return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
 
-    def _others(self, goes_on: frozenset[str], rest: str) -> str:
-        """The expression for any other character and the rest. What it takes to compile grows with
-        the characters that a state takes, so that the many nodes that go on alike share a rule."""
-        known = self._leaving.get((goes_on, rest))
-        if known is None:
-            others, is_wide = _others_than(goes_on)
-            parts = self._followed(others, rest)
-            if is_wide:
-                wide = " | ".join(self._followed(_WIDE, rest))
-                parts.append(self._rules.define("json_wide", wide))
-            known = self._rules.define("json_leaves", " | ".join(parts))
-            self._leaving[goes_on, rest] = known
-        return known
+    def _leaves(self, goes_on: frozenset[str], rest: str | None, ends: bool) -> str | None:
+        """The rule for any other character and the rest, or with ``ends`` the end; None for none of
+        both. What it takes to compile grows with rules and with the characters that a state takes, so
+        that the many nodes that go on alike share one."""
+        key = goes_on, rest, ends
+        if key not in self._leaving:
+            parts = [self._spelling.end] if ends else []
+            if rest is not None:
+                others, is_wide = _others_than(goes_on)
+                parts += self._followed(others, rest)
+                if is_wide:
+                    wide = " | ".join(self._followed(_WIDE, rest))
+                    parts.append(self._rules.define("json_wide", wide))
+            body = " | ".join(parts)
+            self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
+        return self._leaving[key]
 
     def _text(self, character: str) -> str:
         known = self._spelled.get(character)

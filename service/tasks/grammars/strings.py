@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from service.tasks.grammars import emission
 from service.tasks.grammars.automata import (
@@ -25,12 +26,20 @@ from service.tasks.grammars.automata import (
     product,
 )
 from service.tasks.grammars.charsets import resolve
+from service.tasks.grammars.codepoints import Ranges, intersection
 from service.tasks.grammars.ebnf import Rules, literal
 from service.tasks.grammars.exclusion import anything_but
 from service.tasks.grammars.free_strings import COUNTED, canonical, in_any_spelling
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nfa import Alphabet, determinised, sets_of
-from service.tasks.grammars.regex_syntax import Expression, Node, PatternError, parse
+from service.tasks.grammars.regex_syntax import (
+    Chars,
+    Expression,
+    Node,
+    PatternError,
+    Repeat,
+    parse,
+)
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.string_formats import FORMAT_PATTERNS
 from service.tasks.grammars.structure import MANY, loosened, unanchored, ways, weight, within
@@ -43,6 +52,10 @@ FEW = 40
 """Places at once with which a matcher is still fast."""
 MAX_RANGES = 20_000
 """Of all classes of characters of a string: about a second of a compiler."""
+MAX_WIDE = 500
+"""States of an automaton that take whole words: 5 to 50 ms each where there are 150,000 tokens."""
+_LETTERS: Ranges = ((ord("a"), ord("z")),)
+_FEW_LETTERS = 13
 _COUNTS = f"counts to more than {COUNTED} characters, which a grammar does not"
 _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
@@ -149,7 +162,7 @@ def _rest(
     free: Callable[[int, int | None, Rules], str],
 ) -> str | None:
     """What comes after the first quote."""
-    names = _checked(wanted, names)
+    _drop_unusable(wanted)
     if wanted.patterns:
         writer = _Patterned(wanted, names, rules, Json(rules), whole=False)
         found = writer.written()
@@ -159,22 +172,18 @@ def _rest(
     return anything_but(names, low, high, rules) if names else free(low, high, rules)
 
 
-def _checked(wanted: _Wanted, names: frozenset[str]) -> frozenset[str]:
-    """Drop patterns that cannot be used; returns the names that the others do not exclude."""
+def _drop_unusable(wanted: _Wanted) -> None:
+    """Drop patterns that cannot be used."""
     usable = []
     for one, source in wanted.patterns:
         try:
             for chars in sets_of(*parse(source).nodes):
                 resolve(chars)
-            if names:
-                found = compile_pattern(source, max_length=len(source)).found
-                names = frozenset(name for name in names if found(name) != one.negated)
         except PatternError as error:
             wanted.drop([one], str(error))
             continue
         usable.append((one, source))
     wanted.patterns = usable
-    return names
 
 
 class _Patterned:
@@ -189,10 +198,19 @@ class _Patterned:
         *,
         whole: bool,
     ) -> None:
-        self._wanted, self._names, self._rules, self._spelling = wanted, names, rules, spelling
+        self._wanted, self._rules, self._spelling = wanted, rules, spelling
         self._whole = whole
         self.is_written = True
-        self._sources = tuple((source, one.negated) for one, source in wanted.patterns)
+        shortens = isinstance(spelling, Json)
+        self._sources = tuple(
+            Source(source, one.negated, shortens) for one, source in wanted.patterns
+        )
+        # Most names are none that the patterns let through. That is not known of patterns that are not
+        # written as they are.
+        self._every = names
+        self._names = frozenset(
+            name for name in names if all(source.may_match(name) for source in self._sources)
+        )
 
     def written(self) -> str | None:
         """The expression; None where there is none, either because there is no such string, or
@@ -206,7 +224,8 @@ class _Patterned:
         for low, high, given_up in sizes:
             writable, expression = self._bounded(low, high)
             if writable:
-                wanted.drop(given_up, _TOO_LARGE_TOGETHER)
+                for one in given_up:
+                    wanted.drop([one], _COUNTS if one.value > COUNTED else _TOO_LARGE_TOGETHER)
                 return expression
         self.is_written = False
         wanted.drop([one for one, _ in wanted.patterns], _TOO_LARGE)
@@ -215,14 +234,17 @@ class _Patterned:
     def _bounded(self, low: int, high: int | None) -> tuple[bool, str | None]:
         """Whether it can be written with these bounds, and the expression."""
         direct = None
-        if len(self._sources) == 1 and not self._names and not self._sources[0][1]:
-            direct = _direct(self._sources[0][0], self._whole, low, high)
+        if len(self._sources) == 1 and not self._names and not self._sources[0].negated:
+            direct = _direct(self._sources[0], self._whole, low, high)
         reading = MANY if direct is None else ways(direct)
         if direct is not None and reading == 1:
             return True, self._written_out(direct)
         automaton = _fitted(self._sources, self._names, self._whole, low, high)
         solved = _solved(self._sources, self._names, self._whole)
         self._rules.effort += solved.effort
+        if solved.left_out and self._names != self._every:
+            self._names = self._every
+            return self._bounded(low, high)
         few = direct is not None and reading <= FEW
         if automaton is None or (few and len(automaton.edges) > SMALL):
             if direct is None or not few:
@@ -230,6 +252,7 @@ class _Patterned:
             return True, self._written_out(direct)
         wanted = self._wanted
         wanted.drop([wanted.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER)
+        self._drop_counts()
         if solved.names_left_out:
             wanted.drop(wanted.excluded, _TOO_LARGE_TOGETHER)
         if automaton.is_empty:
@@ -238,17 +261,69 @@ class _Patterned:
 
     def _written_out(self, node: Node) -> str:
         """The expression as it stands, but for numbers that are too great."""
-        loose = loosened(node, COUNTED, lambda one: emission.is_chained(one, self._spelling))
-        if loose != node:
-            wanted = self._wanted
-            given_up = [one for one, _ in wanted.patterns] + wanted.lows + wanted.highs
-            wanted.drop(given_up, _COUNTS)
-        return emission.expression(loose, self._rules, self._spelling)
+        self._drop_counts()
+        if isinstance(self._spelling, Json):
+            short = loosened(node, COUNTED, _takes_words)
+            self._wanted.drop(
+                self._wanted.lows + self._wanted.highs if short != node else [], _COUNTS
+            )
+            node = short
+        return emission.expression(node, self._rules, self._spelling)
+
+    def _drop_counts(self) -> None:
+        """Note the patterns that count further than is written."""
+        for (one, _), source in zip(self._wanted.patterns, self._sources, strict=True):
+            if not source.negated and not source.is_as_read(self._whole):
+                self._wanted.drop([one], _COUNTS)
+
+
+def _takes_words(node: Repeat) -> bool:
+    return isinstance(node.item, Chars) and _letters(resolve(node.item)) > _FEW_LETTERS
+
+
+def _letters(characters: Ranges) -> int:
+    return sum(last - first + 1 for first, last in intersection(characters, _LETTERS))
+
+
+class Source(NamedTuple):
+    """A pattern. shortened: what takes whole words is counted up to ``COUNTED`` only. It matches more
+    then, and what violates it is less, by texts that are longer than anybody wants."""
+
+    pattern: str
+    negated: bool
+    shortened: bool
+
+    def read(self, whole: bool) -> Expression:
+        """Parsed; it matches at least what the pattern does. Raises ``PatternError``."""
+        return _read(self, whole)
+
+    def is_as_read(self, whole: bool) -> bool:
+        """Whether it matches just what the pattern does."""
+        return self.read(whole) == parse(self.pattern, whole=whole)
+
+    def may_match(self, name: str) -> bool:
+        """Whether a name satisfies the pattern, or the shorter one."""
+        if not self.negated and not self.is_as_read(whole=False):
+            return True
+        found = compile_pattern(self.pattern, max_length=len(self.pattern)).found
+        return found(name) != self.negated
 
 
 @lru_cache(maxsize=512)
-def _direct(source: str, whole: bool, low: int, high: int | None) -> Node | None:
-    expression = parse(source, whole=whole)
+def _read(source: Source, whole: bool) -> Expression:
+    found = parse(source.pattern, whole=whole)
+    if not source.shortened:
+        return found
+
+    def counts(node: Repeat) -> bool:
+        return _takes_words(node) and not (source.negated and node.low > COUNTED)
+
+    return replace(found, node=loosened(found.node, COUNTED, counts))
+
+
+@lru_cache(maxsize=512)
+def _direct(source: Source, whole: bool, low: int, high: int | None) -> Node | None:
+    expression = source.read(whole)
     node = None if expression.aheads else unanchored(expression.node, whole=whole)
     node = None if node is None else within(node, low, high)
     return None if node is None or weight(node) > MAX_RANGES else node
@@ -265,18 +340,18 @@ class _Solved:
 
 
 @lru_cache(maxsize=64)
-def _solved(sources: tuple[tuple[str, bool], ...], names: frozenset[str], whole: bool) -> _Solved:
-    expressions = [parse(source, whole=whole) for source, _ in sources]
+def _solved(sources: tuple[Source, ...], names: frozenset[str], whole: bool) -> _Solved:
+    expressions = [source.read(whole) for source in sources]
     nodes = [node for expression in expressions for node in expression.nodes]
     alphabet = Alphabet(nodes, sorted({character for name in names for character in name}))
     automaton: Dfa | None = None
     effort = Effort()
     left_out = []
-    for at, (expression, (_, negated)) in enumerate(zip(expressions, sources, strict=True)):
+    for at, (expression, source) in enumerate(zip(expressions, sources, strict=True)):
         try:
             with effort.half() as part:
                 single = _automaton(expression, alphabet, part, whole)
-                single = negation(single, part) if negated else single
+                single = negation(single, part) if source.negated else single
                 automaton = single if automaton is None else product(automaton, single, part)
         except TooLarge:
             left_out.append(at)
@@ -301,7 +376,7 @@ def _automaton(expression: Expression, alphabet: Alphabet, effort: Effort, whole
 
 @lru_cache(maxsize=64)
 def _fitted(
-    sources: tuple[tuple[str, bool], ...],
+    sources: tuple[Source, ...],
     names: frozenset[str],
     whole: bool,
     low: int,
@@ -314,6 +389,8 @@ def _fitted(
     shortest, longest = automaton.lengths()
     if shortest >= low and (high is None or (longest is not None and longest <= high)):
         return _light(automaton)
+    if max(low, high or 0) > COUNTED:
+        return None
     try:
         return _light(bounded(automaton, low, high, Effort()))
     except TooLarge:
@@ -321,10 +398,14 @@ def _fitted(
 
 
 def _light(automaton: Dfa) -> Dfa | None:
-    """The automaton unless its classes are too large to compile, such as letters of all scripts, a
-    hundred times."""
+    """The automaton unless it takes too long to compile: its classes have many ranges, such as letters
+    of all scripts, a hundred times, or many of its states take whole words."""
     sizes = [len(block) for block in automaton.blocks]
-    ranges = 0
+    letters = [_letters(block) for block in automaton.blocks]
+    ranges = wide = 0
     for row in automaton.edges:
         ranges += sum(size for size, target in zip(sizes, row, strict=True) if target != DEAD)
-    return automaton if ranges <= MAX_RANGES else None
+        wide += (
+            sum(n for n, target in zip(letters, row, strict=True) if target != DEAD) > _FEW_LETTERS
+        )
+    return automaton if ranges <= MAX_RANGES and wide <= MAX_WIDE else None

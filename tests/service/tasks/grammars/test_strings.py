@@ -192,7 +192,8 @@ def test_a_surrogate_pair_is_one_character() -> None:
 @pytest.mark.parametrize(
     ("wanted", "expression"),
     [
-        ([literal("pattern", "^[a-z]{1,500}$")], "[a-z]{1,500}"),
+        ([literal("pattern", "^[a-z]{1,64}$")], "[a-z]{1,64}"),
+        ([literal("pattern", "^[0-9]{1,500}$")], "[0-9]{1,500}"),
         ([literal("pattern", "^[a-z]+$"), literal("maxLength", 63)], "[a-z]{1,63}"),
         ([literal("pattern", "^[a-z]+$"), literal("minLength", 4)], "[a-z]{4,}"),
         ([literal("pattern", "^x[a-z]*$"), literal("maxLength", 9)], '"x" [a-z]{0,8}'),
@@ -236,9 +237,68 @@ def test_the_greatest_length_is_dropped_first() -> None:
     ]
     found, grammar = emitted(*wanted)
     assert [one for one, _ in found.dropped] == wanted[2:]
-    assert "too large" in found.dropped[0][1]
+    assert "counts to more" in found.dropped[0][1]
     assert accepts(grammar, '"aaa bbb ccc"')
     assert not accepts(grammar, '"aa bb cc"')
+
+
+def test_lengths_up_to_what_is_counted_are_enforced_with_any_pattern() -> None:
+    wanted = literal("pattern", r"^\S+ \S+ \S+$"), literal("maxLength", COUNTED)
+    found, grammar = emitted(*wanted)
+    assert not found.dropped
+    assert accepts(grammar, dumped("a b " + "c" * (COUNTED - 4)))
+    assert not accepts(grammar, dumped("a b " + "c" * (COUNTED - 3)))
+
+
+LONG_WORDS = [
+    f"^[a-z]{{1,{COUNTED + 1}}}$",
+    f"^([a-z]{{{COUNTED + 1}}}|-)$",
+    rf"\b\w{{2,{COUNTED * 2}}}$",
+]
+
+
+@pytest.mark.parametrize("pattern", LONG_WORDS)
+@pytest.mark.parametrize("beside", [(), (literal("enum", ["no"], negated=True),)])
+def test_words_in_patterns_are_counted_no_further(
+    pattern: str, beside: tuple[Literal, ...]
+) -> None:
+    """Also where other names are excluded, which takes an automaton."""
+    rules = Rules()
+    found = emit_string([literal("pattern", pattern), *beside], rules)
+    grammar = compiled(found, rules)
+    assert [one.value for one, _ in found.dropped] == [pattern]
+    assert accepts(grammar, dumped("a" * 3 * COUNTED))
+    assert not accepts(grammar, dumped("a!"))
+    assert accepts(grammar, '"no"') != bool(beside)
+    assert len(rules) < COUNTED / 2
+
+
+def test_what_is_no_word_of_bounded_length_is_enforced() -> None:
+    """Longer words are taken for such words, and are no answers; that is safe."""
+    found, grammar = emitted(literal("pattern", f"^[a-z]{{2,{COUNTED + 1}}}$", negated=True))
+    assert not found.dropped
+    assert all(accepts(grammar, text) for text in ('"a"', '"a1"'))
+    assert not any(accepts(grammar, text) for text in ('"ab"', dumped("a" * 2 * COUNTED)))
+
+
+def test_what_is_no_word_of_at_least_some_length_is_exact() -> None:
+    found, grammar = emitted(literal("pattern", f"^[a-z]{{{COUNTED + 1},}}$", negated=True))
+    assert not found.dropped
+    assert accepts(grammar, dumped("a" * COUNTED))
+    assert not accepts(grammar, dumped("a" * (COUNTED + 1)))
+
+
+def test_automata_of_many_states_that_take_words_are_dropped() -> None:
+    words = "|".join(f"{n}[a-z]{{50}}{n}" for n in range(12))
+    name = f"0{'a' * 50}0"
+    other = literal("enum", [name, "no"], negated=True)
+    found, grammar = emitted(literal("pattern", f"^({words})$"), other)
+    assert [why for _, why in found.dropped] == ["is too large for a grammar"]
+    assert not accepts(grammar, dumped(name))
+    assert not accepts(grammar, '"no"')
+    assert accepts(grammar, '"nor"')
+    numbers = words.replace("a-z", "0-9a-f")
+    assert not emitted(literal("pattern", f"^({numbers})$"), other)[0].dropped
 
 
 @pytest.mark.parametrize(
@@ -297,7 +357,7 @@ def test_a_pattern_that_is_too_large_is_dropped() -> None:
 
 @pytest.mark.slow
 def test_large_classes_are_not_repeated() -> None:
-    wanted = literal("pattern", r"^\p{L}{1,200}$")
+    wanted = literal("pattern", r"^\p{L}{1,60}$")
     found, grammar = emitted(wanted)
     assert [one for one, _ in found.dropped] == [wanted]
     assert accepts(grammar, '"1"')
