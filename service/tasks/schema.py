@@ -9,6 +9,7 @@ ignores (unknown keywords; siblings of ``$ref`` up to draft-07) is ignored here,
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -95,7 +96,7 @@ def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CompiledSchema
             reason="SCHEMA_TOO_LARGE",
             metadata={"limit": str(limits.max_bytes), "actual": str(size)},
         )
-    document, working = _decode(text, limits), _decode(text, limits)
+    document, working = _decode(text, limits), json.loads(text)
     if isinstance(document, bool):
         validator = DEFAULT_DRAFT.validator(working, registry=Registry())
         nowhere = Places(document, {}, {}, {}, frozenset(), False)
