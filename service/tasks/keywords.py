@@ -2,8 +2,8 @@
 
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
 ``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
-that ``uniqueItems`` does, too, that ``format`` is asserted, and that a violation of the schema
-``false`` has its place.
+that ``uniqueItems`` does, too, that what is evaluated is found in bounded time, that ``format`` is
+asserted, and that a violation of the schema ``false`` has its place.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from referencing import Registry
 from referencing import jsonschema as specifications
 
 from service.tasks import budget
+from service.tasks.evaluated import found, unevaluated_items, unevaluated_properties
 from service.tasks.formats import FORMATS
-from service.tasks.regexes import MAX_STATES, compile_pattern
 
 Keyword = Callable[..., Any]
-_ANY_LENGTH = MAX_STATES
-"""Patterns of a request were measured when the schema was admitted; those of metaschemas are
-short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +40,8 @@ class Draft:
     foreign: frozenset[str]
 
 
-def _found(pattern: str, text: str) -> bool:
-    return compile_pattern(pattern, max_length=_ANY_LENGTH).search(text, budget.current())
-
-
 def _pattern(validator: Any, value: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
-    if validator.is_type(instance, "string") and not _found(value, instance):
+    if validator.is_type(instance, "string") and not found(value, instance):
         yield ValidationError("does not match the pattern")
 
 
@@ -59,7 +52,7 @@ def _pattern_properties(
         return
     for pattern, subschema in value.items():
         for key, member in instance.items():
-            if _found(pattern, key):
+            if found(pattern, key):
                 yield from validator.descend(member, subschema, path=key, schema_path=pattern)
 
 
@@ -70,80 +63,12 @@ def _additional_properties(
         return
     named, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     for key, member in instance.items():
-        if key in named or any(_found(pattern, key) for pattern in patterns):
+        if key in named or any(found(pattern, key) for pattern in patterns):
             continue
         if value is False:
             yield ValidationError("has a property that is not allowed", path=[key])
         else:
             yield from validator.descend(member, value, path=key)
-
-
-def _unevaluated_properties(
-    validator: Any, value: Any, instance: Any, schema: Any
-) -> Iterator[ValidationError]:
-    if not validator.is_type(instance, "object"):
-        return
-    evaluated = _evaluated(validator, instance, schema)
-    for key, member in instance.items():
-        if key in evaluated:
-            continue
-        if value is False:
-            yield ValidationError("has a property that is not allowed", path=[key])
-        else:
-            yield from validator.descend(member, value, path=key)
-
-
-def _evaluated(validator: Any, instance: dict[str, Any], schema: Any) -> set[str]:
-    """The names that a schema evaluates in an object that fits it.
-
-    As the library's function for 2020-12 finds them, but for patterns, which backtrack there. Its
-    function for 2019-09 takes the keywords of a schema under ``additionalProperties`` for names.
-    """
-    budget.current().check()
-    if isinstance(schema, bool):
-        return set()
-    found = {key for key in schema.get("properties", {}) if key in instance}
-    for pattern in schema.get("patternProperties", {}):
-        found.update(key for key in instance if _found(pattern, key))
-    for keyword in ("additionalProperties", "unevaluatedProperties"):
-        if keyword in schema:
-            fits = _fitting(validator, schema[keyword])
-            found.update(key for key, member in instance.items() if fits(member))
-    for reached, subschema in _in_place(validator, instance, schema):
-        found |= _evaluated(reached, instance, subschema)
-    return found
-
-
-def _in_place(
-    validator: Any, instance: dict[str, Any], schema: dict[str, Any]
-) -> Iterator[tuple[Any, Any]]:
-    """The subschemas that an object fits by the schema, each with its validator."""
-    resolver = validator._resolver
-    resolved = [resolver.lookup(schema[k]) for k in ("$ref", "$dynamicRef") if k in schema]
-    if "$recursiveRef" in schema:
-        resolved.append(specifications.lookup_recursive_ref(resolver))
-    for target in resolved:
-        yield validator.evolve(schema=target.contents, _resolver=target.resolver), target.contents
-    applied = [
-        subschema
-        for keyword in ("dependentSchemas", "dependencies")
-        for name, subschema in schema.get(keyword, {}).items()
-        if name in instance and not isinstance(subschema, list)
-    ]
-    branches = [one for k in ("allOf", "oneOf", "anyOf") for one in schema.get(k, ())]
-    applied += [one for one in branches if _fitting(validator, one)(instance)]
-    if "if" in schema:
-        fits = _fitting(validator, schema["if"])(instance)
-        applied += [schema["if"]] if fits else []
-        applied += [schema[k] for k in ("then" if fits else "else",) if k in schema]
-    for subschema in applied:
-        resource = specifications.DRAFT202012.create_resource(subschema)
-        inner = resolver.in_subresource(resource)
-        yield validator.evolve(schema=subschema, _resolver=inner), subschema
-
-
-def _fitting(validator: Any, schema: Any) -> Callable[[Any], bool]:
-    return lambda value: next(validator.descend(value, schema), None) is None
 
 
 def _unique_items(
@@ -177,7 +102,8 @@ _OWN: dict[str, Keyword] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
-    "unevaluatedProperties": _unevaluated_properties,
+    "unevaluatedProperties": unevaluated_properties,
+    "unevaluatedItems": unevaluated_items,
     "uniqueItems": _unique_items,
     "format": _format,
 }

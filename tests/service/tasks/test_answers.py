@@ -230,9 +230,11 @@ def in_draft(schema: Any, dialect: str) -> Any:
 
 
 _NEWEST, _BEFORE = jsonschema.Draft202012Validator, jsonschema.Draft201909Validator
-_EVALUATING = "unevaluatedProperties"
-# Its own one for 2019-09 takes the keywords of a schema in additionalProperties for names.
-_BEFORE = jsonschema.validators.extend(_BEFORE, {_EVALUATING: _NEWEST.VALIDATORS[_EVALUATING]})
+# Its own functions for 2019-09 take the keywords of a schema in additionalProperties for names, and
+# fail at a boolean in items.
+_BEFORE = jsonschema.validators.extend(
+    _BEFORE, {k: _NEWEST.VALIDATORS[k] for k in ("unevaluatedProperties", "unevaluatedItems")}
+)
 
 
 def plain(schema: Any, dialect: str) -> Any:
@@ -292,7 +294,7 @@ def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
     return {**schema, **schema["if"]} if "if" in schema else schema
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     evaluating(),
     evaluating(1),
@@ -314,6 +316,75 @@ def test_what_is_evaluated(
     library = plain(schema, dialect)
     for value in objects:
         assert judge(schema, value) == library.is_valid(value), value
+
+
+_COUNTED: dict[str, st.SearchStrategy[Any]] = {
+    "prefixItems": st.lists(member, min_size=1, max_size=2),
+    "items": member,
+    "contains": st.sampled_from([{"type": "integer"}, {"type": "string"}]),
+    "minContains": st.just(0),
+    "minItems": st.integers(0, 2),
+    "maxItems": st.integers(1, 3),
+}
+
+
+@st.composite
+def evaluating_items(draw: st.DrawFn, depth: int = 2) -> Any:
+    """A schema that evaluates some items, and that many an array fits."""
+    kinds = dict(_COUNTED)
+    if depth:
+        inner = evaluating_items(depth - 1)
+        kinds |= {"unevaluatedItems": member, "$ref": st.just("#/$defs/one"), "not": inner}
+        kinds |= {k: st.lists(inner, min_size=1, max_size=3) for k in ("allOf", "anyOf", "oneOf")}
+        kinds |= {"if": st.fixed_dictionaries({"if": inner, "then": inner, "else": inner})}
+    some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=2, unique=True))
+    schema = {keyword: draw(kinds[keyword]) for keyword in some}
+    return {**schema, **schema["if"]} if "if" in schema else schema
+
+
+@settings(max_examples=60)
+@given(
+    evaluating_items(),
+    evaluating_items(0),
+    st.sampled_from([False, False, {"type": "integer"}]),
+    st.lists(st.lists(st.sampled_from([1, 1, "x"]), max_size=4), min_size=4, max_size=8),
+)
+def test_which_items_are_evaluated(schema: Any, part: Any, rest: Any, arrays: list[Any]) -> None:
+    schema = {**schema, "$defs": {"one": part}, "unevaluatedItems": rest}
+    library = plain(schema, _NEWEST.META_SCHEMA["$id"])
+    for value in arrays:
+        assert judge(schema, value) == library.is_valid(value), value
+
+
+_FIRST = {"prefixItems": [{"type": "integer"}]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        _FIRST,
+        {"allOf": [_FIRST]},
+        {"anyOf": [{"items": {}, "maxItems": 0}, _FIRST]},
+        {"if": _FIRST},
+        {"if": False, "then": {"items": {}}, "else": _FIRST},
+        {"$ref": "#/$defs/a", "$defs": {"a": _FIRST}},
+        {"contains": {"type": "integer"}},
+        {"allOf": [{"$id": "urn:a", "$ref": "#/$defs/a", "$defs": {"a": _FIRST}}]},
+        {"dependentSchemas": {"x": {"items": {}}}, **_FIRST},  # of objects only
+        {"$schema": _BEFORE.META_SCHEMA["$id"], "items": [{}]},
+    ],
+)
+def test_each_keyword_that_evaluates_items(schema: Any) -> None:
+    schema = {**schema, "unevaluatedItems": False}
+    AnswerValidator(json.dumps(schema)).parse("[1]")
+    error = refused(schema, '[1, "x"]')
+    assert error.metadata == {"pointer": "/1", "keyword": "unevaluatedItems"}
+
+
+@pytest.mark.parametrize("items", [{"items": True}, {"items": [{}], "additionalItems": {}}])
+def test_all_items_are_evaluated_in_an_earlier_draft(items: Any) -> None:
+    schema = {"$schema": _BEFORE.META_SCHEMA["$id"], **items, "unevaluatedItems": False}
+    AnswerValidator(json.dumps(schema)).parse("[1, 2, 3]")
 
 
 _MATCH_A = {"patternProperties": {"^a": {"type": "integer"}}}

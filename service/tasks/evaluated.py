@@ -1,0 +1,127 @@
+"""Which properties and items are evaluated: ``unevaluatedProperties`` and ``unevaluatedItems``.
+
+They agree with the functions of ``jsonschema`` for 2020-12, where patterns backtrack, work is not
+bounded, and references inside a subschema with an ``$id`` lead nowhere. Its functions for 2019-09
+take the keywords of a schema under ``additionalProperties`` for names, and fail at ``items: true``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from jsonschema import ValidationError
+from referencing import jsonschema as specifications
+
+from service.tasks import budget
+from service.tasks.regexes import MAX_STATES, compile_pattern
+
+_ANY_LENGTH = MAX_STATES
+"""Patterns of a request were measured when the schema was admitted; those of metaschemas are
+short."""
+
+
+def found(pattern: str, text: str) -> bool:
+    """Whether a pattern is found in a text. Takes from the budget of the call."""
+    return compile_pattern(pattern, max_length=_ANY_LENGTH).search(text, budget.current())
+
+
+def unevaluated_properties(
+    validator: Any, value: Any, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    """The keyword, with the place of a property that is not allowed."""
+    if not validator.is_type(instance, "object"):
+        return
+    evaluated = _names(validator, instance, schema)
+    for key, member in instance.items():
+        if key in evaluated:
+            continue
+        if value is False:
+            yield ValidationError("has a property that is not allowed", path=[key])
+        else:
+            yield from validator.descend(member, value, path=key)
+
+
+def _names(validator: Any, instance: dict[str, Any], schema: Any) -> set[str]:
+    """The names that a schema evaluates in an object that fits it."""
+    budget.current().check()
+    if isinstance(schema, bool):
+        return set()
+    names = {key for key in schema.get("properties", {}) if key in instance}
+    for pattern in schema.get("patternProperties", {}):
+        names.update(key for key in instance if found(pattern, key))
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        if keyword in schema:
+            fits = _fitting(validator, schema[keyword])
+            names.update(key for key, member in instance.items() if fits(member))
+    for reached, subschema in _in_place(validator, instance, schema):
+        names |= _names(reached, instance, subschema)
+    return names
+
+
+def unevaluated_items(
+    validator: Any, value: Any, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    """The keyword, with the place of an item that is not allowed."""
+    if not validator.is_type(instance, "array"):
+        return
+    evaluated = _places(validator, instance, schema)
+    for place, item in enumerate(instance):
+        if place in evaluated:
+            continue
+        if value is False:
+            yield ValidationError("has an item that is not allowed", path=[place])
+        else:
+            yield from validator.descend(item, value, path=place)
+
+
+def _places(validator: Any, instance: list[Any], schema: Any) -> set[int]:
+    """The places of the items that a schema evaluates in an array that fits it."""
+    budget.current().check()
+    if isinstance(schema, bool):
+        return set()
+    first = schema.get("prefixItems", ())
+    if "items" in schema:
+        if "additionalItems" in schema or not isinstance(schema["items"], list):
+            return set(range(len(instance)))
+        first = schema["items"]
+    places = set(range(len(first)))
+    for keyword in ("contains", "unevaluatedItems"):
+        if keyword in schema:
+            fits = _fitting(validator, schema[keyword])
+            places.update(place for place, item in enumerate(instance) if fits(item))
+    for reached, subschema in _in_place(validator, instance, schema):
+        places |= _places(reached, instance, subschema)
+    return places
+
+
+def _in_place(
+    validator: Any, instance: dict[str, Any] | list[Any], schema: dict[str, Any]
+) -> Iterator[tuple[Any, Any]]:
+    """The subschemas that a value fits by the schema, each with its validator."""
+    resolver = validator._resolver
+    resolved = [resolver.lookup(schema[k]) for k in ("$ref", "$dynamicRef") if k in schema]
+    if "$recursiveRef" in schema:
+        resolved.append(specifications.lookup_recursive_ref(resolver))
+    for target in resolved:
+        yield validator.evolve(schema=target.contents, _resolver=target.resolver), target.contents
+    applied = [
+        subschema
+        for keyword in ("dependentSchemas", "dependencies")
+        for name, subschema in schema.get(keyword, {}).items()
+        if isinstance(instance, dict) and name in instance and not isinstance(subschema, list)
+    ]
+    branches = [one for k in ("allOf", "oneOf", "anyOf") for one in schema.get(k, ())]
+    applied += [one for one in branches if _fitting(validator, one)(instance)]
+    if "if" in schema:
+        fits = _fitting(validator, schema["if"])(instance)
+        applied += [schema["if"]] if fits else []
+        applied += [schema[k] for k in ("then" if fits else "else",) if k in schema]
+    for subschema in applied:
+        resource = specifications.DRAFT202012.create_resource(subschema)
+        inner = resolver.in_subresource(resource)
+        yield validator.evolve(schema=subschema, _resolver=inner), subschema
+
+
+def _fitting(validator: Any, schema: Any) -> Callable[[Any], bool]:
+    return lambda value: next(validator.descend(value, schema), None) is None
