@@ -118,9 +118,7 @@ def _in_place(
         applied += [schema["if"]] if fits else []
         applied += [schema[k] for k in ("then" if fits else "else",) if k in schema]
     for subschema in applied:
-        resource = specifications.DRAFT202012.create_resource(subschema)
-        inner = resolver.in_subresource(resource)
-        yield validator.evolve(schema=subschema, _resolver=inner), subschema
+        yield validator.evolve(schema=subschema), subschema
 
 
 def _fitting(validator: Any, schema: Any) -> Callable[[Any], bool]:

@@ -3,7 +3,8 @@
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
 ``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
 that ``uniqueItems`` does, too, that what is evaluated is found in bounded time, that ``format`` is
-asserted, and that a violation of the schema ``false`` has its place.
+asserted, that a violation of the schema ``false`` has its place, and that each subschema has its own
+base.
 """
 
 from __future__ import annotations
@@ -138,6 +139,19 @@ def _placed(descend: Keyword) -> Keyword:
     return placed
 
 
+def _based(evolve: Keyword, specification: Any) -> Keyword:
+    """``evolve`` of the library, where ``not``, ``if``, ``contains`` and ``oneOf`` go on with the base
+    of the schema outside, also where theirs has an ``$id``."""
+
+    def based(validator: Any, **changes: Any) -> Any:
+        if "schema" in changes and "_resolver" not in changes:
+            inner = specification.create_resource(changes["schema"])
+            changes["_resolver"] = validator._resolver.in_subresource(inner)
+        return evolve(validator, **changes)
+
+    return based
+
+
 def _bare_metaschemas() -> Any:
     """The metaschemas without their ``$schema``, at which the library would go on with its own
     validator."""
@@ -152,10 +166,11 @@ def _bare_metaschemas() -> Any:
 _METASCHEMAS = _bare_metaschemas()
 
 
-def _extended(base: Any, keywords: dict[str, Keyword]) -> Any:
+def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> Any:
     bounded = {name: _bounded(_OWN.get(name, keyword)) for name, keyword in keywords.items()}
     extended: Any = validators.extend(base, bounded)  # type: ignore[no-untyped-call]
     extended.descend = _placed(base.descend)
+    extended.evolve = _based(base.evolve, specification)
     return extended
 
 
@@ -184,11 +199,11 @@ def _draft(name: str, base: Any, specification: Any) -> Draft:
     # What a metaschema says of formats is not asserted: references and patterns have checks of
     # their own, which say more.
     unformatted = {name: k for name, k in keywords.items() if name != "format"}
-    metaschema = _extended(base, unformatted)
+    metaschema = _extended(base, unformatted, specification)
     return Draft(
         name=name,
         uri=uri.rstrip("#"),
-        validator=_extended(base, keywords),
+        validator=_extended(base, keywords, specification),
         metaschema=metaschema(_METASCHEMAS[uri].contents, registry=_METASCHEMAS),
         specification=specification,
         foreign=_foreign(keywords),

@@ -381,6 +381,29 @@ def test_each_keyword_that_evaluates_items(schema: Any) -> None:
     assert error.metadata == {"pointer": "/1", "keyword": "unevaluatedItems"}
 
 
+_INNER = {"$id": "urn:inner", "$ref": "#/definitions/a", "definitions": {"a": {"type": "integer"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits", "not_fits"),
+    [
+        ({"not": {"allOf": [_INNER]}}, '"a"', "1"),
+        ({"not": _INNER}, '"a"', "1"),
+        ({"if": _INNER, "then": {"minimum": 1}}, "1", "0"),
+        ({"contains": _INNER}, "[1]", '["a"]'),
+        ({"contains": _INNER, "maxContains": 1}, '[1, "a"]', "[1, 1]"),
+        ({"oneOf": [{"type": "number"}, _INNER]}, "0.5", "1"),
+        ({"anyOf": [_INNER]}, "1", '"a"'),
+    ],
+)
+def test_a_reference_leads_from_the_id_that_it_stands_under(
+    schema: Any, fits: str, not_fits: str
+) -> None:
+    schema = {"definitions": {"a": {"type": "string"}}, **schema}
+    AnswerValidator(json.dumps(schema)).parse(fits)
+    refused(schema, not_fits)
+
+
 @pytest.mark.parametrize("items", [{"items": True}, {"items": [{}], "additionalItems": {}}])
 def test_all_items_are_evaluated_in_an_earlier_draft(items: Any) -> None:
     schema = {"$schema": _BEFORE.META_SCHEMA["$id"], **items, "unevaluatedItems": False}
