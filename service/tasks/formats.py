@@ -179,7 +179,7 @@ def _reference(text: str, characters: re.Pattern[str]) -> bool:
 
 
 def _literal(address: str) -> bool:
-    return _ipv6(address) or re.fullmatch(r"v[0-9A-Fa-f]+\.[^:].*", address) is not None
+    return _ipv6(address) or re.fullmatch(r"[vV][0-9A-Fa-f]+\.[^:].*", address) is not None
 
 
 def _absolute(text: str, characters: re.Pattern[str]) -> bool:

@@ -57,6 +57,7 @@ RIGHT = {
         "http://-.~_!$&'()*+,;=:%40:80%2f::::::@example.com",
         "ldap://[2001:db8::7]/c=GB?objectClass?one",
         "http://[v1.a]/",
+        "http://[V1.a]/",
         "mailto:J@example.com",
         "urn:a:b",
         "file:///a/b",
