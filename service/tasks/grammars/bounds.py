@@ -33,12 +33,12 @@ class Bounds:
     last: bool
 
 
-EXACT = Bounds(128, 30_000, 3_000, 3_000, 250_000, last=False)
+EXACT = Bounds(128, 30_000, 3_000, 2_000, 150_000, last=False)
 NARROW = Bounds(8, 4_000, 500, 1_000, 100_000, last=True)
 LOOSE = Bounds(2, 1_000, 100, 150, 50_000, last=True)
 LADDER = (EXACT, NARROW, LOOSE)
 BEYOND = "the schema is too large for a grammar of all of it"
-MAX_COST = 1_000_000
+MAX_COST = 700_000
 """Of a grammar, about in µs of a compiler over single bytes."""
 _SMALL = 20_000
 """Characters of a grammar that is never too costly."""
