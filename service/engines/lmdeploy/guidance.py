@@ -19,7 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.engines.shared.grammar import CompiledGrammar, GrammarCompiler, analysed_ebnf
+from service.engines.shared.grammar import (
+    CompiledGrammar,
+    GrammarCompiler,
+    analysed_ebnf,
+    compile_threads,
+)
 from service.tasks.grammars.refusals import refusal
 from service.types import Grammar, GrammarKind
 
@@ -84,8 +89,11 @@ class PyTorchCompiler:
 
     def __init__(self, table: Sequence[bytes], stop_ids: Sequence[int], *, as_text: bool) -> None:
         self._as_text = as_text
-        self._plain = GrammarCompiler(table, stop_ids)
-        self._json = self._plain if as_text else GrammarCompiler(_printable(table), stop_ids)
+        threads = compile_threads()
+        self._plain = GrammarCompiler(table, stop_ids, threads)
+        self._json = (
+            self._plain if as_text else GrammarCompiler(_printable(table), stop_ids, threads)
+        )
 
     def compile(self, grammar: Grammar) -> Constraint:
         """See `Compiler.compile`; with ``as_text`` the constraint is a ``response_format``."""
@@ -125,7 +133,7 @@ def estimated_bytes(small: CompiledGrammar, mask_bytes: int) -> int:
 
 def _compiler(module: Any, table: Sequence[bytes], stop_ids: Sequence[int]) -> Any:
     info = module.TokenizerInfo(list(table), _RAW, len(table), list(stop_ids), False)
-    return module.GrammarCompiler(info, 1, False, -1)  # one thread; no cache of its own
+    return module.GrammarCompiler(info, compile_threads(), False, -1)  # no cache of its own
 
 
 def _printable(table: Sequence[bytes]) -> list[bytes]:

@@ -25,7 +25,12 @@ from service.engines.reference.weights import Checkpoint
 from service.engines.shared.chat import Chat
 from service.engines.shared.config import CheckpointError, TextConfig
 from service.engines.shared.detokenizer import Detokenizer
-from service.engines.shared.grammar import CompiledGrammar, GrammarCompiler, Matcher
+from service.engines.shared.grammar import (
+    CompiledGrammar,
+    GrammarCompiler,
+    Matcher,
+    compile_threads,
+)
 from service.engines.shared.loops import LoopGuard
 from service.engines.shared.pictures import ImagePreprocessor
 from service.engines.shared.prompts import Prompts
@@ -173,7 +178,7 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
         rotary=rotary,
         runner=Runner(decoder, cache, rotary, options.prefill_piece),
         chat=chat,
-        compiler=GrammarCompiler(chat.table, config.stop_ids),
+        compiler=GrammarCompiler(chat.table, config.stop_ids, compile_threads()),
         prompts=Prompts(chat, preprocess, context),
         vision=vision,
         context_length=context,

@@ -14,6 +14,7 @@ Letters: V width of the logits; W = ceil(V / 32) words of a mask.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CACHE = "engine"
 MAX_RUNNING = 64
 """Grammars that are compiled, or wait for it, at the same time."""
+MAX_THREADS = 8
 _FIRST_PRINTABLE = 0x20
 STEP_LIMIT_S = 0.05
 """Processor time in which a grammar must take one token; ordinary ones need a thousandth of it."""
@@ -47,6 +49,11 @@ of it; a count of characters or items that is large is a parser's work for each 
 vocabulary, and more with each one."""
 MASKS_LIMIT_S = 20.0
 """The same for all tokens of an answer."""
+
+
+def compile_threads() -> int:
+    """Threads for one grammar. Two compile at a time, and answers are decoded meanwhile."""
+    return min(max((os.cpu_count() or 1) // 4, 1), MAX_THREADS)
 
 
 @dataclass(frozen=True, slots=True)

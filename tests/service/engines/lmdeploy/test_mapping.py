@@ -307,6 +307,27 @@ def test_turbominds_xgrammar_never_sees_bytes_that_are_in_no_text(table: list[by
     assert json_table[ord("a")] == other[ord("a")] == b"a"
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(None, 1), (2, 1), (16, 4), (192, 8)])
+def test_a_grammar_is_compiled_by_a_part_of_the_cores(
+    cores: int | None, threads: int, table: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.engines.lmdeploy.guidance import TurboMindCompiler
+    from tests.service.engines.lmdeploy.scripted import Module
+
+    asked: list[int] = []
+
+    class Recording(Module):
+        @staticmethod
+        def GrammarCompiler(info: Any, threads: int, *rest: Any) -> Any:
+            asked.append(threads)
+            return Module.GrammarCompiler(info, threads, *rest)
+
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    compiler = TurboMindCompiler(Recording, table, [256])
+    assert asked == [threads, threads]
+    assert compiler.compile(analysed(GrammarKind.JSON_SCHEMA, "{}")).size_bytes
+
+
 def test_an_error_of_the_engines_compiler_is_the_callers(table: list[bytes]) -> None:
     """LMDeploy would go on without the grammar."""
     from service.engines.lmdeploy.guidance import TurboMindCompiler
