@@ -288,6 +288,24 @@ def test_what_is_no_word_of_at_least_some_length_is_exact() -> None:
     assert not accepts(grammar, dumped("a" * (COUNTED + 1)))
 
 
+def test_numbers_are_counted_further() -> None:
+    """Few tokens are of digits alone."""
+    wanted = literal("pattern", r"^(\d+-)+\d$"), literal("maxLength", 3 * COUNTED)
+    found, grammar = emitted(*wanted)
+    assert not found.dropped
+    assert accepts(grammar, dumped("1-" * (COUNTED + 1) + "1"))
+    assert not accepts(grammar, dumped("1-" * 2 * COUNTED + "1"))
+
+
+def test_what_longer_words_would_rule_out_is_not_refused() -> None:
+    """Of the two, the first matches longer words only, and the second excludes shorter ones."""
+    long = f"^[a-z]{{{COUNTED + 6},{COUNTED * 2}}}$", f"^[a-z]{{0,{COUNTED + 1}}}$"
+    found, grammar = emitted(literal("pattern", long[0]), literal("pattern", long[1], negated=True))
+    assert found.expression is not None
+    assert {one.value for one, _ in found.dropped} == set(long)
+    assert accepts(grammar, dumped("a" * (COUNTED + 9)))
+
+
 def test_automata_of_many_states_that_take_words_are_dropped() -> None:
     words = "|".join(f"{n}[a-z]{{50}}{n}" for n in range(12))
     name = f"0{'a' * 50}0"
