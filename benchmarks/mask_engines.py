@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from service.tasks.grammars.worker import collect
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 
 LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
@@ -203,10 +204,12 @@ class Ours(MaskEngine):
 
         gc.freeze()  # as the processes of the service do, which analyse
         gc.disable()
+        self._answered = 0
 
     def rest(self) -> None:
         """Collect garbage, as these processes do."""
-        gc.collect()
+        self._answered += 1
+        collect(self._answered)
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError

@@ -31,6 +31,7 @@ later."""
 WEIGHT_BYTES = 1 << 30
 """Resident memory with which a process ends after its answer: what is free is not given back."""
 PLAIN = "--plain"
+_ALL_EVERY = 64
 
 Answers = Callable[[dict[str, Any]], dict[str, Any]]
 Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
@@ -53,6 +54,7 @@ def main(answer: Answers | None = None) -> None:
     requests, replies = sys.stdin.buffer, _private_stdout()
     replies.write(frame({"ready": True}))
     replies.flush()
+    answered = 0
     while (request := _read(requests)) is not None:
         signal.setitimer(signal.ITIMER_REAL, request["limit_s"] + GRACE_S)
         reply = answer(request)
@@ -62,7 +64,13 @@ def main(answer: Answers | None = None) -> None:
         replies.flush()
         if heavy:
             return
-        gc.collect()
+        answered += 1
+        collect(answered)
+
+
+def collect(answered: int) -> None:
+    """Collect the garbage of an answer; after many answers, also what has left the caches since."""
+    gc.collect(2 if answered % _ALL_EVERY == 0 else 0)
 
 
 def answers(analyse: Analyse | None = None) -> Answers:

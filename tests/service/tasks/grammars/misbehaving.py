@@ -6,10 +6,12 @@ is a short one: of what is allowed, its grammar knows an empty object.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 import time
+import weakref
 from typing import Any
 
 from service.tasks.grammar_checks import check_grammar
@@ -27,6 +29,9 @@ KILLED = '{"title": "killed"}'
 EAT = '{"title": "eat"}'
 NONSENSE = '{"title": "nonsense"}'
 GROW = '{"title": "grow"}'
+LITTER = '"litter'
+"""How sources begin that leave garbage of the kind that only a collection finds. The process ends when
+it sees that of the one before, or while collections may interrupt it."""
 SLOW = '"slow'
 """How sources begin whose analysis takes a while."""
 
@@ -57,9 +62,22 @@ def misbehave(request: dict[str, Any]) -> dict[str, Any]:
         return {"ebnf": 7}
     elif source == GROW:
         worker.WEIGHT_BYTES = 0
+    elif LITTER in source:
+        if gc.isenabled() or any(one() is not None for one in _litter):
+            os.kill(os.getpid(), signal.SIGKILL)
+        _leave_litter()
     elif SLOW in source:
         time.sleep(0.05)
     return _answer(request)
+
+
+_litter: list[weakref.ref[Any]] = []
+
+
+def _leave_litter() -> None:
+    one = type("Litter", (), {})()
+    one.itself = one
+    _litter.append(weakref.ref(one))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,15 @@ async def test_a_worker_that_has_grown_is_replaced_after_its_answer() -> None:
 
 
 @pytest.mark.slow
+async def test_a_worker_collects_its_garbage_between_requests() -> None:
+    async with running() as pool:
+        before = pool.pids
+        for number in range(3):
+            await pool.analyse(schema(f'{{"title": "litter {number}"}}'), LIMITS)
+        assert pool.pids == before
+
+
+@pytest.mark.slow
 async def test_a_worker_that_dies_while_nobody_asks_costs_nothing() -> None:
     async with running() as pool:
         os.kill(pool.pids[0], signal.SIGKILL)
