@@ -1,8 +1,8 @@
 """The formats of strings as regular expressions, for grammars.
 
 Each matches a part of what ``service.tasks.formats`` takes, and nothing else. What is left out is
-rare, and would make an automaton large: many or long labels of host names, addresses in brackets,
-leap seconds away from UTC, host names in scripts that need combining marks.
+rare, and would make an automaton large: long host names, addresses in brackets, leap seconds away from
+UTC, host names in scripts that need combining marks.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _MINUTES = "[0-9]+M(?:[0-9]+S)?"
 _DAYS = f"(?:[0-9]+Y(?:{_MONTHS})?|{_MONTHS}|[0-9]+D)"
 _HOURS = f"T(?:[0-9]+H(?:{_MINUTES})?|{_MINUTES}|[0-9]+S)"
 
-# Five labels, so the whole is far below its bound of 253.
-_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,25}[A-Za-z0-9])?"
-_HOST = rf"(?:{_LABEL}\.){{0,4}}{_LABEL}"
+# As long as a label may be, all labels together.
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:{_LABEL}\.)*{_LABEL}"
+_HOST_LENGTH = "{1,63}"
 
 # Labels of host names in any order of their letters: none of these composes with another, and so many
 # of them take at most 57 letters in Punycode. Latin, Greek and Cyrillic; kana, Han and Hangul.
@@ -97,10 +98,10 @@ _BEYOND = r"\u00A0-\u{10FFFF}"
 
 
 def _email(host: str, more: str) -> str:
-    """An address of mail. more: further characters before the ``@``, as members of a class."""
+    """An address of mail, with one ``@``. more: further characters before it, as members of a class."""
     atom = f"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{more}-]+"
-    quoted = rf'"(?:[ !#-\[\]-~{more}]|\\[ -~])*"'
-    return rf"^(?:{atom}(?:\.{atom})*|{quoted})@{host}$"
+    quoted = rf'"(?:[ !#-?A-\[\]-~{more}]|\\[ -?A-~])*"'
+    return rf"(?:{atom}(?:\.{atom})*|{quoted})@{host}$"
 
 
 # RFC 6570: what stands for itself, and expressions of variables.
@@ -119,9 +120,9 @@ FORMAT_PATTERNS: dict[str, FormatPattern] = {
     "time": FormatPattern(f"^{_TIME}$", exact=False),
     "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", exact=False),
     "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$", exact=True),
-    "email": FormatPattern(_email(_HOST, ""), exact=False),
-    "idn-email": FormatPattern(_email(_IDN_HOST, _BEYOND), exact=False),
-    "hostname": FormatPattern(f"^{_HOST}$", exact=False),
+    "email": FormatPattern(f"^(?=[^@]*@[^@]{_HOST_LENGTH}$){_email(_HOST, '')}", exact=False),
+    "idn-email": FormatPattern(f"^{_email(_IDN_HOST, _BEYOND)}", exact=False),
+    "hostname": FormatPattern(f"^(?=.{_HOST_LENGTH}$){_HOST}$", exact=False),
     "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", exact=False),
     "ipv4": FormatPattern(f"^{_IPV4}$", exact=True),
     "ipv6": FormatPattern(f"^(?:{_ipv6()})$", exact=True),

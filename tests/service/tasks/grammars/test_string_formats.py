@@ -24,9 +24,19 @@ _GOOD = {
         "te~st@example.co.uk",
         '"joe bloggs"@example.com',
         "a+b@x",
+        "info@the-foundation-of-friends-of-california-state-parks.example.org",
+        "a@b.c.d.e.f.g.h.i",
         '"a\\"b"@xn--bcher-kva.example',
     ],
-    "hostname": ["example.com", "xn--4gbwdl.xn--wgbh1c", "a", "1host", "a-b.c--d.example.co.uk"],
+    "hostname": [
+        "a" * 63,
+        "a.b.c.d.e.f.g.h.i",
+        "example.com",
+        "xn--4gbwdl.xn--wgbh1c",
+        "a",
+        "1host",
+        "a-b.c--d.example.co.uk",
+    ],
     "idn-email": [
         "joe@example.com",
         "jürgen.müller@bücher.example",
@@ -184,7 +194,10 @@ def _texts(name: str) -> st.SearchStrategy[str]:
     spelled = FORMAT_PATTERNS[name].pattern.removeprefix("^").removesuffix("$")
     beyond = r"\\u00A0-[^\]]*\\u\{10FFF[DF]\}"
     spelled = re.sub(beyond, "\u00a0ü例\ue000\U0001fffd\U0010fffd", spelled)
-    texts = st.from_regex(re.compile(spelled), fullmatch=True)
+    ahead = re.match(r"(\(\?=.*?\$\))?", spelled)
+    assert ahead is not None
+    texts = st.from_regex(re.compile(spelled[ahead.end() :]), fullmatch=True)
+    texts = texts.filter(lambda text: re.match(ahead[0], text) is not None)
     return texts.filter(lambda text: not re.search("[\ud800-\udfff]", text))
 
 
