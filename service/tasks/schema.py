@@ -302,7 +302,7 @@ class _Walk:
 
     def _reference(self, schema: dict[str, Any], pointer: str) -> None:
         """The metaschema of draft-04 says nothing of references."""
-        if not isinstance(schema.get("$ref", ""), (str, type(None))):
+        if not isinstance(schema.get("$ref", ""), str):
             raise _invalid(f"{pointer}/$ref", "must be of type string")
 
     def _follow(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:

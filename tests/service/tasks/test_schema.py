@@ -100,6 +100,7 @@ def test_not_a_schema(schema: Any) -> None:
         ({"items": {"$ref": "#/x"}, "x": {"type": 3}}, "/items/$ref/type"),
         ({"$schema": DRAFT4, "items": {"$ref": {}}}, "/items/$ref"),
         ({"$schema": DRAFT4, "type": "string", "$ref": [3]}, "/$ref"),
+        ({"$schema": DRAFT4, "items": {"$ref": None}}, "/items/$ref"),
         (
             {"$schema": DRAFT7, "$ref": "#/$defs/a", "$defs": {"a": {"items": {"type": False}}}},
             "/$defs/a/items/type",
