@@ -175,7 +175,8 @@ class Nodes:
                 if keyword in schema and reader in found:
                     found[keyword] = schema[keyword]
         for keyword in _COUNTS & found.keys():
-            found[keyword] = int(found[keyword])  # 2.0 is an integer, too
+            if isinstance(found[keyword], float):  # 2.0 is an integer, too
+                found[keyword] = int(found[keyword])
         return found
 
     def reduced(self, atoms: Iterator[Atom] | tuple[Atom, ...] | list[Atom]) -> State:

@@ -49,3 +49,18 @@ def test_a_condition_that_is_enforced_decides() -> None:
     assert not checked(
         {"type": "integer", "if": {"minimum": 3}, "then": {"multipleOf": 2}, "else": {"minimum": 0}}
     )
+
+
+@pytest.mark.parametrize("value", [{}, "3", None, [1]])
+def test_what_is_no_keyword_of_the_draft_and_never_used_is_left_alone(value: Any) -> None:
+    """Draft-07 has no ``$defs``, so nothing has looked at what is below."""
+    found = checked(
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "array",
+            "if": OPEN,
+            "then": {"minItems": 2},
+            "$defs": {"a": {"maxLength": value, "minContains": value}},
+        }
+    )
+    assert "/then/minItems" in found
