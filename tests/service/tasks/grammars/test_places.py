@@ -60,7 +60,7 @@ def test_what_is_no_keyword_of_the_draft_and_never_used_is_left_alone(value: Any
             "type": "array",
             "if": OPEN,
             "then": {"minItems": 2},
-            "$defs": {"a": {"maxLength": value, "minContains": value}},
+            "$defs": {"a": {"maxLength": value, "minItems": value}},
         }
     )
     assert "/then/minItems" in found
