@@ -94,6 +94,7 @@ def test_a_long_pointer_is_cut() -> None:
     assert len(error.metadata["pointer"]) <= 500
 
 
+@pytest.mark.slow
 def test_work_that_explodes_is_ended() -> None:
     """Each level applies the next one twice: 2^40 checks from a schema of 40 lines."""
     levels = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
@@ -294,7 +295,8 @@ def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
     return {**schema, **schema["if"]} if "if" in schema else schema
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=200)
 @given(
     evaluating(),
     evaluating(1),
@@ -342,7 +344,8 @@ def evaluating_items(draw: st.DrawFn, depth: int = 2) -> Any:
     return {**schema, **schema["if"]} if "if" in schema else schema
 
 
-@settings(max_examples=60)
+@pytest.mark.slow
+@settings(max_examples=200)
 @given(
     evaluating_items(),
     evaluating_items(0),

@@ -159,6 +159,7 @@ patterns = st.lists(quantified | st.just(("|", "")), max_size=6).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(patterns, st.text("abx1", max_size=8))
 def test_python_agrees(pattern: str, text: str) -> None:

@@ -257,6 +257,7 @@ def test_names_that_are_no_keywords_there_are_left_alone(place: str) -> None:
     assert check_json_schema(json.dumps(schema)) == schema
 
 
+@pytest.mark.slow
 def test_a_hostile_schema_is_checked_in_bounded_time() -> None:
     """Arrays of unequal types make the library compare each with each."""
     began = time.process_time()
@@ -303,6 +304,7 @@ jsons = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(jsons)
 def test_any_json_is_admitted_or_refused(schema: Any) -> None:
