@@ -88,11 +88,19 @@ async def _failed_starts(checkpoint: str) -> dict[str, Any]:
                 await engine.start()
             except (EngineUnavailable, RuntimeError) as error:
                 errors.append(str(error))
-    names = [thread.name for thread in threading.enumerate()]
+
+    def threads() -> list[str]:
+        names = (thread.name for thread in threading.enumerate())
+        return [name for name in names if name.startswith(("front", "grammar"))]
+
+    for _ in range(1000):  # they were told to end, and nobody waits for it
+        if not threads():
+            break
+        await asyncio.sleep(0.01)
     return {
         "errors": errors,
         "open": [native.model_comm is not None for native in closed],
-        "threads": [name for name in names if name.startswith(("front", "grammar"))],
+        "threads": threads(),
     }
 
 
