@@ -141,12 +141,12 @@ def masks(compiled: Any, answer: str, width: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def collected(cases: list[Case], vocabulary: list[bytes]) -> dict[str, Any]:
+def collected(cases: list[Case], compilers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """The row of the schemas of a collection."""
     seconds: dict[str, list[float]] = {"xgrammar": [], "ours": []}
     for case in cases:
         spent = {}
-        for engine, compile_ in engines(vocabulary).items():
+        for engine, compile_ in compilers.items():
             begun = time.perf_counter()
             try:
                 compile_(case.schema)
@@ -170,11 +170,11 @@ def main() -> None:
     collection_argument(parser)
     options = parser.parse_args()
     count = QUICK_TOKENS if options.quick else TOKENS
-    vocabulary = tokens(count)
+    compilers = engines(tokens(count))
     rows = []
     for name, schema, answer in CASES:
         row: dict[str, Any] = {"schema": name}
-        for engine, compile_ in engines(vocabulary).items():
+        for engine, compile_ in compilers.items():
             begun = time.perf_counter()
             compiled = compile_(schema)
             row[f"{engine}: compile s"] = round(time.perf_counter() - begun, 3)
@@ -184,7 +184,7 @@ def main() -> None:
         print(markdown([shown(row)]), flush=True)
     cases = read_collection(options.schemas)
     if cases is not None:
-        rows.append(collected(cases[:: EVERY * 4 if options.quick else EVERY], vocabulary))
+        rows.append(collected(cases[:: EVERY * 4 if options.quick else EVERY], compilers))
         print(markdown([shown(rows[-1])]), flush=True)
     write_results("large_vocabulary", rows, NOTES.format(threads=THREADS, tokens=count))
 

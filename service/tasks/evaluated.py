@@ -7,39 +7,24 @@ take the keywords of a schema under ``additionalProperties`` for names, and fail
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from jsonschema import ValidationError
 from referencing import jsonschema as specifications
 
 from service.tasks import budget
-from service.tasks.regexes import MAX_STATES, compile_pattern
-
-_ANY_LENGTH = MAX_STATES
-"""Patterns of a request were measured when the schema was admitted; those of metaschemas are
-short."""
-
-
-def found(pattern: str, text: str) -> bool:
-    """Whether a pattern is found in a text. Takes from the budget of the call."""
-    return compile_pattern(pattern, max_length=_ANY_LENGTH).search(text, budget.current())
+from service.tasks.regexes import found
 
 
 def unevaluated_properties(
     validator: Any, value: Any, instance: Any, schema: Any
 ) -> Iterator[ValidationError]:
     """The keyword, with the place of a property that is not allowed."""
-    if not validator.is_type(instance, "object"):
-        return
-    evaluated = _names(validator, instance, schema)
-    for key, member in instance.items():
-        if key in evaluated:
-            continue
-        if value is False:
-            yield ValidationError("has a property that is not allowed", path=[key])
-        else:
-            yield from validator.descend(member, value, path=key)
+    if validator.is_type(instance, "object"):
+        evaluated = _names(validator, instance, schema)
+        rest = ((key, member) for key, member in instance.items() if key not in evaluated)
+        yield from _each(validator, value, rest, "has a property that is not allowed")
 
 
 def _names(validator: Any, instance: dict[str, Any], schema: Any) -> set[str]:
@@ -63,16 +48,10 @@ def unevaluated_items(
     validator: Any, value: Any, instance: Any, schema: Any
 ) -> Iterator[ValidationError]:
     """The keyword, with the place of an item that is not allowed."""
-    if not validator.is_type(instance, "array"):
-        return
-    evaluated = _places(validator, instance, schema)
-    for place, item in enumerate(instance):
-        if place in evaluated:
-            continue
-        if value is False:
-            yield ValidationError("has an item that is not allowed", path=[place])
-        else:
-            yield from validator.descend(item, value, path=place)
+    if validator.is_type(instance, "array"):
+        evaluated = _places(validator, instance, schema)
+        rest = ((place, item) for place, item in enumerate(instance) if place not in evaluated)
+        yield from _each(validator, value, rest, "has an item that is not allowed")
 
 
 def _places(validator: Any, instance: list[Any], schema: Any) -> set[int]:
@@ -93,6 +72,17 @@ def _places(validator: Any, instance: list[Any], schema: Any) -> set[int]:
     for reached, subschema in _in_place(validator, instance, schema):
         places |= _places(reached, instance, subschema)
     return places
+
+
+def _each(
+    validator: Any, value: Any, rest: Iterable[tuple[str | int, Any]], forbidden: str
+) -> Iterator[ValidationError]:
+    """The keyword for what is not evaluated, with its places. forbidden: said where nothing may be."""
+    for place, part in rest:
+        if value is False:
+            yield ValidationError(forbidden, path=[place])
+        else:
+            yield from validator.descend(part, value, path=place)
 
 
 def _in_place(

@@ -20,8 +20,9 @@ from referencing import Registry
 from referencing import jsonschema as specifications
 
 from service.tasks import budget
-from service.tasks.evaluated import found, unevaluated_items, unevaluated_properties
+from service.tasks.evaluated import unevaluated_items, unevaluated_properties
 from service.tasks.formats import FORMATS
+from service.tasks.regexes import found
 
 Keyword = Callable[..., Any]
 

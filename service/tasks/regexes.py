@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from pydantic_core import SchemaError, SchemaValidator, core_schema
 
-from service.tasks.budget import Budget
+from service.tasks.budget import Budget, current
 from service.tasks.grammars.regex_syntax import (
     Assertion,
     Chars,
@@ -145,3 +145,12 @@ def _member(member: tuple[int, int] | Property | Chars) -> str:
         return _bracketed(member)
     low, high = member
     return rf"\x{{{low:X}}}" if low == high else rf"\x{{{low:X}}}-\x{{{high:X}}}"
+
+
+def found(pattern: str, text: str) -> bool:
+    """Whether a pattern of a schema is found in a text. Takes from the budget of the call.
+
+    Of any length: patterns of a request were measured when the schema was admitted, and those of
+    metaschemas are short.
+    """
+    return compile_pattern(pattern, max_length=MAX_STATES).search(text, current())

@@ -27,9 +27,9 @@ from service.tasks.grammars.shapes import (
     Items,
     Members,
     Required,
-    found,
 )
 from service.tasks.keywords import frozen
+from service.tasks.regexes import found
 
 _LOWER = frozenset(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"))
 _UPPER = frozenset(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"))

@@ -18,8 +18,8 @@ from service.tasks.grammars.shapes import (
     Names,
     Required,
     SomeMember,
-    found,
 )
+from service.tasks.regexes import found
 
 MAX_MARKS = 2
 """Members of a special kind that one object must have, each for its own reason."""

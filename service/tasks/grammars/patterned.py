@@ -133,9 +133,8 @@ class Patterned:
         self._drop_counts()
         if isinstance(self._spelling, Json):
             short = loosened(node, COUNTED, _takes_words)
-            self._wanted.drop(
-                self._wanted.lows + self._wanted.highs if short != node else [], COUNTS
-            )
+            if short != node:
+                self._wanted.drop(self._wanted.lows + self._wanted.highs, COUNTS)
             node = short
         return emission.expression(node, self._rules, self._spelling)
 

@@ -9,15 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.tasks.budget import current
 from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import Atom
-from service.tasks.regexes import MAX_STATES, compile_pattern
-
-
-def found(pattern: str, text: str) -> bool:
-    """Whether a pattern of the schema is found in a name; takes from the budget of the call."""
-    return compile_pattern(pattern, max_length=MAX_STATES).search(text, current())
+from service.tasks.regexes import found
 
 
 @dataclass(frozen=True, eq=False)

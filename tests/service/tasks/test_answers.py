@@ -270,6 +270,20 @@ named = st.dictionaries(names, member, min_size=1, max_size=2)
 matched = st.dictionaries(st.sampled_from(["a", "^b", "c$", "^[ab]+$"]), member, max_size=2)
 
 
+def combinations(inner: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    """Keywords that apply schemas to the same value, by name."""
+    lists = {k: st.lists(inner, min_size=1, max_size=3) for k in ("allOf", "anyOf", "oneOf")}
+    return {**lists, "if": st.fixed_dictionaries({"if": inner, "then": inner, "else": inner})}
+
+
+@st.composite
+def some_keywords(draw: st.DrawFn, kinds: dict[str, st.SearchStrategy[Any]]) -> Any:
+    """A schema of one or two of the keywords."""
+    some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=2, unique=True))
+    schema = {keyword: draw(kinds[keyword]) for keyword in some}
+    return {**schema, **schema["if"]} if "if" in schema else schema
+
+
 @st.composite
 def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
     """A schema that evaluates some names, and that many an object fits."""
@@ -288,11 +302,8 @@ def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
             "not": inner,
             "dependentSchemas": st.dictionaries(names, inner, min_size=1, max_size=2),
         }
-        kinds |= {k: st.lists(inner, min_size=1, max_size=3) for k in ("allOf", "anyOf", "oneOf")}
-        kinds |= {"if": st.fixed_dictionaries({"if": inner, "then": inner, "else": inner})}
-    some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=2, unique=True))
-    schema = {keyword: draw(kinds[keyword]) for keyword in some}
-    return {**schema, **schema["if"]} if "if" in schema else schema
+        kinds |= combinations(inner)
+    return draw(some_keywords(kinds))
 
 
 @pytest.mark.slow
@@ -337,11 +348,8 @@ def evaluating_items(draw: st.DrawFn, depth: int = 2) -> Any:
     if depth:
         inner = evaluating_items(depth - 1)
         kinds |= {"unevaluatedItems": member, "$ref": st.just("#/$defs/one"), "not": inner}
-        kinds |= {k: st.lists(inner, min_size=1, max_size=3) for k in ("allOf", "anyOf", "oneOf")}
-        kinds |= {"if": st.fixed_dictionaries({"if": inner, "then": inner, "else": inner})}
-    some = draw(st.lists(st.sampled_from(sorted(kinds)), min_size=1, max_size=2, unique=True))
-    schema = {keyword: draw(kinds[keyword]) for keyword in some}
-    return {**schema, **schema["if"]} if "if" in schema else schema
+        kinds |= combinations(inner)
+    return draw(some_keywords(kinds))
 
 
 @pytest.mark.slow
