@@ -288,6 +288,14 @@ def test_what_is_no_word_of_at_least_some_length_is_exact() -> None:
     assert not accepts(grammar, dumped("a" * (COUNTED + 1)))
 
 
+def test_names_that_a_pattern_excludes_stay_out_where_it_is_given_up() -> None:
+    large = literal("pattern", "a.{14}$")  # from its end, 2**14 states
+    found, grammar = emitted(literal("pattern", "^x"), large, literal("enum", ["xq"], negated=True))
+    assert found.dropped == ((large, "is too large for a grammar together with the pattern"),)
+    assert accepts(grammar, '"xr"')
+    assert not accepts(grammar, '"xq"')
+
+
 def test_numbers_are_counted_further() -> None:
     """Few tokens are of digits alone."""
     wanted = literal("pattern", r"^(\d+-)+\d$"), literal("maxLength", 3 * COUNTED)
