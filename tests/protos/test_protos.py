@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from google.protobuf.descriptor_pb2 import (
@@ -17,6 +17,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 
 from protos.generate import drift, generate
+from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 BUF = Path(sys.executable).parent / "buf"
@@ -178,3 +179,30 @@ def test_seconds_are_in_the_name(file: FileDescriptorProto) -> None:
     for message, field, text in fields(file):
         if field.type == FieldDescriptorProto.TYPE_DOUBLE and "seconds" in text:
             assert field.name.endswith("_seconds"), f"{message.name}.{field.name}"
+
+
+# Names in other languages
+
+
+def test_generated_code_has_names_that_fit_the_package(file: FileDescriptorProto) -> None:
+    options = file.options
+    assert options.go_package == "qwen3vl/v1;qwen3vlv1"
+    assert (options.java_package, options.java_outer_classname) == ("qwen3vl.v1", "VisionProto")
+    assert options.java_multiple_files
+    assert options.csharp_namespace == "Qwen3VL.V1"
+
+
+def test_a_number_that_was_set_aside_stays_free(file: FileDescriptorProto) -> None:
+    image = next(one for one in file.message_type if one.name == "Image")
+    assert [(one.start, one.end) for one in image.reserved_range] == [(2, 3)]
+
+
+def test_every_engine_is_named(file: FileDescriptorProto) -> None:
+    (text,) = [
+        text
+        for message, field, text in fields(file)
+        if (message.name, field.name) == ("GetModelResponse", "engine")
+    ]
+    choices = get_args(Settings.model_fields["engine"].annotation)
+    assert len(choices) == 3
+    assert [name for name in choices if f'"{name}"' not in text] == []

@@ -558,7 +558,9 @@ class GetModelResponse(_message.Message):
     name: _builtins.str
     """Name of the model: a hub name, or the name of its folder."""
     engine: _builtins.str
-    """Engine that runs it: "reference" or "fake"."""
+    """Engine that runs it: "lmdeploy" (TurboMind or LMDeploy's PyTorch engine; "backend" of `details` says which),
+    "reference" (torch, on any machine) or "fake" (answers without a model, for tests of clients).
+    """
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """What the engine can do with this model."""
