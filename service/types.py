@@ -75,16 +75,97 @@ class Image:
     max_pixels: int | None = None
 
 
+class Role(enum.Enum):
+    """Who speaks in a message of a conversation."""
+
+    SYSTEM = "system"
+    USER = "user"
+    ASSISTANT = "assistant"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Text inside a message. The text never becomes a turn, an image placeholder or another special token."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePart:
+    """An image inside a message, at its place between the texts."""
+
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool that the assistant made. ``arguments``: a JSON object as text, kept as it was written."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolDefinition:
+    """A tool that the model may call. ``parameters``: the JSON Schema of its arguments, as text."""
+
+    name: str
+    parameters: str
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    """One message of a conversation.
+
+    parts: texts and images in reading order; images only in messages of users and tools.
+    tool_calls: only in messages of the assistant, behind its text.
+    """
+
+    role: Role
+    parts: tuple[TextPart | ImagePart, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class GenerateRequest:
-    """One prompt for an engine: a system text, then one user turn of all images followed by the text."""
+    """One prompt for an engine, either as ``messages`` or in the short form.
+
+    The short form is a system text, then one user turn of all images followed by the text. messages:
+    the whole conversation; the fields of the short form are then empty. tools: what the model may
+    call, as the chat template lists them.
+    """
 
     request_id: str
-    user: str
+    user: str = ""
     system: str = ""
     images: tuple[Image, ...] = ()
     grammar: Grammar | None = None
     sampling: Sampling = Sampling()
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.messages and (self.user or self.system or self.images):
+            raise ValueError("a request has messages or the short form, not both")
+
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """The messages, whichever form the request has."""
+        if self.messages:
+            return self.messages
+        system = (Message(Role.SYSTEM, (TextPart(self.system),)),) if self.system else ()
+        shown: tuple[TextPart | ImagePart, ...] = tuple(map(ImagePart, self.images))
+        return (*system, Message(Role.USER, (*shown, TextPart(self.user))))
+
+    @property
+    def all_images(self) -> tuple[Image, ...]:
+        """The images of the conversation, in the order of the prompt."""
+        if not self.messages:
+            return self.images
+        parts = (part for message in self.messages for part in message.parts)
+        return tuple(part.image for part in parts if isinstance(part, ImagePart))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,29 @@
-"""The prompt: ChatML turns by hand, with text that cannot forge special tokens.
-
-The result is the same as that of the checkpoint's chat template for a system text and one user turn
-whose pictures come first.
-"""
+"""From a conversation to the packed prompt: token ids, with text that cannot forge special tokens."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from lmdeploy_ext.packing import PackedImage, PackedRequest, pack
+from service.engines.shared.chat_template import (
+    TURN_BEGIN,
+    TURN_END,
+    Special,
+    Thinking,
+    joined,
+    render,
+)
 from service.engines.shared.config import CheckpointError, TextConfig
 from service.engines.shared.detokenizer import token_bytes
-
-TURN_BEGIN = "<|im_start|>"
-TURN_END = "<|im_end|>"
+from service.types import Message, ToolDefinition
 
 
 class Chat:
-    """Tokenizer of a checkpoint, and the turns around a request's texts.
+    """Tokenizer of a checkpoint, and the prompts that it makes of conversations.
 
     table: the bytes of every id up to the width of the logits, empty for special tokens.
     special_ids: ids that are never text.
@@ -48,35 +49,32 @@ class Chat:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         self.table = token_bytes(vocab, self.special_ids, config.vocab_size)
         self._check(vocab)
-        begin, end = vocab[TURN_BEGIN], vocab[TURN_END]
-        newline = self.encode("\n")
-        self._user = [begin, *self.encode("user\n")]
-        self._close = [end, *newline]
-        self._assistant = [begin, *self.encode("assistant\n")]
+        self._turn_ids = {token: vocab[token] for token in (TURN_BEGIN, TURN_END)}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; never a special one."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def pack(self, system: str, user: str, images: Sequence[PackedImage]) -> PackedRequest:
-        """The whole prompt of a request."""
-        segments: list[Any] = []
-        if system:
-            segments.append([*self._begin("system\n", system), *self._close])
-        if not images:
-            segments.append(self._begin("user\n", user))
-        else:
-            segments.append(self._user)
-            for image in images:
-                segments += [[self._config.vision_start_id], image, [self._config.vision_end_id]]
-            segments.append(self.encode(user))
-        segments.append([*self._close, *self._assistant])
+    def pack(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[PackedImage],
+        tools: Sequence[ToolDefinition] = (),
+        thinking: Thinking = Thinking.ABSENT,
+    ) -> PackedRequest:
+        """The whole prompt of a conversation. images: those of the messages, in order, as patches."""
+        segments: list[list[int] | PackedImage] = []
+        remaining = iter(images)
+        for piece in joined(render(messages, tools, thinking)):
+            if isinstance(piece, str):
+                segments.append(self.encode(piece))
+            elif isinstance(piece, Special):
+                segments.append([self._turn_ids[piece.token]])
+            else:
+                start, end = self._config.vision_start_id, self._config.vision_end_id
+                segments += [[start], next(remaining), [end]]
         return pack(segments, self._config.image_token_id)
-
-    def _begin(self, role: str, text: str) -> list[int]:
-        # Role and text are one run for the template's tokenizer: newlines may merge across them.
-        return [self._user[0], *self.encode(role + text)]
 
     def _check(self, vocab: dict[str, int]) -> None:
         missing = [token for token in (TURN_BEGIN, TURN_END) if token not in vocab]

@@ -32,10 +32,12 @@ class Prompts:
         images = []
         if self._preprocess is not None:
             # Counted first: a bound of the request may enlarge a picture beyond any memory.
-            counts = [self._preprocess.num_tokens(*one) for one in enumerate(request.images)]
+            counts = [self._preprocess.num_tokens(*one) for one in enumerate(request.all_images)]
             self._check_room(sum(counts), request.sampling.max_tokens)
-            images = [self._preprocess(index, image) for index, image in enumerate(request.images)]
-        packed = self._chat.pack(request.system, request.user, images)
+            images = [
+                self._preprocess(index, image) for index, image in enumerate(request.all_images)
+            ]
+        packed = self._chat.pack(request.conversation, images, request.tools)
         self._check_room(len(packed.token_ids), request.sampling.max_tokens)
         return packed
 

@@ -1,0 +1,145 @@
+"""Qwen's chat template for a conversation: the same prompt as the Jinja template of the checkpoint.
+
+The template is written in code because Jinja joins everything into one string, in which the text of
+a caller could not be told from a special token. `render` keeps them apart: special tokens and images
+are values of their own, and a text stays a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from service.types import ImagePart, Message, Role, TextPart, ToolCall, ToolDefinition
+
+TURN_BEGIN = "<|im_start|>"
+TURN_END = "<|im_end|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A special token, by its name in the vocabulary."""
+
+    token: str
+
+
+Piece: TypeAlias = "str | Special | ImagePart"
+
+
+class Thinking(Enum):
+    """What the prompt says about thinking, at the beginning of the answer."""
+
+    ABSENT = ""
+    """The model does not think: Instruct editions."""
+    OPEN = "<think>\n"
+    """The model writes its thoughts, then ``</think>``, then the answer: Thinking editions."""
+    CLOSED = "<think>\n\n</think>\n\n"
+    """The thoughts are over before they begin: a grammar describes the answer, not the thoughts."""
+
+
+_TOOLS_HEAD = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
+)
+_TOOLS_TAIL = (
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
+    'within <tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, '
+    '"arguments": <args-json-object>}\n</tool_call>'
+)
+
+
+def render(
+    messages: Sequence[Message],
+    tools: Sequence[ToolDefinition] = (),
+    thinking: Thinking = Thinking.ABSENT,
+) -> Iterator[Piece]:
+    """The pieces of the prompt, up to the point where the assistant's answer begins.
+
+    messages: checked before: a system message only at the beginning, images only in messages of
+    users and tools. Neighbouring texts are pieces of their own and have to be joined before they
+    are tokenised, since the tokenizer may merge characters across them.
+    """
+    first = messages[0] if messages and messages[0].role is Role.SYSTEM else None
+    if first is not None or tools:
+        yield from _system(first, tools)
+    for index, message in enumerate(messages):
+        if message.role is Role.USER:
+            yield from _turn("user\n", message.parts)
+        elif message.role is Role.ASSISTANT:
+            yield from _turn("assistant\n", (*message.parts, *_calls(message)))
+        elif message.role is Role.TOOL:
+            yield from _tool_response(messages, index)
+    yield Special(TURN_BEGIN)
+    yield "assistant\n" + thinking.value
+
+
+def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces with neighbouring texts joined and empty texts left out."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        if text:
+            yield text
+        text = ""
+        yield piece
+    if text:
+        yield text
+
+
+def _system(message: Message | None, tools: Sequence[ToolDefinition]) -> Iterator[Piece]:
+    parts = message.parts if message is not None else ()
+    if not tools:
+        yield from _turn("system\n", parts)
+        return
+    separator = [TextPart("\n\n")] if message is not None else []
+    signatures = "".join("\n" + _signature(tool) for tool in tools)
+    listing = TextPart(_TOOLS_HEAD + signatures + _TOOLS_TAIL)
+    yield from _turn("system\n", (*parts, *separator, listing))
+
+
+def _turn(head: str, parts: Sequence[TextPart | ImagePart]) -> Iterator[Piece]:
+    yield Special(TURN_BEGIN)
+    yield head
+    for part in parts:
+        yield part.text if isinstance(part, TextPart) else part
+    yield Special(TURN_END)
+    yield "\n"
+
+
+def _calls(message: Message) -> Iterator[TextPart]:
+    separate = any(not isinstance(part, TextPart) or part.text for part in message.parts)
+    for call in message.tool_calls:
+        yield TextPart(("\n" if separate else "") + _call(call))
+        separate = True
+
+
+def _call(call: ToolCall) -> str:
+    return f'<tool_call>\n{{"name": "{call.name}", "arguments": {call.arguments}}}\n</tool_call>'
+
+
+def _tool_response(messages: Sequence[Message], index: int) -> Iterator[Piece]:
+    """Answers of tools that follow each other share one turn of the user."""
+    if index == 0 or messages[index - 1].role is not Role.TOOL:
+        yield Special(TURN_BEGIN)
+        yield "user"
+    yield "\n<tool_response>\n"
+    for part in messages[index].parts:
+        yield part.text if isinstance(part, TextPart) else part
+    yield "\n</tool_response>"
+    if index + 1 == len(messages) or messages[index + 1].role is not Role.TOOL:
+        yield Special(TURN_END)
+        yield "\n"
+
+
+def _signature(tool: ToolDefinition) -> str:
+    """One tool as JSON, spaced as the ``tojson`` filter of transformers does."""
+    function: dict[str, object] = {"name": tool.name}
+    if tool.description:
+        function["description"] = tool.description
+    function["parameters"] = json.loads(tool.parameters)
+    return json.dumps({"type": "function", "function": function}, ensure_ascii=False)
