@@ -10,12 +10,14 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 
 from lmdeploy_ext import deepstack, vision_off
+from lmdeploy_ext.families import QWEN3_VL
 from lmdeploy_ext.patch import ExtensionError, HostDrift, drift
 
 FIRST, BEFORE = (0, 18, 0), (0, 19)
 """Verified releases: from FIRST on, before BEFORE."""
 
-ARCHITECTURES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
+ARCHITECTURES = QWEN3_VL.architectures
+"""Those that the extension adds to TurboMind."""
 
 REMEDY = (
     "Install a verified release (pip install 'lmdeploy>=0.18.0,<0.19'), use a newer release of "

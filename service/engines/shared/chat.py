@@ -13,7 +13,6 @@ from service.engines.shared.chat_template import (
     TURN_BEGIN,
     TURN_END,
     Special,
-    Thinking,
     joined,
     render,
 )
@@ -61,12 +60,21 @@ class Chat:
         messages: Sequence[Message],
         images: Sequence[PackedImage],
         tools: Sequence[ToolDefinition] = (),
-        thinking: Thinking = Thinking.ABSENT,
+        *,
+        constrained: bool = False,
     ) -> PackedRequest:
-        """The whole prompt of a conversation. images: those of the messages, in order, as patches."""
+        """The whole prompt of a conversation.
+
+        images: those of the messages, in order, as patches. constrained: whether a grammar describes
+        the answer. A grammar knows nothing of thoughts, so a Thinking edition then gets them closed.
+        """
+        family = self._config.family
+        prefix = ""
+        if self._config.thinking:
+            prefix = family.thinking_closed if constrained else family.thinking_prefix
         segments: list[list[int] | PackedImage] = []
         remaining = iter(images)
-        for piece in joined(render(messages, tools, thinking)):
+        for piece in joined(render(messages, tools, prefix)):
             if isinstance(piece, str):
                 segments.append(self.encode(piece))
             elif isinstance(piece, Special):

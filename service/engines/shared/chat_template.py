@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
 
 from service.types import ImagePart, Message, Role, TextPart, ToolCall, ToolDefinition
@@ -29,17 +28,6 @@ class Special:
 Piece: TypeAlias = "str | Special | ImagePart"
 
 
-class Thinking(Enum):
-    """What the prompt says about thinking, at the beginning of the answer."""
-
-    ABSENT = ""
-    """The model does not think: Instruct editions."""
-    OPEN = "<think>\n"
-    """The model writes its thoughts, then ``</think>``, then the answer: Thinking editions."""
-    CLOSED = "<think>\n\n</think>\n\n"
-    """The thoughts are over before they begin: a grammar describes the answer, not the thoughts."""
-
-
 _TOOLS_HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
@@ -54,7 +42,7 @@ _TOOLS_TAIL = (
 def render(
     messages: Sequence[Message],
     tools: Sequence[ToolDefinition] = (),
-    thinking: Thinking = Thinking.ABSENT,
+    answer_prefix: str = "",
 ) -> Iterator[Piece]:
     """The pieces of the prompt, up to the point where the assistant's answer begins.
 
@@ -73,7 +61,7 @@ def render(
         elif message.role is Role.TOOL:
             yield from _tool_response(messages, index)
     yield Special(TURN_BEGIN)
-    yield "assistant\n" + thinking.value
+    yield "assistant\n" + answer_prefix
 
 
 def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:

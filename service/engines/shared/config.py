@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmdeploy_ext.families import ModelFamily, find_family, known_architectures
 from service.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
-DENSE = "Qwen3VLForConditionalGeneration"
-MOE = "Qwen3VLMoeForConditionalGeneration"
 PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
 """Files that a model needs. No pickle is ever downloaded or read."""
 
@@ -36,10 +35,14 @@ class MoeConfig:
 class TextConfig:
     """What the decoder needs of config.json and generation_config.json.
 
+    family: what the models of this architecture have in common.
+    thinking: whether answers begin with thoughts, as those of Thinking editions do.
     mrope_section: how many of the head_dim / 2 frequencies follow time, height and width.
     moe: for each layer its experts, or None for a dense one.
     """
 
+    family: ModelFamily
+    thinking: bool
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -74,8 +77,10 @@ class TextConfig:
         """
         content = _read_json(folder, "config.json")
         architecture = (content.get("architectures") or ["none"])[0]
-        if architecture not in (DENSE, MOE):
-            raise CheckpointError(f"architecture is {architecture}, not {DENSE} or {MOE}")
+        family = find_family(architecture)
+        if family is None:
+            known = ", ".join(known_architectures())
+            raise CheckpointError(f"architecture is {architecture}; supported are {known}")
         text = content.get("text_config")
         if not isinstance(text, Mapping):
             raise CheckpointError("config.json has no text_config")
@@ -88,11 +93,14 @@ class TextConfig:
         theta, section = _rope(text)
         heads = int(text["num_attention_heads"])
         head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
-        if sum(section) != head_dim // 2:
-            raise CheckpointError(f"mrope_section {section} does not sum to {head_dim // 2}")
+        rotated = int(head_dim * family.rotary_fraction) // 2
+        if sum(section) != rotated:
+            raise CheckpointError(f"mrope_section {section} does not sum to {rotated}")
         layers = int(text["num_hidden_layers"])
         tied = content.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
         return cls(
+            family=family,
+            thinking=bool(family.thinking_prefix) and _begins_with_thoughts(folder),
             vocab_size=int(text["vocab_size"]),
             hidden_size=int(text["hidden_size"]),
             intermediate_size=int(text["intermediate_size"]),
@@ -107,7 +115,7 @@ class TextConfig:
             attention_bias=bool(text.get("attention_bias", False)),
             tied=bool(tied),
             moe=tuple(
-                _moe(text, index) if architecture == MOE else None for index in range(layers)
+                _moe(text, index) if architecture in family.moe else None for index in range(layers)
             ),
             image_token_id=int(content["image_token_id"]),
             vision_start_id=int(content["vision_start_token_id"]),
@@ -206,6 +214,25 @@ def _moe(text: Mapping[str, Any], layer: int) -> MoeConfig | None:
     if layer in (text.get("mlp_only_layers") or []) or not sparse:
         return None
     return MoeConfig(experts, int(text["num_experts_per_tok"]), int(text["moe_intermediate_size"]))
+
+
+def _begins_with_thoughts(folder: Path) -> bool:
+    """Whether the chat template opens the thoughts of each answer.
+
+    Instruct and Thinking editions have the same architecture; their templates differ. A template
+    mentions ``<think>`` for earlier answers, too, so only its end counts, which begins the answer.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        template: object = path.read_text(encoding="utf-8")
+    elif (folder / "chat_template.json").is_file():
+        template = _read_json(folder, "chat_template.json").get("chat_template")
+    elif (folder / "tokenizer_config.json").is_file():
+        template = _read_json(folder, "tokenizer_config.json").get("chat_template")
+    else:
+        return False
+    end = str(template).rpartition("add_generation_prompt")[2]
+    return "<think>" in end and "</think>" not in end
 
 
 def _stop_ids(folder: Path, text: Mapping[str, Any]) -> tuple[int, ...]:

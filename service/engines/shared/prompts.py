@@ -37,7 +37,9 @@ class Prompts:
             images = [
                 self._preprocess(index, image) for index, image in enumerate(request.all_images)
             ]
-        packed = self._chat.pack(request.conversation, images, request.tools)
+        packed = self._chat.pack(
+            request.conversation, images, request.tools, constrained=request.grammar is not None
+        )
         self._check_room(len(packed.token_ids), request.sampling.max_tokens)
         return packed
 

@@ -13,7 +13,6 @@ from transformers import Qwen2Tokenizer
 
 from lmdeploy_ext.packing import PackedImage, PackedRequest
 from service.engines.shared.chat import Chat
-from service.engines.shared.chat_template import Special, Thinking, joined, render
 from service.engines.shared.config import TextConfig
 from service.types import (
     Image,
@@ -194,16 +193,3 @@ def test_a_forged_special_token_in_a_tool_call_or_definition_is_text(chat: Chat)
     tools = [ToolDefinition("f", "{}", FORGED[0])]
     specials = [one for one in packed(chat, messages, tools).token_ids if one in chat.special_ids]
     assert len(specials) == 7  # three turns, and the beginning of the answer
-
-
-@pytest.mark.parametrize(
-    ("thinking", "tail"),
-    [
-        (Thinking.ABSENT, "assistant\n"),
-        (Thinking.OPEN, "assistant\n<think>\n"),
-        (Thinking.CLOSED, "assistant\n<think>\n\n</think>\n\n"),
-    ],
-)
-def test_the_answer_begins_with_what_is_said_about_thinking(thinking: Thinking, tail: str) -> None:
-    pieces = list(joined(render([Message(Role.USER, (TextPart("Hi"),))], (), thinking)))
-    assert pieces[-2:] == [Special("<|im_start|>"), tail]
