@@ -81,6 +81,7 @@ class Loaded:
             frozenset(self._config.stop_ids),
             self._options.loop_guard,
             received,
+            thinks=self._config.thinking and request.grammar is None,
         )
 
     def pack(self, request: GenerateRequest) -> Packed:

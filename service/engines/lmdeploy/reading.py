@@ -25,10 +25,13 @@ class Reader:
         stop_ids: frozenset[int],
         guard: LoopGuard,
         received: float,
+        thinks: bool = False,
     ) -> None:
-        """received: when the engine got the request, by ``time.monotonic``."""
+        """received: when the engine got the request, by ``time.monotonic``. thinks: whether the
+        answer begins with thoughts.
+        """
         self._most = sampling.max_tokens
-        self._detokenizer = Detokenizer(table)
+        self._detokenizer = Detokenizer(table, thinks=thinks)
         self._stop_ids = stop_ids
         self._guard = guard
         self._received = received

@@ -109,7 +109,9 @@ class Model:
             sampling,
             sampler=lambda: Sampler(sampling, ids, self.config.vocab_size),
             matcher=None if compiled is None else lambda: Matcher(compiled, self.compiler),
-            detokenizer=Detokenizer(self.chat.table),
+            detokenizer=Detokenizer(
+                self.chat.table, thinks=self.config.thinking and compiled is None
+            ),
             guard=guard,
             stop_ids=frozenset(self.config.stop_ids),
             emit=emit,

@@ -13,6 +13,7 @@ from lmdeploy_ext.families import QWEN3_VL, ModelFamily
 from service.engines.reference import ReferenceEngine
 from service.engines.shared.chat import Chat
 from service.engines.shared.config import CheckpointError, TextConfig
+from service.engines.shared.detokenizer import Detokenizer
 from service.types import GenerateRequest, Message, Role, Sampling, TextPart
 from service.wiring import BUNDLED_MODEL
 from tests.checkpoints import TEMPLATE, write_checkpoint
@@ -58,6 +59,34 @@ def test_a_thinking_edition_thinks_but_not_under_a_grammar(
     folder = edition(tiny, tmp_path / "thinking", OPENED, place)
     assert tail(folder, constrained=False) == "assistant\n<think>\n"
     assert tail(folder, constrained=True) == "assistant\n<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+def test_thoughts_are_no_part_of_the_answer(step: int) -> None:
+    whole = "I </thin see: < é\n</think>\n\nA cat.\n</think> is text here\n".encode()
+    pieces = [whole[start : start + step] for start in range(0, len(whole), step)]
+    detokenizer = Detokenizer(pieces, thinks=True)
+    text = "".join(detokenizer.feed(one) for one in range(len(pieces))) + detokenizer.finish()
+    assert text == "A cat.\n</think> is text here\n"
+
+
+def test_an_answer_that_ends_in_its_thoughts_is_empty() -> None:
+    detokenizer = Detokenizer([b"Let me see", "é".encode()[:1]], thinks=True)
+    assert detokenizer.feed(0) + detokenizer.feed(1) + detokenizer.finish() == ""
+
+
+async def test_the_engine_leaves_thoughts_out(tiny: Path, tmp_path: Path) -> None:
+    """Random weights never end their thoughts, so nothing is said, and all tokens are counted."""
+    folder = edition(tiny, tmp_path / "thinking", OPENED, "chat_template.jinja")
+    engine = ReferenceEngine(folder, dtype="float32", device="cpu")
+    await engine.start()
+    try:
+        request = GenerateRequest("one", "What is there?", sampling=Sampling(max_tokens=8))
+        chunks = [chunk async for chunk in engine.generate(request)]
+    finally:
+        await engine.close()
+    assert "".join(chunk.text for chunk in chunks) == ""
+    assert chunks[-1].usage.output_tokens > 0
 
 
 def test_an_instruct_edition_does_not_think(tiny: Path, tmp_path: Path) -> None:
