@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto lint test test-fast test-host test-gpu bench demo lock clean
+.PHONY: setup proto docs lint test test-fast test-host test-gpu bench demo lock clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 
@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 proto: $(STAMP)  ## regenerate service/pb from protos/
 	$(BIN)/python -m protos.generate
 
+docs: $(STAMP)  ## rewrite what docs/ takes from the code: the table of errors
+	$(BIN)/python -m docs.generate
+
 lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,6 +30,7 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/buf lint
 	$(BIN)/python -m protos.generate --check
+	$(BIN)/python -m docs.generate --check
 
 test: $(STAMP)  ## the full ring: unit, property and end-to-end tests, and the parity of stock TurboMind on the CPU
 	$(PYTEST) -m "parity or not host"

@@ -1,4 +1,4 @@
-"""Every error that a client can see, and the one table that maps it to a gRPC status.
+"""Every error that a client can see. `service.error_table` has the statuses of their reasons.
 
 ServiceError
 ├── InvalidRequest            a field of the request is wrong; carries field violations
@@ -23,8 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import grpc
 
 DOMAIN = "qwen3vl.service"
 """The ``domain`` of every ``google.rpc.ErrorInfo``."""
@@ -54,6 +52,22 @@ class ServiceError(Exception):
         self.message = message
         self.reason = reason or type(self).reason
         self.metadata = dict(metadata or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the fields: engines in other processes send their errors across.
+
+        The default would call the constructor with the message alone, which is not enough for every
+        class. Nothing that comes from a client is ever unpickled.
+        """
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[ServiceError], args: tuple[object, ...], fields: dict[str, object]
+) -> ServiceError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 class InvalidRequest(ServiceError):
@@ -156,22 +170,3 @@ class InternalError(ServiceError):
     """A defect of the server. The message is fixed; the cause is in the log under the request id."""
 
     reason = "INTERNAL"
-
-
-STATUS: dict[type[ServiceError], grpc.StatusCode] = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ImageError: grpc.StatusCode.INVALID_ARGUMENT,
-    GrammarError: grpc.StatusCode.INVALID_ARGUMENT,
-    ContextTooLong: grpc.StatusCode.INVALID_ARGUMENT,
-    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
-    UnknownTask: grpc.StatusCode.NOT_FOUND,
-    VisionDisabled: grpc.StatusCode.FAILED_PRECONDITION,
-    OutputTruncated: grpc.StatusCode.OUT_OF_RANGE,
-    OutputInvalid: grpc.StatusCode.INTERNAL,
-    NoUsableFields: grpc.StatusCode.INTERNAL,
-    InferenceTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
-    InternalError: grpc.StatusCode.INTERNAL,
-}
-"""gRPC status of each error class. Exhaustive: a test walks the subclasses of ServiceError."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from service.errors import DOMAIN, STATUS, InvalidRequest, Overloaded, ServiceError
+from service.error_table import REASONS
+from service.errors import DOMAIN, InvalidRequest, Overloaded, ServiceError
 
 DETAILS_KEY = "grpc-status-details-bin"
 TEXT_LIMIT = 500
@@ -60,11 +61,14 @@ def bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
 
 
 def code_of(error: ServiceError) -> grpc.StatusCode:
-    """The status code of the nearest class in the table; INTERNAL for one that is not in it."""
-    for kind in type(error).__mro__:
-        if kind in STATUS:
-            return STATUS[kind]
-    return grpc.StatusCode.INTERNAL
+    """The status of the error's reason.
+
+    An engine or a task of somebody else may have reasons of its own: their status is that of the
+    nearest class of this service.
+    """
+    reasons = (error.reason, *(getattr(kind, "reason", "") for kind in type(error).__mro__))
+    known = next(REASONS[name] for name in reasons if name in REASONS)
+    return grpc.StatusCode[known.grpc]
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 
+from docs.generate import PAGE, errors_page
 from service import errors
+from service.error_table import REASONS, Reason
 from service.errors import (
     DOMAIN,
-    STATUS,
     FieldViolation,
     InvalidRequest,
     OutputTruncated,
@@ -23,6 +25,17 @@ from service.errors import (
 )
 from service.status import code_of, status_of
 
+HTTP_OF = {
+    "INVALID_ARGUMENT": 400,
+    "FAILED_PRECONDITION": 400,
+    "UNAUTHENTICATED": 401,
+    "NOT_FOUND": 404,
+    "OUT_OF_RANGE": 422,
+    "RESOURCE_EXHAUSTED": 429,
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}
 TRAILER_LIMIT = 8 * 1024
 """What clients accept by default for all trailers together."""
 
@@ -51,16 +64,42 @@ def detail(status: object, kind: type) -> object | None:
     return None
 
 
-def test_the_table_is_exhaustive() -> None:
-    declared = {kind for kind in subclasses(ServiceError) if kind.__module__ == errors.__name__}
-    assert set(STATUS) == declared
-    assert len(declared) > 10
+KINDS = [kind for kind in subclasses(ServiceError) if kind.__module__ == errors.__name__]
 
 
-@pytest.mark.parametrize("kind", list(STATUS), ids=lambda kind: kind.__name__)
+def test_every_class_has_a_reason_of_the_table() -> None:
+    assert {kind.reason for kind in KINDS} <= set(REASONS)
+    assert len(KINDS) > 10
+
+
+@pytest.mark.parametrize("row", REASONS.values(), ids=lambda row: row.name)
+def test_statuses_exist_and_a_retry_is_offered_where_it_can_help(row: Reason) -> None:
+    assert row.name == row.name.upper()
+    assert row.retry == (row.grpc in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"))
+    assert row.retry == (row.http in (429, 503))
+    assert HTTP_OF[row.grpc] == row.http
+
+
+def test_an_error_has_the_status_of_its_reason_and_not_of_its_class() -> None:
+    assert code_of(ServiceError("x", reason="UNKNOWN_TASK")) is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_errors_survive_another_process(kind: type[ServiceError]) -> None:
+    error = make(kind)
+    error.metadata["limit"] = "1"
+    error.__cause__ = ValueError("stays here")
+    found = pickle.loads(pickle.dumps(error))
+    assert type(found) is kind
+    assert str(found) == str(error)
+    assert vars(found) == vars(error)
+    assert found.__cause__ is None
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_every_error_has_an_error_info(kind: type[ServiceError]) -> None:
     code, status = status_of(make(kind), "id-1")
-    assert code is STATUS[kind]
+    assert code is grpc.StatusCode[REASONS[kind.reason].grpc]
     assert status.code == code.value[0]
     info = detail(status, error_details_pb2.ErrorInfo)
     assert info.reason == kind.reason
@@ -105,7 +144,6 @@ def test_the_longest_error_fits_into_the_trailers() -> None:
 # The page of errors
 
 ROOT = Path(__file__).parents[2]
-ROW = re.compile(r"^\| `(?P<reason>[A-Z_]+)` \| (?P<status>[A-Z_]+) \|", re.MULTILINE)
 NO_REASONS = {"API_KEY", "GRPC_VERBOSITY", "TM_LOG_LEVEL"}  # names of environment variables
 NO_REASONS |= {"MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 NO_REASONS |= {"MAX_STATES"}  # in a module's __all__
@@ -115,23 +153,17 @@ def reasons_in_the_code() -> set[str]:
     """Every constant of the service that reads like a reason."""
     found = set()
     for path in (ROOT / "service").rglob("*.py"):
-        if path.parts[len(ROOT.parts) + 1] not in ("pb", "cli"):
+        if path.parts[len(ROOT.parts) + 1] not in ("pb", "cli", "error_table.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.update(re.findall(r"\A(?:[A-Z]+(?:_[A-Z]+)+)\Z", node.value))
     return (found - NO_REASONS) | {kind.reason for kind in subclasses(ServiceError)}
 
 
-def test_the_page_of_errors_has_every_reason_and_no_other() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text()
-    listed = [found["reason"] for found in ROW.finditer(page)]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == reasons_in_the_code()
+def test_the_table_has_every_reason_and_no_other() -> None:
+    assert set(REASONS) == reasons_in_the_code()
 
 
-def test_the_page_of_errors_has_the_status_of_the_table() -> None:
-    page = (ROOT / "docs" / "errors.md").read_text()
-    statuses = {found["reason"]: found["status"] for found in ROW.finditer(page)}
-    for kind in subclasses(ServiceError):
-        assert statuses[kind.reason] == STATUS[kind].name
-    assert {statuses[name] for name in statuses if name.startswith("ENGINE_")} == {"UNAVAILABLE"}
+def test_the_page_of_errors_is_generated_from_the_table() -> None:
+    assert errors_page() == PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{name}` |" in errors_page() for name in REASONS)

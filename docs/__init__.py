@@ -1,0 +1,1 @@
+"""Documentation; `docs.generate` writes what comes from the code."""

@@ -1,0 +1,171 @@
+"""The table of errors: what each reason means, its statuses, and whether the same call may succeed later.
+
+Every front end takes its status from here, and ``docs/errors.md`` is generated from it
+(``python -m docs.generate``). A new reason is one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One row.
+
+    Attributes:
+        name: the ``reason`` of ``google.rpc.ErrorInfo``; never changes once released.
+        grpc: name of the gRPC status.
+        http: HTTP status.
+        retry: whether the same call, unchanged, may succeed later.
+        meaning: when it happens, for docs/errors.md; Markdown.
+    """
+
+    name: str
+    grpc: str
+    http: int
+    retry: bool
+    meaning: str
+
+
+def _invalid(name: str, meaning: str) -> Reason:
+    return Reason(name, "INVALID_ARGUMENT", 400, False, meaning)
+
+
+def _unavailable(name: str, meaning: str) -> Reason:
+    return Reason(name, "UNAVAILABLE", 503, True, meaning)
+
+
+_ROWS = (
+    _invalid("INVALID_FIELD", "a field is missing or out of range"),
+    _invalid(
+        "UNKNOWN_FIELD",
+        "a field that this server does not know: of a newer API, or another message",
+    ),
+    _invalid(
+        "MALFORMED_REQUEST",
+        "the bytes are not a message of the method, or text is not UTF-8",
+    ),
+    _invalid(
+        "SAMPLING_OPTION_INVALID",
+        "a sampling option is out of range, or the engine does not honour it; all that are "
+        "wrong are named",
+    ),
+    _invalid("TEXT_EMPTY", "the user text of an inline task is empty or blank"),
+    _invalid("TEXT_TOO_LONG", "system and user text are over `Limits.max_text_bytes`"),
+    _invalid(
+        "CONTEXT_TOO_LONG",
+        "the prompt, or prompt and `max_tokens` together, are over the context of the model",
+    ),
+    _invalid("IMAGE_REQUIRED", "the task needs an image and got none"),
+    _invalid("TOO_MANY_IMAGES", "more images than server, model or task take"),
+    _invalid("IMAGE_EMPTY", "an image has no bytes"),
+    _invalid("IMAGE_FORMAT_UNSUPPORTED", "not a JPEG, PNG or WebP file"),
+    _invalid("IMAGE_TRUNCATED", "the file ends before the image does"),
+    _invalid("IMAGE_INVALID", "the file is damaged"),
+    _invalid("IMAGE_TOO_LARGE", "over `Limits.max_image_bytes`"),
+    _invalid("IMAGE_TOO_MANY_PIXELS", "over `Limits.max_image_pixels`"),
+    _invalid("IMAGE_TOO_SMALL", "a side without pixels"),
+    _invalid("IMAGE_ASPECT_RATIO", "one side more than 200 times the other"),
+    _invalid("SCHEMA_NOT_JSON", "the schema is not JSON"),
+    _invalid("SCHEMA_INVALID", "the JSON is not a JSON Schema of its draft"),
+    _invalid("SCHEMA_TOO_LARGE", "over `Limits.max_schema_bytes`, or too much work to check"),
+    _invalid("SCHEMA_TOO_DEEP", "over `Limits.max_schema_depth`"),
+    _invalid("SCHEMA_REMOTE_REF", "`$ref` leads out of the schema; nothing is fetched"),
+    _invalid(
+        "SCHEMA_PATTERN_UNSUPPORTED",
+        "a regular expression in the schema cannot be checked in bounded time: it has "
+        "back-references, look-around other than look-aheads right after `^` at its start, "
+        "or is too large",
+    ),
+    _invalid("SCHEMA_UNSATISFIABLE", "no value is valid against the schema; metadata: `pointer`"),
+    _invalid(
+        "SCHEMA_NOT_ENFORCED",
+        "`strict` was asked for, and some keywords are only checked after generation: a "
+        "violation for each, as many as fit; metadata: `checked`, how many there are. Change "
+        "the schema as the violations say, or leave `strict` out; `ValidateSchema` tells "
+        "before",
+    ),
+    _invalid("SCHEMA_UNSUPPORTED", "a valid schema that the engine cannot enforce"),
+    _invalid("GRAMMAR_INVALID", "a regular expression, EBNF grammar or choice that cannot be used"),
+    _invalid("GRAMMAR_UNSATISFIABLE", "no text matches the regular expression"),
+    _invalid(
+        "GRAMMAR_KIND_UNSUPPORTED",
+        "a kind of grammar that the engine does not have; see GetModel",
+    ),
+    _invalid("GRAMMAR_COMPILE_TIMEOUT", "over `Limits.compile_timeout_seconds`"),
+    _invalid(
+        "GRAMMAR_COMPILE_CRASHED",
+        "the grammar ended the process that compiles it; nothing else was harmed, and the "
+        "same grammar will not fare better",
+    ),
+    _invalid(
+        "GRAMMAR_TOO_COSTLY",
+        "a grammar that can read the answer in ever more ways, or counts far, so that each "
+        "token takes longer; or one that takes too much memory",
+    ),
+    Reason("API_KEY_MISSING", "UNAUTHENTICATED", 401, False, "the server asks for an API key"),
+    Reason("API_KEY_INVALID", "UNAUTHENTICATED", 401, False, "the server does not know the key"),
+    Reason("UNKNOWN_TASK", "NOT_FOUND", 404, False, "no task is registered under the name"),
+    Reason(
+        "VISION_DISABLED",
+        "FAILED_PRECONDITION",
+        400,
+        False,
+        "an image for a model that runs without vision",
+    ),
+    Reason(
+        "OUTPUT_TRUNCATED",
+        "OUT_OF_RANGE",
+        422,
+        False,
+        "the answer needs more than `max_tokens`, or repeats itself; metadata: "
+        "`finish_reason`, `output_tokens`",
+    ),
+    Reason(
+        "OUTPUT_INVALID",
+        "INTERNAL",
+        500,
+        False,
+        "the answer does not fit the schema, after all attempts; never given out; metadata: "
+        "`pointer` into the answer, `keyword`, `attempts`",
+    ),
+    Reason(
+        "NO_USABLE_FIELDS",
+        "INTERNAL",
+        500,
+        False,
+        "the analysis says nothing; `accept_empty` takes it",
+    ),
+    Reason(
+        "INFERENCE_TIMEOUT",
+        "DEADLINE_EXCEEDED",
+        504,
+        False,
+        "over `Limits.inference_timeout_seconds`, or over the deadline of the caller",
+    ),
+    Reason(
+        "OVERLOADED",
+        "RESOURCE_EXHAUSTED",
+        429,
+        True,
+        "the queue is full; come again after `RetryInfo.retry_delay`",
+    ),
+    _unavailable("ENGINE_LOADING", "the model is loading"),
+    _unavailable("ENGINE_UNHEALTHY", "the engine makes no progress"),
+    _unavailable("ENGINE_STALLED", "the engine stands still"),
+    _unavailable("ENGINE_DEAD", "the engine has ended"),
+    _unavailable("ENGINE_DRAINING", "the server is stopping"),
+    _unavailable("ENGINE_CLOSED", "the engine was closed"),
+    _unavailable("ENGINE_UNAVAILABLE", "the engine cannot be used"),
+    Reason(
+        "INTERNAL",
+        "INTERNAL",
+        500,
+        False,
+        "a defect; the operator finds the cause in the log under the request id",
+    ),
+)
+
+REASONS: dict[str, Reason] = {row.name: row for row in _ROWS}
+"""Every reason that a client can see, by its name, in the order of docs/errors.md."""
