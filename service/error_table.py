@@ -55,7 +55,8 @@ _ROWS = (
     _invalid("TEXT_TOO_LONG", "system and user text are over `Limits.max_text_bytes`"),
     _invalid(
         "CONTEXT_TOO_LONG",
-        "the prompt, or prompt and `max_tokens` together, are over the context of the model",
+        "the prompt leaves no room for an answer in the context of the model (field `task`), or less "
+        "than the `max_tokens` of the request (field `sampling.max_tokens`)",
     ),
     _invalid("IMAGE_REQUIRED", "the task needs an image and got none"),
     _invalid("TOO_MANY_IMAGES", "more images than server, model or task take"),
@@ -119,8 +120,9 @@ _ROWS = (
         "OUT_OF_RANGE",
         422,
         False,
-        "the answer needs more than `max_tokens`, or repeats itself; metadata: "
-        "`finish_reason`, `output_tokens`",
+        "the answer needs more than `max_tokens` or, where that is unset, than 1024 tokens or what "
+        "the prompt leaves of the context; or it repeats itself; metadata: `finish_reason`, "
+        "`output_tokens`, `max_tokens`, the limit that held",
     ),
     Reason(
         "OUTPUT_INVALID",

@@ -103,7 +103,7 @@ class GrammarError(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
-    """The prompt, or the prompt and max_tokens together, exceed the context of the model."""
+    """The prompt leaves no room for an answer in the context, or less than max_tokens asks for."""
 
     reason = "CONTEXT_TOO_LONG"
 

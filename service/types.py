@@ -45,21 +45,29 @@ class Grammar:
     forces_little: bool = False
 
 
+DEFAULT_MAX_TOKENS = 1024
+"""Most tokens of an answer where the caller did not say, as far as the context has room."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How the next token is chosen. The defaults are greedy decoding.
 
     temperature: 0 is greedy, at most 2. top_p: in (0, 1]. top_k: 0 keeps all tokens.
     repetition_penalty: in (0, 10], 1 is off. seed: uint64, None lets the engine draw one.
-    max_tokens: at least 1.
+    max_tokens: at least 1; None takes ``DEFAULT_MAX_TOKENS``, or what is left of the context.
     """
 
-    max_tokens: int = 1024
+    max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    def answer_limit(self, room: int) -> int:
+        """Most tokens of the answer. room: tokens that the prompt leaves of the context."""
+        return min(DEFAULT_MAX_TOKENS, room) if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)

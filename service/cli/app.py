@@ -62,7 +62,10 @@ TopP = Annotated[float | None, typer.Option(help="Above 0, at most 1.")]
 TopK = Annotated[int | None, typer.Option(help="At least 1.")]
 Penalty = Annotated[float | None, typer.Option(help="Above 0, at most 10; 1 is off.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens in the answer; default 1024.")]
+MaxTokens = Annotated[
+    int | None,
+    typer.Option(help="Most tokens in the answer; default 1024, or what the context leaves."),
+]
 
 
 @app.callback(invoke_without_command=True)

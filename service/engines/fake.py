@@ -11,10 +11,11 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from service.engines.shared.context import answer_limit
 from service.errors import (
-    ContextTooLong,
     EngineUnavailable,
     GrammarError,
     InvalidRequest,
@@ -29,6 +30,7 @@ from service.types import (
     Grammar,
     GrammarKind,
     Image,
+    TextPart,
     Timings,
     Usage,
 )
@@ -117,11 +119,12 @@ class FakeEngine:
         started = time.perf_counter()
         self._check(request)
         pieces = PIECE.findall(await self._text(request))
-        usage = self._usage(request, len(pieces))
+        prompt = prompt_size(request)
+        limit = answer_limit(prompt.prompt_tokens, request.sampling, self.context_length)
+        usage = replace(prompt, output_tokens=min(len(pieces), limit))
         self.active_requests += 1
         first_s = 0.0
         try:
-            limit = request.sampling.max_tokens
             for number, piece in enumerate(pieces[:limit]):
                 await self._step(number)
                 first_s = first_s or time.perf_counter() - started
@@ -173,20 +176,6 @@ class FakeEngine:
             return self.answer(request)
         return scripted_text if self.answer is None else self.answer
 
-    def _usage(self, request: GenerateRequest, pieces: int) -> Usage:
-        """Token counts; raises ``ContextTooLong`` as a real engine does."""
-        image_tokens = sum(image_size(image) for image in request.images)
-        text_tokens = len(PIECE.findall(request.system)) + len(PIECE.findall(request.user))
-        prompt_tokens = image_tokens + text_tokens
-        limit = request.sampling.max_tokens
-        if prompt_tokens + limit > self.context_length:
-            raise ContextTooLong(
-                "sampling.max_tokens" if prompt_tokens < self.context_length else "task",
-                f"the prompt has {prompt_tokens} tokens and the answer may have {limit}, together "
-                f"more than the context of {self.context_length}",
-            )
-        return Usage(prompt_tokens, image_tokens, min(pieces, limit))
-
     async def _step(self, number: int) -> None:
         if self.crash_after is not None and number >= self.crash_after:
             raise RuntimeError("fake engine: crash in /secret/path at 0x7f0000000000")
@@ -200,6 +189,14 @@ class FakeEngine:
 
 def _closed_error() -> EngineUnavailable:
     return EngineUnavailable("The engine is closed.", reason="ENGINE_CLOSED")
+
+
+def prompt_size(request: GenerateRequest) -> Usage:
+    """Tokens of the prompt, and those of its images."""
+    image_tokens = sum(image_size(image) for image in request.all_images)
+    parts = [part for message in request.conversation for part in message.parts]
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return Usage(image_tokens + sum(len(PIECE.findall(text)) for text in texts), image_tokens)
 
 
 def image_size(image: Image) -> int:

@@ -103,7 +103,9 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
         if not fits:
             found.append(FieldViolation(f"sampling.{name}", f"must be {allowed}"))
 
-    expect("max_tokens", _whole(sampling.max_tokens, 1), "at least 1")
+    expect(
+        "max_tokens", sampling.max_tokens is None or _whole(sampling.max_tokens, 1), "at least 1"
+    )
     expect("temperature", _real(sampling.temperature, 0, 2), "a finite number from 0 to 2")
     expect("top_p", _real(sampling.top_p, 0, 1, open_low=True), "above 0 and at most 1")
     # Sampling writes "all tokens" as 0; callers leave the option out.

@@ -31,6 +31,7 @@ from service.tasks.request_checks import check_request
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 from service.timeouts import wait_until
 from service.types import (
+    DEFAULT_MAX_TOKENS,
     Chunk,
     FinishReason,
     GenerateRequest,
@@ -66,6 +67,7 @@ async def run(
     retries: most attempts beyond the first, where another one can do better.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
+    context = engine.capabilities.context_length
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
     async def answered() -> TaskResult:
@@ -77,7 +79,7 @@ async def run(
             again = replace(request, sampling=replace(sampling, seed=seed))
             answer = await _collect(engine, again, task.grammar_field)
             try:
-                result = await _finish(task, answer, sampling, accept_empty, limits)
+                result = await _finish(task, answer, sampling, context, accept_empty, limits)
             except OutputInvalid as error:
                 thrown_away.append(answer.ended())
                 error.metadata["attempts"] = str(len(thrown_away))
@@ -108,6 +110,7 @@ async def stream(
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
     answer = _Answer()
+    context = engine.capabilities.context_length
     deadline = _Deadline(timeout_s)
     if task.grammar is not None:
         field = task.grammar_field
@@ -117,7 +120,7 @@ async def stream(
             answer.add(chunk)
             if chunk.text:
                 yield chunk.text
-    yield await deadline.wait(_finish(task, answer, sampling, accept_empty, limits))
+    yield await deadline.wait(_finish(task, answer, sampling, context, accept_empty, limits))
 
 
 def _another_may_fit(task: Task, sampling: Sampling) -> bool:
@@ -225,12 +228,17 @@ class _Answer:
 
 
 async def _finish(
-    task: Task, answer: _Answer, sampling: Sampling, accept_empty: bool, limits: SchemaLimits
+    task: Task,
+    answer: _Answer,
+    sampling: Sampling,
+    context_length: int,
+    accept_empty: bool,
+    limits: SchemaLimits,
 ) -> TaskResult:
     """Judge and read what was generated. Where reading is work, it leaves the event loop."""
     last = answer.ended()
     if last.finish_reason is not FinishReason.STOP:
-        raise _truncated(last, sampling)
+        raise _truncated(last, sampling, context_length)
     text = "".join(answer.parts)
     if task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
@@ -253,10 +261,16 @@ def _takes_any_text(task: Task) -> bool:
     return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
 
 
-def _truncated(last: Chunk, sampling: Sampling) -> OutputTruncated:
+def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTruncated:
     reason, tokens = last.finish_reason, last.usage.output_tokens
+    limit = sampling.answer_limit(context_length - last.usage.prompt_tokens)
     if reason is FinishReason.LOOP:
         why = f"it began to repeat itself and was ended after {tokens} tokens; change the prompt"
+    elif sampling.max_tokens is None and limit < DEFAULT_MAX_TOKENS:
+        why = (
+            f"it needs more than the {limit} tokens that the prompt leaves of the context; "
+            "shorten the text or send fewer or smaller images"
+        )
     else:
         why = f"it needs more than {tokens} tokens; raise sampling.max_tokens"
     return OutputTruncated(
@@ -264,7 +278,7 @@ def _truncated(last: Chunk, sampling: Sampling) -> OutputTruncated:
         metadata={
             "finish_reason": reason.value if reason else "",
             "output_tokens": str(tokens),
-            "max_tokens": str(sampling.max_tokens),
+            "max_tokens": str(limit),
         },
     )
 

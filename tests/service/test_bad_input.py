@@ -245,6 +245,12 @@ CASES = [
         "CONTEXT_TOO_LONG",
         "task",
     ),
+    Bad(
+        "prompt over context, max_tokens unset",
+        run_request(inline("word " * 3000)),
+        "CONTEXT_TOO_LONG",
+        "task",
+    ),
 ]
 
 

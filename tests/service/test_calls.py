@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +23,7 @@ from service.errors import EngineUnavailable, InferenceTimeout
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.tasks import runner
-from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS
 from service.types import Grammar
 from tests.service.harness import (
     Running,
@@ -479,6 +480,47 @@ async def test_an_answer_that_was_cut_is_no_answer() -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "OUTPUT_TRUNCATED")
         assert error.metadata["finish_reason"] == "length"
         assert '"x"' not in str(error)
+
+
+async def test_unset_max_tokens_takes_what_a_nearly_full_context_leaves(tmp_path: Path) -> None:
+    """The caller sent no number, so no number can be the mistake."""
+    long, full = (" ".join(["word"] * number) for number in (95, 100))
+    (tmp_path / "long.yaml").write_text(f"description: d\nuser: {long}\n")
+    engine = FakeEngine("one two three", context_length=100)
+    async with running(engine, tasks_dir=tmp_path) as started:
+        for task in (inline(long), pb.Task(name="long")):
+            answer = await started.stub.RunTask(run_request(task), timeout=5)
+            assert answer.result.text == "one two three"
+            stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=5)
+            assert [event async for event in stream][-1].result.text == "one two three"
+        explicit = run_request(inline(long), max_tokens=6)
+        error = await failure(started.stub.RunTask(explicit, timeout=5))
+        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
+        assert "at most 5 fit" in error.message
+        engine.answer = "one two three four five six"
+        error = await failure(started.stub.RunTask(run_request(inline(long)), timeout=5))
+        assert error.reason == "OUTPUT_TRUNCATED"
+        assert "the 5 tokens that the prompt leaves of the context" in error.message
+        assert "max_tokens" not in error.message
+        assert error.metadata["max_tokens"] == error.metadata["output_tokens"] == "5"
+        error = await failure(started.stub.RunTask(run_request(inline(full)), timeout=5))
+        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
+
+
+async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
+    analysis = {name: [] if name not in STRING_FIELDS else "x" for name in FIELDS}
+    text = json.dumps(analysis)
+    roomy = FakeEngine(text)
+    async with running(roomy) as started:
+        request = pb.AnalyzeImageRequest(images=[pb.Image(data=picture())], accept_empty=True)
+        usage = (await started.stub.AnalyzeImage(request, timeout=5)).usage
+    needed = usage.prompt_tokens + usage.output_tokens
+    assert needed < 1024
+    async with running(FakeEngine(text, context_length=needed)) as started:
+        assert (await started.stub.AnalyzeImage(request, timeout=5)).usage == usage
+    async with running(FakeEngine(text, context_length=usage.prompt_tokens)) as started:
+        error = await failure(started.stub.AnalyzeImage(request, timeout=5))
+        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
 
 
 async def test_an_answer_that_does_not_fit_is_no_answer() -> None:

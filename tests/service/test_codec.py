@@ -178,7 +178,9 @@ def test_options_that_are_not_sent_have_the_documented_defaults() -> None:
     assert codec.decode_sampling(pb.SamplingOptions()) == Sampling()
     assert codec.decode_sampling(pb.SamplingOptions(seed=0)) == Sampling(seed=0)
     assert codec.decode_sampling(pb.SamplingOptions(temperature=0)) == Sampling()
-    assert Sampling() == Sampling(1024, 0.0, 1.0, 0, 1.0, None)
+    assert Sampling() == Sampling(None, 0.0, 1.0, 0, 1.0, None)
+    assert Sampling().answer_limit(room=1025) == 1024
+    assert Sampling().answer_limit(room=1023) == 1023
 
 
 grammars = st.one_of(

@@ -209,10 +209,11 @@ class LMDeployEngine:
             constraint = await self._constraint(loaded, request.grammar)
             pack = asyncio.get_running_loop().run_in_executor(self._front, loaded.pack, request)
             packed = await or_closed(pack, self._closed)
+            limit = loaded.answer_limit(packed, request)
             await or_closed(place.enter(), self._closed)
-            run = loaded.run(number, packed, request, constraint)
+            run = loaded.run(number, packed, request, constraint, limit)
             self._live[number] = run
-            reader.begin(packed.prompt)
+            reader.begin(packed.prompt, limit)
             async with aclosing(run.outputs()) as outputs:
                 async for output in outputs:
                     place.leave()

@@ -27,6 +27,7 @@ from service.engines.lmdeploy.reading import Reader
 from service.engines.lmdeploy.running import PictureGate, Run
 from service.engines.shared.chat import Chat
 from service.engines.shared.config import CheckpointError, TextConfig, resolve_model
+from service.engines.shared.context import answer_limit
 from service.engines.shared.grammar import GrammarCache
 from service.engines.shared.pictures import ImagePreprocessor
 from service.engines.shared.prompts import Prompts
@@ -76,7 +77,6 @@ class Loaded:
     def reader(self, request: GenerateRequest, received: float) -> Reader:
         """For the answer of a request."""
         return Reader(
-            request.sampling,
             self._chat.table,
             frozenset(self._config.stop_ids),
             self._options.loop_guard,
@@ -92,24 +92,36 @@ class Loaded:
         token = self._config.image_token_id
         return Packed(prompt, multimodal_items(prompt, self._pictures, token, self._dtype))
 
+    def answer_limit(self, packed: Packed, request: GenerateRequest) -> int:
+        """Most tokens of the answer. Raises ContextTooLong."""
+        return answer_limit(
+            len(packed.prompt.token_ids),
+            request.sampling,
+            self.capabilities.context_length,
+        )
+
     def run(
         self,
         number: int,
         packed: Packed,
         request: GenerateRequest,
         constraint: Constraint | None,
+        limit: int,
     ) -> Run:
-        """Send a request to LMDeploy; ``number`` is its session there."""
+        """Send a request to LMDeploy; ``number`` is its session there.
+
+        limit: most tokens of the answer. With a grammar LMDeploy computes one more where there is
+        room, so that an answer of exactly so many can be seen to end.
+        """
         instance, response_format = self.host.open(number, constraint)
         ids: list[int] = packed.prompt.token_ids.tolist()
-        room = self.capabilities.context_length - len(ids) - request.sampling.max_tokens
-        room += self.host.spare_tokens
+        room = self.capabilities.context_length - len(ids) - limit + self.host.spare_tokens
         config = sampling.generation_config(
             request.sampling,
             self.host.backend,
+            max_new_tokens=limit + (min(1, room) if constraint is not None else 0),
             stop_ids=self._config.stop_ids,
             bad_ids=self.host.bad_ids(constraint),
-            room=min(1, room) if constraint is not None else 0,
             response_format=response_format,
         )
         arguments: dict[str, Any] = {

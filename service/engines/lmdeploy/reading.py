@@ -12,7 +12,7 @@ from lmdeploy_ext.packing import PackedRequest
 from service.engines.lmdeploy.outcomes import error_of
 from service.engines.shared.detokenizer import Detokenizer
 from service.engines.shared.loops import LoopGuard
-from service.types import Chunk, FinishReason, Sampling, Timings, Usage
+from service.types import Chunk, FinishReason, Timings, Usage
 
 
 class Reader:
@@ -20,7 +20,6 @@ class Reader:
 
     def __init__(
         self,
-        sampling: Sampling,
         table: Sequence[bytes],
         stop_ids: frozenset[int],
         guard: LoopGuard,
@@ -30,7 +29,7 @@ class Reader:
         """received: when the engine got the request, by ``time.monotonic``. thinks: whether the
         answer begins with thoughts.
         """
-        self._most = sampling.max_tokens
+        self._limit = 0
         self._detokenizer = Detokenizer(table, thinks=thinks)
         self._stop_ids = stop_ids
         self._guard = guard
@@ -40,8 +39,9 @@ class Reader:
         self._answer: list[int] = []
         self._usage = Usage()
 
-    def begin(self, prompt: PackedRequest) -> None:
-        """The request goes to LMDeploy now."""
+    def begin(self, prompt: PackedRequest, limit: int) -> None:
+        """The request goes to LMDeploy now. limit: most tokens of the answer."""
+        self._limit = limit
         self._sent = time.monotonic()
         pictures = sum(image.num_tokens for image in prompt.images)
         self._usage = Usage(len(prompt.token_ids), pictures, 0)
@@ -70,7 +70,7 @@ class Reader:
     def _take(self, token: int) -> FinishReason | None:
         if token in self._stop_ids:
             return FinishReason.STOP
-        if len(self._answer) >= self._most:
+        if len(self._answer) >= self._limit:
             return FinishReason.LENGTH  # one more was asked for, to see whether the answer ends
         self._answer.append(token)
         return FinishReason.LOOP if self._guard.trips(self._answer) else None

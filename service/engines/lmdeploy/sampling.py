@@ -40,21 +40,21 @@ def generation_config(
     sampling: Sampling,
     backend: str,
     *,
+    max_new_tokens: int,
     stop_ids: Sequence[int],
     bad_ids: Sequence[int] = (),
-    room: int = 0,
     response_format: Mapping[str, Any] | None = None,
 ) -> GenerationConfig:
     """LMDeploy's form of the options.
 
-    bad_ids: tokens that must not come. room: tokens beyond max_tokens that the engine may compute,
-    so that an answer of exactly max_tokens can still be seen to end.
+    max_new_tokens: most tokens that the engine computes, which stands for ``sampling.max_tokens``.
+    bad_ids: tokens that must not come.
     """
     # Greedy is top_k 1: LMDeploy's do_sample is read above the instance only.
     greedy = sampling.temperature == 0
     return GenerationConfig(
         n=1,
-        max_new_tokens=sampling.max_tokens + room,
+        max_new_tokens=max_new_tokens,
         do_sample=not greedy,
         top_p=1.0 if greedy else sampling.top_p,
         top_k=1 if greedy else sampling.top_k,

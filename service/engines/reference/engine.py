@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from service.engines.reference.options import Options
 from service.engines.shared.closing import closed_error, or_closed
+from service.engines.shared.context import answer_limit
 from service.errors import (
     EngineUnavailable,
     InvalidRequest,
@@ -128,11 +129,13 @@ class ReferenceEngine:
             compiled = None if request.grammar is None else await self._compiled(request.grammar)
             prompt, features = await self._prompt(model, request)
             self._ready()
+            sampling = request.sampling
             sequence = model.sequence(
                 prompt,
                 features,
-                request.sampling,
+                sampling,
                 compiled,
+                max_tokens=answer_limit(len(prompt.token_ids), sampling, model.context_length),
                 emit=lambda event: self._outbox.append((key, event)),
                 received=received,
                 guard=self._options.loop_guard,

@@ -97,16 +97,17 @@ class Model:
         sampling: Sampling,
         compiled: CompiledGrammar | None,
         *,
+        max_tokens: int,
         emit: Callable[[Event], None],
         received: float,
         guard: LoopGuard,
     ) -> Sequence:
-        """State of a new request."""
+        """State of a new request. max_tokens: most tokens of the answer, which fit the context."""
         ids = torch.from_numpy(prompt.token_ids.astype("int64"))
         return Sequence(
             prompt,
             features,
-            sampling,
+            max_tokens,
             sampler=lambda: Sampler(sampling, ids, self.config.vocab_size),
             matcher=None if compiled is None else lambda: Matcher(compiled, self.compiler),
             detokenizer=Detokenizer(

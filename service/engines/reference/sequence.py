@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from service.engines.shared.detokenizer import Detokenizer
 from service.engines.shared.loops import LoopGuard
-from service.types import Chunk, FinishReason, Sampling, Timings, Usage
+from service.types import Chunk, FinishReason, Timings, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ class Sequence:
         self,
         prompt: PackedRequest,
         features: tuple[Tensor, ...],
-        sampling: Sampling,
+        max_tokens: int,
         sampler: Callable[[], Sampler],
         matcher: Callable[[], Matcher] | None,
         detokenizer: Detokenizer,
@@ -50,8 +50,8 @@ class Sequence:
         self.features = features
         self.prompt_length = len(prompt.token_ids)
         self.image_tokens = sum(image.num_tokens for image in prompt.images)
-        self.reserved = self.prompt_length + sampling.max_tokens
-        self.max_tokens = sampling.max_tokens
+        self.reserved = self.prompt_length + max_tokens
+        self.max_tokens = max_tokens
         self.run: Run | None = None
         self.computed = 0
         self.answer: list[int] = []

@@ -263,6 +263,16 @@ async def test_the_option_that_is_wrong_is_named(
     assert says in done.err
 
 
+async def test_a_prompt_that_fills_the_context_is_named() -> None:
+    async with running(FakeEngine(context_length=50)) as started:
+        fits = await called("run", *at(started), "--prompt", "word " * 40)
+        done = await called("run", *at(started), "--prompt", "word " * 50)
+    assert (fits.code, done.code) == (0, 1)
+    first = done.err.splitlines()[0]
+    assert first.startswith("INVALID_ARGUMENT (CONTEXT_TOO_LONG): the prompt: 51 tokens leave no")
+    assert "--max-tokens" not in done.err
+
+
 async def test_an_analysis_that_says_nothing(image: Path) -> None:
     empty = {name: [] if isinstance(value, list) else "" for name, value in ANALYSIS.items()}
     async with running(FakeEngine(json.dumps(empty))) as started:

@@ -35,6 +35,7 @@ from service.errors import (
 from service.tasks.contract import Task
 from service.tasks.request_checks import check_request
 from service.types import (
+    DEFAULT_MAX_TOKENS,
     Chunk,
     FinishReason,
     GenerateRequest,
@@ -465,6 +466,23 @@ class Answers:
         with pytest.raises(ContextTooLong):
             await collect(engine, request("x", vast))
         await until(lambda: subject.idle(engine))
+
+    async def test_unset_max_tokens_gets_what_the_context_leaves(self, engine: Engine) -> None:
+        context = engine.capabilities.context_length
+
+        def words(number: int, **sampling: Any) -> GenerateRequest:
+            return request("word " * number, constraint=LONG, **sampling)
+
+        few, more = [(await answer(engine, words(n, max_tokens=1)))[2] for n in (10, 20)]
+        per_word = (more.prompt_tokens - few.prompt_tokens) / 10
+        number = int((context - few.prompt_tokens) / per_word) - 5
+        _, reason, usage = await answer(engine, words(number, max_tokens=None))
+        assert reason is FinishReason.LENGTH
+        assert usage.prompt_tokens + usage.output_tokens == context
+        assert 1 <= usage.output_tokens < DEFAULT_MAX_TOKENS
+        with pytest.raises(ContextTooLong) as raised:
+            await collect(engine, words(2 * number, max_tokens=None))
+        assert raised.value.violations[0].field == "task"
 
     async def test_special_tokens_in_texts_are_text(self, engine: Engine, subject: Subject) -> None:
         plain = (await answer(engine, request("Hi.", max_tokens=1)))[2]

@@ -35,7 +35,7 @@ def capabilities(
         vision=vision,
         grammar_kinds=kinds,
         sampling_options=options,
-        context_length=1000,
+        context_length=4096,
         max_images=max_images,
     )
 

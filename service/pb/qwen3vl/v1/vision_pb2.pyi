@@ -135,7 +135,7 @@ class AnalyzeImageRequest(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___SamplingOptions:
-        """How tokens are chosen. Default: greedy, at most 1024 tokens."""
+        """How tokens are chosen. Default: greedy, max_tokens as if unset."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class RunTaskRequest(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___SamplingOptions:
-        """How tokens are chosen. Default: greedy, at most 1024 tokens."""
+        """How tokens are chosen. Default: greedy, max_tokens as if unset."""
 
     def __init__(
         self,
@@ -290,7 +290,7 @@ class StreamTaskRequest(_message.Message):
 
     @_builtins.property
     def sampling(self) -> Global___SamplingOptions:
-        """How tokens are chosen. Default: greedy, at most 1024 tokens."""
+        """How tokens are chosen. Default: greedy, max_tokens as if unset."""
 
     def __init__(
         self,
@@ -791,7 +791,8 @@ class SamplingOptions(_message.Message):
     """
     max_tokens: _builtins.int
     """Most tokens in the answer; an answer that needs more is the error OUTPUT_TRUNCATED. Range: at least 1, and together
-    with the prompt at most Capabilities.context_length. Default: 1024.
+    with the prompt at most Capabilities.context_length; more is the error CONTEXT_TOO_LONG on this field. Default: 1024,
+    or what the prompt leaves of the context where that is less; a prompt that leaves nothing is CONTEXT_TOO_LONG.
     """
     def __init__(
         self,

@@ -208,8 +208,9 @@ class Instance:
         )  # fmt: skip
         compiled = None if grammar is None else CompiledGrammar(grammar, False, False)
         return model.sequence(
-            prompt, features, sampling, compiled, emit=emit, received=0.0, guard=LoopGuard(window=0)
-        )
+            prompt, features, sampling, compiled,
+            max_tokens=config.max_new_tokens, emit=emit, received=0.0, guard=LoopGuard(window=0),
+        )  # fmt: skip
 
 
 def unpacked(ids: list[int], items: list[dict[str, Any]]) -> PackedRequest:

@@ -31,7 +31,8 @@ GREEDY = Sampling(max_tokens=9)
 def mapped(sampling: Sampling, backend: str = TURBOMIND, **changes: Any) -> Any:
     from service.engines.lmdeploy.sampling import generation_config
 
-    return generation_config(sampling, backend, stop_ids=[5, 6], **changes)
+    most = sampling.max_tokens or 0
+    return generation_config(sampling, backend, max_new_tokens=most, stop_ids=[5, 6], **changes)
 
 
 # Sampling options

@@ -86,7 +86,7 @@ def new_sequence(
     """A sequence with memory, ready for prefill."""
     features = model.vision.features(packed.images) if model.vision and packed.images else ()
     sequence = model.sequence(
-        packed, features, sampling, None,
+        packed, features, sampling, None, max_tokens=sampling.max_tokens or 64,
         emit=(events if events is not None else []).append, received=0.0, guard=NO_GUARD,
     )  # fmt: skip
     run = model.cache.runs.reserve(sequence.reserved)
