@@ -10,22 +10,24 @@ import ipaddress
 import logging
 import os
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.engines.kind import EngineKind, EngineSettings
+from service.engines.registry import ENGINES, engine_fields, offered_engines
 
 log = logging.getLogger(__name__)
 
 PREFIX = "QWEN3VL_"
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
 """Variables with our prefix that the commands of a caller read."""
-LMDEPLOY_SETTINGS = frozenset(
-    {"backend", "deepstack", "tensor_parallel", "model_format", "cache_share", "cache_type", "prefix_caching",
-     "prefill_chunk", "picture_pixels", "vision_batch"}
-)  # fmt: skip
-"""What only the LMDeploy engine has; refused with another one."""
+RENAMED = {"picture_pixels": "image_pixels"}
+"""Settings under their old names, which still work and warn."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
 """Room in a message for everything that is not a picture."""
@@ -38,8 +40,8 @@ class SettingsError(ValueError):
     """A setting, or a combination of settings, is wrong. The text names it and says what to do."""
 
 
-class Settings(BaseSettings):
-    """Every setting with its unit, range and default."""
+class ServerSettings(BaseSettings):
+    """Every setting that is not one of an engine, with its unit, range and default."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -65,7 +67,7 @@ class Settings(BaseSettings):
     )
 
     # Which model, and how it runs.
-    engine: Literal["reference", "lmdeploy", "fake"] = Field(
+    engine: str = Field(
         "reference",
         description="What computes tokens: reference on any machine, lmdeploy on NVIDIA GPUs.",
     )
@@ -75,86 +77,6 @@ class Settings(BaseSettings):
         description="'bundled', a folder, or a name on the Hugging Face hub.",
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Type of the weights; auto is the checkpoint's own, but float32 for a model of "
-        "at most 1 GiB on a CPU without bfloat16 instructions (AMX, AVX512-BF16). float32 is for "
-        "the reference engine, float16 for lmdeploy.",
-    )
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N."
-    )
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="CPU threads; unset: one per core, but one for small models.",
-    )
-    max_batch: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Most requests decoded together; unset: 16 on reference, 64 on lmdeploy.",
-    )
-    context_length: int | None = Field(
-        None, ge=16, description="Most tokens of prompt and answer; unset: the model's own."
-    )
-    vision: bool = Field(
-        True,
-        description="Take pictures. Without, the vision tower is not loaded and its memory is free "
-        "for more requests; a request with a picture is refused.",
-    )
-
-    # How LMDeploy runs it; settings of engine=lmdeploy alone.
-    backend: Literal["auto", "turbomind", "pytorch"] = Field(
-        "auto",
-        description="Engine of LMDeploy: auto is turbomind, but pytorch where TurboMind cannot be "
-        "given DeepStack, which pictures need: on several GPUs, or on an unknown build.",
-    )
-    deepstack: Literal["auto", "require", "off"] = Field(
-        "auto",
-        description="DeepStack on TurboMind: require ends the start where it cannot be had, off "
-        "goes without, for worse answers about pictures.",
-    )
-    tensor_parallel: int = Field(
-        1, ge=1, le=64, description="GPUs that share the model; divides its attention heads."
-    )
-    model_format: Literal["auto", "hf", "awq", "gptq", "compressed-tensors", "fp8"] = Field(
-        "auto", description="Format of the weights; auto reads it from config.json."
-    )
-    cache_share: float = Field(
-        0.8,
-        gt=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="Share of the GPU memory left beside the weights that keys and values get.",
-    )
-    cache_type: Literal["none", "int8", "int4", "fp8"] = Field(
-        "none",
-        description="Quantisation of keys and values: none is 16 bits; int8 and fp8 take half of "
-        "that, int4 a quarter. fp8: backend pytorch only.",
-    )
-    prefix_caching: bool = Field(
-        True, description="Keep keys and values of prompts, so that equal beginnings cost nothing."
-    )
-    prefill_chunk: int = Field(
-        8192, ge=64, le=1_048_576, description="Most prompt tokens computed in one pass."
-    )
-    picture_pixels: int | None = Field(
-        None,
-        ge=1024,
-        le=2**31 - 1,
-        description="Most pixels of a picture after resizing, whatever a caller asks for; 1024 "
-        "pixels are one token. Unset: the checkpoint's own.",
-    )
-    vision_batch: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Most pictures in the engine that it has not looked at yet; more wait before "
-        "it. Unset: no bound but the prefill chunk.",
-    )
-
     # What one request may ask for.
     max_images: int = Field(64, ge=1, le=1024, description="Most pictures in a request.")
     max_image_bytes: Positive = Field(20 * MIB, description="Most bytes of one encoded picture.")
@@ -179,11 +101,6 @@ class Settings(BaseSettings):
         le=64,
         description="Processes that analyse grammars of callers, 75 MB each; with two, one that "
         "hangs until its limit leaves the other to everybody else.",
-    )
-    grammar_cache_bytes: Positive | None = Field(
-        None,
-        description="Most bytes of compiled grammars that the engine keeps; unset: 64 MiB on "
-        "reference, 512 MiB on lmdeploy.",
     )
     output_retries: int = Field(
         1,
@@ -254,28 +171,41 @@ class Settings(BaseSettings):
         host = self.host.strip("[]")
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    @property
+    def engine_settings(self) -> EngineSettings:
+        """The settings of the chosen engine; defaults are those of that engine."""
+        given = {name: getattr(self, name) for name in engine_fields() if self._is_given(name)}
+        return ENGINES[self.engine].settings(**given)
+
+    def _is_given(self, name: str) -> bool:
+        return name in self.model_fields_set and getattr(self, name) is not None
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, name: str) -> str:
+        if name not in ENGINES:
+            raise ValueError(
+                f"there is no engine {name!r}; there are {', '.join(offered_engines())}"
+            )
+        return name
+
     @model_validator(mode="after")
-    def _of_the_engine(self) -> Settings:
-        """Nothing that is set may be without effect."""
-        if self.engine == "lmdeploy":
-            if self.dtype == "float32":
-                raise ValueError("dtype: LMDeploy computes in bfloat16 or float16, not in float32")
-            if self.device not in ("auto", "cuda"):
-                raise ValueError(
-                    "device: LMDeploy takes the first GPUs that it sees; choose them with "
-                    "CUDA_VISIBLE_DEVICES, or take engine=reference for a CPU"
-                )
-            if self.threads is not None:
-                raise ValueError("threads: is a setting of engine=reference")
-            return self
-        if self.dtype == "float16":
-            raise ValueError("dtype: float16 is a type of engine=lmdeploy; take bfloat16")
-        for name in sorted(LMDEPLOY_SETTINGS & self.model_fields_set):
-            raise ValueError(f"{name}: is a setting of engine=lmdeploy")
+    def _of_the_engine(self) -> ServerSettings:
+        """A setting without effect is refused."""
+        own = ENGINES[self.engine].settings
+        for name, owners in sorted(engine_fields().items()):
+            if name not in own.model_fields and self._is_given(name):
+                names = ", ".join(f"engine={kind.name}" for kind, _ in owners if kind.offered)
+                raise ValueError(f"{name}: {own.why_not(name) or f'is a setting of {names}'}")
+        try:
+            self.engine_settings  # noqa: B018
+        except ValidationError as error:
+            found = error.errors()[0]
+            raise ValueError(_line(found["loc"], found["msg"])) from None
         return self
 
     @model_validator(mode="after")
-    def _combinations(self) -> Settings:
+    def _combinations(self) -> ServerSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise ValueError(
@@ -303,6 +233,53 @@ class Settings(BaseSettings):
         return self
 
 
+def _with_engines() -> type[ServerSettings]:
+    """The settings of the server and, optional, those of every engine: one flat set of flags."""
+    fields: dict[str, Any] = {}
+    for name, owners in engine_fields().items():
+        offered = [field for kind, field in owners if kind.offered]
+        field = copy(offered[0])
+        field.default, field.default_factory = None, None
+        field.description = _description(owners)
+        fields[name] = (_either([one.annotation for one in offered]) | None, field)
+    return create_model("Settings", __base__=ServerSettings, **fields)
+
+
+def _description(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
+    """What a setting of engines means, which engines have it, and its default with each."""
+    offered = [(kind.name, field) for kind, field in owners if kind.offered]
+    defaults = {name: field.default for name, field in offered if field.default is not None}
+    text = offered[0][1].description or ""
+    if len(offered) < len(offered_engines()):
+        text += f" Only with {' or '.join(f'--engine {name}' for name, _ in offered)}."
+    if len({str(one) for one in defaults.values()}) == 1:
+        return f"{text} Default: {_plain(next(iter(defaults.values())))}."
+    each = (f"{_plain(value)} with {name}" for name, value in defaults.items())
+    return f"{text} Default: {', '.join(each)}." if defaults else text
+
+
+def _plain(value: object) -> str:
+    """A default as a reader types it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int) and value >= MIB and value % MIB == 0:
+        return f"{value} ({value // MIB} MiB)"
+    return str(value)
+
+
+def _either(annotations: list[Any]) -> Any:
+    """One type for a setting that several engines have: literals take the values of all."""
+    if all(get_origin(one) is Literal for one in annotations):
+        return Literal[tuple(dict.fromkeys(v for one in annotations for v in get_args(one)))]
+    return annotations[0]
+
+
+if TYPE_CHECKING:
+    Settings = ServerSettings
+else:
+    Settings = _with_engines()
+
+
 def load_settings(**values: Any) -> Settings:
     """Settings from the given values, then from the environment, then the defaults.
 
@@ -311,6 +288,12 @@ def load_settings(**values: Any) -> Settings:
     """
     for name, meant in misspelt(os.environ):
         log.warning("%s is not a setting and has no effect; did you mean %s?", name, meant)
+    for old, new in RENAMED.items():
+        variable = f"{PREFIX}{old.upper()}"
+        given = next((os.environ[name] for name in os.environ if name.upper() == variable), None)
+        if given is not None:
+            log.warning("%s is now called %s%s", variable, PREFIX, new.upper())
+            values.setdefault(new, given)
     try:
         return Settings(**values)
     except ValidationError as error:
@@ -323,7 +306,7 @@ def misspelt(environment: Iterable[str]) -> list[tuple[str, str]]:
 
     Others with the prefix may come from elsewhere: Kubernetes sets ``<SERVICE>_SERVICE_HOST``, …
     """
-    known = {name.upper() for name in Settings.model_fields}
+    known = {name.upper() for name in (*Settings.model_fields, *RENAMED)}
     given = {name.upper().removeprefix(PREFIX): name for name in environment if _ours(name)}
     found = []
     for short in sorted(given.keys() - known - CLIENT_VARIABLES):

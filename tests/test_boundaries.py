@@ -74,7 +74,12 @@ def test_xgrammar_runs_in_engines_and_in_processes_that_can_be_killed() -> None:
 
 def test_only_the_wiring_picks_an_engine() -> None:
     found = importers("service", "service.engines")
-    assert within(found, "service/engines", "service/__main__.py", "service/wiring.py"), found
+    assert within(found, "service/engines", "service/wiring.py", "service/settings.py"), found
+    known = {one for one in imports(ROOT / "service/settings.py") if "service.engines" in one}
+    assert {one.rpartition(".")[0] for one in known if one.count(".") == 3} == {
+        "service.engines.kind",
+        "service.engines.registry",
+    }
 
 
 def test_generated_code_stays_at_the_edge() -> None:

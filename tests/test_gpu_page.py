@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.cli.arguments import flag_of, read_settings
-from service.settings import LMDEPLOY_SETTINGS, Settings
+from service.engines.lmdeploy.options import LMDeploySettings
+from service.engines.reference.options import ReferenceSettings
+from service.settings import Settings
 from service.wiring import build_engine
 
+ONLY_PROSE = {"backend", "deepstack", *ReferenceSettings.model_fields}
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "gpu.md").read_text()
 HEAD = 128
@@ -37,8 +41,9 @@ def flags(text: str) -> list[str]:
 def test_a_recipe_is_valid(cells: list[str]) -> None:
     settings = read_settings("serve", ["--engine", "lmdeploy", "--model", "a/b", *flags(cells[4])])
     assert settings is not None
-    assert settings.context_length is not None
-    assert settings.tensor_parallel == int(cells[1].split(" × ")[0])
+    own: Any = settings.engine_settings
+    assert own.context_length is not None
+    assert own.tensor_parallel == int(cells[1].split(" × ")[0])
     build_engine(settings)
 
 
@@ -52,12 +57,13 @@ def test_the_tokens_of_a_recipe_follow_from_the_formula(cells: list[str]) -> Non
     settings = read_settings("serve", ["--engine", "lmdeploy", "--model", "a/b", *flags(cells[4])])
     assert settings is not None
     reserve_gb = 4 if name.startswith("235B") else 3
-    value_bytes = {"none": 2, "int8": 1}[settings.cache_type]
+    own: Any = settings.engine_settings
+    value_bytes = {"none": 2, "int8": 1}[own.cache_type]
     token_bytes = int(layers) * 2 * max(1, int(heads) / gpus) * HEAD * value_bytes
-    free_bytes = settings.cache_share * (size_gb - weights_gb - reserve_gb) * 1e9
+    free_bytes = own.cache_share * (size_gb - weights_gb - reserve_gb) * 1e9
     tokens = int(cells[3].replace(",", ""))
     assert tokens == pytest.approx(free_bytes / token_bytes, rel=0.01)
-    assert tokens >= settings.context_length, "one request of the full context fits"  # type: ignore[operator]
+    assert tokens >= own.context_length, "one request of the full context fits"
 
 
 def test_the_bytes_of_a_token() -> None:
@@ -68,7 +74,7 @@ def test_the_bytes_of_a_token() -> None:
 
 def test_every_setting_of_the_engine_is_explained() -> None:
     explained = {flag for cells in rows("Settings") for flag in flags(cells[0])}
-    mine = {flag_of(name) for name in LMDEPLOY_SETTINGS - {"backend", "deepstack"}}
+    mine = {flag_of(name) for name in LMDeploySettings.model_fields.keys() - ONLY_PROSE}
     assert mine <= explained
     known = {flag_of(name) for name in Settings.model_fields}
     used = set(re.findall(r"--(?:no-)?[a-z]+(?:-[a-z]+)*", PAGE))
@@ -77,11 +83,9 @@ def test_every_setting_of_the_engine_is_explained() -> None:
 
 
 def test_defaults_on_the_page_are_those_of_the_settings() -> None:
-    from service.wiring import LMDEPLOY_BATCH
-
     stated = {flags(cells[0])[0]: cells[1] for cells in rows("Settings")}
-    fields = Settings.model_fields
+    fields = {**Settings.model_fields, **LMDeploySettings.model_fields}
     assert str(fields["cache_share"].default) in stated["--cache-share"]
     assert str(fields["prefill_chunk"].default) in stated["--prefill-chunk"]
     assert str(fields["max_images"].default) in stated["--max-images"]
-    assert str(LMDEPLOY_BATCH) in stated["--max-batch"]
+    assert str(fields["max_batch"].default) in stated["--max-batch"]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 from pydantic_settings import SettingsError as ParseError
 
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import RENAMED, Settings, SettingsError, load_settings
 
 PREFIX = "QWEN3VL_"
 UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (?P<flag>\S+)")
@@ -22,7 +22,7 @@ def read_settings(command: str, arguments: Sequence[str]) -> Settings | None:
     """
     try:
         return load_settings(
-            _cli_parse_args=list(arguments),
+            _cli_parse_args=[_current(argument) for argument in arguments],
             _cli_prog_name=f"qwen3vl {command}",
             _cli_kebab_case=True,
             _cli_implicit_flags=True,
@@ -50,6 +50,16 @@ def with_flag(line: str) -> str:
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def _current(argument: str) -> str:
+    """The argument with the name that its flag has today; an old name still works and warns."""
+    flag, equals, value = argument.partition("=")
+    for old, new in RENAMED.items():
+        if flag == flag_of(old):
+            typer.echo(f"{flag} is now called {flag_of(new)}.", err=True)
+            return flag_of(new) + equals + value
+    return argument
 
 
 def _parse_problem(text: str) -> str:

@@ -12,8 +12,10 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from service.engines.kind import EngineKind, EngineSettings
 from service.engines.shared.context import answer_limit
 from service.errors import (
     EngineUnavailable,
@@ -273,3 +275,22 @@ def resolved(reference: str, root: Any) -> Any:
     for part in reference.lstrip("#/").split("/"):
         found = found[part.replace("~1", "/").replace("~0", "~")] if part else found
     return found
+
+
+class FakeSettings(EngineSettings):
+    """Settings of the fake engine."""
+
+
+def build(
+    model: str | Path,
+    settings: FakeSettings,
+    *,
+    revision: str | None,
+    max_images: int,
+    on_progress: Callable[[str], None] | None,
+) -> FakeEngine:
+    """The engine of the registry; it has no model, so only ``vision`` matters."""
+    return FakeEngine(vision=settings.vision)
+
+
+KIND = EngineKind("fake", FakeSettings, build, offered=False)

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from service.cli.arguments import read_settings
 from service.engines.lmdeploy import LMDeployEngine
+from service.engines.lmdeploy.options import LMDeploySettings
+from service.engines.reference.options import ReferenceSettings
 from service.settings import (
-    LMDEPLOY_SETTINGS,
     MIB,
     Settings,
     SettingsError,
@@ -106,6 +108,40 @@ def test_every_setting_says_what_it_is() -> None:
     assert silent == []
 
 
+def test_the_old_name_of_a_setting_works_and_warns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("QWEN3VL_ENGINE", "lmdeploy")
+    monkeypatch.setenv("QWEN3VL_PICTURE_PIXELS", "4096")
+    settings: Any = load_settings()
+    assert settings.image_pixels == 4096
+    assert caplog.messages == ["QWEN3VL_PICTURE_PIXELS is now called QWEN3VL_IMAGE_PIXELS"]
+    assert load_settings(image_pixels=2048).engine_settings.image_pixels == 2048  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("arguments", [["--picture-pixels", "4096"], ["--picture-pixels=4096"]])
+def test_the_old_name_of_a_flag_works_and_warns(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: Any = read_settings("serve", ["--engine=lmdeploy", *arguments])
+    assert settings.image_pixels == 4096
+    assert capsys.readouterr().err == "--picture-pixels is now called --image-pixels.\n"
+
+
+@pytest.mark.parametrize(("engine", "batch"), [("reference", 16), ("lmdeploy", 64)])
+def test_a_default_is_that_of_the_engine(engine: str, batch: int) -> None:
+    assert load_settings(engine=engine).engine_settings.max_batch == batch  # type: ignore[attr-defined]
+    assert load_settings(engine=engine, max_batch=3).engine_settings.max_batch == 3  # type: ignore[attr-defined]
+    assert "16 with reference, 64 with lmdeploy" in str(Settings.model_fields["max_batch"])
+
+
+def test_the_engine_without_a_model_is_not_offered() -> None:
+    assert load_settings(engine="fake").engine == "fake"
+    assert (
+        refused(engine="fast") == "engine: there is no engine 'fast'; there are reference, lmdeploy"
+    )
+
+
 # Ranges
 
 OUTSIDE = [
@@ -123,7 +159,7 @@ OUTSIDE = [
     ("cache_share", float("nan")),
     ("cache_type", "int3"),
     ("prefill_chunk", 63),
-    ("picture_pixels", 1023),
+    ("image_pixels", 1023),
     ("vision_batch", 0),
     ("device", "gpu"),
     ("threads", 0),
@@ -213,21 +249,21 @@ def test_what_lmdeploy_does_not_do(changes: dict[str, Any], says: str) -> None:
     assert refused(**{**LMDEPLOY, **changes}).startswith(says)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("backend", "auto"),
-        ("deepstack", "auto"),
-        ("tensor_parallel", 1),
-        ("model_format", "auto"),
-        ("cache_share", 0.5),
-        ("cache_type", "none"),
-        ("prefix_caching", True),
-        ("prefill_chunk", 4096),
-        ("picture_pixels", 4096),
-        ("vision_batch", 1),
-    ],
-)
+ONLY_LMDEPLOY: list[tuple[str, object]] = [
+    ("backend", "auto"),
+    ("deepstack", "auto"),
+    ("tensor_parallel", 1),
+    ("model_format", "auto"),
+    ("cache_share", 0.5),
+    ("cache_type", "none"),
+    ("prefix_caching", True),
+    ("prefill_chunk", 4096),
+    ("image_pixels", 4096),
+    ("vision_batch", 1),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ONLY_LMDEPLOY)
 @pytest.mark.parametrize("engine", ["reference", "fake"])
 def test_settings_of_lmdeploy_are_refused_elsewhere(engine: str, name: str, value: object) -> None:
     assert refused(engine=engine, **{name: value}) == f"{name}: is a setting of engine=lmdeploy"
@@ -235,7 +271,9 @@ def test_settings_of_lmdeploy_are_refused_elsewhere(engine: str, name: str, valu
 
 
 def test_every_setting_of_lmdeploy_is_in_the_list_of_refusals() -> None:
-    assert Settings.model_fields.keys() > LMDEPLOY_SETTINGS
+    only = LMDeploySettings.model_fields.keys() - ReferenceSettings.model_fields.keys()
+    assert only == {name for name, _ in ONLY_LMDEPLOY}
+    assert Settings.model_fields.keys() > only
     assert refused(dtype="float16").startswith("dtype: float16 is a type of engine=lmdeploy")
 
 
@@ -253,9 +291,9 @@ def test_every_setting_of_lmdeploy_is_in_the_list_of_refusals() -> None:
             {"backend": "turbomind", "tensor_parallel": 2},
             "tensor_parallel: TurboMind has DeepStack on one GPU only",
         ),
-        ({"vision": False, "vision_batch": 4}, "vision_batch: there are no pictures"),
-        ({"vision": False, "picture_pixels": 4096}, "picture_pixels: there are no pictures"),
-        ({"vision": False, "deepstack": "require"}, "deepstack: there are no pictures"),
+        ({"vision": False, "vision_batch": 4}, "vision_batch: there are no images"),
+        ({"vision": False, "image_pixels": 4096}, "image_pixels: there are no images"),
+        ({"vision": False, "deepstack": "require"}, "deepstack: there are no images"),
     ],
 )
 def test_what_a_backend_cannot_do_is_refused_with_the_reason(

@@ -3,6 +3,10 @@
 The only package of the service that imports LMDeploy, and not before the engine starts.
 """
 
-from service.engines.lmdeploy.engine import LMDeployEngine
+from service.engines.kind import EngineKind
+from service.engines.lmdeploy.engine import LMDeployEngine, build
+from service.engines.lmdeploy.options import LMDeploySettings
 
-__all__ = ["LMDeployEngine"]
+__all__ = ["KIND", "LMDeployEngine"]
+
+KIND = EngineKind("lmdeploy", LMDeploySettings, build)

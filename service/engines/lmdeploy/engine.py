@@ -13,7 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.engines.lmdeploy.options import Options
+from service.engines.lmdeploy.options import LMDeploySettings, Options
 from service.engines.shared.closing import closed_error, or_closed
 from service.errors import EngineUnavailable, InvalidRequest, Overloaded, VisionDisabled
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
@@ -49,7 +49,7 @@ class LMDeployEngine:
             own. max_batch: requests decoded together. max_queue: requests that may wait for that.
             cache_share: of the memory that the weights leave free, for keys and values.
             cache_type: none (the model's own), int8, int4 or fp8. prefill_chunk: prompt tokens in
-            one pass. picture_pixels: most pixels of a picture after resizing. vision_batch:
+            one pass. image_pixels: most pixels of an image after resizing. vision_batch:
             pictures in the engine that have not been looked at yet. grammar_cache_bytes: bound of
             the compiled grammars, by estimate. check_guidance: prove at the start that grammars
             are obeyed. stall_s: silence after which a working engine counts as stalled.
@@ -293,3 +293,21 @@ def _free(loading: Future[Loaded]) -> None:
     """Nobody waits for the model any more."""
     if loading.exception() is None:
         loading.result().host.native.close()
+
+
+def build(
+    model: str | Path,
+    settings: LMDeploySettings,
+    *,
+    revision: str | None,
+    max_images: int,
+    on_progress: Callable[[str], None] | None,
+) -> LMDeployEngine:
+    """The engine of the registry; see `service.engines.kind.Build`."""
+    return LMDeployEngine(
+        model,
+        revision=revision,
+        max_images=max_images,
+        on_progress=on_progress,
+        **settings.model_dump(),
+    )

@@ -52,7 +52,7 @@ class Loaded:
         self._chat = Chat(folder, config)
         self._dtype: torch.dtype = feature_dtype(host, config)
         self._pictures = ImageProcessorConfig.from_checkpoint(folder) if options.vision else None
-        preprocess = ImagePreprocessor(folder, options.picture_pixels) if options.vision else None
+        preprocess = ImagePreprocessor(folder, options.image_pixels) if options.vision else None
         length = min(wanted_context(options, config), host.session_len or 1 << 31)
         self._prompts = Prompts(self._chat, preprocess, length)
         self.grammars: GrammarCache[Constraint] = GrammarCache(

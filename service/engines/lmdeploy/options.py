@@ -2,77 +2,113 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from service.engines.kind import (
+    CONTEXT_LENGTH,
+    DTYPE,
+    GRAMMAR_CACHE,
+    MAX_BATCH,
+    MIB,
+    EngineSettings,
+)
 from service.engines.shared.loops import LoopGuard
 
-BACKENDS = ("auto", "turbomind", "pytorch")
-TURBOMIND, PYTORCH = BACKENDS[1:]
-DEEPSTACK_MODES = ("auto", "require", "off")
-DTYPES = ("auto", "bfloat16", "float16")
-MODEL_FORMATS = ("auto", "hf", "awq", "gptq", "compressed-tensors", "fp8")
+TURBOMIND, PYTORCH = "turbomind", "pytorch"
 CACHE_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 16}
 """Types of the key-value cache -> LMDeploy's ``quant_policy``."""
 _ONLY_PYTORCH_CACHES = ("fp8",)
 _PYTORCH_FORMATS = ("auto", "hf")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options of `service.engines.lmdeploy.LMDeployEngine`, which documents them."""
+class LMDeploySettings(EngineSettings):
+    """What an operator can choose about the LMDeploy engine: flags and variables come from here."""
 
-    model: str | Path
-    revision: str | None = None
-    backend: str = "auto"
-    deepstack: str = "auto"
-    vision: bool = True
-    dtype: str = "auto"
-    model_format: str = "auto"
-    tensor_parallel: int = 1
-    context_length: int | None = None
-    max_batch: int = 64
-    max_queue: int = 1024
-    cache_share: float = 0.8
-    cache_type: str = "none"
-    prefix_caching: bool = True
-    prefill_chunk: int = 8192
-    max_images: int = 16
-    picture_pixels: int | None = None
-    vision_batch: int | None = None
-    grammar_cache_bytes: int = 512 << 20
-    grammar_threads: int = 2
-    check_guidance: bool = True
-    stall_s: float = 120.0
-    loop_guard: LoopGuard = field(default_factory=LoopGuard)
+    backend: Literal["auto", "turbomind", "pytorch"] = Field(
+        "auto",
+        description="Engine of LMDeploy: auto is turbomind, but pytorch where TurboMind cannot be "
+        "given DeepStack, which images need: on several GPUs, or on an unknown build.",
+    )
+    deepstack: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="DeepStack on TurboMind: require ends the start where it cannot be had, off "
+        "goes without, for worse answers about images.",
+    )
+    dtype: Literal["auto", "bfloat16", "float16"] = Field("auto", description=DTYPE)
+    tensor_parallel: int = Field(
+        1, ge=1, le=64, description="GPUs that share the model; divides its attention heads."
+    )
+    model_format: Literal["auto", "hf", "awq", "gptq", "compressed-tensors", "fp8"] = Field(
+        "auto", description="Format of the weights; auto reads it from config.json."
+    )
+    cache_share: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of the GPU memory left beside the weights that keys and values get.",
+    )
+    cache_type: Literal["none", "int8", "int4", "fp8"] = Field(
+        "none",
+        description="Quantisation of keys and values: none is 16 bits; int8 and fp8 take half of "
+        "that, int4 a quarter. fp8: backend pytorch only.",
+    )
+    prefix_caching: bool = Field(
+        True, description="Keep keys and values of prompts, so that equal beginnings cost nothing."
+    )
+    prefill_chunk: int = Field(
+        8192, ge=64, le=1_048_576, description="Maximum number of prompt tokens in one pass."
+    )
+    image_pixels: int | None = Field(
+        None,
+        ge=1024,
+        le=2**31 - 1,
+        description="Maximum number of pixels of an image after resizing, whatever a caller asks "
+        "for; 1024 pixels are one token. Unset: the limit of the checkpoint.",
+    )
+    vision_batch: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Maximum number of images inside the engine that it has not encoded yet; more "
+        "wait before it. Unset: no bound but the prefill chunk.",
+    )
+    context_length: int | None = Field(None, ge=16, description=CONTEXT_LENGTH)
+    max_batch: int = Field(64, ge=1, le=1024, description=MAX_BATCH)
+    grammar_cache_bytes: int = Field(512 * MIB, ge=1, description=GRAMMAR_CACHE)
 
-    def __post_init__(self) -> None:
-        positive = ("max_batch", "max_queue", "max_images", "tensor_parallel", "prefill_chunk")
-        for name in (*positive, "grammar_threads", "picture_pixels", "vision_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        choices = (
-            ("backend", BACKENDS),
-            ("deepstack", DEEPSTACK_MODES),
-            ("dtype", DTYPES),
-            ("model_format", MODEL_FORMATS),
-            ("cache_type", tuple(CACHE_BITS)),
-        )
-        for name, allowed in choices:
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}")
-        if not 0 < self.cache_share < 1:
-            raise ValueError(f"cache_share must lie between 0 and 1, got {self.cache_share}")
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _computes_in_16_bits(cls, value: object) -> object:
+        if value == "float32":
+            raise ValueError("LMDeploy computes in bfloat16 or float16, not in float32")
+        return value
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        if name == "device":
+            return (
+                "LMDeploy takes the first GPUs that it sees; choose them with "
+                "CUDA_VISIBLE_DEVICES, or take engine=reference for a CPU"
+            )
+        return super().why_not(name)
+
+    @model_validator(mode="after")
+    def _check_backend(self) -> Self:
         refusal = unsupported(self, self.chosen_backend)
         if refusal is not None:
             raise ValueError(refusal)
+        return self
 
     @property
     def chosen_backend(self) -> str:
         """``turbomind`` or ``pytorch``: what ``auto`` stands for, as far as settings tell.
 
-        Right answers first, then speed. Pictures need DeepStack, which LMDeploy's PyTorch engine
+        Right answers first, then speed. Images need DeepStack, which LMDeploy's PyTorch engine
         has; TurboMind is given it on one GPU. Where that turns out to be impossible, ``auto`` takes
         the PyTorch engine when it starts.
         """
@@ -82,13 +118,29 @@ class Options:
         return PYTORCH if spread else TURBOMIND
 
 
-def unsupported(options: Options, backend: str) -> str | None:
+class Options(LMDeploySettings):
+    """Everything that `service.engines.lmdeploy.LMDeployEngine` can be told, which documents it."""
+
+    model: str | Path
+    revision: str | None = None
+    max_queue: int = Field(1024, ge=1)
+    max_images: int = Field(16, ge=1)
+    grammar_threads: int = Field(2, ge=1)
+    check_guidance: bool = True
+    stall_s: float = 120.0
+    loop_guard: LoopGuard = Field(default_factory=LoopGuard)
+
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        super().__init__(**{"model": model, **options})
+
+
+def unsupported(options: LMDeploySettings, backend: str) -> str | None:
     """Why a backend cannot do what the options ask for, as ``setting: reason``; None when it can."""
     spread = options.vision and options.tensor_parallel > 1 and options.deepstack != "off"
     if backend == TURBOMIND and spread:
         return (
-            "tensor_parallel: TurboMind has DeepStack on one GPU only, and pictures need it; take "
-            "backend=pytorch, or vision=false, or deepstack=off for worse answers about pictures"
+            "tensor_parallel: TurboMind has DeepStack on one GPU only, and images need it; take "
+            "backend=pytorch, or vision=false, or deepstack=off for worse answers about images"
         )
     if backend == TURBOMIND and options.cache_type in _ONLY_PYTORCH_CACHES:
         return (
@@ -103,7 +155,7 @@ def unsupported(options: Options, backend: str) -> str | None:
         )
     if backend == PYTORCH and options.deepstack == "off":
         return "deepstack: LMDeploy's PyTorch engine always has it; leave it at auto"
-    for name, default in (("vision_batch", None), ("picture_pixels", None), ("deepstack", "auto")):
+    for name, default in (("vision_batch", None), ("image_pixels", None), ("deepstack", "auto")):
         if not options.vision and getattr(options, name) != default:
-            return f"{name}: there are no pictures with vision=false; leave it out"
+            return f"{name}: there are no images with vision=false; leave it out"
     return None

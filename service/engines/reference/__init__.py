@@ -4,6 +4,10 @@ It is the executable specification for faster engines and the engine of machines
 import is light: torch is loaded when the engine starts.
 """
 
-from service.engines.reference.engine import ReferenceEngine
+from service.engines.kind import EngineKind
+from service.engines.reference.engine import ReferenceEngine, build
+from service.engines.reference.options import ReferenceSettings
 
-__all__ = ["ReferenceEngine"]
+__all__ = ["KIND", "ReferenceEngine"]
+
+KIND = EngineKind("reference", ReferenceSettings, build)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.engines.reference.options import Options
+from service.engines.reference.options import Options, ReferenceSettings
 from service.engines.shared.closing import closed_error, or_closed
 from service.engines.shared.context import answer_limit
 from service.errors import (
@@ -268,3 +268,21 @@ class ReferenceEngine:
                 self._live.pop(key, None)
             elif key in self._live:
                 self._live[key].put_nowait(event)
+
+
+def build(
+    model: str | Path,
+    settings: ReferenceSettings,
+    *,
+    revision: str | None,
+    max_images: int,
+    on_progress: Callable[[str], None] | None,
+) -> ReferenceEngine:
+    """The engine of the registry; see `service.engines.kind.Build`."""
+    return ReferenceEngine(
+        model,
+        revision=revision,
+        max_images=max_images,
+        on_progress=on_progress,
+        **settings.model_dump(),
+    )

@@ -2,37 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
+from service.engines.kind import (
+    CONTEXT_LENGTH,
+    DTYPE,
+    GRAMMAR_CACHE,
+    MAX_BATCH,
+    MIB,
+    EngineSettings,
+)
 from service.engines.shared.loops import LoopGuard
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Options of `ReferenceEngine`, which documents them."""
+class ReferenceSettings(EngineSettings):
+    """What an operator can choose about the reference engine: flags and variables come from here."""
+
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description=DTYPE)
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda or cuda:N.",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads; unset: one per core, but one for small models.",
+    )
+    context_length: int | None = Field(None, ge=16, description=CONTEXT_LENGTH)
+    max_batch: int = Field(16, ge=1, le=1024, description=MAX_BATCH)
+    grammar_cache_bytes: int = Field(64 * MIB, ge=1, description=GRAMMAR_CACHE)
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _no_float16(cls, value: object) -> object:
+        if value == "float16":
+            raise ValueError("float16 is a type of engine=lmdeploy; take bfloat16")
+        return value
+
+
+class Options(ReferenceSettings):
+    """Everything that `ReferenceEngine` can be told, which documents it."""
 
     model: str | Path
     revision: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    max_batch: int = 16
-    max_queue: int = 1024
-    context_length: int | None = None
-    max_images: int = 16
-    threads: int | None = None
+    max_queue: int = Field(1024, ge=1)
+    max_images: int = Field(16, ge=1)
     deepstack: bool = True
-    vision: bool = True
-    prefill_piece: int = 256
-    cache_bytes: int = 1 << 30
-    vision_cache_bytes: int = 64 << 20
-    grammar_cache_bytes: int = 64 << 20
-    grammar_threads: int = 2
+    prefill_piece: int = Field(256, ge=1)
+    cache_bytes: int = Field(1 << 30, ge=1)
+    vision_cache_bytes: int = 64 * MIB
+    grammar_threads: int = Field(2, ge=1)
     stall_s: float = 120.0
-    loop_guard: LoopGuard = field(default_factory=LoopGuard)
+    loop_guard: LoopGuard = Field(default_factory=LoopGuard)
 
-    def __post_init__(self) -> None:
-        positive = ("max_batch", "max_queue", "max_images", "prefill_piece", "grammar_threads")
-        for name in (*positive, "cache_bytes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        super().__init__(**{"model": model, **options})

@@ -78,7 +78,7 @@ def test_tls_and_keys_that_are_fine(certificate: Path, tmp_path: Path) -> None:
     [
         (
             ["--engine", "magic"],
-            "--engine (QWEN3VL_ENGINE): Input should be 'reference', 'lmdeploy' or 'fake'",
+            "--engine (QWEN3VL_ENGINE): there is no engine 'magic'",
         ),
         (["--max-batch", "0"], "--max-batch (QWEN3VL_MAX_BATCH): "),
         (["--max-bath", "3"], "there is no setting --max-bath. Did you mean --max-batch?"),

@@ -136,8 +136,8 @@ async def test_special_tokens_are_forbidden_where_the_mask_takes_them_for_text(
     await engine.close()
 
 
-async def test_picture_pixels_bounds_every_picture(folder: Path) -> None:
-    engine = built(folder, picture_pixels=64 * 64)
+async def test_image_pixels_bounds_every_image(folder: Path) -> None:
+    engine = built(folder, image_pixels=64 * 64)
     await engine.start()
     for bounds in ({}, {"max_pixels": 256 * 256}, {"min_pixels": 200 * 200, "max_pixels": 256**2}):
         one = request("Hi.", picture(1, 256, 256, **bounds), max_tokens=1)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from service.engines.lmdeploy.options import PYTORCH, TURBOMIND, Options
+from service.error_table import REASONS
 from service.errors import (
-    STATUS,
     ContextTooLong,
     EngineUnavailable,
     GrammarError,
@@ -110,7 +110,7 @@ def test_every_status_of_lmdeploy_has_an_outcome() -> None:
     for status in set(ResponseType) - going_on:
         error = error_of(status)
         assert error is not None
-        assert type(error) in STATUS
+        assert error.reason in REASONS
     for status in (ResponseType.INPUT_LENGTH_ERROR, ResponseType.OUT_OF_MEMORY):
         assert isinstance(error_of(status), ContextTooLong)
     for status in (ResponseType.ENGINE_STOP_ERROR, ResponseType.CANCEL, ResponseType.NO_QUEUE):
@@ -170,7 +170,7 @@ def test_a_session_has_room_behind_every_prompt_that_turbomind_warms_up_on() -> 
     [
         {"backend": "vllm"}, {"dtype": "float32"}, {"model_format": "gguf"}, {"cache_type": "int3"},
         {"cache_share": 0.0}, {"cache_share": 1.0}, {"max_batch": 0}, {"tensor_parallel": 0},
-        {"prefill_chunk": 0}, {"picture_pixels": 0}, {"vision_batch": 0},
+        {"prefill_chunk": 0}, {"image_pixels": 0}, {"vision_batch": 0},
     ],
     ids=str,
 )  # fmt: skip

@@ -489,5 +489,5 @@ def test_auto_dtype_follows_the_processor(
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(ValueError, match="max_batch must be at least 1"):
+    with pytest.raises(ValueError, match=r"max_batch\n.*greater than or equal to 1"):
         Options("model", max_batch=0)

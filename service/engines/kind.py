@@ -1,0 +1,75 @@
+"""What the service knows of an engine before it is built: its name, its settings, how to build it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.engine import Engine
+
+MIB = 1024 * 1024
+DTYPE = (
+    "Type of the weights; auto is the type of the checkpoint, but float32 on the reference engine "
+    "for a model of at most 1 GiB on a CPU without bfloat16 instructions (AMX, AVX512-BF16)."
+)
+MAX_BATCH = "Maximum number of requests decoded together."
+GRAMMAR_CACHE = "Maximum number of bytes of compiled grammars that the engine keeps."
+CONTEXT_LENGTH = "Maximum number of tokens of prompt and answer; unset: the limit of the model."
+VISION = (
+    "Accept images. With --no-vision the vision tower is not loaded, its memory is free for more "
+    "requests, and a request with an image is refused."
+)
+
+
+class EngineSettings(BaseModel):
+    """Settings that an operator can choose for one engine; each engine has a subclass.
+
+    Every field becomes a flag of ``qwen3vl serve`` and an environment variable. A field that several
+    engines have is one flag; its default and its range are those of the chosen engine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vision: bool = Field(True, description=VISION)
+
+    @classmethod
+    def why_not(cls, name: str) -> str | None:
+        """Why this engine lacks a setting of another engine, where there is more to say than that."""
+        return None
+
+
+class Build(Protocol):
+    """Makes an engine that is not started yet."""
+
+    def __call__(
+        self,
+        model: str | Path,
+        settings: Any,
+        *,
+        revision: str | None,
+        max_images: int,
+        on_progress: Callable[[str], None] | None,
+    ) -> Engine:
+        """model: a folder, or a name on the hub. settings: of the engine's own class."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One engine of the registry.
+
+    Attributes:
+        name: value of the setting ``engine``.
+        settings: class of its settings.
+        build: makes the engine; imports what is heavy when it is called.
+        offered: whether help and errors name it; tests use engines that users have no use for.
+    """
+
+    name: str
+    settings: type[EngineSettings]
+    build: Build
+    offered: bool = True

@@ -1,0 +1,33 @@
+"""The engines that a server can run. A new engine is one package and one line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from service.engines import fake, lmdeploy, reference
+from service.engines.kind import EngineKind
+
+ENGINES: dict[str, EngineKind] = {
+    kind.name: kind for kind in (reference.KIND, lmdeploy.KIND, fake.KIND)
+}
+
+
+def offered_engines() -> list[str]:
+    """Names of the engines that users can choose, in the order of the registry."""
+    return [kind.name for kind in ENGINES.values() if kind.offered]
+
+
+def engine_fields() -> dict[str, list[tuple[EngineKind, FieldInfo]]]:
+    """Every setting of any engine -> the engines that have it."""
+    found: dict[str, list[tuple[EngineKind, FieldInfo]]] = {}
+    for kind in ENGINES.values():
+        for name, field in kind.settings.model_fields.items():
+            found.setdefault(name, []).append((kind, field))
+    return found
+
+
+def default_of(name: str, engine: str) -> Any:
+    """The default of a setting with an engine."""
+    return ENGINES[engine].settings.model_fields[name].default
