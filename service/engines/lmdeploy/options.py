@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
 
 from service.engines.kind import (
     CONTEXT_LENGTH,
@@ -98,7 +97,7 @@ class LMDeploySettings(EngineSettings):
         return super().why_not(name)
 
     @model_validator(mode="after")
-    def _check_backend(self) -> Self:
+    def _check_backend(self) -> LMDeploySettings:
         refusal = unsupported(self, self.chosen_backend)
         if refusal is not None:
             raise ValueError(refusal)

@@ -148,8 +148,10 @@ def test_engine_settings_arrive_one_by_one(vision: bool) -> None:
     assert (found.max_prefill_token_num, found.model_format) == (512, "awq")
     assert found.enable_prefix_caching is False
     assert found.language_model_only is not vision
-    other = pytorch_config(replace(options, backend="pytorch", model_format="auto",
-                                   cache_type="fp8", deepstack="auto"), 4096)  # fmt: skip
+    other = pytorch_config(
+        Options("model", vision=vision, backend="pytorch", tensor_parallel=2, cache_type="fp8"),
+        4096,
+    )
     assert (other.tp, other.session_len, other.quant_policy) == (2, 4096, 16)
     assert other.language_model_only is not vision
 
