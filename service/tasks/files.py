@@ -12,24 +12,24 @@ json_schema:                  # at most one of json_schema, regex, ebnf, choice;
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import GrammarError
-from service.tasks import jsontext
+from service.tasks import jsontext, yamltext
 from service.tasks.contract import Task
 from service.types import Grammar, GrammarKind
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Names of tasks: lower-case words joined by hyphens."""
 MAX_FILE_BYTES = 256 * 1024
-MAX_YAML_DEPTH = 100
-"""Levels of nesting; the time that the YAML scanner takes grows with their square."""
 ENDINGS = (".yaml", ".yml", ".json")
 
 
@@ -38,16 +38,31 @@ class TaskFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: Annotated[str, Field(pattern=rf"^{NAME.pattern}$", max_length=64)]
-    description: Annotated[str, Field(min_length=1, max_length=1000)]
-    user: Annotated[str, Field(pattern=r"\S")]
-    system: str = ""
-    needs_image: bool = False
-    max_images: Annotated[int, Field(ge=1)] | None = None
-    json_schema: dict[str, JsonValue] | bool | str | None = None
-    regex: str | None = None
-    ebnf: str | None = None
-    choice: list[str] | None = None
+    # Each description completes the sentence "KEY must be …".
+    name: str = Field(
+        pattern=rf"^{NAME.pattern}$",
+        max_length=64,
+        description="lower-case words joined by hyphens, of at most 64 characters in all",
+    )
+    description: str = Field(
+        min_length=1, max_length=1000, description="text of 1 to 1000 characters"
+    )
+    user: str = Field(pattern=r"\S", description="text that is not blank")
+    system: str = Field("", description="text")
+    needs_image: bool = Field(False, description="true or false")
+    max_images: int | None = Field(None, ge=1, description="a whole number of at least 1")
+    json_schema: str | None = Field(
+        None, description="a mapping, true, false, or the JSON text of a schema"
+    )
+    regex: str | None = Field(None, description="text")
+    ebnf: str | None = Field(None, description="text")
+    choice: list[str] | None = Field(None, description="a list of texts")
+
+    @field_validator("json_schema", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """A schema that is written out becomes JSON text, with the digits of its numbers."""
+        return yamltext.json_text(value) if isinstance(value, (dict, bool)) else value
 
     def grammar(self) -> Grammar | None:
         """The grammar; its kind is the key that holds it."""
@@ -79,14 +94,12 @@ def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:
         try:
             found.append((path.name, _load(path)))
         except ValidationError as error:
-            for item in error.errors(include_url=False, include_input=False):
-                where = ".".join(str(part) for part in item["loc"][:3]) or "file"
-                problems.append(f"{path.name}: {where}: {item['msg']}")
+            problems += [f"{path.name}: {line}" for line in map(_problem, error.errors())]
         except GrammarError as error:
             problems.append(f"{path.name}: {error.message}")
         except (OSError, UnicodeDecodeError):
             problems.append(f"{path.name}: file: cannot be read as UTF-8 text")
-        except (yaml.YAMLError, jsontext.JsonTextError, _FileError, RecursionError) as error:
+        except (yamltext.YamlTextError, jsontext.JsonTextError, _FileError) as error:
             problems.append(f"{path.name}: file: {_reason(error)}")
     return found, problems
 
@@ -103,7 +116,7 @@ def _load(path: Path) -> Task:
     if len(data) > MAX_FILE_BYTES:
         raise _FileError(f"has more than {MAX_FILE_BYTES} bytes")
     text = data.decode("utf-8-sig")
-    content = jsontext.decode(text) if path.suffix == ".json" else _yaml(text)
+    content = jsontext.decode(text) if path.suffix == ".json" else yamltext.decode(text)
     if not isinstance(content, dict):
         raise _FileError("must hold keys and values")
     values = TaskFile.model_validate({"name": path.stem, **content})
@@ -118,47 +131,39 @@ def _load(path: Path) -> Task:
     )
 
 
-_OPENING = (
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-)
-_CLOSING = (yaml.BlockEndToken, yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken)
+def _problem(item: Mapping[str, Any]) -> str:
+    """``key: what is wrong, what is allowed``, of an entry of ``ValidationError.errors()``."""
+    key, *index = map(str, item["loc"])
+    known = TaskFile.model_fields
+    if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        allowed = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
+        return f"{jsontext.short(key)[1:-1]}: is not a key of a task file; {allowed}"
+    allowed = known[key].description or ""
+    if item["type"] == "missing":
+        return f"{key}: is missing; it must be {allowed}"
+    if index:
+        key, allowed = f"{key}[{index[0]}]", "text"
+    value = item["input"]
+    quote = "text" in allowed and isinstance(value, (bool, int, float, Decimal))
+    return f"{key}: must be {allowed}, not {_kind(value)}" + ("; put it in quotes" if quote else "")
 
 
-def _yaml(text: str) -> Any:
-    # An alias makes a small file large once it is written out, and no task needs one.
-    level = 0
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        level += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-        if level > MAX_YAML_DEPTH:
-            raise _FileError(f"is nested more than {MAX_YAML_DEPTH} levels deep")
-        if isinstance(token, (yaml.AliasToken, yaml.AnchorToken)):
-            raise _FileError("anchors and aliases are not allowed")
-    return yaml.load(text, Loader=_UniqueKeys)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Plain data only, and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                line = key.start_mark.line + 1
-                raise _FileError(f"duplicate key {jsontext.short(name)} at line {line}")
-            seen.add(name)
-        return super().construct_mapping(node, deep=deep)
+def _kind(value: Any) -> str:
+    """A value in a message."""
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float, Decimal)):
+        return f"the number {value}"[:60]
+    if isinstance(value, str):
+        return jsontext.short(value)
+    return "a mapping" if isinstance(value, dict) else "a list"
 
 
 def _reason(error: Exception) -> str:
     """What is wrong, in one line and without the file's path."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        return f"is not YAML: {error.problem}{where}"
     if isinstance(error, jsontext.JsonTextError):
         return f"is not JSON: {error}"
-    return "is nested too deep" if isinstance(error, RecursionError) else str(error)
+    return str(error)

@@ -69,6 +69,8 @@ def test_serve_announces_itself_answers_and_ends_with_ctrl_c() -> None:
             'bad.yaml: json_schema: at "/$ref": points outside this schema',
         ),
         ("json_schema: {type: integer, minimum: 3, maximum: 2}", "bad.yaml: json_schema: no value"),
+        ("choice: [yes, no, 1.10]", "bad.yaml: choice[2]: must be text, not the number 1.10; put"),
+        ("needs_image: on", 'bad.yaml: needs_image: must be true or false, not "on"'),
         ("regex: '(?=a)(?!b)\\1'", "bad.yaml: regex: "),
         ("ebnf: 'root ::= ('", "bad: ebnf: ebnf cannot be compiled: EBNF parser error"),
         ("ebnf: 'root ::= root'", "bad: ebnf: ebnf cannot be compiled: no text fits it"),
