@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import collections
+import ipaddress
+import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -19,6 +23,18 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),  # a server that comes up is found within a second
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+DIRECTLY = ("grpc.enable_http_proxy", 0)
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC looks for a proxy, in this order; it reads neither upper case nor ``all_proxy``."""
+EXCLUSION_VARIABLES = ("no_grpc_proxy", "no_proxy")
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """An HTTP proxy: HOST:PORT without user and password, and the variable that names it."""
+
+    address: str
+    variable: str
 
 
 @dataclass(frozen=True)
@@ -55,17 +71,68 @@ def open_channel(
     cert: Path | None = None,
     key: Path | None = None,
 ) -> grpc.Channel:
-    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's, for mTLS."""
+    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's, for mTLS.
+
+    A proxy of the environment is used as gRPC does, but never for this machine.
+    """
+    options = (*CHANNEL_OPTIONS, DIRECTLY) if is_loopback(address) else CHANNEL_OPTIONS
     if ca is None:
-        channel = grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(address, options)
     else:
         credentials = grpc.ssl_channel_credentials(
             ca.read_bytes(),
             key.read_bytes() if key else None,
             cert.read_bytes() if cert else None,
         )
-        channel = grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        channel = grpc.secure_channel(address, credentials, options)
     return channel if api_key is None else grpc.intercept_channel(channel, _ApiKey(api_key))
+
+
+def host_of(address: str) -> str:
+    """The host of HOST:PORT, or of an address with a scheme of gRPC; IPv6 without brackets."""
+    target = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?/*", "", address)
+    return re.sub(r":\d+$", "", target).strip("[]")
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is of this machine: localhost, 127.0.0.1, [::1], 0.0.0.0, a socket file."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = host_of(address).lower().rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return found.is_loopback or found.is_unspecified
+
+
+def proxy_of(address: str) -> Proxy | None:
+    """The proxy through which ``open_channel`` calls an address; None where it calls directly."""
+    variable = _first_set(PROXY_VARIABLES)
+    if variable is None or is_loopback(address):
+        return None
+    url = urlsplit(os.environ[variable])
+    excluded = _first_set(EXCLUSION_VARIABLES)
+    entries = os.environ[excluded].split(",") if excluded else []
+    if url.scheme != "http" or any(_covers(one.strip(), host_of(address)) for one in entries):
+        return None
+    return Proxy(url.netloc.rpartition("@")[2], variable)
+
+
+def _first_set(variables: tuple[str, ...]) -> str | None:
+    return next((name for name in variables if os.environ.get(name)), None)
+
+
+def _covers(entry: str, host: str) -> bool:
+    """Whether an entry of ``no_proxy``, the end of a name or a network, covers a host."""
+    if entry and host.lower().endswith(entry.lower()):
+        return True
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
+    except ValueError:  # a name
+        return False
 
 
 def read_error(error: grpc.RpcError) -> CallError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 
-from service.client import read_error
+from service.client import host_of, proxy_of, read_error
 
 FLAGS = {
     "task.inline.grammar.json_schema": "--schema",
@@ -25,7 +25,7 @@ FLAGS = {
 }
 """Path of a field in the request -> the option that fills it."""
 
-CONNECTION = (  # part of gRPC's text -> what it means
+TLS = (  # part of gRPC's text -> what it means
     (
         "CERTIFICATE_VERIFY_FAILED",
         "{server} shows a certificate that --ca did not sign. Give the certificate of its CA.",
@@ -42,6 +42,8 @@ CONNECTION = (  # part of gRPC's text -> what it means
         "security handshaker",
         "--ca does not hold a certificate in PEM that can be used.",
     ),
+)
+CONNECTION = (
     (
         "Socket closed",
         "{server} closes the connection; if it speaks TLS, name its CA with --ca.",
@@ -82,7 +84,19 @@ def explain(
 
 def _without_reason(code: grpc.StatusCode, message: str, server: str, timeout_s: float) -> str:
     """The error did not come from our server: there is none, or something stands in between."""
+    proxy = proxy_of(server)
+    direct = proxy and (
+        f"the proxy {proxy.address} that {proxy.variable} names. Check the proxy, or add "
+        f"{host_of(server)} to no_proxy to call it directly."
+    )
     if code is grpc.StatusCode.UNAVAILABLE:
+        for part, meaning in TLS:
+            if part in message:
+                return meaning.format(server=server)
+        if direct:
+            refused = re.search(r"HTTP proxy returned response code (\d+)", message)
+            answer = f"HTTP status {refused[1]} came" if refused else "No server answers"
+            return f"{server}: {answer} through {direct}"
         for part, meaning in CONNECTION:
             if part in message:
                 return meaning.format(server=server)
@@ -91,7 +105,11 @@ def _without_reason(code: grpc.StatusCode, message: str, server: str, timeout_s:
             "--server, or leave the server out with --local."
         )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"{server} did not answer within {timeout_s:g} s. Give it longer with --timeout."
+        through = f" The call goes through {direct}" if direct else ""
+        return (
+            f"{server} did not answer within {timeout_s:g} s. Give it longer with --timeout."
+            f"{through}"
+        )
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return f"What answers at {server} is not a qwen3vl server, or an older one: {message}"
     return f"{code.name}: {message}"
