@@ -26,6 +26,14 @@ log = logging.getLogger(__name__)
 PREFIX = "QWEN3VL_"
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
 """Variables with our prefix that the commands of a caller read."""
+GROUPS = {
+    "host": "Address and access",
+    "engine": "Model and engine",
+    "max_images": "Limits of a request",
+    "max_concurrent": "Load and time",
+    "metrics_port": "Metrics, tasks and reflection",
+}
+"""First setting of a group -> title of the group in ``qwen3vl serve --help``."""
 RENAMED = {"picture_pixels": "image_pixels"}
 """Settings under their old names, which still work and warn."""
 MIB = 1024 * 1024
@@ -246,12 +254,11 @@ def _with_engines() -> type[ServerSettings]:
 
 
 def _description(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
-    """What a setting of engines means, which engines have it, and its default with each."""
+    """What a setting of engines means, and its default with each engine."""
     offered = [(kind.name, field) for kind, field in owners if kind.offered]
-    defaults = {name: field.default for name, field in offered if field.default is not None}
+    given = ((name, field.default) for name, field in offered)
+    defaults = {name: one for name, one in given if one is not None and one is not True}
     text = offered[0][1].description or ""
-    if len(offered) < len(offered_engines()):
-        text += f" Only with {' or '.join(f'--engine {name}' for name, _ in offered)}."
     if len({str(one) for one in defaults.values()}) == 1:
         return f"{text} Default: {_plain(next(iter(defaults.values())))}."
     each = (f"{_plain(value)} with {name}" for name, value in defaults.items())
@@ -260,8 +267,6 @@ def _description(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
 
 def _plain(value: object) -> str:
     """A default as a reader types it."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
         return f"{value} ({value // MIB} MiB)"
     return str(value)

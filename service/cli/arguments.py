@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 from pydantic_settings import SettingsError as ParseError
 
+from service.cli.settings_help import print_help
 from service.settings import RENAMED, Settings, SettingsError, load_settings
 
 PREFIX = "QWEN3VL_"
@@ -20,6 +21,9 @@ def read_settings(command: str, arguments: Sequence[str]) -> Settings | None:
 
     ``--help`` prints the list of settings and ends the process with exit code 0.
     """
+    if {"-h", "--help"} & set(arguments):
+        print_help(command)
+        raise typer.Exit
     try:
         return load_settings(
             _cli_parse_args=[_current(argument) for argument in arguments],

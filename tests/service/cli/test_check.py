@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.arguments import flag_of
+from service.settings import Settings
 from service.wiring import BUNDLED_MODEL
 from tests.service.cli.terminal import Outcome, qwen3vl
 
@@ -106,8 +108,15 @@ def test_every_wrong_setting_is_named_at_once() -> None:
 def test_help_lists_every_setting() -> None:
     done = check("--help")
     assert (done.code, done.err) == (0, "")
-    for flag in ("--port", "--max-batch", "--tasks-dir", "--insecure", "--drain-grace-s"):
-        assert flag in done.out
+    for name, field in Settings.model_fields.items():
+        flag = flag_of(name)
+        assert flag in done.out or flag.replace("--", "--no-") in done.out
+        assert field.description
+    for default in ("[default: 50051]", "20971520 (20 MiB)", "16 with reference, 64 with lmdeploy"):
+        assert default in " ".join(done.out.replace("│", " ").split())
+    assert "…" not in done.out  # no flag is cut on a terminal of 80 columns
+    assert "null" not in done.out
+    assert "fake" not in done.out
 
 
 # Tasks, port, keys, certificates
