@@ -33,7 +33,7 @@ GROUPS = {
     "max_concurrent": "Load and time",
     "metrics_port": "Metrics, tasks and reflection",
 }
-"""First setting of a group -> title of the group in ``qwen3vl serve --help``."""
+"""First setting of a group of the server -> title of the group."""
 RENAMED = {"picture_pixels": "image_pixels"}
 """Settings under their old names, which still work and warn."""
 MIB = 1024 * 1024
@@ -247,29 +247,37 @@ def _with_engines() -> type[ServerSettings]:
     for name, owners in engine_fields().items():
         offered = [field for kind, field in owners if kind.offered]
         field = copy(offered[0])
-        field.default, field.default_factory = None, None
-        field.description = _description(owners)
+        defaults = [one.default for one in offered]
+        if defaults != [field.default] * len(defaults):
+            field.default, field.description = None, _with_defaults(owners)
         fields[name] = (_either([one.annotation for one in offered]) | None, field)
     return create_model("Settings", __base__=ServerSettings, **fields)
 
 
-def _description(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
-    """What a setting of engines means, and its default with each engine."""
-    offered = [(kind.name, field) for kind, field in owners if kind.offered]
-    given = ((name, field.default) for name, field in offered)
-    defaults = {name: one for name, one in given if one is not None and one is not True}
-    text = offered[0][1].description or ""
-    if len({str(one) for one in defaults.values()}) == 1:
-        return f"{text} Default: {_plain(next(iter(defaults.values())))}."
-    each = (f"{_plain(value)} with {name}" for name, value in defaults.items())
-    return f"{text} Default: {', '.join(each)}." if defaults else text
+def _with_defaults(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
+    """The description of a setting whose default depends on the engine."""
+    each = (f"{_plain(field.default)} with {kind.name}" for kind, field in owners if kind.offered)
+    return f"{owners[0][1].description} Default: {', '.join(each)}."
 
 
 def _plain(value: object) -> str:
-    """A default as a reader types it."""
+    """A default, with its unit where it is a large number of bytes."""
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
         return f"{value} ({value // MIB} MiB)"
     return str(value)
+
+
+def setting_groups() -> dict[str, str]:
+    """Every setting -> the title of its group in ``qwen3vl serve --help``."""
+    found, title = {}, ""
+    for name in Settings.model_fields:
+        title = GROUPS.get(name, title)
+        found[name] = title
+    for name, owners in engine_fields().items():
+        names = [kind.name for kind, _ in owners if kind.offered]
+        every = names == offered_engines()
+        found[name] = "Engine" if every else f"Only with --engine {' or '.join(names)}"
+    return found
 
 
 def _either(annotations: list[Any]) -> Any:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from service.engines.registry import engine_fields, offered_engines
-from service.settings import GROUPS, PREFIX, Settings
+from service.settings import PREFIX, Settings, setting_groups
 
 INTRODUCTION = {
     "serve": "Run the gRPC server until SIGTERM or Ctrl-C.",
@@ -38,9 +37,9 @@ def _with_flags() -> Callable[..., None]:
     def page(**settings: object) -> None:
         raise NotImplementedError("the page is only printed")
 
-    parameters = []
+    parameters, titles = [], setting_groups()
     for name, field in Settings.model_fields.items():
-        option = _option(name, field, titles()[name])
+        option = _option(name, field, titles[name])
         kind = bool if _is_switch(field) else str
         parameters.append(
             inspect.Parameter(
@@ -55,23 +54,9 @@ def _with_flags() -> Callable[..., None]:
     return page
 
 
-def titles() -> dict[str, str]:
-    """The title of the group of each setting."""
-    found, title = {}, ""
-    engines = engine_fields()
-    for name in Settings.model_fields:
-        title = GROUPS.get(name, title)
-        found[name] = title
-        if name in engines:
-            owners = [kind.name for kind, _ in engines[name] if kind.offered]
-            every = len(owners) == len(offered_engines())
-            found[name] = "Engine" if every else f"Only with --engine {' or '.join(owners)}"
-    return found
-
-
 def _option(name: str, field: FieldInfo, title: str) -> Any:
     switch = _is_switch(field)
-    on = switch and _is_on(name, field)
+    on = switch and field.default is True
     return typer.Option(
         ("--no-" if on else "--") + name.replace("_", "-"),
         metavar=None if switch else _metavar(_without_none(field.annotation), field),
@@ -79,12 +64,6 @@ def _option(name: str, field: FieldInfo, title: str) -> Any:
         show_default=field.default is not None and not switch,
         rich_help_panel=title,
     )
-
-
-def _is_on(name: str, field: FieldInfo) -> bool:
-    """Whether a switch is on unless it is turned off."""
-    owners = engine_fields().get(name, [])
-    return bool(owners[0][1].default if owners else field.default)
 
 
 def _text(field: FieldInfo) -> str:
