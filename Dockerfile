@@ -5,6 +5,8 @@
 #     docker run --gpus all … qwen3vl:cuda serve --engine lmdeploy --model Qwen/Qwen3-VL-8B-Instruct   (docs/gpu.md)
 # The server refuses to listen beyond loopback without TLS and API keys: set QWEN3VL_TLS_CERT, QWEN3VL_TLS_KEY and
 # QWEN3VL_API_KEYS_FILE, or QWEN3VL_INSECURE=true behind a gateway that does both.
+# Give settings as variables, not as flags: the health check reads port and TLS there. Where QWEN3VL_TLS_CLIENT_CA
+# asks callers for certificates, QWEN3VL_CERT and QWEN3VL_KEY name the one that the health check shows.
 
 ARG PYTHON_VERSION=3.12
 

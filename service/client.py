@@ -70,12 +70,18 @@ def open_channel(
     ca: Path | None = None,
     cert: Path | None = None,
     key: Path | None = None,
+    tls_name: str | None = None,
 ) -> grpc.Channel:
     """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's, for mTLS.
 
+    tls_name: the name that the certificate of the server must be for, in place of the host's.
     A proxy of the environment is used as gRPC does, but never for this machine.
     """
-    options = (*CHANNEL_OPTIONS, DIRECTLY) if is_loopback(address) else CHANNEL_OPTIONS
+    options: tuple[tuple[str, Any], ...] = CHANNEL_OPTIONS
+    if is_loopback(address):
+        options = (*options, DIRECTLY)
+    if tls_name is not None:
+        options = (*options, ("grpc.ssl_target_name_override", tls_name))
     if ca is None:
         channel = grpc.insecure_channel(address, options)
     else:

@@ -24,7 +24,7 @@ from service.engines.registry import ENGINES, engine_fields, offered_engines
 log = logging.getLogger(__name__)
 
 PREFIX = "QWEN3VL_"
-CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA"})
+CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA", "CERT", "KEY"})
 """Variables with our prefix that the commands of a caller read."""
 GROUPS = {
     "host": "Address and access",

@@ -21,8 +21,10 @@ app = typer.Typer(
 DEFAULT_SERVER = "localhost:50051"
 
 
-def _address(text: str) -> str:
+def _address(text: str | None) -> str | None:
     """gRPC would call port 443 where none is given, and take a URL for the name of a host."""
+    if text is None:
+        return None
     if re.match(r"https?://", text) or not re.search(r":\d+$|^unix:.", text):
         raise typer.BadParameter(f"{text!r} is not HOST:PORT, for example {DEFAULT_SERVER}")
     return text
@@ -46,6 +48,21 @@ Ca = Annotated[
     Path | None,
     typer.Option(
         envvar="QWEN3VL_CA", exists=True, dir_okay=False, help="CA certificate, PEM; turns TLS on."
+    ),
+]
+Cert = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="QWEN3VL_CERT",
+        exists=True,
+        dir_okay=False,
+        help="Your own certificate, PEM, where the server asks callers for one.",
+    ),
+]
+CertKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="QWEN3VL_KEY", exists=True, dir_okay=False, help="Private key of --cert."
     ),
 ]
 Local = Annotated[
@@ -126,12 +143,14 @@ def analyze(
     timeout: Timeout = 300.0,
     api_key: Key = None,
     ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
 ) -> None:
     """Describe one picture, or several keyframes of one scene, in nine typed fields."""
     from service.cli import calls
 
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
-    target = calls.Target(server, api_key, ca, timeout, local)
+    target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.analyze(target, images, sampling, accept_empty, as_json))
 
 
@@ -172,13 +191,15 @@ def run(
     timeout: Timeout = 300.0,
     api_key: Key = None,
     ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
 ) -> None:
     """Run a prompt, or a registered task, on pictures; the answer fits, or there is an error."""
     from service.cli import calls
 
     work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [])
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
-    target = calls.Target(server, api_key, ca, timeout, local)
+    target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.run(target, work, images or [], sampling, strict, stream, as_json))
 
 
@@ -196,12 +217,14 @@ def schema(
     timeout: Timeout = 30.0,
     api_key: Key = None,
     ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
 ) -> None:
     """Tell whether a schema is enforced, and what of it is only checked; exit code 0 or 3."""
     from service.cli import calls
     from service.cli.schema import validate
 
-    target = calls.Target(server, api_key, ca, timeout, local)
+    target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(validate(target, file, everything, as_json))
 
 
@@ -213,25 +236,45 @@ def tasks(
     timeout: Timeout = 30.0,
     api_key: Key = None,
     ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
 ) -> None:
     """List the tasks that the server offers."""
     from service.cli import calls
 
-    raise typer.Exit(calls.tasks(calls.Target(server, api_key, ca, timeout, local), as_json))
+    raise typer.Exit(
+        calls.tasks(
+            calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local), as_json
+        )
+    )
 
 
 @app.command()
 def health(
-    server: Server = DEFAULT_SERVER,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QWEN3VL_SERVER",
+            metavar="HOST:PORT",
+            help="Server to call; default: the one that the variables of this environment "
+            "(QWEN3VL_PORT, QWEN3VL_TLS_CERT, …) start on this machine.",
+            callback=_address,
+        ),
+    ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for SERVING, while it starts or loads.")
     ] = 0.0,
     timeout: Timeout = 3.0,
     api_key: Key = None,
     ca: Ca = None,
+    cert: Cert = None,
+    key: CertKey = None,
 ) -> None:
     """Print the health of the server; exit code 0 only when it is SERVING."""
-    from service.cli import calls
+    from service.cli import calls, own
 
-    target = calls.Target(server, api_key, ca, timeout, local=False)
+    if server is None:
+        target = own.own_target(calls.credentials(api_key, ca, cert, key), timeout)
+    else:
+        target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout)
     raise typer.Exit(calls.health(target, wait))

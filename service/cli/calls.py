@@ -32,14 +32,33 @@ WORDS = {
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """What a call shows and what it trusts; the arguments of ``open_channel``."""
+
+    api_key: str | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    tls_name: str | None = None
+
+
+def credentials(
+    api_key: str | None, ca: Path | None, cert: Path | None, key: Path | None
+) -> Credentials:
+    """Those of the options; a usage error where they do not belong together."""
+    if (cert is None) != (key is None):
+        raise typer.BadParameter("--cert and --key belong together, give both or neither")
+    return Credentials(api_key, ca, cert, key)
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a call goes: a server, or a model in this process."""
 
     server: str
-    api_key: str | None
-    ca: Path | None
+    credentials: Credentials
     timeout_s: float
-    local: bool
+    local: bool = False
 
     @contextmanager
     def channel(self) -> Iterator[grpc.Channel]:
@@ -50,7 +69,7 @@ class Target:
             with local_server() as address, open_channel(address) as channel:
                 yield channel
         else:
-            with open_channel(self.server, api_key=self.api_key, ca=self.ca) as channel:
+            with open_channel(self.server, **vars(self.credentials)) as channel:
                 yield channel
 
 

@@ -28,7 +28,8 @@ FLAGS = {
 TLS = (  # part of gRPC's text -> what it means
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "{server} shows a certificate that --ca did not sign. Give the certificate of its CA.",
+        "{server} shows a certificate that --ca (without it: QWEN3VL_TLS_CERT) did not sign. Give the "
+        "certificate of its CA.",
     ),
     (
         "Hostname Verification",
@@ -46,7 +47,8 @@ TLS = (  # part of gRPC's text -> what it means
 CONNECTION = (
     (
         "Socket closed",
-        "{server} closes the connection; if it speaks TLS, name its CA with --ca.",
+        "{server} closes the connection; if it speaks TLS, name its CA with --ca, and where it asks "
+        "callers for a certificate, give yours with --cert and --key.",
     ),
     (
         "Misformatted domain name",

@@ -392,6 +392,7 @@ async def test_tls_with_every_kind_of_certificate(tmp_path: Path, certificate: P
         (["run", "--prompt", "x", "--top-k", "-1"], "-1 is not possible for --top-k"),
         (["run", "--prompt", "x", "--seed", str(2**70)], "--seed"),
         (["run", "--prompt", "x", "--timeout", "0"], "--timeout"),
+        (["tasks", "--cert", "pyproject.toml"], "--cert and --key belong together"),
         (["paint"], "No such command 'paint'"),
     ],
 )
