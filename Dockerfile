@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Two images from one file:
-#   docker build --target cpu  -t qwen3vl:cpu .    the reference engine, any machine
+#   docker build --target cpu  -t qwen3vl:cpu .    the reference engine alone, any machine; no CUDA, no LMDeploy
 #   docker build --target cuda -t qwen3vl:cuda .   NVIDIA GPU (run with --gpus all)
 #     docker run --gpus all … qwen3vl:cuda serve --engine lmdeploy --model Qwen/Qwen3-VL-8B-Instruct   (docs/gpu.md)
 # The server refuses to listen beyond loopback without TLS and API keys: set QWEN3VL_TLS_CERT, QWEN3VL_TLS_KEY and
@@ -11,23 +11,35 @@
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS build
-# PyTorch's index of CPU wheels as TORCH_INDEX saves about 4 GB in the cpu image; empty takes the default build.
-ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-# The pins first: this layer is rebuilt only when they change.
 COPY constraints.txt ./
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} torch lmdeploy transformers
+
+FROM build AS build-cpu
+# On Linux, PyPI's torch is a CUDA build of several GB. This is PyTorch's own index of builds for the CPU; their
+# versions end in +cpu, which the pins allow and pip prefers.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The large packages first: this layer is rebuilt only when the pins change.
+RUN pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" torch torchvision transformers
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
+# Every dependency but LMDeploy, which brings CUDA and has no use without a GPU.
+RUN python -c "import tomllib; found = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; print(*(one for one in found if not one.startswith('lmdeploy')), sep='\n')" > requirements.txt \
+    && pip install -c constraints.txt --extra-index-url "$TORCH_INDEX" -r requirements.txt
+COPY service service
+COPY lmdeploy_ext lmdeploy_ext
+RUN pip install --no-deps .
+
+FROM build AS build-cuda
+RUN pip install -c constraints.txt torch lmdeploy transformers
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service service
 COPY lmdeploy_ext lmdeploy_ext
-RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} .
+RUN pip install -c constraints.txt .
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin qwen3vl
-COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 QWEN3VL_HOST=0.0.0.0 QWEN3VL_PORT=50051
 USER 10001
 WORKDIR /home/qwen3vl
@@ -37,9 +49,11 @@ ENTRYPOINT ["qwen3vl"]
 CMD ["serve"]
 
 FROM runtime AS cpu
+COPY --from=build-cpu /opt/venv /opt/venv
 ENV QWEN3VL_DEVICE=cpu
 
 FROM runtime AS cuda
+COPY --from=build-cuda /opt/venv /opt/venv
 # The CUDA libraries come with the wheels; the driver comes from the host through the NVIDIA container runtime.
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility QWEN3VL_DEVICE=cuda
 # Triton and TileLang, which LMDeploy uses, compile small launchers at run time.

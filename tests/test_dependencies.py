@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,9 +67,11 @@ def distribution(module: str) -> str:
 
 
 def test_declared_is_what_is_imported() -> None:
-    imported = {distribution(module) for module in foreign_modules()}
+    absent = {name for name, one in declared().items() if one.marker and not one.marker.evaluate()}
+    modules = {name for name in foreign_modules() if name.partition(".")[0] not in absent}
+    imported = {distribution(module) for module in modules}
     assert {"grpcio", "jsonschema", "torch"} <= imported
-    assert imported == declared().keys()
+    assert imported == declared().keys() - absent
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
@@ -86,3 +90,84 @@ def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
         versions = pins.get(canonicalize_name(requirement.name), set())
         assert versions, f"{requirement.name} has no pin"
         assert all(requirement.specifier.contains(version) for version in versions), requirement
+
+
+def test_lmdeploy_is_for_linux_alone() -> None:
+    marker = declared()["lmdeploy"].marker
+    assert marker is not None
+    assert marker.evaluate({"sys_platform": "linux"})
+    assert not marker.evaluate({"sys_platform": "darwin"})
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line]
+    for line in pins:
+        if line.startswith(("lmdeploy", "nvidia-", "cuda-", "triton", "ray")):
+            assert "sys_platform == 'linux'" in line, line
+
+
+@pytest.mark.parametrize(
+    ("name", "generated"),
+    [
+        ("grpcio", ("vision_pb2_grpc.py", r"GRPC_GENERATED_VERSION = '([\d.]+)'")),
+        ("protobuf", ("vision_pb2.py", r"# Protobuf Python Version: ([\d.]+)")),
+    ],
+)
+def test_the_runtime_is_not_older_than_the_generated_code(
+    name: str, generated: tuple[str, str]
+) -> None:
+    file, pattern = generated
+    found = re.search(pattern, (ROOT / "service/pb/qwen3vl/v1" / file).read_text())
+    assert found is not None
+    (lowest,) = [part.version for part in declared()[name].specifier if part.operator == ">="]
+    assert Version(lowest) >= Version(found[1])
+
+
+# Docker's cpu target
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def stage(name: str) -> str:
+    """The lines of a stage of the Dockerfile, with those of a continued line as one."""
+    found = re.search(rf"^FROM \S+ AS {name}\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S)
+    assert found is not None
+    return found[1].replace("\\\n", "")
+
+
+def without_lmdeploy() -> list[Requirement]:
+    """The dependencies that the cpu target installs, from the very command in the Dockerfile."""
+    (program,) = re.findall(r'^RUN python -c "(.*?)" > requirements.txt', stage("build-cpu"), re.M)
+    code = program if sys.version_info >= (3, 11) else program.replace("tomllib", "tomli")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [Requirement(line) for line in done.stdout.splitlines()]
+
+
+def test_the_cpu_image_takes_torch_for_the_cpu_and_no_lmdeploy() -> None:
+    installs = re.findall(r"pip install .*", stage("build-cpu"))
+    assert len(installs) == 3
+    for line in installs[:2]:
+        assert '-c constraints.txt --extra-index-url "$TORCH_INDEX"' in line
+    assert installs[2] == "pip install --no-deps ."
+    names = {canonicalize_name(one.name) for one in without_lmdeploy()}
+    assert names == declared().keys() - {"lmdeploy"}
+    assert "COPY --from=build-cpu /opt/venv /opt/venv" in stage("cpu")
+    assert "COPY --from=build-cuda /opt/venv /opt/venv" in stage("cuda")
+
+
+def test_nothing_in_the_cpu_image_needs_cuda() -> None:
+    """Follows what the installed packages require; of torch, what its builds for the CPU do."""
+    seen: set[str] = set()
+    waiting = without_lmdeploy()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in seen or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        seen.add(name)
+        for text in requires(name) or ():
+            inner = Requirement(text)
+            is_cuda = inner.name.startswith(("nvidia-", "cuda-"))
+            if name != "torch" or not is_cuda:
+                waiting.append(inner)
+    assert {"torch", "xgrammar", "tokenizers"} <= seen
+    assert sorted(name for name in seen if name.startswith(("nvidia-", "cuda-", "lmdeploy"))) == []

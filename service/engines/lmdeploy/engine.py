@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NOT_INSTALLED = (
+    "LMDeploy is not installed. It runs on Linux with NVIDIA GPUs, and neither the cpu image nor an "
+    "installation on another system has it. Use --engine reference, or the cuda image"
+)
 HEALTH_LIMIT_S = 5.0
 PROBE = Grammar(
     GrammarKind.CHOICE,
@@ -303,7 +308,12 @@ def build(
     max_images: int,
     on_progress: Callable[[str], None] | None,
 ) -> LMDeployEngine:
-    """The engine of the registry; see `service.engines.kind.Build`."""
+    """The engine of the registry; see `service.engines.kind.Build`.
+
+    Raises ValueError where LMDeploy is not installed.
+    """
+    if find_spec("lmdeploy") is None:
+        raise ValueError(f"engine: {NOT_INSTALLED}")
     return LMDeployEngine(
         model,
         revision=revision,

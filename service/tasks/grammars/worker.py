@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -30,6 +31,7 @@ GRACE_S = 5.0
 later."""
 WEIGHT_BYTES = 1 << 30
 """Resident memory with which a process ends after its answer: what is free is not given back."""
+WATCH_INTERVAL_S = 0.05
 PLAIN = "--plain"
 _ALL_EVERY = 64
 
@@ -45,7 +47,7 @@ def main(answer: Answers | None = None) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # a system that is short of memory ends this process, not the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _limit_memory()
     from service.tasks.grammars.wire import frame
 
     answer = answer or answers()
@@ -66,6 +68,26 @@ def main(answer: Answers | None = None) -> None:
             return
         answered += 1
         collect(answered)
+
+
+def _limit_memory() -> None:
+    """Bound the address space; where the system cannot, as macOS, end this process above the bound."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    bound = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    except (OSError, ValueError):
+        threading.Thread(target=_watch_memory, name="memory", daemon=True).start()
+
+
+def _watch_memory() -> None:
+    """End this process when its resident memory is above the bound. The caller's grammar is refused
+    then as one that ended the process."""
+    wait = threading.Event().wait
+    while _resident_bytes() <= MEMORY_BYTES:
+        wait(WATCH_INTERVAL_S)
+    print("grammar worker: takes too much memory and ends", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def collect(answered: int) -> None:
@@ -117,9 +139,16 @@ def _trial(make: Any) -> Any:
 
 
 def _resident_bytes() -> int:
-    """Memory of this process. The most that it had would count what its parent had at the fork."""
-    with open("/proc/self/statm") as status:
-        return int(status.read().split()[1]) * resource.getpagesize()
+    """Resident memory of this process; the most that it has had where the system says no more.
+
+    On Linux that most would count what the parent had at the fork.
+    """
+    try:
+        with open("/proc/self/statm") as status:
+            return int(status.read().split()[1]) * resource.getpagesize()
+    except FileNotFoundError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
 
 
 def _private_stdout() -> BinaryIO:
