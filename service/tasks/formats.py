@@ -53,9 +53,9 @@ _TEMPLATE = re.compile(  # RFC 6570, with the apostrophe of its erratum 6937
 )
 _POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)*", re.DOTALL)
 _RELATIVE_POINTER = re.compile(r"(?:0|[1-9][0-9]*)(?:#|(?:/(?:[^~/]|~[01])*)*)", re.DOTALL)
-# All but the openings of groups that only other languages have, such as (?P<n>, (?#, (?> and (?i).
-_ECMA_GROUPS = re.compile(
-    r"(?:\\.|\[(?:\\.|[^\]\\])*\]|[^\\\[(]|\((?!\?)"
+# All but what only other languages have: \A, \Z and \z, openings of groups such as (?P<n>, (?#, (?>, (?i).
+_ECMA = re.compile(
+    r"(?:\\[^AZz]|\[(?:\\.|[^\]\\])*\]|[^\\\[(]|\((?!\?)"
     r"|\(\?(?:[:=!]|<[=!]|<(?!\d)[\w$]+>|[ims]+(?:-[ims]*)?:|-[ims]+:))*",
     re.DOTALL,
 )
@@ -95,7 +95,18 @@ def _hostname(text: str) -> bool:
 
 
 def _is_label(text: str) -> bool:
-    return len(text) <= 63 and _LABEL.fullmatch(text) is not None
+    if len(text) > 63 or _LABEL.fullmatch(text) is None:
+        return False
+    return not text.lower().startswith("xn--") or _is_a_label(text)
+
+
+def _is_a_label(text: str) -> bool:
+    """Whether a label in Punycode stands for one that IDNA 2008 allows."""
+    try:
+        idna.ulabel(text)
+    except UnicodeError:  # what IDNAError is, and errors of Punycode are
+        return False
+    return True
 
 
 def _idn_hostname(text: str) -> bool:
@@ -188,7 +199,7 @@ def _absolute(text: str, characters: re.Pattern[str]) -> bool:
 
 def _regex(text: str) -> bool:
     """A regular expression of ECMA-262, also one that a schema could not use here."""
-    if not _ECMA_GROUPS.fullmatch(text):
+    if not _ECMA.fullmatch(text):
         return False
     try:
         compile_pattern(text, max_length=MAX_STATES)

@@ -3,8 +3,9 @@ r"""Regular expressions of callers, matched in linear time.
 The dialect is ECMA-262 as JSON Schema wants it: ``\d`` and ``\w`` are ASCII, ``$`` is the very
 end, ``.`` is any character but a line terminator. The matcher is the Rust ``regex`` crate inside
 pydantic, which is a dependency anyway: time linear in the text, memory bounded, no look-around
-and no back-references, which are refused by name. Only look-aheads at the start of the text are
-searched for, one by one.
+and no back-references. Look-aheads at the start of the text are searched for, one by one; patterns
+with others are matched by their deterministic automaton, where it is small enough. Look-behind and
+back-references are refused by name.
 Tried and left: ``re`` backtracks; the ``regex`` package has a timeout for matching, but its
 compiler takes unbounded memory on nested repeats; RE2 refuses repeats above 1000, which real
 schemas have.
@@ -15,6 +16,8 @@ What remains is states times characters: the states of a pattern are counted, pa
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,9 +25,11 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from service.tasks.budget import Budget, current
 from service.tasks.grammars.regex_syntax import (
+    Ahead,
     Assertion,
     Chars,
     Choice,
+    Expression,
     Node,
     PatternError,
     PatternUnsupported,
@@ -39,6 +44,8 @@ __all__ = ["MAX_STATES", "Pattern", "PatternError", "PatternUnsupported", "compi
 MAX_STATES = 20_000
 """Atoms of a pattern with its repeats written out."""
 
+_PER_CHARACTER = 20
+"""States of the matcher that take as long as an automaton does."""
 _ASSERTIONS = {"^": r"\A", "$": r"\z", "b": r"(?-u:\b)", "B": r"(?-u:\B)"}
 
 
@@ -46,13 +53,13 @@ _ASSERTIONS = {"^": r"\A", "$": r"\z", "b": r"(?-u:\b)", "B": r"(?-u:\B)"}
 class Pattern:
     """A compiled pattern.
 
-    states: its size with the repeats written out. aheads: its look-aheads, and whether they must not
-    be found.
+    states: its size with the repeats written out. is_found: in a text, but for its look-aheads at the
+    start. aheads: these, and whether they must not be found.
     """
 
     states: int
-    matcher: SchemaValidator
-    aheads: tuple[tuple[SchemaValidator, bool], ...] = ()
+    is_found: Callable[[str], bool]
+    aheads: tuple[tuple[Callable[[str], bool], bool], ...] = ()
 
     def search(self, text: str, budget: Budget) -> bool:
         """Whether the pattern is found in the text. Raises ``BudgetExceeded`` instead of taking
@@ -62,8 +69,8 @@ class Pattern:
 
     def found(self, text: str) -> bool:
         """The same for a text that was measured already."""
-        return self.matcher.isinstance_python(text) and all(
-            ahead.isinstance_python(text) != negated for ahead, negated in self.aheads
+        return self.is_found(text) and all(
+            is_found(text) != negated for is_found, negated in self.aheads
         )
 
 
@@ -80,9 +87,43 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
             f"is too large with its repeats written out: {states} states, "
             f"at most {MAX_STATES} are allowed"
         )
+    if expression.looks_ahead:
+        return Pattern(states + _PER_CHARACTER, _automaton(expression, whole))
     spelled = _spelled(expression.node)
-    aheads = tuple((matcher(_spelled(node)), negated) for node, negated in expression.aheads)
-    return Pattern(states, matcher(rf"\A(?:{spelled})\z" if whole else spelled), aheads)
+    is_found = matcher(rf"\A(?:{spelled})\z" if whole else spelled).isinstance_python
+    aheads = tuple(
+        (matcher(_spelled(node)).isinstance_python, negated) for node, negated in expression.aheads
+    )
+    return Pattern(states, is_found, aheads)
+
+
+def _automaton(expression: Expression, whole: bool) -> Callable[[str], bool]:
+    """Whether a text is accepted by the automaton of an expression. Raises ``PatternUnsupported``
+    where that would be too large."""
+    # Automata need the sets of characters, which are asked of the matcher here.
+    from service.tasks.grammars.automata import DEAD, Effort, TooLarge
+    from service.tasks.grammars.nfa import Alphabet, recognised
+
+    try:
+        alphabet = Alphabet(expression.nodes)
+        found = recognised(expression, alphabet, Effort(), whole=whole)
+    except TooLarge:
+        raise PatternUnsupported(
+            "has look-aheads, and is too large for an automaton, which they need"
+        ) from None
+    starts = sorted((low, n) for n, block in enumerate(found.blocks) for low, _ in block)
+    lows, blocks = [low for low, _ in starts], [n for _, n in starts]
+    edges, accepting = found.edges, found.accepting
+
+    def accepts(text: str) -> bool:
+        state = 0
+        for character in text:
+            state = edges[state][blocks[bisect_right(lows, ord(character)) - 1]]
+            if state == DEAD:
+                return False
+        return accepting[state]
+
+    return accepts
 
 
 def matcher(spelling: str) -> SchemaValidator:
@@ -105,7 +146,7 @@ def _states(node: Node) -> int:
     if isinstance(node, Repeat):
         times = node.low if node.high is None else node.high
         return max(_states(node.item), 1) * max(times, 1)
-    return 1
+    return 1 + _states(node.item) if isinstance(node, Ahead) else 1
 
 
 def _spelled(node: Node) -> str:
@@ -119,7 +160,10 @@ def _spelled(node: Node) -> str:
         inner = _spelled(node.item)
         inner = inner if isinstance(node.item, Chars) else f"(?:{inner})"
         return f"{inner}{{{node.low},{high}}}"
-    return _ASSERTIONS[node.kind] if isinstance(node, Assertion) else spelled_class(node)
+    if isinstance(node, Assertion):
+        return _ASSERTIONS[node.kind]
+    assert isinstance(node, Chars), "look-aheads are matched by an automaton"
+    return spelled_class(node)
 
 
 def _unit(node: Node) -> str:

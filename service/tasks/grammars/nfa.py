@@ -3,23 +3,41 @@ r"""From regular expressions to deterministic automata.
 An assertion (``^``, ``$``, ``\b``, ``\B``) looks at the characters before and after its place. Of
 those it matters only what *kind* they are: none at all, a word character, another. So a state of
 the deterministic automaton is, for each kind of next character, what may be consumed then.
+
+A look-ahead has an automaton of its own, which reads the text from its place on. A place that was
+reached through look-aheads is there only on condition that their automata accept the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-from service.tasks.grammars.automata import MAX_STATES, Dfa, Effort, TooLarge, bits, explore
+from service.tasks.grammars.automata import (
+    DEAD,
+    MAX_STATES,
+    Dfa,
+    Effort,
+    TooLarge,
+    bits,
+    explore,
+    negation,
+    product,
+)
 from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.codepoints import Ranges, partition
 from service.tasks.grammars.regex_syntax import (
+    START,
     WORD,
+    Ahead,
     Assertion,
     Chars,
     Choice,
+    Expression,
     Node,
     Repeat,
     Sequence,
+    parts,
 )
 
 MAX_PLACES = 6_000
@@ -36,9 +54,9 @@ class Alphabet:
 
     def __init__(self, nodes: Iterable[Node], characters: Iterable[str] = ()) -> None:
         """characters: to be told apart from all others as well."""
-        parts = [part for node in nodes for part in _parts(node)]
-        sets = {resolve(part): None for part in parts if isinstance(part, Chars)}
-        self.has_words = any(isinstance(part, Assertion) and part.kind in "bB" for part in parts)
+        found = [part for node in nodes for part in parts(node)]
+        sets = {resolve(part): None for part in found if isinstance(part, Chars)}
+        self.has_words = any(isinstance(part, Assertion) and part.kind in "bB" for part in found)
         if self.has_words:
             sets[resolve(WORD)] = None
         singles = {character: ((ord(character), ord(character)),) for character in characters}
@@ -62,17 +80,19 @@ class Alphabet:
 
 def sets_of(*nodes: Node) -> Iterator[Chars]:
     """The sets of characters in expressions."""
-    return (part for node in nodes for part in _parts(node) if isinstance(part, Chars))
+    return (part for node in nodes for part in parts(node) if isinstance(part, Chars))
 
 
-def _parts(node: Node) -> Iterator[Chars | Assertion]:
-    pending = [node]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, Chars | Assertion):
-            yield node
-        else:
-            pending += (node.item,) if isinstance(node, Repeat) else node.items
+def recognised(
+    expression: Expression, alphabet: Alphabet, effort: Effort, *, whole: bool = False
+) -> Dfa:
+    """The minimal automaton of the texts that an expression with all its parts matches. Raises
+    `TooLarge`."""
+    found = determinised(expression.node, alphabet, effort, whole=whole)
+    for node, negated in expression.aheads:
+        ahead = determinised(node, alphabet, effort)
+        found = product(found, negation(ahead, effort) if negated else ahead, effort)
+    return found
 
 
 def determinised(
@@ -85,7 +105,8 @@ def determinised(
 ) -> Dfa:
     """The minimal automaton of the texts in which the expression is found, or with ``whole`` that
     it matches from end to end. Raises `TooLarge`."""
-    places = _Places(alphabet, effort, whole=whole)
+    looks_ahead = any(isinstance(part, Ahead) for part in parts(node))
+    places = (_Conditional if looks_ahead else _Places)(alphabet, effort, whole=whole)
     entry = places.add(node, _FINAL)
     if not whole:
         entry = places.anywhere(entry)
@@ -136,7 +157,13 @@ class _Places:
             return after
         if isinstance(node, Choice):
             return self._place(0, tuple(self.add(item, after) for item in node.items))
+        if isinstance(node, Ahead):
+            return self.add_ahead(node, after)
         return self._repeat(node, after)
+
+    def add_ahead(self, node: Ahead, after: int) -> int:
+        """The place of a look-ahead."""
+        raise TypeError("an expression with look-aheads takes _Conditional")
 
     def _repeat(self, node: Repeat, after: int) -> int:
         entry = after
@@ -209,6 +236,127 @@ class _Places:
     def accepts(self, key: _Key) -> bool:
         """Whether a text may end in a state."""
         return _FINAL in key[0]
+
+
+_Conditions = frozenset[tuple[int, int]]
+"""Look-aheads that were passed, by number, each with the state of its automaton."""
+_Conditioned = frozenset[tuple[int, _Conditions]]
+_NONE: _Conditions = frozenset()
+
+
+class _Conditional(_Places):
+    """The same with look-aheads. What is in a key is a place with its conditions."""
+
+    def __init__(self, alphabet: Alphabet, effort: Effort, *, whole: bool) -> None:
+        super().__init__(alphabet, effort, whole=whole)
+        self._effort = effort
+        self._ahead_at: dict[int, int] = {}
+        self._aheads: list[Dfa] = []
+        self._numbers: dict[Ahead, int] = {}
+        self._sinks: list[int] = []
+
+    def add_ahead(self, node: Ahead, after: int) -> int:
+        """The place of a look-ahead, whose automaton accepts what may come behind."""
+        number = self._numbers.get(node)
+        if number is None:
+            found = determinised(Sequence((START, node.item)), self._alphabet, self._effort)
+            found = negation(found, self._effort) if node.negated else found
+            number = self._numbers[node] = len(self._aheads)
+            self._aheads.append(found)
+            sinks = [
+                state
+                for state, row in enumerate(found.edges)
+                if found.accepting[state] and all(target == state for target in row)
+            ]
+            self._sinks.append(sinks[0] if sinks else DEAD)
+        place = self._place(0, (after,))
+        self._ahead_at[place] = number
+        return place
+
+    def following(self, places: Iterable[int], before: int) -> Any:
+        """What can be consumed from places that nothing is a condition of."""
+        return self._combined([(place, _NONE) for place in places], before)
+
+    def _combined(self, places: Iterable[tuple[int, _Conditions]], before: int) -> Any:
+        found: list[set[tuple[int, _Conditions]]] = [set() for _ in self._kinds]
+        for place, conditions in places:
+            for kind, reached in zip(found, self._closures_of(place, before), strict=True):
+                kind.update((one, conditions | more) for one, more in reached)
+        self._spend(sum(map(len, found)))
+        if self._consumed[_FINAL] and all((_FINAL, _NONE) in kind for kind in found):
+            return (frozenset(((_FINAL, _NONE),)),) * len(found)  # whatever comes
+        return tuple(map(_weakest, found))
+
+    def _closures_of(self, place: int, before: int) -> Any:
+        known: Any = self._closures.get((place, before))
+        if known is None:
+            known = tuple(self._reached_by(place, before, after) for after in self._kinds)
+            self._closures[place, before] = known
+        return known
+
+    def _reached_by(self, place: int, before: int, after: int) -> _Conditioned:
+        found = []
+        pending = [(place, _NONE)]
+        seen = set(pending)
+        while pending:
+            place, conditions = pending.pop()
+            if self._consumed[place] or place == _FINAL:
+                found.append((place, conditions))
+                continue
+            condition = self._conditions.get(place)
+            if condition is not None and not _holds(condition, before, after):
+                continue
+            number = self._ahead_at.get(place)
+            if number is not None:
+                if self._aheads[number].is_empty:
+                    continue
+                if self._sinks[number] != 0:
+                    conditions = conditions | {(number, 0)}
+            for target in self._next[place]:
+                if (target, conditions) not in seen:
+                    seen.add((target, conditions))
+                    pending.append((target, conditions))
+        self._spend(len(seen))
+        return _weakest(found)
+
+    def step(self, key: Any, block: int) -> Any:
+        """The state after a character of a block."""
+        kind = self._alphabet.kinds[block]
+        going_on = []
+        for place, conditions in key[self._kinds.index(kind)]:
+            if self._consumed[place] >> block & 1:
+                left = self._left(conditions, block)
+                if left is not None:
+                    going_on.append((self._next[place][0], left))
+        return self._combined(going_on, kind) if going_on else None
+
+    def _left(self, conditions: _Conditions, block: int) -> _Conditions | None:
+        """The conditions after a character; None where one cannot be met any more."""
+        left = set()
+        for number, state in conditions:
+            target = self._aheads[number].edges[state][block]
+            if target == DEAD:
+                return None
+            if target != self._sinks[number]:
+                left.add((number, target))
+        return frozenset(left)
+
+    def accepts(self, key: Any) -> bool:
+        """Whether a text may end in a state."""
+        return any(
+            place == _FINAL and all(self._aheads[n].accepting[state] for n, state in conditions)
+            for place, conditions in key[0]
+        )
+
+
+def _weakest(found: Iterable[tuple[int, _Conditions]]) -> _Conditioned:
+    """Without places that are there on fewer conditions as well."""
+    by_place: dict[int, list[_Conditions]] = {}
+    for place, conditions in sorted(set(found), key=lambda one: len(one[1])):
+        kept = by_place.setdefault(place, [])
+        if not any(fewer <= conditions for fewer in kept):
+            kept.append(conditions)
+    return frozenset((place, one) for place, kept in by_place.items() for one in kept)
 
 
 def _holds(condition: str, before: int, after: int) -> bool:

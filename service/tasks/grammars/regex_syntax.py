@@ -1,14 +1,16 @@
 r"""The dialect of regular expressions: ECMA-262 as JSON Schema wants it, as a syntax tree.
 
 ``\d`` and ``\w`` are ASCII, ``$`` is the very end, ``.`` is any character but a line terminator.
-Look-ahead at the start of the text is a further expression that is found there, or is not. Other
-look-around and back-references are refused by name: nothing could match them in linear time. Whether
-Unicode properties exist is left to the matcher (`service.tasks.regexes`).
+``\A``, ``\Z`` and ``\z``, which Python and Rust have and ECMA-262 has not, are the ends of the text.
+Look-ahead at the start of the text is a further expression that is found there, or is not; elsewhere
+it is a node of the tree. Look-behind and back-references are refused by name: nothing could match them
+in linear time. Whether Unicode properties exist is left to the matcher (`service.tasks.regexes`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -74,7 +76,15 @@ class Assertion:
     kind: str
 
 
-Node: TypeAlias = Chars | Sequence | Choice | Repeat | Assertion
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A place before what matches the item, or does not. It depends on nothing before that place."""
+
+    item: Node
+    negated: bool
+
+
+Node: TypeAlias = Chars | Sequence | Choice | Repeat | Assertion | Ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +103,44 @@ class Expression:
         """All parts."""
         return self.node, *(ahead for ahead, _ in self.aheads)
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether there are look-aheads elsewhere than in ``aheads``."""
+        return any(isinstance(part, Ahead) for node in self.nodes for part in parts(node))
+
+
+def parts(node: Node) -> Iterator[Node]:
+    """An expression and all expressions within."""
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        yield node
+        if isinstance(node, Sequence | Choice):
+            pending += node.items
+        elif isinstance(node, Repeat | Ahead):
+            pending.append(node.item)
+
+
+def _depends_on_before(node: Node) -> tuple[bool, bool]:
+    """Whether an expression looks at what is before it, and whether it can match nothing."""
+    if isinstance(node, Assertion):
+        return node.kind != "$", True
+    if isinstance(node, Repeat):
+        depends, empty = _depends_on_before(node.item)
+        return depends, empty or node.low == 0
+    if isinstance(node, Ahead):
+        return _depends_on_before(node.item)[0], True
+    if isinstance(node, Choice):
+        found = [_depends_on_before(item) for item in node.items]
+        return any(depends for depends, _ in found), any(empty for _, empty in found)
+    if isinstance(node, Sequence):
+        for item in node.items:
+            depends, empty = _depends_on_before(item)
+            if depends or not empty:
+                return depends, False
+        return False, True
+    return False, False
+
 
 START, END = Assertion("^"), Assertion("$")
 _DIGIT = Chars(((0x30, 0x39),))
@@ -110,7 +158,8 @@ _DOT = Chars(((0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)), negated=True)
 _CLASSES = {"d": _DIGIT, "w": WORD, "s": _SPACE}
 _CLASSES |= {name.upper(): replace(chars, negated=True) for name, chars in _CLASSES.items()}
 _CONTROLS = {"t": 0x09, "n": 0x0A, "r": 0x0D, "f": 0x0C, "v": 0x0B, "0": 0x00}
-_ONLY_FIRST = "look-ahead other than after ^ at the start of the whole pattern is not supported"
+_NOT_BEFORE = "a look-ahead that begins with ^ or a word boundary is not supported"
+_ENDS = {"A": "^", "Z": "$", "z": "$"}
 _REPEAT = re.compile(r"\{(\d{1,9})(,(\d{1,9})?)?\}")
 _BOUNDS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _GROUP = re.compile(r"\((?:\?(?:P?<[A-Za-z_][A-Za-z0-9_]*>|:|i:))?")
@@ -124,42 +173,66 @@ _LOW_SURROGATE = re.compile(r"\\u([dD][c-fC-F][0-9A-Fa-f]{2})")
 def parse(source: str, *, whole: bool = False) -> Expression:
     """The trees of a pattern; with ``whole``, of one that matches from end to end. Raises
     `PatternError`."""
-    return _Parser(source, anchored=whole).parse()
+    found = _Leading(anchored=whole)
+    node = found.taken_out(_Parser(source).parse())
+    expression = Expression(node, tuple(found.aheads))
+    for one in expression.nodes:
+        for part in parts(one):
+            if isinstance(part, Ahead) and _depends_on_before(part.item)[0]:
+                raise PatternUnsupported(_NOT_BEFORE)
+    return expression
+
+
+class _Leading:
+    """Takes look-aheads out of an expression where they look at the whole text.
+
+    anchored: all that was seen so far holds at the start of the text only. over: and something of it
+    takes a character, or may do so.
+    """
+
+    def __init__(self, *, anchored: bool) -> None:
+        self.anchored = anchored
+        self.over = False
+        self.aheads: list[tuple[Node, bool]] = []
+
+    def taken_out(self, node: Node) -> Node:
+        if isinstance(node, Sequence):
+            items = list(node.items)
+            for at, item in enumerate(items):
+                if self.over:
+                    break
+                items[at] = self.taken_out(item)
+            return Sequence(tuple(items))
+        if isinstance(node, Ahead) and self.anchored:
+            self.aheads.append((Sequence((START, node.item)), node.negated))
+            return Sequence(())
+        self.over = node != START
+        self.anchored = self.anchored or not self.over
+        return node
 
 
 class _Parser:
-    """One pass over the pattern, left to right.
+    """One pass over the pattern, left to right."""
 
-    anchored: all that was read so far holds at the start of the text only. leading: and it takes no
-    character of it. places: of the look-aheads in the pattern.
-    """
-
-    def __init__(self, source: str, *, anchored: bool) -> None:
+    def __init__(self, source: str) -> None:
         self.source = source
         self.at = 0
         self.groups = 0
         self.fold = False
-        self.anchored = anchored
-        self.leading = True
-        self.aheads: list[tuple[Node, bool]] = []
-        self.places: list[int] = []
 
-    def parse(self) -> Expression:
+    def parse(self) -> Node:
         node = self._alternatives()
         if self.at < len(self.source):
             raise self._error("unbalanced parenthesis")
-        return Expression(node, tuple(self.aheads))
+        return node
 
     def _error(self, what: str, kind: type[PatternError] = PatternError) -> PatternError:
         return kind(f"{what} at character {self.at + 1}")
 
     def _alternatives(self) -> Node:
         branches: list[list[Node]] = [[]]
-        before = len(self.aheads)
         while self.at < len(self.source) and self.source[self.at] != ")":
             if self.source[self.at] == "|":
-                self._not_ahead(before)
-                self.leading = False
                 self.at += 1
                 branches.append([])
             elif self.source.startswith("(?i)", self.at):  # to the end of the group
@@ -172,23 +245,13 @@ class _Parser:
         )
         return items[0] if len(items) == 1 else Choice(items)
 
-    def _not_ahead(self, before: int) -> None:
-        """Refuse look-aheads since ``before`` where they do not hold for every text."""
-        if len(self.aheads) > before:
-            self.at = self.places[before]
-            raise self._error(_ONLY_FIRST, PatternUnsupported)
-
     def _repeated(self) -> Node:
         char = self.source[self.at]
         if char in "*+?" or _REPEAT.match(self.source, self.at):
             raise self._error("nothing to repeat")
         if char in "^$":
             self.at += 1
-            self.anchored = self.anchored or (self.leading and char == "^")
-            self.leading = self.leading and char == "^"
             return Assertion(char)
-        before = len(self.aheads)
-        self.leading = self.leading and char == "("
         item = self._atom(char)
         repeat = _REPEAT.match(self.source, self.at)
         low: int
@@ -204,8 +267,6 @@ class _Parser:
             self.at += 1
         else:
             return item
-        self._not_ahead(before)
-        self.leading = False
         if self.source[self.at : self.at + 1] == "?":  # lazy: the same set of matching texts
             self.at += 1
         return Repeat(item, low, high)
@@ -216,9 +277,10 @@ class _Parser:
         if char == "[":
             return self._class()
         if char == "\\":
-            if self.source.startswith(("b", "B"), self.at + 1):
+            kind = self.source[self.at + 1 : self.at + 2]
+            if kind and kind in "bBAZz":
                 self.at += 2
-                return Assertion(self.source[self.at - 1])
+                return Assertion(_ENDS.get(kind, kind))
             member = self._escape()
             # A class of its own is not folded twice: [\w] and \w are the same set.
             return (
@@ -249,17 +311,12 @@ class _Parser:
         return node
 
     def _ahead(self) -> Node:
-        if not (self.leading and self.anchored):
-            raise self._error(_ONLY_FIRST, PatternUnsupported)
-        place, negated = self.at, self.source[self.at + 2] == "!"
+        negated = self.source[self.at + 2] == "!"
         self.at += 3
-        self.leading = False
         outside = self.fold
         node = self._inside()
-        self.fold, self.leading = outside, True
-        self.aheads.append((Sequence((START, node)), negated))
-        self.places.append(place)
-        return Sequence(())
+        self.fold = outside
+        return Ahead(node, negated)
 
     def _inside(self) -> Node:
         """What is in a group, and its end."""

@@ -2,7 +2,7 @@
 
 Each matches a part of what ``service.tasks.formats`` takes, and nothing else. What is left out is
 rare, and would make an automaton large: long host names, addresses in brackets, leap seconds away from
-UTC, host names in scripts that need combining marks.
+UTC, host names in scripts that need combining marks, host names in Punycode.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _HOURS = f"T(?:[0-9]+H(?:{_MINUTES})?|{_MINUTES}|[0-9]+S)"
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = rf"(?:{_LABEL}\.)*{_LABEL}"
 _HOST_LENGTH = "{1,63}"
+_PUNYCODE = "[Xx][Nn]--"
 
 # Labels of host names in any order of their letters: none of these composes with another, and so many
 # of them take at most 57 letters in Punycode. Latin, Greek and Cyrillic; kana, Han and Hangul.
@@ -120,9 +121,13 @@ FORMAT_PATTERNS: dict[str, FormatPattern] = {
     "time": FormatPattern(f"^{_TIME}$", exact=False),
     "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", exact=False),
     "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$", exact=True),
-    "email": FormatPattern(f"^(?=[^@]*@[^@]{_HOST_LENGTH}$){_email(_HOST, '')}", exact=False),
+    "email": FormatPattern(
+        f"^(?=[^@]*@[^@]{_HOST_LENGTH}$)(?!.*[@.]{_PUNYCODE}){_email(_HOST, '')}", exact=False
+    ),
     "idn-email": FormatPattern(f"^{_email(_IDN_HOST, _BEYOND)}", exact=False),
-    "hostname": FormatPattern(f"^(?=.{_HOST_LENGTH}$){_HOST}$", exact=False),
+    "hostname": FormatPattern(
+        rf"^(?=.{_HOST_LENGTH}$)(?!(?:.*\.)?{_PUNYCODE}){_HOST}$", exact=False
+    ),
     "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", exact=False),
     "ipv4": FormatPattern(f"^{_IPV4}$", exact=True),
     "ipv6": FormatPattern(f"^(?:{_ipv6()})$", exact=True),

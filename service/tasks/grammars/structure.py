@@ -15,6 +15,7 @@ from service.tasks.grammars.codepoints import ALL, Ranges, intersection, union
 from service.tasks.grammars.regex_syntax import (
     END,
     START,
+    Ahead,
     Assertion,
     Chars,
     Choice,
@@ -59,7 +60,7 @@ def _flat(node: Node) -> list[Node]:
 
 
 def _is_plain(node: Node) -> bool:
-    if isinstance(node, Assertion):
+    if isinstance(node, Assertion | Ahead):
         return False
     if isinstance(node, Chars):
         return bool(resolve(node))
@@ -209,7 +210,7 @@ def weight(node: Node) -> int:
     if isinstance(node, Repeat):
         times = node.low if node.high is None else node.high
         return weight(node.item) * min(max(times, 1), _WRITTEN_OUT)
-    if isinstance(node, Assertion):
+    if isinstance(node, Assertion | Ahead):
         return 0
     return sum(map(weight, node.items))
 

@@ -94,7 +94,21 @@ WRONG = {
     "date-time": ["1998-12-31T23:59:61Z", "1990-02-31T15:59:59Z", "1963-06-19 08:30:06Z", "2013"],
     "duration": ["PT1D", "4DT12H", "P", "P1YT", "PT", "P2D1Y", "P1Y2W", "P1Y2D", "PT1H2S", "P২Y"],
     "email": ["2962", ".test@example.com", "te..st@example.com", "a@b=c.com", "a@[1.2.3.300]", "@"],
-    "hostname": ["-a.b", "a-", "a_b", "a" * 64, ".".join(["a" * 50] * 6), "", ".", "a..b", "ä"],
+    "hostname": [
+        "xn--X",
+        "xn--hello-txk",
+        "a.xn--",
+        "XN--a",
+        "-a.b",
+        "a-",
+        "a_b",
+        "a" * 64,
+        ".".join(["a" * 50] * 6),
+        "",
+        ".",
+        "a..b",
+        "ä",
+    ],
     "idn-email": [
         "2962",
         ".ü@example.com",
@@ -276,3 +290,9 @@ def test_long_texts_take_linear_time(unit: str) -> None:
         check("http://" + unit * 20_000 + " ")
         check("{" + unit * 20_000 + "!")
     assert time.process_time() - began < 30
+
+
+@pytest.mark.parametrize("name", ["xn--X", "xn--hello-txk", "a.xn--", "XN--a"])
+def test_punycode_that_stands_for_no_name(name: str) -> None:
+    assert not FORMATS["hostname"](name)
+    assert not FORMATS["email"](f"a@{name}")

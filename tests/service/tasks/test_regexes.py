@@ -13,6 +13,11 @@ from hypothesis import strategies as st
 from service.tasks.budget import Budget, BudgetExceeded
 from service.tasks.regexes import MAX_STATES, PatternError, compile_pattern
 
+DURATION = (
+    r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$"
+)
+"""As generators of schemas write durations of ISO 8601."""
+
 
 def found(pattern: str, text: str) -> bool:
     return compile_pattern(pattern).search(text, Budget())
@@ -60,6 +65,25 @@ def whole(pattern: str, text: str) -> bool:
         (r"(^(?=a$))", "a", "ab"),
         (r"^(?i)(?!A).", "b", "a"),
         (r"(?:^(?!$))[^]*$", "\n", ""),
+        (r"\A[a-z]+\Z", "abc", "abc\n"),
+        (r"\Aa|b\z", "cb", "ca"),
+        ("(?=a)", "ba", "b"),
+        ("^a(?=a)", "aa", "ab"),
+        ("^(?!a)b|c", "ac", "ab"),
+        ("c|^(?!a)b", "b", "ab"),
+        ("(^(?!a)b|c)", "b", "a"),
+        ("^(?!a)?b", "b", "a"),
+        ("(?:^(?!a)b)?", "a", None),
+        ("(^)?(?!a)b", "ab", "a"),
+        ("^(?=(?!a))b", "b", "ab"),
+        ("^(?:(?!ab).)*$", "ba", "cab"),
+        ("^(?:(?!ab)[^])*?ab", "b\nab", "ba"),
+        (r"^x(?!y\b)", "xyz", "xy z"),
+        ("^[a-z](?:(?!.*--)[a-z-]*[a-z])?$", "a-b", "a--b"),
+        ("^(?:a(?=[^]*c)|b(?![^]*c)|c)+$", "acb", "abc"),
+        (DURATION, "P3DT4H", "P"),
+        (DURATION, "P1W", "P1W2D"),
+        (DURATION, "PT1.5S", "P1DT"),
     ],
 )
 def test_dialect(pattern: str, yes: str, no: str | None) -> None:
@@ -70,19 +94,12 @@ def test_dialect(pattern: str, yes: str, no: str | None) -> None:
 @pytest.mark.parametrize(
     ("pattern", "what"),
     [
-        (
-            "(?=a)",
-            "look-ahead other than after ^ at the start of the whole pattern is not supported",
-        ),
-        ("^a(?=a)", "not supported at character 3"),
-        ("^(?!a)b|c", "not supported at character 2"),
-        ("c|^(?!a)b", "not supported at character 4"),
-        ("(^(?!a)b|c)", "not supported at character 3"),
-        ("^(?!a)?b", "not supported at character 2"),
-        ("(?:^(?!a)b)?", "not supported at character 5"),
-        ("(^)?(?!a)b", "not supported at character 5"),
-        ("^(?=(?!a))b", "not supported at character 5"),
-        ("^(?:(?!ab).)*$", "not supported at character 5"),
+        (r"a(?=\b)", "a look-ahead that begins with ^ or a word boundary is not supported"),
+        ("a(?!b*^)", "begins with ^"),
+        (r"a(?!(?:b|\B)c)", "begins with ^ or a word boundary"),
+        (r"a(?=(?=\b))", "begins with ^ or a word boundary"),
+        ("a(?=.{900})(?!.{800}x){2}", "too large for an automaton"),
+        ("^(?:(?=a.{20}b)[ab]|c)*$", "too large for an automaton"),
         ("^(?!a", "missing closing parenthesis"),
         ("a(?<!b)", "look-behind is not supported at character 2"),
         (r"(a)\1", "back-references"),
@@ -152,8 +169,39 @@ def test_matching_takes_from_the_budget_first() -> None:
         pattern.search("b", budget)
 
 
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(?:(?=" + "a" * 400 + ")a)*$",
+        "(?:(?!a[ab]{18}a)[ab](?=b[ab]{17}b))*$",
+        "(?=(?=(?=(?=a.{9}).{9}).{9}).{9})(?:(?!.{30}b).)*",
+        "".join(f"(?=.*{letter}.{{5}}{letter})" for letter in "abcdefghij") + "x",
+        "(?:" * 90 + "(?!a)b" + ")*" * 90,
+    ],
+)
+def test_look_aheads_take_bounded_time(pattern: str) -> None:
+    began = time.process_time()
+    with contextlib.suppress(PatternError):
+        found(pattern, "ab" * 1000)
+    assert time.process_time() - began < 2
+
+
+def test_look_aheads_take_from_the_budget() -> None:
+    with pytest.raises(BudgetExceeded):
+        compile_pattern("a(?=b)").search("a" * 100, Budget(steps=1000))
+
+
 atoms = st.sampled_from(["a", "b", "[ab]", "[^a]", r"\d", "x", "(?:a|b)", "(ab)"])
 quantified = st.tuples(atoms, st.sampled_from(["", "*", "+", "?", "{2}", "{0,2}", "{1,}", "*?"]))
+looks = st.builds(
+    lambda sign, inner, end: (f"(?{sign}{inner}{end})", ""),
+    st.sampled_from("=!"),
+    quantified.map("".join),
+    st.sampled_from(["", "$", "b", ".*b"]),
+)
+looking = st.lists(quantified | looks | st.just(("|", "")), max_size=6).map(
+    lambda parts: "".join(a + q for a, q in parts)
+)
 patterns = st.lists(quantified | st.just(("|", "")), max_size=6).map(
     lambda parts: "".join(a + q for a, q in parts)
 )
@@ -163,6 +211,15 @@ patterns = st.lists(quantified | st.just(("|", "")), max_size=6).map(
 @settings(max_examples=300)
 @given(patterns, st.text("abx1", max_size=8))
 def test_python_agrees(pattern: str, text: str) -> None:
+    assert found(pattern, text) == (re.search(pattern, text) is not None)
+    assert whole(pattern, text) == (re.fullmatch(pattern, text) is not None)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(looking, looking, st.sampled_from(["", "*", "?", "{2}"]), st.text("abx1", max_size=8))
+def test_python_agrees_on_look_aheads(a: str, b: str, times: str, text: str) -> None:
+    pattern = f"{a}(?:{b}){times}"
     assert found(pattern, text) == (re.search(pattern, text) is not None)
     assert whole(pattern, text) == (re.fullmatch(pattern, text) is not None)
 

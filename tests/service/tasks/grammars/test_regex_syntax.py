@@ -10,6 +10,7 @@ from service.tasks.grammars.codepoints import contains
 from service.tasks.grammars.regex_syntax import (
     END,
     START,
+    Ahead,
     Assertion,
     Chars,
     Choice,
@@ -36,6 +37,8 @@ A, B = Chars(((97, 97),)), Chars(((98, 98),))
         (r"\ba\B", Sequence((Assertion("b"), A, Assertion("B")))),
         ("(?i:a)b", Sequence((Chars(((97, 97),), fold=True), B))),
         ("b(?i)a|a", Choice((Sequence((B, Chars(((97, 97),), fold=True))), Chars(((97, 97),), fold=True)))),
+        (r"\Aab\Z", Sequence((START, A, B, END))),
+        (r"\Aab\z", Sequence((START, A, B, END))),
         ("(b(?i)a)a", Sequence((Sequence((B, Chars(((97, 97),), fold=True))), A))),
     ],
 )  # fmt: skip
@@ -50,6 +53,8 @@ def test_look_aheads_are_expressions_of_their_own() -> None:
         (Sequence((START, Sequence((B, END)))), False),
     )
     assert found.node == Sequence((START, Sequence(()), Sequence(()), A, B))
+    assert parse("^a(?=b)").node == Sequence((START, A, Ahead(B, negated=False)))
+    assert parse("(?!a)b").node == Sequence((Ahead(A, negated=True), B))
     assert parse("(?!a)b", whole=True).aheads == ((Sequence((START, A)), True),)
 
 
