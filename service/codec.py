@@ -23,7 +23,13 @@ from service.calls import (
     TaskDescription,
 )
 from service.errors import FieldViolation, InvalidRequest
-from service.grammar_codec import GRAMMAR_KINDS, decode_grammar, encode_grammar, encode_report
+from service.grammar_codec import (
+    GRAMMAR_KINDS,
+    decode_grammar,
+    encode_grammar,
+    encode_report,
+    encode_warnings,
+)
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.types import Capabilities, FinishReason, Grammar, Sampling, Timings, Usage
@@ -206,6 +212,7 @@ def encode_result(answer: Answer) -> pb.TaskResult:
         checked=checked,
         checked_omitted=omitted,
         attempts=answer.attempts,
+        warnings=encode_warnings(answer.report),
     )
 
 
@@ -252,6 +259,7 @@ def encode_task(task: TaskDescription) -> pb.TaskInfo:
         enforcement=enforcement,
         checked=checked,
         checked_omitted=omitted,
+        warnings=encode_warnings(task.report),
     )
 
 

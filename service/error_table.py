@@ -70,20 +70,24 @@ _ROWS = (
     _invalid("IMAGE_ASPECT_RATIO", "one side more than 200 times the other"),
     _invalid("SCHEMA_NOT_JSON", "the schema is not JSON"),
     _invalid("SCHEMA_INVALID", "the JSON is not a JSON Schema of its draft"),
+    _invalid(
+        "SCHEMA_ENVELOPE",
+        'what holds a schema was sent in its place, such as `{"name", "strict", "schema"}` or the '
+        "definition of a tool; metadata: `pointer` to the member to send",
+    ),
     _invalid("SCHEMA_TOO_LARGE", "over `Limits.max_schema_bytes`, or too much work to check"),
     _invalid("SCHEMA_TOO_DEEP", "over `Limits.max_schema_depth`"),
     _invalid("SCHEMA_REMOTE_REF", "`$ref` leads out of the schema; nothing is fetched"),
     _invalid(
         "SCHEMA_PATTERN_UNSUPPORTED",
         "a regular expression in the schema cannot be checked in bounded time: it has "
-        "back-references, look-around other than look-aheads right after `^` at its start, "
-        "or is too large",
+        "back-references or look-behind, or is too large",
     ),
     _invalid("SCHEMA_UNSATISFIABLE", "no value is valid against the schema; metadata: `pointer`"),
     _invalid(
         "SCHEMA_NOT_ENFORCED",
-        "`strict` was asked for, and some keywords are only checked after generation: a "
-        "violation for each, as many as fit; metadata: `checked`, how many there are. Change "
+        "`strict` was asked for, and some keywords are only checked after generation, or misspelt: "
+        "a violation for each, as many as fit; metadata: `checked`, how many there are. Change "
         "the schema as the violations say, or leave `strict` out; `ValidateSchema` tells "
         "before",
     ),

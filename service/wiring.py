@@ -11,7 +11,6 @@ from service.inference import schema_limits
 from service.settings import Settings
 from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import Registry, load_registry
-from service.types import PropertyOrder
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
 """A small Qwen3-VL that describes drawings; its README.md is the model card."""
@@ -38,5 +37,4 @@ def build_pool(settings: Settings) -> GrammarPool:
 
 def build_registry(settings: Settings) -> Registry:
     """The built-in tasks, those of installed packages and those of the operator's folder."""
-    order = PropertyOrder(settings.property_order)
-    return load_registry(settings.tasks_dir, schema_limits(settings), order)
+    return load_registry(settings.tasks_dir, schema_limits(settings))

@@ -29,11 +29,6 @@ WORDS = {
     pb.ENFORCEMENT_CHECKED: "checked",
     pb.ENFORCEMENT_ANNOTATION: "annotation",
 }
-PROPERTY_ORDERS = {
-    None: pb.PROPERTY_ORDER_UNSPECIFIED,
-    "declared": pb.PROPERTY_ORDER_DECLARED,
-    "any": pb.PROPERTY_ORDER_ANY,
-}
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,6 @@ def task(
     regex: str | None,
     ebnf: Path | None,
     choice: Sequence[str],
-    property_order: str | None,
 ) -> pb.Task:
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
@@ -126,17 +120,14 @@ def task(
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
-        if given or system or property_order:
+        if given or system:
             raise typer.BadParameter("a registered task has its own texts and grammar")
         return pb.Task(name=name)
     if name is not None or prompt is None:
         raise typer.BadParameter("give either --prompt or --task")
     if len(given) > 1:
         raise typer.BadParameter("give at most one of --schema, --regex, --ebnf, --choice")
-    if property_order is not None and schema is None:
-        raise typer.BadParameter("--property-order needs a --schema")
-    order = PROPERTY_ORDERS[property_order]
-    grammar = pb.Grammar(**given, property_order=order) if given else None
+    grammar = pb.Grammar(**given) if given else None
     return pb.Task(inline=pb.InlineTask(system=system, user=prompt, grammar=grammar))
 
 
@@ -286,6 +277,10 @@ def _pretty(result: pb.TaskResult) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+MAX_WARNINGS = 3
+"""Warnings on a schema that are printed with an answer; ``qwen3vl schema`` prints more."""
+
+
 def _items(values: list[str]) -> str:
     return ", ".join(values) if values else "-"
 
@@ -306,6 +301,9 @@ def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
             + (f" and {more} more" if more else ""),
             err=True,
         )
+    if isinstance(response, pb.TaskResult):
+        for one in response.warnings[:MAX_WARNINGS]:
+            typer.echo(f"Warning: {one.pointer or 'the schema'}: {one.message}", err=True)
 
 
 def print_json(message: Message) -> None:

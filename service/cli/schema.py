@@ -7,30 +7,29 @@ from pathlib import Path
 
 import typer
 
-from service.cli.calls import PROPERTY_ORDERS, WORDS, Target, calling, print_json, read_text
+from service.cli.calls import WORDS, Target, calling, print_json, read_text
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
 NOT_ENFORCED = 3
-"""Exit code: the schema can be used, but some of its keywords are only checked."""
+"""Exit code: the schema can be used, but ``strict`` refuses it."""
 
 
-def validate(
-    target: Target, schema: Path, property_order: str | None, everything: bool, as_json: bool
-) -> int:
-    """ValidateSchema; prints the keywords of which there is something to say, or all.
+def validate(target: Target, schema: Path, everything: bool, as_json: bool) -> int:
+    """ValidateSchema; prints warnings, and what is only checked, and why, or all keywords.
 
-    Returns 0 for a schema that is fully enforced, ``NOT_ENFORCED`` for another one that can be used.
+    Returns 0 for a schema that ``strict`` takes, ``NOT_ENFORCED`` for another one that can be used.
     """
     text = read_text(schema, "FILE")
-    order = PROPERTY_ORDERS[property_order]
-    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text, property_order=order))
+    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
     enforced = False
 
     def call(stub: VisionServiceStub) -> None:
         nonlocal enforced
         response = stub.ValidateSchema(request, timeout=target.timeout_s)
-        enforced = response.enforcement == pb.ENFORCEMENT_ENFORCED
+        enforced = response.enforcement == pb.ENFORCEMENT_ENFORCED and not any(
+            one.kind == pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD for one in response.warnings
+        )
         if as_json:
             return print_json(response)
         for line in lines(response, everything):
@@ -46,7 +45,7 @@ def validate(
 
 
 def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str]:
-    """The report: a summary, the keywords with their reasons, and what was rewritten."""
+    """The report: a summary, warnings, the keywords with their reasons, and what was rewritten."""
     keywords = [one for one in response.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
     checked = [one for one in keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
     if response.enforcement == pb.ENFORCEMENT_ENFORCED:
@@ -56,7 +55,9 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
             f"CHECKED: {len(checked)} of {len(keywords)} keywords can only be checked in the"
             " finished answer; the grammar keeps the others."
         )
-    for one in response.keywords if everything else (one for one in keywords if one.reason):
+    for warning in response.warnings:
+        yield f"  {'warning':<11}{warning.pointer or 'the schema'}: {warning.message}"
+    for one in response.keywords if everything else checked:
         word = WORDS.get(one.enforcement, "?")
         yield f"  {word:<11}{one.pointer}" + (f": {one.reason}" if one.reason else "")
     for rewrite in response.rewrites if everything else ():

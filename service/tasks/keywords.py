@@ -1,16 +1,21 @@
-"""The validators of the JSON Schema drafts, with bounded work.
+"""The drafts of JSON Schema: what their keywords mean, and validators with bounded work.
 
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
 ``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
 that ``uniqueItems`` does, too, that what is evaluated is found in bounded time, that ``format`` is
 asserted, that a violation of the schema ``false`` has its place, and that each subschema has its own
 base.
+
+Every draft has the keywords of the later ones, too: an author who writes ``const`` in a schema of
+draft-04 means it. Both forms of ``items`` and of ``exclusiveMinimum`` are understood everywhere;
+which of them a schema may use is up to the metaschema of its draft.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jsonschema
@@ -31,7 +36,8 @@ Keyword = Callable[..., Any]
 class Draft:
     """A draft of JSON Schema: its validator for answers, and the validator of its metaschema.
 
-    foreign: keywords that assert something in another draft, and nothing in this one.
+    newer: keywords of later drafts, which take effect in this one, too. foreign: keywords of other
+    drafts that need what this one does not have. ignores_siblings: beside ``$ref`` nothing counts.
     """
 
     name: str
@@ -39,7 +45,36 @@ class Draft:
     validator: Any
     metaschema: Any
     specification: Any
+    newer: frozenset[str]
     foreign: frozenset[str]
+    ignores_siblings: bool
+    known: frozenset[str] = field(init=False)
+    """Keywords that have a meaning by themselves."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", frozenset(self.validator.VALIDATORS))
+
+    def meaning(self, schema: Mapping[str, Any]) -> dict[str, Any]:
+        """The keywords of a subschema that assert something where they stand."""
+        if self.ignores_siblings and schema.get("$ref") is not None:
+            return {"$ref": schema["$ref"]}
+        found = {k: v for k, v in schema.items() if k in self.known}
+        for keyword, reader in _READ_BY.items():
+            if keyword in schema and reader in found:
+                found[keyword] = schema[keyword]
+        if not isinstance(schema.get("items"), list):
+            found.pop("additionalItems", None)
+        return found
+
+
+_READ_BY = {"then": "if", "else": "if", "minContains": "contains", "maxContains": "contains"}
+"""Keywords that another one reads, without which they say nothing."""
+ASSERTING = frozenset(_READ_BY).union(
+    jsonschema.Draft202012Validator.VALIDATORS,
+    jsonschema.Draft201909Validator.VALIDATORS,
+    jsonschema.Draft7Validator.VALIDATORS,
+)
+"""Keywords that can constrain a value in some draft."""
 
 
 def _pattern(validator: Any, value: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -100,6 +135,44 @@ def _format(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[
         yield ValidationError(f"is not of the format {value}")
 
 
+def _items(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[ValidationError]:
+    """A list is for the first items; else, what comes behind ``prefixItems``."""
+    if not validator.is_type(instance, "array"):
+        return
+    if isinstance(value, list):
+        for place, (item, subschema) in enumerate(zip(instance, value, strict=False)):
+            yield from validator.descend(item, subschema, path=place, schema_path=place)
+        return
+    first = len(schema.get("prefixItems", ()))
+    for place in range(first, len(instance)):
+        yield from validator.descend(instance[place], value, path=place)
+
+
+def _additional_items(
+    validator: Any, value: Any, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    first = schema.get("items")
+    if isinstance(first, list) and validator.is_type(instance, "array"):
+        for place in range(len(first), len(instance)):
+            yield from validator.descend(instance[place], value, path=place)
+
+
+def _bound(keyword: str, exclusive: str) -> dict[str, Keyword]:
+    """The keywords of a bound of numbers, where the exclusive one may be a boolean, as in draft-04."""
+    known = jsonschema.Draft202012Validator.VALIDATORS
+
+    def bound(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        strict = schema.get(exclusive) is True
+        return known[exclusive if strict else keyword](validator, value, instance, schema)
+
+    def exclusive_bound(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if isinstance(value, bool):
+            return ()
+        return known[exclusive](validator, value, instance, schema)
+
+    return {keyword: bound, exclusive: exclusive_bound}
+
+
 _OWN: dict[str, Keyword] = {
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
@@ -108,9 +181,17 @@ _OWN: dict[str, Keyword] = {
     "unevaluatedItems": unevaluated_items,
     "uniqueItems": _unique_items,
     "format": _format,
+    "items": _items,
+    "additionalItems": _additional_items,
+    **_bound("minimum", "exclusiveMinimum"),
+    **_bound("maximum", "exclusiveMaximum"),
 }
-_DEPENDENCIES: Keyword = jsonschema.Draft7Validator.VALIDATORS["dependencies"]
-"""The later drafts have split it up, but their metaschemas keep it, and schemas use it."""
+_DYNAMIC = frozenset(("$dynamicRef", "$recursiveRef"))
+"""Keywords that need anchors of their own draft."""
+_EVERYWHERE: dict[str, Keyword] = {
+    **jsonschema.Draft7Validator.VALIDATORS,  # dependencies, which the later drafts have split up
+    **jsonschema.Draft202012Validator.VALIDATORS,
+}
 
 
 def _bounded(keyword: Keyword) -> Keyword:
@@ -153,18 +234,58 @@ def _based(evolve: Keyword, specification: Any) -> Keyword:
     return based
 
 
-def _bare_metaschemas() -> Any:
-    """The metaschemas without their ``$schema``, at which the library would go on with its own
-    validator."""
+_SCHEMA: dict[str, Any] = {"$ref": "#"}
+_SIZE = {"type": "integer", "minimum": 0}
+_NAMES = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+_SCHEMAS = {"type": "array", "items": _SCHEMA, "minItems": 1}
+_NEWER: dict[str, Any] = {
+    "const": {},
+    **dict.fromkeys(("contains", "propertyNames", "if", "then", "else"), _SCHEMA),
+    **dict.fromkeys(("unevaluatedProperties", "unevaluatedItems"), _SCHEMA),
+    **dict.fromkeys(("minContains", "maxContains"), _SIZE),
+    "dependentRequired": {"type": "object", "additionalProperties": _NAMES},
+    "dependentSchemas": {"type": "object", "additionalProperties": _SCHEMA},
+    "prefixItems": _SCHEMAS,
+}
+"""What the metaschemas of draft-04 to draft-07 do not say of keywords of later drafts."""
+_ENUM = {"type": "array", "minItems": 1}
+"""Without ``uniqueItems``: a value that is listed twice is one of the values all the same."""
+_BOUND = {"type": ["number", "boolean"]}
+_BOUNDS = {"exclusiveMinimum": _BOUND, "exclusiveMaximum": _BOUND}
+_DRAFT_04 = {**_BOUNDS, "enum": _ENUM, "required": _NAMES}
+_LISTS_2019 = {"prefixItems": {"$ref": "#/$defs/schemaArray"}}
+_LISTS_2020 = {
+    "items": {"anyOf": [{"$dynamicRef": "#meta"}, {"$ref": "#/$defs/schemaArray"}]},
+    "additionalItems": {"$dynamicRef": "#meta"},
+}
+_ADDED: dict[str, Any] = {
+    "http://json-schema.org/draft-04/schema": {**_NEWER, **_DRAFT_04},
+    "http://json-schema.org/draft-06/schema": {**_NEWER, "enum": _ENUM},
+    "http://json-schema.org/draft-07/schema": _NEWER,
+    "https://json-schema.org/draft/2019-09/meta/applicator": _LISTS_2019,
+}
+"""Keywords by metaschema that are allowed, or have other values, than it says."""
+_ADDED_UNNAMED: dict[str, Any] = {
+    "https://json-schema.org/draft/2020-12/meta/applicator": _LISTS_2020,
+    "https://json-schema.org/draft/2020-12/meta/validation": _BOUNDS,
+}
+"""The same for schemas that name no draft: the forms of earlier ones."""
+
+
+def _metaschemas(added: dict[str, Any]) -> Any:
+    """The metaschemas with other keywords, and without their ``$schema``, at which the library would
+    go on with its own validator."""
     resources = []
     for uri in REGISTRY:
         contents = dict(REGISTRY[uri].contents)
         specification = specifications.specification_with(contents.pop("$schema"))
+        if uri in added:
+            contents["properties"] = contents["properties"] | added[uri]
+        if specification is specifications.DRAFT4:
+            contents["type"] = ["object", "boolean"]
+            del contents["dependencies"]  # the walk says more of a boolean without its bound
         resources.append((uri, specification.create_resource(contents)))
     return Registry().with_resources(resources).crawl()
-
-
-_METASCHEMAS = _bare_metaschemas()
 
 
 def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> Any:
@@ -175,39 +296,29 @@ def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> An
     return extended
 
 
-_BASES = (
-    jsonschema.Draft202012Validator,
-    jsonschema.Draft201909Validator,
-    jsonschema.Draft7Validator,
-    jsonschema.Draft6Validator,
-    jsonschema.Draft4Validator,
-)
-_COUNTS = frozenset(("minContains", "maxContains"))
-"""Keywords that the library reads inside ``contains``."""
-_EVERYWHERE = frozenset(("additionalItems", "exclusiveMinimum", "exclusiveMaximum"))
-"""Keywords whose form differs between drafts, so that the metaschema refuses the wrong one."""
-
-
-def _foreign(keywords: dict[str, Keyword]) -> frozenset[str]:
-    known = _COUNTS.union(*(base.VALIDATORS for base in _BASES))
-    counted = _COUNTS if "unevaluatedItems" in keywords else frozenset[str]()
-    return known.difference(keywords, counted, _EVERYWHERE)
-
-
-def _draft(name: str, base: Any, specification: Any) -> Draft:
-    keywords = {"dependencies": _DEPENDENCIES, **base.VALIDATORS}
+def _draft(name: str, base: Any, specification: Any, *, added: dict[str, Any] = _ADDED) -> Draft:
+    own = base.VALIDATORS
+    keywords = {k: _EVERYWHERE[k] for k in _EVERYWHERE if k not in _DYNAMIC} | {
+        k: own[k] for k in own if k in _DYNAMIC
+    }
     uri = base.ID_OF(base.META_SCHEMA)
     # What a metaschema says of formats is not asserted: references and patterns have checks of
     # their own, which say more.
     unformatted = {name: k for name, k in keywords.items() if name != "format"}
     metaschema = _extended(base, unformatted, specification)
+    registry = _metaschemas(added)
+    counts = {"minContains", "maxContains"} if "unevaluatedItems" in own else set()
+    branches = {"then", "else"} if "if" in own else set()
+    older = {"dependencies", "additionalItems", "exclusiveMinimum", "exclusiveMaximum"}
     return Draft(
         name=name,
         uri=uri.rstrip("#"),
         validator=_extended(base, keywords, specification),
-        metaschema=metaschema(_METASCHEMAS[uri].contents, registry=_METASCHEMAS),
+        metaschema=metaschema(registry[uri].contents, registry=registry),
         specification=specification,
-        foreign=_foreign(keywords),
+        newer=ASSERTING - own.keys() - counts - branches - older - _DYNAMIC,
+        foreign=_DYNAMIC - own.keys(),
+        ignores_siblings=name in ("draft-04", "draft-06", "draft-07"),
     )
 
 
@@ -220,4 +331,28 @@ _ALL = (
 )
 DRAFTS: dict[str, Draft] = {draft.uri: draft for draft in _ALL}
 """The drafts by the value of ``$schema`` without a trailing ``#``."""
-DEFAULT_DRAFT = _ALL[0]
+DEFAULT_DRAFT = _draft(
+    "2020-12",
+    jsonschema.Draft202012Validator,
+    specifications.DRAFT202012,
+    added=_ADDED_UNNAMED,
+)
+"""Of schemas that name no draft: the latest, which also takes lists as ``items`` and booleans as
+``exclusiveMinimum``, as the earlier ones do."""
+
+_NAME = re.compile(
+    r"(?:https?:)?(?://)?(?:www\.)?json-schema\.org/(?:draft[-/]?(0?[4-7]|2019-09|2020-12)/)?"
+    r"(?:hyper-)?schema(?:\.json)?/?#?/?",
+    re.IGNORECASE,
+)
+_BY_NUMBER = {
+    **dict(zip(("2020-12", "2019-09", "7", "6", "4"), _ALL, strict=True)),
+    "5": _ALL[-1],  # which differs from draft-04 in its text alone
+    "": DEFAULT_DRAFT,
+}
+
+
+def draft_named(name: Any) -> Draft | None:
+    """The draft that a ``$schema`` names, in any of the spellings in use; None where it is unknown."""
+    found = _NAME.fullmatch(name.strip()) if isinstance(name, str) else None
+    return _BY_NUMBER[(found[1] or "").lstrip("0")] if found else None

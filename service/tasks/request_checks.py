@@ -9,7 +9,7 @@ from dataclasses import fields
 from service.errors import FieldViolation, GrammarError, InvalidRequest, VisionDisabled
 from service.tasks import jsontext
 from service.tasks.contract import Task
-from service.tasks.grammars.report import Enforcement, KeywordReport
+from service.tasks.grammars.report import Enforcement, KeywordReport, SchemaWarning
 from service.types import Capabilities, GenerateRequest, Grammar, Image, Sampling
 
 DEFAULT_SAMPLING = Sampling()
@@ -54,17 +54,19 @@ def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None
 
 
 def check_enforced(task: Task) -> None:
-    """Refuse a task whose grammar does not enforce every keyword: what ``strict`` asks for.
+    """Refuse a task whose grammar does not enforce every keyword, or whose schema has misspelt
+    ones: what ``strict`` asks for.
 
     Nothing is asked for without a grammar, so there is nothing to refuse.
     """
     report = task.report
-    if report is None or report.enforcement is Enforcement.ENFORCED:
+    if report is None or (report.enforcement is Enforcement.ENFORCED and not report.misspelt):
         return
-    checked = report.checked
-    found = [FieldViolation(task.grammar_field, _unenforced(one)) for one in checked]
+    unenforced: list[KeywordReport | SchemaWarning] = [*report.misspelt, *report.checked]
+    found = [FieldViolation(task.grammar_field, _unenforced(one)) for one in unenforced]
     first, *more = found[:MAX_NOT_ENFORCED] or [FieldViolation(task.grammar_field, report.why)]
-    several = f"{len(found)} keywords are only checked after generation, the first "
+    how = "misspelt or only checked" if report.misspelt else "only checked"
+    several = f"{len(found)} keywords are {how} after generation, the first "
     raise GrammarError(
         first.field,
         first.description,
@@ -77,8 +79,9 @@ def check_enforced(task: Task) -> None:
     )
 
 
-def _unenforced(keyword: KeywordReport) -> str:
-    return f"at {jsontext.short(keyword.pointer, 200)}: {keyword.why}"
+def _unenforced(found: KeywordReport | SchemaWarning) -> str:
+    why = found.why if isinstance(found, KeywordReport) else found.message
+    return f"at {jsontext.short(found.pointer, 200)}: {why}"
 
 
 def _whole(value: object, low: int, high: int | None = None) -> bool:

@@ -2,16 +2,16 @@
 
 A schema is read as strict JSON of bounded size and depth, checked against the metaschema of its
 draft, and walked: every reference must point into the schema itself (nothing is ever fetched), no
-chain of references may come back to itself without going into the instance, every pattern must
-run in linear time, and a keyword that only another draft knows is refused. What the draft itself
-ignores (unknown keywords; siblings of ``$ref`` up to draft-07) is ignored here, too.
+chain of references may come back to itself without going into the instance, and every pattern must
+run in linear time. Keywords of later drafts take effect. What the draft itself ignores (unknown
+keywords; siblings of ``$ref`` up to draft-07) is ignored here, too, and definitions that nothing
+refers to may hold what is refused elsewhere: ``service.tasks.mistakes`` finds both for the report.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from jsonschema import exceptions
@@ -21,7 +21,9 @@ from referencing import exceptions as reference_errors
 from service.errors import GrammarError
 from service.tasks import jsontext
 from service.tasks.budget import Budget, BudgetExceeded, bounded
-from service.tasks.keywords import DEFAULT_DRAFT, DRAFTS, Draft
+from service.tasks.envelopes import enveloped
+from service.tasks.kept import Kept
+from service.tasks.keywords import DEFAULT_DRAFT, DRAFTS, Draft, draft_named
 from service.tasks.regexes import PatternError, compile_pattern
 from service.tasks.wellformed import plainly_valid
 
@@ -34,7 +36,7 @@ SCHEMA_CHECK_SECONDS = 5.0
 class SchemaLimits:
     """What a grammar of a caller may measure. Bytes are of UTF-8."""
 
-    max_bytes: int = 64 * 1024
+    max_bytes: int = 256 * 1024
     max_depth: int = 64
     max_regex_length: int = 1024
     max_choices: int = 4096
@@ -60,7 +62,8 @@ class Places:
     root: a copy of the document without any ``$schema``; the validator has it, too.
     pointers: JSON pointer of each subschema that is an object. targets: what a reference stands for,
     by subschema and keyword. resolvers: of each subschema. dialects: pointers of subschemas that
-    name their draft. embedded: whether a subschema has an identifier of its own.
+    name their draft. embedded: whether a subschema has an identifier of its own. live: the subschemas
+    that apply to some value. unused: why others would be refused, by pointer.
     """
 
     root: dict[str, Any] | bool
@@ -69,6 +72,8 @@ class Places:
     resolvers: dict[int, Any]
     dialects: frozenset[str]
     embedded: bool
+    live: tuple[dict[str, Any], ...] = ()
+    unused: tuple[tuple[str, str], ...] = ()
 
 
 def check_json_schema(
@@ -85,9 +90,15 @@ def check_json_schema(
         ) from None
 
 
-@lru_cache(maxsize=128)
+_KEPT: Kept[CompiledSchema] = Kept(max_entries=128, max_characters=1 << 20)
+
+
 def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CompiledSchema:
     """Check a schema and make its validator; a schema seen before costs a dictionary look-up."""
+    return _KEPT.get((text, limits), len(text), lambda: _compiled(text, limits))
+
+
+def _compiled(text: str, limits: SchemaLimits) -> CompiledSchema:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > limits.max_bytes:
         raise GrammarError(
@@ -103,6 +114,7 @@ def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CompiledSchema
         return CompiledSchema(document, validator, DEFAULT_DRAFT, nowhere)
     if not isinstance(document, dict):
         raise _invalid("", "must be an object, true or false")
+    _refuse_envelope(document)
     draft = _draft(document)
     _check_metaschema(document, draft)
     places = _Walk(working, draft, limits).run()
@@ -129,27 +141,38 @@ def _invalid(pointer: str, what: str, reason: str = "SCHEMA_INVALID") -> Grammar
     return GrammarError(FIELD, f"{where}{what}", reason=reason, metadata={"pointer": pointer[:500]})
 
 
+def _refuse_envelope(document: dict[str, Any]) -> None:
+    """What wraps a schema would be taken for a schema that allows everything."""
+    inner = enveloped(document)
+    if inner:
+        at = jsontext.pointer(inner)
+        what = f"is no schema but holds one at {jsontext.short(at, 200)}: send that member alone"
+        raise GrammarError(FIELD, what, reason="SCHEMA_ENVELOPE", metadata={"pointer": at[:500]})
+
+
 def _draft(document: dict[str, Any]) -> Draft:
-    name = document["$schema"] if "$schema" in document else _common_dialect(document)
-    draft = DRAFTS.get(name.rstrip("#")) if isinstance(name, str) else None
+    if "$schema" not in document:
+        return _common_dialect(document)
+    draft = draft_named(document["$schema"])
     if draft is None:
         known = ", ".join(DRAFTS)
         raise _invalid("/$schema", f"unknown draft; known are {known}")
     return draft
 
 
-def _common_dialect(document: dict[str, Any]) -> str:
+def _common_dialect(document: dict[str, Any]) -> Draft:
     """The draft that subschemas name, where those that name one agree: a schema put together from
     several files keeps theirs. Else the default, and the walk refuses what differs."""
-    found: set[str] = set()
+    found: dict[str | None, Draft | None] = {}
     pending = [document]
     while pending:
         schema = pending.pop()
         if isinstance(schema.get("$schema"), str):
-            found.add(schema["$schema"].rstrip("#"))
+            draft = draft_named(schema["$schema"])
+            found[draft.name if draft else None] = draft
         pending += [child for _, _, child in _children(schema)]
-    name = found.pop() if len(found) == 1 else ""
-    return name if name in DRAFTS else DEFAULT_DRAFT.uri
+    only = found.popitem()[1] if len(found) == 1 else None
+    return only or DEFAULT_DRAFT
 
 
 def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:
@@ -165,7 +188,17 @@ def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:
     if error is None:
         return
     pointer = base + jsontext.pointer(error.absolute_path)
-    raise _invalid(pointer, f"{_expectation(error)} (JSON Schema {draft.name})")
+    hint = _other_form(pointer.rpartition("/")[2], error.instance)
+    raise _invalid(pointer, f"{_expectation(error)} (JSON Schema {draft.name}){hint}")
+
+
+def _other_form(keyword: str, value: Any) -> str:
+    """What to write in place of a form that another draft has."""
+    if keyword == "items" and isinstance(value, list):
+        return "; a list of schemas belongs into prefixItems"
+    if keyword in ("exclusiveMinimum", "exclusiveMaximum") and isinstance(value, bool):
+        return f"; write the bound itself as {keyword}"
+    return ""
 
 
 def _expectation(error: exceptions.ValidationError) -> str:
@@ -190,6 +223,8 @@ _IN_PLACE = frozenset(
     ("not", "if", "then", "else", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
 )
 """Keywords whose subschemas apply to the same value, not to a part of it."""
+_STORED = frozenset(("$defs", "definitions", "contentSchema"))
+"""Keywords whose subschemas apply only where something refers to them."""
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _LATER = ("$defs", "contentSchema")
 """Keywords with subschemas that the metaschemas of earlier drafts do not look into."""
@@ -213,8 +248,8 @@ def _children(schema: dict[str, Any]) -> list[tuple[str, tuple[str | int, ...], 
 
 
 class _Walk:
-    """Visits every subschema once: the ones written in place, then those that only a reference
-    reaches."""
+    """Visits every subschema once: first those that apply to some value, in place or by reference,
+    then the others, of which nothing is refused."""
 
     def __init__(self, root: dict[str, Any], draft: Draft, limits: SchemaLimits) -> None:
         self.draft = draft
@@ -224,19 +259,16 @@ class _Walk:
         self.targets: dict[tuple[int, str], Any] = {}
         self.resolvers: dict[int, Any] = {}
         self.dialects: list[str] = []
+        self.named: dict[int, Any] = {}
         self.embedded = False
         self.unchecked: set[int] = set()
-        self.references: list[tuple[dict[str, Any], str, Any]] = []
+        self.places: dict[int, str] | None = None
         self.root = root
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
-        self.pending: list[tuple[dict[str, Any], str, Any]] = [(root, "", resolver)]
+        self._note(root, "", resolver)
 
     def run(self) -> Places:
-        while self.pending or self.references:
-            if self.pending:
-                self._visit(*self.pending.pop())
-            else:
-                self._follow(*self.references.pop())
+        live = self._live()
         self._refuse_loops()
         return Places(
             self.root,
@@ -245,48 +277,116 @@ class _Walk:
             self.resolvers,
             frozenset(self.dialects),
             self.embedded,
+            tuple(live),
+            tuple(self._unused({id(schema) for schema in live})),
         )
 
-    def _visit(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
-        if id(schema) in self.pointers:
-            return
-        self.pointers[id(schema)] = pointer
-        self.resolvers[id(schema)] = resolver
-        if pointer and (isinstance(schema.get("$id"), str) or isinstance(schema.get("id"), str)):
-            self.embedded = True
-        self._own_dialect(schema, pointer)
-        self._foreign(schema, pointer)
-        self._patterns(schema, pointer)
-        self._reference(schema, pointer)
-        edges = self.edges[id(schema)] = []
-        for keyword, path, child in _children(schema):
-            if keyword in _IN_PLACE:
-                edges.append(id(child))
-            if id(schema) in self.unchecked or (keyword in _LATER and self.draft.name in _EARLIER):
-                self.unchecked.add(id(child))
-            inner = resolver.in_subresource(self.draft.specification.create_resource(child))
-            self.pending.append((child, pointer + jsontext.pointer(path), inner))
-        if any(isinstance(schema.get(keyword), str) for keyword in _REFERENCES):
-            self.references.append((schema, pointer, resolver))
+    def _note(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
+        """Remember a subschema and those within, wherever they are written."""
+        pending = [(schema, pointer, resolver)]
+        while pending:
+            schema, pointer, resolver = pending.pop()
+            if id(schema) in self.pointers:
+                continue
+            self.pointers[id(schema)] = pointer
+            self.resolvers[id(schema)] = resolver
+            if pointer and any(isinstance(schema.get(key), str) for key in ("$id", "id")):
+                self.embedded = True
+            self._dialect(schema, pointer)
+            for keyword, path, child in _children(schema):
+                late = keyword in _LATER and self.draft.name in _EARLIER
+                if late or id(schema) in self.unchecked:
+                    self.unchecked.add(id(child))
+                inner = resolver.in_subresource(self.draft.specification.create_resource(child))
+                pending.append((child, pointer + jsontext.pointer(path), inner))
 
-    def _own_dialect(self, schema: dict[str, Any], pointer: str) -> None:
-        """One draft for the whole schema.
-
-        Its name is dropped from the working copy: where the library meets ``$schema`` again,
-        through a reference, it would go on with its own, unbounded validator.
-        """
+    def _dialect(self, schema: dict[str, Any], pointer: str) -> None:
+        """Drop the name of the draft from the working copy: where the library meets ``$schema``
+        again, through a reference, it would go on with its own, unbounded validator."""
         if "$schema" in schema:
             self.dialects.append(pointer)
-        name = schema.pop("$schema", None)
-        if name is not None and (not isinstance(name, str) or name.rstrip("#") != self.draft.uri):
+            self.named[id(schema)] = schema.pop("$schema")
+
+    def _live(self) -> list[dict[str, Any]]:
+        """The subschemas that apply to some value, checked."""
+        live: list[dict[str, Any]] = []
+        seen = {id(self.root)}
+        pending = [self.root]
+        while pending:
+            schema = pending.pop()
+            live.append(schema)
+            self._check(schema)
+            followed = [t for t in self._follow(schema) if isinstance(t, dict)]
+            edges = self.edges[id(schema)] = [id(target) for target in followed]
+            for keyword, child in self._applied(schema):
+                followed.append(child)
+                if keyword in _IN_PLACE:
+                    edges.append(id(child))
+            for child in reversed(followed):
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    pending.append(child)
+        return live
+
+    def _applied(self, schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+        if self.draft.ignores_siblings and "$ref" in schema:
+            return []
+        return [(k, child) for k, _, child in _children(schema) if k not in _STORED]
+
+    def _unused(self, live: set[int]) -> list[tuple[str, str]]:
+        """Why subschemas that nothing applies would be refused, by pointer."""
+        found: list[tuple[str, str]] = []
+        pending: list[Any] = [self.root]
+        while pending:
+            schema = pending.pop()
+            if id(schema) not in live:
+                try:
+                    self._check(schema)
+                    self._follow(schema)
+                except GrammarError as error:
+                    at, what = error.metadata["pointer"], error.violations[0].description
+                    found.append((at, what.removeprefix(f"at {jsontext.short(at, 200)}: ")))
+            pending += [child for _, _, child in _children(schema)]
+        return found
+
+    def _check(self, schema: dict[str, Any]) -> None:
+        pointer = self.pointers[id(schema)]
+        name = self.named.get(id(schema))
+        named = self.draft if name is None else draft_named(name)
+        if named is None or named.name != self.draft.name:
             raise _invalid(f"{pointer}/$schema", "a subschema cannot use another draft")
+        self._foreign(schema, pointer)
+        self._forms(schema, pointer)
+        self._patterns(schema, pointer)
+        # The metaschema of draft-04 says nothing of references.
+        if not isinstance(schema.get("$ref", ""), str):
+            raise _invalid(f"{pointer}/$ref", "must be of type string")
 
     def _foreign(self, schema: dict[str, Any], pointer: str) -> None:
-        """A keyword that the draft ignores would leave the schema weaker than it looks."""
+        """A keyword that has no effect here would leave the schema weaker than it looks."""
+        draft = self.draft
+        beside_reference = draft.ignores_siblings and "$ref" in schema
         for keyword in schema:
-            if keyword in self.draft.foreign:
-                what = f"has no meaning in {self.draft.name}; name another draft in $schema"
-                raise _invalid(f"{pointer}/{keyword}", what, "SCHEMA_UNSUPPORTED")
+            if keyword in draft.foreign:
+                what = f"has no meaning in {draft.name}; name another draft in $schema"
+            elif beside_reference and keyword in draft.newer:
+                what = (
+                    f"stands beside $ref, where {draft.name} ignores everything; "
+                    "put the reference into allOf, or name 2020-12 in $schema"
+                )
+            else:
+                continue
+            raise _invalid(f"{pointer}/{keyword}", what, "SCHEMA_UNSUPPORTED")
+
+    def _forms(self, schema: dict[str, Any], pointer: str) -> None:
+        """Refuse keywords whose form needs another keyword that is not there, or is."""
+        for keyword, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+            if schema.get(keyword) is True and bound not in schema:
+                what = f"is true, which needs {bound} beside it; or write the bound itself here"
+                raise _invalid(f"{pointer}/{keyword}", what)
+        if isinstance(schema.get("items"), list) and "prefixItems" in schema:
+            what = "is a list beside prefixItems; make it one schema, that of the items behind"
+            raise _invalid(f"{pointer}/items", what)
 
     def _patterns(self, schema: dict[str, Any], pointer: str) -> None:
         found = [("pattern", schema["pattern"])] if isinstance(schema.get("pattern"), str) else []
@@ -300,12 +400,10 @@ class _Walk:
                 where = f"{pointer}/{keyword}"
                 raise _invalid(where, what, "SCHEMA_PATTERN_UNSUPPORTED") from None
 
-    def _reference(self, schema: dict[str, Any], pointer: str) -> None:
-        """The metaschema of draft-04 says nothing of references."""
-        if not isinstance(schema.get("$ref", ""), str):
-            raise _invalid(f"{pointer}/$ref", "must be of type string")
-
-    def _follow(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
+    def _follow(self, schema: dict[str, Any]) -> list[Any]:
+        """What the references of a subschema stand for."""
+        pointer, resolver = self.pointers[id(schema)], self.resolvers[id(schema)]
+        targets = []
         for keyword in _REFERENCES:
             reference = schema.get(keyword)
             if not isinstance(reference, str):
@@ -317,32 +415,34 @@ class _Walk:
                 raise self._unresolved(reference, where) from None
             target = resolved.contents
             self.targets[id(schema), keyword] = target
+            targets.append(target)
             if isinstance(target, bool):
                 continue
             if not isinstance(target, dict):
                 raise _invalid(where, "points to something that is not a schema")
-            self.edges[id(schema)].append(id(target))
             known = id(target) in self.pointers
             if not known or id(target) in self.unchecked:  # where no schemas of the draft live
                 _check_metaschema(target, self.draft, self.pointers.get(id(target), where))
                 self.unchecked.discard(id(target))
             if not known:
-                self.pending.append((target, self._place(target), resolved.resolver))
+                self._note(target, self._place(target), resolved.resolver)
+        return targets
 
     def _place(self, target: dict[str, Any]) -> str:
         """The pointer of a part of the document where no schema is expected."""
-        pending: list[tuple[Any, str]] = [(self.root, "")]
-        while pending:
-            part, pointer = pending.pop()
-            if part is target:
-                return pointer
-            members = part.items() if isinstance(part, dict) else enumerate(part)
-            pending += [
-                (member, pointer + jsontext.pointer((key,)))
-                for key, member in members
-                if isinstance(member, (dict, list))
-            ]
-        return ""
+        if self.places is None:
+            self.places = {}
+            pending: list[tuple[Any, str]] = [(self.root, "")]
+            while pending:
+                part, pointer = pending.pop()
+                self.places[id(part)] = pointer
+                members = part.items() if isinstance(part, dict) else enumerate(part)
+                pending += [
+                    (member, pointer + jsontext.pointer((key,)))
+                    for key, member in members
+                    if isinstance(member, (dict, list))
+                ]
+        return self.places.get(id(target), "")
 
     def _unresolved(self, reference: str, where: str) -> GrammarError:
         if reference.startswith("#"):

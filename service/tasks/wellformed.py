@@ -13,7 +13,7 @@ from typing import Any
 _TYPES = frozenset(("null", "boolean", "object", "array", "number", "string", "integer"))
 _ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
 _OLD = ("draft-04", "draft-06")
-"""Whose ``enum`` has values, all different."""
+"""Whose ``enum`` is never empty."""
 
 
 def _text(value: Any) -> bool:
@@ -73,6 +73,7 @@ _ONE = frozenset((
 ))  # fmt: skip
 _MANY = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+_REFERENCES = frozenset(("$ref", "$dynamicRef", "$recursiveRef"))
 _UNUSUAL = frozenset((
     "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
 ))  # fmt: skip
@@ -114,7 +115,7 @@ def _plain(
             isinstance(value, list) and bool(value) and (keyword != "items" or draft != "2020-12")
         )
     if keyword == "enum":
-        return _names(value) if draft in _OLD else isinstance(value, list)
+        return isinstance(value, list) and (bool(value) or draft not in _OLD)
     if keyword in ("exclusiveMinimum", "exclusiveMaximum"):
         if draft != "draft-04":
             return _number(value)
@@ -124,3 +125,22 @@ def _plain(
         pending += [part for part in parts if not isinstance(part, list)]
         return all(_names(part) for part in parts if isinstance(part, list))
     return keyword not in _UNUSUAL
+
+
+def plausible(keyword: str, value: Any) -> bool:
+    """Whether a value is one that a keyword can have in some draft, seen without its subschemas."""
+    if keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+        return _number(value) or isinstance(value, bool)
+    if keyword in ("enum", "required"):
+        return isinstance(value, list) and (keyword == "enum" or all(map(_text, value)))
+    if keyword in _MAPS or keyword == "dependencies":
+        parts = value.values() if isinstance(value, dict) else [None]
+        return all(isinstance(part, dict | bool | list) for part in parts)
+    if keyword in _MANY or (keyword == "items" and isinstance(value, list)):
+        return isinstance(value, list) and all(isinstance(part, dict | bool) for part in value)
+    if keyword in _ONE or keyword == "items":
+        return isinstance(value, dict | bool)
+    if keyword in _REFERENCES:
+        return isinstance(value, str)
+    check = _PLAIN.get(keyword)
+    return check is not None and check(value)

@@ -159,14 +159,20 @@ CASES = [
         "task.inline.grammar.json_schema",
     ),
     Bad(
+        "a schema in an envelope",
+        with_grammar(json_schema='{"name": "n", "strict": true, "schema": {"type": "object"}}'),
+        "SCHEMA_ENVELOPE",
+        "task.inline.grammar.json_schema",
+    ),
+    Bad(
         "schema from elsewhere",
         with_grammar(json_schema='{"$ref": "https://example.org/schema.json"}'),
         "SCHEMA_REMOTE_REF",
         "task.inline.grammar.json_schema",
     ),
     Bad(
-        "over 64 KiB",
-        with_grammar(json_schema=json.dumps({"title": "x" * 65_536})),
+        "over 256 KiB",
+        with_grammar(json_schema=json.dumps({"title": "x" * 262_144})),
         "SCHEMA_TOO_LARGE",
         "task.inline.grammar.json_schema",
     ),

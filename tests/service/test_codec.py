@@ -18,21 +18,27 @@ from service.calls import ANALYZE_TASK, Answer, Call, InlineTask, TaskDescriptio
 from service.errors import InvalidRequest
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.tasks.grammars.report import Enforcement, GrammarReport, KeywordReport, Rewrite
+from service.tasks.grammars.report import (
+    Enforcement,
+    GrammarReport,
+    KeywordReport,
+    Rewrite,
+    SchemaWarning,
+    WarningKind,
+)
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import (
     Capabilities,
     FinishReason,
     Grammar,
     GrammarKind,
-    PropertyOrder,
     Sampling,
     Timings,
     Usage,
 )
 
 LIMITS = Settings()
-INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(json_schema="true")))
+INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(regex="a+")))
 IMAGE = pb.Image(data=b"picture", max_pixels=1_000_000)
 
 # Every field of every request
@@ -53,8 +59,6 @@ def value_of(field: FieldDescriptor) -> Any:
         return "other"
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b"other"
-    if field.enum_type is not None:
-        return field.enum_type.values[-1].number
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
     return 0.5 if field.type == FieldDescriptor.TYPE_DOUBLE else 7
@@ -83,7 +87,7 @@ DECODED: list[tuple[Message, Callable[[Any, Settings], Call | Grammar]]] = [
     (pb.AnalyzeImageRequest(images=[IMAGE]), codec.decode_analyze),
     (pb.RunTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
     (pb.StreamTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
-    (pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema="true")), decode_validate),
+    (pb.ValidateSchemaRequest(grammar=pb.Grammar(regex="a+")), decode_validate),
 ]
 FIELDS = [
     pytest.param(base, decode, path, id=".".join([base.DESCRIPTOR.name, *(f.name for f in path)]))
@@ -115,58 +119,20 @@ def test_requests_without_fields_are_known() -> None:
     assert [field.name for field in pb.GetTaskRequest.DESCRIPTOR.fields] == ["name"]
 
 
-def test_the_enums_of_requests() -> None:
-    """Proto3 keeps unknown enum numbers as they are: each of them needs a rule, and a test of it."""
+def test_no_request_holds_an_enum() -> None:
+    """Proto3 keeps unknown enum numbers as they are: one in a request would need a rule here."""
     service = pb.DESCRIPTOR.services_by_name["VisionService"]
-    found = {
+    found = [
         path[-1].full_name
         for method in service.methods
         for path in leaves(method.input_type)
         if path[-1].enum_type is not None
-    }
-    assert found == {"qwen3vl.v1.Grammar.property_order"}
-
-
-@pytest.mark.parametrize(
-    ("number", "order"),
-    [
-        (pb.PROPERTY_ORDER_UNSPECIFIED, None),
-        (pb.PROPERTY_ORDER_DECLARED, PropertyOrder.DECLARED),
-        (pb.PROPERTY_ORDER_ANY, PropertyOrder.ANY),
-    ],
-)
-def test_property_order(number: pb.PropertyOrder.ValueType, order: PropertyOrder | None) -> None:
-    grammar = pb.Grammar(json_schema="true", property_order=number)
-    decoded = codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
-    assert decoded == Grammar(GrammarKind.JSON_SCHEMA, "true", property_order=order)
-    assert grammar_codec.encode_grammar(decoded) == grammar
-
-
-def test_an_order_that_is_not_known() -> None:
-    grammar = pb.Grammar.FromString(
-        b"\x28\x03" + pb.Grammar(json_schema="true").SerializeToString()
-    )
-    request = pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(user="Hi", grammar=grammar)))
-    with pytest.raises(InvalidRequest) as found:
-        codec.decode_run(request, LIMITS)
-    (violation,) = found.value.violations
-    assert violation.field == "task.inline.grammar.property_order"
-    assert "PROPERTY_ORDER_DECLARED, PROPERTY_ORDER_ANY" in violation.description
-
-
-@pytest.mark.parametrize(
-    "grammar", [pb.Grammar(regex="a"), pb.Grammar(choice=pb.Choice(options=["a"]))]
-)
-def test_an_order_of_what_has_no_properties(grammar: pb.Grammar) -> None:
-    grammar.property_order = pb.PROPERTY_ORDER_DECLARED
-    with pytest.raises(InvalidRequest) as found:
-        codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
-    (violation,) = found.value.violations
-    assert violation.field == "grammar.property_order"
+    ]
+    assert found == []
 
 
 def test_a_kind_of_grammar_that_is_not_known() -> None:
-    grammar = pb.Grammar.FromString(b"\x32\x01x")  # field 6, a kind of a newer API
+    grammar = pb.Grammar.FromString(b"\x2a\x01x")  # field 5, a kind of a newer API
     request = pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(user="Hi", grammar=grammar)))
     with pytest.raises(InvalidRequest) as found:
         codec.decode_run(request, LIMITS)
@@ -273,6 +239,7 @@ REPORT = GrammarReport(
     ebnf_bytes=77,
     seconds=0.5,
     why="is too large",
+    warnings=(SchemaWarning("/requried", WarningKind.MISSPELT_KEYWORD, "is no keyword"),),
 )
 ANSWER = Answer(
     text='{"a": 1}',
@@ -302,7 +269,7 @@ ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
         }
     )
 )
-SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}", property_order=PropertyOrder.ANY)
+SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}")
 ENCODED: list[Message] = [
     codec.encode_analysis(ANALYSIS, ANSWER),
     pb.RunTaskResponse(result=codec.encode_result(ANSWER)),
@@ -369,6 +336,28 @@ def test_a_validation_tells_everything_that_has_room() -> None:
     assert [(one.pointer, one.what) for one in told.rewrites] == [("/allOf", "merged")]
     assert (told.omitted, told.grammar_bytes, told.reason) == (0, 77, "is too large")
     assert (told.analysis_seconds, told.compile_seconds) == (0.5, 0.25)
+
+
+TASK = TaskDescription("a", "b", True, SCHEMA, REPORT)
+
+
+def test_warnings_go_with_a_validation_an_answer_and_a_task() -> None:
+    told = grammar_codec.encode_validation(Validation(REPORT, 0.25))
+    for message in (told, codec.encode_result(ANSWER), codec.encode_task(TASK)):
+        (one,) = message.warnings
+        assert (one.pointer, one.message) == ("/requried", "is no keyword")
+        assert one.kind == pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD
+    for kind, number in grammar_codec.WARNING_KINDS.items():
+        assert pb.SchemaWarningKind.Name(number) == f"SCHEMA_WARNING_KIND_{kind.name}"
+    assert set(grammar_codec.WARNING_KINDS) == set(WarningKind)
+
+
+def test_the_warnings_of_an_answer_are_bounded() -> None:
+    several = (SchemaWarning(LONG[:5000], WarningKind.UNUSED, "is wrong"),) * 9
+    report = replace(REPORT, warnings=several)
+    assert len(codec.encode_result(replace(ANSWER, report=report)).warnings) == 3
+    assert codec.encode_result(replace(ANSWER, report=None)).warnings == []
+    assert len(grammar_codec.encode_validation(Validation(report, 0.25)).warnings) == 9
 
 
 def test_what_has_no_room_in_a_report_is_counted() -> None:

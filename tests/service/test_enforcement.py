@@ -52,6 +52,11 @@ GOOD, BAD = '{"tags": ["a", "b"]}', '{"tags": ["a", "a"]}'
 PIECES = len(PIECE.findall(GOOD))
 
 
+MISSPELT = json.dumps(
+    {"type": "object", "additionalProperties": False, "propertes": {"x": {"type": "integer"}}}
+)
+
+
 def many(count: int) -> str:
     """A schema with this many CHECKED keywords."""
     item = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
@@ -366,7 +371,7 @@ class Unusable:
 UNUSABLE = [
     Unusable("not JSON", {"json_schema": "{"}, "SCHEMA_NOT_JSON", "json_schema"),
     Unusable("invalid", {"json_schema": '{"type": 7}'}, "SCHEMA_INVALID", "json_schema"),
-    Unusable("oversized", {"json_schema": f'"{"x" * 70_000}"'}, "SCHEMA_TOO_LARGE", "json_schema"),
+    Unusable("oversized", {"json_schema": f'"{"x" * 300_000}"'}, "SCHEMA_TOO_LARGE", "json_schema"),
     Unusable(
         "unsatisfiable",
         {"json_schema": '{"type": "integer", "minimum": 3, "maximum": 2}'},
@@ -531,3 +536,56 @@ async def test_the_analyser_of_the_server_is_asked() -> None:
         "SCHEMA_NOT_ENFORCED",
         (("task.inline.grammar.regex", "is too large; shorten it"),),
     )
+
+
+# Warnings
+
+
+def warned(message: Any) -> list[tuple[str, int]]:
+    return [(one.pointer, one.kind) for one in message.warnings]
+
+
+@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+async def test_strict_refuses_misspelt_keywords(method: str) -> None:
+    async with running() as started:
+        request = strictly(run_request(inline(json_schema=MISSPELT)))
+        if method == "RunTask":
+            error = await failure(started.stub.RunTask(request, timeout=5))
+        else:
+            stream = pb.StreamTaskRequest(task=request.task, strict=True)
+            _, error = await stream_failure(started.stub.StreamTask(stream, timeout=5))
+    assert (error.code, error.reason) == (INVALID, "SCHEMA_NOT_ENFORCED")
+    assert error.metadata["checked"] == "1"
+    (violation,) = error.violations
+    assert violation[0] == SCHEMA_FIELD
+    assert violation[1] == (
+        'at "/propertes": is not a keyword of JSON Schema and constrains nothing; properties is one'
+    )
+
+
+async def test_misspelt_keywords_are_told_before_and_with_an_answer() -> None:
+    expected = [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]
+    async with running(FakeEngine("{}")) as started:
+        asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=MISSPELT))
+        told = await started.stub.ValidateSchema(asked, timeout=5)
+        answer = await started.stub.RunTask(run_request(inline(json_schema=MISSPELT)), timeout=5)
+    assert told.enforcement == pb.ENFORCEMENT_ENFORCED
+    assert warned(told) == warned(answer.result) == expected
+
+
+@pytest.mark.parametrize("schema", ["{}", "true", '{"title": "anything"}'])
+async def test_a_schema_that_constrains_nothing_says_so(schema: str) -> None:
+    async with running(FakeEngine("[1]")) as started:
+        asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=schema))
+        told = await started.stub.ValidateSchema(asked, timeout=5)
+        answer = await started.stub.RunTask(run_request(inline(json_schema=schema)), timeout=5)
+    expected = [("", pb.SCHEMA_WARNING_KIND_CONSTRAINS_NOTHING)]
+    assert warned(told) == warned(answer.result) == expected
+
+
+async def test_a_registered_task_tells_its_warnings(tmp_path: Path) -> None:
+    task = {"name": "odd", "description": "d", "user": "u", "json_schema": json.loads(MISSPELT)}
+    (tmp_path / "odd.json").write_text(json.dumps(task))
+    async with running(tasks_dir=tmp_path) as started:
+        found = await started.stub.GetTask(pb.GetTaskRequest(name="odd"), timeout=5)
+    assert warned(found.task) == [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]

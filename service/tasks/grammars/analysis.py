@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from functools import lru_cache
 
 from service.errors import GrammarError
-from service.tasks import jsontext
+from service.tasks import jsontext, mistakes
 from service.tasks.budget import Budget, BudgetExceeded, bounded
 from service.tasks.grammar_checks import check_grammar
 from service.tasks.grammars.ebnf import Rules, literal, one_of, pruned
@@ -16,7 +15,7 @@ from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
 from service.tasks.grammars.schema_grammar import schema_grammar
 from service.tasks.grammars.strings import emit_regex
 from service.tasks.schema import FIELD, SchemaLimits, compiled
-from service.types import Grammar, GrammarKind, PropertyOrder
+from service.types import Grammar, GrammarKind
 
 ANALYSIS_SECONDS = 5.0
 """Bound on one analysis; schemas in use take some thousandths."""
@@ -31,18 +30,15 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
 
     Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
     """
-    order = grammar.property_order or PropertyOrder.DECLARED
-    return _analysed(grammar.kind, grammar.source, order, limits)
+    return _analysed(grammar.kind, grammar.source, limits)
 
 
 @lru_cache(maxsize=_KEPT)
-def _analysed(
-    kind: GrammarKind, source: str, order: PropertyOrder, limits: SchemaLimits
-) -> Analysed:
+def _analysed(kind: GrammarKind, source: str, limits: SchemaLimits) -> Analysed:
     begun = time.perf_counter()
-    if kind is GrammarKind.JSON_SCHEMA:
-        return _schema(Grammar(kind, source, property_order=order), limits, begun)
     plain = Grammar(kind, source)
+    if kind is GrammarKind.JSON_SCHEMA:
+        return _schema(plain, limits, begun)
     check_grammar(plain, limits)
     rules = Rules()
     why = ""
@@ -70,9 +66,8 @@ def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
     checked = compiled(grammar.source, limits)
     try:
         with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
-            found = schema_grammar(
-                checked, grammar.source, grammar.property_order or PropertyOrder.DECLARED
-            )
+            found = schema_grammar(checked, grammar.source)
+            warnings = mistakes.find(checked)
     except BudgetExceeded:
         what = "takes too long to analyse; make it smaller, or its alternatives fewer"
         raise GrammarError(FIELD, what, reason="SCHEMA_TOO_LARGE") from None
@@ -83,6 +78,7 @@ def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
         found.rewrites,
         len(found.ebnf.encode()),
         time.perf_counter() - begun,
+        warnings=warnings,
     )
-    ready = replace(grammar, ebnf=found.ebnf, forces_little=found.forces_little)
+    ready = Grammar(grammar.kind, grammar.source, found.ebnf, found.forces_little)
     return Analysed(ready, report)

@@ -202,15 +202,13 @@ class Reader:
         keywords, child = node.keywords, self.nodes.child
         if not any(keyword in keywords for keyword in _ITEMS):
             return None
-        first = "prefixItems" if "prefixItems" in self.nodes.known else "items"
-        rest = "items" if first == "prefixItems" else "additionalItems"
+        listed = isinstance(keywords.get("items"), list)
+        first, rest = ("items", "additionalItems") if listed else ("prefixItems", "items")
         prefix: tuple[Atom | None, ...] = ()
-        if isinstance(keywords.get(first), list):
+        if first in keywords:
             prefix = tuple(child(node, first, i) for i in range(len(keywords[first])))
-        elif first in keywords:
-            return Items(node.at(first), (), child(node, first))
-        elif rest == "additionalItems":  # says nothing without items
-            return None
+        elif rest in keywords:
+            return Items(node.at(rest), (), child(node, rest))
         after = child(node, rest) if rest in keywords else None
         pointer = node.at(first if first in keywords else rest)
         return Items(pointer, prefix, after, node.at(rest) if rest in keywords else "")

@@ -23,8 +23,6 @@ TYPE_NAMES = ("null", "boolean", "number", "string", "array", "object")
 ALL_TYPES = (1 << len(TYPES)) - 1
 _MAX_HOPS = 8
 """References and parts of ``allOf`` that a summary looks through."""
-_INSIDE = frozenset(("then", "else", "minContains", "maxContains"))
-"""Keywords that others read."""
 _COUNTS = frozenset(
     ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 ) | {"minContains", "maxContains"}
@@ -116,9 +114,6 @@ class Nodes:
         self.places = compiled.places
         self.draft: Draft = compiled.draft
         self.validator = compiled.validator
-        self.known = frozenset(compiled.validator.VALIDATORS)
-        self.named = compiled.draft.name
-        self.legacy = self.named in ("draft-04", "draft-06", "draft-07")
         self._nodes: list[Node] = []
         self._by_id: dict[int, Node] = {}
         self._booleans: dict[str, Node] = {}
@@ -160,20 +155,8 @@ class Nodes:
         return self.node(self.places.targets[id(node.schema), keyword], node.at(keyword)).atom
 
     def meaning(self, schema: dict[str, Any]) -> dict[str, Any]:
-        """The keywords of a subschema that the draft knows."""
-        if self.legacy and schema.get("$ref") is not None:
-            return {"$ref": schema["$ref"]}
-        found = {k: v for k, v in schema.items() if k in self.known}
-        for keyword, reader in (("then", "if"), ("else", "if")):
-            if keyword in schema and reader in found:
-                found[keyword] = schema[keyword]
-        for keyword in ("minContains", "maxContains"):
-            if keyword in schema and "contains" in found and not self.legacy:
-                found[keyword] = schema[keyword]
-        if self.named == "draft-04":
-            for keyword, reader in _BOOLEAN_BOUNDS:
-                if keyword in schema and reader in found:
-                    found[keyword] = schema[keyword]
+        """The keywords of a subschema that assert something where they stand."""
+        found = self.draft.meaning(schema)
         for keyword in _COUNTS & found.keys():
             if isinstance(found[keyword], float):  # 2.0 is an integer, too
                 found[keyword] = int(found[keyword])
@@ -243,9 +226,6 @@ class Nodes:
         node = Node(len(self._nodes), schema, pointer, keywords)
         self._nodes.append(node)
         return node
-
-
-_BOOLEAN_BOUNDS = (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum"))
 
 
 def _mask(types: str | list[str], whole: bool = True) -> int:

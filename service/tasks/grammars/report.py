@@ -24,14 +24,43 @@ class KeywordReport:
     """One keyword at one place.
 
     pointer: JSON pointer (RFC 6901) to the keyword in the schema as sent.
-    why: for CHECKED, what the grammar cannot do there and what would help. For ENFORCED, what the
-    grammar allows less of than the schema, such as the order of properties; mostly empty.
+    why: for CHECKED, what the grammar cannot do there and what would help; else empty.
     """
 
     pointer: str
     keyword: str
     enforcement: Enforcement
     why: str = ""
+
+
+class WarningKind(enum.Enum):
+    """Why a schema may not do what its author means."""
+
+    CONSTRAINS_NOTHING = "constrains_nothing"
+    """Every JSON value is valid."""
+    MISSPELT_KEYWORD = "misspelt_keyword"
+    """A name that is close to a keyword, with a value that this keyword could have."""
+    NULLABLE = "nullable"
+    """OpenAPI's ``nullable``, which allows nothing in JSON Schema."""
+    OTHER_DRAFT = "other_draft"
+    """A keyword, or a form of it, that is read as another draft has it."""
+    IGNORED = "ignored"
+    """A keyword that says nothing where it stands."""
+    UNUSED = "unused"
+    """A part that never applies and would be refused if it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaWarning:
+    """Something in a schema that may not do what its author means.
+
+    pointer: JSON pointer (RFC 6901) to the keyword in the schema as sent. message: what is the matter
+    and what to write, where that is known.
+    """
+
+    pointer: str
+    kind: WarningKind
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +78,7 @@ class GrammarReport:
     enforcement: ENFORCED, or CHECKED where at least one keyword is. keywords: all of a JSON schema;
     empty for other kinds. ebnf_bytes: size of the grammar that engines compile, as UTF-8.
     seconds: time of the analysis. why: for CHECKED of another kind, what the grammar cannot do and
-    what would help; else empty, as the keywords say it.
+    what would help; else empty, as the keywords say it. warnings: of a JSON schema.
     """
 
     enforcement: Enforcement
@@ -58,6 +87,12 @@ class GrammarReport:
     ebnf_bytes: int = 0
     seconds: float = 0.0
     why: str = ""
+    warnings: tuple[SchemaWarning, ...] = ()
+
+    @property
+    def misspelt(self) -> tuple[SchemaWarning, ...]:
+        """What looks like a keyword and is none."""
+        return tuple(w for w in self.warnings if w.kind is WarningKind.MISSPELT_KEYWORD)
 
     @property
     def checked(self) -> tuple[KeywordReport, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from service.errors import FieldViolation, GrammarError
@@ -18,9 +18,11 @@ from service.tasks.grammars.report import (
     GrammarReport,
     KeywordReport,
     Rewrite,
+    SchemaWarning,
+    WarningKind,
 )
 from service.tasks.schema import SchemaLimits
-from service.types import Grammar, GrammarKind, PropertyOrder
+from service.types import Grammar, GrammarKind
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 256 << 20
@@ -38,7 +40,6 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
     return {
         "kind": grammar.kind.value,
         "source": grammar.source,
-        "property_order": grammar.property_order and grammar.property_order.value,
         "limits": asdict(limits),
         "limit_s": limit_s,
     }
@@ -46,12 +47,7 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
 
 def read_request(message: dict[str, Any]) -> tuple[Grammar, SchemaLimits, float]:
     """The inverse of ``write_request``."""
-    order = message["property_order"]
-    grammar = Grammar(
-        GrammarKind(message["kind"]),
-        message["source"],
-        property_order=None if order is None else PropertyOrder(order),
-    )
+    grammar = Grammar(GrammarKind(message["kind"]), message["source"])
     return grammar, SchemaLimits(**message["limits"]), float(message["limit_s"])
 
 
@@ -67,6 +63,7 @@ def write_analysed(analysed: Analysed) -> dict[str, Any]:
         "ebnf_bytes": report.ebnf_bytes,
         "seconds": report.seconds,
         "why": report.why,
+        "warnings": [[one.pointer, one.kind.value, one.message] for one in report.warnings],
     }
 
 
@@ -90,7 +87,7 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
             metadata=message["metadata"],
             more=tuple(FieldViolation(*violation) for violation in more),
         )
-    ready = replace(grammar, ebnf=message["ebnf"], forces_little=message["forces_little"])
+    ready = Grammar(grammar.kind, grammar.source, message["ebnf"], message["forces_little"])
     report = GrammarReport(
         enforcement=Enforcement(message["enforcement"]),
         keywords=tuple(
@@ -101,5 +98,9 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
         ebnf_bytes=message["ebnf_bytes"],
         seconds=message["seconds"],
         why=message["why"],
+        warnings=tuple(
+            SchemaWarning(pointer, WarningKind(kind), text)
+            for pointer, kind, text in message["warnings"]
+        ),
     )
     return Analysed(ready, report)

@@ -70,6 +70,52 @@ async def test_a_file_that_is_not_there() -> None:
     assert (await called("schema", "nowhere.json")).code == 2
 
 
+TYPO = {"type": "object", "propertes": {"a": {"type": "string"}}, "additionalProperties": False}
+
+
+async def test_a_misspelt_keyword_is_in_the_output_and_the_exit_code(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(TYPO))
+    async with running(FakeEngine("{}")) as started:
+        done = await called("schema", *at(started), schema)
+        run = await called("run", *at(started), "--prompt", "Go.", "--schema", schema)
+    assert done.code == 3
+    warning = (
+        "/propertes: is not a keyword of JSON Schema and constrains nothing; properties is one"
+    )
+    assert done.out.splitlines()[1:] == [f"  warning    {warning}"]
+    assert run.code == 0
+    assert run.err.splitlines()[-1] == f"Warning: {warning}"
+
+
+@pytest.mark.parametrize("text", ["{}", "true"])
+async def test_a_schema_that_constrains_nothing_says_so(tmp_path: Path, text: str) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(text)
+    async with running() as started:
+        done = await called("schema", *at(started), schema)
+    assert "  warning    the schema: constrains nothing: every JSON value fits\n" in done.out
+
+
+async def test_nullable_is_a_warning_alone(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "string", "nullable": true}')
+    async with running() as started:
+        done = await called("schema", *at(started), schema)
+    assert done.code == 0
+    assert "  warning    /nullable: " in done.out
+    assert 'write "type": ["string", "null"]' in done.out
+
+
+async def test_an_envelope(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"name": "n", "input_schema": {"type": "object"}}))
+    async with running() as started:
+        done = await called("schema", *at(started), schema)
+    assert (done.code, done.out) == (1, "")
+    assert 'FILE: is no schema but holds one at "/input_schema"' in done.err
+
+
 def keyword(pointer: str, enforcement: pb.Enforcement.ValueType) -> pb.KeywordReport:
     return pb.KeywordReport(pointer=pointer, enforcement=enforcement)
 

@@ -221,12 +221,12 @@ def judge(schema: Any, value: Any) -> bool:
 
 
 def in_draft(schema: Any, dialect: str) -> Any:
-    """The schema without keywords of other drafts, which are refused."""
+    """The schema without keywords of other drafts, which the library ignores there."""
     if isinstance(schema, list):
         return [in_draft(item, dialect) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    foreign = DRAFTS[dialect].foreign
+    foreign = DRAFTS[dialect].foreign | DRAFTS[dialect].newer
     return {k: in_draft(v, dialect) for k, v in schema.items() if k not in foreign}
 
 

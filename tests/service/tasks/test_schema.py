@@ -17,6 +17,7 @@ from service.tasks.schema import SchemaLimits, check_json_schema, compiled
 
 DRAFT7 = "http://json-schema.org/draft-07/schema#"
 DRAFT4 = "http://json-schema.org/draft-04/schema#"
+DRAFT2020 = "https://json-schema.org/draft/2020-12/schema"
 
 
 def refused(schema: Any, limits: SchemaLimits = SchemaLimits()) -> GrammarError:  # noqa: B008 - frozen
@@ -89,7 +90,18 @@ def test_not_a_schema(schema: Any) -> None:
         ({"properties": {"a/b": {"minLength": -1}}}, "/properties/a~1b/minLength"),
         ({"required": "a"}, "/required"),
         ({"required": ["a", "a"]}, "/required"),
-        ({"items": [{}]}, "/items"),
+        ({"$schema": DRAFT2020, "items": [{}]}, "/items"),
+        ({"$schema": DRAFT7, "exclusiveMinimum": True, "minimum": 1}, "/exclusiveMinimum"),
+        (
+            {"$schema": DRAFT4, "maximum": 1, "items": {"exclusiveMaximum": True}},
+            "/items/exclusiveMaximum",
+        ),
+        ({"exclusiveMinimum": True}, "/exclusiveMinimum"),
+        ({"items": [{}], "prefixItems": [{}]}, "/items"),
+        ({"$schema": DRAFT7, "dependentRequired": {"a": "b"}}, "/dependentRequired/a"),
+        ({"$schema": DRAFT4, "if": 3}, "/if"),
+        ({"$schema": DRAFT7, "prefixItems": [{"type": "strin"}]}, "/prefixItems/0/type"),
+        ({"$schema": DRAFT4, "enum": []}, "/enum"),
         ({"allOf": []}, "/allOf"),
         ({"$schema": "https://example.com/own"}, "/$schema"),
         ({"$schema": 7}, "/$schema"),
@@ -192,7 +204,7 @@ def test_depth_is_known_before_anything_recurses(text: str) -> None:
 @pytest.mark.parametrize(
     ("schema", "what"),
     [
-        ({"pattern": "^b(?!a)"}, "look-ahead"),
+        ({"pattern": "^b(?<!a)"}, "look-behind"),
         ({"pattern": r"(a)\1"}, "back-references"),
         ({"patternProperties": {"(": True}}, "parenthesis"),
         ({"items": {"pattern": "a" * 1025}}, "1025 characters"),
@@ -206,26 +218,161 @@ def test_patterns_run_in_linear_time_or_are_refused(schema: Any, what: str) -> N
     assert what in error.message
 
 
-DRAFT4 = "http://json-schema.org/draft-04/schema#"
-
-
 @pytest.mark.parametrize(
     ("schema", "pointer"),
     [
-        ({"$schema": DRAFT4, "items": {"const": 1}}, "/items/const"),
-        ({"$schema": DRAFT4, "properties": {"a": {"if": {}}}}, "/properties/a/if"),
-        ({"$schema": DRAFT7, "prefixItems": [{}]}, "/prefixItems"),
-        ({"$schema": DRAFT7, "contains": {}, "minContains": 2}, "/minContains"),
-        ({"$schema": DRAFT7, "dependentRequired": {}}, "/dependentRequired"),
-        ({"$schema": DRAFT7, "unevaluatedProperties": False}, "/unevaluatedProperties"),
+        ({"$schema": DRAFT7, "properties": {"a": {"$dynamicRef": "#"}}}, "/properties/a/$dynamicRef"),
         ({"properties": {"a": {"$recursiveRef": "#"}}}, "/properties/a/$recursiveRef"),
+        (
+            {"$schema": DRAFT7, "$ref": "#/definitions/a", "unevaluatedProperties": False,
+             "definitions": {"a": {"type": "object"}}},
+            "/unevaluatedProperties",
+        ),
     ],
-)
-def test_a_keyword_that_the_draft_would_ignore_is_refused(schema: Any, pointer: str) -> None:
+)  # fmt: skip
+def test_a_keyword_that_can_take_no_effect_is_refused(schema: Any, pointer: str) -> None:
     error = refused(schema)
     assert error.reason == "SCHEMA_UNSUPPORTED"
     assert error.metadata["pointer"] == pointer
-    assert "name another draft" in error.message
+    assert "in $schema" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "draft"),
+    [
+        ("https://json-schema.org/draft-07/schema#", "draft-07"),
+        ("http://json-schema.org/draft-07/schema", "draft-07"),
+        ("http://json-schema.org/draft-07/schema#/", "draft-07"),
+        (" HTTP://JSON-Schema.org/draft-07/schema/ ", "draft-07"),
+        ("//json-schema.org/draft-07/schema#", "draft-07"),
+        ("json-schema.org/draft-06/schema.json#", "draft-06"),
+        ("http://json-schema.org/draft-05/schema#", "draft-04"),
+        ("http://json-schema.org/draft-04/hyper-schema#", "draft-04"),
+        ("http://www.json-schema.org/draft-04/schema#", "draft-04"),
+        ("http://json-schema.org/draft/2019-09/schema#", "2019-09"),
+        ("https://json-schema.org/draft/2020-12/schema#", "2020-12"),
+        ("http://json-schema.org/schema#", "2020-12"),
+        ("https://json-schema.org/schema", "2020-12"),
+    ],
+)
+def test_spellings_of_the_draft(name: str, draft: str) -> None:
+    assert compiled(json.dumps({"$schema": name, "type": "string"})).draft.name == draft
+    inside = {"$schema": DRAFT7, "items": {"$schema": name}}
+    if draft == "draft-07":
+        assert check_json_schema(json.dumps(inside)) == inside
+    else:
+        assert "another draft" in refused(inside).message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["http://json-schema.org/draft-03/schema#", "http://json-schema.org/draft-07/", "draft-07", "",
+     "https://example.com/json-schema.org/draft-07/schema#", "http://json-schema.org/draft-07/schema#a"],
+)  # fmt: skip
+def test_an_unknown_draft_is_refused(name: str) -> None:
+    error = refused({"$schema": name})
+    assert error.metadata["pointer"] == "/$schema"
+    assert "https://json-schema.org/draft/2020-12/schema" in error.message
+
+
+def judged(schema: Any, text: str) -> bool:
+    try:
+        AnswerValidator(json.dumps(schema)).parse(text)
+    except OutputInvalid:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits", "fits_not"),
+    [
+        ({"$schema": DRAFT4, "enum": ["a", 1, "a", 1.0]}, "1", '"b"'),
+        ({"$schema": DRAFT4, "exclusiveMinimum": 1}, "2", "1"),
+        ({"$schema": DRAFT4, "maximum": 3, "exclusiveMaximum": 2}, "1", "2"),
+        ({"$schema": DRAFT4, "required": [], "additionalProperties": False}, "{}", '{"a": 1}'),
+        ({"$schema": DRAFT4, "properties": {"a": False, "b": True}}, '{"b": 1}', '{"a": 1}'),
+        ({"minimum": 1, "exclusiveMinimum": True}, "2", "1"),
+        ({"minimum": 1, "exclusiveMinimum": False}, "1", "0"),
+        ({"maximum": 1, "exclusiveMaximum": True}, "0", "1"),
+        ({"items": [{"type": "null"}], "additionalItems": False}, "[null]", "[null, 1]"),
+        ({"items": [{"type": "null"}, {"const": 1}]}, "[null, 1, 2]", "[null, 2]"),
+        ({"items": [{}], "unevaluatedItems": False}, "[1]", "[1, 2]"),
+        ({"$schema": DRAFT7, "prefixItems": [{"const": 1}], "items": False}, "[1]", "[1, 2]"),
+        ({"$schema": DRAFT7, "contains": {"const": 1}, "maxContains": 1}, "[1, 2]", "[1, 1]"),
+        ({"$schema": DRAFT7, "$defs": {"a": {"const": 1}}, "items": {"$ref": "#/$defs/a"}}, "[1]", "[2]"),
+        (
+            {"$schema": DRAFT7, "allOf": [{"$ref": "#/definitions/a"}], "unevaluatedProperties": False,
+             "definitions": {"a": {"properties": {"a": {}}}}},
+            '{"a": 1}', '{"b": 1}',
+        ),
+    ],
+)  # fmt: skip
+def test_other_forms_and_newer_keywords_are_asserted(schema: Any, fits: str, fits_not: str) -> None:
+    assert judged(schema, fits)
+    assert not judged(schema, fits_not)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"$ref": "#/definitions/missing"},
+        {"$ref": "https://example.com/elsewhere"},
+        {"$ref": "#/definitions/part"},
+        {"items": {"pattern": "(?<=a)b"}},
+        {"properties": {"a": {"$dynamicRef": "#"}}},
+        {"allOf": [{"$schema": "http://json-schema.org/draft-04/schema#"}]},
+    ],
+)
+def test_a_part_that_nothing_refers_to_is_not_refused(part: Any) -> None:
+    unused = {"$schema": DRAFT7, "type": "object", "definitions": {"part": part}}
+    assert check_json_schema(json.dumps(unused)) == unused
+    used = unused | {"additionalProperties": {"$ref": "#/definitions/part"}}
+    assert refused(used).metadata["pointer"].startswith("/definitions/part")
+    beside = {
+        "$schema": DRAFT7,
+        "items": {"$ref": "#/definitions/a", "not": part},
+        "definitions": {"a": {}},
+    }
+    assert check_json_schema(json.dumps(beside)) == beside
+
+
+ENVELOPES = [
+    ({"name": "n", "strict": True, "schema": {"type": "object"}}, "/schema"),
+    ({"type": "json_schema", "json_schema": {"name": "n", "schema": {"anyOf": [{}]}}}, "/json_schema/schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}},
+     "/response_format/json_schema/schema"),
+    ({"text": {"format": {"type": "json_schema", "name": "n", "schema": {"enum": [1]}}}}, "/text/format/schema"),
+    ({"name": "n", "description": "d", "input_schema": {"properties": {}}}, "/input_schema"),
+    ({"name": "n", "inputSchema": {"$ref": "#/$defs/a", "$defs": {"a": {}}}}, "/inputSchema"),
+    ({"type": "function", "function": {"name": "n", "parameters": {"type": "object"}}}, "/function/parameters"),
+    ({"type": "function", "name": "n", "parameters": {"type": "object"}, "strict": True}, "/parameters"),
+    ({"title": "t", "$schema": DRAFT7, "schema": {"$defs": {"a": {}}, "title": "x"}}, "/schema"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("envelope", "pointer"), ENVELOPES)
+def test_an_envelope_is_refused_with_the_member_to_send(envelope: Any, pointer: str) -> None:
+    error = refused(envelope)
+    assert error.reason == "SCHEMA_ENVELOPE"
+    assert error.metadata == {"pointer": pointer}
+    assert f'holds one at "{pointer}": send that member alone' in error.message
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "schema": {"type": "object"}},
+        {"properties": {"schema": {"type": "object"}, "parameters": {"type": "object"}}},
+        {"schema": "http://example.com"},
+        {"parameters": {"a": 1}, "description": "d"},
+        {"schema": {}},
+        {"$ref": "#/schema", "schema": {"type": "object"}},
+        {"$defs": {"schema": {"type": "object"}}},
+        {"format": "date", "schema": {"type": "object"}},
+    ],
+)
+def test_a_schema_with_such_a_member_is_no_envelope(schema: Any) -> None:
+    assert check_json_schema(json.dumps(schema)) == schema
 
 
 def put_together(*drafts: str) -> dict[str, Any]:
@@ -248,7 +395,10 @@ def test_subschemas_that_agree_on_a_draft_name_it_for_the_whole() -> None:
 @pytest.mark.parametrize("other", [DRAFT7, "http://example.com/mine"])
 def test_subschemas_that_do_not_agree_on_a_known_draft_are_refused(other: str) -> None:
     schema = put_together("http://json-schema.org/draft-04/schema#", other)
-    assert "another draft" in refused(json.dumps(schema | {"properties": {}})).message
+    used = {
+        "properties": {name: {"$ref": f"#/definitions/{name}"} for name in schema["definitions"]}
+    }
+    assert "another draft" in refused(json.dumps(schema | used)).message
 
 
 @pytest.mark.parametrize("place", ["const", "properties", "title-of-mine"])

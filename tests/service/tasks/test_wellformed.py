@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from service.tasks import wellformed
 from service.tasks.budget import Budget, bounded
-from service.tasks.keywords import DRAFTS, Draft
+from service.tasks.keywords import DEFAULT_DRAFT, DRAFTS, Draft
 from service.tasks.wellformed import plainly_valid
 
 BY_NAME = {draft.name: draft for draft in DRAFTS.values()}
+UNNAMED = "none"
+BY_NAME[UNNAMED] = DEFAULT_DRAFT
 KEYWORDS = sorted(
     {*wellformed._PLAIN, *wellformed._ONE, *wellformed._MANY, *wellformed._MAPS}
     | {*wellformed._UNUSUAL, "items", "enum", "dependencies", "exclusiveMinimum", "unknown"}
@@ -62,7 +64,7 @@ def valid(document: Any, draft: Draft) -> bool:
     st.sampled_from(sorted(BY_NAME)), st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=3)
 )
 def test_plainly_valid_is_valid(name: str, document: dict[str, Any]) -> None:
-    if plainly_valid(document, name):
+    if plainly_valid(document, BY_NAME[name].name):
         event("plainly valid")
         assert valid(document, BY_NAME[name])
 
@@ -78,7 +80,7 @@ def test_each_keyword_of_each_draft(keyword: str, name: str) -> None:
         {"type": 1}, {"a": {"type": 1}}, [{"type": 1}], [True], {"minLength": -1}, {"a": 1},
     ):  # fmt: skip
         document = {keyword: value}
-        if plainly_valid(document, name):
+        if plainly_valid(document, BY_NAME[name].name):
             plain += 1
             assert valid(document, draft), document
     boolean = name == "draft-04" and keyword.startswith("exclusive")  # only beside another keyword
@@ -98,7 +100,7 @@ def test_what_is_common_needs_no_validator(name: str) -> None:
         "dependencies": {"a": ["b"], "b": {"minLength": 3}},
         "allOf": [{"not": {"anyOf": [{"format": "date"}]}}],
     }
-    assert plainly_valid(document, name)
+    assert plainly_valid(document, BY_NAME[name].name)
     assert valid(document, BY_NAME[name])
 
 

@@ -34,40 +34,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _PropertyOrder:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _PropertyOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PropertyOrder.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    PROPERTY_ORDER_UNSPECIFIED: _PropertyOrder.ValueType  # 0
-    """The server's default."""
-    PROPERTY_ORDER_DECLARED: _PropertyOrder.ValueType  # 1
-    """As declared: in the order of `properties` in the schema. A property that comes first is generated first, so put
-    reasoning before what depends on it.
-    """
-    PROPERTY_ORDER_ANY: _PropertyOrder.ValueType  # 2
-    """Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
-    like). Other objects keep the declared order; KeywordReport.reason of their `properties` says so.
-    """
-
-class PropertyOrder(_PropertyOrder, metaclass=_PropertyOrderEnumTypeWrapper):
-    """PropertyOrder tells in which order the properties of objects come in an answer. Additional properties may stand
-    anywhere between them.
-    """
-
-PROPERTY_ORDER_UNSPECIFIED: PropertyOrder.ValueType  # 0
-"""The server's default."""
-PROPERTY_ORDER_DECLARED: PropertyOrder.ValueType  # 1
-"""As declared: in the order of `properties` in the schema. A property that comes first is generated first, so put
-reasoning before what depends on it.
-"""
-PROPERTY_ORDER_ANY: PropertyOrder.ValueType  # 2
-"""Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
-like). Other objects keep the declared order; KeywordReport.reason of their `properties` says so.
-"""
-Global___PropertyOrder: _TypeAlias = PropertyOrder  # noqa: Y015
-
 class _Enforcement:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -97,6 +63,46 @@ ENFORCEMENT_CHECKED: Enforcement.ValueType  # 2
 ENFORCEMENT_ANNOTATION: Enforcement.ValueType  # 3
 """Nothing to keep: the keyword says nothing about a value. Of keywords only."""
 Global___Enforcement: _TypeAlias = Enforcement  # noqa: Y015
+
+class _SchemaWarningKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SchemaWarningKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SchemaWarningKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SCHEMA_WARNING_KIND_UNSPECIFIED: _SchemaWarningKind.ValueType  # 0
+    """Not set."""
+    SCHEMA_WARNING_KIND_CONSTRAINS_NOTHING: _SchemaWarningKind.ValueType  # 1
+    """The schema constrains nothing: every JSON value fits."""
+    SCHEMA_WARNING_KIND_MISSPELT_KEYWORD: _SchemaWarningKind.ValueType  # 2
+    """A name is close to a keyword, and its value is one that the keyword could have. `strict` refuses it."""
+    SCHEMA_WARNING_KIND_NULLABLE: _SchemaWarningKind.ValueType  # 3
+    """`nullable` of OpenAPI 3.0, which allows nothing in JSON Schema."""
+    SCHEMA_WARNING_KIND_OTHER_DRAFT: _SchemaWarningKind.ValueType  # 4
+    """A keyword, or a form of it, that is not of the draft of the schema, and is read as another draft has it."""
+    SCHEMA_WARNING_KIND_IGNORED: _SchemaWarningKind.ValueType  # 5
+    """A keyword says nothing where it stands, such as beside `$ref` up to draft-07."""
+    SCHEMA_WARNING_KIND_UNUSED: _SchemaWarningKind.ValueType  # 6
+    """A part of the schema never applies to a value, and would be refused if it did."""
+
+class SchemaWarningKind(_SchemaWarningKind, metaclass=_SchemaWarningKindEnumTypeWrapper):
+    """SchemaWarningKind is why a schema may not do what its author means."""
+
+SCHEMA_WARNING_KIND_UNSPECIFIED: SchemaWarningKind.ValueType  # 0
+"""Not set."""
+SCHEMA_WARNING_KIND_CONSTRAINS_NOTHING: SchemaWarningKind.ValueType  # 1
+"""The schema constrains nothing: every JSON value fits."""
+SCHEMA_WARNING_KIND_MISSPELT_KEYWORD: SchemaWarningKind.ValueType  # 2
+"""A name is close to a keyword, and its value is one that the keyword could have. `strict` refuses it."""
+SCHEMA_WARNING_KIND_NULLABLE: SchemaWarningKind.ValueType  # 3
+"""`nullable` of OpenAPI 3.0, which allows nothing in JSON Schema."""
+SCHEMA_WARNING_KIND_OTHER_DRAFT: SchemaWarningKind.ValueType  # 4
+"""A keyword, or a form of it, that is not of the draft of the schema, and is read as another draft has it."""
+SCHEMA_WARNING_KIND_IGNORED: SchemaWarningKind.ValueType  # 5
+"""A keyword says nothing where it stands, such as beside `$ref` up to draft-07."""
+SCHEMA_WARNING_KIND_UNUSED: SchemaWarningKind.ValueType  # 6
+"""A part of the schema never applies to a value, and would be refused if it did."""
+Global___SchemaWarningKind: _TypeAlias = SchemaWarningKind  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -242,7 +248,7 @@ class RunTaskRequest(_message.Message):
     STRICT_FIELD_NUMBER: _builtins.int
     strict: _builtins.bool
     """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
-    be CHECKED. A task without a grammar has nothing to enforce and runs. Default: false.
+    be CHECKED, or that are misspelt. A task without a grammar has nothing to enforce and runs. Default: false.
     """
     @_builtins.property
     def task(self) -> Global___Task:
@@ -310,7 +316,7 @@ class StreamTaskRequest(_message.Message):
     STRICT_FIELD_NUMBER: _builtins.int
     strict: _builtins.bool
     """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
-    be CHECKED. A task without a grammar has nothing to enforce and runs. Default: false.
+    be CHECKED, or that are misspelt. A task without a grammar has nothing to enforce and runs. Default: false.
     """
     @_builtins.property
     def task(self) -> Global___Task:
@@ -410,11 +416,12 @@ class ValidateSchemaResponse(_message.Message):
     ANALYSIS_SECONDS_FIELD_NUMBER: _builtins.int
     COMPILE_SECONDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     enforcement: Global___Enforcement.ValueType
     """ENFORCED, or CHECKED where at least one keyword is."""
     omitted: _builtins.int
-    """How many keywords and rewrites are left out here, so that the lists stay below 1 MiB. Rewrites are left out first,
-    then annotations, then what is ENFORCED.
+    """How many warnings, keywords and rewrites are left out here, so that the lists stay below 1 MiB. Rewrites are left out
+    first, then annotations, then what is ENFORCED.
     """
     grammar_bytes: _builtins.int
     """Bytes of the grammar that the engine compiles."""
@@ -434,6 +441,12 @@ class ValidateSchemaResponse(_message.Message):
     def rewrites(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rewrite]:
         """Equivalent forms that were compiled in place of what is written."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchemaWarning]:
+        """What in a JSON Schema may not do what its author means: misspelt keywords, nullable of OpenAPI, a schema that every
+        value fits. At most 50 of a kind.
+        """
+
     def __init__(
         self,
         *,
@@ -445,10 +458,11 @@ class ValidateSchemaResponse(_message.Message):
         analysis_seconds: _builtins.float = ...,
         compile_seconds: _builtins.float = ...,
         reason: _builtins.str = ...,
+        warnings: _abc.Iterable[Global___SchemaWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_seconds", b"analysis_seconds", "compile_seconds", b"compile_seconds", "enforcement", b"enforcement", "grammar_bytes", b"grammar_bytes", "keywords", b"keywords", "omitted", b"omitted", "reason", b"reason", "rewrites", b"rewrites"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["analysis_seconds", b"analysis_seconds", "compile_seconds", b"compile_seconds", "enforcement", b"enforcement", "grammar_bytes", b"grammar_bytes", "keywords", b"keywords", "omitted", b"omitted", "reason", b"reason", "rewrites", b"rewrites", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -745,19 +759,14 @@ class Grammar(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     EBNF_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
-    PROPERTY_ORDER_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """A JSON Schema as JSON text: an object, true or false. At most Limits.max_schema_bytes bytes (default 64 KiB) and
+    """A JSON Schema as JSON text: an object, true or false. At most Limits.max_schema_bytes bytes (default 256 KiB) and
     Limits.max_schema_depth levels (default 64). The answer is JSON and valid against it.
     """
     regex: _builtins.str
     """A regular expression that the whole answer matches. At most Limits.max_regex_length characters (default 1024)."""
     ebnf: _builtins.str
     """An EBNF grammar with the start rule "root". At most Limits.max_schema_bytes bytes."""
-    property_order: Global___PropertyOrder.ValueType
-    """The order of the properties of objects in the answer. Of a JSON Schema; refused with the other kinds.
-    Default: the server's, which is PROPERTY_ORDER_DECLARED unless the operator set another one.
-    """
     @_builtins.property
     def choice(self) -> Global___Choice:
         """A list of allowed answers."""
@@ -769,11 +778,10 @@ class Grammar(_message.Message):
         regex: _builtins.str = ...,
         ebnf: _builtins.str = ...,
         choice: Global___Choice | None = ...,
-        property_order: Global___PropertyOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "property_order", b"property_order", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "ebnf", "choice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -957,6 +965,7 @@ class TaskResult(_message.Message):
     CHECKED_FIELD_NUMBER: _builtins.int
     CHECKED_OMITTED_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """The answer, exactly as the model wrote it."""
     json: _builtins.str
@@ -993,6 +1002,10 @@ class TaskResult(_message.Message):
         failed.
         """
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchemaWarning]:
+        """What in the JSON Schema may not do what its author means; at most 16 KiB. ValidateSchema tells more of them."""
+
     def __init__(
         self,
         *,
@@ -1006,10 +1019,11 @@ class TaskResult(_message.Message):
         checked: _abc.Iterable[Global___KeywordReport] | None = ...,
         checked_omitted: _builtins.int = ...,
         attempts: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___SchemaWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "json", b"json", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "attempts", b"attempts", "checked", b"checked", "checked_omitted", b"checked_omitted", "enforcement", b"enforcement", "finish_reason", b"finish_reason", "json", b"json", "model", b"model", "text", b"text", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_json", b"_json", "attempts", b"attempts", "checked", b"checked", "checked_omitted", b"checked_omitted", "enforcement", b"enforcement", "finish_reason", b"finish_reason", "json", b"json", "model", b"model", "text", b"text", "timings", b"timings", "usage", b"usage", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__json: _TypeAlias = _typing.Literal["json"]  # noqa: Y015
     _WhichOneofArgType__json: _TypeAlias = _typing.Literal["_json", b"_json"]  # noqa: Y015
@@ -1034,9 +1048,7 @@ class KeywordReport(_message.Message):
     enforcement: Global___Enforcement.ValueType
     """How it is kept."""
     reason: _builtins.str
-    """For CHECKED, what the grammar cannot do there and what would help. For ENFORCED, what the grammar allows less of
-    than the schema does; mostly empty. For people, may change.
-    """
+    """For CHECKED, what the grammar cannot do there and what would help; else empty. For people, may change."""
     def __init__(
         self,
         *,
@@ -1052,6 +1064,38 @@ class KeywordReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeywordReport: _TypeAlias = KeywordReport  # noqa: Y015
+
+@_typing.final
+class SchemaWarning(_message.Message):
+    """SchemaWarning tells of something in a JSON Schema that may not do what its author means. The schema is used all the
+    same; JSON Schema ignores what it does not know.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    pointer: _builtins.str
+    """JSON Pointer (RFC 6901) to the keyword, in the schema as it was sent; empty for the whole schema."""
+    kind: Global___SchemaWarningKind.ValueType
+    """What kind of mistake it may be."""
+    message: _builtins.str
+    """What is the matter, and what to write where that is known. For people, may change."""
+    def __init__(
+        self,
+        *,
+        pointer: _builtins.str = ...,
+        kind: Global___SchemaWarningKind.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "pointer", b"pointer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SchemaWarning: _TypeAlias = SchemaWarning  # noqa: Y015
 
 @_typing.final
 class Rewrite(_message.Message):
@@ -1152,6 +1196,7 @@ class TaskInfo(_message.Message):
     ENFORCEMENT_FIELD_NUMBER: _builtins.int
     CHECKED_FIELD_NUMBER: _builtins.int
     CHECKED_OMITTED_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name, as in Task.name."""
     description: _builtins.str
@@ -1170,6 +1215,10 @@ class TaskInfo(_message.Message):
     def checked(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeywordReport]:
         """The keywords of the grammar that are CHECKED, and no others."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SchemaWarning]:
+        """What in the JSON Schema may not do what its author means, as in TaskResult."""
+
     def __init__(
         self,
         *,
@@ -1180,10 +1229,11 @@ class TaskInfo(_message.Message):
         enforcement: Global___Enforcement.ValueType = ...,
         checked: _abc.Iterable[Global___KeywordReport] | None = ...,
         checked_omitted: _builtins.int = ...,
+        warnings: _abc.Iterable[Global___SchemaWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "checked_omitted", b"checked_omitted", "description", b"description", "enforcement", b"enforcement", "grammar", b"grammar", "name", b"name", "needs_image", b"needs_image"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "checked_omitted", b"checked_omitted", "description", b"description", "enforcement", b"enforcement", "grammar", b"grammar", "name", b"name", "needs_image", b"needs_image", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -163,7 +163,8 @@ CASES = (
          ([], [1], [1, None, "x"]), (["a"], [1, 1])),
     Case("additionalItems", UNTIL_2019, {"items": [{}], "additionalItems": {"type": "null"}},
          ([1], [1, None], []), ([1, 1],)),
-    Case("additionalItems", UNTIL_2019, {"items": {"type": "integer"}, "additionalItems": False}, ([1, 2],), (["a"],)),
+    # Without a list, additionalItems says nothing.
+    Case("items", UNTIL_2019, {"items": {"type": "integer"}, "additionalItems": False}, ([1, 2],), (["a"],)),
     Case("additionalItems", UNTIL_2019, {"type": "array", "items": [{}, {}], "additionalItems": False},
          ([], [1, 2]), ([1, 2, 3],)),
     Case("prefixItems", (NEWEST,), {"prefixItems": [{"type": "integer"}, {"type": "null"}]},

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 
 from service.tasks import schema as schemas_of_callers
-from service.tasks.grammars.report import Enforcement
+from service.tasks.grammars.report import Enforcement, WarningKind
 from service.tasks.keywords import DRAFTS
 from tests.service.tasks.grammars import schemas
 from tests.service.tasks.grammars.agreement import REPEATS, analysed, valid
-from tests.service.tasks.grammars.cases import CASES, EVERY, Case
+from tests.service.tasks.grammars.cases import CASES, EVERY, FOURTH, NEWEST, SECOND, Case
 
 FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 EACH = [
@@ -28,14 +28,82 @@ EACH = [
 
 def asserting(draft: str) -> set[str]:
     """The keywords of a draft that say something about a value."""
-    known = set(DRAFTS[draft].validator.VALIDATORS)
-    known |= {"then", "else"} if "if" in known else set()
-    known |= {"minContains", "maxContains"} if "dependentRequired" in known else set()
-    return known | {"exclusiveMinimum", "exclusiveMaximum"}  # flags in draft-04
+    known = DRAFTS[draft].known | {"then", "else", "minContains", "maxContains"}
+    return set(known) - DRAFTS[draft].newer - ({"additionalItems"} if draft == NEWEST else set())
 
 
 def of_draft(case: Case, draft: str) -> Any:
     return {"$schema": draft, **case.schema}
+
+
+def uses(schema: Any, keyword: str) -> bool:
+    return f'"{keyword}"' in json.dumps(schema)
+
+
+def whole_sizes(schema: Any) -> bool:
+    return ".0" not in json.dumps(schema)
+
+
+NEWER = [
+    pytest.param(case, draft, id=f"{case.keyword}-{DRAFTS[draft].name}-{number}",
+                 marks=() if draft == case.drafts[-1] or draft == FOURTH else pytest.mark.slow)
+    for number, case in enumerate(CASES)
+    for draft in EVERY
+    if case.keyword in DRAFTS[draft].newer and not uses(case.schema, "$dynamicRef")
+    and (whole_sizes(case.schema) or draft != FOURTH)
+]  # fmt: skip
+"""Keywords in drafts that are older than they are."""
+UNNAMED = [
+    pytest.param(case, id=f"{case.keyword}-{number}")
+    for number, case in enumerate(CASES)
+    if NEWEST not in case.drafts and case.keyword not in ("$ref", "$recursiveRef")
+]
+"""Forms that only older drafts have, in schemas that name none."""
+
+
+def test_newer_keywords_are_those_of_later_drafts() -> None:
+    assert {case.values[0].keyword for case in NEWER} == DRAFTS[FOURTH].newer  # type: ignore[union-attr]
+    assert DRAFTS[SECOND].newer == {"prefixItems"}
+    assert DRAFTS[NEWEST].newer == frozenset()
+    for draft in EVERY:
+        assert DRAFTS[draft].newer.isdisjoint(
+            jsonschema.validators.validator_for({"$schema": draft}).VALIDATORS
+        )
+
+
+@pytest.mark.parametrize(("case", "draft"), NEWER)
+def test_a_newer_keyword_takes_effect(case: Case, draft: str) -> None:
+    """As the draft that has it says, in the final validation and in the grammar, and it is said."""
+    later = jsonschema.validators.validator_for({"$schema": case.drafts[0]})(case.schema)
+    agrees(case, of_draft(case, draft), later)
+    found = analysed(of_draft(case, draft))
+    assert found is not None
+    said = [one for one in found.report.warnings if one.kind is WarningKind.OTHER_DRAFT]
+    assert any(one.message.startswith(f"{case.keyword} is newer than") for one in said)
+
+
+@pytest.mark.parametrize("case", UNNAMED)
+def test_a_schema_that_names_no_draft_may_use_older_forms(case: Case) -> None:
+    older = jsonschema.validators.validator_for({"$schema": case.drafts[-1]})(case.schema)
+    agrees(case, case.schema, older)
+
+
+def agrees(case: Case, schema: Any, library: Any) -> None:
+    """The library, the final validation and the grammar judge the values of a case alike."""
+    found = analysed(schema)
+    assert found is not None
+    assert {one.keyword for one in found.report.checked if REPEATS not in one.why} == {
+        *case.checked
+    }
+    grammar = schemas.compiled(found.grammar.ebnf)
+    for value in case.fits:
+        assert library.is_valid(value)
+        assert valid(schema, json.dumps(value)), value
+        assert schemas.accepts_value(grammar, value), value
+    for value in case.not_fits:
+        assert not library.is_valid(value)
+        assert not valid(schema, json.dumps(value)), value
+        assert case.checked or not schemas.accepts_value(grammar, value), value
 
 
 @pytest.mark.parametrize("draft", EVERY)
@@ -51,11 +119,8 @@ def test_every_keyword_that_holds_schemas_has_a_case() -> None:
 @pytest.mark.parametrize(("case", "draft"), EACH)
 def test_the_table_is_right(case: Case, draft: str) -> None:
     plain = jsonschema.validators.validator_for({"$schema": draft})
-    if case.keyword in DRAFTS[draft].validator.VALIDATORS and case.keyword not in plain.VALIDATORS:
-        assert (
-            case.keyword == "dependencies"
-        )  # that later drafts keep, here and in their metaschemas
-        plain = jsonschema.Draft7Validator
+    if case.keyword == "dependencies" and case.keyword not in plain.VALIDATORS:
+        plain = jsonschema.Draft7Validator  # later drafts keep it, here and in their metaschemas
     validator = plain(of_draft(case, draft), format_checker=FORMATS)
     validator.check_schema(of_draft(case, draft))
     assert all(validator.is_valid(value) for value in case.fits)

@@ -16,6 +16,8 @@ from service.tasks.grammars.report import (
     GrammarReport,
     KeywordReport,
     Rewrite,
+    SchemaWarning,
+    WarningKind,
 )
 from service.tasks.schema import SchemaLimits
 from service.types import Grammar, GrammarKind
@@ -33,6 +35,9 @@ REPORTS = st.builds(
     NUMBERS,
     st.floats(0, 100),
     TEXT,
+    st.lists(st.builds(SchemaWarning, TEXT, st.sampled_from(WarningKind), TEXT), max_size=3).map(
+        tuple
+    ),
 )
 VIOLATIONS = st.builds(FieldViolation, TEXT, TEXT)
 
