@@ -16,6 +16,7 @@ from typing import Any
 
 from service.tasks.grammars.worker import collect
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+from service.types import PropertyOrder
 
 LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
 """For collections with schemas over the default limits; both are settings of the service."""
@@ -194,12 +195,12 @@ class _OurGrammar(_XGrammarGrammar):
 class Ours(MaskEngine):
     """Admission, analysis and compilation as in the service, then its final validation."""
 
-    def __init__(self, limits: SchemaLimits) -> None:
+    def __init__(self, limits: SchemaLimits, order: PropertyOrder) -> None:
         from service.engines.shared.grammar import GrammarCompiler
 
         table = [bytes([value]) for value in range(END)] + [b""]
         self._compiler = GrammarCompiler(table, [END])
-        self._limits = limits
+        self._limits, self._order = limits, order
         import service.tasks.grammars.analysis  # noqa: F401
 
         gc.freeze()  # as the processes of the service do, which analyse
@@ -221,7 +222,8 @@ class Ours(MaskEngine):
 
         try:
             check_json_schema(schema, self._limits)
-            analysed = analyse(Asked(GrammarKind.JSON_SCHEMA, schema), self._limits)
+            asked = Asked(GrammarKind.JSON_SCHEMA, schema, property_order=self._order)
+            analysed = analyse(asked, self._limits)
             compiled = self._compiler.compile(analysed.grammar)
         except GrammarError as error:
             located = bool(error.metadata.keys() & {"pointer", "actual", "limit", "limit_s"})
@@ -231,13 +233,15 @@ class Ours(MaskEngine):
 
 
 OURS = "ours"
+ANY_ORDER = "ours, any order"
 DEFAULTS = "ours, default limits"
 ENGINES: dict[str, Callable[[], MaskEngine]] = {
     "xgrammar, any whitespace": lambda: XGrammar(any_whitespace=True),
     "xgrammar, fixed separators": lambda: XGrammar(any_whitespace=False),
     "llguidance": LLGuidance,
-    OURS: lambda: Ours(LARGE_LIMITS),
-    DEFAULTS: lambda: Ours(DEFAULT_LIMITS),
+    OURS: lambda: Ours(LARGE_LIMITS, PropertyOrder.DECLARED),
+    ANY_ORDER: lambda: Ours(LARGE_LIMITS, PropertyOrder.ANY),
+    DEFAULTS: lambda: Ours(DEFAULT_LIMITS, PropertyOrder.DECLARED),
 }
 
 

@@ -231,8 +231,10 @@ def compared() -> tuple[list[str], str]:
 
 
 NOTES = """{versions}. {schemas} schemas with {instances} instances; one without instances counts as exact where it is \
-served. Ours runs with max_schema_bytes {bytes} and max_regex_length {regex}, and once more with the default \
-limits. Byte vocabulary: the text of an instance is `json.dumps` of it without escapes, followed byte by byte. \
+served. Ours runs with max_schema_bytes {bytes} and max_regex_length {regex}, with properties in the declared \
+order, then in any order, and once more with the declared order and the default limits. Valid instances in another \
+order, and with names such as "labels " that garble a declared one, count as rejected. Byte vocabulary: the text of \
+an instance is `json.dumps` of it without escapes, followed byte by byte. \
 accepts invalid, rejects valid: schemas of which the grammar alone misjudges an instance; rightly unsatisfiable: \
 refused because no value fits, which no instance contradicts, and counted as exact; OK answers invalid: after \
 the final validation, which only ours has. enforced: the analysis says that the grammar keeps every keyword. \

@@ -19,7 +19,7 @@ from service.tasks.grammars.report import (
     SchemaWarning,
     WarningKind,
 )
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 M = TypeVar("M", bound=Message)
 
@@ -28,6 +28,11 @@ GRAMMAR_KINDS = {
     GrammarKind.REGEX: pb.GRAMMAR_KIND_REGEX,
     GrammarKind.EBNF: pb.GRAMMAR_KIND_EBNF,
     GrammarKind.CHOICE: pb.GRAMMAR_KIND_CHOICE,
+}
+PROPERTY_ORDERS = {
+    pb.PROPERTY_ORDER_UNSPECIFIED: None,
+    pb.PROPERTY_ORDER_DECLARED: PropertyOrder.DECLARED,
+    pb.PROPERTY_ORDER_ANY: PropertyOrder.ANY,
 }
 ENFORCEMENTS = {
     Enforcement.ENFORCED: pb.ENFORCEMENT_ENFORCED,
@@ -55,17 +60,32 @@ def decode_grammar(grammar: pb.Grammar, path: str) -> Grammar:
     kind = grammar.WhichOneof("kind")
     if kind is None:
         raise InvalidRequest(path, "one of json_schema, regex, ebnf and choice is required")
+    order = decode_property_order(grammar, f"{path}.property_order")
     if kind == "choice":
         source = json.dumps(list(grammar.choice.options), ensure_ascii=False)
         return Grammar(GrammarKind.CHOICE, source)
-    return Grammar(GrammarKind(kind), getattr(grammar, kind))
+    return Grammar(GrammarKind(kind), getattr(grammar, kind), property_order=order)
+
+
+def decode_property_order(grammar: pb.Grammar, path: str) -> PropertyOrder | None:
+    """Grammar.property_order -> PropertyOrder, or None where the caller leaves it to the server."""
+    if grammar.property_order not in PROPERTY_ORDERS:
+        known = ", ".join(pb.PropertyOrder.Name(value) for value in PROPERTY_ORDERS)
+        raise InvalidRequest(path, f"is {grammar.property_order}, which is none of {known}")
+    order = PROPERTY_ORDERS[grammar.property_order]
+    if order is not None and not grammar.HasField("json_schema"):
+        raise InvalidRequest(path, "is for a json_schema alone; leave it out")
+    return order
 
 
 def encode_grammar(grammar: Grammar) -> pb.Grammar:
     """Grammar -> Grammar."""
     if grammar.kind is GrammarKind.CHOICE:
         return pb.Grammar(choice=pb.Choice(options=json.loads(grammar.source)))
-    return pb.Grammar(**{grammar.kind.value: grammar.source})  # type: ignore[arg-type]
+    order = next(one for one, value in PROPERTY_ORDERS.items() if value is grammar.property_order)
+    found = pb.Grammar(property_order=order)
+    setattr(found, grammar.kind.value, grammar.source)
+    return found
 
 
 def encode_validation(validation: Validation) -> pb.ValidateSchemaResponse:

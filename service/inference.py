@@ -24,7 +24,7 @@ from service.tasks.request_checks import check_enforced, check_kind
 from service.tasks.runner import run, stream
 from service.tasks.schema import SchemaLimits
 from service.timeouts import wait_until
-from service.types import Grammar, Image
+from service.types import Grammar, Image, PropertyOrder
 
 T = TypeVar("T")
 MAX_VALIDATIONS = 8
@@ -51,6 +51,7 @@ class Inference:
             max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
         )
         self._schema_limits = schema_limits(settings)
+        self._property_order = PropertyOrder(settings.property_order)
         self._analyser = analyser
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
         # A grammar that takes long holds no place that others could use; calls that hold their
@@ -108,7 +109,8 @@ class Inference:
         deadline = self._deadline(time_left_s)
         field = f"grammar.{grammar.kind.value}"
         async with self.validations.slot(deadline):
-            analysed = await within(deadline, self._analyser(grammar, self._schema_limits))
+            asked = grammar.with_defaults(self._property_order)
+            analysed = await within(deadline, self._analyser(asked, self._schema_limits))
             check_kind(grammar, self._engine.capabilities, field)
             begun = time.perf_counter()
             limit_s = self._settings.compile_timeout_s
@@ -130,7 +132,7 @@ class Inference:
             work = inline_task(
                 inline.system,
                 inline.user,
-                inline.grammar,
+                inline.grammar and inline.grammar.with_defaults(self._property_order),
                 self._analyser,
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,

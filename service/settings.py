@@ -102,6 +102,11 @@ class ServerSettings(BaseSettings):
     )
     max_schema_depth: Positive = Field(64, description="Most levels of nesting of a JSON Schema.")
     max_regex_length: Positive = Field(1024, description="Most characters of a regular expression.")
+    property_order: Literal["declared", "any"] = Field(
+        "declared",
+        description="Order of the properties of objects, where neither a request nor a task says: "
+        "as declared in the JSON Schema, or any, which is for objects of up to 8 properties.",
+    )
     compile_timeout_s: Seconds = Field(5.0, description="Most seconds to compile a grammar.")
     compile_workers: int = Field(
         2,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +19,15 @@ class GrammarKind(enum.Enum):
     REGEX = "regex"
     EBNF = "ebnf"
     CHOICE = "choice"
+
+
+class PropertyOrder(enum.Enum):
+    """The order of the properties of objects in an answer that a JSON schema constrains."""
+
+    DECLARED = "declared"
+    """As in the schema: the first name under ``properties`` comes first."""
+    ANY = "any"
+    """Any, for objects of few names; else as declared, and the report says so."""
 
 
 class FinishReason(enum.Enum):
@@ -37,12 +46,20 @@ class Grammar:
     for CHOICE it is a JSON array of the allowed strings. Text, so that a grammar is hashable and can be cached.
     ``ebnf`` is the grammar that stands for it in engines, once it has been analysed; empty before.
     ``forces_little``: no text longer than some thousand characters can be the only one that fits next.
+    ``property_order``: of a JSON schema; None leaves it to the server.
     """
 
     kind: GrammarKind
     source: str
     ebnf: str = ""
     forces_little: bool = False
+    property_order: PropertyOrder | None = None
+
+    def with_defaults(self, property_order: PropertyOrder) -> Grammar:
+        """The grammar with the server's order of properties where it has none, and needs one."""
+        if self.property_order is not None or self.kind is not GrammarKind.JSON_SCHEMA:
+            return self
+        return replace(self, property_order=property_order)
 
 
 DEFAULT_MAX_TOKENS = 1024

@@ -11,6 +11,7 @@ from service.inference import schema_limits
 from service.settings import Settings
 from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import Registry, load_registry
+from service.types import PropertyOrder
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
 """A small Qwen3-VL that describes drawings; its README.md is the model card."""
@@ -37,4 +38,5 @@ def build_pool(settings: Settings) -> GrammarPool:
 
 def build_registry(settings: Settings) -> Registry:
     """The built-in tasks, those of installed packages and those of the operator's folder."""
-    return load_registry(settings.tasks_dir, schema_limits(settings))
+    order = PropertyOrder(settings.property_order)
+    return load_registry(settings.tasks_dir, schema_limits(settings), order)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -72,6 +72,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response a
 Images = Annotated[
     list[Path],
     typer.Argument(exists=True, dir_okay=False, metavar="IMAGE…", help="JPEG, PNG, WebP."),
+]
+Order = Annotated[
+    Literal["declared", "any"] | None,
+    typer.Option(
+        help="Order of properties: as declared, or any, for up to 8. Default: the server's."
+    ),
 ]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the call, in seconds.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; up to 2.")]
@@ -173,6 +179,7 @@ def run(
     choice: Annotated[
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
     ] = None,
+    property_order: Order = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
     ] = False,
@@ -197,7 +204,7 @@ def run(
     """Run a prompt, or a registered task, on pictures; the answer fits, or there is an error."""
     from service.cli import calls
 
-    work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [])
+    work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [], property_order)
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.run(target, work, images or [], sampling, strict, stream, as_json))
@@ -211,6 +218,7 @@ def schema(
     everything: Annotated[
         bool, typer.Option("--all", help="Print every keyword, and what was rewritten.")
     ] = False,
+    property_order: Order = None,
     server: Server = DEFAULT_SERVER,
     local: Local = False,
     as_json: AsJson = False,
@@ -225,7 +233,7 @@ def schema(
     from service.cli.schema import validate
 
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
-    raise typer.Exit(validate(target, file, everything, as_json))
+    raise typer.Exit(validate(target, file, property_order, everything, as_json))
 
 
 @app.command()

@@ -29,6 +29,11 @@ WORDS = {
     pb.ENFORCEMENT_CHECKED: "checked",
     pb.ENFORCEMENT_ANNOTATION: "annotation",
 }
+PROPERTY_ORDERS = {
+    None: pb.PROPERTY_ORDER_UNSPECIFIED,
+    "declared": pb.PROPERTY_ORDER_DECLARED,
+    "any": pb.PROPERTY_ORDER_ANY,
+}
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,7 @@ def task(
     regex: str | None,
     ebnf: Path | None,
     choice: Sequence[str],
+    property_order: str | None,
 ) -> pb.Task:
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
@@ -120,14 +126,17 @@ def task(
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
-        if given or system:
+        if given or system or property_order:
             raise typer.BadParameter("a registered task has its own texts and grammar")
         return pb.Task(name=name)
     if name is not None or prompt is None:
         raise typer.BadParameter("give either --prompt or --task")
     if len(given) > 1:
         raise typer.BadParameter("give at most one of --schema, --regex, --ebnf, --choice")
-    grammar = pb.Grammar(**given) if given else None
+    if property_order is not None and schema is None:
+        raise typer.BadParameter("--property-order needs a --schema")
+    order = PROPERTY_ORDERS[property_order]
+    grammar = pb.Grammar(**given, property_order=order) if given else None
     return pb.Task(inline=pb.InlineTask(system=system, user=prompt, grammar=grammar))
 
 

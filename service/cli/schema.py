@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from service.cli.calls import WORDS, Target, calling, print_json, read_text
+from service.cli.calls import PROPERTY_ORDERS, WORDS, Target, calling, print_json, read_text
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
@@ -15,13 +15,16 @@ NOT_ENFORCED = 3
 """Exit code: the schema can be used, but ``strict`` refuses it."""
 
 
-def validate(target: Target, schema: Path, everything: bool, as_json: bool) -> int:
-    """ValidateSchema; prints warnings, and what is only checked, and why, or all keywords.
+def validate(
+    target: Target, schema: Path, property_order: str | None, everything: bool, as_json: bool
+) -> int:
+    """ValidateSchema; prints warnings and the keywords of which there is something to say, or all.
 
     Returns 0 for a schema that ``strict`` takes, ``NOT_ENFORCED`` for another one that can be used.
     """
     text = read_text(schema, "FILE")
-    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
+    order = PROPERTY_ORDERS[property_order]
+    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text, property_order=order))
     enforced = False
 
     def call(stub: VisionServiceStub) -> None:
@@ -57,7 +60,7 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
         )
     for warning in response.warnings:
         yield f"  {'warning':<11}{warning.pointer or 'the schema'}: {warning.message}"
-    for one in response.keywords if everything else checked:
+    for one in response.keywords if everything else (one for one in keywords if one.reason):
         word = WORDS.get(one.enforcement, "?")
         yield f"  {word:<11}{one.pointer}" + (f": {one.reason}" if one.reason else "")
     for rewrite in response.rewrites if everything else ():

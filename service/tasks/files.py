@@ -4,6 +4,7 @@ name: count-people            # optional; the file's name without its ending
 description: Counts people.
 user: How many people are in the picture? Answer with JSON.
 needs_image: true
+property_order: any           # optional, of a json_schema; declared, or any. None: the server's
 json_schema:                  # at most one of json_schema, regex, ebnf, choice; none: any text
   type: object
   properties: {people: {type: integer, minimum: 0}}
@@ -18,14 +19,14 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import GrammarError
 from service.tasks import jsontext, yamltext
 from service.tasks.contract import Task
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 """Names of tasks: lower-case words joined by hyphens."""
@@ -57,6 +58,7 @@ class TaskFile(BaseModel):
     regex: str | None = Field(None, description="text")
     ebnf: str | None = Field(None, description="text")
     choice: list[str] | None = Field(None, description="a list of texts")
+    property_order: Literal["declared", "any"] | None = Field(None, description="declared or any")
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -70,11 +72,14 @@ class TaskFile(BaseModel):
         if len(given) > 1:
             names = " and ".join(kind.value for kind in given)
             raise GrammarError(names, "give only one of them")
+        order = None if self.property_order is None else PropertyOrder(self.property_order)
+        if order is not None and given != [GrammarKind.JSON_SCHEMA]:
+            raise GrammarError("property_order", "is for a json_schema alone; leave it out")
         if not given:
             return None
         value = getattr(self, given[0].value)
         source = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return Grammar(given[0], source)
+        return Grammar(given[0], source, property_order=order)
 
 
 def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:

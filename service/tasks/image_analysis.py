@@ -12,7 +12,7 @@ from service.errors import OutputInvalid
 from service.tasks import jsontext
 from service.tasks.answers import parse_json
 from service.tasks.contract import Task
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 FIELDS: dict[str, str] = {
     "scene": "category of the scene, 1-3 words",
@@ -148,7 +148,9 @@ IMAGE_ANALYSIS = Task(
     name="image-analysis",
     description="Describes one picture, or several keyframes of one scene, in nine typed fields.",
     user=PROMPT,
-    grammar=Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema())),
+    grammar=Grammar(
+        GrammarKind.JSON_SCHEMA, json.dumps(schema()), property_order=PropertyOrder.DECLARED
+    ),
     needs_image=True,
     parse=parse,
     document=document,

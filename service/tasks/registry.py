@@ -15,6 +15,7 @@ from service.tasks.grammars.analyser import Analyser
 from service.tasks.grammars.analysis import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+from service.types import PropertyOrder
 
 ENTRY_POINTS = "qwen3vl.tasks"
 """Group of entry points; each names a ``Task``, or a function without arguments that returns
@@ -47,9 +48,16 @@ class Registry:
         return tuple(self._tasks[name] for name in sorted(self._tasks))
 
 
-def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS) -> Registry:
+def load_registry(
+    tasks_dir: Path | None,
+    limits: SchemaLimits = DEFAULT_LIMITS,
+    property_order: PropertyOrder = PropertyOrder.DECLARED,
+) -> Registry:
     """Everything this server offers, analysed. Raises one ``TaskSourceError`` with all that is
-    wrong."""
+    wrong.
+
+    property_order: of tasks that do not say.
+    """
     found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
     problems: list[str] = []
     for loaded in (_load_entry_points(), load_tasks(tasks_dir) if tasks_dir else ([], [])):
@@ -59,7 +67,7 @@ def load_registry(tasks_dir: Path | None, limits: SchemaLimits = DEFAULT_LIMITS)
     origins: dict[str, str] = {}
     for origin, task in found:
         try:
-            tasks.append(_analysed(task, limits))
+            tasks.append(_analysed(task, limits, property_order))
         except GrammarError as error:
             problems.append(f"{origin}: {_problem(error)}")
         if task.name in origins:
@@ -85,10 +93,10 @@ async def try_grammars(registry: Registry, analyser: Analyser, limits: SchemaLim
         raise TaskSourceError("Tasks cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def _analysed(task: Task, limits: SchemaLimits) -> Task:
+def _analysed(task: Task, limits: SchemaLimits, property_order: PropertyOrder) -> Task:
     if task.grammar is None:
         return task
-    analysed = analyse(task.grammar, limits)
+    analysed = analyse(task.grammar.with_defaults(property_order), limits)
     return replace(task, grammar=analysed.grammar, report=analysed.report)
 
 

@@ -32,13 +32,14 @@ from service.types import (
     FinishReason,
     Grammar,
     GrammarKind,
+    PropertyOrder,
     Sampling,
     Timings,
     Usage,
 )
 
 LIMITS = Settings()
-INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(regex="a+")))
+INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(json_schema="true")))
 IMAGE = pb.Image(data=b"picture", max_pixels=1_000_000)
 
 # Every field of every request
@@ -59,6 +60,8 @@ def value_of(field: FieldDescriptor) -> Any:
         return "other"
     if field.type == FieldDescriptor.TYPE_BYTES:
         return b"other"
+    if field.enum_type is not None:
+        return field.enum_type.values[-1].number
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
     return 0.5 if field.type == FieldDescriptor.TYPE_DOUBLE else 7
@@ -87,7 +90,7 @@ DECODED: list[tuple[Message, Callable[[Any, Settings], Call | Grammar]]] = [
     (pb.AnalyzeImageRequest(images=[IMAGE]), codec.decode_analyze),
     (pb.RunTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
     (pb.StreamTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
-    (pb.ValidateSchemaRequest(grammar=pb.Grammar(regex="a+")), decode_validate),
+    (pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema="true")), decode_validate),
 ]
 FIELDS = [
     pytest.param(base, decode, path, id=".".join([base.DESCRIPTOR.name, *(f.name for f in path)]))
@@ -119,20 +122,58 @@ def test_requests_without_fields_are_known() -> None:
     assert [field.name for field in pb.GetTaskRequest.DESCRIPTOR.fields] == ["name"]
 
 
-def test_no_request_holds_an_enum() -> None:
-    """Proto3 keeps unknown enum numbers as they are: one in a request would need a rule here."""
+def test_the_enums_of_requests() -> None:
+    """Proto3 keeps unknown enum numbers as they are: each of them needs a rule, and a test of it."""
     service = pb.DESCRIPTOR.services_by_name["VisionService"]
-    found = [
+    found = {
         path[-1].full_name
         for method in service.methods
         for path in leaves(method.input_type)
         if path[-1].enum_type is not None
-    ]
-    assert found == []
+    }
+    assert found == {"qwen3vl.v1.Grammar.property_order"}
+
+
+@pytest.mark.parametrize(
+    ("number", "order"),
+    [
+        (pb.PROPERTY_ORDER_UNSPECIFIED, None),
+        (pb.PROPERTY_ORDER_DECLARED, PropertyOrder.DECLARED),
+        (pb.PROPERTY_ORDER_ANY, PropertyOrder.ANY),
+    ],
+)
+def test_property_order(number: pb.PropertyOrder.ValueType, order: PropertyOrder | None) -> None:
+    grammar = pb.Grammar(json_schema="true", property_order=number)
+    decoded = codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
+    assert decoded == Grammar(GrammarKind.JSON_SCHEMA, "true", property_order=order)
+    assert grammar_codec.encode_grammar(decoded) == grammar
+
+
+def test_an_order_that_is_not_known() -> None:
+    grammar = pb.Grammar.FromString(
+        b"\x28\x03" + pb.Grammar(json_schema="true").SerializeToString()
+    )
+    request = pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(user="Hi", grammar=grammar)))
+    with pytest.raises(InvalidRequest) as found:
+        codec.decode_run(request, LIMITS)
+    (violation,) = found.value.violations
+    assert violation.field == "task.inline.grammar.property_order"
+    assert "PROPERTY_ORDER_DECLARED, PROPERTY_ORDER_ANY" in violation.description
+
+
+@pytest.mark.parametrize(
+    "grammar", [pb.Grammar(regex="a"), pb.Grammar(choice=pb.Choice(options=["a"]))]
+)
+def test_an_order_of_what_has_no_properties(grammar: pb.Grammar) -> None:
+    grammar.property_order = pb.PROPERTY_ORDER_DECLARED
+    with pytest.raises(InvalidRequest) as found:
+        codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
+    (violation,) = found.value.violations
+    assert violation.field == "grammar.property_order"
 
 
 def test_a_kind_of_grammar_that_is_not_known() -> None:
-    grammar = pb.Grammar.FromString(b"\x2a\x01x")  # field 5, a kind of a newer API
+    grammar = pb.Grammar.FromString(b"\x32\x01x")  # field 6, a kind of a newer API
     request = pb.RunTaskRequest(task=pb.Task(inline=pb.InlineTask(user="Hi", grammar=grammar)))
     with pytest.raises(InvalidRequest) as found:
         codec.decode_run(request, LIMITS)
@@ -269,7 +310,7 @@ ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
         }
     )
 )
-SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}")
+SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}", property_order=PropertyOrder.ANY)
 ENCODED: list[Message] = [
     codec.encode_analysis(ANALYSIS, ANSWER),
     pb.RunTaskResponse(result=codec.encode_result(ANSWER)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import lru_cache
 
 from service.errors import GrammarError
@@ -15,7 +16,7 @@ from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
 from service.tasks.grammars.schema_grammar import schema_grammar
 from service.tasks.grammars.strings import emit_regex
 from service.tasks.schema import FIELD, SchemaLimits, compiled
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 ANALYSIS_SECONDS = 5.0
 """Bound on one analysis; schemas in use take some thousandths."""
@@ -30,15 +31,18 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
 
     Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
     """
-    return _analysed(grammar.kind, grammar.source, limits)
+    order = grammar.property_order or PropertyOrder.DECLARED
+    return _analysed(grammar.kind, grammar.source, order, limits)
 
 
 @lru_cache(maxsize=_KEPT)
-def _analysed(kind: GrammarKind, source: str, limits: SchemaLimits) -> Analysed:
+def _analysed(
+    kind: GrammarKind, source: str, order: PropertyOrder, limits: SchemaLimits
+) -> Analysed:
     begun = time.perf_counter()
-    plain = Grammar(kind, source)
     if kind is GrammarKind.JSON_SCHEMA:
-        return _schema(plain, limits, begun)
+        return _schema(Grammar(kind, source, property_order=order), limits, begun)
+    plain = Grammar(kind, source)
     check_grammar(plain, limits)
     rules = Rules()
     why = ""
@@ -66,7 +70,9 @@ def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
     checked = compiled(grammar.source, limits)
     try:
         with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
-            found = schema_grammar(checked, grammar.source)
+            found = schema_grammar(
+                checked, grammar.source, grammar.property_order or PropertyOrder.DECLARED
+            )
             warnings = mistakes.find(checked)
     except BudgetExceeded:
         what = "takes too long to analyse; make it smaller, or its alternatives fewer"
@@ -80,5 +86,5 @@ def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
         time.perf_counter() - begun,
         warnings=warnings,
     )
-    ready = Grammar(grammar.kind, grammar.source, found.ebnf, found.forces_little)
+    ready = replace(grammar, ebnf=found.ebnf, forces_little=found.forces_little)
     return Analysed(ready, report)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from service.tasks.grammars.codepoints import Ranges
+from service.tasks.grammars.codepoints import Ranges, contains
 
 MAX_STATES = 2_000
 """Of an automaton, on the way too: a grammar of that size still compiles in tens of milliseconds."""
@@ -60,6 +60,19 @@ class Dfa:
     blocks: tuple[Ranges, ...]
     edges: tuple[tuple[int, ...], ...]
     accepting: tuple[bool, ...]
+
+    def reaches(self, text: str) -> bool:
+        """Whether some accepted text begins with this one; of a minimal automaton that accepts
+        something."""
+        state = 0
+        for character in text:
+            code = ord(character)
+            row = self.edges[state]
+            block = next((n for n, block in enumerate(self.blocks) if contains(block, code)), None)
+            state = DEAD if block is None else row[block]
+            if state == DEAD:
+                return False
+        return True
 
     @property
     def is_empty(self) -> bool:
@@ -260,11 +273,17 @@ def _groups(
     return group
 
 
-def excluding(blocks: tuple[Ranges, ...], texts: Sequence[Sequence[int]], effort: Effort) -> Dfa:
-    """Of all texts but some, which are given as blocks of one character each."""
+def excluding(
+    blocks: tuple[Ranges, ...],
+    texts: Sequence[Sequence[int]],
+    effort: Effort,
+    beginnings: Sequence[Sequence[int]] = (),
+) -> Dfa:
+    """Of all texts but some, and but those that begin with some, which are given as blocks of one
+    character each."""
     nodes: list[dict[int, int]] = [{}]
-    ends = set()
-    for text in texts:
+
+    def node_of(text: Sequence[int]) -> int:
         at = 0
         for block in text:
             at = nodes[at].setdefault(block, len(nodes))
@@ -272,15 +291,17 @@ def excluding(blocks: tuple[Ranges, ...], texts: Sequence[Sequence[int]], effort
                 nodes.append({})
             if at > MAX_STATES:
                 raise TooLarge
-        ends.add(at)
+        return at
+
+    ends = set(map(node_of, texts))
+    dead = set(map(node_of, beginnings))
     free = len(nodes)
-    return explore(
-        blocks,
-        0,
-        lambda s, b: free if s == free else nodes[s].get(b, free),
-        lambda s: s not in ends,
-        effort,
-    )
+
+    def step(state: int, block: int) -> int | None:
+        target = free if state == free else nodes[state].get(block, free)
+        return None if target in dead else target
+
+    return explore(blocks, 0, step, lambda s: s not in ends, effort)
 
 
 def bits(mask: int) -> Iterator[int]:

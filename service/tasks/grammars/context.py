@@ -32,6 +32,8 @@ from service.tasks.keywords import frozen
 FILTER_SECONDS = 1.0
 """For trying the values of all ``enum`` of a schema on what stands beside them."""
 _EXACT_INTEGER = 1e15
+MAX_ORDER_RULES = 2_048
+"""Of all objects whose members may come in any order: one for each set of members that are there."""
 
 REPEAT = "names of further properties may repeat; close the object with additionalProperties: false"
 
@@ -41,11 +43,16 @@ Key = tuple[tuple[str, str, bool], ...]
 class Context:
     """The work on one schema."""
 
-    def __init__(self, nodes: Nodes, bounds: Bounds) -> None:
+    def __init__(self, nodes: Nodes, bounds: Bounds, order_rules: int | None = None) -> None:
+        """order_rules: that may be written so that members come in any order; None where it is not
+        asked for."""
         self.nodes = nodes
+        self.order_rules = order_rules
         self.bounds = bounds
         self.rules = Rules()
         self.dropped: dict[str, str] = {}
+        self.remarks: dict[str, str] = {}
+        """What is to be said of keywords that are enforced, by pointer."""
         self.given_up: dict[int, tuple[Any, str]] = {}
         """Subschemas that are dropped with all below them, by ``id()``, and why."""
         self.expander = Expander(nodes, bounds, self.drop)
@@ -60,6 +67,11 @@ class Context:
         """Note that the grammar does not enforce a keyword; the first reason stays."""
         if not self.silent:
             self.dropped.setdefault(pointer, why)
+
+    def remark(self, pointer: str, what: str) -> None:
+        """Note what is to be said of a keyword, whether it is enforced or not."""
+        if not self.silent:
+            self.remarks.setdefault(pointer, what)
 
     def note(self, pointer: str, what: str) -> None:
         """Note a rewrite."""
@@ -95,6 +107,14 @@ class Context:
         if self._members > self.bounds.members and not self.bounds.last:
             raise TooCostly
         return self._members <= self.bounds.members
+
+    def affords_any_order(self, members: int) -> bool:
+        """Whether so many members may come in any order: the rules of all such objects are bounded."""
+        left = (self.order_rules or 0) - (1 << members)
+        if left < 0:
+            return False
+        self.order_rules = left
+        return True
 
     def _origin(self, atoms: list[Atom], origin: str) -> str:
         return self.nodes.of(atoms[0]).at("additionalProperties") if atoms else origin

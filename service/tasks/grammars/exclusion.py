@@ -1,4 +1,4 @@
-"""All strings but some: what further properties of an object may be called.
+"""All strings but some: what additional properties of an object may be called.
 
 There may be thousands of names, so their tree is written as it is: in each node, a character that
 goes on with no name leaves the tree, and anything may follow.
@@ -15,23 +15,44 @@ from service.tasks.grammars.ebnf import Rules
 from service.tasks.grammars.emission import counted
 from service.tasks.grammars.spellings import PLAIN, Json
 
-_Tree = dict[str, "_Tree"]
+_Tree = dict[str, "_Tree | None"]
+"""By character; None where no text may go on with it, as it would begin with a name."""
 _WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
 """Characters that are escaped or have several bytes."""
 _END = ""
 """The key of a node at which a name ends."""
 
 
-def anything_but(names: Iterable[str], low: int, high: int | None, rules: Rules) -> str | None:
+def anything_but(
+    names: Iterable[str],
+    low: int,
+    high: int | None,
+    rules: Rules,
+    beginnings: Iterable[str] = (),
+) -> str | None:
     """The expression for a JSON string from behind its first quote, of low to high characters,
-    that is none of the names, which are as long; None if there is no such string."""
+    that is none of the names and begins with none of the beginnings, which are not empty; None if
+    there is no such string."""
     tree: _Tree = {}
-    for name in sorted(names):  # a set has another order in each process
-        node = tree
-        for character in name:
-            node = node.setdefault(character, {})
-        node[_END] = {}
+    for beginning in sorted(beginnings):  # a set has another order in each process
+        node = _node_at(tree, beginning[:-1])
+        if node is not None:
+            node[beginning[-1]] = None
+    for name in sorted(names):
+        node = _node_at(tree, name)
+        if node is not None:
+            node[_END] = {}
     return _Writer(low, high, rules).write(tree)
+
+
+def _node_at(tree: _Tree, path: str) -> _Tree | None:
+    """The node of a path, made where there is none; None where the path begins with a beginning."""
+    node: _Tree | None = tree
+    for character in path:
+        if node is None:
+            break
+        node = node.setdefault(character, {})
+    return node
 
 
 class _Writer:
@@ -55,7 +76,8 @@ class _Writer:
         leaves = self._leaves(frozenset(goes_on), self._rest(depth + 1), ends)
         found = [] if leaves is None else [leaves]
         for character in goes_on:
-            below = made[id(node[character])]
+            child = node[character]
+            below = None if child is None else made[id(child)]
             if below is not None:
                 found.append(f"{self._text(character)} {below}")
         if found == [leaves]:
@@ -111,5 +133,9 @@ def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:
     while pending:
         node, depth = pending.pop()
         order.append((node, depth))
-        pending += [(below, depth + 1) for character, below in node.items() if character != _END]
+        pending += [
+            (below, depth + 1)
+            for character, below in node.items()
+            if character != _END and below is not None
+        ]
     return reversed(order)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.tasks.grammars.context import Context
-from service.tasks.grammars.literals import Literal
+from service.tasks.grammars.literals import BEGINNING, Literal
 from service.tasks.grammars.nodes import STRING, Atom, negated
 from service.tasks.grammars.shapes import Members, Names, SomeMember
 
@@ -14,16 +15,41 @@ MAX_CLASSES = 16
 """Kinds of further names, told apart by the patterns that they match."""
 MAX_PATTERNS = 8
 """Patterns whose combinations are told apart."""
+MAX_LONGER = 200
+"""Declared names up to which additional names may begin with one of them."""
+MAX_LONGER_BY_PATTERN = 16
+"""The same where a pattern tells names apart: each takes an automaton of its own."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Further names
+
+@dataclass(frozen=True)
+class NameForms:
+    """Expressions for additional names of one kind, quotes included.
+
+    A model that has begun a declared name can only be stopped at its last quote, and would go on
+    with letters that nobody meant. So an additional name begins with a declared one only where that
+    may be written as well.
+
+    apart: names that begin with no declared name; None where there are none. longer: names that
+    begin with a declared one and are longer, by the longest such. They may be written where that
+    one and all declared names with which it begins may be.
+    """
+
+    apart: str | None
+    longer: dict[str, str]
+
+    @staticmethod
+    def within(name: str) -> Iterable[str]:
+        """All texts with which a name begins, and the name."""
+        return (name[:size] for size in range(1, len(name) + 1))
 
 
 @dataclass
 class Kind:
-    """Names of one kind. expression: of the name, quotes included. atoms: what values satisfy.
-    special: which of the members that the object must have are of this kind."""
+    """Names of one kind. atoms: what values satisfy. special: which of the members that the object
+    must have are of this kind."""
 
-    expression: str
+    forms: NameForms
     atoms: list[Atom]
     special: list[SomeMember]
 
@@ -31,8 +57,7 @@ class Kind:
 class FurtherNames:
     """The names that one conjunction does not declare.
 
-    patterns: that tell names apart. declared: names that are excluded. pointers: of keywords that
-    speak of declared names beside ``members``.
+    pointers: of keywords that speak of declared names beside ``members``.
     """
 
     def __init__(
@@ -50,8 +75,12 @@ class FurtherNames:
         self.some = some
         self.pointers = pointers
 
-    def kinds(self, patterns: list[str], declared: list[str]) -> list[Kind]:
-        """The kinds of which there can be names."""
+    def kinds(self, patterns: list[str], declared: list[str], possible: set[str]) -> list[Kind]:
+        """The kinds of which there can be names.
+
+        patterns: that tell names apart. declared: names that are excluded. possible: those of them
+        that an object can have.
+        """
         if not patterns and any(members.closed for members in self.members):
             return []
         found: list[Kind] = []
@@ -61,9 +90,9 @@ class FurtherNames:
                 continue
             for named, covered in self._named_classes(literals):
                 special = [one for one in self.some if self._covers(one, matched, covered)]
-                expression = self._key(named, declared)
-                if expression is not None:
-                    found.append(Kind(expression, atoms, special))
+                forms = self._forms(named, declared, possible)
+                if forms.apart is not None or forms.longer:
+                    found.append(Kind(forms, atoms, special))
         return found
 
     def _covers(self, one: SomeMember, matched: frozenset[str], named: frozenset[Atom]) -> bool:
@@ -132,8 +161,11 @@ class FurtherNames:
                 own = [c for c in one if isinstance(c, Literal)]
                 yield [*literals, *own], frozenset(chosen)
 
-    def _key(self, literals: list[Literal], declared: list[str]) -> str | None:
-        own = [Literal("enum", declared, negated=True)] if declared else []
+    def _forms(self, literals: list[Literal], declared: list[str], possible: set[str]) -> NameForms:
+        beginnings = [name for name in declared if name]
+        own = [Literal(BEGINNING, beginnings, negated=True)] if beginnings else []
+        if len(beginnings) < len(declared):  # all names begin with the empty one
+            own.append(Literal("enum", [""], negated=True))
         emitted = self.context.string([*literals, *own], key=True)
         for dropped, why in emitted.dropped:
             if dropped.pointer:
@@ -148,4 +180,34 @@ class FurtherNames:
                 self.context.drop(pointer, why)
         if any(dropped.keyword == "pattern" for dropped, _ in emitted.dropped):
             self._drop_patterns("names cannot be told apart")
-        return emitted.expression
+        known = {id(dropped) for dropped, _ in emitted.dropped}
+        longer = self._longer(literals, beginnings, possible, known)
+        if emitted.expression is None and not longer and declared:
+            # Every name begins with one that cannot be there. Rather such names than none.
+            emitted = self.context.string(
+                [*literals, Literal("enum", declared, negated=True)], key=True
+            )
+        return NameForms(emitted.expression, longer)
+
+    def _longer(
+        self, literals: list[Literal], declared: list[str], possible: set[str], dropped: set[int]
+    ) -> dict[str, str]:
+        """Names that begin with a declared one. dropped: literals that are not enforced anyway; names
+        that would drop more are left out."""
+        patterns = any(one.keyword in ("pattern", "format") for one in literals)
+        if len(declared) > (MAX_LONGER_BY_PATTERN if patterns else MAX_LONGER):
+            return {}
+        found: dict[str, str] = {}
+        impossible = set(declared) - possible
+        for name in declared:
+            if not impossible.isdisjoint(NameForms.within(name)) or _LONE_SURROGATE.search(name):
+                continue
+            own = [Literal(BEGINNING, name)]
+            below = [one for one in declared if one.startswith(name) and one != name]
+            if below:
+                own.append(Literal(BEGINNING, below, negated=True))
+            emitted = self.context.string([*literals, *own], key=True)
+            is_kept = all(id(literal) in dropped for literal, _ in emitted.dropped)
+            if emitted.expression is not None and is_kept:
+                found[name] = emitted.expression
+        return found

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+BEGINNING = "beginning"
+"""No keyword of JSON Schema, for names of members alone. Its value is a text with which a name begins
+that is longer; with ``negated``, a list of texts with none of which a name begins."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Literal:

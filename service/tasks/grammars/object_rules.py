@@ -1,7 +1,7 @@
-"""The rules of objects: names in order, further names anywhere between them.
+"""The rules of objects: declared names in order, additional names anywhere between them.
 
-After each member comes either a further one or one of the next declared names, so that every text is
-read in one way. Where members are counted or one must have something special, the rules are written
+After each member comes either an additional one or one of the next declared names, so that every text
+is read in one way. Where members are counted or one must have something special, the rules are written
 once for each count.
 """
 
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.tasks.grammars.ebnf import Rules, any_or_end, literal, one_of, sequence
+from service.tasks.grammars.further_names import NameForms
 from service.tasks.grammars.nodes import State
 from service.tasks.grammars.shuffled import Shuffled
-
-MAX_SHUFFLED = 3
-"""Declared names that may come in any order; each set of those that are there has a rule."""
 
 Way = tuple[State, int]
 """What a value satisfies, and the marks that the member sets, as bits."""
@@ -26,17 +24,17 @@ Way = tuple[State, int]
 class ObjectShape:
     """One alternative for objects.
 
-    members: name, whether it is required, ways. further: expression of the name, ways.
+    members: name, whether it is required, ways. further: of additional names, their forms and ways.
     low, high: number of members; high None is any. marks: all marks, which must be set at the end.
+    any_order: whether the members may come in any order; else they come in this one.
     """
 
     members: list[tuple[str, bool, list[Way]]]
-    further: list[tuple[str, list[Way]]]
+    further: list[tuple[NameForms, list[Way]]]
     low: int = 0
     high: int | None = None
     marks: int = 0
-    second: list[int] | None = None
-    """Another order of the members that is as good."""
+    any_order: bool = False
     common: frozenset[str] = frozenset()
     """Names of members that are members of other objects, too, with the same ways."""
 
@@ -77,16 +75,7 @@ class ObjectShape:
 
     def write(self, rules: Rules, value: Callable[[State], str | None]) -> str | None:
         """The expression, or None where no object fits."""
-        if len(self.members) <= MAX_SHUFFLED and not (
-            self.low or self.high is not None or self.marks
-        ):
-            return Shuffled(self, rules, value).run()
-        one = Writer(self, rules, value).run()
-        if one is None or self.second is None:
-            return one
-        shape = replace(self, members=[self.members[i] for i in self.second])
-        other = Writer(shape, rules, value).run()
-        return one if other is None else one_of((one, other))
+        return (Shuffled if self.any_order else Writer)(self, rules, value).run()
 
 
 Count = tuple[int, int]
@@ -104,11 +93,10 @@ class Writer:
         self.members = [
             (name, required, self._ways(ways, value)) for name, required, ways in shape.members
         ]
-        self.further = [
-            (f'{key} ": " {expression}', marks)
-            for key, ways in shape.further
-            for expression, marks in self._ways(ways, value)
-        ]
+        self.further = [(forms, self._ways(ways, value)) for forms, ways in shape.further]
+        required = [i for i, (_, is_required, _) in enumerate(self.members) if is_required]
+        self._optional_from = required[-1] + 1 if required else 0
+        self._others = self._additional(required)
         self.counted = shape.low > 0 or shape.high is not None
         if shape.high is None and shape.low <= sum(r for _, r, _ in self.members):
             self.counted = False
@@ -119,6 +107,41 @@ class Writer:
     def _ways(ways: list[Way], value: Callable[[State], str | None]) -> list[tuple[str, int]]:
         found = [(value(state), marks) for state, marks in ways]
         return [(expression, marks) for expression, marks in found if expression is not None]
+
+    def _additional(self, required: list[int]) -> list[list[tuple[str, int]]]:
+        """Additional members, and the marks that they set, by the place of the next declared one."""
+        last = len(self.members)
+        found: list[list[tuple[str, int]]] = [[] for _ in range(last + 1)]
+        reaches = [last - 1] * (last + 1)  # the last member that may come next
+        for i in range(last - 1, -1, -1):
+            reaches[i] = i if i in required else reaches[i + 1]
+        for forms, ways in self.further:
+            anywhere, longer = self._longer(forms)
+            chain: str | None = None
+            for i in range(last, -1, -1):
+                if i < last and self.members[i][1]:
+                    chain = None
+                parts = [one for furthest, one in longer.get(i, ()) if furthest <= reaches[i]]
+                chain = self._shared("longer", [*parts, *([chain] if chain else [])], twice=False)
+                names = [one for one in (forms.apart, *anywhere, chain) if one is not None]
+                name = self._shared("name", names, twice=False)
+                if name is not None:
+                    found[i] += [(f'{name} ": " {value}', marks) for value, marks in ways]
+        return found
+
+    def _longer(self, forms: NameForms) -> tuple[list[str], dict[int, list[tuple[int, str]]]]:
+        """Names that begin with declared ones which no value fits, and the others: by the first place
+        of these, with the last one."""
+        places = {name: i for i, (name, _, ways) in enumerate(self.members) if ways}
+        anywhere: list[str] = []
+        found: dict[int, list[tuple[int, str]]] = {}
+        for name, expression in forms.longer.items():
+            within = [places[one] for one in forms.within(name) if one in places]
+            if within:
+                found.setdefault(min(within), []).append((max(within), expression))
+            else:
+                anywhere.append(expression)
+        return anywhere, found
 
     def run(self) -> str | None:
         last = len(self.members)
@@ -148,7 +171,7 @@ class Writer:
         pending = list(counts)
         while pending:
             count = pending.pop()
-            for _, marks in self.further:
+            for marks in {marks for _, ways in self.further for _, marks in ways}:
                 after = self._add(count, marks)
                 if after is not None and after not in counts:
                     counts.add(after)
@@ -172,13 +195,6 @@ class Writer:
         if self.counted and number < self.shape.low:
             return False
         return seen == self.shape.marks and self._optional_from <= i
-
-    @property
-    def _optional_from(self) -> int:
-        if not hasattr(self, "_rest"):
-            required = [i for i, (_, r, _) in enumerate(self.members) if r]
-            self._rest = required[-1] + 1 if required else 0
-        return self._rest
 
     def _choices(
         self,
@@ -214,7 +230,7 @@ class Writer:
         for count in sorted(counts, reverse=True):
             own = ""
             parts = []
-            for pair, marks in self.further:
+            for pair, marks in self._others[i]:
                 other = self.rules.define("other", sequence('", "', pair))
                 then = self._add(count, marks)
                 if then == count:
@@ -246,9 +262,9 @@ class Writer:
     def _open(self, first: dict[Count, str | None]) -> str | None:
         start: Count = (0, 0)
         parts = []
-        if self.further:
+        if self._others[0]:
             afters = self._afters(0, self._reached()[0], first)
-            for pair, marks in self.further:
+            for pair, marks in self._others[0]:
                 then = self._add(start, marks)
                 if then is not None and afters.get(then) is not None:
                     parts.append(sequence(pair, str(afters[then])))
@@ -264,7 +280,7 @@ class Writer:
     def _pair(self, name: str, expression: str) -> str:
         """A member, in a rule of its own where it is written in several places."""
         pair = f"{literal(json.dumps(name, ensure_ascii=False) + ': ')} {expression}"
-        several = self.often or self.shape.second is not None or name in self.shape.common
+        several = self.often or name in self.shape.common
         return self.rules.define("member", pair) if several else pair
 
     def _shared(self, hint: str, parts: list[str], twice: bool) -> str | None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from service.tasks.grammars.bounds import BEYOND
 from service.tasks.grammars.context import REPEAT, Context
-from service.tasks.grammars.further_names import FurtherNames
+from service.tasks.grammars.further_names import FurtherNames, NameForms
 from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import ANY, Atom
-from service.tasks.grammars.object_rules import MAX_SHUFFLED, ObjectShape, Way
+from service.tasks.grammars.object_rules import ObjectShape, Way
 from service.tasks.grammars.shapes import (
     Absent,
     Conjunction,
@@ -19,6 +19,7 @@ from service.tasks.grammars.shapes import (
     Required,
     SomeMember,
 )
+from service.tasks.grammars.shuffled import MAX_SHUFFLED
 from service.tasks.regexes import found
 
 MAX_MARKS = 2
@@ -62,11 +63,14 @@ class _Reader:
                 members.append((name, name in needed, ways))
             elif name in needed:
                 return None
-        further = self._further(names)
+        further = self._further(names, {name for name, _, _ in members})
         marks = (1 << len(self.some)) - 1
-        shape = ObjectShape(members, further, self.low, self.high, marks)
-        shape.second = self._second([name for name, _, _ in members])
-        return self._bounded(shape, len(needed))
+        shape = self._bounded(
+            ObjectShape(members, further, self.low, self.high, marks), len(needed)
+        )
+        if shape is not None:
+            shape.any_order = self._any_order(shape)
+        return shape
 
     def _any_object(self) -> ObjectShape:
         """Any members at all, as the bounds are met."""
@@ -76,7 +80,7 @@ class _Reader:
         self._open_at()
         name = self.context.string([], key=True).expression
         assert name is not None
-        return ObjectShape([], [(name, [(ANY, 0)])])
+        return ObjectShape([], [(NameForms(name, {}), [(ANY, 0)])])
 
     def _pointers(self) -> Iterable[str]:
         for members in self.members:
@@ -101,30 +105,35 @@ class _Reader:
             atoms += [*members.named.values(), *members.patterns.values(), members.further]
         return (atom for atom in atoms if atom is not None)
 
-    def _further(self, declared: list[str]) -> list[tuple[str, list[Way]]]:
+    def _further(
+        self, declared: list[str], possible: set[str]
+    ) -> list[tuple[NameForms, list[Way]]]:
         if self.only_listed:
             return []
         pointers = [c.pointer for c in self.required] + [c.pointer for c in self.absent]
         names = FurtherNames(self.context, self.members, self.names, self.some, pointers)
         patterns = [p for p in self._patterns() if not finite_names(p)]
-        kinds = names.kinds(patterns, declared)
-        found = [(kind.expression, self._marked(kind.atoms, kind.special)) for kind in kinds]
-        return [(expression, ways) for expression, ways in found if ways]
+        kinds = names.kinds(patterns, declared, possible)
+        found = [(kind.forms, self._marked(kind.atoms, kind.special)) for kind in kinds]
+        return [(forms, ways) for forms, ways in found if ways]
 
-    def _second(self, names: list[str]) -> list[int] | None:
-        """Required names first, where the names seem to have lost the order of their author.
-
-        That is where they are sorted, or ``required`` names them in another order.
-        """
-        needed = list(dict.fromkeys(n for c in self.required for n in c.names if n in names))
-        if len(names) <= MAX_SHUFFLED or not needed:
-            return None
-        places = {name: i for i, name in enumerate(names)}
-        order = [places[name] for name in needed]
-        in_order = order == sorted(order)
-        if order == list(range(len(order))) or (in_order and names != sorted(names)):
-            return None
-        return [*order, *(i for i, name in enumerate(names) if name not in set(needed))]
+    def _any_order(self, shape: ObjectShape) -> bool:
+        """Whether the members may come in any order; if that is asked for and cannot be, it is
+        noted."""
+        if self.context.order_rules is None or len(shape.members) < 2:
+            return False
+        if shape.low or shape.high is not None or shape.marks:
+            why = "members are counted"
+        elif len(shape.members) > MAX_SHUFFLED:
+            why = f"{len(shape.members)} names, any order is for up to {MAX_SHUFFLED}"
+        elif not self.context.affords_any_order(len(shape.members)):
+            why = "the schema is too large for any order in all of its objects"
+        else:
+            return True
+        pointers = [f"{one.pointer}/properties" for one in self.members if one.named]
+        for pointer in pointers or [one.pointer for one in self.required]:
+            self.context.remark(pointer, f"in the declared order: {why}")
+        return False
 
     def _bounded(self, shape: ObjectShape, needed: int) -> ObjectShape | None:
         """Without counting where it changes nothing or costs too much."""

@@ -53,13 +53,32 @@ _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
 
 
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """Texts that a string is not, and others with which it does not begin."""
+
+    texts: frozenset[str] = frozenset()
+    beginnings: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.texts or self.beginnings)
+
+    def behind(self, beginning: str) -> Excluded:
+        """What is excluded of the rest of strings that begin with a text."""
+        size = len(beginning)
+        return Excluded(
+            frozenset(one[size:] for one in self.texts if one.startswith(beginning)),
+            frozenset(one[size:] for one in self.beginnings if one.startswith(beginning)),
+        )
+
+
 class Patterned:
     """Strings with at least one pattern."""
 
     def __init__(
         self,
         wanted: Wanted,
-        names: frozenset[str],
+        excluded: Excluded,
         rules: Rules,
         spelling: emission.Spelling,
         *,
@@ -74,10 +93,21 @@ class Patterned:
         )
         # Most names are none that the patterns let through. That is not known of patterns that are not
         # written as they are.
-        self._every = names
-        self._names = frozenset(
-            name for name in names if all(source.may_match(name) for source in self._sources)
-        )
+        self._every = excluded
+        self._excluded = self._met(excluded)
+
+    def _met(self, excluded: Excluded) -> Excluded:
+        """What is excluded of the texts that the patterns let through."""
+        if not excluded:
+            return excluded
+        texts = (one for one in excluded.texts if all(s.may_match(one) for s in self._sources))
+        beginnings = excluded.beginnings
+        if beginnings:
+            solved = _solved(self._sources, Excluded(), self._whole)
+            self._rules.effort += solved.effort
+            if solved.automaton is not None:
+                beginnings = frozenset(filter(solved.automaton.reaches, beginnings))
+        return Excluded(frozenset(texts), beginnings)
 
     def written(self) -> str | None:
         """The expression; None where there is none, either because there is no such string, or
@@ -101,16 +131,16 @@ class Patterned:
     def _bounded(self, low: int, high: int | None) -> tuple[bool, str | None]:
         """Whether it can be written with these bounds, and the expression."""
         direct = None
-        if len(self._sources) == 1 and not self._names and not self._sources[0].negated:
+        if len(self._sources) == 1 and not self._excluded and not self._sources[0].negated:
             direct = _direct(self._sources[0], self._whole, low, high)
         reading = MANY if direct is None else ways(direct)
         if direct is not None and reading == 1:
             return True, self._written_out(direct)
-        automaton = _fitted(self._sources, self._names, self._whole, low, high)
-        solved = _solved(self._sources, self._names, self._whole)
+        automaton = _fitted(self._sources, self._excluded, self._whole, low, high)
+        solved = _solved(self._sources, self._excluded, self._whole)
         self._rules.effort += solved.effort
-        if solved.left_out and self._names != self._every:
-            self._names = self._every
+        if solved.left_out and self._excluded != self._every:
+            self._excluded = self._every
             return self._bounded(low, high)
         few = direct is not None and reading <= FEW
         if automaton is None or (few and len(automaton.edges) > SMALL):
@@ -208,10 +238,11 @@ class _Solved:
 
 
 @lru_cache(maxsize=64)
-def _solved(sources: tuple[Source, ...], names: frozenset[str], whole: bool) -> _Solved:
+def _solved(sources: tuple[Source, ...], excluded: Excluded, whole: bool) -> _Solved:
     expressions = [source.read(whole) for source in sources]
     nodes = [node for expression in expressions for node in expression.nodes]
-    alphabet = Alphabet(nodes, sorted({character for name in names for character in name}))
+    texts, beginnings = sorted(excluded.texts), sorted(excluded.beginnings)
+    alphabet = Alphabet(nodes, sorted(set("".join((*texts, *beginnings)))))
     automaton: Dfa | None = None
     effort = Effort()
     left_out = []
@@ -223,27 +254,29 @@ def _solved(sources: tuple[Source, ...], names: frozenset[str], whole: bool) -> 
                 automaton = single if automaton is None else product(automaton, single, part)
         except TooLarge:
             left_out.append(at)
-    if automaton is None or not names:
-        return _Solved(automaton, tuple(left_out), False, MAX_EFFORT - effort.left)
-    try:
-        texts = [alphabet.spelled(name) for name in sorted(names)]
-        others = excluding(alphabet.blocks, texts, effort)
-        automaton, names_left_out = product(automaton, others, effort), False
-    except TooLarge:
-        names_left_out = True
+    names_left_out = False
+    if automaton is not None and excluded:
+        spelled = alphabet.spelled
+        try:
+            others = excluding(
+                alphabet.blocks, [*map(spelled, texts)], effort, [*map(spelled, beginnings)]
+            )
+            automaton = product(automaton, others, effort)
+        except TooLarge:
+            names_left_out = True
     return _Solved(automaton, tuple(left_out), names_left_out, MAX_EFFORT - effort.left)
 
 
 @lru_cache(maxsize=64)
 def _fitted(
     sources: tuple[Source, ...],
-    names: frozenset[str],
+    excluded: Excluded,
     whole: bool,
     low: int,
     high: int | None,
 ) -> Dfa | None:
     """The automaton of the patterns with bounds of the length; None where it is too large."""
-    automaton = _solved(sources, names, whole).automaton
+    automaton = _solved(sources, excluded, whole).automaton
     if automaton is None or automaton.is_empty:
         return automaton
     shortest, longest = automaton.lengths()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.tasks.formats import FORMATS
@@ -19,12 +19,16 @@ _BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 
 def keyword_reports(
-    nodes: Nodes, dropped: dict[str, str], given_up: dict[int, tuple[Any, str]]
+    nodes: Nodes,
+    dropped: dict[str, str],
+    given_up: dict[int, tuple[Any, str]],
+    remarks: Mapping[str, str],
 ) -> Iterable[KeywordReport]:
     """One report for each keyword of each subschema, and for what a missing keyword lets through.
 
     dropped: why, by pointer of the keyword. given_up: why, by ``id()`` of a subschema of which
-    nothing is enforced somewhere, which holds for all that it applies.
+    nothing is enforced somewhere, which holds for all that it applies. remarks: what else is to be
+    said, by pointer.
     """
     reached = _reached(nodes, [(nodes.places.root, "")])
     lost = _reached(nodes, given_up.values())
@@ -45,7 +49,7 @@ def keyword_reports(
             why = dropped.get(at, "") or lost.get(id(schema), "") or open_.get(id(schema), "")
             if not why and keyword in _BESIDE and isinstance(value, bool):
                 why = dropped.get(f"{pointer}/{_BESIDE[keyword]}", "")
-            yield _kept(at, keyword, why)
+            yield _kept(at, keyword, why, remarks.get(at, ""))
     for at, why in dropped.items():
         if at not in seen:
             yield _kept(at, at.rpartition("/")[2], why)
@@ -70,9 +74,9 @@ def _by_open_conditions(
             yield from ((known[branch], why) for branch in ("then", "else") if branch in known)
 
 
-def _kept(pointer: str, keyword: str, why: str) -> KeywordReport:
+def _kept(pointer: str, keyword: str, why: str, remark: str = "") -> KeywordReport:
     enforcement = Enforcement.CHECKED if why else Enforcement.ENFORCED
-    return KeywordReport(pointer, keyword, enforcement, why)
+    return KeywordReport(pointer, keyword, enforcement, "; ".join(filter(None, (why, remark))))
 
 
 def _says_nothing(keyword: str, value: Any, known: dict[str, Any]) -> bool:

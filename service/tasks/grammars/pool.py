@@ -23,7 +23,7 @@ from service.tasks.grammars import wire
 from service.tasks.grammars.child import COMMAND, Child, ChildEnded
 from service.tasks.grammars.report import Analysed
 from service.tasks.schema import SchemaLimits
-from service.types import Grammar
+from service.types import Grammar, PropertyOrder
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ RESTART_PAUSE_S = 1.0
 """Between two tries to start a process that does not start."""
 _ENTRY_BYTES = 1024
 
-Key = tuple[str, bytes, SchemaLimits]
+Key = tuple[str, bytes, PropertyOrder | None, SchemaLimits]
 
 
 @dataclass(slots=True)
@@ -250,7 +250,7 @@ class GrammarPool:
 def _key(grammar: Grammar, limits: SchemaLimits) -> Key:
     """Text of callers only as a digest: no memory, and no slow comparison of equal beginnings."""
     source = grammar.source.encode("utf-8", "surrogatepass")
-    return grammar.kind.value, hashlib.sha256(source).digest(), limits
+    return grammar.kind.value, hashlib.sha256(source).digest(), grammar.property_order, limits
 
 
 def _given(known: _Known) -> Analysed:

@@ -24,7 +24,8 @@ class KeywordReport:
     """One keyword at one place.
 
     pointer: JSON pointer (RFC 6901) to the keyword in the schema as sent.
-    why: for CHECKED, what the grammar cannot do there and what would help; else empty.
+    why: for CHECKED, what the grammar cannot do there and what would help. For ENFORCED, what the
+    grammar allows less of than the schema, such as the order of properties; mostly empty.
     """
 
     pointer: str

@@ -25,7 +25,7 @@ from service.tasks.grammars.bounds import (
     TooCostly,
     cost,
 )
-from service.tasks.grammars.context import Context
+from service.tasks.grammars.context import MAX_ORDER_RULES, Context
 from service.tasks.grammars.ebnf import literal, pruned
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.nodes import ANY, ARRAY, NUMBER, OBJECT, STRING, TYPES, Nodes, State
@@ -35,6 +35,7 @@ from service.tasks.grammars.places import keyword_reports
 from service.tasks.grammars.report import KeywordReport, Rewrite
 from service.tasks.grammars.shapes import Conjunction
 from service.tasks.schema import FIELD, CompiledSchema
+from service.types import PropertyOrder
 
 ATTEMPT = 0.4
 """Of the time that is left, which one try may take. What is counted ends before, but on a machine
@@ -83,20 +84,30 @@ class _Shape:
         self.long = max(self.long, length)
 
 
-def schema_grammar(compiled: CompiledSchema, text: str) -> SchemaGrammar:
+def schema_grammar(
+    compiled: CompiledSchema, text: str, order: PropertyOrder = PropertyOrder.DECLARED
+) -> SchemaGrammar:
     """The grammar of a checked schema. text: the schema as sent.
 
     Raises ``GrammarError`` for a schema that no value fits, ``BudgetExceeded``.
     """
-    for bounds in LADDER:
+    for bounds, order_rules in _attempts(order):
         nodes = Nodes(compiled, text)
-        builder = _Builder(nodes, bounds)
+        builder = _Builder(nodes, bounds, order_rules)
         try:
             ebnf, little = builder.within_bounds()
         except TooCostly:
             continue
         return builder.result(ebnf, little)
     return _anything(compiled, text)
+
+
+def _attempts(order: PropertyOrder) -> Iterable[tuple[Bounds, int | None]]:
+    """Bounds to try, and the rules that any order may take; None keeps the declared order. What a
+    schema says is never given up for the sake of any order."""
+    if order is PropertyOrder.DECLARED:
+        return [(bounds, None) for bounds in LADDER]
+    return [(LADDER[0], MAX_ORDER_RULES), *((bounds, 0) for bounds in LADDER)]
 
 
 def _anything(compiled: CompiledSchema, text: str) -> SchemaGrammar:
@@ -108,10 +119,10 @@ def _anything(compiled: CompiledSchema, text: str) -> SchemaGrammar:
 
 
 class _Builder:
-    def __init__(self, nodes: Nodes, bounds: Bounds) -> None:
+    def __init__(self, nodes: Nodes, bounds: Bounds, order_rules: int | None = None) -> None:
         self.nodes = nodes
         self.bounds = bounds
-        self.context = Context(nodes, bounds)
+        self.context = Context(nodes, bounds, order_rules)
         self.shapes: dict[State, _Shape] = {}
         self.lengths: dict[State, int] = {}
 
@@ -132,7 +143,7 @@ class _Builder:
     def result(self, ebnf: str, little: bool) -> SchemaGrammar:
         """The grammar with the report on it."""
         context = self.context
-        keywords = keyword_reports(self.nodes, context.dropped, context.given_up)
+        keywords = keyword_reports(self.nodes, context.dropped, context.given_up, context.remarks)
         return SchemaGrammar(ebnf, tuple(keywords), tuple(context.expander.rewrites), little)
 
     def run(self, start: State) -> tuple[str, bool]:

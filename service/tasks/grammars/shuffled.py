@@ -12,6 +12,9 @@ from service.tasks.grammars.nodes import State
 if TYPE_CHECKING:
     from service.tasks.grammars.object_rules import ObjectShape
 
+MAX_SHUFFLED = 8
+"""Declared names that may come in any order; each set of those that are there has a rule."""
+
 
 class Shuffled:
     """Writes few names in any order: a rule for each set of those that are there."""
@@ -21,6 +24,7 @@ class Shuffled:
     ) -> None:
         self.rules = rules
         self.pairs: list[str] = []
+        self.names: list[str] = []
         self.required = 0
         self.possible = True
         several = len(shape.members) > 1 or bool(shape.further)
@@ -32,13 +36,25 @@ class Shuffled:
                 pair = f"{key} {expression}"
                 own_rule = several or name in shape.common
                 self.pairs.append(rules.define("member", pair) if own_rule else pair)
+                self.names.append(name)
             elif required:
                 self.possible = False
-        further = ((key, value(ways[0][0])) for key, ways in shape.further)
-        self.further = [
-            f'{key} ": " {expression}' for key, expression in further if expression is not None
-        ]
-        self.others = [rules.define("other", sequence('", "', pair)) for pair in self.further]
+        self.additional: list[tuple[int, str]] = []
+        """Additional members, and the declared names with which they begin, as bits: these must not be
+        there yet."""
+        for forms, ways in shape.further:
+            expression = value(ways[0][0])
+            if expression is None:
+                continue
+            if forms.apart is not None:
+                self.additional.append((0, self._other(forms.apart, expression)))
+            for name, longer in forms.longer.items():
+                within = set(forms.within(name))
+                bits = sum(1 << i for i, one in enumerate(self.names) if one in within)
+                self.additional.append((bits, self._other(longer, expression)))
+
+    def _other(self, name: str, value: str) -> str:
+        return self.rules.define("other", f'{name} ": " {value}')
 
     def run(self) -> str | None:
         """The expression, or None where no object fits."""
@@ -46,25 +62,26 @@ class Shuffled:
             return None
         after: dict[int, str] = {}
         everything = (1 << len(self.pairs)) - 1
+        start: list[str] = []
         for used in range(everything, -1, -1):
             nexts = [
                 sequence(pair, after[used | 1 << i])
                 for i, pair in enumerate(self.pairs)
                 if not used >> i & 1
             ]
-            own = self.rules.reserve("more") if self.further else ""
-            nexts = [sequence('", "', follows) for follows in nexts]
-            nexts += [sequence(other, own) for other in self.others]
+            others = [other for bits, other in self.additional if not bits & used]
+            own = self.rules.reserve("more") if others else ""
+            nexts += [sequence(other, own) for other in others]
             ends = used & self.required == self.required
-            body = any_or_end(nexts, ends)
+            if not used:
+                start = [*nexts, '""'] if ends else nexts
+            if len(nexts) > 1 and used:
+                nexts = [self.rules.define("next", " | ".join(nexts))]
+            body = any_or_end([sequence('", "', follows) for follows in nexts], ends)
             if own:
                 self.rules.fill(own, body)
                 body = own
-            elif len(nexts) > 1 or (nexts and ends):
+            elif nexts and ends:
                 body = self.rules.define("more", body)
             after[used] = body
-            if not used:
-                start = [sequence(pair, after[1 << i]) for i, pair in enumerate(self.pairs)]
-                start += [sequence(pair, own) for pair in self.further]
-                start += ['""'] if ends else []
         return sequence('"{"', one_of(start), '"}"')

@@ -9,9 +9,9 @@ from service.tasks.grammars.charsets import resolve
 from service.tasks.grammars.ebnf import Rules, literal
 from service.tasks.grammars.exclusion import anything_but
 from service.tasks.grammars.free_strings import canonical, in_any_spelling
-from service.tasks.grammars.literals import Emitted, Literal
+from service.tasks.grammars.literals import BEGINNING, Emitted, Literal
 from service.tasks.grammars.nfa import sets_of
-from service.tasks.grammars.patterned import Patterned
+from service.tasks.grammars.patterned import Excluded, Patterned
 from service.tasks.grammars.regex_syntax import PatternError, parse
 from service.tasks.grammars.spellings import Json, Raw
 from service.tasks.grammars.wanted import Wanted
@@ -29,16 +29,23 @@ def emit_string(literals: Iterable[Literal], rules: Rules, *, key: bool = False)
     for one in literals:
         wanted.add(one)
     low, high = wanted.low, wanted.high
-    if high is not None and high < low:
+    if high is not None and high < max(low, len(wanted.beginning) + bool(wanted.beginning)):
         return Emitted(None)
-    names = frozenset(
-        text
-        for one in wanted.excluded
-        for text in one.value
-        if isinstance(text, str) and low <= len(text) and (high is None or len(text) <= high)
-        if not _LONE_SURROGATE.search(text)  # in no answer anyway
+    names, beginnings = (
+        frozenset(
+            text
+            for one in wanted.excluded
+            if one.keyword == keyword
+            for text in one.value
+            if isinstance(text, str) and not _LONE_SURROGATE.search(text)  # in no answer anyway
+        )
+        for keyword in ("enum", BEGINNING)
     )
-    rest = _rest(wanted, names, rules, canonical if key else in_any_spelling)
+    names = frozenset(
+        text for text in names if low <= len(text) and (high is None or len(text) <= high)
+    )
+    free = canonical if key else in_any_spelling
+    rest = _rest(wanted, Excluded(names, beginnings), rules, free)
     return Emitted(None if rest is None else f"{_QUOTE} {rest}", tuple(wanted.dropped))
 
 
@@ -49,26 +56,46 @@ def emit_regex(source: str, rules: Rules) -> Emitted:
     """
     wanted = Wanted(patterns=[(Literal("pattern", source), source)])
     spelling = Raw(rules)
-    found = Patterned(wanted, frozenset(), rules, spelling, whole=True).written()
+    found = Patterned(wanted, Excluded(), rules, spelling, whole=True).written()
     expression = spelling.anything() if wanted.dropped else found
     return Emitted(expression, tuple(wanted.dropped))
 
 
 def _rest(
     wanted: Wanted,
-    names: frozenset[str],
+    excluded: Excluded,
     rules: Rules,
     free: Callable[[int, int | None, Rules], str],
 ) -> str | None:
     """What comes after the first quote."""
     _drop_unusable(wanted)
+    beginning = wanted.beginning
     if wanted.patterns:
-        writer = Patterned(wanted, names, rules, Json(rules), whole=False)
+        if beginning:
+            pattern = f"^{_escaped(beginning)}[\\s\\S]"
+            wanted.patterns.append((Literal("pattern", pattern), pattern))
+        writer = Patterned(wanted, excluded, rules, Json(rules), whole=False)
         found = writer.written()
         if writer.is_written:
             return found
     low, high = wanted.countable()
-    return anything_but(names, low, high, rules) if names else free(low, high, rules)
+    if beginning:
+        size = len(beginning)
+        low, high = max(low - size, 1), None if high is None else high - size
+        excluded = excluded.behind(beginning)
+    rest = (
+        anything_but(excluded.texts, low, high, rules, excluded.beginnings)
+        if excluded
+        else free(low, high, rules)
+    )
+    if rest is None or not beginning:
+        return rest
+    return f"{Json(rules).text(beginning)} {rest}"
+
+
+def _escaped(text: str) -> str:
+    """A pattern that matches just this text."""
+    return "".join(f"\\u{{{ord(character):X}}}" for character in text)
 
 
 def _drop_unusable(wanted: Wanted) -> None:

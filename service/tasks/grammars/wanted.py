@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from service.tasks.grammars.free_strings import COUNTED
-from service.tasks.grammars.literals import Literal
+from service.tasks.grammars.literals import BEGINNING, Literal
 from service.tasks.grammars.string_formats import FORMAT_PATTERNS
 
 COUNTS = f"counts to more than {COUNTED} characters, which a grammar does not"
@@ -23,6 +23,9 @@ class Wanted:
     highs: list[Literal] = field(default_factory=list)
     patterns: list[tuple[Literal, str]] = field(default_factory=list)
     excluded: list[Literal] = field(default_factory=list)
+    """Texts, and beginnings of texts, that are not wanted."""
+    beginning: str = ""
+    """The text begins with it, and is longer."""
     dropped: list[tuple[Literal, str]] = field(default_factory=list)
 
     def add(self, one: Literal) -> None:
@@ -33,8 +36,10 @@ class Wanted:
             self.patterns.append((one, one.value))
         elif one.keyword == "format":
             self._format(one)
-        elif one.keyword == "enum" and one.negated:
+        elif one.keyword in ("enum", BEGINNING) and one.negated:
             self.excluded.append(one)
+        elif one.keyword == BEGINNING:
+            self.beginning = one.value
         else:
             self.dropped.append((one, "is not part of a grammar"))
 

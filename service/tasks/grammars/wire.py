@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from service.errors import FieldViolation, GrammarError
@@ -22,7 +22,7 @@ from service.tasks.grammars.report import (
     WarningKind,
 )
 from service.tasks.schema import SchemaLimits
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 256 << 20
@@ -40,6 +40,7 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
     return {
         "kind": grammar.kind.value,
         "source": grammar.source,
+        "property_order": grammar.property_order and grammar.property_order.value,
         "limits": asdict(limits),
         "limit_s": limit_s,
     }
@@ -47,7 +48,12 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
 
 def read_request(message: dict[str, Any]) -> tuple[Grammar, SchemaLimits, float]:
     """The inverse of ``write_request``."""
-    grammar = Grammar(GrammarKind(message["kind"]), message["source"])
+    order = message["property_order"]
+    grammar = Grammar(
+        GrammarKind(message["kind"]),
+        message["source"],
+        property_order=None if order is None else PropertyOrder(order),
+    )
     return grammar, SchemaLimits(**message["limits"]), float(message["limit_s"])
 
 
@@ -87,7 +93,7 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
             metadata=message["metadata"],
             more=tuple(FieldViolation(*violation) for violation in more),
         )
-    ready = Grammar(grammar.kind, grammar.source, message["ebnf"], message["forces_little"])
+    ready = replace(grammar, ebnf=message["ebnf"], forces_little=message["forces_little"])
     report = GrammarReport(
         enforcement=Enforcement(message["enforcement"]),
         keywords=tuple(

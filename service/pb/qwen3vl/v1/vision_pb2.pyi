@@ -34,6 +34,40 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PropertyOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PropertyOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PropertyOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROPERTY_ORDER_UNSPECIFIED: _PropertyOrder.ValueType  # 0
+    """The server's default."""
+    PROPERTY_ORDER_DECLARED: _PropertyOrder.ValueType  # 1
+    """As declared: in the order of `properties` in the schema. A property that comes first is generated first, so put
+    reasoning before what depends on it.
+    """
+    PROPERTY_ORDER_ANY: _PropertyOrder.ValueType  # 2
+    """Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
+    like). Other objects keep the declared order; KeywordReport.reason of their `properties` says so.
+    """
+
+class PropertyOrder(_PropertyOrder, metaclass=_PropertyOrderEnumTypeWrapper):
+    """PropertyOrder tells in which order the properties of objects come in an answer. Additional properties may stand
+    anywhere between them.
+    """
+
+PROPERTY_ORDER_UNSPECIFIED: PropertyOrder.ValueType  # 0
+"""The server's default."""
+PROPERTY_ORDER_DECLARED: PropertyOrder.ValueType  # 1
+"""As declared: in the order of `properties` in the schema. A property that comes first is generated first, so put
+reasoning before what depends on it.
+"""
+PROPERTY_ORDER_ANY: PropertyOrder.ValueType  # 2
+"""Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
+like). Other objects keep the declared order; KeywordReport.reason of their `properties` says so.
+"""
+Global___PropertyOrder: _TypeAlias = PropertyOrder  # noqa: Y015
+
 class _Enforcement:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -759,6 +793,7 @@ class Grammar(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     EBNF_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
+    PROPERTY_ORDER_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON Schema as JSON text: an object, true or false. At most Limits.max_schema_bytes bytes (default 256 KiB) and
     Limits.max_schema_depth levels (default 64). The answer is JSON and valid against it.
@@ -767,6 +802,10 @@ class Grammar(_message.Message):
     """A regular expression that the whole answer matches. At most Limits.max_regex_length characters (default 1024)."""
     ebnf: _builtins.str
     """An EBNF grammar with the start rule "root". At most Limits.max_schema_bytes bytes."""
+    property_order: Global___PropertyOrder.ValueType
+    """The order of the properties of objects in the answer. Of a JSON Schema; refused with the other kinds.
+    Default: the server's, which is PROPERTY_ORDER_DECLARED unless the operator set another one.
+    """
     @_builtins.property
     def choice(self) -> Global___Choice:
         """A list of allowed answers."""
@@ -778,10 +817,11 @@ class Grammar(_message.Message):
         regex: _builtins.str = ...,
         ebnf: _builtins.str = ...,
         choice: Global___Choice | None = ...,
+        property_order: Global___PropertyOrder.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "property_order", b"property_order", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "ebnf", "choice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -1048,7 +1088,9 @@ class KeywordReport(_message.Message):
     enforcement: Global___Enforcement.ValueType
     """How it is kept."""
     reason: _builtins.str
-    """For CHECKED, what the grammar cannot do there and what would help; else empty. For people, may change."""
+    """For CHECKED, what the grammar cannot do there and what would help. For ENFORCED, what the grammar allows less of
+    than the schema does; mostly empty. For people, may change.
+    """
     def __init__(
         self,
         *,
