@@ -11,9 +11,12 @@ ANALYZE_TASK = "image-analysis"
 """Name of the built-in task behind AnalyzeImage."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EncodedImage:
-    """A picture as it came: the path of its field, the bytes of a file, bounds of the area."""
+    """An image as it came: the path of its field, the bytes of a file, bounds of the area.
+
+    data: emptied when the call is over.
+    """
 
     field: str
     data: bytes

@@ -1,115 +1,135 @@
-"""Bytes of a caller to a safe RGB picture.
+"""Bytes of a caller to a safe RGB image.
 
-The header alone decides first: format, width, height. Only what is within the limits is decoded,
-and only to its end: a truncated file is refused. What decoders say stays here; callers get our
-own words.
+The header alone decides first: format, width, height. Only what is within the limits is decoded, and
+only to its end: a truncated file is refused. What decoders say stays here; callers get our own words.
 """
 
 from __future__ import annotations
 
-import asyncio
 import io
 import os
-import struct
-from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from service.errors import ImageError
+from service.errors import ImageError, Overloaded
+from service.image_headers import Header, is_complete, read_header, truncated
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from service.types import Pixels
 
-    Pixels = npt.NDArray[np.uint8]
+Convert: TypeAlias = Callable[[Image.Image], Image.Image]
 
-Kind: TypeAlias = type[JpegImageFile] | type[PngImageFile] | type[WebPImageFile]
-FORMATS = "JPEG, PNG and WebP"
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_THREADS = min(8, os.cpu_count() or 1)
-_EXECUTOR = ThreadPoolExecutor(_THREADS, thread_name_prefix="decode-image")
-# Pillow keeps this many freed blocks of at most 16 MiB. Without, each picture of some 100 KB costs
+THREADS = min(8, os.cpu_count() or 1)
+# Pillow keeps this many freed blocks of at most 16 MiB. Without, each image of some 100 KB costs
 # about 370 page faults, a third of the time of its decoding.
-Image.core.set_blocks_max(_THREADS)  # type: ignore[attr-defined]  # documented, not exported
-MAX_JPEG_SCANS = 100
-"""Of a progressive picture; encoders write about ten. Each one is a pass over all pixels, and 95 bytes
-ask for it: without a bound, a file within the limits keeps the decoder busy for an hour."""
-_SCAN = b"\xff\xda"
-_Transpose = Image.Transpose
-_UPRIGHT = {
-    2: _Transpose.FLIP_LEFT_RIGHT,
-    3: _Transpose.ROTATE_180,
-    4: _Transpose.FLIP_TOP_BOTTOM,
-    5: _Transpose.TRANSPOSE,
-    6: _Transpose.ROTATE_270,
-    7: _Transpose.TRANSVERSE,
-    8: _Transpose.ROTATE_90,
+Image.core.set_blocks_max(THREADS)  # type: ignore[attr-defined]  # documented, not exported
+_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WebP": WebPImageFile,
 }
-"""What makes a picture upright, by its EXIF orientation."""
+_STRIP_PIXELS = 1 << 20
+"""Converted at a time, so that a large image needs no second copy in another mode."""
+_SAME_COLOUR = 4
+"""A colour profile that moves no channel by more, of 255, is taken for sRGB."""
+_RETRY_AFTER_S = 5.0
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds of an encoded picture. ``max_aspect_ratio`` is the longer side over the shorter."""
+    """Bounds of encoded images. ``max_aspect_ratio`` is the longer side over the shorter.
+
+    max_request_pixels: of all images of a request together.
+    """
 
     max_bytes: int = 20 * 1024 * 1024
     max_pixels: int = 64_000_000
+    max_request_pixels: int = 800_000_000
     min_side: int = 1
     max_aspect_ratio: float = 200.0
+
+
+def check_header(data: bytes, field: str, limits: ImageLimits) -> Header:
+    """The header of an image that is within the limits. Raises ``ImageError`` on ``field``."""
+    _check_bytes(data, field, limits)
+    header = read_header(data, field)
+    _check_size(header.width, header.height, field, limits)
+    return header
+
+
+def check_request_pixels(headers: Sequence[Header], limits: ImageLimits) -> None:
+    """Raises ``ImageError`` on ``images`` when they have too many pixels together."""
+    pixels = sum(header.width * header.height for header in headers)
+    if pixels > limits.max_request_pixels:
+        raise ImageError(
+            "images",
+            f"have {pixels} pixels together, at most {limits.max_request_pixels} are allowed in a "
+            "request; send fewer or smaller images",
+            reason="IMAGES_TOO_MANY_PIXELS",
+            metadata={"limit": str(limits.max_request_pixels), "actual": str(pixels)},
+        )
 
 
 def decode_image(data: bytes, field: str, limits: ImageLimits) -> Pixels:
     """Decode a JPEG, PNG or WebP file to (height, width, 3) uint8 RGB, upright, C-contiguous.
 
     Transparent parts lie on white. Of an animation, the first frame counts. 16 bits become 8 by
-    scaling.
+    scaling. Colours of an embedded profile other than sRGB are converted to sRGB.
     Raises ``ImageError`` on ``field``.
     """
-    _check_bytes(data, field, limits)
-    kind = _kind(data, field)
-    if kind is not JpegImageFile:  # their decoders reserve memory when they open a file
-        _check_size(*_size(data, kind, field), field, limits)
-    try:
-        # The class itself: Image.open would apply a global pixel limit and global warnings filters.
-        with kind(io.BytesIO(data)) as image:
-            if kind is JpegImageFile:
-                _check_size(*image.size, field, limits)
-                if "progressive" in image.info:
-                    _check_scans(data, field)
-            # Process-wide, and LMDeploy turns it on when it is imported: half a picture would pass.
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-            image.load()
-            return _pixels(image)
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise whatever they like on hostile data
-        raise _undecodable(data, kind, error, field) from None
+    return decode(data, check_header(data, field, limits), field)
 
 
-async def decode_images(
-    items: Sequence[tuple[str, bytes]], limits: ImageLimits, executor: Executor | None = None
-) -> list[Pixels]:
-    """Decode (field, data) pairs beside the event loop, in order. The first bad one ends it.
+def decode(data: bytes, header: Header, field: str) -> Pixels:
+    """`decode_image` for a header that has been checked.
 
-    When the caller is cancelled, or a picture is bad, those that have not begun are dropped.
+    Raises ``Overloaded`` where the memory of the machine does not suffice.
     """
-    loop = asyncio.get_running_loop()
-    futures = [
-        loop.run_in_executor(executor or _EXECUTOR, decode_image, data, field, limits)
-        for field, data in items
-    ]
     try:
-        return [await future for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
-        await asyncio.gather(*futures, return_exceptions=True)
+        return _decoded(data, header)
+    except MemoryError:
+        short_of_memory = True
+    except Exception:  # decoders raise whatever they like on hostile data, and short of memory, too
+        short_of_memory = not _allocatable(decoding_bytes(header))
+    # Raised out here: an error raised above would keep the frames of the decoder, and their images.
+    if short_of_memory:
+        raise out_of_memory()
+    if not is_complete(data, header):
+        raise truncated(field)
+    raise ImageError(field, "is damaged and cannot be decoded", reason="IMAGE_INVALID")
+
+
+def decoding_bytes(header: Header) -> int:
+    """Most memory that decoding takes, by measurement: Pillow's image, the result, and what the
+    decoder keeps beside them."""
+    beside = {"JPEG": 6 if header.extra_passes else 0, "PNG": 0, "WebP": 11}[header.format]
+    return header.width * header.height * (4 + 3 + beside)
+
+
+def out_of_memory() -> Overloaded:
+    """The error where memory does not suffice, which is never the fault of an image."""
+    return Overloaded(
+        "The server has too little free memory to decode the images now; try again later, or send "
+        "smaller images.",
+        retry_after_s=_RETRY_AFTER_S,
+    )
+
+
+def _allocatable(size: int) -> bool:
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
 
 
 def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
@@ -122,55 +142,6 @@ def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
             reason="IMAGE_TOO_LARGE",
             metadata={"limit": str(limits.max_bytes), "actual": str(len(data))},
         )
-
-
-def _check_scans(data: bytes, field: str) -> None:
-    # Compressed data never holds the marker, since there a 0 follows each 255.
-    if data.count(_SCAN) > MAX_JPEG_SCANS:
-        what = f"is stored in more than {MAX_JPEG_SCANS} scans; save it anew"
-        raise ImageError(field, what, reason="IMAGE_INVALID")
-
-
-def _kind(data: bytes, field: str) -> Kind:
-    """The decoder by the content of the file."""
-    if data.startswith(_JPEG):
-        return JpegImageFile
-    if data.startswith(_PNG):
-        return PngImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile
-    raise ImageError(
-        field,
-        f"is not in a format that is accepted; accepted are {FORMATS}",
-        reason="IMAGE_FORMAT_UNSUPPORTED",
-    )
-
-
-def _size(data: bytes, kind: Kind, field: str) -> tuple[int, int]:
-    """Width and height as the header of a PNG or WebP file tells."""
-    chunk = data[12:16]
-    try:
-        if kind is PngImageFile and chunk == b"IHDR":
-            width, height = struct.unpack_from(">II", data, 16)
-        elif chunk == b"VP8X":
-            width = 1 + int.from_bytes(_part(data, 24, 3), "little")
-            height = 1 + int.from_bytes(_part(data, 27, 3), "little")
-        elif chunk == b"VP8L":
-            (bits,) = struct.unpack_from("<I", data, 21)
-            width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        elif chunk == b"VP8 ":
-            width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
-        else:
-            raise ImageError(field, "has a damaged header")
-    except struct.error:
-        raise _truncated(field) from None
-    return width, height
-
-
-def _part(data: bytes, start: int, length: int) -> bytes:
-    if len(data) < start + length:
-        raise struct.error
-    return data[start : start + length]
 
 
 def _check_size(width: int, height: int, field: str, limits: ImageLimits) -> None:
@@ -201,28 +172,62 @@ def _check_size(width: int, height: int, field: str, limits: ImageLimits) -> Non
         )
 
 
-def _pixels(image: Image.Image) -> Pixels:
-    """A loaded picture as an upright RGB array. RGB without orientation passes straight through."""
-    method = _UPRIGHT.get(_orientation(image))
+def _decoded(data: bytes, header: Header) -> Pixels:
+    if header.parts is not None:
+        data = b"".join(data[begin:end] for begin, end in header.parts)
+    # The class itself: Image.open would apply a global pixel limit and global warnings filters.
+    with _DECODERS[header.format](io.BytesIO(data)) as image:
+        if image.size != (header.width, header.height):
+            raise ValueError("the decoder sees another size than the header")
+        # Process-wide, and LMDeploy turns it on when it is imported: half an image would pass.
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        image.load()
+        return _pixels(image, header)
+
+
+def _pixels(image: Image.Image, header: Header) -> Pixels:
+    """A loaded image as an upright RGB array, made strip by strip."""
+    convert = _conversion(image, header.icc)
+    width, height = header.upright
+    result = np.empty((height, width, 3), np.uint8)
+    stored = _as_stored(result, header.orientation)
+    for top, strip in _strips(image):
+        part = np.asarray(convert(strip))
+        stored[top : top + len(part)] = part
+    return result
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Rows of an image, and where they begin."""
+    width, height = image.size
+    rows = max(1, _STRIP_PIXELS // width)
+    if rows >= height:
+        yield 0, image
+        return
+    for top in range(0, height, rows):
+        yield top, image.crop((0, top, width, min(top + rows, height)))
+
+
+def _as_stored(upright: Pixels, orientation: int) -> Pixels:
+    """A view of an upright image in which its pixels lie as they are stored."""
+    if orientation >= 5:
+        upright = upright.transpose(1, 0, 2)
+    # 1 to 8: which of the stored axes (rows, columns) run backwards.
+    rows = -1 if orientation in (3, 4, 6, 7) else 1
+    columns = -1 if orientation in (2, 3, 7, 8) else 1
+    return upright[::rows, ::columns]
+
+
+def _conversion(image: Image.Image, icc: bytes) -> Convert:
+    """What makes RGB of a strip of the image. RGB of sRGB passes as it is."""
     if image.mode.startswith("I"):
-        image = _eight_bits(image)
-    elif image.mode != "RGB" or "transparency" in image.info:
-        image = _flat(image)
-    if method is not None:
-        image = image.transpose(method)
-    return np.asarray(image)
-
-
-def _orientation(image: Image.Image) -> int:
-    if "exif" not in image.info:
-        return 1
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation)
-    except (
-        Exception
-    ):  # damaged EXIF, in one of many ways: the pixels are sound, so take them as they lie
-        return 1
-    return value if isinstance(value, int) else 1
+        return _eight_bits
+    profile = _profile(image.mode, icc) if icc else None
+    if profile is not None:
+        return profile
+    if image.mode != "RGB" or "transparency" in image.info:
+        return _flat
+    return lambda strip: strip
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -239,24 +244,46 @@ def _flat(image: Image.Image) -> Image.Image:
     """RGB of any other mode; transparent parts become white."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+    return _on_white(image.convert("RGBA"))
 
 
-def _undecodable(data: bytes, kind: Kind, error: Exception, field: str) -> ImageError:
-    tail = data[-4096:]
-    cut = (
-        (kind is JpegImageFile and b"\xff\xd9" not in tail)
-        or (kind is PngImageFile and b"IEND" not in tail)
-        or (kind is WebPImageFile and int.from_bytes(data[4:8], "little") + 8 > len(data))
-    )
-    if cut or "truncated" in str(error).lower():
-        return _truncated(field)
-    return ImageError(field, "is damaged and cannot be decoded", reason="IMAGE_INVALID")
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _truncated(field: str) -> ImageError:
-    return ImageError(
-        field, "ends before the picture is complete; send the whole file", reason="IMAGE_TRUNCATED"
-    )
+def _profile(mode: str, icc: bytes) -> Convert | None:
+    """Conversion of an embedded profile to sRGB.
+
+    None where the profile is sRGB, of another colour space than the pixels, or broken: a viewer, too,
+    then shows the pixels as they are.
+    """
+    source = {"P": "RGB", "RGBA": "RGB", "LA": "L", "1": "L"}.get(mode, mode)
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        if _PROFILE_MODES.get(profile.profile.xcolor_space) != source:
+            return None
+        transform = ImageCms.buildTransform(profile, _SRGB, source, "RGB")
+        if source != "CMYK" and _changes_nothing(transform, source):
+            return None
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+    def convert(strip: Image.Image) -> Image.Image:
+        if not strip.has_transparency_data:
+            return transform.apply(strip if strip.mode == source else strip.convert(source))
+        clear = strip.convert("RGBA")
+        colours = transform.apply(clear.convert(source))
+        colours.putalpha(clear.getchannel("A"))
+        return _on_white(colours)
+
+    return convert
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a transform leaves a grid of colours as they are, but for rounding."""
+    steps = np.linspace(0, 255, 16).astype(np.uint8)
+    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3)
+    probe = Image.fromarray(grid if mode == "RGB" else np.ascontiguousarray(grid[..., 0]))
+    before, after = np.asarray(probe.convert("RGB")).astype(int), np.asarray(transform.apply(probe))
+    return bool(np.abs(before - after).max() <= _SAME_COLOUR)

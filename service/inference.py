@@ -1,19 +1,21 @@
-"""From a decoded call to its answer: the task, a place in the queue, safe pictures, the engine."""
+"""From a decoded call to its answer: the task, a place in the queue, safe images, the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from service.admission import Admission
 from service.calls import Answer, Call, InlineTask, Validation
+from service.decoding import ImageDecoder, RequestImage, emptied
 from service.engine import Engine
 from service.errors import InferenceTimeout
-from service.images import ImageLimits, decode_images
+from service.images import ImageLimits
 from service.logs import request_id
+from service.memory import MemoryBudget
 from service.settings import Settings
 from service.tasks.compilation import prepare
 from service.tasks.contract import Task, TaskResult
@@ -24,11 +26,15 @@ from service.tasks.request_checks import check_enforced, check_kind
 from service.tasks.runner import run, stream
 from service.tasks.schema import SchemaLimits
 from service.timeouts import wait_until
-from service.types import Grammar, Image, PropertyOrder
+from service.types import Grammar, PropertyOrder
 
 T = TypeVar("T")
 MAX_VALIDATIONS = 8
 """Grammars that are validated at the same time; they take processors, not places in the engine."""
+
+
+LARGE_DIVISOR = 4
+"""The part of the slots that calls with large images get at most."""
 
 
 class Inference:
@@ -47,13 +53,21 @@ class Inference:
         self._engine = engine
         self._registry = registry
         self._settings = settings
-        self._image_limits = ImageLimits(
-            max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
+        limits = ImageLimits(
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            max_request_pixels=settings.max_request_pixels,
+        )
+        self.decoder = ImageDecoder(limits, settings.max_decoding_bytes)
+        self.encoded = MemoryBudget(
+            settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes
         )
         self._schema_limits = schema_limits(settings)
         self._property_order = PropertyOrder(settings.property_order)
         self._analyser = analyser
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
+        # Calls with large images spend seconds with decoding them: most slots are for the others.
+        self.large = Admission(max(1, settings.max_concurrent // LARGE_DIVISOR), settings.max_queue)
         # A grammar that takes long holds no place that others could use; calls that hold their
         # pictures meanwhile are as many as may wait.
         self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
@@ -63,8 +77,7 @@ class Inference:
         """The value of the task's parser, and the answer."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
-        async with self.admission.slot(deadline):
-            images = await self._images(call, deadline)
+        async with self._admitted(call, deadline) as images:
             result = await run(
                 self._engine,
                 task,
@@ -85,8 +98,7 @@ class Inference:
         """Pieces of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
-        async with self.admission.slot(deadline):
-            images = await self._images(call, deadline)
+        async with self._admitted(call, deadline) as images:
             events: Any = stream(
                 self._engine,
                 task,
@@ -139,15 +151,22 @@ class Inference:
             )
             return await within(deadline, work)
 
-    async def _images(self, call: Call, deadline: float) -> list[Image]:
-        if not call.images:
-            return []
-        encoded = [(image.field, image.data) for image in call.images]
-        pixels = await within(deadline, decode_images(encoded, self._image_limits))
-        return [
-            Image(array, image.min_pixels, image.max_pixels)
-            for array, image in zip(pixels, call.images, strict=True)
-        ]
+    @asynccontextmanager
+    async def _admitted(self, call: Call, deadline: float) -> AsyncIterator[list[RequestImage]]:
+        """The images of a call that has a slot, checked and not decoded.
+
+        They wait for memory before they take a slot, and are empty behind the body.
+        """
+        with emptied(call.images):
+            images = await within(deadline, self.decoder.open(call.images))
+            async with AsyncExitStack() as stack:
+                if images:
+                    size = sum(len(image.data) for image in call.images)
+                    await stack.enter_async_context(self.encoded.hold(size, deadline))
+                if any(image.large for image in images):
+                    await stack.enter_async_context(self.large.slot(deadline))
+                await stack.enter_async_context(self.admission.slot(deadline))
+                yield images
 
     def _deadline(self, time_left_s: float | None) -> float:
         """When the call has to be over, by the event loop's clock."""

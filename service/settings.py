@@ -91,6 +91,10 @@ class ServerSettings(BaseSettings):
     max_image_pixels: Positive = Field(
         64_000_000, description="Most pixels (width times height) of one picture."
     )
+    max_request_pixels: Positive = Field(
+        800_000_000,
+        description="Most pixels of all images of a request: 64 photos of 12 megapixels.",
+    )
     max_message_bytes: int = Field(
         64 * MIB, ge=1024, le=2**31 - 1, description="Most bytes of a request message."
     )
@@ -129,6 +133,19 @@ class ServerSettings(BaseSettings):
     )
     max_queue: int = Field(
         256, ge=0, le=65_536, description="Most inference calls waiting; more are refused."
+    )
+    max_encoded_bytes: int = Field(
+        512 * MIB,
+        ge=MIB,
+        description="Most bytes of encoded images of all calls in work. Others wait; when as many "
+        "bytes wait, more are refused.",
+    )
+    max_decoding_bytes: int = Field(
+        1536 * MIB,
+        ge=64 * MIB,
+        description="Most bytes of memory for decoding images, by estimate: 7 per pixel of a PNG or "
+        "baseline JPEG, 13 of a progressive JPEG, 18 of a WebP. An image that needs more has its "
+        "turn alone.",
     )
     inference_timeout_s: Seconds = Field(
         300.0, description="Most seconds of one inference call, the wait in the queue included."
@@ -243,6 +260,12 @@ class ServerSettings(BaseSettings):
                 "max_message_bytes: must be at least max_image_bytes plus "
                 f"{PROTO_OVERHEAD_BYTES} bytes for the rest of the request"
             )
+        for name, least in (
+            ("max_request_pixels", "max_image_pixels"),
+            ("max_encoded_bytes", "max_image_bytes"),
+        ):
+            if getattr(self, name) < getattr(self, least):
+                raise ValueError(f"{name}: must be at least {least}, {getattr(self, least)}")
         return self
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]
+    """(height, width, 3) uint8, RGB, C-contiguous, upright."""
+
+T = TypeVar("T")
 
 
 class GrammarKind(enum.Enum):
@@ -87,17 +93,53 @@ class Sampling:
         return min(DEFAULT_MAX_TOKENS, room) if self.max_tokens is None else self.max_tokens
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Image:
-    """A decoded, upright picture.
+class ImageSource(Protocol):
+    """An image of a request, which gives its pixels when an engine asks for them.
 
-    pixels: (height, width, 3) uint8, RGB, C-contiguous.
+    width, height: of the upright image, in pixels; known before anything is decoded.
     min_pixels, max_pixels: bounds of the area after resizing, in pixels; None takes the model's own.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def min_pixels(self) -> int | None: ...
+    @property
+    def max_pixels(self) -> int | None: ...
+
+    async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
+        """The result of ``reduce``, called with the pixels in another thread; they are freed then.
+
+        Every call decodes the image again. Raises ``ImageError`` for a damaged file, ``Overloaded``
+        where memory does not suffice, and what ``reduce`` raises.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """An upright image that is decoded already; an ``ImageSource``.
+
+    pixels: (height, width, 3) uint8, RGB, C-contiguous.
+    """
+
+    pixels: Pixels
     min_pixels: int | None = None
     max_pixels: int | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+    async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
+        """``reduce`` of the pixels, in another thread."""
+        return await asyncio.to_thread(reduce, self.pixels)
 
 
 class Role(enum.Enum):
@@ -120,7 +162,7 @@ class TextPart:
 class ImagePart:
     """An image inside a message, at its place between the texts."""
 
-    image: Image
+    image: ImageSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +207,7 @@ class GenerateRequest:
     request_id: str
     user: str = ""
     system: str = ""
-    images: tuple[Image, ...] = ()
+    images: tuple[ImageSource, ...] = ()
     grammar: Grammar | None = None
     sampling: Sampling = Sampling()
     messages: tuple[Message, ...] = ()
@@ -185,7 +227,7 @@ class GenerateRequest:
         return (*system, Message(Role.USER, (*shown, TextPart(self.user))))
 
     @property
-    def all_images(self) -> tuple[Image, ...]:
+    def all_images(self) -> tuple[ImageSource, ...]:
         """The images of the conversation, in the order of the prompt."""
         if not self.messages:
             return self.images

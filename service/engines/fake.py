@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.engines.kind import EngineKind, EngineSettings
 from service.engines.shared.context import answer_limit
+from service.engines.shared.reducing import reduce_all
 from service.errors import (
     EngineUnavailable,
     GrammarError,
@@ -31,11 +32,14 @@ from service.types import (
     GenerateRequest,
     Grammar,
     GrammarKind,
-    Image,
+    ImageSource,
     TextPart,
     Timings,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from service.types import Pixels
 
 PIECE = re.compile(r"\s*\S{1,8}|\s+")
 """What counts as a token here: up to eight characters with the blanks before them."""
@@ -124,6 +128,7 @@ class FakeEngine:
         prompt = prompt_size(request)
         limit = answer_limit(prompt.prompt_tokens, request.sampling, self.context_length)
         usage = replace(prompt, output_tokens=min(len(pieces), limit))
+        await reduce_all(request.all_images, _looked_at)
         self.active_requests += 1
         first_s = 0.0
         try:
@@ -162,9 +167,9 @@ class FakeEngine:
 
     def _check(self, request: GenerateRequest) -> None:
         self._check_ready()
-        if request.images and not self.vision:
+        if request.all_images and not self.vision:
             raise VisionDisabled("The fake engine was made without vision; send text only.")
-        if len(request.images) > MAX_IMAGES:
+        if len(request.all_images) > MAX_IMAGES:
             raise InvalidRequest("images", f"at most {MAX_IMAGES} pictures are allowed")
         if self.max_active is not None and self.active_requests >= self.max_active:
             raise Overloaded("Too many requests are running; try again later.", retry_after_s=1.0)
@@ -193,6 +198,10 @@ def _closed_error() -> EngineUnavailable:
     return EngineUnavailable("The engine is closed.", reason="ENGINE_CLOSED")
 
 
+def _looked_at(index: int, image: ImageSource, pixels: Pixels) -> None:
+    """Images are decoded, so that damaged ones fail here, too."""
+
+
 def prompt_size(request: GenerateRequest) -> Usage:
     """Tokens of the prompt, and those of its images."""
     image_tokens = sum(image_size(image) for image in request.all_images)
@@ -201,9 +210,9 @@ def prompt_size(request: GenerateRequest) -> Usage:
     return Usage(image_tokens + sum(len(PIECE.findall(text)) for text in texts), image_tokens)
 
 
-def image_size(image: Image) -> int:
-    """Tokens of a picture: one for every 32 x 32 pixels of its area, kept within its bounds."""
-    area: float = max(image.pixels.size // 3, image.min_pixels or 0)
+def image_size(image: ImageSource) -> int:
+    """Tokens of an image: one for every 32 x 32 pixels of its area, kept within its bounds."""
+    area: float = max(image.width * image.height, image.min_pixels or 0)
     if image.max_pixels is not None:
         area = min(area, image.max_pixels)
     return max(1, round(area / PIXELS_PER_TOKEN))

@@ -10,7 +10,7 @@ from service.errors import FieldViolation, GrammarError, InvalidRequest, VisionD
 from service.tasks import jsontext
 from service.tasks.contract import Task
 from service.tasks.grammars.report import Enforcement, KeywordReport, SchemaWarning
-from service.types import Capabilities, GenerateRequest, Grammar, Image, Sampling
+from service.types import Capabilities, GenerateRequest, Grammar, ImageSource, Sampling
 
 DEFAULT_SAMPLING = Sampling()
 MAX_NOT_ENFORCED = 16
@@ -20,7 +20,7 @@ MAX_NOT_ENFORCED = 16
 def check_request(
     capabilities: Capabilities,
     task: Task,
-    images: Sequence[Image],
+    images: Sequence[ImageSource],
     sampling: Sampling,
     request_id: str,
 ) -> GenerateRequest:
@@ -131,7 +131,7 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
         )
 
 
-def _check_images(task: Task, images: Sequence[Image], capabilities: Capabilities) -> None:
+def _check_images(task: Task, images: Sequence[ImageSource], capabilities: Capabilities) -> None:
     if task.needs_image and not images:
         raise InvalidRequest(
             "images", "this task needs at least one picture", reason="IMAGE_REQUIRED"

@@ -36,7 +36,7 @@ from service.types import (
     FinishReason,
     GenerateRequest,
     GrammarKind,
-    Image,
+    ImageSource,
     Sampling,
     Timings,
     Usage,
@@ -48,7 +48,7 @@ T = TypeVar("T")
 async def run(
     engine: Engine,
     task: Task,
-    images: Sequence[Image],
+    images: Sequence[ImageSource],
     sampling: Sampling,
     *,
     timeout_s: float,
@@ -94,7 +94,7 @@ async def run(
 async def stream(
     engine: Engine,
     task: Task,
-    images: Sequence[Image],
+    images: Sequence[ImageSource],
     sampling: Sampling,
     *,
     timeout_s: float,

@@ -16,8 +16,8 @@ import grpc
 import psutil
 import pytest
 
-from service import inference
 from service.calls import ANALYZE_TASK
+from service.decoding import ImageDecoder
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, InferenceTimeout
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
@@ -177,7 +177,7 @@ async def test_slow_decoding_counts_against_the_time(monkeypatch: pytest.MonkeyP
         await asyncio.Event().wait()
         return []
 
-    monkeypatch.setattr(inference, "decode_images", never)
+    monkeypatch.setattr(ImageDecoder, "decode", never)
     async with running(inference_timeout_s=0.1) as started:
         error = await failure(started.stub.RunTask(run_request(images=[picture()]), timeout=10))
         assert error.reason == "INFERENCE_TIMEOUT"
@@ -270,7 +270,7 @@ async def test_cancelled_while_pictures_are_decoded(monkeypatch: pytest.MonkeyPa
             decoding -= 1
         return []
 
-    monkeypatch.setattr(inference, "decode_images", slow)
+    monkeypatch.setattr(ImageDecoder, "decode", slow)
     async with running() as started:
         call = started.stub.RunTask(run_request(images=[picture()]), timeout=20)
         await cancelled_while(started, call, lambda: decoding == 1)

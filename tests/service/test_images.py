@@ -7,11 +7,9 @@ import contextlib
 import io
 import struct
 import threading
-import time
 import warnings
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from service.calls import EncodedImage
+from service.decoding import ImageDecoder
+from service.engines.shared.reducing import reduce_all
 from service.errors import ImageError
-from service.images import MAX_JPEG_SCANS, ImageLimits, decode_image, decode_images
+from service.image_headers import MAX_JPEG_SCANS
+from service.images import ImageLimits, decode_image
 
 LIMITS = ImageLimits()
 PHOTOS = Path(__file__).parents[3] / "shared" / "images"
@@ -300,35 +302,56 @@ def test_photographs() -> None:
 
 
 def test_a_plain_jpeg_is_decoded_once_and_never_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for method in ("convert", "draft", "transpose", "copy", "getexif", "thumbnail"):
+    for method in ("convert", "draft", "transpose", "copy", "getexif", "thumbnail", "crop"):
         monkeypatch.setattr(Image.Image, method, lambda *_, **__: pytest.fail("extra work"))
     assert decode(VALID["jpeg"]).shape == (24, 40, 3)
 
 
+def decoder(max_decoding_bytes: int = 1 << 30, limits: ImageLimits = LIMITS) -> ImageDecoder:
+    return ImageDecoder(limits, max_decoding_bytes)
+
+
+def as_sent(*images: bytes) -> list[EncodedImage]:
+    return [EncodedImage(f"images[{i}].data", data) for i, data in enumerate(images)]
+
+
+async def pixels_of(*images: bytes) -> list[np.ndarray]:
+    opened = await decoder().open(as_sent(*images))
+    return await reduce_all(opened, lambda index, image, pixels: pixels)
+
+
 async def test_many_are_decoded_in_order_off_the_event_loop() -> None:
-    items = [(f"images[{i}].data", encoded(gradient(10 + i, 8), "PNG")) for i in range(8)]
-    assert [p.shape[1] for p in await decode_images(items, LIMITS)] == list(range(10, 18))
-    assert await decode_images([], LIMITS) == []
+    images = [encoded(gradient(10 + i, 8), "PNG") for i in range(8)]
+    assert [p.shape[1] for p in await pixels_of(*images)] == list(range(10, 18))
+    assert await pixels_of() == []
 
 
-async def test_the_first_bad_picture_is_named() -> None:
-    items = [("a", VALID["png"]), ("b", b"x"), ("c", b"")]
+async def test_the_first_bad_image_is_named() -> None:
     with pytest.raises(ImageError) as caught:
-        await decode_images(items, LIMITS)
-    assert caught.value.violations[0].field == "b"
+        await pixels_of(VALID["png"], b"x", b"")
+    assert caught.value.violations[0].field == "images[1].data"
+    with pytest.raises(ImageError) as caught:
+        await pixels_of(VALID["png"], VALID["jpeg"][:-100], VALID["png"][:-50])
+    assert caught.value.violations[0].field == "images[1].data"
 
 
 async def test_cancellation_drops_what_has_not_begun() -> None:
-    gate = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(gate.wait, 10)
-        decoding = asyncio.create_task(decode_images([("a", VALID["png"])] * 5, LIMITS, pool))
-        await asyncio.sleep(0.01)
-        decoding.cancel()
-        began = time.monotonic()
-        with pytest.raises(asyncio.CancelledError):
-            await decoding
-        assert time.monotonic() - began < 5
-        assert pool._work_queue.qsize() <= 5
-        gate.set()
-        assert pool.submit(int).result(5) == 0
+    loop, gate, first, begun = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), []
+
+    def hold(index: int, image: Any, pixels: np.ndarray) -> None:
+        begun.append(index)
+        loop.call_soon_threadsafe(first.set)
+        gate.wait(10)
+
+    one = decoder()
+    opened = await one.open(as_sent(*[VALID["png"]] * 5))
+    decoding = asyncio.create_task(reduce_all(opened, hold))
+    await first.wait()
+    decoding.cancel()
+    await asyncio.sleep(0.01)
+    assert one.memory.held > 0, "a decoder that still runs holds its memory"
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await decoding
+    assert len(begun) <= 2
+    assert one.memory.held == one.memory.waiting == 0

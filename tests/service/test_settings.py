@@ -170,6 +170,9 @@ OUTSIDE = [
     ("max_image_bytes", 0),
     ("max_image_pixels", 0),
     ("max_message_bytes", 2**31),
+    ("max_request_pixels", 0),
+    ("max_encoded_bytes", MIB - 1),
+    ("max_decoding_bytes", 64 * MIB - 1),
     ("max_text_bytes", 0),
     ("max_schema_bytes", 0),
     ("max_schema_depth", 0),
@@ -371,6 +374,13 @@ def test_a_message_has_room_for_the_largest_picture() -> None:
     text = refused(max_image_bytes=10 * MIB, max_message_bytes=10 * MIB)
     assert text.startswith("max_message_bytes: must be at least max_image_bytes plus")
     assert load_settings(max_image_bytes=10 * MIB, max_message_bytes=11 * MIB).max_images == 64
+
+
+def test_one_image_within_its_limits_fits_into_those_of_all() -> None:
+    text = refused(max_image_pixels=1000, max_request_pixels=999)
+    assert text == "max_request_pixels: must be at least max_image_pixels, 1000"
+    text = refused(max_image_bytes=5 * MIB, max_encoded_bytes=4 * MIB)
+    assert text == f"max_encoded_bytes: must be at least max_image_bytes, {5 * MIB}"
 
 
 @pytest.mark.parametrize("engine", ["reference", "lmdeploy"])

@@ -189,12 +189,12 @@ class LMDeployEngine:
     def _check(self, request: GenerateRequest, loaded: Loaded) -> None:
         """Refuse what can be refused without looking at pictures and texts."""
         options = self._options
-        if request.images and not options.vision:
+        if request.all_images and not options.vision:
             raise VisionDisabled("this server was started without vision; send text only")
-        if len(request.images) > options.max_images:
+        if len(request.all_images) > options.max_images:
             raise InvalidRequest(
                 "images",
-                f"has {len(request.images)} pictures, at most {options.max_images} are allowed",
+                f"has {len(request.all_images)} pictures, at most {options.max_images} are allowed",
                 reason="TOO_MANY_IMAGES",
             )
         loaded.check_sampling(request.sampling)
@@ -207,18 +207,18 @@ class LMDeployEngine:
         """Prepare a request, run it inside LMDeploy, and leave nothing there."""
         number = next(self._ids)
         reader = loaded.reader(request, time.monotonic())
-        place = loaded.gate.place(len(request.images))
+        place = loaded.gate.place(len(request.all_images))
         run: Run | None = None
         self._live[number] = None
         try:
             constraint = await self._constraint(loaded, request.grammar)
-            pack = asyncio.get_running_loop().run_in_executor(self._front, loaded.pack, request)
-            packed = await or_closed(pack, self._closed)
+            packed = await or_closed(loaded.pack(request, self._front), self._closed)
             limit = loaded.answer_limit(packed, request)
             await or_closed(place.enter(), self._closed)
             run = loaded.run(number, packed, request, constraint, limit)
             self._live[number] = run
             reader.begin(packed.prompt, limit)
+            del packed  # the engine has the pixels
             async with aclosing(run.outputs()) as outputs:
                 async for output in outputs:
                     place.leave()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from service.types import Capabilities, GenerateRequest, GrammarKind, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A prompt, and its pictures as LMDeploy takes them."""
+    """A prompt without its images, and these as LMDeploy takes them."""
 
     prompt: PackedRequest
     items: list[dict[str, Any]]
@@ -84,13 +86,20 @@ class Loaded:
             thinks=self._config.thinking and request.grammar is None,
         )
 
-    def pack(self, request: GenerateRequest) -> Packed:
-        """Tokens, spans and pixels; runs in a thread. Raises ImageError or ContextTooLong."""
-        prompt = self._prompts.pack(request)
-        if self._pictures is None:
+    async def pack(self, request: GenerateRequest, executor: Executor) -> Packed:
+        """Tokens, spans and pixels, made in other threads. Raises ImageError or ContextTooLong."""
+        prompt = await self._prompts.pack(request, executor)
+        if not prompt.images or self._pictures is None:
             return Packed(prompt, [])
-        token = self._config.image_token_id
-        return Packed(prompt, multimodal_items(prompt, self._pictures, token, self._dtype))
+        items = await asyncio.get_running_loop().run_in_executor(
+            executor,
+            multimodal_items,
+            prompt,
+            self._pictures,
+            self._config.image_token_id,
+            self._dtype,
+        )
+        return Packed(replace(prompt, images=()), items)
 
     def answer_limit(self, packed: Packed, request: GenerateRequest) -> int:
         """Most tokens of the answer. Raises ContextTooLong."""

@@ -43,7 +43,7 @@ class Reader:
         """The request goes to LMDeploy now. limit: most tokens of the answer."""
         self._limit = limit
         self._sent = time.monotonic()
-        pictures = sum(image.num_tokens for image in prompt.images)
+        pictures = sum(end - begin for begin, end in prompt.spans)
         self._usage = Usage(len(prompt.token_ids), pictures, 0)
 
     def read(self, output: Any) -> Chunk | None:

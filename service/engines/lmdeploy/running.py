@@ -54,7 +54,10 @@ class Run:
         """LMDeploy's outputs as they come. Raises what LMDeploy raised."""
         while (output := await self._outputs.get()) is not None:
             if isinstance(output, Exception):
-                raise output
+                try:
+                    raise output
+                finally:
+                    del output  # its traceback holds this frame
             yield output
 
     async def stop(self) -> None:

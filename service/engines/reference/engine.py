@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +145,10 @@ class ReferenceEngine:
             while True:
                 event = await events.get()
                 if isinstance(event, Exception):
-                    raise event
+                    try:
+                        raise event
+                    finally:
+                        del event  # its traceback holds this frame
                 if event is not None:
                     yield event
                     if event.finish_reason is not None:
@@ -219,12 +223,12 @@ class ReferenceEngine:
     def _check(self, request: GenerateRequest) -> None:
         """Refuse what can be refused without looking at pictures and texts."""
         options = self._options
-        if request.images and not self.capabilities.vision:
+        if request.all_images and not self.capabilities.vision:
             raise VisionDisabled("this server was started without vision; send text only")
-        if len(request.images) > options.max_images:
+        if len(request.all_images) > options.max_images:
             raise InvalidRequest(
                 "images",
-                f"has {len(request.images)} pictures, at most {options.max_images} are allowed",
+                f"has {len(request.all_images)} pictures, at most {options.max_images} are allowed",
                 reason="TOO_MANY_IMAGES",
             )
         if len(self._live) >= options.max_queue + options.max_batch:
@@ -238,17 +242,15 @@ class ReferenceEngine:
     async def _prompt(
         self, model: Model, request: GenerateRequest
     ) -> tuple[PackedRequest, tuple[Tensor, ...]]:
-        """Pack the prompt and encode its pictures, each in its own thread."""
-        loop = asyncio.get_running_loop()
-        prompt = await or_closed(
-            loop.run_in_executor(self._front, model.pack, request), self._closed
-        )
+        """Pack the prompt and encode its images, each in its own thread; then let go of these."""
+        prompt = await or_closed(model.prompts.pack(request, self._front), self._closed)
         if not prompt.images or model.vision is None:
             return prompt, ()
-        encode = model.vision.features
-        return prompt, await or_closed(
-            loop.run_in_executor(self._sight, encode, prompt.images), self._closed
+        encode = asyncio.get_running_loop().run_in_executor(
+            self._sight, model.vision.features, prompt.images
         )
+        features = await or_closed(encode, self._closed)
+        return replace(prompt, images=()), features
 
     def _flush(self) -> None:
         """Called by the worker behind every turn: let the loop fetch what has been emitted."""

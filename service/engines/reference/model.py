@@ -35,7 +35,7 @@ from service.engines.shared.loops import LoopGuard
 from service.engines.shared.pictures import ImagePreprocessor
 from service.engines.shared.prompts import Prompts
 from service.errors import EngineUnavailable
-from service.types import GenerateRequest, Sampling
+from service.types import Sampling
 
 if TYPE_CHECKING:
     from lmdeploy_ext.packing import PackedRequest
@@ -85,10 +85,6 @@ class Model:
             "batch_invariant": str(self.batch_invariant).lower(),
             "memory_rows": str(self.cache.runs.size),
         }
-
-    def pack(self, request: GenerateRequest) -> PackedRequest:
-        """Tokenise, pre-process and count; see `service.engines.shared.prompts.Prompts.pack`."""
-        return self.prompts.pack(request)
 
     def sequence(
         self,

@@ -49,7 +49,7 @@ class Sequence:
         self.prompt = prompt
         self.features = features
         self.prompt_length = len(prompt.token_ids)
-        self.image_tokens = sum(image.num_tokens for image in prompt.images)
+        self.image_tokens = sum(end - begin for begin, end in prompt.spans)
         self.reserved = self.prompt_length + max_tokens
         self.max_tokens = max_tokens
         self.run: Run | None = None

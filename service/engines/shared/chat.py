@@ -55,25 +55,23 @@ class Chat:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def pack(
+    def turns(
         self,
         messages: Sequence[Message],
-        images: Sequence[PackedImage],
         tools: Sequence[ToolDefinition] = (),
         *,
         constrained: bool = False,
-    ) -> PackedRequest:
-        """The whole prompt of a conversation.
+    ) -> list[list[int] | None]:
+        """The prompt of a conversation as runs of ids, with None in the place of each image.
 
-        images: those of the messages, in order, as patches. constrained: whether a grammar describes
-        the answer. A grammar knows nothing of thoughts, so a Thinking edition then gets them closed.
+        constrained: whether a grammar describes the answer. A grammar knows nothing of thoughts, so a
+        Thinking edition then gets them closed.
         """
         family = self._config.family
         prefix = ""
         if self._config.thinking:
             prefix = family.thinking_closed if constrained else family.thinking_prefix
-        segments: list[list[int] | PackedImage] = []
-        remaining = iter(images)
+        segments: list[list[int] | None] = []
         for piece in joined(render(messages, tools, prefix)):
             if isinstance(piece, str):
                 segments.append(self.encode(piece))
@@ -81,7 +79,15 @@ class Chat:
                 segments.append([self._turn_ids[piece.token]])
             else:
                 start, end = self._config.vision_start_id, self._config.vision_end_id
-                segments += [[start], next(remaining), [end]]
+                segments += [[start], None, [end]]
+        return segments
+
+    def pack(
+        self, turns: Sequence[list[int] | None], images: Sequence[PackedImage]
+    ) -> PackedRequest:
+        """The whole prompt: turns, and in their places the images as patches, in order."""
+        remaining = iter(images)
+        segments = [next(remaining) if run is None else run for run in turns]
         return pack(segments, self._config.image_token_id)
 
     def _check(self, vocab: dict[str, int]) -> None:

@@ -27,6 +27,9 @@ async def or_closed(work: Awaitable[T], closing: asyncio.Event) -> T:
     finally:
         closed.cancel()
         task.cancel()
+        # A task holds its error, whose traceback holds this frame: without a cycle all of it is freed
+        # at once, and with it whatever the frames below hold.
+        del task
 
 
 def closed_error() -> EngineUnavailable:

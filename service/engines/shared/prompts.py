@@ -1,6 +1,9 @@
-"""From a request to its packed prompt: turns, pictures, and whether there is room for the answer."""
+"""From a request to its packed prompt: turns, images, and whether there is room for the answer."""
 
 from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
 
 from lmdeploy_ext.packing import PackedRequest
 from service.engines.shared.chat import Chat
@@ -22,23 +25,31 @@ class Prompts:
         self._preprocess = preprocess
         self._context_length = context_length
 
-    def pack(self, request: GenerateRequest) -> PackedRequest:
-        """Tokenise, pre-process and count.
+    async def pack(self, request: GenerateRequest, executor: Executor) -> PackedRequest:
+        """Tokenise and count in a thread of the executor; decode images only if there is room.
 
         Raises:
-            ImageError: a picture cannot be used.
+            ImageError: an image cannot be used.
             ContextTooLong: prompt and answer do not fit into the context.
         """
-        images = []
+        loop = asyncio.get_running_loop()
+        if self._preprocess is None or not request.all_images:
+            return await loop.run_in_executor(executor, self._pack_text, request)
+        turns = await loop.run_in_executor(executor, self._turns, request)
+        images = await self._preprocess.pack(request.all_images)
+        return await loop.run_in_executor(executor, self._chat.pack, turns, images)
+
+    def _pack_text(self, request: GenerateRequest) -> PackedRequest:
+        return self._chat.pack(self._turns(request), ())
+
+    def _turns(self, request: GenerateRequest) -> list[list[int] | None]:
+        """The prompt without its images, if it fits into the context with them."""
+        counts: list[int] = []
         if self._preprocess is not None:
-            # Counted first: a bound of the request may enlarge a picture beyond any memory.
             counts = [self._preprocess.num_tokens(*one) for one in enumerate(request.all_images)]
-            answer_limit(sum(counts), request.sampling, self._context_length)
-            images = [
-                self._preprocess(index, image) for index, image in enumerate(request.all_images)
-            ]
-        packed = self._chat.pack(
-            request.conversation, images, request.tools, constrained=request.grammar is not None
+        turns = self._chat.turns(
+            request.conversation, request.tools, constrained=request.grammar is not None
         )
-        answer_limit(len(packed.token_ids), request.sampling, self._context_length)
-        return packed
+        prompt = sum(counts) + sum(len(run) for run in turns if run is not None)
+        answer_limit(prompt, request.sampling, self._context_length)
+        return turns

@@ -151,6 +151,19 @@ def picture(seed: int, width: int = 96, height: int = 64, **bounds: int) -> Imag
     return Image(pixels, **bounds)
 
 
+@dataclass(frozen=True)
+class Closed:
+    """An image that nobody may decode."""
+
+    width: int
+    height: int
+    min_pixels: int
+    max_pixels: int
+
+    async def reduced(self, reduce: object) -> None:
+        raise AssertionError("its pixels were asked for")
+
+
 def request(
     user: str = "Describe the picture.",
     *images: Image,
@@ -465,6 +478,9 @@ class Answers:
         vast = picture(1, min_pixels=2**32 - 1, max_pixels=2**32 - 1)
         with pytest.raises(ContextTooLong):
             await collect(engine, request("x", vast))
+        closed: Any = Closed(4096, 4096, min_pixels=4096 * 4096, max_pixels=4096 * 4096)
+        with pytest.raises(ContextTooLong):
+            await collect(engine, request("x", *[closed] * (1 + context // 4096)))
         await until(lambda: subject.idle(engine))
 
     async def test_unset_max_tokens_gets_what_the_context_leaves(self, engine: Engine) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,12 @@ def loaded(folder: Path, **options: Any) -> Model:
     """The reference engine's model of a checkpoint."""
     defaults: dict[str, Any] = {"dtype": "float32", "device": "cpu", "threads": 1}
     return load_model(folder, Options(folder, **{**defaults, **options}), lambda message: None)
+
+
+def prompt_of(model: Model, request: GenerateRequest) -> PackedRequest:
+    """The packed prompt of a request, with its images."""
+    with ThreadPoolExecutor(1) as executor:
+        return asyncio.run(model.prompts.pack(request, executor))
 
 
 def new_sequence(

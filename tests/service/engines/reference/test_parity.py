@@ -20,6 +20,7 @@ from tests.service.engines.reference.oracle import (
     oracle_greedy,
     oracle_logits,
     picture,
+    prompt_of,
     request,
 )
 
@@ -51,7 +52,7 @@ def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None
     folder = checkpoint(shape)
     model = loaded(folder)
     for name in ("system", "several"):
-        packed = model.pack(REQUESTS[name])
+        packed = prompt_of(model, REQUESTS[name])
         expected = oracle_logits(folder, packed, ANSWER)
         assert difference(engine_logits(model, packed, ANSWER), expected) < TOLERANCE, name
         assert expected.std() > 0.3, "logits too flat for a test of anything"
@@ -61,7 +62,7 @@ def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_prompt_in_pieces_gives_the_same_logits(checkpoint: Write, name: str, piece: int) -> None:
     folder = checkpoint(Shape(kv_heads=2, tied=False))
-    packed = loaded(folder).pack(REQUESTS[name])
+    packed = prompt_of(loaded(folder), REQUESTS[name])
     expected = oracle_logits(folder, packed, ANSWER)
     pieces = loaded(folder, prefill_piece=piece)
     assert difference(engine_logits(pieces, packed, ANSWER), expected) < TOLERANCE
@@ -73,7 +74,7 @@ def test_a_prompt_in_pieces_gives_the_same_logits(checkpoint: Write, name: str, 
 def test_a_deepstack_fault_shows_in_the_logits(checkpoint: Write, fault: str) -> None:
     folder = checkpoint(Shape())
     model = loaded(folder)
-    packed = model.pack(REQUESTS["several"])
+    packed = prompt_of(model, REQUESTS["several"])
     sound = model.vision
     assert sound is not None
     embeddings, first, second, third = sound.features(packed.images)
@@ -102,7 +103,7 @@ class _Features:
 
 def test_without_deepstack_only_the_embeddings_are_used(checkpoint: Write) -> None:
     model = loaded(checkpoint(Shape()), deepstack=False)
-    packed = model.pack(REQUESTS["one"])
+    packed = prompt_of(model, REQUESTS["one"])
     assert model.vision is not None
     assert len(model.vision.features(packed.images)) == 1
 
@@ -112,7 +113,7 @@ def test_rows_do_not_depend_on_their_batch(checkpoint: Write, dtype: torch.dtype
     if not row_invariant(dtype, torch.device("cpu")):
         pytest.skip("oneDNN's inner product is not available here")
     model = loaded(checkpoint(Shape(moe=True)), dtype=str(dtype)[6:])
-    packed = [model.pack(one) for one in REQUESTS.values()]
+    packed = [prompt_of(model, one) for one in REQUESTS.values()]
     alone = [engine_logits(model, one, ANSWER) for one in packed]
     with torch.inference_mode():
         sequences = [new_sequence(model, one) for one in packed]
@@ -137,7 +138,7 @@ def test_a_draft_gives_the_same_bits_as_single_steps(checkpoint: Write) -> None:
     if not row_invariant(torch.float32, torch.device("cpu")):
         pytest.skip("oneDNN's inner product is not available here")
     model = loaded(checkpoint(Shape()))
-    packed = model.pack(REQUESTS["one"])
+    packed = prompt_of(model, REQUESTS["one"])
     expected = engine_logits(model, packed, ANSWER)
     with torch.inference_mode():
         sequence = new_sequence(model, packed)
@@ -165,7 +166,7 @@ def check_prompts(folder: Path, numbers: range, tokens: int) -> None:
     for index, (text, kind) in zip(numbers, prompts(numbers), strict=True):
         sizes = [(32 + 8 * (index % 11) + k, 40 + 13 * k) for k in range(kind)]
         shown = [picture(index * 5 + k, *size) for k, size in enumerate(sizes)]
-        packed = model.pack(request(text, *shown, sampling=Sampling(max_tokens=tokens)))
+        packed = prompt_of(model, request(text, *shown, sampling=Sampling(max_tokens=tokens)))
         expected, logits = oracle_greedy(folder, packed, tokens)
         assert engine_greedy(model, packed, tokens) == expected, (text, sizes)
         found = engine_logits(model, packed, expected)[: len(logits)]

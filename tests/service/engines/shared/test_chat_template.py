@@ -137,7 +137,7 @@ def chat() -> Chat:
 
 def packed(chat: Chat, messages: list[Message], *rest: Any) -> PackedRequest:
     images = sum(isinstance(part, ImagePart) for one in messages for part in one.parts)
-    return chat.pack(messages, [PACKED] * images, *rest)
+    return chat.pack(chat.turns(messages, *rest), [PACKED] * images)
 
 
 def expected(tokenizer: Any, template: Path, messages: Any, tools: Any) -> list[int]:

@@ -45,7 +45,7 @@ def edition(folder: Path, where: Path, template: str, place: str) -> Path:
 def tail(folder: Path, *, constrained: bool) -> str:
     """The end of the prompt, behind the last special token."""
     chat = Chat(folder, TextConfig.from_checkpoint(folder))
-    ids = chat.pack(QUESTION, (), constrained=constrained).token_ids.tolist()
+    ids = chat.pack(chat.turns(QUESTION, constrained=constrained), ()).token_ids.tolist()
     last = max(index for index, one in enumerate(ids) if one in chat.special_ids)
     return b"".join(chat.table[one] for one in ids[last + 1 :]).decode()
 

@@ -1,0 +1,137 @@
+"""A budget of memory that calls wait for, with a share that small amounts never wait for large ones."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from service.errors import InferenceTimeout, Overloaded
+
+SMALL_DIVISOR = 8
+"""An amount is small when it is at most this part of the budget."""
+RESERVED_DIVISOR = 4
+"""The part of the budget that only small amounts get."""
+RETRY_AFTER_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    amount: int
+    turn: asyncio.Future[None]
+
+
+class MemoryBudget:
+    """Bounds how many bytes are held at the same time. Lives on one event loop.
+
+    The rule: a quarter of the budget is for small amounts (up to an eighth of the budget) alone, so
+    they never wait for large ones. They may use the rest too, as long as no large amount waits for
+    it, so large ones are not starved. Among themselves, small and large amounts are served first
+    come, first served. An amount above three quarters of the budget is served when no other
+    large one is.
+
+    limit: bytes. max_waiting: bytes of amounts that wait; None means no bound.
+    """
+
+    def __init__(self, limit: int, max_waiting: int | None = None) -> None:
+        self.limit = limit
+        self._max_waiting = max_waiting
+        self._reserved = limit // RESERVED_DIVISOR
+        self._small = self._large = 0
+        self._waiting_small: deque[_Waiting] = deque()
+        self._waiting_large: deque[_Waiting] = deque()
+
+    @property
+    def held(self) -> int:
+        """Bytes in use."""
+        return self._small + self._large
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that are waited for."""
+        return sum(one.amount for one in (*self._waiting_small, *self._waiting_large))
+
+    def is_large(self, amount: int) -> bool:
+        """Whether an amount counts as large."""
+        return amount > self.limit // SMALL_DIVISOR
+
+    @asynccontextmanager
+    async def hold(self, amount: int, deadline: float | None = None) -> AsyncIterator[None]:
+        """Hold an amount for the body, waiting for it until ``deadline`` (the event loop's clock).
+
+        Raises ``Overloaded`` when too much waits already, ``InferenceTimeout`` when the time is over.
+        """
+        await self._acquire(amount, deadline)
+        try:
+            yield
+        finally:
+            self._give_back(amount)
+
+    async def _acquire(self, amount: int, deadline: float | None) -> None:
+        queue = self._waiting_large if self.is_large(amount) else self._waiting_small
+        if not queue and self._fits(amount):
+            self._take(amount)
+            return
+        if self._max_waiting is not None and self.waiting + amount > self._max_waiting:
+            raise Overloaded(
+                "The images of other calls take the memory that the server has for them.",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        loop = asyncio.get_running_loop()
+        one = _Waiting(amount, loop.create_future())
+        queue.append(one)
+        timer = None if deadline is None else loop.call_at(deadline, self._expire, one, queue)
+        try:
+            await one.turn
+        except asyncio.CancelledError:
+            if one in queue:
+                queue.remove(one)
+                self._admit()  # whoever waited behind it may fit
+            elif one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
+                self._give_back(amount)  # given in the same turn in which the call ended
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _give_back(self, amount: int) -> None:
+        if self.is_large(amount):
+            self._large -= amount
+        else:
+            self._small -= amount
+        self._admit()
+
+    def _fits(self, amount: int) -> bool:
+        borrowed = max(0, self._small - self._reserved)
+        shared = self.limit - self._reserved
+        if self.is_large(amount):
+            free = self._large + borrowed + amount <= shared
+            return free or not (self._large or borrowed)
+        if self._small + amount <= self._reserved:
+            return True
+        return not self._waiting_large and self.held + amount <= self.limit
+
+    def _take(self, amount: int) -> None:
+        if self.is_large(amount):
+            self._large += amount
+        else:
+            self._small += amount
+
+    def _admit(self) -> None:
+        """Let in who fits, in order, large amounts first: they wait longer."""
+        for queue in (self._waiting_large, self._waiting_small):
+            while queue and self._fits(queue[0].amount):
+                one = queue.popleft()
+                if not one.turn.done():
+                    self._take(one.amount)
+                    one.turn.set_result(None)
+
+    def _expire(self, one: _Waiting, queue: deque[_Waiting]) -> None:
+        if not one.turn.done():
+            queue.remove(one)
+            one.turn.set_exception(
+                InferenceTimeout("The time was over before the server had memory for the images.")
+            )
+            self._admit()

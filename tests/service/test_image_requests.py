@@ -1,0 +1,330 @@
+"""Requests with many and large images through a real server: what is refused before anything is
+decoded, who waits, who passes, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import io
+import struct
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import pytest_asyncio
+from PIL import Image, ImageFile
+
+from service import decoding
+from service.calls import EncodedImage
+from service.decoding import ImageDecoder
+from service.engines.fake import FakeEngine
+from service.engines.reference import ReferenceEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.settings import MIB
+from service.wiring import BUNDLED_MODEL
+from tests.service.harness import Running, failure, inline, picture, run_request, running, until
+
+
+def plain(width: int, height: int, file_format: str = "WEBP", **options: Any) -> bytes:
+    """An image of one colour: few bytes, many pixels."""
+    buffer = io.BytesIO()
+    if file_format == "WEBP":
+        options["lossless"] = True
+    Image.new("RGB", (width, height)).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def tiny(width: int, height: int) -> bytes:
+    """A lossless WebP file of 36 bytes: every code has one symbol, so pixels take no bits."""
+    bits = (width - 1) | (height - 1) << 14 | 0b0001 << 35 | 0b0001 << 39 | 0b0001 << 43
+    bits |= 0b0001 << 47 | 0b0001 << 51
+    body = b"VP8L" + struct.pack("<I", 16) + b"\x2f" + bits.to_bytes(15, "little")
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+BOMB = tiny(8000, 8000)
+LARGE = plain(2000, 1000, "PNG")
+"""Large where ``max_decoding_bytes`` is the least that is allowed."""
+
+
+@pytest.fixture
+def nothing_decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    decoded: list[object] = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(self))
+    monkeypatch.setattr(decoding, "decode", lambda *found: decoded.append(found))
+    yield
+    assert decoded == []
+
+
+# Refused by their headers
+
+
+@pytest.mark.usefixtures("nothing_decoded")
+async def test_the_pixels_of_a_request_are_bounded() -> None:
+    assert len(BOMB) == 36
+    async with running() as started:
+        error = await failure(started.stub.RunTask(run_request(images=[BOMB] * 64), timeout=20))
+    assert (error.code, error.reason) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "IMAGES_TOO_MANY_PIXELS",
+    )
+    assert list(error.fields) == ["images"]
+    assert error.metadata["limit"] == "800000000"
+    assert error.metadata["actual"] == str(64 * 8000 * 8000)
+
+
+@pytest.mark.usefixtures("nothing_decoded")
+async def test_all_headers_are_read_before_the_first_image_is_decoded() -> None:
+    async with running() as started:
+        request = run_request(images=[picture(), picture(), b"no image"])
+        error = await failure(started.stub.RunTask(request, timeout=20))
+    assert list(error.fields) == ["images[2].data"]
+
+
+@pytest_asyncio.fixture(params=["fake", pytest.param("reference", marks=pytest.mark.slow)])
+async def server(request: pytest.FixtureRequest) -> AsyncIterator[Running]:
+    engine: Any = FakeEngine(context_length=2048)
+    if request.param == "reference":
+        engine = ReferenceEngine(BUNDLED_MODEL, context_length=2048)
+    async with running(engine) as started:
+        yield started
+
+
+@pytest.mark.usefixtures("nothing_decoded")
+async def test_a_context_that_is_too_long_decodes_nothing(server: Running) -> None:
+    sent = [pb.Image(data=BOMB, min_pixels=1_500_000, max_pixels=2_000_000)] * 2
+    request = pb.RunTaskRequest(task=inline(), images=sent)
+    request.sampling.max_tokens = 16
+    error = await failure(server.stub.RunTask(request, timeout=60))
+    assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
+    one = pb.RunTaskRequest(task=inline(), images=sent[:1])
+    one.sampling.max_tokens = 1024
+    error = await failure(server.stub.RunTask(one, timeout=60))
+    assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
+
+
+# Decoded
+
+
+class Watched:
+    """Counts the images that exist at full size, and keeps those of some size back on demand."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.alive: list[weakref.ref[Any]] = []
+        self.most = self.decoded = self.inside = 0
+        self.gate = threading.Event()
+        self.gate.set()
+        self._lock = threading.Lock()
+        self._decode = decoding.decode
+        monkeypatch.setattr(decoding, "decode", self)
+
+    def __call__(self, data: bytes, header: Any, field: str) -> Any:
+        with self._lock:
+            self.inside += header.width > 1000
+        if header.width > 1000:
+            self.gate.wait(20)
+        pixels = self._decode(data, header, field)
+        with self._lock:
+            self.decoded += 1
+            self.alive = [*self._living(), weakref.ref(pixels)]
+            self.most = max(self.most, len(self.alive))
+        return pixels
+
+    def _living(self) -> list[weakref.ref[Any]]:
+        return [one for one in self.alive if one() is not None]
+
+    @property
+    def living(self) -> int:
+        return len(self._living())
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    one = Watched(monkeypatch)
+    yield one
+    one.gate.set()
+
+
+async def test_images_of_a_request_never_exist_at_once_at_full_size(watched: Watched) -> None:
+    async with running() as started:
+        await started.stub.RunTask(run_request(images=[picture()] * 40, max_tokens=8), timeout=60)
+    assert watched.decoded == 40
+    assert watched.most <= 3  # two at a time, and one that is just let go
+
+
+async def test_large_images_of_one_caller_do_not_hold_up_the_others(watched: Watched) -> None:
+    """Neither the threads nor the slots."""
+    watched.gate.clear()
+    async with running(max_decoding_bytes=64 * MIB, max_concurrent=4) as started:
+        large = [
+            started.stub.RunTask(run_request(images=[LARGE] * 3), timeout=60) for _ in range(12)
+        ]
+        await until(lambda: watched.inside > 0)
+        for _ in range(5):
+            await started.stub.RunTask(run_request(images=[picture()] * 4), timeout=20)
+        watched.gate.set()
+        await asyncio.gather(*large)
+        inference = started.server.servicer.inference
+        assert inference.decoder.memory.held == inference.encoded.held == 0
+        assert inference.large.active == inference.admission.active == 0
+
+
+async def test_images_of_two_callers_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller with one image does not wait for all images of another one."""
+    order: list[int] = []
+    decode, go_on = decoding.decode, threading.Event()
+
+    def noted(data: bytes, header: Any, field: str) -> Any:
+        go_on.wait(20)
+        order.append(header.width)
+        return decode(data, header, field)
+
+    monkeypatch.setattr(decoding, "decode", noted)
+    async with running() as started:
+        inference = started.server.servicer.inference
+        many = started.stub.RunTask(run_request(images=[picture(80, 48)] * 40), timeout=60)
+        await until(lambda: inference.decoder.memory.held > 0)
+        one = started.stub.RunTask(run_request(images=[picture(64, 48)]), timeout=60)
+        await until(lambda: inference.admission.active == 2)
+        go_on.set()
+        await asyncio.gather(many, one)
+    assert order.index(64) < 12
+
+
+# Encoded bytes
+
+
+def heavy(size: int) -> bytes:
+    """A small image in a large file."""
+    return picture().ljust(size, b"\0")
+
+
+async def test_encoded_bytes_are_waited_for_and_small_requests_pass() -> None:
+    engine = FakeEngine()
+    async with running(engine, max_encoded_bytes=4 * MIB, max_image_bytes=3 * MIB) as started:
+        inference = started.server.servicer.inference
+        engine.hang_after = 0
+        first = started.stub.RunTask(run_request(images=[heavy(3 * MIB)]), timeout=60)
+        await until(lambda: engine.active_requests == 1)
+        second = started.stub.RunTask(run_request(images=[heavy(3 * MIB)]), timeout=60)
+        await until(lambda: inference.encoded.waiting > 0)
+        small = started.stub.RunTask(run_request(images=[picture()]), timeout=60)
+        await until(lambda: engine.active_requests == 2)
+        error = await failure(
+            started.stub.RunTask(run_request(images=[heavy(2 * MIB)]), timeout=60)
+        )
+        assert (error.code, error.reason) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "OVERLOADED",
+        )
+        assert error.retry_after_s
+        first.cancel()
+        await until(lambda: engine.active_requests == 2 and inference.encoded.waiting == 0)
+        small.cancel()
+        second.cancel()
+        await until(lambda: inference.encoded.held == 0)
+
+
+async def test_the_wait_for_memory_ends_with_the_deadline() -> None:
+    engine = FakeEngine()
+    async with running(
+        engine, max_encoded_bytes=4 * MIB, max_image_bytes=3 * MIB, inference_timeout_s=0.5
+    ) as started:
+        engine.hang_after = 0
+        calls = [
+            failure(started.stub.RunTask(run_request(images=[heavy(3 * MIB)]), timeout=60))
+            for _ in range(2)
+        ]
+        assert {error.reason for error in await asyncio.gather(*calls)} == {"INFERENCE_TIMEOUT"}
+        assert started.server.servicer.inference.encoded.held == 0
+
+
+# What failed calls leave behind
+
+
+def damaged(engine: FakeEngine) -> pb.RunTaskRequest:
+    return run_request(images=[picture(), picture()[:-200], picture()])
+
+
+def too_long(engine: FakeEngine) -> pb.RunTaskRequest:
+    return run_request(images=[picture()] * 3, max_tokens=1_000_000)
+
+
+def crashing(engine: FakeEngine) -> pb.RunTaskRequest:
+    engine.crash_after = 0
+    return run_request(images=[picture()] * 3)
+
+
+def no_image(engine: FakeEngine) -> pb.RunTaskRequest:
+    return run_request(images=[picture(), b"no image"])
+
+
+@pytest.mark.parametrize("case", [damaged, too_long, crashing, no_image])
+async def test_a_failed_call_keeps_no_image(
+    case: Callable[[FakeEngine], pb.RunTaskRequest],
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without the collector of cycles: neither pixels nor encoded bytes stay."""
+    sent: list[EncodedImage] = []
+    opened = ImageDecoder.open
+
+    async def noted(self: ImageDecoder, encoded: tuple[EncodedImage, ...]) -> Any:
+        sent.extend(encoded)
+        return await opened(self, encoded)
+
+    monkeypatch.setattr(ImageDecoder, "open", noted)
+    engine = FakeEngine()
+    async with running(engine) as started:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                await failure(started.stub.RunTask(case(engine), timeout=20))
+            await until(lambda: watched.living == 0)
+            assert sent
+            assert not any(one.data for one in sent)
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("where", ["decoder", "reduction"])
+async def test_too_little_memory_is_an_overload(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    if where == "decoder":
+        monkeypatch.setattr(ImageFile.ImageFile, "load", fails)
+    else:
+        monkeypatch.setattr("service.engines.fake._looked_at", fails)
+    async with running() as started:
+        error = await failure(started.stub.RunTask(run_request(images=[picture()]), timeout=20))
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert "memory" in error.message
+    assert not error.fields
+    assert error.retry_after_s
+
+
+async def test_the_text_of_torch_without_memory_is_known() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        torch.empty(2**62, dtype=torch.uint8)
+
+
+async def test_upright_sizes_count(server: Running) -> None:
+    """Width and height of the tokens are those of the upright image, before and after decoding."""
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = np.linspace(0, 255, 300 * 90 * 3, dtype=np.uint8).reshape(90, 300, 3)
+    Image.fromarray(ramp).save(turned, "PNG", exif=exif)
+    request = run_request(images=[turned.getvalue()], max_tokens=200)
+    request.task.CopyFrom(inline("Answer.", choice=["yes", "no"]))
+    usage = (await server.stub.RunTask(request, timeout=60)).result.usage
+    assert usage.image_tokens > 0
