@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-proto: $(STAMP)  ## regenerate service/pb from protos/
+proto: $(STAMP)  ## regenerate the code of the service and of the light client from protos/
 	$(BIN)/python -m protos.generate
 
 docs: $(STAMP)  ## rewrite what docs/ takes from the code: the table of errors

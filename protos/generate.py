@@ -1,8 +1,10 @@
-"""Generate service/pb from protos/: ``python -m protos.generate``; ``--check`` only reports drift.
+"""Generate code from protos/: ``python -m protos.generate``; ``--check`` only reports drift.
 
-Messages, typed stubs and gRPC code come from grpc_tools and mypy-protobuf. Their imports follow the
-proto package (``from qwen3vl.v1 import …``); they are rewritten to live below ``service.pb``, so
-that the installed package owns no top-level name but its own.
+Messages, typed stubs and gRPC code come from grpc_tools and mypy-protobuf. They are written twice: as
+``qwen3vl.v1`` into the light client, and below ``service.pb`` with their imports rewritten, so that the
+installed service owns no top-level name but its own and needs no other distribution. For the same
+reason ``service/client.py`` is a copy of the module of the light client
+(docs/decisions/0004-light-client.md).
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOS = ROOT / "protos"
-OUT = ROOT / "service" / "pb"
+SERVICE = Path("service/pb")
+CLIENT = Path("clients/python")
+MODULE, COPY = CLIENT / "qwen3vl/client.py", Path("service/client.py")
 PACKAGE = "service.pb"
 PROTO_IMPORT = re.compile(r"^(from|import) qwen3vl\b", re.MULTILINE)
 INIT = '"""Generated from protos/ by ``python -m protos.generate``. Not edited by hand."""\n'
+HEADER = f"# A copy of {MODULE}, made by `python -m protos.generate`. Not edited by hand.\n"
 
 
 def generate() -> dict[Path, str]:
-    """The generated files: path below service/pb -> text."""
+    """The generated files: path below the repository -> text."""
     from grpc_tools import _proto, protoc
 
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
@@ -48,33 +53,41 @@ def generate() -> dict[Path, str]:
 
 
 def collect(folder: Path) -> dict[Path, str]:
-    """Read what protoc wrote; imports go below ``service.pb``, every folder is a package."""
-    files: dict[Path, str] = {Path("__init__.py"): INIT}
+    """Read what protoc wrote and place it; every folder is a package."""
+    files: dict[Path, str] = {SERVICE / "__init__.py": INIT}
     for path in sorted(folder.rglob("*.py*")):
         relative = path.relative_to(folder)
-        text = PROTO_IMPORT.sub(rf"\1 {PACKAGE}.qwen3vl", path.read_text())
-        files[relative] = text
+        text = path.read_text()
+        files[CLIENT / relative] = text
+        files[CLIENT / relative.parent / "__init__.py"] = INIT
+        files[SERVICE / relative] = within_service(text)
         for parent in relative.parents:
-            files.setdefault(parent / "__init__.py", INIT)
+            files.setdefault(SERVICE / parent / "__init__.py", INIT)
+    files[COPY] = HEADER + within_service((ROOT / MODULE).read_text())
     return files
 
 
+def within_service(text: str) -> str:
+    """The text with imports of ``qwen3vl`` as the service has it."""
+    return PROTO_IMPORT.sub(rf"\1 {PACKAGE}.qwen3vl", text)
+
+
 def committed() -> dict[Path, str]:
-    """The files below service/pb as they are."""
-    if not OUT.is_dir():
-        return {}
-    return {
-        path.relative_to(OUT): path.read_text()
-        for path in sorted(OUT.rglob("*.py*"))
+    """The generated files as they are."""
+    found = {
+        path
+        for folder in (SERVICE, CLIENT / "qwen3vl/v1")
+        for path in (ROOT / folder).rglob("*.py*")
         if path.is_file() and path.suffix in (".py", ".pyi")
-    }
+    } | {ROOT / COPY}
+    return {path.relative_to(ROOT): path.read_text() for path in sorted(found) if path.is_file()}
 
 
 def write(files: dict[Path, str]) -> None:
     for stale in committed().keys() - files.keys():
-        (OUT / stale).unlink()
+        (ROOT / stale).unlink()
     for relative, text in files.items():
-        path = OUT / relative
+        path = ROOT / relative
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -88,7 +101,7 @@ def drift(files: dict[Path, str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Generate service/pb from protos/.")
+    parser = argparse.ArgumentParser(description="Generate code from protos/.")
     parser.add_argument("--check", action="store_true", help="report drift, write nothing")
     check = parser.parse_args().check
     files = generate()
@@ -97,7 +110,7 @@ def main() -> int:
         return 0
     changed = drift(files)
     for name in changed:
-        print(f"service/pb/{name} differs from protos/: run `make proto`")
+        print(f"{name} differs from its source, protos/ or {MODULE}: run `make proto`")
     return 1 if changed else 0
 
 

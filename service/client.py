@@ -1,21 +1,34 @@
-"""What callers in Python need beside the generated stub: a channel, and errors that can be read."""
+# A copy of clients/python/qwen3vl/client.py, made by `python -m protos.generate`. Not edited by hand.
+"""Calls a server: channels, the blocking and the asyncio client, and errors that can be read."""
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import ipaddress
+import json
 import os
+import random
 import re
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from service.status import DETAILS_KEY
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+
+DEFAULT_ADDRESS = "localhost:50051"
+TIMEOUT_S = 120.0
+ATTEMPTS = 3
+DETAILS_KEY = "grpc-status-details-bin"
 
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),  # the server's limit decides, and its error names it
@@ -23,6 +36,8 @@ CHANNEL_OPTIONS = (
     ("grpc.initial_reconnect_backoff_ms", 100),  # a server that comes up is found within a second
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
+_Response = TypeVar("_Response")
+
 DIRECTLY = ("grpc.enable_http_proxy", 0)
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 """Where gRPC looks for a proxy, in this order; it reads neither upper case nor ``all_proxy``."""
@@ -37,61 +52,408 @@ class Proxy:
     variable: str
 
 
-@dataclass(frozen=True)
-class CallError:
-    """An error of a call, unpacked.
+class CallError(Exception):
+    """An error of a call, unpacked; ``__cause__`` is the error of gRPC.
 
-    reason: of ErrorInfo; empty where the error did not come from our server. violations: path of a
-    field and what is wrong with it; a field may come several times. retry_after_s: when to come
-    again, where the server says so.
+    Attributes:
+        code: status of gRPC.
+        message: what to change; for people, may change.
+        reason: of ErrorInfo, stable; empty where the error did not come from our server.
+        metadata: of ErrorInfo, such as limits and actual values.
+        field_violations: path of a field and what is wrong with it; a field may come several times.
+        retry_after_s: seconds after which to call again, where the server says so.
+        request_id: name of the call in the log of the server.
     """
 
-    code: grpc.StatusCode
-    message: str
-    reason: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    violations: tuple[tuple[str, str], ...] = ()
-    retry_after_s: float | None = None
-    request_id: str = ""
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        message: str,
+        reason: str = "",
+        metadata: Mapping[str, str] | None = None,
+        field_violations: Sequence[tuple[str, str]] = (),
+        retry_after_s: float | None = None,
+        request_id: str = "",
+    ) -> None:
+        super().__init__(code, message, reason)
+        self.code = code
+        self.message = message
+        self.reason = reason
+        self.metadata = dict(metadata or {})
+        self.field_violations = tuple(field_violations)
+        self.retry_after_s = retry_after_s
+        self.request_id = request_id
 
     @property
     def fields(self) -> dict[str, str]:
         """Path of a field -> the first thing that is wrong with it."""
         found: dict[str, str] = {}
-        for path, what in self.violations:
+        for path, what in self.field_violations:
             found.setdefault(path, what)
         return found
+
+    def __str__(self) -> str:
+        lines = [f"{self.code.name}: {self.message}"]
+        if self.reason:
+            lines.append(f"reason {self.reason}, request id {self.request_id}")
+        lines += [f"{path} {what}" for path, what in self.field_violations]
+        return "\n  ".join(lines)
+
+
+class Client:
+    """A blocking client. Use it in a ``with`` block, or close it. Threads may share it.
+
+    Args:
+        address: HOST:PORT.
+        api_key: sent with every call, where the server asks for a key.
+        tls: encrypt, and check the certificate of the server with the roots that gRPC brings.
+        ca: file with the certificate of a CA, PEM; turns TLS on.
+        cert, key: files with the caller's certificate and its key, PEM, for mutual TLS.
+        tls_name: the name that the certificate of the server must be for, in place of the host's.
+        timeout_s: deadline of a call, in seconds, all attempts together.
+        attempts: most attempts of a call, 1 to 5; 1 turns retries off.
+
+    A call is tried again only where nothing of an answer has arrived: gRPC does it for UNAVAILABLE,
+    this class for errors that say when to call again (RetryInfo). Every method raises `CallError`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        tls_name: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self._retries = _Retries(attempts, timeout_s)
+        self._metadata = _metadata(api_key)
+        self._channel = open_channel(
+            address, tls=tls, ca=ca, cert=cert, key=key, tls_name=tls_name, attempts=attempts
+        )
+        self._stub = VisionServiceStub(self._channel)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that run are cancelled."""
+        self._channel.close()
+
+    def analyze_image(
+        self, request: pb.AnalyzeImageRequest, *, timeout_s: float | None = None
+    ) -> pb.AnalyzeImageResponse:
+        """Describe an image, or keyframes of one scene."""
+        return self._call(self._stub.AnalyzeImage, request, timeout_s)
+
+    def run_task(
+        self, request: pb.RunTaskRequest, *, timeout_s: float | None = None
+    ) -> pb.RunTaskResponse:
+        """Run a task and return the complete answer."""
+        return self._call(self._stub.RunTask, request, timeout_s)
+
+    def stream_task(
+        self, request: pb.StreamTaskRequest, *, timeout_s: float | None = None
+    ) -> Iterator[pb.StreamTaskResponse]:
+        """Run a task; text while it is generated, then the result. The call starts with the first
+        event that is asked for, and is cancelled when the iterator is closed."""
+        tries = self._retries.begin(timeout_s)
+        while True:
+            call = self._stub.StreamTask(request, timeout=tries.left_s(), metadata=self._metadata)
+            begun = False
+            try:
+                for event in call:
+                    begun = True
+                    yield event
+                return
+            except grpc.RpcError as error:
+                pause_s = tries.pause_s(error, begun)
+            finally:
+                call.cancel()
+            time.sleep(pause_s)
+
+    def list_tasks(
+        self, request: pb.ListTasksRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.ListTasksResponse:
+        """List the registered tasks."""
+        return self._call(self._stub.ListTasks, request or pb.ListTasksRequest(), timeout_s)
+
+    def get_task(
+        self, request: pb.GetTaskRequest, *, timeout_s: float | None = None
+    ) -> pb.GetTaskResponse:
+        """Describe one registered task."""
+        return self._call(self._stub.GetTask, request, timeout_s)
+
+    def validate_schema(
+        self, request: pb.ValidateSchemaRequest, *, timeout_s: float | None = None
+    ) -> pb.ValidateSchemaResponse:
+        """Tell what is enforced of a schema."""
+        return self._call(self._stub.ValidateSchema, request, timeout_s)
+
+    def get_model(
+        self, request: pb.GetModelRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.GetModelResponse:
+        """Describe the served model and the limits of the server."""
+        return self._call(self._stub.GetModel, request or pb.GetModelRequest(), timeout_s)
+
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Any, _Response],
+        request: Any,
+        timeout_s: float | None,
+    ) -> _Response:
+        tries = self._retries.begin(timeout_s)
+        while True:
+            try:
+                return method(request, timeout=tries.left_s(), metadata=self._metadata)
+            except grpc.RpcError as error:
+                pause_s = tries.pause_s(error)
+            time.sleep(pause_s)
+
+
+class AsyncClient:
+    """The client for asyncio: the arguments, methods and errors of `Client`.
+
+    Use it in an ``async with`` block, or close it; it belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: bool = False,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        tls_name: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        attempts: int = ATTEMPTS,
+    ) -> None:
+        self._retries = _Retries(attempts, timeout_s)
+        self._metadata = _metadata(api_key)
+        credentials, options = (
+            _credentials(tls, ca, cert, key),
+            _options(address, tls_name, attempts),
+        )
+        self._channel = (
+            grpc.aio.insecure_channel(address, options)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, options)
+        )
+        self._stub: Any = VisionServiceStub(self._channel)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that run are cancelled."""
+        await self._channel.close()
+
+    async def analyze_image(
+        self, request: pb.AnalyzeImageRequest, *, timeout_s: float | None = None
+    ) -> pb.AnalyzeImageResponse:
+        """See `Client.analyze_image`."""
+        found: pb.AnalyzeImageResponse = await self._call("AnalyzeImage", request, timeout_s)
+        return found
+
+    async def run_task(
+        self, request: pb.RunTaskRequest, *, timeout_s: float | None = None
+    ) -> pb.RunTaskResponse:
+        """See `Client.run_task`."""
+        found: pb.RunTaskResponse = await self._call("RunTask", request, timeout_s)
+        return found
+
+    async def stream_task(
+        self, request: pb.StreamTaskRequest, *, timeout_s: float | None = None
+    ) -> AsyncIterator[pb.StreamTaskResponse]:
+        """See `Client.stream_task`."""
+        tries = self._retries.begin(timeout_s)
+        while True:
+            call = self._stub.StreamTask(request, timeout=tries.left_s(), metadata=self._metadata)
+            begun = False
+            try:
+                async for event in call:
+                    begun = True
+                    yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                pause_s = tries.pause_s(error, begun)
+            finally:
+                call.cancel()
+            await asyncio.sleep(pause_s)
+
+    async def list_tasks(
+        self, request: pb.ListTasksRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.ListTasksResponse:
+        """See `Client.list_tasks`."""
+        request = request or pb.ListTasksRequest()
+        found: pb.ListTasksResponse = await self._call("ListTasks", request, timeout_s)
+        return found
+
+    async def get_task(
+        self, request: pb.GetTaskRequest, *, timeout_s: float | None = None
+    ) -> pb.GetTaskResponse:
+        """See `Client.get_task`."""
+        found: pb.GetTaskResponse = await self._call("GetTask", request, timeout_s)
+        return found
+
+    async def validate_schema(
+        self, request: pb.ValidateSchemaRequest, *, timeout_s: float | None = None
+    ) -> pb.ValidateSchemaResponse:
+        """See `Client.validate_schema`."""
+        found: pb.ValidateSchemaResponse = await self._call("ValidateSchema", request, timeout_s)
+        return found
+
+    async def get_model(
+        self, request: pb.GetModelRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.GetModelResponse:
+        """See `Client.get_model`."""
+        request = request or pb.GetModelRequest()
+        found: pb.GetModelResponse = await self._call("GetModel", request, timeout_s)
+        return found
+
+    async def _call(self, name: str, request: Any, timeout_s: float | None) -> Any:
+        tries = self._retries.begin(timeout_s)
+        method = getattr(self._stub, name)
+        while True:
+            try:
+                return await method(request, timeout=tries.left_s(), metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                pause_s = tries.pause_s(error)
+            await asyncio.sleep(pause_s)
+
+
+@dataclass(frozen=True)
+class _Retries:
+    """How often a call is tried, and its deadline in seconds."""
+
+    attempts: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= 5:
+            raise ValueError(f"attempts must be 1 to 5, not {self.attempts}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0, not {self.timeout_s:g}")
+
+    def begin(self, timeout_s: float | None) -> _Tries:
+        return _Tries(self.attempts, time.monotonic() + (timeout_s or self.timeout_s))
+
+
+class _Tries:
+    """The attempts of one call that follow a RetryInfo; those of gRPC itself are within each."""
+
+    def __init__(self, attempts: int, deadline: float) -> None:
+        self._more = attempts - 1
+        self._deadline = deadline
+
+    def left_s(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def pause_s(self, error: grpc.RpcError, begun: bool = False) -> float:
+        """Seconds until the next attempt. Raises ``CallError`` where there is none.
+
+        begun: whether part of an answer has arrived.
+        """
+        found = read_error(error)
+        if found.retry_after_s is None or begun or not self._more:
+            raise found from error
+        # Callers that were refused together do not come back together.
+        pause_s = found.retry_after_s * random.uniform(1, 1.25)
+        if pause_s >= self.left_s():
+            raise found from error
+        self._more -= 1
+        return pause_s
+
+
+def _metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    return () if api_key is None else (("authorization", f"Bearer {api_key}"),)
 
 
 def open_channel(
     address: str,
     *,
     api_key: str | None = None,
-    ca: Path | None = None,
-    cert: Path | None = None,
-    key: Path | None = None,
+    tls: bool = False,
+    ca: str | Path | None = None,
+    cert: str | Path | None = None,
+    key: str | Path | None = None,
     tls_name: str | None = None,
+    attempts: int = 1,
 ) -> grpc.Channel:
-    """A blocking channel. ``ca`` turns TLS on; ``cert`` and ``key`` are the caller's, for mTLS.
+    """A blocking channel, for calls with a stub; for the arguments see `Client`.
 
-    tls_name: the name that the certificate of the server must be for, in place of the host's.
     A proxy of the environment is used as gRPC does, but never for this machine.
     """
+    credentials, options = _credentials(tls, ca, cert, key), _options(address, tls_name, attempts)
+    channel = (
+        grpc.insecure_channel(address, options)
+        if credentials is None
+        else grpc.secure_channel(address, credentials, options)
+    )
+    return channel if api_key is None else grpc.intercept_channel(channel, _ApiKey(api_key))
+
+
+def _credentials(
+    tls: bool, ca: str | Path | None, cert: str | Path | None, key: str | Path | None
+) -> grpc.ChannelCredentials | None:
+    """None without TLS."""
+    if (cert is not None and key is None) or (key is not None and cert is None):
+        raise ValueError("cert and key belong together: give both or neither")
+    if not tls and ca is None:
+        if cert is not None:
+            raise ValueError("cert and key need TLS: give ca, or tls=True")
+        return None
+    return grpc.ssl_channel_credentials(
+        *(None if p is None else Path(p).read_bytes() for p in (ca, key, cert))
+    )
+
+
+def _options(address: str, tls_name: str | None, attempts: int) -> tuple[tuple[str, Any], ...]:
+    """Channel arguments. With more than one attempt, gRPC retries UNAVAILABLE by its own policy."""
     options: tuple[tuple[str, Any], ...] = CHANNEL_OPTIONS
     if is_loopback(address):
         options = (*options, DIRECTLY)
     if tls_name is not None:
         options = (*options, ("grpc.ssl_target_name_override", tls_name))
-    if ca is None:
-        channel = grpc.insecure_channel(address, options)
-    else:
-        credentials = grpc.ssl_channel_credentials(
-            ca.read_bytes(),
-            key.read_bytes() if key else None,
-            cert.read_bytes() if cert else None,
-        )
-        channel = grpc.secure_channel(address, credentials, options)
-    return channel if api_key is None else grpc.intercept_channel(channel, _ApiKey(api_key))
+    if attempts == 1:
+        return options
+    policy = {
+        "maxAttempts": attempts,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "5s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    names = [{"service": "qwen3vl.v1.VisionService"}]
+    config = {"methodConfig": [{"name": names, "retryPolicy": policy}]}
+    return (
+        *options,
+        ("grpc.service_config", json.dumps(config)),
+        # gRPC gives up retrying a request above 256 KiB otherwise, and images are larger.
+        ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),
+    )
 
 
 def host_of(address: str) -> str:
@@ -155,7 +517,7 @@ def read_error(error: grpc.RpcError) -> CallError:
         message=message,
         reason=info.reason if info else "",
         metadata=dict(info.metadata) if info else {},
-        violations=tuple((one.field, one.description) for one in bad.field_violations)
+        field_violations=[(one.field, one.description) for one in bad.field_violations]
         if bad
         else (),
         retry_after_s=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,

@@ -120,6 +120,13 @@ def test_encoder_and_packing_stand_alone() -> None:
         assert foreign <= allowed, f"{path}: {foreign - allowed}"
 
 
+def test_the_light_client_needs_grpc_alone() -> None:
+    files = list((ROOT / "clients/python/qwen3vl").glob("*.py"))
+    assert {path.name for path in files} == {"__init__.py", "client.py"}
+    roots = {name.partition(".")[0] for path in files for name in imports(path)}
+    assert roots - sys.stdlib_module_names == {"grpc", "google", "qwen3vl"}
+
+
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [

@@ -75,8 +75,8 @@ def explain(
     if not found.reason:
         return _without_reason(found.code, found.message, server, timeout_s)
     lines = [f"{found.code.name} ({found.reason}): {_in_options(found.message, images)}"]
-    if len(found.violations) > 1:
-        lines += [f"  {_in_options(path, images)}: {text}" for path, text in found.violations]
+    if len(found.field_violations) > 1:
+        lines += [f"  {_in_options(path, images)}: {text}" for path, text in found.field_violations]
     if found.reason.startswith("API_KEY_"):
         lines.append("  Give the key with --api-key, or in QWEN3VL_API_KEY.")
     if found.retry_after_s is not None:

@@ -169,7 +169,7 @@ async def test_strict_refuses_what_is_only_checked(method: str) -> None:
             assert events == []
         assert started.engine.finished_requests == before
     assert (error.code, error.reason) == (INVALID, "SCHEMA_NOT_ENFORCED")
-    ((field, text),) = error.violations
+    ((field, text),) = error.field_violations
     assert field == SCHEMA_FIELD
     assert text.startswith(f'at "{POINTER}": ')
     assert error.message.startswith(f"{SCHEMA_FIELD}: is not fully enforced")
@@ -183,9 +183,9 @@ async def test_strict_names_as_many_keywords_as_fit_and_counts_them(count: int, 
         request = strictly(run_request(inline(json_schema=many(count))))
         error = await failure(started.stub.RunTask(request, timeout=10))
     assert error.reason == "SCHEMA_NOT_ENFORCED"
-    assert least <= len(error.violations) <= min(count, 16)
+    assert least <= len(error.field_violations) <= min(count, 16)
     pointers = [f"/properties/list-{index}/uniqueItems" for index in range(count)]
-    for pointer, (field, text) in zip(pointers, error.violations, strict=False):
+    for pointer, (field, text) in zip(pointers, error.field_violations, strict=False):
         assert field == SCHEMA_FIELD
         assert text.startswith(f'at "{pointer}": ')
     assert error.metadata["checked"] == str(count)
@@ -402,9 +402,9 @@ async def test_an_unusable_grammar_is_the_error_of_run_task(case: Unusable) -> N
         task = pb.Task(inline=pb.InlineTask(user="Go.", grammar=pb.Grammar(**case.grammar)))
         met = await failure(started.stub.RunTask(run_request(task), timeout=10))
     assert (told.code, told.reason) == (met.code, met.reason) == (INVALID, case.reason)
-    ((field, text),) = told.violations
+    ((field, text),) = told.field_violations
     assert field == f"grammar.{case.path}"
-    assert met.violations == ((f"task.inline.{field}", text),)
+    assert met.field_violations == ((f"task.inline.{field}", text),)
     assert told.message == f"{field}: {text}"
 
 
@@ -532,7 +532,7 @@ async def test_the_analyser_of_the_server_is_asked() -> None:
     assert [one.grammar for one in script.requests] == [ready]
     assert result.enforcement == found.enforcement == pb.ENFORCEMENT_CHECKED
     assert found.reason == "is too large; shorten it"
-    assert (error.reason, error.violations) == (
+    assert (error.reason, error.field_violations) == (
         "SCHEMA_NOT_ENFORCED",
         (("task.inline.grammar.regex", "is too large; shorten it"),),
     )
