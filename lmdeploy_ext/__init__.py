@@ -25,7 +25,7 @@ def install(deepstack: str | None = None) -> None:
     """
     from lmdeploy_ext import host
     from lmdeploy_ext.autoload import announce
-    from lmdeploy_ext.deepstack import modes
+    from lmdeploy_ext.deepstack import Mode, modes
     from lmdeploy_ext.patch import apply_all
     from lmdeploy_ext.patches import PATCHES, WITHOUT_TURBOMIND
 
@@ -36,7 +36,7 @@ def install(deepstack: str | None = None) -> None:
         return
     host.check()
     found = modes.enter(mode)
-    serves = found.active or mode is modes.Mode.OFF
+    serves = found.active or mode is Mode.OFF
     try:
         apply_all(PATCHES if serves else WITHOUT_TURBOMIND, host.REMEDY, host.problems())
     except BaseException:

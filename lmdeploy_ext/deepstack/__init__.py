@@ -17,13 +17,8 @@ A model with vision that is loaded on several GPUs is refused: see `engine.start
 
 from __future__ import annotations
 
-from lmdeploy_ext.deepstack.modes import (
-    VARIABLE,
-    DeepStackUnavailable,
-    Mode,
-    Status,
-    status,
-)
+from lmdeploy_ext.deepstack.modes import VARIABLE, DeepStackUnavailable
+from lmdeploy_ext.deepstack.state import Mode, Status, status
 
 __all__ = ["NAMES", "VARIABLE", "DeepStackUnavailable", "Mode", "Status", "status"]
 

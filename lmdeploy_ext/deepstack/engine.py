@@ -16,12 +16,10 @@ from lmdeploy_ext.deepstack import selftest
 from lmdeploy_ext.deepstack.binding import hook
 from lmdeploy_ext.deepstack.features import Features
 from lmdeploy_ext.deepstack.mergers import NAMES, Merger
-from lmdeploy_ext.deepstack.modes import VARIABLE, DeepStackUnavailable, Mode, status
+from lmdeploy_ext.deepstack.modes import VARIABLE, DeepStackUnavailable
+from lmdeploy_ext.deepstack.state import STATE, Mode, running, status
 
 logger = logging.getLogger("lmdeploy_ext")
-
-_owner: weakref.ref[Any] | None = None
-_features: Features | None = None
 
 
 def start(
@@ -78,32 +76,20 @@ def start(
 
 def stop(owner: Any) -> None:
     """The owner's engine is closed. Does nothing for others."""
-    if _owner is not None and _owner() is owner:
+    if STATE.owner is not None and STATE.owner() is owner:
         _forget()
 
 
-def running() -> bool:
-    """Whether an engine with DeepStack runs in this process."""
-    return _owner is not None and _owner() is not None
-
-
-def forwards() -> int:
-    """Forwards with pictures of the running engine so far."""
-    return 0 if _features is None else _features.forwards
-
-
 def _listen(owner: Any, features: Features, taps: list[int]) -> None:
-    global _owner, _features
-    _features = features
+    STATE.features = features
     # Nobody else calls `_forget` for an engine that is dropped without being closed.
-    _owner = weakref.ref(owner, lambda reference: _forget() if _owner is reference else None)
+    STATE.owner = weakref.ref(owner, lambda one: _forget() if STATE.owner is one else None)
     hook().listen(features.tell, taps, len(taps))
 
 
 def _forget() -> None:
-    global _owner, _features
     hook().silence()
-    _owner = _features = None
+    STATE.owner = STATE.features = None
 
 
 def _check_alone(groups: Mapping[str, int]) -> None:

@@ -5,55 +5,23 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from dataclasses import dataclass
-from enum import Enum
 
 from lmdeploy_ext.deepstack.binding import hook
 from lmdeploy_ext.deepstack.library import LibraryUnavailable
+from lmdeploy_ext.deepstack.state import STATE, Mode, Status, status
 from lmdeploy_ext.patch import ExtensionError
 
 VARIABLE = "LMDEPLOY_QWEN3VL_DEEPSTACK"
 logger = logging.getLogger("lmdeploy_ext")
 
 
-class Mode(Enum):
-    """See `lmdeploy_ext.deepstack`."""
-
-    AUTO = "auto"
-    REQUIRE = "require"
-    OFF = "off"
-
-
 class DeepStackUnavailable(ExtensionError):
     """DeepStack is wanted and cannot be had; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """DeepStack in this process.
-
-    Attributes:
-        mode: what was asked for; None before `lmdeploy_ext.install`.
-        active: whether models with vision get it on TurboMind.
-        reason: why it is not active, for people; empty when it is.
-    """
-
-    mode: Mode | None = None
-    active: bool = False
-    reason: str = "the extension is not installed"
-
-
-_status = Status()
-
-
-def status() -> Status:
-    """What holds now."""
-    return _status
-
-
 def fell_back() -> bool:
     """Whether the extension is installed without TurboMind, as ``auto`` does it."""
-    return _status.mode is Mode.AUTO and not _status.active
+    return status().mode is Mode.AUTO and not status().active
 
 
 def chosen(argument: str | Mode | None) -> Mode:
@@ -77,17 +45,16 @@ def enter(mode: Mode) -> Status:
     Raises:
         DeepStackUnavailable: the mode is ``require`` and the calls cannot be taken over.
     """
-    global _status
     if mode is Mode.OFF:
         logger.warning(
             "DeepStack is off, as asked for: TurboMind will read and locate worse than the "
             "model can."
         )
-        _status = Status(mode, False, f"switched off ({VARIABLE}=off)")
-        return _status
+        STATE.status = Status(mode, False, f"switched off ({VARIABLE}=off)")
+        return STATE.status
     problem = _attach()
     if problem is None:
-        _status = Status(mode, True, "")
+        STATE.status = Status(mode, True, "")
     elif mode is Mode.REQUIRE:
         raise DeepStackUnavailable(
             f"TurboMind cannot be given DeepStack: {problem}. {VARIABLE}=auto takes LMDeploy's "
@@ -100,29 +67,25 @@ def enter(mode: Mode) -> Status:
             problem,
             VARIABLE,
         )
-        _status = Status(mode, False, problem)
-    return _status
+        STATE.status = Status(mode, False, problem)
+    return STATE.status
 
 
 def reject(problem: str) -> None:
     """What was taken over does not compute what it should: from here on there is no DeepStack."""
-    global _status
     logger.warning("TurboMind cannot be given DeepStack: %s", problem)
     hook().detach()
-    _status = Status(_status.mode, False, problem)
+    STATE.status = Status(STATE.status.mode, False, problem)
 
 
 def leave() -> None:
     """Give the calls back, unless an engine that still runs needs them."""
-    global _status
-    if _status.active:
-        from lmdeploy_ext.deepstack import engine
-
-        if engine.running():
+    if STATE.status.active:
+        if STATE.running:
             logger.warning("An engine with DeepStack still runs: its hook stays in place.")
         else:
             hook().detach()
-    _status = Status()
+    STATE.status = Status()
 
 
 def check_unchanged(wanted: Mode) -> None:
@@ -131,7 +94,7 @@ def check_unchanged(wanted: Mode) -> None:
     Raises:
         DeepStackUnavailable: the mode in force does something else.
     """
-    found = _status
+    found = status()
     same = not found.active if wanted is Mode.OFF else found.active or wanted is found.mode
     if not same:
         raise DeepStackUnavailable(

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lmdeploy_ext.deepstack import library, modes
+from lmdeploy_ext.deepstack.state import Mode, running, status
 
 logger = logging.getLogger("lmdeploy_ext")
 
@@ -41,20 +42,13 @@ def verify() -> str | None:
     Returns:
         Why there is no DeepStack although it is wanted; None where there is, or it is switched off.
     """
-    found = modes.status()
-    if found.active and not engine_runs():
+    found = status()
+    if found.active and not running():
         problem = check()
         if problem is not None:
             modes.reject(problem)
-        found = modes.status()
-    return None if found.active or found.mode in (modes.Mode.OFF, None) else found.reason
-
-
-def engine_runs() -> bool:
-    """Whether there is an engine with DeepStack, which was verified then."""
-    from lmdeploy_ext.deepstack import engine
-
-    return engine.running()
+        found = status()
+    return None if found.active or found.mode in (Mode.OFF, None) else found.reason
 
 
 def check() -> str | None:

@@ -12,6 +12,7 @@ import pytest
 
 from lmdeploy_ext.deepstack import DeepStackUnavailable, Mode, modes
 from lmdeploy_ext.deepstack.modes import VARIABLE
+from lmdeploy_ext.deepstack.state import status
 from tests.host_runtime.runner import environment, run
 
 ROOT = Path(__file__).parents[3]
@@ -170,8 +171,8 @@ def _install_on_another_module(folder: str, what: str) -> list[str]:
         except lmdeploy_ext.deepstack.DeepStackUnavailable as error:
             found.append(str(error))
         else:
-            found.append(modes.status().reason)
-            assert not modes.status().active
+            found.append(status().reason)
+            assert not status().active
         lmdeploy_ext.uninstall()
     return [text.replace(module, "MODULE").replace(folder, "FOLDER") for text in found]
 

@@ -13,6 +13,7 @@ import pytest
 
 from lmdeploy_ext.deepstack import library, modes, selftest
 from lmdeploy_ext.deepstack.selftest import VARIABLE
+from lmdeploy_ext.deepstack.state import STATE, Mode, Status, status
 from tests.host_runtime.runner import run
 
 # ---- what is remembered: no LMDeploy ----------------------------------------------------------------
@@ -103,17 +104,17 @@ def test_a_child_that_dies_is_a_failure(
 
 
 def test_what_a_failure_does_to_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    for mode, wanted in ((modes.Mode.AUTO, "wrong"), (modes.Mode.REQUIRE, "wrong")):
-        monkeypatch.setattr(modes, "_status", modes.Status(mode, True, ""))
+    for mode, wanted in ((Mode.AUTO, "wrong"), (Mode.REQUIRE, "wrong")):
+        monkeypatch.setattr(STATE, "status", Status(mode, True, ""))
         monkeypatch.setattr(selftest, "check", lambda: "wrong")
-        monkeypatch.setattr(selftest, "engine_runs", lambda: False)
+        monkeypatch.setattr(selftest, "running", lambda: False)
         monkeypatch.setattr(
             modes, "hook", lambda: type("Hook", (), {"detach": lambda self: None})()
         )
         assert selftest.verify() == wanted
-        assert modes.status() == modes.Status(mode, False, "wrong")
+        assert status() == Status(mode, False, "wrong")
         assert selftest.verify() == wanted, "and stays so"
-    monkeypatch.setattr(modes, "_status", modes.Status(modes.Mode.OFF, False, "switched off"))
+    monkeypatch.setattr(STATE, "status", Status(Mode.OFF, False, "switched off"))
     assert selftest.verify() is None
 
 
@@ -137,7 +138,7 @@ def _sound(checkpoint: str) -> dict[str, Any]:
     from tests.host_runtime import engines
 
     engines.turbomind(checkpoint)
-    return {**seen, "active": modes.status().active}
+    return {**seen, "active": status().active}
 
 
 @pytest.mark.slow
@@ -167,7 +168,7 @@ def _broken(checkpoint: str) -> list[dict[str, Any]]:
             engines.turbomind(checkpoint)
         except Exception as error:
             seen["error"] = str(error)
-        found.append({**seen, "active": modes.status().active, "reason": modes.status().reason})
+        found.append({**seen, "active": status().active, "reason": status().reason})
         lmdeploy_ext.uninstall()
     return found
 
