@@ -30,7 +30,7 @@ class ApiKeys:
         """Read a file of keys. Raises ``SettingsError`` that names the line which is wrong."""
         digests: dict[str, str] = {}
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
             raise SettingsError(
                 f"api_keys_file: {path} cannot be read as UTF-8 text by this user"

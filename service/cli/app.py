@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from service import __version__
+from service.cli.inputs import STDIN
 
 app = typer.Typer(
     help="Structured vision inference with Qwen3-VL over gRPC.",
@@ -28,6 +30,20 @@ def _address(text: str | None) -> str | None:
     if re.match(r"https?://", text) or not re.search(r":\d+$|^unix:.", text):
         raise typer.BadParameter(f"{text!r} is not HOST:PORT, for example {DEFAULT_SERVER}")
     return text
+
+
+def _input(value: Any) -> Any:
+    """A file, several or none, of which - is standard input; a usage error before anything is read."""
+    for path in value if isinstance(value, (list, tuple)) else [value]:
+        if path is None or str(path) == STDIN:
+            continue
+        if path.is_dir():
+            raise typer.BadParameter(f"{path} is a folder, not a file")
+        if not path.exists():
+            raise typer.BadParameter(f"there is no file {path}")
+        if not os.access(path, os.R_OK):
+            raise typer.BadParameter(f"{path} cannot be read by this user")
+    return value
 
 
 Server = Annotated[
@@ -71,7 +87,11 @@ Local = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
 Images = Annotated[
     list[Path],
-    typer.Argument(exists=True, dir_okay=False, metavar="IMAGE…", help="JPEG, PNG, WebP."),
+    typer.Argument(
+        callback=_input,
+        metavar="IMAGE…",
+        help="JPEG, PNG or WebP files; - is standard input.",
+    ),
 ]
 Order = Annotated[
     Literal["declared", "any"] | None,
@@ -153,8 +173,9 @@ def analyze(
     key: CertKey = None,
 ) -> None:
     """Describe one picture, or several keyframes of one scene, in nine typed fields."""
-    from service.cli import calls
+    from service.cli import calls, inputs
 
+    inputs.check_stdin(images=images)
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.analyze(target, images, sampling, accept_empty, as_json))
@@ -164,17 +185,31 @@ def analyze(
 def run(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(exists=True, dir_okay=False, metavar="[IMAGE…]", help="JPEG, PNG, WebP."),
+        typer.Argument(
+            callback=_input,
+            metavar="[IMAGE…]",
+            help="JPEG, PNG or WebP files; - is standard input.",
+        ),
     ] = None,
-    prompt: Annotated[str | None, typer.Option(help="Text of the user turn.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text of the user turn; - is standard input.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A registered task instead of a prompt.")] = None,
-    system: Annotated[str, typer.Option(help="Text of the system turn.")] = "",
+    system: Annotated[str, typer.Option(help="Text of the system turn; - is standard input.")] = "",
     schema: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File with a JSON schema.")
+        Path | None,
+        typer.Option(
+            callback=_input,
+            help="File with a JSON schema; - is standard input.",
+        ),
     ] = None,
     regex: Annotated[str | None, typer.Option(help="The whole answer matches it.")] = None,
     ebnf: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="File with an EBNF grammar.")
+        Path | None,
+        typer.Option(
+            callback=_input,
+            help="File with an EBNF grammar; - is standard input.",
+        ),
     ] = None,
     choice: Annotated[
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
@@ -202,8 +237,9 @@ def run(
     key: CertKey = None,
 ) -> None:
     """Run a prompt, or a registered task, on pictures; the answer fits, or there is an error."""
-    from service.cli import calls
+    from service.cli import calls, inputs
 
+    inputs.check_stdin(images=images, prompt=prompt, system=system, schema=schema, ebnf=ebnf)
     work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [], property_order)
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
@@ -213,7 +249,12 @@ def run(
 @app.command()
 def schema(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, metavar="FILE", help="A JSON schema.")
+        Path,
+        typer.Argument(
+            callback=_input,
+            metavar="FILE",
+            help="A JSON schema; - is standard input.",
+        ),
     ],
     everything: Annotated[
         bool, typer.Option("--all", help="Print every keyword, and what was rewritten.")

@@ -17,6 +17,8 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from service.cli.explain import explain
+from service.cli.inputs import option_text, read_bytes, read_text, utf8
+from service.cli.output import echo
 from service.client import open_channel
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
@@ -120,15 +122,15 @@ def task(
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
         "json_schema": schema and read_text(schema, "--schema"),
-        "regex": regex,
+        "regex": regex if regex is None else utf8(regex, "--regex"),
         "ebnf": ebnf and read_text(ebnf, "--ebnf"),
-        "choice": pb.Choice(options=choice) if choice else None,
+        "choice": pb.Choice(options=[utf8(one, "--choice") for one in choice]) if choice else None,
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
         if given or system or property_order:
             raise typer.BadParameter("a registered task has its own texts and grammar")
-        return pb.Task(name=name)
+        return pb.Task(name=utf8(name, "--task"))
     if name is not None or prompt is None:
         raise typer.BadParameter("give either --prompt or --task")
     if len(given) > 1:
@@ -137,7 +139,8 @@ def task(
         raise typer.BadParameter("--property-order needs a --schema")
     order = PROPERTY_ORDERS[property_order]
     grammar = pb.Grammar(**given, property_order=order) if given else None
-    return pb.Task(inline=pb.InlineTask(system=system, user=prompt, grammar=grammar))
+    texts = {"system": option_text(system, "--system"), "user": option_text(prompt, "--prompt")}
+    return pb.Task(inline=pb.InlineTask(**texts, grammar=grammar))
 
 
 def analyze(
@@ -157,7 +160,7 @@ def analyze(
         if as_json:
             return print_json(response)
         for name, value in _as_dict(response.analysis).items():
-            typer.echo(f"{name + ':':<13}{value if isinstance(value, str) else _items(value)}")
+            echo(f"{name + ':':<13}{value if isinstance(value, str) else _items(value)}")
         _print_footer(response)
 
     return calling(target, call, images)
@@ -173,17 +176,21 @@ def run(
     as_json: bool,
 ) -> int:
     """RunTask or StreamTask; prints the text of the answer."""
-    asked: dict[str, Any] = {"task": work, "sampling": options, "strict": strict}
+    asked: dict[str, Any] = {
+        "task": work,
+        "images": _read(images),
+        "sampling": options,
+        "strict": strict,
+    }
 
     def call(stub: VisionServiceStub) -> None:
-        asked["images"] = _read(images)
         if stream:
             return _stream(stub, target, pb.StreamTaskRequest(**asked), as_json)
         request = pb.RunTaskRequest(**asked)
         response = stub.RunTask(request, timeout=target.timeout_s)
         if as_json:
             return print_json(response)
-        typer.echo(_pretty(response.result))
+        echo(_pretty(response.result))
         _print_footer(response.result)
 
     return calling(target, call, images)
@@ -200,7 +207,7 @@ def tasks(target: Target, as_json: bool) -> int:
             kind = info.grammar.WhichOneof("kind") if info.HasField("grammar") else "text"
             kept = WORDS.get(info.enforcement, "?")
             picture = "needs a picture" if info.needs_image else "picture optional"
-            typer.echo(f"{info.name:<20} {kind:<12} {kept:<9} {picture:<17} {info.description}")
+            echo(f"{info.name:<20} {kind:<12} {kept:<9} {picture:<17} {info.description}")
 
     return calling(target, call)
 
@@ -226,7 +233,7 @@ def health(target: Target, wait_s: float = 0.0) -> int:
     if problem:
         typer.echo(problem, err=True)
     else:
-        typer.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
+        echo(health_pb2.HealthCheckResponse.ServingStatus.Name(status))
     return 0 if status == serving else FAILED
 
 
@@ -250,30 +257,22 @@ def _stream(
     try:
         for event in stub.StreamTask(request, timeout=target.timeout_s):
             if as_json:
-                typer.echo(json.dumps(_as_dict(event), ensure_ascii=False))
+                echo(json.dumps(_as_dict(event), ensure_ascii=False))
             elif event.WhichOneof("event") == "delta":
                 sys.stdout.write(event.delta)
                 sys.stdout.flush()
                 open_line = True
             else:
-                typer.echo()
+                echo()
                 open_line = False
                 _print_footer(event.result)
     finally:
         if open_line:
-            typer.echo()
-
-
-def read_text(path: Path, flag: str) -> str:
-    """The text of a file that was given for an option; a usage error where it has none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise typer.BadParameter(f"{path} cannot be read as UTF-8 text ({flag})") from None
+            echo()
 
 
 def _read(images: Sequence[Path]) -> list[pb.Image]:
-    return [pb.Image(data=path.read_bytes()) for path in images]
+    return [pb.Image(data=read_bytes(path, "IMAGE")) for path in images]
 
 
 def _pretty(result: pb.TaskResult) -> str:
@@ -317,7 +316,7 @@ def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
 
 def print_json(message: Message) -> None:
     """The whole message as JSON, on stdout."""
-    typer.echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
+    echo(json.dumps(_as_dict(message), indent=2, ensure_ascii=False))
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

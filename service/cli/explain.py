@@ -8,6 +8,7 @@ from pathlib import Path
 
 import grpc
 
+from service.cli.inputs import name_of
 from service.client import host_of, proxy_of, read_error
 
 FLAGS = {
@@ -124,7 +125,7 @@ def _in_options(text: str, images: Sequence[Path]) -> str:
 
     def file(found: re.Match[str]) -> str:
         index = int(found[1])
-        return str(images[index]) if index < len(images) else found[0]
+        return name_of(images[index]) if index < len(images) else found[0]
 
     text = re.sub(r"\bimages\[(\d+)\](?:\.data)?", file, text)
     for path, flag in FLAGS.items():

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import typer
 
-from service.cli.calls import PROPERTY_ORDERS, WORDS, Target, calling, print_json, read_text
+from service.cli.calls import PROPERTY_ORDERS, WORDS, Target, calling, print_json
+from service.cli.inputs import read_text
+from service.cli.output import echo
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
@@ -36,7 +38,7 @@ def validate(
         if as_json:
             return print_json(response)
         for line in lines(response, everything):
-            typer.echo(line)
+            echo(line)
         typer.echo(
             f"\n{response.grammar_bytes} bytes of grammar, analysed in"
             f" {response.analysis_seconds:.3f} s, compiled in {response.compile_seconds:.3f} s",

@@ -43,6 +43,8 @@ def depth(text: str) -> int:
 
 def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH) -> Any:
     """One JSON value. Raises ``JsonTextError`` for anything that is not exactly one."""
+    if text.startswith("\ufeff"):
+        raise JsonTextError("a byte order mark (U+FEFF) stands before it; leave it out")
     if depth(text) > max_depth:
         raise JsonTooDeep(f"nested more than {max_depth} levels deep")
     try:

@@ -27,20 +27,24 @@ class Outcome:
     err: str
 
 
-def qwen3vl(*words: object, env: Mapping[str, str] | None = None) -> Outcome:
+def qwen3vl(
+    *words: object, env: Mapping[str, str] | None = None, stdin: bytes | None = None
+) -> Outcome:
     """Run a command in this process; any traceback fails the test."""
     clean = {name: None for name in os.environ if name.startswith("QWEN3VL_")}
     arguments = [str(word) for word in words]
     environment = {**clean, **(env or {})}
-    result = CliRunner().invoke(app, arguments, env=environment, prog_name="qwen3vl")
+    result = CliRunner().invoke(app, arguments, input=stdin, env=environment, prog_name="qwen3vl")
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-async def called(*words: object, env: Mapping[str, str] | None = None) -> Outcome:
+async def called(
+    *words: object, env: Mapping[str, str] | None = None, stdin: bytes | None = None
+) -> Outcome:
     """The same in a thread, so that a server on this event loop can answer."""
-    return await asyncio.to_thread(lambda: qwen3vl(*words, env=env))
+    return await asyncio.to_thread(lambda: qwen3vl(*words, env=env, stdin=stdin))
 
 
 def command(*words: object) -> list[str]:

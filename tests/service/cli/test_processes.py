@@ -107,7 +107,7 @@ def test_serve_on_a_taken_port_says_so_and_nothing_else_breaks() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--engine", "magic"], 2, "--engine (QWEN3VL_ENGINE): Input should be"),
+        (["--engine", "magic"], 2, "--engine (QWEN3VL_ENGINE): there is no engine 'magic'"),
         (["--prot", "1"], 2, "there is no setting --prot. Did you mean --port?"),
         (["--host", "0.0.0.0"], 2, "can be reached from other machines, which needs TLS"),
         pytest.param(
