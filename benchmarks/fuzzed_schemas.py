@@ -107,10 +107,9 @@ async def attack(
                 reason, text = await _outcome(stub, message(grammar), number)
                 found.seconds.append(time.perf_counter() - began)
                 found.reasons[reason] += 1
-                if reason == "OK" and grammar.kind is GrammarKind.JSON_SCHEMA:
-                    schema = json.loads(grammar.source)
-                    if await judge.verdict(schema, text) == "invalid":
-                        found.invalid.append(f"{text} for {grammar.source}")
+                is_json = reason == "OK" and grammar.kind is GrammarKind.JSON_SCHEMA
+                if is_json and await judge.verdict(grammar.source, text) == "invalid":
+                    found.invalid.append(f"{text} for {grammar.source}")
                 if process.poll() is not None:
                     raise RuntimeError(f"The server ended at {grammar.source[:2000]}")
                 if number + 1 in (int(len(grammars) * SETTLED), len(grammars)):

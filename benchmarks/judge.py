@@ -1,6 +1,10 @@
 """A second opinion on answers: jsonschema and the standard library, none of our code.
 
-``python -m benchmarks.judge`` reads lines ``[schema, text]`` and writes a verdict for each.
+Numbers are the decimals that are written, in the schema and in the answer: jsonschema on floats divides
+by a ``multipleOf`` in binary64, for which 0.07 is not a multiple of 0.01.
+
+``python -m benchmarks.judge`` reads lines ``[schema, text]``, both as JSON text, and writes a verdict for
+each.
 """
 
 from __future__ import annotations
@@ -8,21 +12,27 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from fractions import Fraction
 from typing import Any
 
 LIMIT_S = 10.0
+MAX_EXPONENT = 5_000
+"""Of ten; more would be written out by ``Fraction``."""
 
 
-def judged(schema: Any, text: str) -> str:
+class Unknown(Exception):
+    """There is no verdict."""
+
+
+def judged(schema: str, text: str) -> str:
     """``valid``, ``invalid``, or ``unknown`` where jsonschema cannot say.
+
+    schema, text: as JSON text.
 
     ``format`` may be an annotation or an assertion: invalid is what is so in both readings, which
     differ in what ``not`` makes of it.
     """
     import re
-
-    import jsonschema
-    from jsonschema.validators import validator_for
 
     try:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse)
@@ -30,12 +40,47 @@ def judged(schema: Any, text: str) -> str:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except ValueError:
         return "invalid"
-    cls = validator_for(schema, default=jsonschema.Draft202012Validator)
-    readings = (cls(schema), cls(schema, format_checker=cls.FORMAT_CHECKER))
     try:
+        value, readings = exact(text), validators(exact(schema))
         return "valid" if any(one.is_valid(value) for one in readings) else "invalid"
-    except (re.error, RecursionError, OverflowError):
+    except (Unknown, re.error, RecursionError):
         return "unknown"
+
+
+def exact(text: str) -> Any:
+    """A JSON value whose numbers with a point or an exponent are fractions. Raises ``Unknown``."""
+    return json.loads(text, parse_float=_fraction)
+
+
+def _fraction(digits: str) -> Fraction:
+    if abs(int(digits.lower().partition("e")[2] or 0)) > MAX_EXPONENT:
+        raise Unknown
+    return Fraction(digits)
+
+
+def validators(schema: Any) -> tuple[Any, Any]:
+    """The validators of a schema that was read by ``exact``: one takes ``format`` for an annotation,
+    one for an assertion."""
+    import jsonschema
+    from jsonschema.validators import validator_for
+
+    cls = on_fractions(validator_for(schema, default=jsonschema.Draft202012Validator))
+    return cls(schema), cls(schema, format_checker=cls.FORMAT_CHECKER)
+
+
+def on_fractions(cls: Any) -> Any:
+    """A class of validators, for values with fractions in place of floats."""
+    from jsonschema.validators import extend
+
+    types = cls.TYPE_CHECKER
+    if types.is_type(1.0, "integer"):  # in draft-04 it is not
+        types = types.redefine("integer", _is_integer)
+    return extend(cls, type_checker=types)
+
+
+def _is_integer(_: object, value: object) -> bool:
+    whole = isinstance(value, (int, Fraction)) and value.denominator == 1
+    return whole and not isinstance(value, bool)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -56,7 +101,7 @@ class Judge:
         self._child: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
 
-    async def verdict(self, schema: Any, text: str) -> str:
+    async def verdict(self, schema: str, text: str) -> str:
         async with self._lock:
             if self._child is None:
                 self._child = await asyncio.create_subprocess_exec(

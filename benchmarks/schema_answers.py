@@ -140,7 +140,7 @@ async def ask(
                 )
                 call = await _call(stub, number, cases[number], options)
                 if call.reason == "OK":
-                    verdict = await judge.verdict(cases[number].schema, call.text)
+                    verdict = await judge.verdict(schema_text(cases[number].schema), call.text)
                     call = Call(**{**vars(call), "verdict": verdict})
                 found.append(call)
                 if len(found) % 200 == 0:
@@ -239,11 +239,12 @@ NOTES = """`qwen3vl serve` with the reference engine on the bundled model; an an
 temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time, no picture; max_schema_bytes \
 {bytes}, max_regex_length {regex}; {minutes_taken:.0f} minutes. schemas: those that were not refused before \
 generation. OK answers are judged by jsonschema's own validator for the draft that the schema names, on JSON read \
-strictly (no duplicate keys, no NaN), none of our code; not judged: it cannot, because Python's regular expressions \
-do not know the pattern or do not end. truncated: OUTPUT_TRUNCATED, an answer that was longer than the limit, which \
-proves nothing: objects that are open for further names, and lists without an end, are hardly ever ended by random \
-text, at any of the temperatures and limits that were tried. refused: reasons that begin with SCHEMA_ or GRAMMAR_. \
-undocumented: no reason of docs/errors.md. The server lived to the end with {memory:.0f} MiB, the processes that \
+strictly (no duplicate keys, no NaN, exact decimals), none of our code; not judged: it cannot, because Python's \
+regular expressions do not know the pattern or do not end. truncated: OUTPUT_TRUNCATED, an answer that was longer \
+than the limit, which proves nothing: objects that are open for further names, and lists without an end, are hardly \
+ever ended by random text, at any of the temperatures and limits that were tried. refused: reasons that begin with \
+SCHEMA_ or GRAMMAR_. undocumented: no reason of docs/errors.md. \
+The server lived to the end with {memory:.0f} MiB, the processes that \
 compile grammars included."""
 
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import json
 import math
 import re
+from decimal import Decimal
 from typing import Any
+
+from service.tasks.exact import UnreadableNumber, read
 
 MAX_ANSWER_DEPTH = 200
 """Levels of nesting in an answer; far below what the parser's recursion allows."""
@@ -41,8 +44,12 @@ def depth(text: str) -> int:
     return deepest
 
 
-def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH) -> Any:
-    """One JSON value. Raises ``JsonTextError`` for anything that is not exactly one."""
+def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH, exact: bool = False) -> Any:
+    """One JSON value. Raises ``JsonTextError`` for anything that is not exactly one.
+
+    exact: numbers with a point or an exponent are ``Decimal``, as in `service.tasks.exact`, else
+    ``float``.
+    """
     if text.startswith("\ufeff"):
         raise JsonTextError("a byte order mark (U+FEFF) stands before it; leave it out")
     if depth(text) > max_depth:
@@ -52,7 +59,7 @@ def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH) -> Any:
             text,
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
-            parse_float=_finite,
+            parse_float=_exact if exact else _finite,
             parse_int=_integer,
         )
     except json.JSONDecodeError as error:
@@ -82,6 +89,14 @@ def _finite(digits: str) -> float:
     if math.isinf(value):
         raise JsonTextError("a number is too large")
     return value
+
+
+def _exact(digits: str) -> Decimal:
+    _finite(digits)
+    try:
+        return read(digits)
+    except UnreadableNumber as error:
+        raise JsonTextError(str(error)) from None
 
 
 def _integer(digits: str) -> int:

@@ -3,8 +3,8 @@
 They are the ones of ``jsonschema``, except that every keyword first asks the budget (a few
 ``$ref``s under ``allOf`` are enough for exponential work), that patterns run in linear time,
 that ``uniqueItems`` does, too, that what is evaluated is found in bounded time, that ``format`` is
-asserted, that a violation of the schema ``false`` has its place, and that each subschema has its own
-base.
+asserted, that a violation of the schema ``false`` has its place, that each subschema has its own
+base, and that numbers are exact decimals.
 
 Every draft has the keywords of the later ones, too: an author who writes ``const`` in a schema of
 draft-04 means it. Both forms of ``items`` and of ``exclusiveMinimum`` are understood everywhere;
@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import jsonschema
@@ -26,6 +27,7 @@ from referencing import jsonschema as specifications
 
 from service.tasks import budget
 from service.tasks.evaluated import unevaluated_items, unevaluated_properties
+from service.tasks.exact import Number, is_multiple, is_whole
 from service.tasks.formats import FORMATS
 from service.tasks.regexes import found
 
@@ -75,6 +77,13 @@ ASSERTING = frozenset(_READ_BY).union(
     jsonschema.Draft7Validator.VALIDATORS,
 )
 """Keywords that can constrain a value in some draft."""
+
+
+def _multiple_of(
+    validator: Any, value: Number, instance: Any, schema: Any
+) -> Iterator[ValidationError]:
+    if validator.is_type(instance, "number") and not is_multiple(instance, value):
+        yield ValidationError("is not a multiple")
 
 
 def _pattern(validator: Any, value: str, instance: Any, schema: Any) -> Iterator[ValidationError]:
@@ -174,6 +183,7 @@ def _bound(keyword: str, exclusive: str) -> dict[str, Keyword]:
 
 
 _OWN: dict[str, Keyword] = {
+    "multipleOf": _multiple_of,
     "pattern": _pattern,
     "patternProperties": _pattern_properties,
     "additionalProperties": _additional_properties,
@@ -288,9 +298,22 @@ def _metaschemas(added: dict[str, Any]) -> Any:
     return Registry().with_resources(resources).crawl()
 
 
+def _exact_types(checker: Any) -> Any:
+    """The types of a draft, for ``Decimal`` in place of ``float``; it is a number for the library."""
+    if not checker.is_type(1.0, "integer"):  # draft-04 wants integers without a point
+        return checker
+
+    def is_integer(_: Any, instance: Any) -> bool:
+        whole = isinstance(instance, Decimal) and is_whole(instance)
+        return whole or bool(checker.is_type(instance, "integer"))
+
+    return checker.redefine("integer", is_integer)
+
+
 def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> Any:
     bounded = {name: _bounded(_OWN.get(name, keyword)) for name, keyword in keywords.items()}
-    extended: Any = validators.extend(base, bounded)  # type: ignore[no-untyped-call]
+    checker = _exact_types(base.TYPE_CHECKER)
+    extended: Any = validators.extend(base, bounded, type_checker=checker)  # type: ignore[no-untyped-call]
     extended.descend = _placed(base.descend)
     extended.evolve = _based(base.evolve, specification)
     return extended

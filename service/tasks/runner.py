@@ -297,12 +297,12 @@ def read_answer(
             "The answer says nothing usable about the pictures; "
             "set accept_empty to get such answers, too."
         )
-    document = value if task.document is None else task.document(value)
+    if task.document is not None:
+        written: str | None = json.dumps(task.document(value), ensure_ascii=False)
+    else:
+        written = text if is_json else None
     if grammar is not None and is_json:
-        tidied = task.parse is None or task.document is not None
-        AnswerValidator(grammar.source, limits).check(document if tidied else parse_json(text))
+        AnswerValidator(grammar.source, limits).check(text if written is None else written)
     elif grammar is not None:
         check_answer(grammar, text, limits)
-    if task.document is not None:
-        return value, json.dumps(document, ensure_ascii=False)
-    return value, text if is_json else None
+    return value, written

@@ -10,7 +10,6 @@ refers to may hold what is refused elsewhere: ``service.tasks.mistakes`` finds b
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +46,10 @@ DEFAULT_LIMITS = SchemaLimits()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompiledSchema:
-    """A checked schema: the JSON value as sent, the validator with bounded work, and its places."""
+    """A checked schema: the JSON value as sent, the validator with bounded work, and its places.
+
+    The validator and the places have a copy of the document whose numbers are exact.
+    """
 
     document: dict[str, Any] | bool
     validator: Any
@@ -107,7 +109,7 @@ def _compiled(text: str, limits: SchemaLimits) -> CompiledSchema:
             reason="SCHEMA_TOO_LARGE",
             metadata={"limit": str(limits.max_bytes), "actual": str(size)},
         )
-    document, working = _decode(text, limits), json.loads(text)
+    document, working = _decode(text, limits), _decode(text, limits, exact=True)
     if isinstance(document, bool):
         validator = DEFAULT_DRAFT.validator(working, registry=Registry())
         nowhere = Places(document, {}, {}, {}, frozenset(), False)
@@ -116,14 +118,14 @@ def _compiled(text: str, limits: SchemaLimits) -> CompiledSchema:
         raise _invalid("", "must be an object, true or false")
     _refuse_envelope(document)
     draft = _draft(document)
-    _check_metaschema(document, draft)
+    _check_metaschema(working, draft)
     places = _Walk(working, draft, limits).run()
     return CompiledSchema(document, draft.validator(working, registry=Registry()), draft, places)
 
 
-def _decode(text: str, limits: SchemaLimits) -> Any:
+def _decode(text: str, limits: SchemaLimits, *, exact: bool = False) -> Any:
     try:
-        return jsontext.decode(text, max_depth=limits.max_depth)
+        return jsontext.decode(text, max_depth=limits.max_depth, exact=exact)
     except jsontext.JsonTooDeep:
         deep = str(jsontext.depth(text))
         raise GrammarError(

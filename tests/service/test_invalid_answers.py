@@ -46,9 +46,20 @@ WRONG = {
     "a date that is none": (
         {"json_schema": '{"format": "date"}'}, '"2025-02-29"', "", "format",
     ),
-    "a number that overflows the arithmetic": (
-        {"json_schema": '{"multipleOf": 0.1}'}, "9" * 400, "", "multipleOf",
+    "an amount with a tenth of a cent": (
+        {"json_schema": '{"items": {"multipleOf": 0.01}}'}, "[0.07, 19.99, 0.075]", "/2", "multipleOf",
     ),
+    "a bound that binary64 meets": (
+        {"json_schema": '{"maximum": 0.1}'}, "0.1000000000000000000001", "", "maximum",
+    ),
+    "a value that binary64 lists": (
+        {"json_schema": '{"enum": [0.1, 1.0]}'}, "0.1000000000000000000001", "", "enum",
+    ),
+    "a number near zero": (
+        {"json_schema": '{"multipleOf": 0.01}'}, "1e-999999999", "", "multipleOf",
+    ),
+    "an exponent of thirty digits": (OPEN, "1e-" + "9" * 30, "", "json"),
+    "a fraction of 5,000 digits": (OPEN, "0." + "1" * 5000, "", "json"),
     "a regular expression": ({"regex": "[a-c]{3}"}, "abd", "", "regex"),
     "a line more": ({"regex": "[a-c]{3}"}, "abc\n", "", "regex"),
     "a choice": ({"choice": ["yes", "no"]}, "yes.", "", "choice"),
@@ -106,6 +117,10 @@ async def test_validation_without_end_is_ended_and_costs_the_others_nothing() ->
         ({"type": "string"}, '"\u2028\\u0000\x7f"'),
         (True, "[" * 150 + "]" * 150),
         ({"type": "integer"}, "1.0"),
+        ({"multipleOf": 0.1}, "9" * 400),
+        ({"multipleOf": 0.01, "minimum": 0.1}, "1e2"),
+        ({"exclusiveMinimum": 0}, "1e-400"),
+        ({"enum": [0.1, 1.0]}, "0.10"),
     ],
 )
 async def test_what_is_odd_but_right_is_given_out(schema: Any, text: str) -> None:

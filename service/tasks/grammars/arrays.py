@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from decimal import Decimal
 from typing import Any
 
+from service.tasks.exact import text_of
 from service.tasks.grammars.array_rules import ArrayShape, cap
 from service.tasks.grammars.bounds import BEYOND
 from service.tasks.grammars.context import Context
@@ -93,12 +94,10 @@ class _Reader:
         if not self.unique or (self.high is not None and self.high <= 1):
             return
         values = self.context.values(shape.rest) if not shape.prefix and not self.contains else None
-        if values is not None and len(values) <= MAX_DISTINCT:
-            texts = [json.dumps(value, ensure_ascii=False) for value in values]
-            if all(_plain(value) for value in values):
-                shape.distinct = texts
-                self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
-                return
+        if values is not None and len(values) <= MAX_DISTINCT and all(map(_plain, values)):
+            shape.distinct = [text_of(value) for value in values]
+            self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
+            return
         for one in self.unique:
             why = "a grammar cannot compare items; let them be out of at most five values"
             self.context.drop(one.pointer, why)
@@ -146,7 +145,7 @@ class _Reader:
 
 def _plain(value: Any) -> bool:
     """Whether no other text stands for an equal value, among those of a list of values."""
-    return not isinstance(value, float)
+    return not isinstance(value, Decimal)
 
 
 def read_array(context: Context, conjunction: Conjunction, place: str) -> ArrayShape | None:

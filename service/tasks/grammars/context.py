@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 from service.tasks.budget import Budget, BudgetExceeded, bounded
+from service.tasks.exact import is_whole
 from service.tasks.grammars.alternatives import TOO_MANY, Expansion, is_list
 from service.tasks.grammars.bounds import BEYOND, Bounds, TooCostly
 from service.tasks.grammars.ebnf import Rules, Template
@@ -31,7 +33,7 @@ from service.tasks.keywords import frozen
 
 FILTER_SECONDS = 1.0
 """For trying the values of all ``enum`` of a schema on what stands beside them."""
-_EXACT_INTEGER = 1e15
+_EXACT_INTEGER = 10**15
 MAX_ORDER_RULES = 2_048
 """Of all objects whose members may come in any order: one for each set of members that are there."""
 
@@ -199,7 +201,7 @@ class Context:
                     self.nodes.valid(self.nodes.of(atom), value) is not bool(atom & 1)
                     for atom in state
                 )
-        except (BudgetExceeded, RecursionError, OverflowError):
+        except (BudgetExceeded, RecursionError):
             self.give_up(state, "trying the listed values takes too long")
             return True
 
@@ -244,9 +246,14 @@ def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternat
         simple = simple and (len(one) <= 1 or _only_integers(one, values))
         for value in values:
             found.setdefault((type(value), frozen(value)), value)
-            if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT_INTEGER:
+            if isinstance(value, Decimal) and is_whole(value) and _is_exact(value):
                 found.setdefault((int, value), int(value))
     return list(found.values()), rest, simple
+
+
+def _is_exact(value: Decimal) -> bool:
+    """Whether the integer has few enough digits to be written without a point."""
+    return -_EXACT_INTEGER < value < _EXACT_INTEGER
 
 
 def _list_of(one: Conjunction) -> list[Any] | None:

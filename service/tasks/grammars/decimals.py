@@ -1,20 +1,19 @@
 """Numbers with and without a fraction, between bounds and more, as expressions.
 
-Bounds are compared with digits. That is sound where numbers are rounded on reading, since rounding
-is monotone and keeps the bounds, which are binary64 numbers themselves; an open bound becomes the
-next one inside. Where rounding could make two numbers one (excluded values, multiples, no integers),
-numbers have at most 15 digits, which binary64 tells apart.
+Bounds are compared with digits. An open bound becomes the next binary64 number inside, so that no
+number that is written is rounded to the bound by a client that reads floats. Where rounding could make
+two numbers one (excluded values, multiples, no integers), numbers have at most 15 digits, which
+binary64 tells apart.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
-from fractions import Fraction
 
+from service.tasks.exact import Number, is_multiple, text_of, units
 from service.tasks.grammars.counted import TooLarge, signed_expression, texts_expression
 from service.tasks.grammars.ebnf import Rules, one_of
 from service.tasks.grammars.literals import Literal
@@ -22,11 +21,9 @@ from service.tasks.grammars.magnitudes import Cut, Magnitudes
 from service.tasks.grammars.multiples import multiples
 from service.tasks.grammars.number_conditions import (
     EXACT_DIGITS,
-    INEXACT,
     TOO_LARGE,
     Bound,
     Conditions,
-    Number,
     Unwritable,
 )
 
@@ -37,12 +34,15 @@ _TAIL = '[0-9]{{0,39}} ("." {places})?'
 _EXPONENT = '([eE] [+-]? ([0-9]{1,2} | "1" [0-9]{2}))?'
 _SMALL = '[1-9] ("." {places})? [eE] "-" ("0" [5-9] | [1-9] [0-9])'
 """As Python spells binary64 below 0.0001."""
-_SMALL_BELOW = 0.0002
+_SMALL_BELOW = Decimal("0.0002")
 _GREAT = '[1-9] ("." {places})? [eE] "+"? ("1" [6-9] | [2-9] [0-9] | "1" [0-9] [0-9])'
 """As Python spells binary64 from 10**16 on."""
 _GREAT_FROM = 10**16
-_LEAST = 10.0**-EXACT_DIGITS
+_LEAST = Decimal(10) ** -EXACT_DIGITS
+_LIMITS = (EXACT_DIGITS, 12, 9)
+"""Digits of numbers that have to be counted, as many as the automaton can have."""
 _MEMBERS = 1_000
+"""Numbers that are written one by one."""
 _DECIMALS = Context(prec=400)
 
 
@@ -50,8 +50,8 @@ _DECIMALS = Context(prec=400)
 class _Interval:
     """Magnitudes of one sign, bounds included; ``positive``: zero is not. high: None for no bound."""
 
-    low: Number
-    high: Number | None
+    low: Decimal
+    high: Decimal | None
     positive: bool
 
 
@@ -60,21 +60,23 @@ def decimals_expression(conditions: Conditions, rules: Rules) -> str | None:
     ``Unwritable``."""
     if _contradiction(conditions):
         return None
-    inexact = [step for step in conditions.steps if not step.of_decimals]
     try:
-        if inexact:
-            found = _members(conditions, rules)
-            if found is None:
-                raise Unwritable((step.source for step in inexact), INEXACT)
-            return found
         found = _spelled(conditions, rules)
+        too_large = False
+    except TooLarge:
+        found, too_large = None, True
+    if found is not None:
+        return found
+    texts = _members(conditions)
+    if texts is None and not too_large:
+        texts = _ends(conditions) or None
+    if texts is None:
+        blamed = _refinements(conditions) if too_large else conditions.literals
+        raise Unwritable(blamed, TOO_LARGE)
+    try:
+        return texts_expression(texts, rules)
     except TooLarge:
         raise Unwritable(_refinements(conditions), TOO_LARGE) from None
-    if found is None:
-        found = texts_expression(_ends(conditions), rules)
-    if found is None:
-        raise Unwritable(conditions.literals, TOO_LARGE)
-    return found
 
 
 def _contradiction(conditions: Conditions) -> bool:
@@ -85,46 +87,41 @@ def _contradiction(conditions: Conditions) -> bool:
             return True
         if low.value == high.value and not conditions.satisfied(low.value):
             return True
-    exact = [step for step in conditions.steps if step.of_decimals]
     return any(
-        one.decimal % other.decimal == 0
-        for one in exact
-        for other in exact
+        is_multiple(one.value, other.value)
+        for one in conditions.steps
+        for other in conditions.steps
         if other.source.negated and not one.source.negated
     )
 
 
-def _refinements(conditions: Conditions) -> list[Literal]:
+def _refinements(conditions: Conditions) -> tuple[Literal, ...]:
     """The literals that make a grammar large, or else all."""
-    found = [s for s in conditions.literals if s.keyword in ("multipleOf", "enum")]
-    return found or list(conditions.literals)
+    found = (s for s in conditions.literals if s.keyword in ("multipleOf", "enum"))
+    return tuple(found) or conditions.literals
 
 
-def _ends(conditions: Conditions) -> Iterator[str]:
+def _ends(conditions: Conditions) -> list[str]:
     """The bounds themselves where they satisfy the conditions."""
-    for bound in (conditions.low, conditions.high):
-        if bound is not None and conditions.satisfied(bound.value):
-            yield json.dumps(bound.value)
+    bounds = [bound.value for bound in (conditions.low, conditions.high) if bound is not None]
+    return [text_of(value) for value in bounds if conditions.satisfied(value)]
 
 
-def _members(conditions: Conditions, rules: Rules) -> str | None:
-    """The multiples that the validator takes, in decimals; None if there are many, or none."""
+def _members(conditions: Conditions) -> list[str] | None:
+    """The multiples between the bounds, if they are few; None if they are not."""
     low, high = conditions.low, conditions.high
     steps = [step for step in conditions.steps if not step.source.negated]
     if low is None or high is None or not steps:
         return None
-    step = max(s.decimal for s in steps)
-    first, last = math.ceil(_fraction(low.value) / step), math.floor(_fraction(high.value) / step)
-    if last - first >= _MEMBERS:
+    places = max(step.places for step in steps)
+    modulus = math.lcm(*(step.modulus * 10 ** (places - step.places) for step in steps))
+    least, most = units(low.value, places, up=True), units(high.value, places, up=False)
+    if most - least >= _MEMBERS * modulus:
         return None
-    places = max(s.places for s in steps)
-    texts = list[str]()
-    for count in range(first, last + 1):
-        scaled = count * step * 10**places
-        text = f"{Decimal(scaled.numerator).scaleb(-places, _DECIMALS):f}"
-        if scaled.denominator == 1 and conditions.satisfied(json.loads(text)):
-            texts += {text, _short(text)}
-    return texts_expression(texts, rules)
+    first = -(-least // modulus) * modulus
+    found = [Decimal(count).scaleb(-places, _DECIMALS) for count in range(first, most + 1, modulus)]
+    texts = [f"{value:f}" for value in found if conditions.satisfied(value)]
+    return list(dict.fromkeys(text for one in texts for text in (one, _short(one))))
 
 
 def _short(text: str) -> str:
@@ -132,20 +129,11 @@ def _short(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def _fraction(value: Number) -> Fraction:
-    return Fraction(repr(value))
-
-
 def _spelled(conditions: Conditions, rules: Rules) -> str | None:
     plus, minus = _intervals(conditions)
     parts = list[str]()
-    magnitudes = [
-        _magnitudes(conditions, plus, 1, rules),
-        _magnitudes(conditions, minus, -1, rules),
-    ]
-    plain = signed_expression(magnitudes[0], magnitudes[1], rules)
-    refined = bool(conditions.steps or conditions.without - {0} or conditions.broken)
-    if plain is not None and not refined and _only_sign(plus) and _only_sign(minus):
+    plain = _plain(conditions, plus, minus, rules)
+    if plain is not None and not _refined(conditions) and _only_sign(plus) and _only_sign(minus):
         return f"({plain} {rules.define('exponent', _EXPONENT)})"
     if plain is not None:
         parts.append(plain)
@@ -155,37 +143,61 @@ def _spelled(conditions: Conditions, rules: Rules) -> str | None:
     return one_of(parts) if parts else None
 
 
+def _plain(
+    conditions: Conditions, plus: _Interval | None, minus: _Interval | None, rules: Rules
+) -> str | None:
+    """Spellings without an exponent. Raises ``TooLarge``."""
+    for limit in _LIMITS:
+        try:
+            return signed_expression(
+                _magnitudes(conditions, plus, 1, limit, rules),
+                _magnitudes(conditions, minus, -1, limit, rules),
+                rules,
+            )
+        except TooLarge:
+            if not _refined(conditions):
+                raise
+    raise TooLarge
+
+
+def _refined(conditions: Conditions) -> bool:
+    """Whether the digits of a number have to be counted."""
+    return bool(conditions.steps or conditions.without - {0} or conditions.broken)
+
+
 def _intervals(conditions: Conditions) -> tuple[_Interval | None, _Interval | None]:
     """Magnitudes without a sign, and with one."""
     bounds = conditions.written_bounds()
     low = None if bounds[0] is None else _inside(bounds[0], math.inf)
     high = None if bounds[1] is None else _inside(bounds[1], -math.inf)
+    zero = Decimal(0)
     no_zero = 0 in conditions.without or any(b and b.open and b.value == 0 for b in bounds)
     plus = minus = None
     if high is None or high >= 0:
-        least = low if low is not None and low > 0 else 0
+        least = low if low is not None and low > 0 else zero
         plus = _Interval(least, high, positive=no_zero and least == 0)
     if low is None or low < 0:
-        least = -high if high is not None and high < 0 else 0
-        minus = _Interval(least, None if low is None else -low, positive=no_zero and least == 0)
+        least = high.copy_negate() if high is not None and high < 0 else zero
+        most = None if low is None else low.copy_negate()
+        minus = _Interval(least, most, positive=no_zero and least == 0)
     return plus, minus
 
 
-def _inside(bound: Bound, direction: float) -> Number:
-    """The binary64 number at a bound, or next to it in a direction; zero also if it is open."""
-    value = float(bound.value)
-    outside = value < bound.value if direction > 0 else value > bound.value
-    if outside or (bound.open and value == bound.value != 0):
-        value = math.nextafter(value, direction)
-    return value if abs(value) < 2**53 else int(value)
+def _inside(bound: Bound, direction: float) -> Decimal:
+    """A bound, or where it is open the next binary64 number in a direction; zero also if it is
+    open."""
+    if not bound.open or bound.value == 0:
+        return Decimal(bound.value)
+    return Decimal(repr(math.nextafter(float(bound.value), direction)))
 
 
 def _magnitudes(
-    conditions: Conditions, interval: _Interval | None, sign: int, rules: Rules
+    conditions: Conditions, interval: _Interval | None, sign: int, limit: int, rules: Rules
 ) -> Magnitudes | None:
+    """limit: digits of a number, where they have to be counted."""
     if interval is None:
         return None
-    without = [abs(v) for v in conditions.without if v * sign > 0]
+    without = _sizes(v for v in conditions.without if (v > 0 if sign > 0 else v < 0))
     found = Magnitudes(
         low=_cut(interval.low, ROUND_CEILING) if interval.low or interval.positive else None,
         low_open=interval.positive,
@@ -193,12 +205,11 @@ def _magnitudes(
         fractions=True,
         places=_PLACES,
     )
-    if not conditions.steps and not conditions.broken and not conditions.without - {0}:
+    if not _refined(conditions):
         longest = max((len(cut.whole) for cut in found.cuts), default=0)
         places = rules.define("places", _PLACES_BODY)
         tail = _TAIL.format(places=places)
         return replace(found, limit=longest + 1, whole_tail=tail, more_tail=places)
-    limit = EXACT_DIGITS - max((step.places for step in conditions.steps), default=0)
     if interval.low >= 10 ** (limit - 1):
         raise TooLarge
     cuts = [_cut(value, ROUND_FLOOR) for value in sorted(without) if value >= _LEAST]
@@ -214,9 +225,12 @@ def _magnitudes(
     )
 
 
-def _cut(value: Number, rounding: str) -> Cut:
-    exact = Decimal(repr(value))
-    rounded = exact.quantize(Decimal(1).scaleb(-_PLACES), rounding, _DECIMALS)
+def _sizes(values: Iterable[Number]) -> list[Decimal]:
+    return [Decimal(value).copy_abs() for value in values]
+
+
+def _cut(value: Decimal, rounding: str) -> Cut:
+    rounded = value.quantize(Decimal(1).scaleb(-_PLACES), rounding, _DECIMALS)
     whole, _, fraction = f"{rounded:f}".partition(".")
     return Cut(whole, fraction.rstrip("0"))
 
@@ -233,7 +247,7 @@ def _with_exponent(
         return
     low, high = interval.low, interval.high
     places = rules.define("places", _PLACES_BODY)
-    sizes = [abs(value) for value in conditions.without if value]
+    sizes = _sizes(value for value in conditions.without if value)
     if low == 0 and (high is None or high >= _SMALL_BELOW) and min(sizes, default=1) > _SMALL_BELOW:
         yield sign + rules.define("small", _SMALL.format(places=places))
     great = high is None and low <= _GREAT_FROM and max(sizes, default=0) < _GREAT_FROM

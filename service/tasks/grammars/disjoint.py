@@ -6,11 +6,13 @@ empty later, or the negation of a branch that could have been left out.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from functools import reduce
 from operator import and_
 from typing import Any
 
 from service.tasks.budget import current
+from service.tasks.exact import is_whole
 from service.tasks.grammars.literals import Literal
 from service.tasks.grammars.nodes import (
     ARRAY,
@@ -72,8 +74,8 @@ def _no_value_left(t: int, literals: list[Literal]) -> bool:
 
 
 def _integral(value: Any) -> bool | None:
-    """Whether a number is whole; of floats that are, drafts differ."""
-    if isinstance(value, float) and value.is_integer():
+    """Whether a number is whole; drafts differ on those with a point or an exponent that are."""
+    if isinstance(value, Decimal) and is_whole(value):
         return None
     return isinstance(value, int)
 

@@ -11,10 +11,8 @@ from service.tasks.grammars.magnitudes import Cut, Magnitudes
 from service.tasks.grammars.multiples import multiples
 from service.tasks.grammars.number_conditions import (
     EXACT_DIGITS,
-    INEXACT,
     TOO_LARGE,
     Conditions,
-    Step,
     Unwritable,
 )
 
@@ -66,22 +64,17 @@ def integers_expression(conditions: Conditions, rules: Rules) -> str | None:
     )
     if least is not None and most is not None and least > most:
         return None
-    exact = [step for step in conditions.steps if step.of_integers]
+    numerators = [(step.fraction.numerator, step.source.negated) for step in conditions.steps]
     wanted = _Integers(
         least,
         most,
         frozenset(value for value in conditions.without if isinstance(value, int)),
-        math.lcm(*(s.decimal.numerator for s in exact if not s.source.negated)),
-        tuple(s.decimal.numerator for s in exact if s.source.negated),
-        _limit(exact),
+        math.lcm(*(numerator for numerator, negated in numerators if not negated)),
+        tuple(numerator for numerator, negated in numerators if negated),
+        None,
     )
     if any(wanted.modulus % other == 0 for other in wanted.others):
         return None
-    if len(exact) < len(conditions.steps):
-        members = wanted.members()
-        if members is None:
-            raise Unwritable((s.source for s in conditions.steps if not s.of_integers), INEXACT)
-        return texts_expression(map(str, filter(conditions.satisfied, members)), rules)
     try:
         return _spelled(wanted, rules, typed=conditions.typed)
     except TooLarge:
@@ -90,14 +83,6 @@ def integers_expression(conditions: Conditions, rules: Rules) -> str | None:
             texts = (str(value) for value in members if value in wanted)
             return texts_expression(texts, rules)
         raise _too_large(conditions) from None
-
-
-def _limit(exact: list[Step]) -> int | None:
-    """Digits of integers for which the validator's division in binary64 is exact."""
-    inexact = [s for s in exact if isinstance(s.value, float) and s.decimal.numerator > 1]
-    if not inexact:
-        return None
-    return EXACT_DIGITS - max((s.places for s in inexact if s.source.negated), default=0)
 
 
 def _too_large(conditions: Conditions) -> Unwritable:
@@ -110,9 +95,8 @@ def _spelled(wanted: _Integers, rules: Rules, *, typed: bool) -> str | None:
     plain = _scaled(wanted, rules)
     if plain is None or typed or wanted.modulus >= 10**EXACT_DIGITS:
         return plain
-    short = replace(wanted, limit=min(wanted.limit or EXACT_DIGITS, EXACT_DIGITS))
     try:
-        pointed = _scaled(short, rules)
+        pointed = _scaled(replace(wanted, limit=EXACT_DIGITS), rules)
     except TooLarge:
         return plain
     return f'({plain} | {pointed} "." [0]{{1,6}})'

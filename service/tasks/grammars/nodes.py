@@ -7,6 +7,7 @@ plus one where it is violated. A *state* is a set of atoms that all hold for one
 from __future__ import annotations
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, Final
 
 from service.tasks.jsontext import pointer as pointer_of
@@ -34,7 +35,7 @@ def type_of(value: Any) -> int:
         return NULL
     if isinstance(value, bool):
         return BOOLEAN
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, Decimal)):
         return NUMBER
     if isinstance(value, str):
         return STRING
@@ -158,7 +159,7 @@ class Nodes:
         """The keywords of a subschema that assert something where they stand."""
         found = self.draft.meaning(schema)
         for keyword in _COUNTS & found.keys():
-            if isinstance(found[keyword], float):  # 2.0 is an integer, too
+            if isinstance(found[keyword], Decimal):  # 2.0 is an integer, too
                 found[keyword] = int(found[keyword])
         return found
 

@@ -1,7 +1,7 @@
 """Numbers that satisfy keywords.
 
-The truth is ``jsonschema`` on what ``json.loads`` reads: integers exactly, everything with a point or
-an exponent as binary64.
+The truth is the validator, for which every number is the decimal that is written
+(`service.tasks.exact`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def emit_number(literals: Sequence[Literal], rules: Rules) -> Emitted:
     Integers are written without a point where ``type`` asks for them. No number has more than some
     two hundred digits.
     """
+    assert not any(isinstance(one.value, float) for one in literals)
     kept, dropped = list(literals), list[tuple[Literal, str]]()
     while True:
         try:

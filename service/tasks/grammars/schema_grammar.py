@@ -6,14 +6,16 @@ value at all; the rules. All without recursion, since references can chain as lo
 
 from __future__ import annotations
 
-import json
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
 
 from service.errors import GrammarError
 from service.tasks import budget
 from service.tasks.budget import BudgetExceeded
+from service.tasks.exact import is_whole, text_of
 from service.tasks.grammars.array_rules import ArrayShape
 from service.tasks.grammars.arrays import read_array
 from service.tasks.grammars.bounds import (
@@ -42,9 +44,11 @@ ATTEMPT = 0.4
 that is too busy."""
 MAX_FORCED = 200_000
 """Characters that a grammar may force at once, so that they are used to decode faster."""
+DECIMAL_MULTIPLES = "multiples of the decimal as written; validators on binary64 may disagree"
 _LEVELS = 8192
 """Nesting of a value that refers to itself: each level takes a token of the answer."""
 _NUMBER_LENGTH = 400
+_FRACTION_DIGITS = 30
 _MAX_INLINE = 60
 """Of an expression that is written wherever it is used. Compilers make rules of what is in brackets,
 each time."""
@@ -187,8 +191,8 @@ class _Builder:
                 continue
             values, rest = self.context.listed(state, t, expansion[t])
             for value in values:
-                written = json.dumps(value, ensure_ascii=False)
-                shape.add(literal(written), len(written))
+                for written in _texts(value):
+                    shape.add(literal(written), len(written))
             for conjunction in rest:
                 self._add(shape, t, conjunction, place)
         return shape
@@ -207,12 +211,15 @@ class _Builder:
             emitted = (
                 self.context.string(literals) if t == STRING else self.context.number(literals)
             )
-            self._note(emitted)
+            self._note(literals, emitted)
             if emitted.expression is not None:
                 length = _NUMBER_LENGTH if t == NUMBER else _string_length(literals)
                 shape.add(emitted.expression, length)
 
-    def _note(self, emitted: Emitted) -> None:
+    def _note(self, literals: list[Literal], emitted: Emitted) -> None:
+        for one in literals:
+            if one.keyword == "multipleOf" and not is_whole(one.value):
+                self.context.note(one.pointer, DECIMAL_MULTIPLES)
         for dropped, why in emitted.dropped:
             self.context.drop(dropped.pointer, why)
 
@@ -309,6 +316,15 @@ class _Builder:
             if state in recursive:
                 deepest[state] *= _LEVELS
         return deepest[order[-1]] <= MAX_FORCED
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """The texts of a listed value: as ``json.dumps`` writes it, and a fraction as in the schema."""
+    yield text_of(value)
+    if isinstance(value, Decimal) and abs(value.adjusted()) < _FRACTION_DIGITS:
+        plain = f"{value:f}"
+        if "." in plain and plain != text_of(value):
+            yield plain
 
 
 def _string_length(literals: list[Literal]) -> int:

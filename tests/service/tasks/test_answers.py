@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.judge import judged
 from service.errors import GrammarError, OutputInvalid
 from service.tasks.answers import AnswerValidator, parse_json
 from service.tasks.keywords import DRAFTS
@@ -150,8 +152,130 @@ def test_unique_items_of_any_kind_in_linear_time() -> None:
     assert time.process_time() - began < 2
 
 
-def test_a_number_that_overflows_the_arithmetic() -> None:
-    assert "too large" in refused({"multipleOf": 0.1}, "9" * 400).message
+@pytest.mark.parametrize(
+    ("schema", "fits", "not_fits"),
+    [
+        ('{"multipleOf": 0.01}', "0.07 0.29 19.99 8.21 32.01 597.56 -4.35 7 1e2 0.10", "0.005 1e-3"),
+        ('{"multipleOf": 0.1}', "9" * 400 + " 1e300 0.3", "1e-400 0.30000000000000004"),
+        ('{"multipleOf": 1e-7}', "1e-7 0.0000003 12 1e300", "1e-8 1e-999999999"),
+        ('{"multipleOf": 1e-400}', "1e-400 3e-399 5 1e308", "1e-401 1e-999999999"),
+        ('{"multipleOf": 3}', "9007199254740993 3.0 1.2e1", "9007199254740994 1e300"),
+        ('{"minimum": 0.1}', "0.1 0.10000000000000000001", "0.09999999999999999999999"),
+        ('{"exclusiveMaximum": 0.1}', "0.09999999999999999999999 0 -1e300", "0.1 0.100"),
+        ('{"exclusiveMinimum": 0}', "1e-400 1e-999999999 5", "0 0.0 -0.0 0e-999999999999999999999"),
+        ('{"maximum": 9007199254740992}', "9007199254740992.0", "9007199254740993.0"),
+        ('{"enum": [0.1, 1.0, 1e2]}', "0.1 0.100 1e-1 1 1.0 100 1E+2", "0.10000000000000000001 2"),
+        ('{"const": 0.30}', "0.3 3e-1", "0.30000000000000000000001"),
+        ('{"not": {"const": 0.1}}', "0.10000000000000000000001", "0.1 1e-1"),
+        ('{"uniqueItems": true}', "[0.1,0.10000000000000000001] [1,true]", "[0.1,0.10] [1,1.0] [1e2,100]"),
+        ('{"type": "integer"}', "1.0 1e2 1e300 0e-5", "1.00000000000000000000001 1e-999999999"),
+        ('{"maxLength": 1.0, "minItems": 1.0}', '"a" [1]', '"ab" []'),
+    ],
+)  # fmt: skip
+def test_numbers_are_the_decimals_that_are_written(schema: str, fits: str, not_fits: str) -> None:
+    validator = AnswerValidator(schema)
+    for text in fits.split():
+        validator.parse(text)
+    for text in not_fits.split():
+        with pytest.raises(OutputInvalid) as caught:
+            validator.parse(text)
+        assert caught.value.metadata["keyword"] in schema
+
+
+def test_numbers_of_other_drafts() -> None:
+    """Only in draft-04 is 1.0 no integer."""
+    validator = AnswerValidator(
+        '{"$schema": "http://json-schema.org/draft-04/schema#", "type": "integer"}'
+    )
+    validator.parse("10")
+    for text in ("1.0", "1e1"):
+        with pytest.raises(OutputInvalid):
+            validator.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("1e400", "a number is too large"),
+        ("-1e999999999", "a number is too large"),
+        ("1e" + "9" * 4000, "a number is too large"),
+        ("1e-" + "9" * 30, "a number is too small"),
+        ("0." + "1" * 5000, "a number has too many digits"),
+    ],
+)
+def test_numbers_beyond_bounds_are_refused_at_once(text: str, why: str) -> None:
+    for schema in ({}, {"multipleOf": 0.01}, {"type": "integer", "maximum": 3, "enum": [1]}):
+        error = refused(schema, f"[{text}]")
+        assert error.metadata["keyword"] == "json"
+        assert why in error.message
+
+
+def test_exponents_cost_no_time() -> None:
+    texts = ["1e300", "-1e-999999999", "9.99e-9999999999999999", "0e9999999999999999", "1e-400"]
+    schema = """{"items": {"multipleOf": 7e-300, "minimum": 1e-300, "maximum": 1e-999999999,
+        "exclusiveMinimum": 1e-9999999999999999, "enum": [1e-999999999, 2], "type": "integer"},
+        "uniqueItems": true}"""
+    began = time.process_time()
+    for text in texts * 20:
+        with pytest.raises(OutputInvalid):
+            AnswerValidator(schema).parse(f"[{text}]")
+    assert time.process_time() - began < 2
+
+
+def test_of_ten_thousand_amounts_none_is_refused_and_nothing_else_let_through() -> None:
+    """Amounts are made from integers of cents, and what is none from tenths of a cent."""
+    chance = random.Random(7)
+    validator = AnswerValidator('{"type": "number", "multipleOf": 0.01}')
+    for _ in range(10_000):
+        cents = chance.randrange(10 ** chance.randrange(1, 9))
+        amount = f"{'-' * chance.randrange(2)}{cents // 100}.{cents % 100:02}"
+        validator.parse(amount)
+        with pytest.raises(OutputInvalid):
+            validator.parse(amount + str(chance.randrange(1, 10)))
+
+
+_DECIMALS = st.one_of(
+    st.integers(-50, 50).map(str),
+    st.decimals(-20, 20, places=2).map(str),
+    st.decimals(-1, 1, places=5).map(str),
+    st.sampled_from(
+        ["1e2", "1E-2", "-0.0", "9007199254740993", "9007199254740993.0", "1e-320", "0.1e1", "3e25"]
+    ),
+)
+_STEPS = st.sampled_from(["0.01", "0.1", "1", "0.05", "2.5", "3", "1e-3", "0.3", "1e1", "7.0"])
+
+
+@settings(max_examples=60)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "multipleOf": _STEPS,
+            "minimum": _DECIMALS,
+            "maximum": _DECIMALS,
+            "exclusiveMinimum": _DECIMALS,
+            "exclusiveMaximum": _DECIMALS,
+            "enum": st.lists(_DECIMALS, min_size=1, max_size=4, unique=True).map(", ".join),
+            "const": _DECIMALS,
+            "type": st.just('"integer"'),
+        },
+    ),
+    st.lists(_DECIMALS, min_size=5, max_size=20),
+)
+def test_the_library_on_fractions_agrees(keywords: dict[str, str], texts: list[str]) -> None:
+    members = [
+        f'"{keyword}": ' + (f"[{value}]" if keyword == "enum" else value)
+        for keyword, value in keywords.items()
+    ]
+    for schema in (f"{{{', '.join(members)}}}", f'{{"not": {{{", ".join(members)}}}}}'):
+        validator = AnswerValidator(schema)
+        for text in texts:
+            found = "valid"
+            try:
+                validator.parse(text)
+            except OutputInvalid:
+                found = "invalid"
+            assert found == judged(schema, text), text
 
 
 names = st.sampled_from(["a", "b", "ab", "c"])

@@ -72,6 +72,12 @@ CASES = (
     Case("exclusiveMaximum", (FOURTH,), {"maximum": 1, "exclusiveMaximum": True}, (0.9, -1), (1, 2)),
     Case("multipleOf", EVERY, {"type": "integer", "multipleOf": 7}, (0, 7, -14, 700), (1, 8, -13)),
     Case("multipleOf", EVERY, {"multipleOf": 0.5}, (0.5, 2, "a"), (0.25, 1.7)),
+    Case("multipleOf", EVERY, {"multipleOf": 0.01}, (0.07, 0.29, 8.21, 19.99, -597.56, 3, "a"), (0.005, 19.999, 1.001)),
+    Case("multipleOf", EVERY, {"type": "number", "multipleOf": 0.05, "minimum": 0.05, "maximum": 0.3},
+         (0.05, 0.15, 0.3), (0, 0.07, 0.35)),
+    Case("multipleOf", EVERY, {"type": "number", "not": {"multipleOf": 0.1}}, (0.05, 1.23), (0.3, 0.7, 2)),
+    Case("enum", EVERY, {"enum": [0.1, 1.0]}, (0.1, 1, 1.0), (0.10000000000000002, "0.1", 2)),
+    Case("enum", EVERY, {"type": "number", "not": {"enum": [0.3]}}, (0.1, 0.29), (0.3,)),
     Case("multipleOf", EVERY, {"type": "integer", "multipleOf": 4, "minimum": 5, "maximum": 13}, (8, 12), (4, 10, 16)),
     # strings
     Case("minLength", EVERY, {"minLength": 2}, ("ab", "😀é", 1, None), ("", "😀")),

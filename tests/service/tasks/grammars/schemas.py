@@ -124,7 +124,7 @@ def families(family: str) -> st.SearchStrategy[Any]:
         return st.lists(values(), max_size=4)
     if family == "string":
         return st.text("abc", max_size=4)
-    return st.integers(-2, 8) | st.sampled_from((0.5, 2.5, 3.25))
+    return st.integers(-2, 8) | st.sampled_from((0.5, 2.5, 3.25, 0.07, 1.1, 0.29))
 
 
 @cache
@@ -167,7 +167,7 @@ def _of_family(family: str, inner: st.SearchStrategy[Any]) -> dict[str, st.Searc
         "maximum": st.sampled_from((0, 2, 3.5)),
         "exclusiveMinimum": st.sampled_from((-1, 0, 1)),
         "exclusiveMaximum": st.sampled_from((1, 3)),
-        "multipleOf": st.sampled_from((1, 2, 0.5)),
+        "multipleOf": st.sampled_from((1, 2, 0.5, 0.1, 0.01)),
     }
 
 

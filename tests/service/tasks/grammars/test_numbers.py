@@ -1,10 +1,12 @@
-"""Grammars of numbers against the validator."""
+"""Grammars of numbers against the judge of the benchmarks, which shares no code with the validator."""
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -13,12 +15,12 @@ import xgrammar
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks import judge
 from service.tasks import jsontext
-from service.tasks.budget import Budget, bounded
+from service.tasks.exact import text_of
 from service.tasks.grammars.ebnf import Rules
 from service.tasks.grammars.literals import Emitted, Literal
 from service.tasks.grammars.numbers import emit_number
-from service.tasks.keywords import DEFAULT_DRAFT
 
 _STOP = 256
 _TABLE = [*(bytes([value]) for value in range(256)), b""]
@@ -33,6 +35,11 @@ def _compiler() -> xgrammar.GrammarCompiler:
     return xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
 
+def _literal(keyword: str, value: Any, negated: bool = False) -> Literal:
+    """A keyword as it is read from a schema."""
+    return Literal(keyword, jsontext.decode(json.dumps(value), exact=True), negated=negated)
+
+
 def _literals(*keywords: dict[str, Any]) -> list[Literal]:
     """Literals of schemas with one keyword each; ``not`` negates."""
     found = []
@@ -40,27 +47,27 @@ def _literals(*keywords: dict[str, Any]) -> list[Literal]:
         for keyword, value in schema.items():
             if keyword == "not":
                 ((keyword, value),) = value.items()
-                found.append(Literal(keyword, value, negated=True))
+                found.append(_literal(keyword, value, negated=True))
             else:
-                found.append(Literal(keyword, value))
+                found.append(_literal(keyword, value))
     return found
 
 
 class _Language:
-    """The numbers of a conjunction of keywords, by grammar and by validator."""
+    """The numbers of a conjunction of keywords, by grammar and by judge."""
 
     def __init__(self, literals: Sequence[Literal]) -> None:
         rules = Rules()
         self.emitted: Emitted = emit_number(literals, rules)
         dropped = [literal for literal, _ in self.emitted.dropped]
         self.kept = [literal for literal in literals if literal not in dropped]
-        schemas = [{one.keyword: one.value} for one in self.kept]
+        keywords = [f'{{"{one.keyword}": {text_of(one.value)}}}' for one in self.kept]
         conjunction = [
-            {"not": schema} if one.negated else schema
-            for one, schema in zip(self.kept, schemas, strict=True)
+            f'{{"not": {keyword}}}' if one.negated else keyword
+            for one, keyword in zip(self.kept, keywords, strict=True)
         ]
-        schema = {"type": "number", "allOf": [*conjunction, {}]}
-        self._validator = DEFAULT_DRAFT.validator(schema)
+        schema = f'{{"type": "number", "allOf": [{", ".join([*conjunction, "{}"])}]}}'
+        self._validator, _ = judge.validators(judge.exact(schema))
         self.text = "" if self.emitted.expression is None else rules.text(self.emitted.expression)
         self._compiled = _compiler().compile_grammar(self.text) if self.text else None
 
@@ -69,9 +76,8 @@ class _Language:
         return [why for _, why in self.emitted.dropped]
 
     def valid(self, text: str) -> bool:
-        """What the validator says of the number that is read."""
-        with bounded(Budget()):
-            return bool(self._validator.is_valid(jsontext.decode(text)))
+        """What the judge says of the number."""
+        return bool(self._validator.is_valid(judge.exact(text)))
 
     def accepts(self, text: str) -> bool:
         if self._compiled is None:
@@ -128,13 +134,13 @@ _steps = st.sampled_from(
     [1, 1.0, 2, 3, 4, 6, 7, 10, 25, 100, 0.5, 2.5, 3.0, 0.1, 0.01, 0.3, 1e-3, 97]
 )
 _bounds = st.lists(
-    st.builds(Literal, st.sampled_from(_BOUNDS), _numbers, negated=st.booleans()), max_size=3
+    st.builds(_literal, st.sampled_from(_BOUNDS), _numbers, negated=st.booleans()), max_size=3
 )
 _multiples = st.lists(
-    st.builds(Literal, st.just("multipleOf"), _steps, negated=st.booleans()), max_size=2
+    st.builds(_literal, st.just("multipleOf"), _steps, negated=st.booleans()), max_size=2
 )
 _excluded = st.lists(
-    st.builds(Literal, st.just("enum"), st.lists(_numbers, max_size=3), negated=st.just(True)),
+    st.builds(_literal, st.just("enum"), st.lists(_numbers, max_size=3), negated=st.just(True)),
     max_size=1,
 )
 _conjunctions = st.tuples(_bounds, _multiples, _excluded).map(
@@ -217,7 +223,37 @@ def test_multiples_are_exact(modulus: int, negated: bool) -> None:
         ([{"type": "integer"}, {"multipleOf": 0.01}], ["0", "7", "-12345"], ["0.01"]),
         ([{"minimum": 1.5e-30}], ["0.1", "1e+16"], ["0." + "0" * 29 + "1", "1e-05"]),
         ([{"minimum": 1e20}], ["1" * 21, "100000000000000000000.0"], ["1e+16", "9" * 20]),
-        ([{"multipleOf": 3.0}, {"type": "integer"}], ["-3", "999"], ["9007199254740993"]),
+        (
+            [{"multipleOf": 3.0}, {"type": "integer"}],
+            ["-3", "9007199254740993"],
+            ["9007199254740994"],
+        ),
+        (
+            [{"multipleOf": 0.01}],
+            ["0.07", "-19.99", "8.2", "0", "1.500"],
+            ["0.005", "1.001", "1e2"],
+        ),
+        (
+            [{"multipleOf": 0.05}, {"exclusiveMinimum": 0}, {"maximum": 99.95}],
+            ["0.05", "0.1", "99.95", "7"],
+            ["0", "0.00", "0.04", "99.96", "100", "-0.05"],
+        ),
+        (
+            [{"multipleOf": 0.25}, {"maximum": -0.3}],
+            ["-0.5", "-0.75", "-3"],
+            ["-0.25", "0", "-0.3"],
+        ),
+        ([{"multipleOf": 1e-8}], ["0.00000001", "-12.5"], ["0.000000001"]),
+        ([{"multipleOf": 0.02}, {"multipleOf": 0.03}], ["0.06", "-1.2"], ["0.02", "0.03", "0.09"]),
+        (
+            [{"multipleOf": 1234.56}, {"minimum": 0}, {"maximum": 1e4}],
+            ["0", "1234.56", "9876.48", "2469.120"[:-1]],
+            ["1234.5", "11111.04"],
+        ),
+        ([{"not": {"multipleOf": 0.1}}], ["0.05", "1.01"], ["0.5", "7", "0.50"]),
+        ([{"multipleOf": 0.1}, {"not": {"multipleOf": 0.5}}], ["0.1", "1.4"], ["0.5", "1", "0"]),
+        ([{"not": {"enum": [0.1, 19.99]}}], ["0.11", "19.9"], ["0.1", "0.10", "19.990"]),
+        ([{"maximum": 1e225}], ["1" * 40], ["9" * 31 + "e199"]),
         ([{"maximum": 1e308}, {"type": "integer"}], ["9" * 40], []),
     ],
 )
@@ -252,8 +288,9 @@ def test_nothing_satisfies_a_contradiction(schemas: list[dict[str, Any]]) -> Non
 @pytest.mark.parametrize(
     ("schemas", "keyword"),
     [
-        ([{"multipleOf": 0.01}], "multipleOf"),
-        ([{"not": {"multipleOf": 0.1}}, {"minimum": 0}, {"maximum": 1}], "multipleOf"),
+        ([{"multipleOf": 1234.567}], "multipleOf"),
+        ([{"multipleOf": 1e-13}], "multipleOf"),
+        ([{"multipleOf": 1e-300}, {"type": "integer"}], "multipleOf"),
         ([{"type": "integer"}, {"multipleOf": 9973}], "multipleOf"),
         ([{"minimum": 10**120}], "minimum"),
         ([{"maximum": -1e300}, {"type": "integer"}], "maximum"),
@@ -271,13 +308,55 @@ def test_what_cannot_be_written_is_left_to_the_validator(
     assert language.valid(language.walk(random.Random(3)))
 
 
-def test_decimals_between_bounds_are_the_ones_that_the_validator_takes() -> None:
+def test_all_amounts_between_bounds_are_accepted_and_nothing_else() -> None:
+    """Among them 0.07, of which binary64 says that it is 7.000000000000001 times 0.01."""
     language = _Language(_literals({"minimum": 0}, {"maximum": 2}, {"multipleOf": 0.01}))
     assert not language.reasons
-    for count in range(210):
-        text = f"{count / 100:.2f}"
-        assert language.accepts(text) == language.valid(text), text
-    assert not language.accepts("0.07")  # 0.07 / 0.01 is 7.000000000000001
+    for count in range(2010):
+        text = f"{count / 1000:.3f}"
+        assert language.accepts(text) == (count % 10 == 0 and count <= 2000), text
+
+
+_CURRENCY_STEPS = [0.01, 0.1, 0.05, 0.5, 0.25, 0.001, 0.00001, 2.5, 0.3, 12.5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(_CURRENCY_STEPS),
+    st.lists(st.integers(-(10**6), 10**6), max_size=2),
+    st.lists(st.integers(-(10**9), 10**9), min_size=20, max_size=20),
+    st.integers(0, 8),
+    st.booleans(),
+)
+def test_the_grammar_accepts_exactly_the_multiples_between_bounds(
+    step: float, bounds: list[int], others: list[int], places: int, is_open: bool
+) -> None:
+    """Numbers are counted in units of 10**-8, so that nothing here divides a fraction."""
+    names = ("exclusiveMinimum", "exclusiveMaximum") if is_open else ("minimum", "maximum")
+    limits = [limit * 10**5 for limit in sorted(bounds)]
+    low, high = [*limits, -math.inf][0], [*limits[1:], math.inf][0]
+    counted = round(step * 10**5) * 1000
+    named = zip(names, limits, strict=False)
+    language = _Language(
+        [
+            _literal("multipleOf", step),
+            *(Literal(name, _from_units(limit)) for name, limit in named),
+        ]
+    )
+    assert not language.reasons
+    near = [counted * (limit // counted + n) for limit in limits for n in (-1, 0, 1, 2)]
+    tried = [*near, *limits, *(n * counted for n in others), *(n * 10**places for n in others)]
+    for value in tried:
+        text = f"{_from_units(value):f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        if len(text) > 14:
+            continue
+        inside = low < value < high if is_open else low <= value <= high
+        assert language.accepts(text) == (inside and value % counted == 0), text
+
+
+def _from_units(value: int) -> Decimal:
+    return Decimal(value).scaleb(-8)
 
 
 def test_large_multiples_between_bounds_are_written_one_by_one() -> None:
@@ -294,8 +373,8 @@ def test_large_multiples_between_bounds_are_written_one_by_one() -> None:
     st.floats(allow_nan=False, allow_infinity=False, min_value=-1e99, max_value=1e99).filter(bool)
 )
 def test_a_bound_admits_itself_and_with_exclusion_the_next(value: float) -> None:
-    closed = _Language([Literal("minimum", value), Literal("maximum", abs(value) + 1)])
-    opened = _Language([Literal("exclusiveMinimum", value), Literal("maximum", abs(value) + 1)])
+    closed = _Language([_literal("minimum", value), _literal("maximum", abs(value) + 1)])
+    opened = _Language([_literal("exclusiveMinimum", value), _literal("maximum", abs(value) + 1)])
     text = json.dumps(value)
     assert not opened.accepts(text)
     if "e" not in text and len(text) < 30:
