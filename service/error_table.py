@@ -151,6 +151,13 @@ _ROWS = (
         "over `Limits.inference_timeout_seconds`, or over the deadline of the caller",
     ),
     Reason(
+        "RECEIVE_TIMEOUT",
+        "DEADLINE_EXCEEDED",
+        504,
+        False,
+        "the request did not arrive within `receive_timeout_s` of the server; metadata: `limit_s`",
+    ),
+    Reason(
         "OVERLOADED",
         "RESOURCE_EXHAUSTED",
         429,

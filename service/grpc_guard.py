@@ -1,4 +1,4 @@
-"""Keeps one bad packet from ending the server: a wrapper around grpcio's asyncio server.
+"""What grpcio's asyncio server lacks: it survives one bad packet, and can drop a call.
 
 grpcio (seen in 1.85.1) decodes the path of a call to an unregistered method as UTF-8, in the loop
 that accepts calls and without a ``try``. A path with other bytes ends that loop and with it the
@@ -6,12 +6,16 @@ server, before any key is asked for. All our methods are registered and arrive b
 calls to all others are answered here with UNIMPLEMENTED, without looking at their path.
 
 Remove when the server of an unguarded grpcio survives ``tests/service/test_wire.py``.
+
+grpcio has no way to end a call whose messages its caller does not read: a status cannot be sent
+while a message waits. ``drop`` ends the task that holds the call in core, and core resets the call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -21,6 +25,8 @@ log = logging.getLogger(__name__)
 
 NEEDED = ("AioServer", "_MethodResolver", "_RequestCallError", "_handle_rpc", "_schedule_rpc_coro")
 NAME = "unregistered method"
+holder: ContextVar[asyncio.Task[None] | None] = ContextVar("holder", default=None)
+"""Of a call: the task of grpcio that holds it in core until it has ended."""
 
 
 def install() -> bool:
@@ -35,7 +41,46 @@ def install() -> bool:
         log.warning("grpcio %s cannot be guarded: it lacks %s", grpc.__version__, missing)
         return False
     cygrpc.AioServer = guarded(cygrpc.AioServer)
+    cygrpc._schedule_rpc_coro = holding(cygrpc._schedule_rpc_coro)
+    logging.getLogger(cygrpc.__name__).addFilter(worth_a_line)
     return True
+
+
+def holding(schedule: Any) -> Any:
+    """grpcio's function that runs one call; notes its task for ``drop``."""
+
+    async def scheduled(*arguments: Any) -> None:
+        running = schedule(*arguments)
+        del arguments  # a task that was cancelled keeps this frame, and would keep the call with it
+        holder.set(asyncio.current_task())
+        try:
+            await running
+        finally:
+            holder.set(None)
+
+    return scheduled
+
+
+def drop(call: asyncio.Task[Any], held: asyncio.Task[None] | None) -> None:
+    """Cancel a call, by the task of its handler, and reset it; the caller gets CANCELLED.
+
+    held: what ``holder`` was in that task. Where it is None the call stays in core until the
+    caller goes. grpcio keeps the newest call of the server until another one comes.
+    """
+
+    def release(_: object) -> None:
+        if held is not None:
+            # A turn later: it may be waiting for this call as its last act.
+            asyncio.get_running_loop().call_soon(held.cancel)
+
+    call.add_done_callback(release)
+    call.cancel()
+
+
+def worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether a record of grpcio says more than that a caller went while it was answered."""
+    kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
+    return kind is None or not issubclass(kind, cygrpc.ExecuteBatchError)
 
 
 def guarded(base: Any) -> Any:

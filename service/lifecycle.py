@@ -31,6 +31,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.phase = Phase.LOADING
         self._calls: set[asyncio.Task[Any]] = set()
+        self._stalled: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurry = asyncio.Event()
@@ -53,17 +54,36 @@ class Lifecycle:
         return EngineUnavailable(message, reason=reason)
 
     def enter(self, call: asyncio.Task[Any]) -> None:
-        """Count a call, by its task, as in flight. Raises ``EngineUnavailable`` by phase."""
+        """Count a call, by its task, as in flight until the task ends.
+
+        Raises ``EngineUnavailable`` by phase.
+        """
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
         self._calls.add(call)
         self._idle.clear()
+        call.add_done_callback(self._leave)
 
-    def leave(self, call: asyncio.Task[Any]) -> None:
-        """The call has ended; harmless for a call that never entered."""
+    def stall(self, call: asyncio.Task[Any]) -> None:
+        """The caller does not read what was sent to it: a drain does not wait for this call."""
+        if call in self._calls:
+            self._stalled.add(call)
+            self._look()
+
+    def move(self, call: asyncio.Task[Any]) -> None:
+        """The caller reads again; harmless for a call that never stalled."""
+        if call in self._stalled:
+            self._stalled.discard(call)
+            self._idle.clear()
+
+    def _leave(self, call: asyncio.Task[Any]) -> None:
         self._calls.discard(call)
-        if not self._calls:
+        self._stalled.discard(call)
+        self._look()
+
+    def _look(self) -> None:
+        if self._calls <= self._stalled:
             self._idle.set()
 
     def hurry(self) -> None:
@@ -73,7 +93,8 @@ class Lifecycle:
     async def drain(self, grace_s: float) -> int:
         """Refuse new calls and wait until those in flight have ended, at most ``grace_s`` seconds.
 
-        Calls that are left are cancelled and answered with ENGINE_DRAINING. Returns how many.
+        Calls whose callers do not read are not waited for. Calls that are left are cancelled and
+        answered with ENGINE_DRAINING. Returns how many.
         """
         self.phase = Phase.DRAINING
         waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._hurry)]

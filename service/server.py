@@ -14,13 +14,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import grpc_guard, metrics
 from service.auth import ApiKeys
 from service.engine import Engine
 from service.errors import ServiceError
+from service.health import HealthServicer
 from service.inference import schema_limits
 from service.interceptors import CallInterceptor
 from service.lifecycle import Lifecycle, Phase
@@ -36,12 +37,15 @@ from service.tls import server_credentials
 from service.types import GenerateRequest, Sampling
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
+HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 STATUS_OF_PHASE = {
     Phase.LOADING: health_pb2.HealthCheckResponse.NOT_SERVING,
     Phase.SERVING: health_pb2.HealthCheckResponse.SERVING,
     Phase.UNHEALTHY: health_pb2.HealthCheckResponse.NOT_SERVING,
     Phase.DRAINING: health_pb2.HealthCheckResponse.NOT_SERVING,
 }
+IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
+"""Compressed requests are refused by their headers, with UNIMPLEMENTED and the name of the method."""
 DAY_S = 86_400.0
 CLOSE_LIMIT_S = 10.0
 """How long an engine may take to close before the process ends without it."""
@@ -71,7 +75,7 @@ class VisionServer:
         self._pool = pool
         self._metrics = ExitStack()
         self._heartbeat: asyncio.Task[None] | None = None
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.lifecycle = Lifecycle()
         analyser = analyser if pool is None else pool.analyse
@@ -88,14 +92,15 @@ class VisionServer:
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
         grpc_guard.install()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.lifecycle, keys)], options=options(settings)
+            interceptors=[CallInterceptor(self.lifecycle, keys, settings)],
+            options=options(settings),
         )
         pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        await self._enter(Phase.LOADING)
+        self._enter(Phase.LOADING)
         self.port = self._bind()
         self.metrics_port = self._serve_metrics()
         await self._server.start()
@@ -125,7 +130,7 @@ class VisionServer:
         started = asyncio.get_running_loop().time()
         await self._start_parts()
         await asyncio.wait_for(self._warm_up(), self._settings.inference_timeout_s)
-        await self._enter(Phase.SERVING)
+        self._enter(Phase.SERVING)
         self._heartbeat = asyncio.create_task(self._watch_engine(), name="heartbeat")
         took_s = asyncio.get_running_loop().time() - started
         capabilities = self._engine.capabilities
@@ -143,8 +148,7 @@ class VisionServer:
             self._heartbeat.cancel()
         grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
         log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
-        self.lifecycle.phase = Phase.DRAINING
-        await self._health.enter_graceful_shutdown()
+        self._enter(Phase.DRAINING)
         cut = await self.lifecycle.drain(grace_s)
         if self._server is not None:
             await self._server.stop(None)
@@ -205,10 +209,10 @@ class VisionServer:
                 workers.cancel()
                 await asyncio.wait([workers])
 
-    async def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: Phase) -> None:
         self.lifecycle.phase = phase
         for name in ("", SERVICE):
-            await self._health.set(name, STATUS_OF_PHASE[phase])
+            self._health.set(name, STATUS_OF_PHASE[phase])
 
     async def _warm_up(self) -> None:
         """One tiny generation: what is made on first use is made before callers come."""
@@ -232,7 +236,7 @@ class VisionServer:
                 log.exception("the engine's health check failed")
             if phase is not self.lifecycle.phase:
                 log.info("phase %s", pairs(now=phase.value))
-                await self._enter(phase)
+                self._enter(phase)
 
 
 async def serve(
@@ -285,7 +289,9 @@ def options(settings: Settings) -> list[tuple[str, int]]:
 
     Pings keep connections through NATs and find dead peers; a caller may ping every 10 s.
     """
+    compression = [] if settings.compressed_requests else [IDENTITY_ONLY]
     return [
+        *compression,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from service import codec, grammar_codec
+from service.ahead import ahead
 from service.calls import TaskDescription
 from service.engine import Engine
 from service.inference import Inference
@@ -53,7 +54,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
         self, request: pb.StreamTaskRequest, context: Context
     ) -> AsyncIterator[pb.StreamTaskResponse]:
         call = codec.decode_run(request, self._settings)
-        events = self.inference.events(call, context.time_remaining())
+        events = ahead(self.inference.events(call, context.time_remaining()))
         async with aclosing(events) as open_events:
             async for event in open_events:
                 yield codec.encode_event(event)

@@ -150,6 +150,14 @@ class ServerSettings(BaseSettings):
     inference_timeout_s: Seconds = Field(
         300.0, description="Most seconds of one inference call, the wait in the queue included."
     )
+    receive_timeout_s: Seconds = Field(
+        60.0, description="Maximum time to receive one request message, in seconds."
+    )
+    compressed_requests: bool = Field(
+        False,
+        description="Accept requests that gRPC has compressed with gzip or deflate. Images do not "
+        "get smaller, and a message of 64 KB can unpack to max_message_bytes.",
+    )
     health_interval_s: Seconds = Field(
         5.0, description="Seconds between two checks of the engine's health."
     )

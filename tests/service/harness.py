@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,17 +78,24 @@ async def running(
 
 @contextmanager
 def separate(
-    *, grace_s: float, delay_s: float, pieces: int, log: Path | None = None
+    *,
+    grace_s: float,
+    delay_s: float,
+    pieces: int,
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server on the fake engine in a process of its own, and its address; killed at the end.
 
     It serves when this returns. See ``serve_fake`` for the arguments. log: gets its stderr.
+    environment: more variables, such as settings.
     """
     arguments = [str(value) for value in (grace_s, delay_s, pieces)]
     with open(log or os.devnull, "w") as stderr:  # no pipe: nobody would empty it
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.service.serve_fake", *arguments],
             cwd=ROOT,
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,

@@ -387,11 +387,21 @@ async def test_message_over_the_size_limit(server: Running) -> None:
     assert str(MAX_MESSAGE_BYTES) in error.message
 
 
-async def test_message_that_unpacks_over_the_size_limit(server: Running) -> None:
-    request = run_request(images=[bytes(50_000_000)])
-    call = server.stub.RunTask(request, timeout=20, compression=grpc.Compression.Gzip)
+async def test_message_that_unpacks_over_the_size_limit() -> None:
+    limits = {"max_message_bytes": MAX_MESSAGE_BYTES, "max_image_bytes": 1_000_000}
+    async with running(compressed_requests=True, **limits) as server:
+        gzip = grpc.Compression.Gzip
+        assert (await server.stub.RunTask(run_request(), timeout=20, compression=gzip)).result.text
+        request = run_request(images=[bytes(50_000_000)])
+        error = await failure(server.stub.RunTask(request, timeout=20, compression=gzip))
+        assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_compressed_requests_are_refused_by_default(server: Running) -> None:
+    call = server.stub.RunTask(run_request(), timeout=20, compression=grpc.Compression.Gzip)
     error = await failure(call)
-    assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert error.code is grpc.StatusCode.UNIMPLEMENTED
+    assert "gzip" in error.message
 
 
 async def test_an_unknown_kind_of_grammar_or_enum_is_never_taken_for_a_known_one(

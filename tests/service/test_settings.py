@@ -190,6 +190,7 @@ OUTSIDE = [
     ("inference_timeout_s", 0),
     ("inference_timeout_s", float("nan")),
     ("inference_timeout_s", float("inf")),
+    ("receive_timeout_s", 0),
     ("health_interval_s", -1),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),

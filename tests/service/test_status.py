@@ -147,6 +147,7 @@ ROOT = Path(__file__).parents[2]
 NO_REASONS = {"API_KEY", "GRPC_VERBOSITY", "TM_LOG_LEVEL"}  # names of environment variables
 NO_REASONS |= {"MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
 NO_REASONS |= {"MAX_STATES"}  # in a module's __all__
+NO_REASONS |= {"DEADLINE_EXCEEDED", "NOT_READ"}  # in the access log alone
 
 
 def reasons_in_the_code() -> set[str]:

@@ -1,0 +1,59 @@
+"""The gRPC health service.
+
+The stock servicer writes to a watcher while it holds the lock of its service: one watcher who does
+not read, and nobody hears of a change any more; the change itself waits, too, and with it the end
+of the server. It also has no ``List``. Here a change wakes the watchers and waits for none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # without types
+    """Tells the status of named services. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._statuses: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def set(self, service: str, status: int) -> None:
+        """Set the status of a service and wake its watchers."""
+        self._statuses[service] = status
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Any:
+        status = self._statuses.get(request.service)
+        if status is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: health_pb2.HealthListRequest, context: Context) -> Any:
+        found = {
+            name: health_pb2.HealthCheckResponse(status=status)
+            for name, status in self._statuses.items()
+        }
+        return health_pb2.HealthListResponse(statuses=found)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> AsyncIterator[Any]:
+        told = None
+        while True:
+            changed = self._changed
+            status = self._statuses.get(
+                request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+            )
+            if status != told:
+                told = status
+                yield health_pb2.HealthCheckResponse(status=status)
+            else:
+                await changed.wait()

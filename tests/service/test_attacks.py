@@ -1,0 +1,357 @@
+"""Callers who mean harm, against the real server: the attacks of ``tests/attacks``, made small."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import logging
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from service import interceptors
+from service.engines.fake import FakeEngine
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.types import Chunk, GenerateRequest
+from tests.attacks import unread
+from tests.attacks.bombs import bomb
+from tests.attacks.http2 import Connection, message
+from tests.service.harness import (
+    Running,
+    inline,
+    picture,
+    run_request,
+    running,
+    stream_failure,
+    until,
+)
+
+RUN_TASK = b"/qwen3vl.v1.VisionService/RunTask"
+STREAM_TASK = b"/qwen3vl.v1.VisionService/StreamTask"
+REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+CHECK = b"/grpc.health.v1.Health/Check"
+WATCH = b"/grpc.health.v1.Health/Watch"
+CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED = 1, 3, 4
+UNIMPLEMENTED, UNAVAILABLE, UNAUTHENTICATED = 12, 14, 16
+
+
+@contextlib.asynccontextmanager
+async def connected(server: Running, window: int = 65_535) -> AsyncIterator[Connection]:
+    connection = await Connection.open("127.0.0.1", server.server.port, window)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def ended(connection: Connection, stream: int, limit_s: float = 10.0) -> str:
+    return await asyncio.wait_for(asyncio.shield(connection.ended[stream]), limit_s)
+
+
+async def status(connection: Connection, stream: int) -> int:
+    """The gRPC status that a call ended with."""
+    await ended(connection, stream)
+    value = connection.data[stream].partition(b"\x0bgrpc-status")[2]
+    return int(value[1 : 1 + value[0]])
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(f"somebody:{hashlib.sha256(b'secret').hexdigest()}\n")
+    return path
+
+
+@pytest.fixture
+def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
+    """Records of errors, of any logger; the test fails where there are any at its end."""
+    yield caplog.records
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+
+
+# Answers that nobody reads
+
+
+@pytest.mark.usefixtures("errors")
+async def test_unread_streams_hold_no_slot(caplog: pytest.LogCaptureFixture) -> None:
+    """The slot is free when the engine is done; the call is reset at its deadline."""
+    caplog.set_level(logging.INFO, "service.access")
+    async with running(max_concurrent=2, max_queue=32, inference_timeout_s=2) as started:
+        connection, calls = await unread.open_unread("127.0.0.1", started.server.port, 16)
+        admission = started.server.servicer.inference.admission
+        finished = started.engine.finished_requests
+        await until(lambda: started.engine.finished_requests == finished + 16)
+        await until(lambda: admission.active == admission.waiting == 0)
+        assert started.server.lifecycle.calls_in_flight == 16
+        assert (await started.stub.RunTask(run_request(), timeout=5)).result.text
+        assert {await status(connection, call) for call in calls} == {CANCELLED}
+        await until(lambda: started.server.lifecycle.calls_in_flight == 0)
+        await connection.close()
+    lines = [line for line in caplog.messages if "NOT_READ" in line]
+    assert len(lines) == 16
+    assert all("code=DEADLINE_EXCEEDED" in line for line in lines)
+
+
+@pytest.mark.usefixtures("errors")
+async def test_an_unread_answer_of_a_unary_call_is_dropped_at_its_deadline() -> None:
+    async with running(inference_timeout_s=0.5) as started, connected(started, 0) as connection:
+        body = message(run_request().SerializeToString())
+        call = connection.call(RUN_TASK, body)
+        await until(lambda: started.server.lifecycle.calls_in_flight == 1)
+        await until(lambda: started.server.lifecycle.calls_in_flight == 0)
+        await started.stub.RunTask(run_request(), timeout=5)  # grpcio keeps the newest call
+        assert await status(connection, call) == CANCELLED
+
+
+@pytest.mark.usefixtures("errors")
+async def test_a_drain_does_not_wait_for_callers_who_do_not_read() -> None:
+    async with running() as started:
+        connection, _ = await unread.open_unread("127.0.0.1", started.server.port, 4)
+        await connection_idle(started, 4)
+        await asyncio.wait_for(started.server.stop(200), 30)
+        await connection.close()
+
+
+async def connection_idle(started: Running, calls: int) -> None:
+    """Wait until all calls are there and the engine is done with them."""
+    await until(lambda: started.server.lifecycle.calls_in_flight == calls)
+    await until(lambda: started.engine.active_requests == 0)
+
+
+async def test_a_drain_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who is slow, but reads, gets everything; the engine is long done."""
+    monkeypatch.setattr(interceptors, "STALL_S", 1.0)
+    engine = FakeEngine("word " * 60_000, context_length=10**6)
+    async with running(engine) as started:
+        request = pb.StreamTaskRequest(task=inline())
+        request.sampling.max_tokens = 10**5
+        call = started.stub.StreamTask(request, timeout=60)
+        text = (await call.read()).delta
+        stopping = asyncio.create_task(started.server.stop(60))
+        await asyncio.sleep(0.5)
+        while not (event := await call.read()).HasField("result"):
+            text += event.delta
+        assert text == event.result.text
+        await stopping
+
+
+async def test_a_watcher_who_does_not_read_holds_up_nobody() -> None:
+    async with running(health_interval_s=0.02) as started, connected(started, 0) as connection:
+        connection.call(WATCH, message(b""))
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        await asyncio.sleep(0.2)
+        started.engine.healthy = False
+        seen = await asyncio.wait_for(watch.read(), 5)
+        assert seen.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        await asyncio.wait_for(started.server.stop(0), 10)
+
+
+# Requests that are refused before they are read
+
+
+@pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, REFLECTION])
+async def test_without_a_key_nothing_of_a_request_is_read(keys: Path, path: bytes) -> None:
+    async with (
+        running(api_keys_file=keys, compressed_requests=True) as started,
+        connected(started) as connection,
+    ):
+        for extra in ((), ((b"x-api-key", b"guess"),)):
+            call = connection.call(path, None, *extra)
+            assert await status(connection, call) == UNAUTHENTICATED
+        call = connection.call(path, message(bomb(1 << 20), compressed=True))
+        assert await status(connection, call) == UNAUTHENTICATED
+
+
+async def test_while_the_model_loads_nothing_of_a_request_is_read() -> None:
+    async with running(load=False) as started, connected(started) as connection:
+        assert await status(connection, connection.call(RUN_TASK, None)) == UNAVAILABLE
+
+
+async def test_a_compressed_request_is_refused_unread() -> None:
+    async with running() as started, connected(started) as connection:
+        for path in (RUN_TASK, CHECK):
+            body = message(bomb(1 << 20), compressed=True)
+            call = connection.call(path, body, (b"grpc-encoding", b"gzip"))
+            assert await status(connection, call) == UNIMPLEMENTED
+
+
+@pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, REFLECTION])
+async def test_a_request_that_does_not_come_to_its_end(path: bytes) -> None:
+    async with running(receive_timeout_s=0.3) as started, connected(started) as connection:
+        call = connection.call(path, None)
+        await connection.send(call, message(bytes(1000), length=2000))
+        assert await status(connection, call) == DEADLINE_EXCEEDED
+
+
+async def test_a_request_without_a_message() -> None:
+    async with running() as started, connected(started) as connection:
+        assert await status(connection, connection.call(RUN_TASK, b"")) == INVALID_ARGUMENT
+
+
+async def test_few_health_checks_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interceptors, "PROBE_RECEIVE_S", 60.0)
+    async with running() as started, connected(started) as connection:
+        calls = [connection.call(CHECK, None) for _ in range(20)]
+        for call in calls:
+            await connection.send(call, message(bytes(1000), length=2000))
+
+        def left() -> int:
+            return sum(not connection.ended[call].done() for call in calls)
+
+        await until(lambda: left() <= interceptors.MAX_SLOW_PROBES)
+        assert left() == interceptors.MAX_SLOW_PROBES
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
+
+
+async def test_all_health_is_told_without_a_key(
+    keys: Path, errors: list[logging.LogRecord]
+) -> None:
+    async with running(api_keys_file=keys) as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        found = (await stub.List(health_pb2.HealthListRequest(), timeout=5)).statuses
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert {name: one.status for name, one in found.items()} == {
+            "": serving,
+            "qwen3vl.v1.VisionService": serving,
+        }
+
+
+# Deadlines that race
+
+
+@pytest.mark.slow  # many calls that take their time
+@pytest.mark.usefixtures("errors")
+async def test_deadlines_of_callers_that_race_ours() -> None:
+    engine = FakeEngine("word " * 20, token_delay_s=0.01)
+    async with running(engine, inference_timeout_s=0.15, max_concurrent=256) as started:
+        stream = pb.StreamTaskRequest(task=inline())
+        for _ in range(4):
+            calls: list[Any] = []
+            for number in range(100):
+                limit_s = 0.145 + 0.0001 * number
+                calls.append(started.stub.RunTask(run_request(), timeout=limit_s).code())
+                calls.append(started.stub.StreamTask(stream, timeout=limit_s).code())
+            await asyncio.gather(*calls)
+
+
+# What a failed call leaves behind
+
+
+class Watching(FakeEngine):
+    """Holds what it makes of images while it works, and remembers it without keeping it."""
+
+    images: list[weakref.ref[np.ndarray[Any, Any]]]
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        held = [await image.reduced(np.copy) for image in request.all_images]
+        self.images += [weakref.ref(pixels) for pixels in held]
+        async with contextlib.aclosing(super().generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+
+@pytest.fixture
+def no_collections() -> Iterator[None]:
+    log = logging.getLogger("service.errors")
+    log.disabled = True  # what pytest keeps of a record has the frames of its exception
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    log.disabled = False
+
+
+async def let_fail(started: Running, kind: str) -> None:
+    """One call with an image that fails, in the way of ``kind``."""
+    engine, stub = started.engine, started.stub
+    engine.crash_after = engine.hang_after = None
+    limits: dict[str, Any] = {}
+    task = inline()
+    if kind == "crash":
+        engine.crash_after = 1
+    elif kind in ("hang", "cancel", "stream cancel"):
+        engine.hang_after = 1
+    elif kind == "truncated":
+        limits = {"max_tokens": 1}
+    elif kind == "context":
+        limits = {"max_tokens": 32_768}
+    elif kind == "invalid":
+        engine.answer = "no JSON"
+        task = inline(json_schema='{"type": "object", "maxProperties": 0}')
+    request = run_request(task, [picture(400, 300)], **limits)
+    if kind.startswith("stream"):
+        streamed = pb.StreamTaskRequest.FromString(request.SerializeToString())
+        call = stub.StreamTask(streamed, timeout=10)
+        if kind == "stream crash":
+            engine.crash_after = 1
+            await stream_failure(call)
+            return
+        await call.read()
+    else:
+        call = stub.RunTask(request, timeout=10)
+    if kind.endswith("cancel"):
+        await until(lambda: engine.active_requests == 1)
+        call.cancel()
+    assert await call.code() is not grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "crash",
+        "hang",
+        "cancel",
+        "truncated",
+        "context",
+        "invalid",
+        "stream crash",
+        "stream cancel",
+    ],
+)
+@pytest.mark.usefixtures("no_collections")
+async def test_no_image_of_a_failed_call_is_kept(kind: str) -> None:
+    engine = Watching()
+    engine.images = []
+    async with running(engine, inference_timeout_s=1) as started:
+        for _ in range(3):
+            await let_fail(started, kind)
+        await until(lambda: started.server.lifecycle.calls_in_flight == 0)
+        await asyncio.sleep(0.05)
+        assert engine.images
+        assert [image for image in engine.images if image() is not None] == []
+
+
+@pytest.mark.parametrize("data", [bytes(4_000_000), b"\xff" * 4_000_000])
+@pytest.mark.usefixtures("no_collections")
+async def test_no_bytes_of_a_refused_request_are_kept(data: bytes) -> None:
+    """One that is not an image, and one that is not even a request."""
+    request = run_request(images=[data]).SerializeToString() if data[0] == 0 else data
+    body = message(request)
+    process = psutil.Process()
+
+    async def refused(times: int) -> None:
+        async with connected(started) as connection:
+            for _ in range(times):
+                call = connection.call(RUN_TASK, None)
+                await connection.send(call, body)
+                connection.finish(call)
+                assert await status(connection, call) == INVALID_ARGUMENT
+
+    async with running() as started:
+        await refused(5)
+        before = process.memory_info().rss
+        await refused(20)
+        grown = process.memory_info().rss - before
+    assert grown < 10 * len(data), f"{grown >> 20} MiB"
