@@ -29,6 +29,9 @@ def _address(text: str | None) -> str | None:
         return None
     if re.match(r"https?://", text) or not re.search(r":\d+$|^unix:.", text):
         raise typer.BadParameter(f"{text!r} is not HOST:PORT, for example {DEFAULT_SERVER}")
+    port = re.search(r":(\d+)$", text)
+    if port and not text.startswith("unix:") and not 1 <= int(port[1]) <= 65_535:
+        raise typer.BadParameter(f"{port[1]} in {text!r} is not a port; ports are 1 to 65535")
     return text
 
 
@@ -56,9 +59,23 @@ Server = Annotated[
         callback=_address,
     ),
 ]
+
+
+def _api_key(text: str | None) -> str | None:
+    """gRPC fails on other characters with an error that says nothing; the key is not repeated."""
+    text = None if text is None else text.strip()  # a file's last line break
+    if text is not None and not re.fullmatch(r"[ -~]+", text):
+        raise typer.BadParameter("is empty or has characters other than printable ASCII")
+    return text
+
+
 Key = Annotated[
     str | None,
-    typer.Option(envvar="QWEN3VL_API_KEY", help="API key, where the server asks for one."),
+    typer.Option(
+        envvar="QWEN3VL_API_KEY",
+        help="API key, where the server asks for one.",
+        callback=_api_key,
+    ),
 ]
 Ca = Annotated[
     Path | None,
@@ -323,7 +340,7 @@ def health(
     from service.cli import calls, own
 
     if server is None:
-        target = own.own_target(calls.credentials(api_key, ca, cert, key), timeout)
+        target = own.own_target(api_key, ca, cert, key, timeout)
     else:
         target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout)
     raise typer.Exit(calls.health(target, wait))

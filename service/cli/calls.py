@@ -55,6 +55,8 @@ def credentials(
     """Those of the options; a usage error where they do not belong together."""
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key belong together, give both or neither")
+    if cert is not None and ca is None:
+        raise typer.BadParameter("--cert and --key need --ca, which turns TLS on")
     return Credentials(api_key, ca, cert, key)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from service.cli.arguments import with_flag
-from service.cli.calls import FAILED, Credentials, Target
+from service.cli.calls import FAILED, Target, credentials
 from service.settings import Settings, SettingsError, load_settings
 
 ANY = ("0.0.0.0", "::")
@@ -22,24 +23,25 @@ KINDS = ("DNS", "IP Address")
 """Of subject alternative names: those that stand for a server."""
 
 
-def own_target(given: Credentials, timeout_s: float) -> Target:
+def own_target(
+    api_key: str | None, ca: Path | None, cert: Path | None, key: Path | None, timeout_s: float
+) -> Target:
     """Where a call to this server goes.
 
-    given: a CA in it takes the place of the certificate that the settings name, which must then be
-    for the host called.
+    ca: in place of the certificate that the settings name, which must then be for the host called.
     Ends the command with a readable error where the settings are wrong.
     """
     try:
         settings = load_settings()
-        name = certified_name(settings) if settings.tls and given.ca is None else None
+        name = certified_name(settings) if settings.tls and ca is None else None
     except SettingsError as error:
         for line in str(error).splitlines():
             typer.echo(with_flag(line), err=True)
         raise typer.Exit(FAILED) from None
     host = "localhost" if settings.host.strip("[]") in ANY else settings.host
     address = settings.model_copy(update={"host": host}).address
-    trusted = replace(given, ca=given.ca or settings.tls_cert, tls_name=name)
-    return Target(address, trusted, timeout_s)
+    given = credentials(api_key, ca or settings.tls_cert, cert, key)
+    return Target(address, replace(given, tls_name=name), timeout_s)
 
 
 def certified_name(settings: Settings) -> str:

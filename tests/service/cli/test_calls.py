@@ -306,7 +306,7 @@ async def test_an_api_key_that_is_missing_or_wrong(tmp_path: Path) -> None:
     async with running(api_keys_file=keys) as started:
         missing = await called("tasks", *at(started))
         wrong = await called("tasks", *at(started), "--api-key", "guess")
-        right = await called("tasks", *at(started), env={"QWEN3VL_API_KEY": "secret"})
+        right = await called("tasks", *at(started), env={"QWEN3VL_API_KEY": "secret\n"})
         health = await called("health", *at(started))
     assert (missing.code, wrong.code, right.code, health.code) == (1, 1, 0, 0)
     assert "UNAUTHENTICATED (API_KEY_MISSING)" in missing.err
@@ -393,6 +393,12 @@ async def test_tls_with_every_kind_of_certificate(tmp_path: Path, certificate: P
         (["run", "--prompt", "x", "--seed", str(2**70)], "--seed"),
         (["run", "--prompt", "x", "--timeout", "0"], "--timeout"),
         (["tasks", "--cert", "pyproject.toml"], "--cert and --key belong together"),
+        (["tasks", "--cert", "Makefile", "--key", "Makefile"], "--cert and --key need --ca"),
+        (["tasks", "--server", "localhost:0"], "0 in 'localhost:0' is not a port; ports are 1 to"),
+        (["health", "--server", "localhost:99999"], "99999 in 'localhost:99999' is not a port"),
+        (["tasks", "--api-key", "ünï"], "characters other than printable ASCII"),
+        (["tasks", "--api-key", "a\nb"], "characters other than printable ASCII"),
+        (["tasks", "--api-key", ""], "is empty or has characters"),
         (["paint"], "No such command 'paint'"),
     ],
 )
