@@ -28,7 +28,7 @@ from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.grammars.pool import GrammarPool
-from service.tasks.registry import load_registry
+from service.wiring import build_registry
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "/qwen3vl.v1.VisionService"
@@ -63,8 +63,9 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Start a server on the fake engine; stop it without grace at the end."""
     engine = engine or FakeEngine()
-    registry = load_registry(settings.get("tasks_dir"))
-    server = VisionServer(Settings(port=0, **settings), engine, registry, analyser, pool=pool)
+    chosen = Settings(port=0, **settings)
+    registry = build_registry(chosen)
+    server = VisionServer(chosen, engine, registry, analyser, pool=pool)
     await server.start()
     try:
         if load:

@@ -97,6 +97,19 @@ async def test_run_with_a_schema(image: Path, tmp_path: Path) -> None:
     assert done.out == '{\n  "count": 3\n}\n'
 
 
+async def test_run_with_an_order_of_properties(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {}, "b": {}}}')
+    engine = FakeEngine(
+        lambda request: json.dumps({"a": str(request.grammar and request.grammar.property_order)})
+    )
+    words = ("--schema", schema, "--prompt", "Count.")
+    async with running(engine) as started:
+        for order in ("any", "declared"):
+            done = await called("run", *at(started), *words, "--property-order", order)
+            assert json.loads(done.out) == {"a": f"PropertyOrder.{order.upper()}"}
+
+
 async def test_run_prints_digits_as_they_came(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "array", "items": {"type": "number"}}')
@@ -389,6 +402,9 @@ async def test_tls_with_every_kind_of_certificate(tmp_path: Path, certificate: P
         (["run", "--task", "y", "--regex", "a"], "has its own texts and grammar"),
         (["run", "--prompt", "x", "--regex", "a", "--choice", "b"], "give at most one of"),
         (["run", "--prompt", "x", "--schema", "nowhere.json"], "nowhere.json"),
+        (["run", "--prompt", "x", "--property-order", "any"], "--property-order needs a --schema"),
+        (["run", "--task", "y", "--property-order", "any"], "has its own texts and grammar"),
+        (["schema", "pyproject.toml", "--property-order", "sorted"], "--property-order"),
         (["run", "--prompt", "x", "--top-k", "-1"], "-1 is not possible for --top-k"),
         (["run", "--prompt", "x", "--seed", str(2**70)], "--seed"),
         (["run", "--prompt", "x", "--timeout", "0"], "--timeout"),

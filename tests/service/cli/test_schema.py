@@ -39,6 +39,23 @@ async def test_a_schema_that_is_partly_checked() -> None:
     assert keyword.startswith(f"  checked    {POINTER}: ")
 
 
+async def test_a_schema_in_any_order_as_far_as_it_goes(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    names = [f"name_{number}" for number in range(9)]
+    members = {name: {"type": "null"} for name in names}
+    schema.write_text(
+        json.dumps({"properties": members, "additionalProperties": False, "type": "object"})
+    )
+    words = ("schema", str(schema))
+    async with running() as started:
+        declared = await called(*words, *at(started))
+        any_order = await called(*words, "--property-order", "any", *at(started))
+    enforced = "ENFORCED: the grammar keeps every keyword; a complete answer always fits.\n"
+    kept = "in the declared order: 9 names, any order is for up to 8"
+    assert (declared.code, declared.out) == (0, enforced)
+    assert (any_order.code, any_order.out) == (0, f"{enforced}  enforced   /properties: {kept}\n")
+
+
 async def test_all_keywords() -> None:
     async with running() as started:
         done = await called("schema", "--all", *at(started), EXAMPLES / "tags.json")

@@ -19,7 +19,7 @@ from service.tasks.contract import Task
 from service.tasks.grammars.report import Enforcement
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.registry import TaskSourceError, load_registry
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 from service.wiring import build_registry
 
 FROM_PACKAGE = Task("from-package", "Of a package.", user="Go.")
@@ -105,6 +105,22 @@ def test_a_folder_of_tasks(tmp_path: Path) -> None:
     assert tasks.get("plain").grammar is None
 
 
+def test_property_order(tmp_path: Path) -> None:
+    base = "description: d\nuser: u\njson_schema: {properties: {b: {}, a: {}}}\n"
+    for order in ("any", "declared"):
+        (tmp_path / f"{order}.yaml").write_text(f"{base}property_order: {order}")
+    (tmp_path / "unsaid.yaml").write_text(base)
+    for default in PropertyOrder:
+        tasks = load_registry(tmp_path, property_order=default)
+        found = {task.name: task.grammar for task in tasks.list() if task.grammar is not None}
+        orders = {name: grammar.property_order for name, grammar in found.items()}
+        assert orders["any"] is PropertyOrder.ANY
+        assert orders["declared"] is orders["image-analysis"] is PropertyOrder.DECLARED
+        assert orders["unsaid"] is default
+        assert found["unsaid"].ebnf == found[default.value].ebnf
+    assert found["any"].ebnf != found["declared"].ebnf
+
+
 BASE = "description: d\nuser: u\n"
 
 
@@ -156,6 +172,12 @@ BASE = "description: d\nuser: u\n"
             "choice[2]: must be text, not the number 1.10; put it in quotes\n",
         ),
         (BASE + "choice: a", 'choice: must be a list of texts, not "a"\n'),
+        (BASE + "property_order: any", "property_order: is for a json_schema alone"),
+        (BASE + "regex: a\nproperty_order: any", "property_order: is for a json_schema alone"),
+        (
+            BASE + "json_schema: true\nproperty_order: sorted",
+            'property_order: must be declared or any, not "sorted"\n',
+        ),
         (BASE + "regex: 1", "regex: must be text, not the number 1; put it in quotes\n"),
         (
             BASE + "json_schema: [a]",

@@ -1,0 +1,147 @@
+"""The order of properties through a real server: per request, per task and per server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engines.fake import FakeEngine
+from service.engines.reference.sampler import Sampler
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.tasks.grammars.pool import GrammarPool
+from service.types import GenerateRequest, PropertyOrder
+from tests.service.bending import bent, serving
+from tests.service.harness import failure, inline, run_request, running
+
+DECLARED, ANY = pb.PROPERTY_ORDER_DECLARED, pb.PROPERTY_ORDER_ANY
+UNSAID = pb.PROPERTY_ORDER_UNSPECIFIED
+RECEIPT: dict[str, Any] = {
+    "type": "object",
+    "properties": {name: {"type": "integer"} for name in ("total", "date", "vendor", "tax")},
+    "additionalProperties": {"type": "integer"},
+}
+NAMES = frozenset(RECEIPT["properties"])
+
+
+class Listening(FakeEngine):
+    """Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.asked: list[GenerateRequest] = []
+
+    def _answer(self, request: GenerateRequest) -> str:
+        self.asked.append(request)
+        return "{}"
+
+    @property
+    def orders(self) -> list[PropertyOrder | None]:
+        return [one.grammar.property_order for one in self.asked if one.grammar is not None]
+
+
+def asking(order: pb.PropertyOrder.ValueType, schema: Any = RECEIPT) -> pb.RunTaskRequest:
+    return run_request(inline(json_schema=json.dumps(schema), property_order=order))
+
+
+@pytest.mark.parametrize("default", ["declared", "any"])
+async def test_a_request_says_the_order_or_the_server_does(default: str) -> None:
+    engine = Listening()
+    async with running(engine, property_order=default) as started:
+        for order in (UNSAID, DECLARED, ANY):
+            await started.stub.RunTask(asking(order), timeout=10)
+        async for _ in started.stub.StreamTask(
+            pb.StreamTaskRequest(task=asking(ANY).task), timeout=10
+        ):
+            pass
+    declared, any_order = PropertyOrder.DECLARED, PropertyOrder.ANY
+    assert engine.orders == [PropertyOrder(default), declared, any_order, any_order]
+
+
+async def test_a_task_says_the_order(tmp_path: Path) -> None:
+    text = f"description: d\nuser: u\njson_schema: '{json.dumps(RECEIPT)}'\n"
+    (tmp_path / "free.yaml").write_text(text + "property_order: any")
+    (tmp_path / "unsaid.yaml").write_text(text)
+    engine = Listening()
+    async with running(engine, tasks_dir=tmp_path) as started:
+        listed = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        for name in ("free", "unsaid"):
+            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=10)
+    assert engine.orders == [PropertyOrder.ANY, PropertyOrder.DECLARED]
+    orders = {task.name: task.grammar.property_order for task in listed}
+    assert orders == {"free": ANY, "unsaid": DECLARED, "image-analysis": DECLARED}
+
+
+@pytest.mark.parametrize("default", ["declared", "any"])
+async def test_validation_tells_where_any_order_ends(default: str) -> None:
+    names = [f"{letter}name" for letter in "qwertyuio"]
+    schema = {
+        "type": "object",
+        "properties": {name: {} for name in names},
+        "additionalProperties": False,
+    }
+    async with running(property_order=default) as started:
+
+        async def reason(order: pb.PropertyOrder.ValueType) -> str:
+            grammar = pb.Grammar(json_schema=json.dumps(schema), property_order=order)
+            request = pb.ValidateSchemaRequest(grammar=grammar)
+            response = await started.stub.ValidateSchema(request, timeout=10)
+            (found,) = [one for one in response.keywords if one.pointer == "/properties"]
+            assert found.enforcement == pb.ENFORCEMENT_ENFORCED
+            return str(found.reason)
+
+        kept = "in the declared order: 9 names, any order is for up to 8"
+        assert await reason(ANY) == kept
+        assert await reason(DECLARED) == ""
+        assert await reason(UNSAID) == (kept if default == "any" else "")
+
+
+async def test_the_analysis_of_one_order_is_not_kept_for_the_other() -> None:
+    engine = Listening()
+    pool = GrammarPool(1, 20)
+    await pool.start()
+    async with running(engine, analyser=pool.analyse, pool=pool) as started:
+        for order in (DECLARED, ANY, DECLARED, ANY):
+            await started.stub.RunTask(asking(order), timeout=30)
+    ebnf = [one.grammar.ebnf for one in engine.asked if one.grammar is not None]
+    assert ebnf[0] == ebnf[2] != ebnf[1] == ebnf[3]
+    assert engine.orders == [PropertyOrder.DECLARED, PropertyOrder.ANY] * 2
+
+
+async def test_an_order_that_cannot_be_is_an_error() -> None:
+    async with running() as started:
+        unknown: Any = 7
+        error = await failure(started.stub.RunTask(asking(unknown), timeout=5))
+        regex = run_request(inline(regex="a", property_order=ANY))
+        other = await failure(started.stub.RunTask(regex, timeout=5))
+    for one in (error, other):
+        assert list(one.fields) == ["task.inline.grammar.property_order"]
+    assert "PROPERTY_ORDER_ANY" in error.message
+    assert "json_schema alone" in other.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wish", [b'{"vendor": 3, "total": 1}', b'{"total": 1, "total": 2}'])
+async def test_a_name_behind_its_place_is_not_garbled(
+    wish: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that wants a declared name where it cannot be gets another name, not ``totalX``."""
+    schema = {**RECEIPT, "minProperties": 2, "maxProperties": 2}
+    async with serving() as (_, engine, stub):
+        model = bent(engine, stub)
+        monkeypatch.setattr(Sampler, "choose", lambda self, logits: model.choose(self, logits))
+        model.script = wish
+        result = await model.run(schema)
+        document = json.loads(result.json)
+        assert result.text.startswith(wish.decode()[:10]), "as far as it goes, the wish is followed"
+        assert len(document) == 2
+        garbled = {name for name in document.keys() - NAMES if name.startswith(tuple(NAMES))}
+        assert not garbled, document
+        model.written.clear()
+        if wish.startswith(b'{"vendor'):
+            request = asking(ANY)
+            request.sampling.max_tokens = 120
+            result = (await stub.RunTask(request, timeout=60)).result
+            assert result.json.encode() == wish, "any order has a place for it"
