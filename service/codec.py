@@ -287,6 +287,7 @@ def encode_limits(limits: Settings) -> pb.Limits:
         max_images=limits.max_images,
         max_image_bytes=limits.max_image_bytes,
         max_image_pixels=limits.max_image_pixels,
+        max_request_pixels=limits.max_request_pixels,
         max_text_bytes=limits.max_text_bytes,
         max_schema_bytes=limits.max_schema_bytes,
         max_schema_depth=limits.max_schema_depth,

@@ -68,6 +68,8 @@ async def test_the_pixels_of_a_request_are_bounded() -> None:
     assert len(BOMB) == 36
     async with running() as started:
         error = await failure(started.stub.RunTask(run_request(images=[BOMB] * 64), timeout=20))
+        limits = (await started.stub.GetModel(pb.GetModelRequest(), timeout=10)).limits
+    assert limits.max_request_pixels == 800_000_000
     assert (error.code, error.reason) == (
         grpc.StatusCode.INVALID_ARGUMENT,
         "IMAGES_TOO_MANY_PIXELS",
