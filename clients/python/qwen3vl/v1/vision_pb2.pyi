@@ -683,7 +683,8 @@ class Image(_message.Message):
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """A file as it is on disk: JPEG, PNG or WebP, recognised by its content. At most Limits.max_image_bytes bytes
-    (default 20 MiB) and Limits.max_image_pixels pixels. EXIF orientation is applied.
+    (default 20 MiB) and Limits.max_image_pixels pixels. The orientation in EXIF or
+    XMP is applied, transparent parts lie on white, and colours of an embedded profile become sRGB.
     """
     min_pixels: _builtins.int
     """Smallest area after resizing, in pixels; smaller pictures are enlarged. At least 1, at most max_pixels.
@@ -1340,6 +1341,7 @@ class Limits(_message.Message):
     COMPILE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     INFERENCE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     OUTPUT_RETRIES_FIELD_NUMBER: _builtins.int
+    MAX_REQUEST_PIXELS_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
     """Most bytes of a whole request message."""
     max_images: _builtins.int
@@ -1362,6 +1364,8 @@ class Limits(_message.Message):
     """Most seconds of inference, the wait in the queue included. A shorter deadline of the caller wins."""
     output_retries: _builtins.int
     """Most attempts beyond the first that RunTask makes for an answer that fits, see TaskResult.attempts."""
+    max_request_pixels: _builtins.int
+    """Most pixels of all images of one request together, as their headers tell."""
     def __init__(
         self,
         *,
@@ -1376,10 +1380,11 @@ class Limits(_message.Message):
         compile_timeout_seconds: _builtins.float = ...,
         inference_timeout_seconds: _builtins.float = ...,
         output_retries: _builtins.int = ...,
+        max_request_pixels: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_timeout_seconds", b"compile_timeout_seconds", "inference_timeout_seconds", b"inference_timeout_seconds", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_message_bytes", b"max_message_bytes", "max_regex_length", b"max_regex_length", "max_schema_bytes", b"max_schema_bytes", "max_schema_depth", b"max_schema_depth", "max_text_bytes", b"max_text_bytes", "output_retries", b"output_retries"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compile_timeout_seconds", b"compile_timeout_seconds", "inference_timeout_seconds", b"inference_timeout_seconds", "max_image_bytes", b"max_image_bytes", "max_image_pixels", b"max_image_pixels", "max_images", b"max_images", "max_message_bytes", b"max_message_bytes", "max_regex_length", b"max_regex_length", "max_request_pixels", b"max_request_pixels", "max_schema_bytes", b"max_schema_bytes", "max_schema_depth", b"max_schema_depth", "max_text_bytes", b"max_text_bytes", "output_retries", b"output_retries"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
