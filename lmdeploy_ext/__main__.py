@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import site
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,13 +39,17 @@ def main(arguments: list[str]) -> None:
     """Run LMDeploy's command line with the extension.
 
     Raises:
-        SystemExit: as LMDeploy says; 1 if the extension cannot be installed.
+        SystemExit: as LMDeploy says; 1 if LMDeploy is missing, or the extension cannot be installed.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return
     if arguments[0] == "verify":
         _verify(arguments[1:])
+    if find_spec(autoload.HOST) is None:
+        sys.exit(
+            "LMDeploy is not installed. It runs on Linux on x86-64: pip install 'lmdeploy>=0.18.0,<0.19'"
+        )
     if not workers_get_it():
         sys.exit(
             f"{LINE} is not in site-packages: worker processes would run LMDeploy without the "

@@ -556,7 +556,7 @@ async def test_strict_refuses_misspelt_keywords(method: str) -> None:
             _, error = await stream_failure(started.stub.StreamTask(stream, timeout=5))
     assert (error.code, error.reason) == (INVALID, "SCHEMA_NOT_ENFORCED")
     assert error.metadata["checked"] == "1"
-    (violation,) = error.violations
+    (violation,) = error.field_violations
     assert violation[0] == SCHEMA_FIELD
     assert violation[1] == (
         'at "/propertes": is not a keyword of JSON Schema and constrains nothing; properties is one'

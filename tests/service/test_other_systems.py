@@ -42,6 +42,14 @@ def test_lmdeploy_is_refused_with_the_way_out() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "verify"])
+def test_the_extension_says_that_lmdeploy_is_missing(command: str) -> None:
+    done = python("-m", "lmdeploy_ext", command)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("LMDeploy ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_worker_without_a_limit_of_its_address_space_ends_above_the_bound() -> None:
     code = (
         "import time; from service.tasks.grammars import worker; worker.MEMORY_BYTES = 1 << 20; "

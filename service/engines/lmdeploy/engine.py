@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NOT_INSTALLED = (
-    "LMDeploy is not installed. It runs on Linux with NVIDIA GPUs, and neither the cpu image nor an "
-    "installation on another system has it. Use --engine reference, or the cuda image"
+    "LMDeploy is not installed. It runs on Linux on x86-64 with NVIDIA GPUs; neither the cpu image nor "
+    "an installation on another system has it. Use --engine reference, or the cuda image"
 )
 HEALTH_LIMIT_S = 5.0
 PROBE = Grammar(
