@@ -42,11 +42,13 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
         self, request: pb.AnalyzeImageRequest, context: Context
     ) -> pb.AnalyzeImageResponse:
         call = codec.decode_analyze(request, self._settings)
+        del request  # the call has the images: one copy of them waits
         analysis, answer = await self.inference.answer(call, context.time_remaining())
         return codec.encode_analysis(analysis, answer)
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
         call = codec.decode_run(request, self._settings)
+        del request  # the call has the images: one copy of them waits
         _, answer = await self.inference.answer(call, context.time_remaining())
         return pb.RunTaskResponse(result=codec.encode_result(answer))
 
@@ -54,6 +56,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
         self, request: pb.StreamTaskRequest, context: Context
     ) -> AsyncIterator[pb.StreamTaskResponse]:
         call = codec.decode_run(request, self._settings)
+        del request  # the call has the images: one copy of them waits
         events = ahead(self.inference.events(call, context.time_remaining()))
         async with aclosing(events) as open_events:
             async for event in open_events:

@@ -10,6 +10,7 @@ import struct
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
 import grpc
@@ -243,6 +244,40 @@ async def test_the_wait_for_memory_ends_with_the_deadline() -> None:
         ]
         assert {error.reason for error in await asyncio.gather(*calls)} == {"INFERENCE_TIMEOUT"}
         assert started.server.servicer.inference.encoded.held == 0
+
+
+def variables_of_handlers() -> dict[str, object]:
+    """What the frames of handlers in work hold, by name."""
+    found: dict[str, object] = {}
+    for one in gc.get_objects():
+        if isinstance(one, (CoroutineType, AsyncGeneratorType)):
+            frame = one.cr_frame if isinstance(one, CoroutineType) else one.ag_frame
+            if frame is not None and one.__qualname__.startswith("VisionServicer."):
+                found |= frame.f_locals
+    return found
+
+
+@pytest.mark.parametrize("method", ["AnalyzeImage", "RunTask", "StreamTask"])
+async def test_a_call_in_work_holds_its_images_once(method: str) -> None:
+    """As bytes, no more in the message that they came in."""
+    engine = FakeEngine()
+    kinds = {
+        "AnalyzeImage": pb.AnalyzeImageRequest,
+        "RunTask": pb.RunTaskRequest,
+        "StreamTask": pb.StreamTaskRequest,
+    }
+    async with running(engine) as started:
+        engine.hang_after = 0
+        request = kinds[method](images=[pb.Image(data=picture())])
+        if method != "AnalyzeImage":
+            request.task.CopyFrom(inline())
+        call = getattr(started.stub, method)(request, timeout=60)
+        del request
+        await until(lambda: engine.active_requests == 1)
+        held = variables_of_handlers()
+        assert "call" in held, "the handler is not seen"
+        assert "request" not in held
+        call.cancel()
 
 
 # What failed calls leave behind
