@@ -87,14 +87,17 @@ class Conductor:
     def run(self) -> list[Step]:
         """Run what is left; the steps for which there was no time."""
         try:
-            for index, step in enumerate(left := self.left()):
-                behind = left[index + 1 :]
+            left = self.left()
+            while left:
+                step = self._next(left)
+                behind = [one for one in left if one is not step]
                 limit_s = self._limit(step, behind)
                 if limit_s < LEAST_SHARE * step.limit_s:
-                    self._say(f"no time left: {', '.join(one.name for one in left[index:])}")
-                    return left[index:]
+                    self._say(f"no time left: {', '.join(one.name for one in left)}")
+                    return left
                 self._run(step, behind, limit_s)
                 self.summarise()
+                left = behind
             return []
         finally:
             self.stop()
@@ -112,6 +115,21 @@ class Conductor:
     def _is_complete(self, step: Step) -> bool:
         found = read(self._context.result(step.name))
         return bool(found) and found["status"] in COMPLETE and found["code"] == code_version()  # type: ignore[index]
+
+    def _next(self, left: Sequence[Step]) -> Step:
+        """The first of the session that has what it needs; the very first once that is there."""
+        for step in left:
+            if step.session == left[0].session and self._is_ready(step):
+                return step
+        while not self._is_ready(left[0]) and any(maker.alive() for maker in self._makers):
+            if time.monotonic() > min(self._end, max(maker.end for maker in self._makers)):
+                break
+            time.sleep(0.05)
+        return left[0]
+
+    def _is_ready(self, step: Step) -> bool:
+        done = (self._context.done(name) for name in step.needs)
+        return all(path.exists() or path.with_suffix(".error").exists() for path in done)
 
     def _limit(self, step: Step, behind: Sequence[Step]) -> float:
         """Its own, and what earlier steps have not used."""
@@ -135,7 +153,8 @@ class Conductor:
         if outcome != "done":
             found = {**base, **found, "status": outcome, "seconds": round(seconds, 1),
                      "failure": {"message": worker.epitaph(outcome)}}  # fmt: skip
-        found |= {"part": step.part, "limit_s": round(limit_s, 1), "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        found |= {"part": step.part, "limit_s": round(limit_s, 1), "ended": ended}
         if found["status"] != "passed":
             found |= {"machine": facts.machine(), "log": facts.tail(worker.log)}
         write(path, found)

@@ -68,7 +68,7 @@ STEPS = (
          "greedy tokens of texts are those of the reference engine, short and in several chunks"),
     Step("images", "b", "bundled", 10, ("truth",),
          "greedy tokens with one to three images are those of the reference engine, DeepStack on"),
-    Step("guided", "c", "bundled", 20, ("truth",),
+    Step("guided", "c", "bundled", 20, ("truth-guided",),
          "200 AnalyzeImage answers: every one valid JSON of the schema, equal to the reference's"),
     Step("mixed", "e", "bundled", 25, (),
          "64 mixed requests at once are answered as alone; prefix cache; prompts in chunks"),

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_kit.context import Context, write
@@ -61,17 +60,14 @@ def _image(context: Context, number: int) -> None:
 
 
 def truth(context: Context) -> dict[str, Any]:
-    """What the reference engine says, in float32 on the processor: tokens and their leads, texts."""
-    import asyncio
-
+    """Greedy tokens of the reference engine, in float32 on the processor, and their leads."""
     from benchmarks.gpu_kit import asking
     from tests.service.engines.reference import oracle
 
     sizes, folder = context.sizes, context.model("bundled")
-    threads = os.cpu_count() or 1
 
     def greedy(requests: list[Any], deepstack: bool = True) -> list[dict[str, Any]]:
-        model = oracle.loaded(folder, threads=threads, deepstack=deepstack)
+        model = oracle.loaded(folder, threads=_threads(), deepstack=deepstack)
         found = []
         for one in asking.pack(folder, requests):
             tokens = oracle.engine_greedy(model, one, sizes.answer)
@@ -87,30 +83,44 @@ def truth(context: Context) -> dict[str, Any]:
         "texts": greedy(asking.texts(sizes.texts, sizes.answer)),
         "images": greedy(shown),
         "images without DeepStack": greedy(shown, deepstack=False),
-        "guided": asyncio.run(_guided(folder, asking.analyses(sizes.guided), threads)),
     }
     write(context.made / "truth.json", result)
     return {name: len(found) for name, found in result.items()}
 
 
-async def _guided(folder: Path, requests: list[Any], threads: int) -> list[str]:
+def truth_guided(context: Context) -> dict[str, Any]:
+    """The reference engine's AnalyzeImage answers."""
     import asyncio
 
+    from benchmarks.gpu_kit import asking
     from service.engines.reference import ReferenceEngine
     from tests.service.engines.conformance import answer
 
-    engine = ReferenceEngine(folder, device="cpu", dtype="float32", threads=threads)
-    await engine.start()
-    try:
-        return [
-            text for text, _, _ in await asyncio.gather(*(answer(engine, one) for one in requests))
-        ]
-    finally:
-        await engine.close()
+    async def answers() -> list[str]:
+        engine = ReferenceEngine(
+            context.model("bundled"), device="cpu", dtype="float32", threads=_threads()
+        )
+        await engine.start()
+        try:
+            requests = asking.analyses(context.sizes.guided)
+            found = await asyncio.gather(*(answer(engine, one) for one in requests))
+            return [text for text, _, _ in found]
+        finally:
+            await engine.close()
+
+    texts = asyncio.run(answers())
+    write(context.made / "truth-guided.json", {"guided": texts})
+    return {"guided": len(texts)}
+
+
+def _threads() -> int:
+    """For one of several processes; the model is small."""
+    return max(1, min(4, (os.cpu_count() or 1) // 4))
 
 
 MAKERS: dict[str, Callable[[Context], dict[str, Any]]] = {
     "truth": truth,
+    "truth-guided": truth_guided,
     "2B": partial(checkpoint, "2B"),
     "images": images,
     "8B": partial(checkpoint, "8B"),

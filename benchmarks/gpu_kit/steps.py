@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 
 from benchmarks.gpu_kit import asking
 from benchmarks.gpu_kit.context import read
+from benchmarks.gpu_kit.plan import SESSIONS
 from benchmarks.gpu_kit.worker import StepFailed, Worker
-from service.engines.lmdeploy import LMDeployEngine
 from service.types import FinishReason, GenerateRequest
 from tests.host_runtime.parity import TIE, Expected, parting
 from tests.service.engines.conformance import (
-    GRAMMARS,
     answer,
     first_chunk,
     fits,
-    mixed as mixed_requests,
     picture,
     request,
     until,
-)  # fmt: skip
+)
+from tests.service.engines.conformance import mixed as mixed_requests
 
-SAME = 0.85
-"""Least share of answers that are the very same: a batch of another size may take another kernel,
-and kernels of two kinds round differently, so that a near tie may fall differently."""
+SAME_AS_TRUTH, SAME_AT_ONCE = 0.7, 0.85
+"""Least shares of answers that are the very same tokens. Numbers of 16 bits, and kernels for batches of
+another size, round differently: where two logits nearly tie, either is right."""
 GUIDED_SAME = 0.95
 PREFILL_OVERHEAD, DECODE_OVERHEAD = 0.05, 0.005
 LEAK_BYTES, LEAK_PROCESS_BYTES = 64 << 20, 256 << 20
@@ -93,15 +94,13 @@ async def guided(worker: Worker) -> None:
         if reason is not FinishReason.STOP:
             raise StepFailed(f"answer {number} of {len(found)} did not end", wrong)
         try:
-            import json
-
             validator.validate(json.loads(given))
             parse(given)
         except Exception as error:
             raise StepFailed(f"answer {number} does not fit the schema: {error}", wrong) from error
     worker.check("answers that fit the schema", len(found), f"{sizes.guided}", True)
     texts = [given for given, _, _ in found]
-    wanted = _truth(worker)["guided"]
+    wanted = _truth(worker, "truth-guided")["guided"]
     _check_same(worker, "answers equal to the reference engine's", texts, wanted, GUIDED_SAME)
 
 
@@ -126,7 +125,7 @@ async def _against_truth(
         worker.figures[f"{name}, {how}: the very same"] = f"{same} of {len(found)}"
         worker.check(
             f"{name}, {how}: the very same tokens", f"{same} of {len(found)}",
-            f"at least {SAME:.0%}", same >= SAME * len(found),
+            f"at least {SAME_AS_TRUTH:.0%}", same >= SAME_AS_TRUTH * len(found),
         )  # fmt: skip
     return alone
 
@@ -163,8 +162,8 @@ def _check_same(
     )  # fmt: skip
 
 
-def _truth(worker: Worker) -> dict[str, Any]:
-    found = read(worker.context.made / "truth.json")
+def _truth(worker: Worker, name: str = "truth") -> dict[str, Any]:
+    found = read(worker.context.made / f"{name}.json")
     assert found is not None
     return found
 
@@ -185,7 +184,7 @@ async def check_mixed(worker: Worker, engine: Any, count: int) -> None:
     requests = mixed_requests(count)
     alone = [await answer(engine, one) for one in requests]
     together = list(await asyncio.gather(*(answer(engine, one) for one in requests)))
-    _check_same(worker, "mixed requests at once as alone", together, alone, SAME)
+    _check_same(worker, "mixed requests at once as alone", together, alone, SAME_AT_ONCE)
     for number, (one, (given, reason, usage)) in enumerate(zip(requests, together, strict=True)):
         wrong = {"request": number, "answer": given, "finish_reason": reason}
         if usage.output_tokens > one.sampling.max_tokens:
@@ -328,7 +327,10 @@ async def overhead(worker: Worker) -> None:
 async def check_overhead(worker: Worker, engine: Any, turns: int) -> None:
     """So many rounds of both ways; the order alternates."""
     sizes = worker.context.sizes
-    side, found = sizes.prefill_side, {(what, on): [] for what in ("prefill", "decode") for on in (True, False)}  # fmt: skip
+    side = sizes.prefill_side
+    found: dict[tuple[str, bool], list[float]] = {
+        (what, on): [] for what in ("prefill", "decode") for on in (True, False)
+    }
     numbers = iter(range(10_000, 1 << 30))
 
     async def round_of(on: bool, counted: bool) -> None:
@@ -399,29 +401,24 @@ async def no_vision(worker: Worker) -> None:
     other = worker.context.figures("overhead")
     if not other.get("engine"):
         raise StepFailed("there is nothing to compare with: the step `overhead` has no result")
-    blocks = {
-        name: one["engine"]["scheduler"].get("total_blocks")
-        for name, one in (("with vision", other), ("without", worker.figures))
+    # The cache takes its share of what the weights leave free, so the rest shrinks with it.
+    share = sizes.options.get("cache_share", SESSIONS[worker.session].options["cache_share"])
+    kept = other["engine"]["gpu_bytes"] - worker.figures["engine"]["gpu_bytes"]
+    freed = kept / (1 - share)
+    tower = _tower_bytes(worker.context.model("2B"))
+    worker.figures |= {
+        "bytes of the vision tower": tower,
+        "bytes that the weights take less": round(freed),
+        "bytes that keys and values gain": round(share * freed),
     }
-    worker.figures["blocks of keys and values"] = blocks
-    gained = (blocks["without"] or 0) - (blocks["with vision"] or 0)
-    worker.check("blocks of the cache gained", gained, "> 0", gained > 0)
+    worker.check("memory gained, of the tower's", f"{freed / tower:.0%}", "> 50%",
+                 freed > 0.5 * tower, speed=True)  # fmt: skip
     _check_same(worker, "text answers as with vision", mine, other["text tokens"], 0.75)
 
 
-CHECKS: dict[str, Callable[[Worker], Awaitable[None]]] = {
-    one.__name__: one
-    for one in (
-        load,
-        text,
-        images,
-        guided,
-        mixed,
-        cancel,
-        memory,
-        off,
-        selftest,
-        overhead,
-        no_vision,
-    )
-}
+def _tower_bytes(folder: Path) -> int:
+    """What the weights of the vision tower take in a checkpoint of one file."""
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    places = [one["data_offsets"] for name, one in header.items() if ".visual." in name]
+    return sum(end - begin for begin, end in places)

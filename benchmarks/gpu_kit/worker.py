@@ -73,7 +73,7 @@ class Worker:
         self._start.update(
             seconds=round(time.monotonic() - begun, 2),
             gpu_bytes=free - torch.cuda.mem_get_info()[0],
-            scheduler={name: value for name, value in _fields(metrics)},
+            scheduler=dict(_fields(metrics)),
             details=dict(engine.capabilities.details),
         )
         return engine
@@ -132,7 +132,7 @@ async def run_step(worker: Worker, step: Step, limit_s: float) -> dict[str, Any]
     worker.deadline = begun + limit_s
     try:
         function = getattr(importlib.import_module(f"benchmarks.gpu_kit.{module}"), name)
-        await wait_for_needs(worker.context, step.needs, worker.deadline)
+        check_needs(worker.context, step.needs)
         await function(worker)
     except BaseException as error:
         result = worker.result("failed", time.monotonic() - begun)
@@ -144,17 +144,15 @@ async def run_step(worker: Worker, step: Step, limit_s: float) -> dict[str, Any]
     return worker.result("passed", time.monotonic() - begun)
 
 
-async def wait_for_needs(context: Context, needs: tuple[str, ...], deadline: float) -> None:
-    """Until `prepare` has made something, or has failed."""
+def check_needs(context: Context, needs: tuple[str, ...]) -> None:
+    """Raises StepFailed where `prepare` has not made something."""
     for name in needs:
-        while not context.done(name).exists():
-            broken = context.done(name).with_suffix(".error")
-            if broken.exists():
-                error = json.loads(broken.read_text())
-                raise StepFailed(f"{name} could not be made: {error['message']}", error)
-            if time.monotonic() > deadline:
-                raise StepFailed(f"{name} was not made in time")
-            await asyncio.sleep(0.05)
+        broken = context.done(name).with_suffix(".error")
+        if broken.exists():
+            error = json.loads(broken.read_text())
+            raise StepFailed(f"{name} could not be made: {error['message']}", error)
+        if not context.done(name).exists():
+            raise StepFailed(f"{name} was not made in time")
 
 
 def warm_up(session: str) -> None:

@@ -12,8 +12,9 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ async def speed(worker: Worker) -> None:
     worker.figures["warm-up"] = {"seconds": round(time.monotonic() - begun, 2)}
     worker.progress()
     numbers = iter(range(last))
-    single = _take(numbers, sizes.single)
+    single = list(islice(numbers, sizes.single))
     half = time.monotonic() + SINGLE_SHARE * (end - time.monotonic())
     await _load(worker, engine, single, 1, plain, "one at a time", half)
-    many = _take(numbers, sizes.many)
+    many = list(islice(numbers, sizes.many))
     await _load(worker, engine, many, sizes.at_once, plain, "at once", worker.deadline - RESERVE_S)
     judged = [
         await _tokens(engine, plain(Image(_decoded(context.image(n)))))
@@ -71,7 +72,7 @@ async def speed(worker: Worker) -> None:
     worker.figures["judged"] = judged
     worker.progress()
     if worker.step == "speed-2B":
-        some = _take(numbers, sizes.schema_requests)
+        some = list(islice(numbers, sizes.schema_requests))
         await _load(worker, engine, some, sizes.at_once, schema, "with the schema", end)
     short = worker.figures["at once"]["answers of another length"]
     worker.check("answers of another length", short, "0", short == 0)
@@ -114,10 +115,6 @@ def _makers(tokens: int) -> tuple[Any, Any]:
         return replace(schema(image), grammar=None)
 
     return plain, schema
-
-
-def _take(numbers: Iterable[int], count: int) -> list[int]:
-    return [number for number, _ in zip(numbers, range(count), strict=False)]
 
 
 async def _load(
@@ -243,7 +240,8 @@ async def judge(worker: Worker) -> None:
         most = max(behind[worst])
         index = behind[worst].index(most)
         first = {"answer": worst, "token": index, "tokens": answers[worst], "behind": behind[worst]}
-        worker.check(f"{name}: a token's logit behind the best, at most", round(most, 4), f"< {TIE}", most < TIE, first)  # fmt: skip
+        what = f"{name}: a token's logit behind the best, at most"
+        worker.check(what, round(most, 4), f"< {TIE}", most < TIE, first)
         judged += len(behind)
     worker.check("answers judged", judged, "> 0", judged > 0)
     model = model.to(torch.bfloat16)
