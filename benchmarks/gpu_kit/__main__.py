@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from benchmarks.common import RESULTS
 from benchmarks.gpu_kit import conduct, layout, parts
@@ -136,21 +137,23 @@ def _lmdeploy(
     dry: bool, received: tuple[list[parts.Part], list[parts.Part]] | None, work: Path
 ) -> Path | None:
     """The folder where LMDeploy was laid out; None where it is installed."""
-    found = layout.installed()
-    if found is None and received is not None:
-        return layout.lay_out(received[0], work / "parts", work / "site")
-    if found is None:
-        raise layout.LayoutError(
-            "LMDeploy is not installed: pip install 'lmdeploy>=0.18,<0.19', or, on a machine without a "
-            "network, bring the parts that `python -m benchmarks.gpu_kit pack FOLDER` collects and name "
-            "their folder with --parts"
-        )
-    if not dry:
-        layout.check(None)
-    return None
+    site = None
+    if layout.installed() is None:
+        if received is None:
+            raise layout.LayoutError(
+                "LMDeploy is not installed: pip install 'lmdeploy>=0.18,<0.19', or, on a machine without "
+                "a network, bring the parts that `python -m benchmarks.gpu_kit pack FOLDER` collects and "
+                "name their folder with --parts"
+            )
+        site = layout.lay_out(received[0], work / "parts", work / "site")
+        sys.path.append(str(site))  # for the versions in the results
+    layout.check(_variables(dry, True, site, "driver"))
+    return site
 
 
-def _variables(dry: bool, engine: bool, site: Path | None) -> Mapping[str, str]:
+def _variables(
+    dry: bool, engine: bool, site: Path | None, mode: Literal["driver", "numbers"] = "numbers"
+) -> Mapping[str, str]:
     """The environment of a process of the kit; a dry run gives LMDeploy the host runtime."""
     values = dict(layout.environment(site))
     if not dry:
@@ -160,7 +163,9 @@ def _variables(dry: bool, engine: bool, site: Path | None) -> Mapping[str, str]:
         return values | {"CUDA_VISIBLE_DEVICES": ""}
     from tests.host_runtime.runner import environment
 
-    return values | environment("numbers")
+    found = environment(mode)
+    path = [found["PYTHONPATH"], values["PYTHONPATH"]]
+    return values | found | {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def _say(text: str) -> None:

@@ -67,14 +67,13 @@ def lay_out(parts: Sequence[kit.Part], store: Path, target: Path) -> Path:
         _forward_cublas(target)
         shutil.rmtree(wheels)
         done.touch()
-    check(target)
     return target
 
 
-def check(target: Path | None) -> None:
+def check(variables: Mapping[str, str]) -> None:
     """Load TurboMind's module in a process of its own. Raises LayoutError with the loader's words."""
     done = subprocess.run(
-        [sys.executable, "-c", CHECK], env=dict(environment(target)), capture_output=True, text=True,
+        [sys.executable, "-c", CHECK], env=dict(variables), capture_output=True, text=True,
         timeout=120, cwd=ROOT,
     )  # fmt: skip
     if done.returncode != 0:
