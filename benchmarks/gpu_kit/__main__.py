@@ -25,6 +25,11 @@ from benchmarks.gpu_kit.plan import BUDGET_S, LAYOUT_LIMIT_S, STEPS
 ROOM_BYTES = 40 << 30
 """Of checkpoints and packages; memory that is a file system is the fastest place for them."""
 FAILED, MISSING, UNFINISHED = 1, 3, 4
+NOT_INSTALLED = (
+    "LMDeploy is not installed: pip install 'lmdeploy>=0.18,<0.19', or, on a machine without a network, "
+    "bring the parts that `python -m benchmarks.gpu_kit pack FOLDER` collects and name their folder with "
+    "--parts"
+)
 
 
 def work_folder() -> Path:
@@ -99,22 +104,21 @@ def _run(options: argparse.Namespace) -> int:
             context.result(step.name).unlink(missing_ok=True)
     _say(f"results go to {context.results}")
     try:
-        received = None
+        arrived = None
         if options.parts is not None:
-            received = parts.receive(options.parts.resolve(), work / "parts")
-        site: list[Path | None] = [None]
+            arrived = parts.receive(options.parts.resolve(), work / "parts")
+        site = work / "site" if arrived and layout.installed() is None else None
         conductor = conduct.Conductor(
-            context, lambda engine: _variables(dry, engine, site[0]), steps, options.budget_s,
+            context, lambda engine: _variables(dry, engine, site), steps, options.budget_s,
             _say, options.out.resolve() if options.out else None,
         )  # fmt: skip
-        conductor.prepare()
         try:
-            if received and received[1]:
-                names = ", ".join(part.name for part in received[1])
-                _say(f"parts are still missing: {names}. Send them and call this again")
-                conductor.wait_for_makers()
+            if site is not None and not _lay_out(arrived, work / "parts", site, conductor):
                 return MISSING
-            site[0] = _lmdeploy(dry, received, work)
+            if site is None and layout.installed() is None:
+                raise layout.LayoutError(NOT_INSTALLED)
+            conductor.prepare()
+            layout.check(_variables(dry, True, site, "driver"))
             _say(
                 f"LMDeploy is ready after {time.monotonic() - begun:.1f} s (planned: {LAYOUT_LIMIT_S:.0f} s)"
             )
@@ -133,22 +137,20 @@ def _run(options: argparse.Namespace) -> int:
     return FAILED if wrong else UNFINISHED if left else 0
 
 
-def _lmdeploy(
-    dry: bool, received: tuple[list[parts.Part], list[parts.Part]] | None, work: Path
-) -> Path | None:
-    """The folder where LMDeploy was laid out; None where it is installed."""
-    site = None
-    if layout.installed() is None:
-        if received is None:
-            raise layout.LayoutError(
-                "LMDeploy is not installed: pip install 'lmdeploy>=0.18,<0.19', or, on a machine without "
-                "a network, bring the parts that `python -m benchmarks.gpu_kit pack FOLDER` collects and "
-                "name their folder with --parts"
-            )
-        site = layout.lay_out(received[0], work / "parts", work / "site")
+def _lay_out(arrived: parts.Arrived, store: Path, site: Path, conductor: conduct.Conductor) -> bool:
+    """Lay out what has arrived; whether that is all. What the processor makes begins meanwhile."""
+    groups = {part.group for part in arrived.missing}
+    if not groups & {"packages"}:
+        layout.install_packages(arrived.parts, store, site)
         sys.path.append(str(site))  # for the versions in the results
-    layout.check(_variables(dry, True, site, "driver"))
-    return site
+        conductor.prepare()
+    if not groups - {"project"}:
+        layout.install_lmdeploy(arrived.parts, store, site)
+        return True
+    names = ", ".join(part.name for part in arrived.missing if part.group != "project")
+    _say(f"parts are still missing: {names}. Send them and call this again")
+    conductor.wait_for_makers()
+    return False
 
 
 def _variables(

@@ -67,8 +67,10 @@ class Conductor:
         self._workers: dict[str, Process] = {}
 
     def prepare(self) -> None:
-        """Begin to make what is missing, in processes beside."""
-        (self._context.made).mkdir(parents=True, exist_ok=True)
+        """Begin to make what is missing, in processes beside; a second call does nothing."""
+        if self._makers:
+            return
+        self._context.made.mkdir(parents=True, exist_ok=True)
         for name in MAKERS:
             if not self._context.done(name).exists():
                 self._context.done(name).with_suffix(".error").unlink(missing_ok=True)

@@ -45,29 +45,36 @@ def installed() -> str | None:
         return None
 
 
-def lay_out(parts: Sequence[kit.Part], store: Path, target: Path) -> Path:
-    """Install what the machine lacks into a folder for `PYTHONPATH`, once.
+def install_packages(parts: Sequence[kit.Part], store: Path, target: Path) -> None:
+    """Install the small packages that the machine lacks into a folder for `PYTHONPATH`, once.
 
     Raises:
         LayoutError: what is missing on the machine.
     """
-    done = target / ".done"
-    if not done.exists():
-        absent = missing(kit.MACHINE)
-        if absent:
-            raise LayoutError(
-                f"this machine lacks {', '.join(absent)}; the kit brings what PyTorch for CUDA 13 and its "
-                "usual surroundings do not have, and takes these for granted"
-            )
-        shutil.rmtree(target, ignore_errors=True)
-        wheels = target / "wheels"
-        for group in ("packages", "lmdeploy"):
-            kit.unpack(group, parts, store, wheels)
-        _install(wheels, target)
-        _forward_cublas(target)
-        shutil.rmtree(wheels)
-        done.touch()
-    return target
+    if (target / ".packages").exists():
+        return
+    absent = missing(kit.MACHINE)
+    if absent:
+        raise LayoutError(
+            f"this machine lacks {', '.join(absent)}; the kit brings what PyTorch for CUDA 13 and its "
+            "usual surroundings do not have, and takes these for granted"
+        )
+    shutil.rmtree(target, ignore_errors=True)
+    _install("packages", parts, store, target, kit.PACKAGES)
+    (target / ".packages").touch()
+
+
+def install_lmdeploy(parts: Sequence[kit.Part], store: Path, target: Path) -> None:
+    """Install LMDeploy beside the packages, with cuBLAS 12 forwarded, once.
+
+    Raises:
+        LayoutError: what is missing on the machine.
+    """
+    if (target / ".lmdeploy").exists():
+        return
+    _forward_cublas(target)
+    _install("lmdeploy", parts, store, target, [kit.LMDEPLOY])
+    (target / ".lmdeploy").touch()
 
 
 def check(variables: Mapping[str, str]) -> None:
@@ -111,22 +118,24 @@ def environment(target: Path | None) -> Mapping[str, str]:
     return values
 
 
-def _install(wheels: Path, target: Path) -> None:
+def _install(
+    group: str, parts: Sequence[kit.Part], store: Path, target: Path, requirements: Sequence[str]
+) -> None:
     from packaging.utils import canonicalize_name, parse_wheel_filename
 
-    needed = {canonicalize_name(_name(one)) for one in missing([*kit.PACKAGES, kit.LMDEPLOY])}
-    chosen = [
-        str(path)
-        for path in sorted(wheels.glob("*.whl"))
-        if parse_wheel_filename(path.name)[0] in needed
-    ]
+    wheels = target / f"wheels-{group}"
+    kit.unpack(group, parts, store, wheels)
+    needed = {canonicalize_name(_name(one)) for one in missing(requirements)}
+    names = {path: parse_wheel_filename(path.name)[0] for path in sorted(wheels.glob("*.whl"))}
+    chosen = [str(path) for path, name in names.items() if name in needed]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index",
-               "--no-deps", "--no-compile", "--no-cache-dir", "--target", str(target), *chosen]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
+               "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target), *chosen]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True) if chosen else None
+    if done is not None and done.returncode != 0:
         raise LayoutError(
             f"pip cannot install the wheels of the kit: {done.stderr.strip()[-1500:]}"
         )
+    shutil.rmtree(wheels)
 
 
 def _name(requirement: str) -> str:
@@ -146,6 +155,7 @@ def _forward_cublas(target: Path) -> None:
             )
         link = target / place / name
         link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
         link.symlink_to(found)
     place = target / "nvidia" / "cublas" / "lib"
     if all((HERE / name).is_file() for name in (FORWARDER, LT)):

@@ -171,11 +171,16 @@ def _numbered(folder: Path, parts: Sequence[Part]) -> list[Part]:
 # ---- receiving -----------------------------------------------------------------------------------
 
 
-def receive(source: Path, store: Path) -> tuple[list[Part], list[Part]]:
-    """Keep the whole parts of a transfer.
+@dataclass(frozen=True)
+class Arrived:
+    """All parts of the kit, and those that are still missing."""
 
-    Returns:
-        All parts of the kit, and those that are still missing.
+    parts: list[Part]
+    missing: list[Part]
+
+
+def receive(source: Path, store: Path) -> Arrived:
+    """Keep the whole parts of a transfer.
 
     Raises:
         PartsError: there is no manifest, a part is damaged, or it belongs to another packing.
@@ -215,7 +220,7 @@ def receive(source: Path, store: Path) -> tuple[list[Part], list[Part]]:
             partial = kept.with_suffix(".partial")
             partial.write_bytes(content)
             partial.rename(kept)
-    return parts, missing
+    return Arrived(parts, missing)
 
 
 def unpack(group: str, parts: Sequence[Part], store: Path, target: Path) -> None:
