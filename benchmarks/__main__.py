@@ -28,7 +28,6 @@ BENCHMARKS = (
     "server_overhead",
     "cold_start",
     "deepstack_hook",
-    "gpu",
     "maskbench",
     "large_vocabulary",
     "schema_answers",

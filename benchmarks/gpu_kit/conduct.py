@@ -27,8 +27,12 @@ from benchmarks.gpu_kit.prepare import MAKERS
 COMPLETE = ("passed", "failed", "timeout", "crashed")
 LEAST_SHARE = 0.5
 """Of its limit that must be left of the budget for a step to begin."""
+MOST_TIMES, MOST_TIMES_DRY = 2.0, 5.0
+"""Of its own limit that a step gets where time is left: one that hangs must not use up all of it. A dry
+run may share its processor with anything."""
 GRACE_S = 3.0
 """A worker ends a step by itself at its limit; this much later it is ended."""
+REPLY = "{reply}"
 PATIENCE_S = ((signal.SIGABRT, 4.0), (signal.SIGKILL, 10.0))
 """How a process is ended that takes too long: first so that it writes its stacks, then for good."""
 
@@ -134,10 +138,11 @@ class Conductor:
         return all(path.exists() or path.with_suffix(".error").exists() for path in done)
 
     def _limit(self, step: Step, behind: Sequence[Step]) -> float:
-        """Its own, and what earlier steps have not used."""
+        """Its own, and of what earlier steps have not used as much as again."""
         remaining = self._end - time.monotonic()
         spare = remaining - step.limit_s - sum(one.limit_s for one in behind)
-        return min(remaining - GRACE_S, step.limit_s + max(0.0, spare))
+        most = MOST_TIMES_DRY if self._context.dry else MOST_TIMES
+        return min(remaining - GRACE_S, step.limit_s + max(0.0, spare), most * step.limit_s)
 
     def _run(self, step: Step, behind: Sequence[Step], limit_s: float) -> None:
         path, begun = self._context.result(step.name), time.monotonic()
@@ -178,27 +183,37 @@ class Conductor:
 
     def _process(self, kind: str, name: str, limit_s: float | None) -> Process:
         engine = kind == "work" and (bool(SESSIONS[name].model) or name == "alone")
-        variables = self._variables(engine)
         log = self._context.results / "logs" / f"{kind}-{name}.log"
-        return Process(kind, name, self._context, variables, log, limit_s)
+        command = [
+            "-m",
+            "benchmarks.gpu_kit",
+            "--internal",
+            kind,
+            name,
+            REPLY,
+            self._context.to_json(),
+        ]
+        return Process(command, self._variables(engine), log, limit_s)
 
 
 class Process:
-    """A process of the kit: ``work`` takes orders, ``prepare`` makes one thing."""
+    """A process of the kit: ``work`` takes orders, ``prepare`` makes one thing.
+
+    command: Python's arguments; `REPLY` in it becomes the number of the pipe for answers.
+    """
 
     def __init__(
-        self, kind: str, name: str, context: Context, variables: Mapping[str, str], log: Path,
-        limit_s: float | None,
-    ) -> None:  # fmt: skip
+        self, command: Sequence[str], variables: Mapping[str, str], log: Path, limit_s: float | None
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self.end = log, time.monotonic() + (limit_s or 0)
         self._reply, theirs = os.pipe()
-        command = [sys.executable, "-X", "faulthandler", "-m", "benchmarks.gpu_kit", "--internal", kind,
-                   name, str(theirs), context.to_json()]  # fmt: skip
+        words = [str(theirs) if word == REPLY else word for word in command]
         with log.open("ab") as sink:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, env=dict(variables), stdin=subprocess.PIPE, stdout=sink,
-                stderr=subprocess.STDOUT, pass_fds=(theirs,), start_new_session=True,
+                [sys.executable, "-X", "faulthandler", *words], cwd=ROOT, env=dict(variables),
+                stdin=subprocess.PIPE, stdout=sink, stderr=subprocess.STDOUT, pass_fds=(theirs,),
+                start_new_session=True,
             )  # fmt: skip
         os.close(theirs)
 

@@ -128,8 +128,9 @@ def _install(
     needed = {canonicalize_name(_name(one)) for one in missing(requirements)}
     names = {path: parse_wheel_filename(path.name)[0] for path in sorted(wheels.glob("*.whl"))}
     chosen = [str(path) for path, name in names.items() if name in needed]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index",
-               "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(target), *chosen]  # fmt: skip
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+               "--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade",
+               "--target", str(target), *chosen]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True) if chosen else None
     if done is not None and done.returncode != 0:
         raise LayoutError(
