@@ -24,7 +24,7 @@ KIB = 1024
 
 def rows(heading: str) -> list[list[str]]:
     """Cells of the tables under a heading, without their first two lines."""
-    (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    (section,) = re.findall(rf"^###? {heading}\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
     lines = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -78,7 +78,8 @@ def test_every_setting_of_the_engine_is_explained() -> None:
     assert mine <= explained
     known = {flag_of(name) for name in Settings.model_fields}
     used = set(re.findall(r"--(?:no-)?[a-z]+(?:-[a-z]+)*", PAGE))
-    foreign = {"--gpus", "--help"}
+    of_the_kit = {"--again", "--steps", "--dry-run", "--python", "--out"}
+    foreign = {"--gpus", "--help"} | of_the_kit
     assert {flag.replace("--no-", "--") for flag in used} - foreign <= known
 
 
@@ -89,3 +90,12 @@ def test_defaults_on_the_page_are_those_of_the_settings() -> None:
     assert str(fields["prefill_chunk"].default) in stated["--prefill-chunk"]
     assert str(fields["max_images"].default) in stated["--max-images"]
     assert str(fields["max_batch"].default) in stated["--max-batch"]
+
+
+def test_the_steps_of_the_kit_are_those_of_its_plan() -> None:
+    from benchmarks.gpu_kit.plan import STEPS, planned_s
+
+    assert rows("What the steps prove") == [
+        [f"`{step.name}`", step.part, f"{step.limit_s:g}", step.proves] for step in STEPS
+    ]
+    assert f"are {planned_s():g} s together" in PAGE
