@@ -42,7 +42,12 @@ class Engine(Protocol):
         ...
 
     async def check_health(self) -> None:
-        """Return when the engine makes progress; raise ``EngineUnavailable`` when it does not."""
+        """Return when the engine makes progress; raise ``EngineUnavailable`` when it does not.
+
+        Called every few seconds, also while requests run: it must not wait behind them. After
+        failures it may ask for a success: the server then generates one token on the idle engine
+        and asks again.
+        """
         ...
 
     async def close(self) -> None:

@@ -66,6 +66,8 @@ class Inference:
         self._property_order = PropertyOrder(settings.property_order)
         self._analyser = analyser
         self.admission = Admission(settings.max_concurrent, settings.max_queue)
+        self.progress = 0
+        """Grows with every answer, and every piece of one, that the engine gave."""
         # Calls with large images spend seconds with decoding them: most slots are for the others.
         self.large = Admission(max(1, settings.max_concurrent // LARGE_DIVISOR), settings.max_queue)
         # A grammar that takes long holds no place that others could use; calls that hold their
@@ -90,6 +92,7 @@ class Inference:
                 compile_timeout_s=self._settings.compile_timeout_s,
                 retries=self._settings.output_retries,
             )
+            self.progress += 1
         return result.value, self._answer(task, result)
 
     async def events(
@@ -111,6 +114,7 @@ class Inference:
             )
             async with aclosing(events) as open_events:
                 async for event in open_events:
+                    self.progress += 1
                     yield event if isinstance(event, str) else self._answer(task, event)
 
     async def validate(self, grammar: Grammar, time_left_s: float | None) -> Validation:

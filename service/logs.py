@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import re
+import sys
 import time
 from contextvars import ContextVar
 from functools import lru_cache
@@ -36,6 +38,16 @@ def configure(level: str = "INFO") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def trace_crashes() -> None:
+    """Leave the stack of every thread on stderr when native code crashes.
+
+    Call again after imports: libraries install handlers of their own, which then run after this one.
+    """
+    if sys.stderr is not None:
+        faulthandler.disable()
+        faulthandler.enable()
 
 
 def pairs(**values: object) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -20,8 +22,8 @@ from grpc_reflection.v1alpha import reflection
 from service import grpc_guard, metrics
 from service.auth import ApiKeys
 from service.engine import Engine
-from service.errors import ServiceError
 from service.health import HealthServicer
+from service.heartbeat import Heartbeat, generate_one_token
 from service.inference import schema_limits
 from service.interceptors import CallInterceptor
 from service.lifecycle import Lifecycle, Phase
@@ -34,7 +36,6 @@ from service.tasks.grammars.analyser import Analyser, in_thread
 from service.tasks.grammars.pool import GrammarPool
 from service.tasks.registry import Registry, try_grammars
 from service.tls import server_credentials
-from service.types import GenerateRequest, Sampling
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -49,6 +50,8 @@ IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
 DAY_S = 86_400.0
 CLOSE_LIMIT_S = 10.0
 """How long an engine may take to close before the process ends without it."""
+EXIT_LIMIT_S = 5.0
+"""How long the process then may take to end."""
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +112,26 @@ class VisionServer:
     async def run(self, on_ready: Callable[[VisionServer], None] | None = None) -> None:
         """``start``, ``load``, and then serve until cancelled.
 
-        Ends only with an error: that of ``start`` or ``load``, or the one that ended gRPC's server.
+        Ends only with an error: that of ``start`` or ``load``, ``EngineUnavailable`` when the
+        engine does not come back, or the error that ended gRPC's server.
         """
         await self.start()
         await self.load()
         if on_ready is not None:
             on_ready(self)
+        assert self._heartbeat is not None
+        ended = asyncio.create_task(self._grpc_ended(), name="grpc-ended")
+        try:
+            done, _ = await asyncio.wait(
+                (ended, self._heartbeat), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            ended.cancel()
+
+    async def _grpc_ended(self) -> None:
+        """Raises an error when gRPC's server has ended without being told to."""
         assert self._server is not None
         # With a time limit gRPC shields its own future from the cancellation of this task.
         while await self._server.wait_for_termination(DAY_S):
@@ -129,9 +146,18 @@ class VisionServer:
         """
         started = asyncio.get_running_loop().time()
         await self._start_parts()
-        await asyncio.wait_for(self._warm_up(), self._settings.inference_timeout_s)
+        await asyncio.wait_for(
+            generate_one_token(self._engine, "warm-up"), self._settings.inference_timeout_s
+        )
         self._enter(Phase.SERVING)
-        self._heartbeat = asyncio.create_task(self._watch_engine(), name="heartbeat")
+        heartbeat = Heartbeat(
+            self._engine,
+            self._settings,
+            idle=lambda: self.servicer.inference.admission.active == 0,
+            progress=lambda: self.servicer.inference.progress,
+            enter=self._follow,
+        )
+        self._heartbeat = asyncio.create_task(heartbeat.run(), name="heartbeat")
         took_s = asyncio.get_running_loop().time() - started
         capabilities = self._engine.capabilities
         metrics.describe_engine(capabilities)
@@ -140,10 +166,13 @@ class VisionServer:
             pairs(engine=capabilities.engine, model=capabilities.model, seconds=took_s),
         )
 
-    async def stop(self, grace_s: float | None = None) -> None:
-        """Refuse new calls, let those in flight finish within the grace, close everything."""
+    async def stop(self, grace_s: float | None = None) -> bool:
+        """Refuse new calls, let those in flight finish within the grace, close everything.
+
+        Returns False where the engine did not close in time.
+        """
         if self.lifecycle.phase is Phase.DRAINING:
-            return
+            return True
         if self._heartbeat is not None:
             self._heartbeat.cancel()
         grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
@@ -153,14 +182,17 @@ class VisionServer:
         if self._server is not None:
             await self._server.stop(None)
             self._server = None  # its destructor needs the loop, so not one moment later
+        closed = True
         try:
             await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
         except asyncio.TimeoutError:
+            closed = False
             log.error("engine did not close %s", pairs(seconds=CLOSE_LIMIT_S))
         if self._pool is not None:
             await self._pool.close()
         await asyncio.to_thread(self._metrics.close)
         log.info("stopped %s", pairs(calls_cut=cut))
+        return closed
 
     def hurry(self) -> None:
         """Cut the grace of ``stop`` short."""
@@ -209,34 +241,16 @@ class VisionServer:
                 workers.cancel()
                 await asyncio.wait([workers])
 
+    def _follow(self, phase: Phase) -> None:
+        """Enter a phase that the heartbeat has found."""
+        if phase is not self.lifecycle.phase:
+            log.info("phase %s", pairs(now=phase.value))
+            self._enter(phase)
+
     def _enter(self, phase: Phase) -> None:
         self.lifecycle.phase = phase
         for name in ("", SERVICE):
             self._health.set(name, STATUS_OF_PHASE[phase])
-
-    async def _warm_up(self) -> None:
-        """One tiny generation: what is made on first use is made before callers come."""
-        request = GenerateRequest("warm-up", "Hello", sampling=Sampling(max_tokens=1))
-        async for _ in self._engine.generate(request):
-            continue
-
-    async def _watch_engine(self) -> None:
-        """Follow the engine's health for as long as the server serves."""
-        interval_s = self._settings.health_interval_s
-        while True:
-            await asyncio.sleep(interval_s)
-            try:
-                await asyncio.wait_for(self._engine.check_health(), 2 * interval_s)
-                phase = Phase.SERVING
-            except (ServiceError, asyncio.TimeoutError) as error:
-                phase = Phase.UNHEALTHY
-                log.warning("engine is unhealthy %s", pairs(error=error))
-            except Exception:
-                phase = Phase.UNHEALTHY
-                log.exception("the engine's health check failed")
-            if phase is not self.lifecycle.phase:
-                log.info("phase %s", pairs(now=phase.value))
-                self._enter(phase)
 
 
 async def serve(
@@ -251,7 +265,8 @@ async def serve(
 
     pool: see ``VisionServer``. on_ready: called once, when health has turned SERVING. Raises
     ``SettingsError`` when a port cannot be used, ``EngineUnavailable`` when the engine or the pool
-    cannot be started, ``TaskSourceError`` when the grammar of a task cannot be compiled.
+    cannot be started or the engine does not come back, ``TaskSourceError`` when the
+    grammar of a task cannot be compiled.
     """
     server = VisionServer(settings, engine, registry, pool=pool)
     stop = asyncio.Event()
@@ -275,13 +290,22 @@ async def serve(
     try:
         await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
         if running.done():
+            server.hurry()  # without an engine no call can finish
             running.result()
     finally:
         running.cancel()
         stopping.cancel()
-        await server.stop()
+        if not await server.stop():
+            _end_without_the_engine()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _end_without_the_engine() -> None:
+    """End the process soon, even where threads of the engine never end: Python would wait for them."""
+    timer = threading.Timer(EXIT_LIMIT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:

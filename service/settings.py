@@ -161,6 +161,12 @@ class ServerSettings(BaseSettings):
     health_interval_s: Seconds = Field(
         5.0, description="Seconds between two checks of the engine's health."
     )
+    unhealthy_exit_s: Seconds = Field(
+        120.0,
+        description="Time without progress of the engine, in seconds, after which the process ends "
+        "with a non-zero exit code, so that a supervisor starts another one. Counted from the "
+        "first health check that fails.",
+    )
     drain_grace_s: float = Field(
         30.0,
         ge=0,

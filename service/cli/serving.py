@@ -79,6 +79,7 @@ def progress(message: str) -> None:
 
 
 def _announce(server: VisionServer) -> None:
+    logs.trace_crashes()  # the engine has imported its libraries
     print(f"SERVING on port {server.port}. Stop with Ctrl-C.", file=sys.stderr, flush=True)
 
 

@@ -192,6 +192,7 @@ OUTSIDE = [
     ("inference_timeout_s", float("inf")),
     ("receive_timeout_s", 0),
     ("health_interval_s", -1),
+    ("unhealthy_exit_s", 0),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),
 ]

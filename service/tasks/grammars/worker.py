@@ -19,6 +19,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from service.logs import trace_crashes
+
 if TYPE_CHECKING:
     from service.tasks.grammars.report import Analysed
     from service.tasks.schema import SchemaLimits
@@ -41,6 +43,7 @@ Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
 
 def main(answer: Answers | None = None) -> None:
     """Answer until stdin ends. answer: in place of ``answers()``."""
+    trace_crashes()
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C is for the server, which ends its children
@@ -51,6 +54,7 @@ def main(answer: Answers | None = None) -> None:
     from service.tasks.grammars.wire import frame
 
     answer = answer or answers()
+    trace_crashes()
     gc.freeze()  # what was imported stays, so that collections need not look through it
     gc.disable()  # a fifth of an analysis would be collections: they come between requests
     requests, replies = sys.stdin.buffer, _private_stdout()
