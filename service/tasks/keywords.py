@@ -40,6 +40,7 @@ class Draft:
 
     newer: keywords of later drafts, which take effect in this one, too. foreign: keywords of other
     drafts that need what this one does not have. ignores_siblings: beside ``$ref`` nothing counts.
+    older_forms: keywords may have forms of earlier drafts, too.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Draft:
     newer: frozenset[str]
     foreign: frozenset[str]
     ignores_siblings: bool
+    older_forms: bool
     known: frozenset[str] = field(init=False)
     """Keywords that have a meaning by themselves."""
 
@@ -342,6 +344,7 @@ def _draft(name: str, base: Any, specification: Any, *, added: dict[str, Any] = 
         newer=ASSERTING - own.keys() - counts - branches - older - _DYNAMIC,
         foreign=_DYNAMIC - own.keys(),
         ignores_siblings=name in ("draft-04", "draft-06", "draft-07"),
+        older_forms=added is _ADDED_UNNAMED,
     )
 
 

@@ -15,7 +15,7 @@ from service.tasks import jsontext
 from service.tasks.envelopes import looks_like_schema
 from service.tasks.formats import FORMATS
 from service.tasks.grammars.report import SchemaWarning, WarningKind
-from service.tasks.keywords import ASSERTING, DEFAULT_DRAFT, Draft
+from service.tasks.keywords import ASSERTING, Draft
 from service.tasks.schema import CompiledSchema
 from service.tasks.wellformed import plausible
 
@@ -261,9 +261,9 @@ def _of_another_draft(draft: Draft, keyword: str, value: Any) -> str:
     exclusive = keyword in ("exclusiveMinimum", "exclusiveMaximum")
     if exclusive and draft.name == "draft-04" and not isinstance(value, bool):
         return f"{keyword} with a number is newer than draft-04, and is enforced all the same"
-    if exclusive and draft is DEFAULT_DRAFT and isinstance(value, bool):
+    if exclusive and draft.older_forms and isinstance(value, bool):
         return f"{keyword} with a boolean is read as in draft-04, with the bound beside it"
-    if keyword == "items" and draft is DEFAULT_DRAFT and isinstance(value, list):
+    if keyword == "items" and draft.older_forms and isinstance(value, list):
         return "items with a list is read as in draft-07; since 2020-12 it is called prefixItems"
     return ""
 

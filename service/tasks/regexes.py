@@ -44,6 +44,8 @@ __all__ = ["MAX_STATES", "Pattern", "PatternError", "PatternUnsupported", "compi
 MAX_STATES = 20_000
 """Atoms of a pattern with its repeats written out."""
 
+_PER_AUTOMATON = 1_000
+"""Steps of an automaton that take as long as what else is done for one."""
 _PER_CHARACTER = 20
 """States of the matcher that take as long as an automaton does."""
 _ASSERTIONS = {"^": r"\A", "$": r"\z", "b": r"(?-u:\b)", "B": r"(?-u:\B)"}
@@ -54,12 +56,13 @@ class Pattern:
     """A compiled pattern.
 
     states: its size with the repeats written out. is_found: in a text, but for its look-aheads at the
-    start. aheads: these, and whether they must not be found.
+    start. aheads: these, and whether they must not be found. effort: steps that its automaton took.
     """
 
     states: int
     is_found: Callable[[str], bool]
     aheads: tuple[tuple[Callable[[str], bool], bool], ...] = ()
+    effort: int = 0
 
     def search(self, text: str, budget: Budget) -> bool:
         """Whether the pattern is found in the text. Raises ``BudgetExceeded`` instead of taking
@@ -88,7 +91,8 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
             f"at most {MAX_STATES} are allowed"
         )
     if expression.looks_ahead:
-        return Pattern(states + _PER_CHARACTER, _automaton(expression, whole))
+        is_found, effort = _automaton(expression, whole)
+        return Pattern(states + _PER_CHARACTER, is_found, effort=effort + _PER_AUTOMATON)
     spelled = _spelled(expression.node)
     is_found = matcher(rf"\A(?:{spelled})\z" if whole else spelled).isinstance_python
     aheads = tuple(
@@ -97,16 +101,18 @@ def compile_pattern(source: str, *, whole: bool = False, max_length: int = 1024)
     return Pattern(states, is_found, aheads)
 
 
-def _automaton(expression: Expression, whole: bool) -> Callable[[str], bool]:
-    """Whether a text is accepted by the automaton of an expression. Raises ``PatternUnsupported``
-    where that would be too large."""
+def _automaton(expression: Expression, whole: bool) -> tuple[Callable[[str], bool], int]:
+    """Whether a text is accepted by the automaton of an expression, and the steps that it took.
+    Raises ``PatternUnsupported`` where it would be too large."""
     # Automata need the sets of characters, which are asked of the matcher here.
     from service.tasks.grammars.automata import DEAD, Effort, TooLarge
     from service.tasks.grammars.nfa import Alphabet, recognised
 
+    effort = Effort()
+    steps = effort.left
     try:
         alphabet = Alphabet(expression.nodes)
-        found = recognised(expression, alphabet, Effort(), whole=whole)
+        found = recognised(expression, alphabet, effort, whole=whole)
     except TooLarge:
         raise PatternUnsupported(
             "has look-aheads, and is too large for an automaton, which they need"
@@ -123,7 +129,7 @@ def _automaton(expression: Expression, whole: bool) -> Callable[[str], bool]:
                 return False
         return accepting[state]
 
-    return accepts
+    return accepts, steps - effort.left
 
 
 def matcher(spelling: str) -> SchemaValidator:

@@ -31,6 +31,10 @@ SCHEMA_CHECK_SECONDS = 5.0
 """Bound on checking a schema against its metaschema."""
 
 
+MAX_PATTERN_EFFORT = 1_000_000
+"""Steps that the automata of all patterns of a schema may take: about half a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class SchemaLimits:
     """What a grammar of a caller may measure. Bytes are of UTF-8."""
@@ -180,7 +184,7 @@ def _common_dialect(document: dict[str, Any]) -> Draft:
 def _check_metaschema(document: Any, draft: Draft, base: str = "") -> None:
     """Refuse what the metaschema of the draft refuses; the message is ours, so that it quotes
     nothing large."""
-    if plainly_valid(document, draft.name):
+    if plainly_valid(document, draft.name, older_forms=draft.older_forms):
         return
     try:
         with bounded(Budget(seconds=SCHEMA_CHECK_SECONDS)):
@@ -265,6 +269,7 @@ class _Walk:
         self.embedded = False
         self.unchecked: set[int] = set()
         self.places: dict[int, str] | None = None
+        self.effort = 0
         self.root = root
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
         self._note(root, "", resolver)
@@ -396,11 +401,15 @@ class _Walk:
         found += [("patternProperties", key) for key in named] if isinstance(named, dict) else []
         for keyword, pattern in found:
             try:
-                compile_pattern(pattern, max_length=self.limits.max_regex_length)
+                effort = compile_pattern(pattern, max_length=self.limits.max_regex_length).effort
             except PatternError as error:
                 what = f"the pattern {jsontext.short(pattern)} {error}"
                 where = f"{pointer}/{keyword}"
                 raise _invalid(where, what, "SCHEMA_PATTERN_UNSUPPORTED") from None
+            self.effort += effort
+            if self.effort > MAX_PATTERN_EFFORT:
+                what = "the patterns with look-aheads are too large together"
+                raise _invalid(f"{pointer}/{keyword}", what, "SCHEMA_PATTERN_UNSUPPORTED")
 
     def _follow(self, schema: dict[str, Any]) -> list[Any]:
         """What the references of a subschema stand for."""

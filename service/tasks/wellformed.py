@@ -72,6 +72,7 @@ _ONE = frozenset((
     "not", "if", "then", "else", "additionalProperties", "additionalItems", "contains",
     "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema",
 ))  # fmt: skip
+_EXCLUSIVE = ("exclusiveMinimum", "exclusiveMaximum")
 _MANY = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
 _REFERENCES = frozenset(("$ref", "$dynamicRef", "$recursiveRef"))
@@ -80,8 +81,9 @@ _UNUSUAL = frozenset((
 ))  # fmt: skip
 
 
-def plainly_valid(document: Any, draft: str) -> bool:
-    """Whether a document is surely valid. draft: its name."""
+def plainly_valid(document: Any, draft: str, *, older_forms: bool = False) -> bool:
+    """Whether a document is surely valid. draft: its name. older_forms: lists as ``items`` and booleans
+    as exclusive bounds are allowed, too."""
     pending: list[Any] = [document]
     while pending:
         schema = pending.pop()
@@ -90,7 +92,11 @@ def plainly_valid(document: Any, draft: str) -> bool:
         if not isinstance(schema, dict):
             return False
         for keyword, value in schema.items():
-            if not _plain(keyword, value, schema, draft, pending):
+            if older_forms and keyword == "items" and isinstance(value, list) and value:
+                pending += value
+            elif older_forms and keyword in _EXCLUSIVE and isinstance(value, bool):
+                continue
+            elif not _plain(keyword, value, schema, draft, pending):
                 return False
     return True
 
@@ -117,7 +123,7 @@ def _plain(
         )
     if keyword == "enum":
         return isinstance(value, list) and (bool(value) or draft not in _OLD)
-    if keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+    if keyword in _EXCLUSIVE:
         if draft != "draft-04":
             return _number(value)
         return isinstance(value, bool) and keyword.replace("exclusiveM", "m") in schema
@@ -130,7 +136,7 @@ def _plain(
 
 def plausible(keyword: str, value: Any) -> bool:
     """Whether a value is one that a keyword can have in some draft, seen without its subschemas."""
-    if keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+    if keyword in _EXCLUSIVE:
         return _number(value) or isinstance(value, bool)
     if keyword in ("enum", "required"):
         return isinstance(value, list) and (keyword == "enum" or all(map(_text, value)))

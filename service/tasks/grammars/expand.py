@@ -185,13 +185,15 @@ class Expander:
                 for i, j in sorted(overlaps)
             ]
             return self._combiner.any(parts)
+        others: dict[int, list[int]] = {}
+        for i, j in sorted(overlaps):
+            others.setdefault(i, []).append(j)
+            others.setdefault(j, []).append(i)
         parts = []
-        for i in range(len(atoms)):
-            part = branches[i]
-            for j in range(len(atoms)):
-                if (min(i, j), max(i, j)) in overlaps and i != j:
-                    excluded = yield from self._of(negated(atoms[j]))
-                    part = self._combiner.both(part, excluded, node.at(keyword))
+        for i, part in enumerate(branches):
+            for j in sorted(others.get(i, ())):
+                excluded = yield from self._of(negated(atoms[j]))
+                part = self._combiner.both(part, excluded, node.at(keyword))
             parts.append(part)
         if len(atoms) > 1:
             what = "overlaps of its branches excluded" if overlaps else "branches are disjoint"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from service.tasks import budget
 from service.tasks.grammars.context import Context
 from service.tasks.grammars.literals import BEGINNING, Literal
 from service.tasks.grammars.nodes import STRING, Atom, negated
@@ -85,6 +86,7 @@ class FurtherNames:
             return []
         found: list[Kind] = []
         for matched, literals in self._classes(patterns):
+            budget.current().check()
             atoms = self._class_atoms(matched)
             if atoms is None:
                 continue

@@ -54,6 +54,11 @@ VALUES = st.recursive(
 )
 
 
+def plain(document: Any, name: str) -> bool:
+    draft = BY_NAME[name]
+    return plainly_valid(document, draft.name, older_forms=draft.older_forms)
+
+
 def valid(document: Any, draft: Draft) -> bool:
     with bounded(Budget()):
         return bool(draft.metaschema.is_valid(document))
@@ -64,7 +69,7 @@ def valid(document: Any, draft: Draft) -> bool:
     st.sampled_from(sorted(BY_NAME)), st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=3)
 )
 def test_plainly_valid_is_valid(name: str, document: dict[str, Any]) -> None:
-    if plainly_valid(document, BY_NAME[name].name):
+    if plain(document, name):
         event("plainly valid")
         assert valid(document, BY_NAME[name])
 
@@ -73,18 +78,18 @@ def test_plainly_valid_is_valid(name: str, document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("keyword", KEYWORDS)
 def test_each_keyword_of_each_draft(keyword: str, name: str) -> None:
     draft = BY_NAME[name]
-    plain = 0
+    found = 0
     for value in (
         True, False, None, 0, 1, -1, 1.5, "", "a", "#", "a#b", "string", [], ["a"], ["a", "a"], [1, 1], [{}],
         ["string", "null"], {}, {"a": {}}, {"a": True}, {"a": []}, {"a": ["b"]}, {"a": ["b", "b"]},
         {"type": 1}, {"a": {"type": 1}}, [{"type": 1}], [True], {"minLength": -1}, {"a": 1},
     ):  # fmt: skip
         document = {keyword: value}
-        if plainly_valid(document, BY_NAME[name].name):
-            plain += 1
+        if plain(document, name):
+            found += 1
             assert valid(document, draft), document
     boolean = name == "draft-04" and keyword.startswith("exclusive")  # only beside another keyword
-    assert plain or boolean or keyword in wellformed._UNUSUAL
+    assert found or boolean or keyword in wellformed._UNUSUAL
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -100,7 +105,7 @@ def test_what_is_common_needs_no_validator(name: str) -> None:
         "dependencies": {"a": ["b"], "b": {"minLength": 3}},
         "allOf": [{"not": {"anyOf": [{"format": "date"}]}}],
     }
-    assert plainly_valid(document, BY_NAME[name].name)
+    assert plain(document, name)
     assert valid(document, BY_NAME[name])
 
 
@@ -108,3 +113,12 @@ def test_booleans_are_no_schemas_of_draft_04() -> None:
     assert not plainly_valid({"not": True}, "draft-04")
     assert plainly_valid({"additionalItems": True}, "draft-04")
     assert plainly_valid({"not": True}, "draft-06")
+
+
+def test_older_forms_are_plain_where_they_are_allowed() -> None:
+    document = {"items": [{"minimum": 1, "exclusiveMinimum": True}, True], "additionalItems": False}
+    assert plain(document, UNNAMED)
+    assert valid(document, DEFAULT_DRAFT)
+    assert not plain(document, "2020-12")
+    assert not valid(document, BY_NAME["2020-12"])
+    assert not plain({"items": [{"type": 3}]}, UNNAMED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -387,6 +387,52 @@ EBNF = {
     "a class of nothing": "root ::= [b-a]",
     "10,000 brackets": "root ::= " + "(" * 10_000 + '"a"' + ")" * 10_000,
 }  # fmt: skip
+
+
+def filled(make: Callable[[int], Any]) -> str:
+    """The largest schema of a kind that the default limit of bytes allows."""
+    low, high = 1, DEFAULT_LIMITS.max_bytes
+    while low < high:
+        middle = (low + high + 1) // 2
+        if len(json.dumps(make(middle))) <= DEFAULT_LIMITS.max_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return json.dumps(make(low))
+
+
+LARGEST: dict[str, Callable[[int], Any]] = {
+    "properties": lambda n: closed(**{f"p{i}": {"type": "string"} for i in range(n)}),
+    "misspelt keywords": lambda n: {"properties": {f"p{i}": {"requried": ["a"]} for i in range(n)}},
+    "unknown names": lambda n: {"type": "null", **{f"additionl{i}Proprties": 1 for i in range(n)}},
+    "unused references": lambda n: {"type": "null", "$defs": {f"d{i}": {"$ref": "#/x"} for i in range(n)}},
+    "references to where no schemas are": lambda n: {
+        "x": {f"q{i}": {} for i in range(n)}, "allOf": [{"items": {"$ref": f"#/x/q{i}"}} for i in range(n)],
+    },
+    "a chain of references": lambda n: {
+        "$ref": "#/$defs/d0",
+        "$defs": {**{f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(n)}, f"d{n}": {"type": "null"}},
+    },
+    "the same value": lambda n: {"enum": ["aa"] * n},
+    "values": lambda n: {"enum": [f"{i:x}" for i in range(n)]},
+    "values as oneOf": lambda n: {"oneOf": [{"const": i} for i in range(n)]},
+    "objects as anyOf": lambda n: {"anyOf": keyed(n)},
+    "patterns with look-aheads": lambda n: {"allOf": [{"pattern": f"^(?:(?!{i}x).)*$"} for i in range(n)]},
+    "pattern properties": lambda n: {"type": "object", "patternProperties": {f"^a{i}": {} for i in range(n)}},
+    "a tuple": lambda n: {"items": [{"const": i} for i in range(n)], "additionalItems": False},
+    "newer keywords": lambda n: {
+        "$schema": "http://json-schema.org/draft-04/schema#",
+        "properties": {f"p{i}": {"const": i} for i in range(n)},
+    },
+}  # fmt: skip
+"""Schemas of the largest size that is allowed, by a number."""
+
+
+def largest() -> Iterator[Hostile]:
+    for name, make in LARGEST.items():
+        yield schema(f"256 KiB, {name}", filled(make))
+
+
 HOSTILE = [
-    *composition(), *references(), *shapes(), *scalars(), *texts(), *others(),
+    *largest(), *composition(), *references(), *shapes(), *scalars(), *texts(), *others(),
 ]  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from service.tasks.keywords import DRAFTS
+
 Schema = Any
 Made = tuple[Schema, list[Any]]
 """A schema, and values to try."""
@@ -444,4 +446,6 @@ def _older(part: Any, draft: str) -> Any:
     for keyword in ("dependentRequired", "dependentSchemas"):
         if keyword in found and draft != NINETEENTH:
             found["dependencies"] = found.pop(keyword)
-    return found
+    # The library ignores keywords of later drafts, which take effect here.
+    newer = DRAFTS[draft.rstrip("#")].newer
+    return {keyword: value for keyword, value in found.items() if keyword not in newer}
