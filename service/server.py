@@ -11,9 +11,11 @@ import gc
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -194,6 +196,12 @@ class VisionServer:
         log.info("stopped %s", pairs(calls_cut=cut))
         return closed
 
+    @property
+    def place(self) -> str:
+        """Where the server listens, for people."""
+        settings = self._settings
+        return settings.address if settings.socket is not None else f"port {self.port}"
+
     def hurry(self) -> None:
         """Cut the grace of ``stop`` short."""
         self.lifecycle.hurry()
@@ -201,6 +209,8 @@ class VisionServer:
     def _bind(self) -> int:
         assert self._server is not None
         address = self._settings.address
+        if self._settings.socket is not None:
+            _refuse_a_socket_in_use(self._settings.socket)
         try:
             if self._settings.tls:
                 return self._server.add_secure_port(address, server_credentials(self._settings))
@@ -299,6 +309,16 @@ async def serve(
             _end_without_the_engine()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def _refuse_a_socket_in_use(path: Path) -> None:
+    """gRPC replaces the file of any socket, also of a server that still listens on it."""
+    with socket.socket(socket.AF_UNIX) as attempt:
+        try:
+            attempt.connect(str(path))
+        except OSError:  # there is none, or the server that made it has ended
+            return
+    raise SettingsError(f"host: cannot listen on unix:{path}; another process listens on it")
 
 
 def _end_without_the_engine() -> None:

@@ -40,6 +40,10 @@ MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
 """Room in a message for everything that is not a picture."""
 
+UNIX = "unix:"
+MAX_SOCKET_BYTES = 107
+"""Length of the path of a Unix socket, of the kernel."""
+
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
@@ -55,7 +59,9 @@ class ServerSettings(BaseSettings):
 
     # Where the server listens.
     host: str = Field(
-        "127.0.0.1", description="Address to listen on; 0.0.0.0 or :: is all of them."
+        "127.0.0.1",
+        description="Address to listen on; 0.0.0.0 or :: is all of them. unix:PATH is a socket in "
+        "the file system, without a port: who may write to the file may connect.",
     )
     port: int = Field(
         50051, ge=0, le=65_535, description="Port to listen on; 0 lets the system pick."
@@ -202,7 +208,7 @@ class ServerSettings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the port."""
-        if self.host == "localhost":
+        if self.host == "localhost" or self.socket is not None:
             return True
         try:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
@@ -210,8 +216,15 @@ class ServerSettings(BaseSettings):
             return False
 
     @property
+    def socket(self) -> Path | None:
+        """The Unix socket to listen on; None where it is a port."""
+        return Path(self.host.removeprefix(UNIX)) if self.host.startswith(UNIX) else None
+
+    @property
     def address(self) -> str:
-        """``host:port`` as gRPC wants it; IPv6 in brackets."""
+        """``host:port`` as gRPC wants it; IPv6 in brackets. ``unix:PATH`` for a socket."""
+        if self.socket is not None:
+            return f"{UNIX}{self.socket}"
         host = self.host.strip("[]")
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
@@ -223,6 +236,19 @@ class ServerSettings(BaseSettings):
 
     def _is_given(self, name: str) -> bool:
         return name in self.model_fields_set and getattr(self, name) is not None
+
+    @field_validator("host")
+    @classmethod
+    def _socket_path(cls, host: str) -> str:
+        if host.startswith(UNIX):
+            path = Path(host.removeprefix(UNIX))
+            if not path.name or len(os.fsencode(path)) > MAX_SOCKET_BYTES:
+                raise ValueError(f"unix: needs a path of 1 to {MAX_SOCKET_BYTES} bytes")
+            if not path.parent.is_dir():
+                raise ValueError(f"there is no folder {path.parent}")
+            if path.exists() and not path.is_socket():
+                raise ValueError(f"{path} exists and is not a socket")
+        return host
 
     @field_validator("engine")
     @classmethod

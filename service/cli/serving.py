@@ -80,7 +80,7 @@ def progress(message: str) -> None:
 
 def _announce(server: VisionServer) -> None:
     logs.trace_crashes()  # the engine has imported its libraries
-    print(f"SERVING on port {server.port}. Stop with Ctrl-C.", file=sys.stderr, flush=True)
+    print(f"SERVING on {server.place}. Stop with Ctrl-C.", file=sys.stderr, flush=True)
 
 
 def _text(error: Exception) -> str:
