@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import io
 import struct
 import threading
 import warnings
+import weakref
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -333,6 +335,27 @@ async def test_the_first_bad_image_is_named() -> None:
     with pytest.raises(ImageError) as caught:
         await pixels_of(VALID["png"], VALID["jpeg"][:-100], VALID["png"][:-50])
     assert caught.value.violations[0].field == "images[1].data"
+
+
+async def test_an_error_that_is_kept_keeps_no_pixels() -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def fails(index: int, image: Any, pixels: np.ndarray) -> None:
+        alive.append(weakref.ref(pixels))
+        try:
+            raise ValueError
+        except ValueError:
+            raise ImageError("images[0].data", "cannot be used") from None
+
+    opened = await decoder().open(as_sent(VALID["png"], VALID["png"]))
+    gc.disable()
+    try:
+        with pytest.raises(ImageError) as caught:
+            await reduce_all(opened, fails)
+        assert caught.value.violations
+        assert [one() for one in alive] == [None] * len(alive)
+    finally:
+        gc.enable()
 
 
 async def test_cancellation_drops_what_has_not_begun() -> None:

@@ -43,11 +43,16 @@ async def test_large_amounts_are_not_starved_by_small_ones() -> None:
     """While a large amount waits, small ones get nothing beyond their own quarter."""
     budget = MemoryBudget(80)
     async with AsyncExitStack() as small:
-        for _ in range(8):  # without a large one they may take everything
+        first = AsyncExitStack()
+        await first.enter_async_context(budget.hold(10))
+        for _ in range(7):  # without a large one they may take everything
             await small.enter_async_context(budget.hold(10))
         large, release = await holder(budget, 60)
         late, late_release = await holder(budget, 10)
         assert budget.waiting == 70
+        async with first:
+            assert budget.held == 80
+        assert (budget.held, budget.waiting) == (70, 70), "the room is kept for the large one"
     await asyncio.sleep(0)
     assert (budget.held, budget.waiting) == (70, 0)
     release.set()
