@@ -19,6 +19,9 @@ from service.types import GrammarKind
 from tests.service.analysed import analysed
 
 COLLECTION = Path(__file__).parents[4] / "shared" / "maskbench" / "public.jsonl"
+BY_THE_LETTER = {("Github_medium---o3385", 0), ("Github_medium---o3385", 3)}
+"""Instances that are labelled as a validator of draft-04 judges them, which ignores ``if``. Here it
+takes effect, as its author means, and they violate what is behind ``then``."""
 HANG_S = 10.0
 """Far above what any of them takes; more is a hang."""
 
@@ -69,7 +72,7 @@ def test_a_sample_is_judged_as_labelled() -> None:
 @pytest.mark.slow
 def test_all_are_judged_as_labelled() -> None:
     assert sum(len(case["tests"]) for case in cases()) > 3000
-    assert misjudged(cases()) == []
+    assert set(misjudged(cases())) == BY_THE_LETTER
 
 
 @pytest.mark.slow
@@ -77,16 +80,11 @@ def test_who_is_refused_and_why() -> None:
     refused = {case["name"]: refusal(case["schema"]) for case in cases()}
     found = {name: error for name, error in refused.items() if error is not None}
     assert Counter(error.reason for error in found.values()) == {
-        "SCHEMA_TOO_LARGE": 8,
-        "SCHEMA_PATTERN_UNSUPPORTED": 2,  # a look-ahead in the middle, and one that is too long
-        "SCHEMA_UNSUPPORTED": 1,  # "if" in draft-04
+        "SCHEMA_PATTERN_UNSUPPORTED": 2,  # a look-ahead that is too large, and one that is too long
     }
     for name, error in found.items():
-        if error.reason == "SCHEMA_TOO_LARGE":
-            assert int(error.metadata["actual"]) > int(error.metadata["limit"]), name
-            continue
         pointer = error.metadata["pointer"]
-        assert pointer.rpartition("/")[2] in ("pattern", "if"), name
+        assert pointer.rpartition("/")[2] == "pattern", name
         assert pointer in error.message, name
 
 
