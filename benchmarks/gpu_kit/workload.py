@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.gpu_kit import asking
 from benchmarks.gpu_kit.plan import SESSIONS
 from benchmarks.gpu_kit.worker import StepFailed, Worker
-from service.images import ImageLimits, decode_images
+from service.images import ImageLimits, decode_image
 from service.types import FinishReason, GenerateRequest, Image
 
 SINGLE_SHARE = 0.4
@@ -138,7 +138,7 @@ async def _load(
             if time.monotonic() > end:
                 return
             begun = time.perf_counter()
-            (pixels,) = await decode_images([(asking.FIELD, data)], limits)
+            pixels = await asyncio.to_thread(decode_image, data, asking.FIELD, limits)
             handed = time.perf_counter()
             last = None
             async for chunk in engine.generate(make(Image(pixels))):
