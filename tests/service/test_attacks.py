@@ -113,7 +113,10 @@ async def test_an_unread_answer_of_a_unary_call_is_dropped_at_its_deadline() -> 
 
 
 @pytest.mark.usefixtures("errors")
-async def test_a_drain_does_not_wait_for_callers_who_do_not_read() -> None:
+async def test_a_drain_does_not_wait_for_callers_who_do_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interceptors, "STALL_S", 0.3)
     async with running() as started:
         connection, _ = await unread.open_unread("127.0.0.1", started.server.port, 4)
         await connection_idle(started, 4)
@@ -324,7 +327,8 @@ async def let_fail(started: Running, kind: str) -> None:
 async def test_no_image_of_a_failed_call_is_kept(kind: str) -> None:
     engine = Watching()
     engine.images = []
-    async with running(engine, inference_timeout_s=1) as started:
+    limit_s = 0.3 if kind == "hang" else 10.0
+    async with running(engine, inference_timeout_s=limit_s) as started:
         for _ in range(3):
             await let_fail(started, kind)
         await until(lambda: started.server.lifecycle.calls_in_flight == 0)
