@@ -416,6 +416,13 @@ def test_a_hostile_schema_is_checked_in_bounded_time() -> None:
     assert time.process_time() - began < 6
 
 
+def test_look_aheads_of_all_patterns_together_are_bounded() -> None:
+    error = refused({"allOf": [{"pattern": f"^(?:(?!{i}x).)*$"} for i in range(1_000)]})
+    assert error.reason == "SCHEMA_PATTERN_UNSUPPORTED"
+    assert "too large together" in error.message
+    check_json_schema(json.dumps({"allOf": [{"pattern": f"^(?:(?!{i}x).)*$"} for i in range(100)]}))
+
+
 def test_a_repeated_schema_costs_next_to_nothing() -> None:
     text = json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(300)}})
     first = compiled(text)
