@@ -6,11 +6,12 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.types import GenerateRequest, Image, Sampling
+from service.types import GenerateRequest, Image, ImageSource, Sampling
 from tests.service.engines.conformance import picture as noise
 from tests.service.engines.conformance import request
 
@@ -53,7 +54,7 @@ def analyses(count: int) -> list[GenerateRequest]:
     return [analysis(Image(decoded(picture(scene(seed), seed)))) for seed in seeds]
 
 
-def analysis(image: Image, tokens: int = 512) -> GenerateRequest:
+def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:
     """What AnalyzeImage sends to the engine for one image."""
     from service.tasks.grammars.analysis import analyse
     from service.tasks.image_analysis import IMAGE_ANALYSIS
@@ -83,12 +84,17 @@ def pack(folder: Path, requests: Sequence[GenerateRequest]) -> list[Any]:
 
     config = TextConfig.from_checkpoint(folder)
     prompts = Prompts(Chat(folder, config), ImagePreprocessor(folder), 4096)
-    return [prompts.pack(one) for one in requests]
+
+    async def all_of_them() -> list[Any]:
+        with ThreadPoolExecutor(2) as executor:
+            return [await prompts.pack(one, executor) for one in requests]
+
+    return asyncio.run(all_of_them())
 
 
 async def packed(engine: Any, one: GenerateRequest) -> Any:
     """A prompt as `LMDeployEngine` packs it, for `ask`: outside of what is timed."""
-    return await asyncio.to_thread(engine._ready().pack, one)
+    return await engine._ready().pack(one, engine._front)
 
 
 async def ask(engine: Any, one: GenerateRequest, ready: Any = None) -> Answer:
@@ -99,7 +105,7 @@ async def ask(engine: Any, one: GenerateRequest, ready: Any = None) -> Answer:
     loaded, number = engine._ready(), next(engine._ids)
     ends = set(loaded._config.stop_ids)
     answer, begun = Answer(), time.perf_counter()
-    run = loaded.run(number, ready, one, None)
+    run = loaded.run(number, ready, one, None, loaded.answer_limit(ready, one))
     try:
         async for output in run.outputs():
             error = error_of(output.status)

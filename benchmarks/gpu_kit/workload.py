@@ -21,8 +21,11 @@ from typing import Any
 from benchmarks.gpu_kit import asking
 from benchmarks.gpu_kit.plan import SESSIONS
 from benchmarks.gpu_kit.worker import StepFailed, Worker
-from service.images import ImageLimits, decode_image
-from service.types import FinishReason, GenerateRequest, Image
+from service.calls import EncodedImage
+from service.decoding import ImageDecoder
+from service.images import ImageLimits
+from service.settings import Settings
+from service.types import FinishReason, GenerateRequest, Image, ImageSource
 
 SINGLE_SHARE = 0.4
 """Of a step's time that is left, for the images one at a time."""
@@ -108,10 +111,10 @@ async def _stand_in(worker: Worker) -> Any:
 def _makers(tokens: int) -> tuple[Any, Any]:
     """Functions that make a request of an image: without and with the schema."""
 
-    def schema(image: Image) -> GenerateRequest:
+    def schema(image: ImageSource) -> GenerateRequest:
         return asking.analysis(image, tokens)
 
-    def plain(image: Image) -> GenerateRequest:
+    def plain(image: ImageSource) -> GenerateRequest:
         return replace(schema(image), grammar=None)
 
     return plain, schema
@@ -128,7 +131,8 @@ async def _load(
 ) -> None:
     """Ask about these images, so many at a time, until ``end``; notes the figures."""
     files = [worker.context.image(number).read_bytes() for number in numbers]
-    waiting, done, limits = iter(files), [], ImageLimits()
+    waiting, done = iter(files), []
+    decoder = ImageDecoder(ImageLimits(), Settings.model_fields["max_decoding_bytes"].default)
     gc.collect()
     noted = time.monotonic()
 
@@ -138,10 +142,10 @@ async def _load(
             if time.monotonic() > end:
                 return
             begun = time.perf_counter()
-            pixels = await asyncio.to_thread(decode_image, data, asking.FIELD, limits)
+            (image,) = await decoder.open([EncodedImage(asking.FIELD, data)])
             handed = time.perf_counter()
             last = None
-            async for chunk in engine.generate(make(Image(pixels))):
+            async for chunk in engine.generate(make(image)):
                 last = chunk
             assert last is not None
             first_s = handed - begun + last.timings.first_token_s
