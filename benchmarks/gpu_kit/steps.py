@@ -57,11 +57,11 @@ async def text(worker: Worker) -> None:
 
 async def images(worker: Worker) -> None:
     """The same with images; DeepStack must have run in each forward with images."""
-    from lmdeploy_ext.deepstack import engine as deepstack
+    from lmdeploy_ext.deepstack import state
 
-    sizes, before = worker.context.sizes, deepstack.forwards()
+    sizes, before = worker.context.sizes, state.forwards()
     await _against_truth(worker, asking.with_images(sizes.images, sizes.answer), "images")
-    forwards = deepstack.forwards() - before
+    forwards = state.forwards() - before
     worker.check("forwards with DeepStack", forwards, "> 0", forwards > 0)
 
 

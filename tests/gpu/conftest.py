@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,22 +84,27 @@ def two_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the shape of Qwen3-VL-2B with random weights that decide clearly."""
     from benchmarks.random_model import write_random_model
     from service.wiring import BUNDLED_MODEL
-    from tests.host_runtime.checkpoints import clarify
 
-    folder = tmp_path_factory.mktemp("two-billion")
-    write_random_model(folder, BUNDLED_MODEL, layers=28)
-    clarify(folder, seed=0)
-    return folder
+    return write_random_model(tmp_path_factory.mktemp("two-billion"), BUNDLED_MODEL)
 
 
 @pytest.fixture(scope="session")
 def eight_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of the widths of Qwen3-VL-8B, with fewer layers: it fits one file, as `clarify` wants."""
+    """A checkpoint of the widths of Qwen3-VL-8B, with fewer layers: the processor reads it, too."""
     from benchmarks.random_model import write_random_model
     from service.wiring import BUNDLED_MODEL
-    from tests.host_runtime.checkpoints import clarify
 
     folder = tmp_path_factory.mktemp("eight-billion")
-    write_random_model(folder, BUNDLED_MODEL, layers=8, size="8B")
-    clarify(folder, seed=0)
-    return folder
+    return write_random_model(folder, BUNDLED_MODEL, layers=8, size="8B")
+
+
+@pytest.fixture
+def worker(tmp_path: Path, measured: Callable[[str, str, str], None]) -> Iterator[Any]:
+    """What the checks of `benchmarks.gpu_kit` note their findings in."""
+    from benchmarks.gpu_kit.context import Context
+    from benchmarks.gpu_kit.worker import Worker
+
+    noting = Worker(Context(tmp_path, tmp_path, dry=False), "alone")
+    yield noting
+    for one in noting.checks:
+        measured(one["what"], str(one["measured"]), one["wanted"])

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.gpu_kit import steps
+from service.engines.lmdeploy import LMDeployEngine
+from service.engines.shared.loops import LoopGuard
 from service.wiring import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +26,21 @@ Measured = Callable[[str, str, str], None]
 DRAWINGS = 200
 WHOLE = "whole object list"
 LEAK_REQUESTS = 5000
-LEAK_BYTES = 64 << 20
-PREFILL_OVERHEAD, DECODE_OVERHEAD = 0.05, 0.005
+TURNS = 30
 TIE = 0.25
 """How far a token's logit may be behind the best of transformers in float32: rounding of 16 bits in a deep model."""
+
+
+@asynccontextmanager
+async def started(folder: Path, **options: Any) -> AsyncIterator[Any]:
+    engine = LMDeployEngine(
+        folder, backend="turbomind", deepstack="require", loop_guard=LoopGuard(window=0), **options
+    )
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 def child(code: str, *words: object, timeout_s: float = 1800) -> Any:
@@ -139,113 +154,16 @@ def test_random_checkpoints(size: str, request: pytest.FixtureRequest, measured:
     assert max(wrong) > TIE, "the checkpoint must tell"
 
 
-SPEED = """
-import asyncio, json, statistics, time
-from pathlib import Path
-import lmdeploy_ext
-mode, folder, token = sys.argv[1], sys.argv[2], int(sys.argv[3])
-lmdeploy_ext.install(mode)
-from tests.host_runtime import engines
-from tests.host_runtime.cases import make_case
-async def main():
-    engine = engines.turbomind(folder, session_len=4097, cache_max_entry_count=0.3,
-                               max_prefill_token_num=4096, enable_prefix_caching=False)
-    async def took(case, tokens):
-        begin = time.perf_counter()
-        await engines.ask(engine, case.tokens, images=case.images(), max_new_tokens=tokens, ignore_eos=True)
-        return time.perf_counter() - begin
-    prefills, decodes = [], []
-    for n in range(25):
-        case = make_case(n, [(32, 32)] * 4, [20] * 5, token)
-        first = await took(case, 1)
-        whole = await took(make_case(n + 100, [(4, 4)], [20, 20], token), 257)
-        if n >= 5:  # the others warm up
-            prefills.append(first)
-            decodes.append(whole / 257)
-    print(json.dumps({"prefill": statistics.median(prefills), "decode": statistics.median(decodes)}))
-    sys.stdout.flush()
-    __import__("os")._exit(0)
-asyncio.run(main())
-"""
+async def test_what_it_costs(two_billion: Path, worker: Any) -> None:
+    """Prefill with 1,024 image tokens, and decode steps, hooked and not, in turns."""
+    async with started(two_billion, context_length=4096, cache_share=0.5) as engine:
+        await steps.check_overhead(worker, engine, TURNS)
 
 
-def test_what_it_costs(two_billion: Path, measured: Measured) -> None:
-    """Prefill with 1,024 image tokens, and decode steps, against the same engine with DeepStack off."""
-    from tests.host_runtime.checkpoints import image_token
-
-    token = image_token(two_billion)
-    on, off = [], []
-    for _ in range(3):  # they take turns; the best of each counts
-        on.append(child(SPEED, "require", two_billion, token))
-        off.append(child(SPEED, "off", two_billion, token))
-    ratios = {
-        what: min(one[what] for one in on) / min(one[what] for one in off) - 1
-        for what in ("prefill", "decode")
-    }
-    for what, limit in (("prefill", PREFILL_OVERHEAD), ("decode", DECODE_OVERHEAD)):
-        measured(
-            f"overhead of DeepStack, {what}", f"{100 * ratios[what]:.2f} %", f"<= {100 * limit} %"
-        )
-    assert ratios["prefill"] <= PREFILL_OVERHEAD
-    assert ratios["decode"] <= DECODE_OVERHEAD
+async def test_5000_requests_leave_nothing(worker: Any) -> None:
+    async with started(BUNDLED_MODEL, context_length=2048, cache_share=0.2) as engine:
+        await steps.check_memory(worker, engine, LEAK_REQUESTS // 5, LEAK_REQUESTS * 4 // 5)
 
 
-LEAK = """
-import asyncio, json
-from pathlib import Path
-import psutil, torch
-from service.engines.lmdeploy import LMDeployEngine
-from tests.service.engines.conformance import answer, picture, request
-folder, count = Path(sys.argv[1]), int(sys.argv[2])
-async def main():
-    engine = LMDeployEngine(folder, backend="turbomind", deepstack="require", context_length=2048,
-                            cache_share=0.2, check_guidance=False)
-    await engine.start()
-    process, seen = psutil.Process(), []
-    async def some(first, number):
-        for begin in range(first, first + number, 25):
-            await asyncio.gather(*(answer(engine, request("What?", picture(n, 64 + n % 200, 96), max_tokens=4))
-                                   for n in range(begin, begin + 25)))
-        seen.append([torch.cuda.mem_get_info()[0], process.memory_info().rss, len(engine._live)])
-    await some(0, count // 5)  # caches of every kind fill
-    await some(count // 5, count - count // 5)
-    await engine.close()
-    print(json.dumps(seen))
-asyncio.run(main())
-"""
-
-
-def test_5000_requests_leave_nothing(measured: Measured) -> None:
-    (free, resident, _), (free_after, resident_after, live) = child(
-        LEAK, BUNDLED_MODEL, LEAK_REQUESTS
-    )
-    grown = {
-        "GPU": (free - free_after, LEAK_BYTES),
-        "process": (resident_after - resident, 4 * LEAK_BYTES),
-    }
-    for what, (size, limit) in grown.items():
-        measured(
-            f"{LEAK_REQUESTS} requests, memory of the {what}",
-            f"{size >> 20} MiB more",
-            f"< {limit >> 20}",
-        )
-    for what, (size, limit) in grown.items():
-        assert size < limit, f"memory of the {what}"
-    assert live == 0
-
-
-SELFTEST = """
-import json, time
-import lmdeploy_ext
-lmdeploy_ext.install("require")
-from lmdeploy_ext.deepstack import selftest
-begin = time.monotonic()
-problem = selftest.run()
-print(json.dumps({"problem": problem, "took": time.monotonic() - begin}))
-"""
-
-
-def test_the_self_test_passes(measured: Measured) -> None:
-    found = child(SELFTEST)
-    measured("self-test", f"{found['took']:.1f} s", "passes")
-    assert found["problem"] is None
+async def test_the_self_test_passes(worker: Any) -> None:
+    await steps.selftest(worker)

@@ -11,7 +11,6 @@ import asyncio
 import json
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu_kit import steps
 from service.engine import Engine
 from service.engines.lmdeploy import LMDeployEngine
 from service.engines.reference import ReferenceEngine
@@ -27,12 +27,9 @@ from service.wiring import BUNDLED_MODEL
 from tests.service.engines.conformance import (
     GRAMMARS,
     answer,
-    first_chunk,
     fits,
-    mixed,
     picture,
     request,
-    until,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +114,9 @@ def test_greedy_answers_about_pictures_are_those_of_the_reference_engine(
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-async def test_a_prompt_longer_than_a_prefill_chunk(folder: Path) -> None:
+async def test_prompts_longer_than_a_prefill_chunk(folder: Path, worker: Any) -> None:
+    async with started(turbomind(folder, prefill_chunk=256)) as engine:
+        await steps.check_chunks(worker, engine, 6)
     long = [
         request("word " * 700, picture(n, 224, 224), picture(n + 1, 160, 96), max_tokens=16)
         for n in range(6)
@@ -128,31 +127,14 @@ async def test_a_prompt_longer_than_a_prefill_chunk(folder: Path) -> None:
         agree(found, await texts(other, long))
 
 
-async def test_64_mixed_requests_at_once_are_answered_as_alone(folder: Path) -> None:
-    requests = mixed(64)
+async def test_64_mixed_requests_at_once_are_answered_as_alone(folder: Path, worker: Any) -> None:
     async with started(turbomind(folder)) as engine:
-        alone = [await answer(engine, one) for one in requests]
-        together = await asyncio.gather(*(answer(engine, one) for one in requests))
-        assert engine.active_requests == 0
-    same = sum(a == b for a, b in zip(alone, together, strict=True))
-    assert same >= SAME * len(requests)  # a batch of another size may take another kernel
-    for one, (text, reason, usage) in zip(requests, together, strict=True):
-        assert usage.output_tokens <= one.sampling.max_tokens
-        if one.grammar is not None and reason is FinishReason.STOP:
-            assert fits(one.grammar, text)
+        await steps.check_mixed(worker, engine, 64)
 
 
-async def test_an_equal_beginning_comes_from_the_prefix_cache(folder: Path) -> None:
-    shown, words = picture(3, 256, 256), "word " * 400
+async def test_an_equal_beginning_comes_from_the_prefix_cache(folder: Path, worker: Any) -> None:
     async with started(turbomind(folder)) as engine:
-        native = engine._loaded.host.native
-        first = await answer(engine, request(words, shown, max_tokens=4))
-        before = native.get_schedule_metrics().prefix_cache_hit_rate
-        again = await answer(engine, request(words, shown, max_tokens=4))
-        assert again == first
-        assert native.get_schedule_metrics().prefix_cache_hit_rate > before
-        other = await answer(engine, request(words, picture(4, 256, 256), max_tokens=4))
-        assert other[2] == first[2]
+        await steps.check_prefix_cache(worker, engine, "word " * 400)
 
 
 def test_without_vision_its_memory_is_free(two_billion: Path) -> None:
@@ -211,27 +193,6 @@ async def test_constrained_answers_always_fit(folder: Path, backend: str) -> Non
             assert "\ufffd" in text or fits(one.grammar, text), text
 
 
-async def test_200_cancellations_leave_nothing_running(folder: Path) -> None:
-    took: list[float] = []
+async def test_200_cancellations_leave_nothing_running(folder: Path, worker: Any) -> None:
     async with started(turbomind(folder)) as engine:
-        native = engine._loaded.host.native
-        expected = await answer(engine, TEXT[0])
-
-        async def cancelled(number: int) -> None:
-            one = request("word " * 50, picture(number % 5), max_tokens=1000)
-            chunks = await first_chunk(engine, one)
-            begun = time.monotonic()
-            await chunks.aclose()
-            took.append(time.monotonic() - begun)
-
-        for batch in range(10):
-            await asyncio.gather(*(cancelled(batch * 20 + n) for n in range(20)))
-
-        def idle() -> bool:
-            metrics = native.get_schedule_metrics()
-            return int(metrics.active_seqs + metrics.waiting_seqs) == 0
-
-        await until(idle)
-        assert engine.active_requests == 0
-        assert await answer(engine, TEXT[0]) == expected
-    assert sorted(took)[len(took) * 9 // 10] < 0.25, "twenty at a time"
+        await steps.check_cancellations(worker, engine, 200, 20)
