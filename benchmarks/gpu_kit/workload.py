@@ -222,8 +222,13 @@ async def judge(worker: Worker) -> None:
     plain, _ = _makers(sizes.tokens)
     prompts = [plain(Image(_decoded(context.image(n)))) for n in range(sizes.judged)]
     packed = await asyncio.to_thread(asking.pack, folder, prompts)
-    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    model = model.to(context.device).eval()
+    torch.backends.cudnn.allow_tf32 = False  # it is on for convolutions
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.bfloat16, device_map=context.device
+    )
+    model = (
+        model.float().eval()
+    )  # on the device: the processor would take long for 8 billion numbers
     judged = 0
     for name in (f"speed-{size}", f"speed-{size}-pytorch"):
         answers = [one for one in context.figures(name).get("judged", []) if one]
