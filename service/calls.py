@@ -5,32 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.tasks.grammars.report import GrammarReport
-from service.types import FinishReason, Grammar, Sampling, Timings, Usage
+from service.types import (
+    EncodedImage,
+    FinishReason,
+    Grammar,
+    Message,
+    Sampling,
+    Timings,
+    ToolDefinition,
+    Usage,
+)
 
 ANALYZE_TASK = "image-analysis"
 """Name of the built-in task behind AnalyzeImage."""
 
 
-@dataclass(slots=True)
-class EncodedImage:
-    """An image as it came: the path of its field, the bytes of a file, bounds of the area.
-
-    data: emptied when the call is over.
-    """
-
-    field: str
-    data: bytes
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class InlineTask:
-    """A task that came with its request."""
+    """A task that came with its request.
+
+    messages: a whole conversation in place of the two texts; images of the call take the places of
+    its images, in order. tools: what the model is told of.
+    """
 
     system: str
     user: str
     grammar: Grammar | None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ A rule that is broken raises ``InvalidRequest`` with the path of the field, as t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 
@@ -18,10 +18,10 @@ from service.calls import (
     ANALYZE_TASK,
     Answer,
     Call,
-    EncodedImage,
     InlineTask,
     TaskDescription,
 )
+from service.conversation_codec import decode_messages, decode_tools
 from service.errors import FieldViolation, InvalidRequest
 from service.grammar_codec import (
     GRAMMAR_KINDS,
@@ -30,9 +30,18 @@ from service.grammar_codec import (
     encode_report,
     encode_warnings,
 )
+from service.image_codec import decode_images
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
-from service.types import Capabilities, FinishReason, Grammar, Sampling, Timings, Usage
+from service.types import (
+    Capabilities,
+    EncodedImage,
+    FinishReason,
+    Grammar,
+    Sampling,
+    Timings,
+    Usage,
+)
 
 TASK_NAME_LIMIT = 128
 UINT32_MAX = 2**32 - 1
@@ -52,9 +61,14 @@ def decode_analyze(request: pb.AnalyzeImageRequest, limits: Settings) -> Call:
 def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings) -> Call:
     """RunTaskRequest or StreamTaskRequest -> Call."""
     refuse_unknown_fields(request)
-    task = decode_task(request.task)
+    task, shown = decode_task(request.task, limits.max_images)
     images = decode_images(request.images, limits.max_images)
-    return Call(task, images, decode_sampling(request.sampling), strict=request.strict)
+    if isinstance(task, InlineTask) and task.messages and images:
+        raise InvalidRequest(
+            "images", "must be empty beside task.inline.messages; put each image into its message"
+        )
+    sampling = decode_sampling(request.sampling)
+    return Call(task, images or shown, sampling, strict=request.strict)
 
 
 def decode_validate(request: pb.ValidateSchemaRequest) -> Grammar:
@@ -72,45 +86,31 @@ def decode_task_name(name: str, field: str) -> str:
     return name
 
 
-def decode_task(task: pb.Task) -> str | InlineTask:
-    """Task -> the name of a registered task, or an inline task, whose texts are checked later."""
+def decode_task(
+    task: pb.Task, max_images: int
+) -> tuple[str | InlineTask, tuple[EncodedImage, ...]]:
+    """The name of a registered task, or an inline task with the images of its messages.
+
+    The texts of an inline task are checked later.
+    """
     kind = task.WhichOneof("source")
     if kind is None:
         raise InvalidRequest("task", "is required: the name of a registered task, or an inline one")
     if kind == "name":
-        return decode_task_name(task.name, "task.name")
+        return decode_task_name(task.name, "task.name"), ()
     inline = task.inline
     given = inline.HasField("grammar")
     grammar = decode_grammar(inline.grammar, "task.inline.grammar") if given else None
-    return InlineTask(inline.system, inline.user, grammar)
-
-
-def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, ...]:
-    """Images -> EncodedImages: their number and their bounds; their bytes are read later."""
-    if len(images) > most:
-        raise InvalidRequest(
-            "images",
-            f"has {len(images)} pictures, at most {most} are allowed",
-            reason="TOO_MANY_IMAGES",
-            metadata={"limit": str(most), "actual": str(len(images))},
-        )
-    return tuple(decode_image(image, f"images[{index}]") for index, image in enumerate(images))
-
-
-def decode_image(image: pb.Image, path: str) -> EncodedImage:
-    """Image -> EncodedImage."""
-    data = image.data  # once: every access copies the bytes
-    if not data:
-        raise InvalidRequest(f"{path}.data", "has no bytes", reason="IMAGE_EMPTY")
-    least = image.min_pixels if image.HasField("min_pixels") else None
-    most = image.max_pixels if image.HasField("max_pixels") else None
-    if least == 0:
-        raise InvalidRequest(f"{path}.min_pixels", "must be at least 1")
-    if most == 0:
-        raise InvalidRequest(f"{path}.max_pixels", "must be at least 1")
-    if least is not None and most is not None and least > most:
-        raise InvalidRequest(f"{path}.min_pixels", f"{least} is more than max_pixels {most}")
-    return EncodedImage(f"{path}.data", data, least, most)
+    tools = decode_tools(inline.tools, "task.inline.tools")
+    if not inline.messages:
+        return InlineTask(inline.system, inline.user, grammar, tools=tools), ()
+    for name in ("system", "user"):
+        if getattr(inline, name):
+            raise InvalidRequest(
+                f"task.inline.{name}", "must be empty beside task.inline.messages; it is a message"
+            )
+    messages, images = decode_messages(inline.messages, "task.inline.messages", max_images)
+    return InlineTask("", "", grammar, messages, tools), images
 
 
 def decode_sampling(message: pb.SamplingOptions) -> Sampling:

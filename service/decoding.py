@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from service.calls import EncodedImage
 from service.errors import ServiceError
 from service.image_headers import Header
 from service.images import (
@@ -27,6 +26,7 @@ from service.images import (
     out_of_memory,
 )
 from service.memory import MemoryBudget
+from service.types import EncodedImage
 
 if TYPE_CHECKING:
     from service.types import Pixels

@@ -3,6 +3,7 @@
 ServiceError
 ├── InvalidRequest            a field of the request is wrong; carries field violations
 │   ├── ImageError            IMAGE_…
+│   ├── TooManyImages
 │   ├── GrammarError          SCHEMA_…, GRAMMAR_…
 │   └── ContextTooLong
 ├── Unauthenticated           API_KEY_…
@@ -94,6 +95,19 @@ class ImageError(InvalidRequest):
     """A picture cannot be used."""
 
     reason = "IMAGE_INVALID"
+
+
+class TooManyImages(InvalidRequest):
+    """The request has more images than the server, the model or the task accepts."""
+
+    reason = "TOO_MANY_IMAGES"
+
+    def __init__(self, actual: int, limit: int, field: str = "images") -> None:
+        super().__init__(
+            field,
+            f"has {actual} images, at most {limit} are allowed",
+            metadata={"limit": str(limit), "actual": str(actual)},
+        )
 
 
 class GrammarError(InvalidRequest):

@@ -20,7 +20,7 @@ from service.settings import Settings
 from service.tasks.compilation import prepare
 from service.tasks.contract import Task, TaskResult
 from service.tasks.grammars.analyser import Analyser, in_thread
-from service.tasks.inline import inline_task
+from service.tasks.inline import InlinePrompt, inline_task
 from service.tasks.registry import Registry
 from service.tasks.request_checks import check_enforced, check_kind
 from service.tasks.runner import run, stream
@@ -53,12 +53,7 @@ class Inference:
         self._engine = engine
         self._registry = registry
         self._settings = settings
-        limits = ImageLimits(
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_image_pixels,
-            max_request_pixels=settings.max_request_pixels,
-        )
-        self.decoder = ImageDecoder(limits, settings.max_decoding_bytes)
+        self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
         self.encoded = MemoryBudget(
             settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes
         )
@@ -79,7 +74,7 @@ class Inference:
         """The value of the task's parser, and the answer."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
-        async with self._admitted(call, deadline) as images:
+        async with self._admitted(call, task, deadline) as images:
             result = await run(
                 self._engine,
                 task,
@@ -101,7 +96,7 @@ class Inference:
         """Pieces of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
-        async with self._admitted(call, deadline) as images:
+        async with self._admitted(call, task, deadline) as images:
             events: Any = stream(
                 self._engine,
                 task,
@@ -146,8 +141,7 @@ class Inference:
     async def _inline(self, inline: InlineTask, deadline: float) -> Task:
         async with self.analyses.slot(deadline):
             work = inline_task(
-                inline.system,
-                inline.user,
+                InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
                 inline.grammar and inline.grammar.with_defaults(self._property_order),
                 self._analyser,
                 self._schema_limits,
@@ -156,16 +150,19 @@ class Inference:
             return await within(deadline, work)
 
     @asynccontextmanager
-    async def _admitted(self, call: Call, deadline: float) -> AsyncIterator[list[RequestImage]]:
-        """The images of a call that has a slot, checked and not decoded.
+    async def _admitted(
+        self, call: Call, task: Task, deadline: float
+    ) -> AsyncIterator[list[RequestImage]]:
+        """The images of a call that has a slot, checked and not decoded; those of examples first.
 
         They wait for memory before they take a slot, and are empty behind the body.
         """
         with emptied(call.images):
-            images = await within(deadline, self.decoder.open(call.images))
+            encoded = [*task.example_images, *call.images]
+            images = await within(deadline, self.decoder.open(encoded))
             async with AsyncExitStack() as stack:
                 if images:
-                    size = sum(len(image.data) for image in call.images)
+                    size = sum(len(image.data) for image in encoded)
                     await stack.enter_async_context(self.encoded.hold(size, deadline))
                 if any(image.large for image in images):
                     await stack.enter_async_context(self.large.slot(deadline))
@@ -199,6 +196,15 @@ def schema_limits(settings: Settings) -> SchemaLimits:
         max_bytes=settings.max_schema_bytes,
         max_depth=settings.max_schema_depth,
         max_regex_length=settings.max_regex_length,
+    )
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """Bounds of the images of a caller and of the operator alike."""
+    return ImageLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_request_pixels=settings.max_request_pixels,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -142,6 +142,19 @@ class Image:
         return await asyncio.to_thread(reduce, self.pixels)
 
 
+@dataclass(slots=True)
+class EncodedImage:
+    """An image as it came: the path of its field, the bytes of a file, bounds of the area.
+
+    data: emptied when the call is over.
+    """
+
+    field: str
+    data: bytes
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+
 class Role(enum.Enum):
     """Who speaks in a message of a conversation."""
 
@@ -160,9 +173,12 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePart:
-    """An image inside a message, at its place between the texts."""
+    """An image inside a message, at its place between the texts.
 
-    image: ImageSource
+    image: None only in a task, where the next image of the request takes the place.
+    """
+
+    image: ImageSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +239,28 @@ class GenerateRequest:
         if self.messages:
             return self.messages
         system = (Message(Role.SYSTEM, (TextPart(self.system),)),) if self.system else ()
-        shown: tuple[TextPart | ImagePart, ...] = tuple(map(ImagePart, self.images))
-        return (*system, Message(Role.USER, (*shown, TextPart(self.user))))
+        return (*system, Message(Role.USER, (*map(ImagePart, self.images), TextPart(self.user))))
 
     @property
     def all_images(self) -> tuple[ImageSource, ...]:
         """The images of the conversation, in the order of the prompt."""
         if not self.messages:
             return self.images
-        parts = (part for message in self.messages for part in message.parts)
-        return tuple(part.image for part in parts if isinstance(part, ImagePart))
+        found = []
+        for part in image_parts(self.messages):
+            assert part.image is not None, (
+                "the places of images are filled before an engine sees them"
+            )
+            found.append(part.image)
+        return tuple(found)
+
+
+def image_parts(messages: Iterable[Message]) -> Iterator[ImagePart]:
+    """The images of a conversation, in the order of the prompt."""
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                yield part
 
 
 @dataclass(frozen=True, slots=True)

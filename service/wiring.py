@@ -7,10 +7,12 @@ from pathlib import Path
 
 from service.engine import Engine
 from service.engines.registry import ENGINES
-from service.inference import schema_limits
+from service.errors import ImageError
+from service.images import ImageLimits, check_header
+from service.inference import image_limits, schema_limits
 from service.settings import Settings
 from service.tasks.grammars.pool import GrammarPool
-from service.tasks.registry import Registry, load_registry
+from service.tasks.registry import Registry, TaskSourceError, load_registry
 from service.types import PropertyOrder
 
 BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
@@ -39,4 +41,19 @@ def build_pool(settings: Settings) -> GrammarPool:
 def build_registry(settings: Settings) -> Registry:
     """The built-in tasks, those of installed packages and those of the operator's folder."""
     order = PropertyOrder(settings.property_order)
-    return load_registry(settings.tasks_dir, schema_limits(settings), order)
+    registry = load_registry(settings.tasks_dir, schema_limits(settings), order)
+    check_examples(registry, image_limits(settings))
+    return registry
+
+
+def check_examples(registry: Registry, limits: ImageLimits) -> None:
+    """Raises one ``TaskSourceError`` for all images of examples that the server would refuse."""
+    problems = []
+    for task in registry.list():
+        for image in task.example_images:
+            try:
+                check_header(image.data, image.field, limits)
+            except ImageError as error:
+                problems.append(f"  {task.name}: {error.message}")
+    if problems:
+        raise TaskSourceError("Tasks cannot be loaded:\n" + "\n".join(problems))

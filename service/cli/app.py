@@ -232,6 +232,14 @@ def run(
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
     ] = None,
     property_order: Order = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="File with a list of examples (user, images, assistant), YAML or JSON.",
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
     ] = False,
@@ -257,7 +265,9 @@ def run(
     from service.cli import calls, inputs
 
     inputs.check_stdin(images=images, prompt=prompt, system=system, schema=schema, ebnf=ebnf)
-    work = calls.task(prompt, task, system, schema, regex, ebnf, choice or [], property_order)
+    work = calls.task(
+        prompt, task, system, schema, regex, ebnf, choice or [], property_order, examples
+    )
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.run(target, work, images or [], sampling, strict, stream, as_json))

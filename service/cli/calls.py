@@ -15,6 +15,7 @@ import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
+from pydantic import TypeAdapter, ValidationError
 
 from service.cli.explain import explain
 from service.cli.inputs import option_text, read_bytes, read_text, utf8
@@ -22,6 +23,9 @@ from service.cli.output import echo
 from service.client import open_channel
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.tasks import jsontext, yamltext
+from service.tasks.examples import Example, ExampleError, read_examples
+from service.types import Role, TextPart
 
 FAILED = 1
 HEALTH_INTERVAL_S = 0.1
@@ -31,6 +35,7 @@ WORDS = {
     pb.ENFORCEMENT_CHECKED: "checked",
     pb.ENFORCEMENT_ANNOTATION: "annotation",
 }
+ROLES = {Role.USER: pb.ROLE_USER, Role.ASSISTANT: pb.ROLE_ASSISTANT}
 PROPERTY_ORDERS = {
     None: pb.PROPERTY_ORDER_UNSPECIFIED,
     "declared": pb.PROPERTY_ORDER_DECLARED,
@@ -120,6 +125,7 @@ def task(
     ebnf: Path | None,
     choice: Sequence[str],
     property_order: str | None,
+    examples: Path | None = None,
 ) -> pb.Task:
     """The task that the options describe; a usage error where they contradict each other."""
     grammars: dict[str, Any] = {
@@ -130,7 +136,7 @@ def task(
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
-        if given or system or property_order:
+        if given or system or property_order or examples:
             raise typer.BadParameter("a registered task has its own texts and grammar")
         return pb.Task(name=utf8(name, "--task"))
     if name is not None or prompt is None:
@@ -142,7 +148,47 @@ def task(
     order = PROPERTY_ORDERS[property_order]
     grammar = pb.Grammar(**given, property_order=order) if given else None
     texts = {"system": option_text(system, "--system"), "user": option_text(prompt, "--prompt")}
-    return pb.Task(inline=pb.InlineTask(**texts, grammar=grammar))
+    inline = pb.InlineTask(**texts, grammar=grammar)
+    if examples is not None:
+        inline.messages.extend(example_messages(examples))
+    return pb.Task(inline=inline)
+
+
+def example_messages(file: Path) -> Iterator[pb.Message]:
+    """The messages of a file of examples: a list in YAML or JSON, as ``examples`` of a task file."""
+    text = read_text(file, "--examples")
+    try:
+        items = jsontext.decode(text) if file.suffix == ".json" else yamltext.decode(text)
+        examples = TypeAdapter(list[Example]).validate_python(items)
+        messages, images = read_examples(examples, file.parent)
+    except (jsontext.JsonTextError, yamltext.YamlTextError, ExampleError) as error:
+        raise typer.BadParameter(f"--examples: {error}") from None
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        what = f"--examples: {place or file.name}: {error.errors()[0]['msg']}"
+        raise typer.BadParameter(what) from None
+    remaining = iter(images)
+    for message in messages:
+        parts = [
+            pb.Part(text=part.text)
+            if isinstance(part, TextPart)
+            else pb.Part(image=pb.Image(data=next(remaining).data))
+            for part in message.parts
+        ]
+        yield pb.Message(role=ROLES[message.role], parts=parts)
+
+
+def asked(work: pb.Task, images: Sequence[pb.Image]) -> dict[str, Any]:
+    """Task and images of a request; behind examples, the question with its images is a message."""
+    inline = work.inline
+    if not inline.messages:
+        return {"task": work, "images": images}
+    system = pb.Message(role=pb.ROLE_SYSTEM, parts=[pb.Part(text=inline.system)])
+    question = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(image=one) for one in images])
+    question.parts.append(pb.Part(text=inline.user))
+    messages = [*([system] if inline.system else []), *inline.messages, question]
+    given = inline.grammar if inline.HasField("grammar") else None
+    return {"task": pb.Task(inline=pb.InlineTask(messages=messages, grammar=given))}
 
 
 def analyze(
@@ -178,17 +224,12 @@ def run(
     as_json: bool,
 ) -> int:
     """RunTask or StreamTask; prints the text of the answer."""
-    asked: dict[str, Any] = {
-        "task": work,
-        "images": _read(images),
-        "sampling": options,
-        "strict": strict,
-    }
+    fields = {**asked(work, _read(images)), "sampling": options, "strict": strict}
 
     def call(stub: VisionServiceStub) -> None:
         if stream:
-            return _stream(stub, target, pb.StreamTaskRequest(**asked), as_json)
-        request = pb.RunTaskRequest(**asked)
+            return _stream(stub, target, pb.StreamTaskRequest(**fields), as_json)
+        request = pb.RunTaskRequest(**fields)
         response = stub.RunTask(request, timeout=target.timeout_s)
         if as_json:
             return print_json(response)

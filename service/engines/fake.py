@@ -21,8 +21,8 @@ from service.engines.shared.reducing import reduce_all
 from service.errors import (
     EngineUnavailable,
     GrammarError,
-    InvalidRequest,
     Overloaded,
+    TooManyImages,
     VisionDisabled,
 )
 from service.types import (
@@ -170,7 +170,7 @@ class FakeEngine:
         if request.all_images and not self.vision:
             raise VisionDisabled("The fake engine was made without vision; send text only.")
         if len(request.all_images) > MAX_IMAGES:
-            raise InvalidRequest("images", f"at most {MAX_IMAGES} pictures are allowed")
+            raise TooManyImages(len(request.all_images), MAX_IMAGES)
         if self.max_active is not None and self.active_requests >= self.max_active:
             raise Overloaded("Too many requests are running; try again later.", retry_after_s=1.0)
 

@@ -5,12 +5,25 @@ A task owns prompt, grammar and parser; engines know none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from service.tasks.grammars.report import GrammarReport
-from service.types import FinishReason, Grammar, GrammarKind, Timings, Usage
+from service.types import (
+    EncodedImage,
+    FinishReason,
+    Grammar,
+    GrammarKind,
+    ImagePart,
+    ImageSource,
+    Message,
+    Role,
+    TextPart,
+    Timings,
+    ToolDefinition,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +38,9 @@ class Task:
     usable: whether a value says anything; checked unless the caller accepts empty answers.
     max_images: None leaves the limit to the engine.
     report: what the grammar enforces; set with the grammar's ``ebnf`` when the task is admitted.
+    messages: a whole conversation in place of ``system`` and ``user``, with empty places for images.
+    examples: turns between the system text and the question that show how to answer.
+    example_images: the images of the examples, in order. tools: what the model is told of.
     grammar_field: path of the field of a request that errors of the grammar name.
     """
 
@@ -40,6 +56,19 @@ class Task:
     usable: Callable[[Any], bool] | None = None
     report: GrammarReport | None = None
     grammar_field: str = "task.name"
+    messages: tuple[Message, ...] = ()
+    examples: tuple[Message, ...] = ()
+    example_images: tuple[EncodedImage, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
+
+    def conversation(self, images: Sequence[ImageSource]) -> tuple[Message, ...]:
+        """The prompt with its images: those of the examples, then those of the request."""
+        if self.messages:
+            return filled(self.messages, images)
+        system = (Message(Role.SYSTEM, (TextPart(self.system),)),) if self.system else ()
+        shown = images[len(self.example_images) :]
+        question = Message(Role.USER, (*map(ImagePart, shown), TextPart(self.user)))
+        return (*system, *filled(self.examples, images), question)
 
     @property
     def answers_json(self) -> bool:
@@ -47,6 +76,21 @@ class Task:
         return self.document is not None or (
             self.grammar is not None and self.grammar.kind is GrammarKind.JSON_SCHEMA
         )
+
+
+def filled(messages: Sequence[Message], images: Sequence[ImageSource]) -> tuple[Message, ...]:
+    """Messages with the images in their empty places, in order."""
+    remaining = iter(images)
+    return tuple(
+        replace(
+            message,
+            parts=tuple(
+                ImagePart(next(remaining)) if isinstance(part, ImagePart) else part
+                for part in message.parts
+            ),
+        )
+        for message in messages
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

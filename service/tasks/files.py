@@ -9,6 +9,10 @@ json_schema:                  # at most one of json_schema, regex, ebnf, choice;
   type: object
   properties: {people: {type: integer, minimum: 0}}
   required: [people]
+examples:                     # optional: see `service.tasks.examples`
+  - user: How many people are in the picture? Answer with JSON.
+    images: [crowd.jpg]
+    assistant: '{"people": 31}'
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from service.errors import GrammarError
 from service.tasks import jsontext, yamltext
 from service.tasks.contract import Task
+from service.tasks.examples import MAX_EXAMPLES, Example, ExampleError, read_examples
 from service.types import Grammar, GrammarKind, PropertyOrder
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -58,6 +63,11 @@ class TaskFile(BaseModel):
     regex: str | None = Field(None, description="text")
     ebnf: str | None = Field(None, description="text")
     choice: list[str] | None = Field(None, description="a list of texts")
+    examples: list[Example] = Field(
+        [],
+        max_length=MAX_EXAMPLES,
+        description=f"a list of at most {MAX_EXAMPLES} examples with user, images and assistant",
+    )
     property_order: Literal["declared", "any"] | None = Field(None, description="declared or any")
 
     @field_validator("json_schema", mode="before")
@@ -102,6 +112,8 @@ def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:
             problems += [f"{path.name}: {line}" for line in map(_problem, error.errors())]
         except GrammarError as error:
             problems.append(f"{path.name}: {error.message}")
+        except ExampleError as error:
+            problems.append(f"{path.name}: {error}")
         except (OSError, UnicodeDecodeError):
             problems.append(f"{path.name}: file: cannot be read as UTF-8 text")
         except (yamltext.YamlTextError, jsontext.JsonTextError, _FileError) as error:
@@ -125,6 +137,7 @@ def _load(path: Path) -> Task:
     if not isinstance(content, dict):
         raise _FileError("must hold keys and values")
     values = TaskFile.model_validate({"name": path.stem, **content})
+    examples, images = read_examples(values.examples, path.parent)
     return Task(
         name=values.name,
         description=values.description,
@@ -133,6 +146,8 @@ def _load(path: Path) -> Task:
         grammar=values.grammar(),
         needs_image=values.needs_image,
         max_images=values.max_images,
+        examples=examples,
+        example_images=images,
     )
 
 
@@ -140,18 +155,25 @@ def _problem(item: Mapping[str, Any]) -> str:
     """``key: what is wrong, what is allowed``, of an entry of ``ValidationError.errors()``."""
     key, *index = map(str, item["loc"])
     known = TaskFile.model_fields
+    place = ""
+    if key == "examples" and len(index) > 1:
+        place = f"examples[{index[0]}]."
+        known, key, index = Example.model_fields, index[1], index[2:]
     if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         allowed = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
-        return f"{jsontext.short(key)[1:-1]}: is not a key of a task file; {allowed}"
+        what = "an example" if place else "a task file"
+        return f"{place}{jsontext.short(key)[1:-1]}: is not a key of {what}; {allowed}"
     allowed = known[key].description or ""
     if item["type"] == "missing":
-        return f"{key}: is missing; it must be {allowed}"
+        return f"{place}{key}: is missing; it must be {allowed}"
     if index:
         key, allowed = f"{key}[{index[0]}]", "text"
     value = item["input"]
     quote = "text" in allowed and isinstance(value, (bool, int, float, Decimal))
-    return f"{key}: must be {allowed}, not {_kind(value)}" + ("; put it in quotes" if quote else "")
+    return f"{place}{key}: must be {allowed}, not {_kind(value)}" + (
+        "; put it in quotes" if quote else ""
+    )
 
 
 def _kind(value: Any) -> str:

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from service.errors import GrammarError, InvalidRequest
 from service.tasks.contract import Task
 from service.tasks.grammars.analyser import Analyser
 from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
-from service.types import Grammar
+from service.types import Grammar, Message, TextPart, ToolDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class InlinePrompt:
+    """The prompt of a caller: two texts, or a conversation in place of them; and tools."""
+
+    system: str
+    user: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
+
+    def texts(self) -> Iterator[str]:
+        """Everything that a caller wrote and that is counted as text."""
+        yield from (self.system, self.user)
+        for message in self.messages:
+            yield from (part.text for part in message.parts if isinstance(part, TextPart))
+            yield from (call.name + call.arguments for call in message.tool_calls)
+        for tool in self.tools:
+            yield tool.name + tool.description + tool.parameters
 
 
 async def inline_task(
-    system: str,
-    user: str,
+    prompt: InlinePrompt,
     grammar: Grammar | None,
     analyser: Analyser,
     limits: SchemaLimits = DEFAULT_LIMITS,
@@ -22,8 +41,15 @@ async def inline_task(
     field: str = "task.inline",
 ) -> Task:
     """A task of a caller. Raises ``InvalidRequest`` or ``GrammarError`` on fields below ``field``."""
-    _check_texts(system, user, max_text_bytes, field)
-    task = Task(name="inline", description="A task of the request.", system=system, user=user)
+    _check_texts(prompt, max_text_bytes, field)
+    task = Task(
+        name="inline",
+        description="A task of the request.",
+        system=prompt.system,
+        user=prompt.user,
+        messages=prompt.messages,
+        tools=prompt.tools,
+    )
     if grammar is None:
         return task
     try:
@@ -38,14 +64,14 @@ async def inline_task(
     )
 
 
-def _check_texts(system: str, user: str, max_bytes: int | None, field: str) -> None:
-    if not user.strip():
+def _check_texts(prompt: InlinePrompt, max_bytes: int | None, field: str) -> None:
+    if not prompt.messages and not prompt.user.strip():
         raise InvalidRequest(f"{field}.user", "is empty; say what to do", reason="TEXT_EMPTY")
-    size = len(user.encode("utf-8", "surrogatepass")) + len(system.encode("utf-8", "surrogatepass"))
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in prompt.texts())
     if max_bytes is not None and size > max_bytes:
         raise InvalidRequest(
-            f"{field}.user",
-            f"system and user texts have {size} bytes, at most {max_bytes} are allowed",
+            f"{field}.messages" if prompt.messages else f"{field}.user",
+            f"the texts of the task have {size} bytes, at most {max_bytes} are allowed",
             reason="TEXT_TOO_LONG",
             metadata={"limit": str(max_bytes), "actual": str(size)},
         )

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from service.errors import FieldViolation, GrammarError, InvalidRequest, VisionDisabled
+from service.errors import (
+    FieldViolation,
+    GrammarError,
+    InvalidRequest,
+    TooManyImages,
+    VisionDisabled,
+)
 from service.tasks import jsontext
 from service.tasks.contract import Task
 from service.tasks.grammars.report import Enforcement, KeywordReport, SchemaWarning
@@ -26,17 +32,15 @@ def check_request(
 ) -> GenerateRequest:
     """What the engine will get, if it can do it; raises before anything has been computed."""
     check_sampling(sampling, capabilities)
-    _check_images(task, images, capabilities)
+    _check_images(task, len(images) - len(task.example_images), len(images), capabilities)
     if task.grammar is not None:
         check_kind(task.grammar, capabilities, task.grammar_field)
-    return GenerateRequest(
-        request_id=request_id,
-        user=task.user,
-        system=task.system,
-        images=tuple(images),
-        grammar=task.grammar,
-        sampling=sampling,
+    request = GenerateRequest(
+        request_id=request_id, tools=task.tools, grammar=task.grammar, sampling=sampling
     )
+    if task.messages or task.examples:
+        return replace(request, messages=task.conversation(images))
+    return replace(request, user=task.user, system=task.system, images=tuple(images))
 
 
 def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None:
@@ -131,23 +135,18 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
         )
 
 
-def _check_images(task: Task, images: Sequence[ImageSource], capabilities: Capabilities) -> None:
-    if task.needs_image and not images:
+def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities) -> None:
+    """asked: images of the request; shown: those and the images of the task's examples."""
+    if task.needs_image and not asked:
         raise InvalidRequest(
-            "images", "this task needs at least one picture", reason="IMAGE_REQUIRED"
+            "images", "this task needs at least one image", reason="IMAGE_REQUIRED"
         )
-    if images and not capabilities.vision:
+    if shown and not capabilities.vision:
         raise VisionDisabled(
-            "This model runs without vision: send the request without pictures, "
+            "This model runs without vision: send the request without images, "
             "or ask the operator for a model with vision."
         )
-    limit = capabilities.max_images
-    if task.max_images is not None:
-        limit = min(limit, task.max_images)
-    if len(images) > limit:
-        raise InvalidRequest(
-            "images",
-            f"has {len(images)} pictures, at most {limit} are allowed",
-            reason="TOO_MANY_IMAGES",
-            metadata={"limit": str(limit), "actual": str(len(images))},
-        )
+    if task.max_images is not None and asked > task.max_images:
+        raise TooManyImages(asked, task.max_images)
+    if shown > capabilities.max_images:
+        raise TooManyImages(shown, capabilities.max_images)

@@ -41,6 +41,17 @@ from service.types import (
 LIMITS = Settings()
 INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(json_schema="true")))
 IMAGE = pb.Image(data=b"picture", max_pixels=1_000_000)
+ASKED = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="Look.")])
+CALLED = pb.Message(
+    role=pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall(name="zoom", arguments_json="{}")]
+)
+SHOWN = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(image=IMAGE)])
+TOOL = pb.ToolDefinition(name="zoom", parameters_json="{}")
+
+
+def conversation(*messages: pb.Message) -> pb.Task:
+    return pb.Task(inline=pb.InlineTask(messages=messages, tools=[TOOL]))
+
 
 # Every field of every request
 
@@ -56,6 +67,8 @@ def leaves(message: Descriptor, path: tuple[FieldDescriptor, ...] = ()) -> Itera
 
 def value_of(field: FieldDescriptor) -> Any:
     """A value that is allowed, and neither a default nor one of the base requests."""
+    if field.name in ("arguments_json", "parameters_json"):
+        return '{"other": 1}'
     if field.type == FieldDescriptor.TYPE_STRING:
         return "other"
     if field.type == FieldDescriptor.TYPE_BYTES:
@@ -86,16 +99,36 @@ def decode_validate(request: pb.ValidateSchemaRequest, limits: Settings) -> Gram
     return codec.decode_validate(request)
 
 
+def fits(base: Message, names: set[str]) -> bool:
+    """Whether a field belongs to the form of the task that the request has."""
+    if base.DESCRIPTOR.name not in ("RunTaskRequest", "StreamTaskRequest"):
+        return True
+    messages = base.task.inline.messages  # type: ignore[attr-defined]
+    if not messages:
+        return not names & {"messages", "tools"}
+    if messages[0].tool_calls:
+        return "tool_calls" in names
+    if messages[0].parts[0].HasField("image"):
+        return {"messages", "image"} <= names
+    return (
+        "image" not in names and bool(names & {"messages", "tools"}) and "tool_calls" not in names
+    )
+
+
 DECODED: list[tuple[Message, Callable[[Any, Settings], Call | Grammar]]] = [
     (pb.AnalyzeImageRequest(images=[IMAGE]), codec.decode_analyze),
     (pb.RunTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
     (pb.StreamTaskRequest(task=INLINE, images=[IMAGE]), codec.decode_run),
+    (pb.RunTaskRequest(task=conversation(ASKED)), codec.decode_run),
+    (pb.RunTaskRequest(task=conversation(SHOWN)), codec.decode_run),
+    (pb.RunTaskRequest(task=conversation(CALLED, ASKED)), codec.decode_run),
     (pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema="true")), decode_validate),
 ]
 FIELDS = [
     pytest.param(base, decode, path, id=".".join([base.DESCRIPTOR.name, *(f.name for f in path)]))
     for base, decode in DECODED
     for path in leaves(base.DESCRIPTOR)
+    if fits(base, {field.name for field in path})
 ]
 
 
@@ -131,7 +164,7 @@ def test_the_enums_of_requests() -> None:
         for path in leaves(method.input_type)
         if path[-1].enum_type is not None
     }
-    assert found == {"qwen3vl.v1.Grammar.property_order"}
+    assert found == {"qwen3vl.v1.Grammar.property_order", "qwen3vl.v1.Message.role"}
 
 
 @pytest.mark.parametrize(

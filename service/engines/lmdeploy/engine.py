@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from service.engines.lmdeploy.options import LMDeploySettings, Options
 from service.engines.shared.closing import closed_error, or_closed
-from service.errors import EngineUnavailable, InvalidRequest, Overloaded, VisionDisabled
+from service.errors import (
+    EngineUnavailable,
+    Overloaded,
+    TooManyImages,
+    VisionDisabled,
+)
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
 
 if TYPE_CHECKING:
@@ -192,11 +197,7 @@ class LMDeployEngine:
         if request.all_images and not options.vision:
             raise VisionDisabled("this server was started without vision; send text only")
         if len(request.all_images) > options.max_images:
-            raise InvalidRequest(
-                "images",
-                f"has {len(request.all_images)} pictures, at most {options.max_images} are allowed",
-                reason="TOO_MANY_IMAGES",
-            )
+            raise TooManyImages(len(request.all_images), options.max_images)
         loaded.check_sampling(request.sampling)
         if len(self._live) >= options.max_queue + options.max_batch:
             raise Overloaded("too many requests are waiting; try again later", retry_after_s=1.0)

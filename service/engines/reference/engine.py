@@ -17,8 +17,8 @@ from service.engines.shared.closing import closed_error, or_closed
 from service.engines.shared.context import answer_limit
 from service.errors import (
     EngineUnavailable,
-    InvalidRequest,
     Overloaded,
+    TooManyImages,
     VisionDisabled,
 )
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind
@@ -226,11 +226,7 @@ class ReferenceEngine:
         if request.all_images and not self.capabilities.vision:
             raise VisionDisabled("this server was started without vision; send text only")
         if len(request.all_images) > options.max_images:
-            raise InvalidRequest(
-                "images",
-                f"has {len(request.all_images)} pictures, at most {options.max_images} are allowed",
-                reason="TOO_MANY_IMAGES",
-            )
+            raise TooManyImages(len(request.all_images), options.max_images)
         if len(self._live) >= options.max_queue + options.max_batch:
             raise Overloaded("too many requests are waiting; try again later", retry_after_s=1.0)
 

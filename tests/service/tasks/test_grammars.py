@@ -11,7 +11,7 @@ import pytest
 from service.errors import GrammarError, InvalidRequest, OutputInvalid
 from service.tasks.grammar_checks import check_answer, check_grammar
 from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
-from service.tasks.inline import inline_task
+from service.tasks.inline import InlinePrompt, inline_task
 from service.tasks.schema import SchemaLimits
 from service.types import Grammar, GrammarKind
 
@@ -82,11 +82,13 @@ async def analyser(grammar: Grammar, limits: SchemaLimits) -> Analysed:
 
 async def test_an_inline_task() -> None:
     grammar = Grammar(GrammarKind.CHOICE, '["a"]')
-    task = await inline_task("Be brief.", "Which?", grammar, analyser, max_text_bytes=15)
+    task = await inline_task(
+        InlinePrompt("Be brief.", "Which?"), grammar, analyser, max_text_bytes=15
+    )
     assert (task.system, task.user, task.needs_image) == ("Be brief.", "Which?", False)
     assert task.grammar == Grammar(GrammarKind.CHOICE, '["a"]', 'root ::= "a"')
     assert (task.report, task.grammar_field) == (ENFORCED, "task.inline.grammar.choice")
-    plain = await inline_task("", "x", None, analyser)
+    plain = await inline_task(InlinePrompt("", "x"), None, analyser)
     assert (plain.grammar, plain.report) == (None, None)
 
 
@@ -104,7 +106,9 @@ async def test_an_inline_task() -> None:
     ],
 )
 async def test_a_bad_inline_task(arguments: Any, field: str) -> None:
+    system, user, grammar = arguments
+    prompt = InlinePrompt(system, user)
     with pytest.raises(InvalidRequest) as caught:
-        await inline_task(*arguments, analyser, max_text_bytes=15)
+        await inline_task(prompt, grammar, analyser, max_text_bytes=15)
     assert caught.value.violations[0].field == field
     assert caught.value.message.startswith(f"{field}: ")

@@ -20,6 +20,7 @@ from service.errors import (
     NoUsableFields,
     OutputInvalid,
     OutputTruncated,
+    TooManyImages,
     VisionDisabled,
 )
 from service.tasks.contract import Task, TaskResult
@@ -162,7 +163,7 @@ async def test_too_many_pictures(of_task: int | None, limit: int) -> None:
     engine = ScriptedEngine(["x"], capabilities=capabilities(max_images=2))
     what = replace(PLAIN, max_images=of_task)
     await go(engine, what, images=limit)
-    error = await refused(InvalidRequest, engine, what, images=limit + 1)
+    error = await refused(TooManyImages, engine, what, images=limit + 1)
     assert error.reason == "TOO_MANY_IMAGES"
     assert error.metadata == {"limit": str(limit), "actual": str(limit + 1)}
 

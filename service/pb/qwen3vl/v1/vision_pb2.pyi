@@ -34,6 +34,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Role:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """Not set; refused."""
+    ROLE_SYSTEM: _Role.ValueType  # 1
+    """Instructions; only the first message."""
+    ROLE_USER: _Role.ValueType  # 2
+    """A person, who may show images."""
+    ROLE_ASSISTANT: _Role.ValueType  # 3
+    """The model."""
+    ROLE_TOOL: _Role.ValueType  # 4
+    """The result of a tool that the assistant called; may show images."""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """Role is who speaks in a message."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""Not set; refused."""
+ROLE_SYSTEM: Role.ValueType  # 1
+"""Instructions; only the first message."""
+ROLE_USER: Role.ValueType  # 2
+"""A person, who may show images."""
+ROLE_ASSISTANT: Role.ValueType  # 3
+"""The model."""
+ROLE_TOOL: Role.ValueType  # 4
+"""The result of a tool that the assistant called; may show images."""
+Global___Role: _TypeAlias = Role  # noqa: Y015
+
 class _PropertyOrder:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -759,15 +791,29 @@ class InlineTask(_message.Message):
     SYSTEM_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     system: _builtins.str
     """Text of the system turn. Default: none. Special tokens of the model, such as <|im_start|>, are plain text here."""
     user: _builtins.str
-    """Text of the user turn, after the pictures. Required. Special tokens of the model are plain text here.
-    Both texts together: at most Limits.max_text_bytes bytes of UTF-8.
+    """Text of the user turn, after the images of the request. Required unless `messages` are given. Special tokens of the
+    model are plain text here. All texts of the task together: at most Limits.max_text_bytes bytes of UTF-8.
     """
     @_builtins.property
     def grammar(self) -> Global___Grammar:
         """What the answer has to fit. Default: any text."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
+        """A whole conversation in place of `system`, `user` and the images of the request, which have to be empty then. The
+        answer is the next message of the assistant, so the last message is one of the user or of a tool. At most 1024.
+        """
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
+        """Tools that the model is told of, as the chat template of the checkpoint lists them. At most 128. A call of a tool is
+        part of the answer's text, as the model writes it: <tool_call>{"name": …, "arguments": …}</tool_call>.
+        """
 
     def __init__(
         self,
@@ -775,14 +821,136 @@ class InlineTask(_message.Message):
         system: _builtins.str = ...,
         user: _builtins.str = ...,
         grammar: Global___Grammar | None = ...,
+        messages: _abc.Iterable[Global___Message] | None = ...,
+        tools: _abc.Iterable[Global___ToolDefinition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "system", b"system", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "messages", b"messages", "system", b"system", "tools", b"tools", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InlineTask: _TypeAlias = InlineTask  # noqa: Y015
+
+@_typing.final
+class Message(_message.Message):
+    """Message is one message of a conversation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
+    role: Global___Role.ValueType
+    """Who speaks. Required."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
+        """Texts and images in reading order. Required, except for an assistant that calls tools."""
+
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
+        """Tools that the assistant called, behind its text; only with ROLE_ASSISTANT."""
+
+    def __init__(
+        self,
+        *,
+        role: Global___Role.ValueType = ...,
+        parts: _abc.Iterable[Global___Part] | None = ...,
+        tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "role", b"role", "tool_calls", b"tool_calls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class Part(_message.Message):
+    """Part is a piece of a message."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """A text. Special tokens of the model are plain text here."""
+    @_builtins.property
+    def image(self) -> Global___Image:
+        """An image; only in messages of users and tools. All images of a conversation together: at most Limits.max_images."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        image: Global___Image | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kind", b"kind", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["text", "image"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___Part: _TypeAlias = Part  # noqa: Y015
+
+@_typing.final
+class ToolCall(_message.Message):
+    """ToolCall is a call of a tool by the assistant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the tool: 1 to 64 letters, digits, underscores and hyphens."""
+    arguments_json: _builtins.str
+    """Arguments: a JSON object as text, which goes into the prompt as it is."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class ToolDefinition(_message.Message):
+    """ToolDefinition describes a tool to the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARAMETERS_JSON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the tool: 1 to 64 letters, digits, underscores and hyphens."""
+    description: _builtins.str
+    """What the tool does. Default: nothing is said."""
+    parameters_json: _builtins.str
+    """JSON Schema of the arguments: a JSON object as text. It is shown to the model; nothing checks arguments against it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        parameters_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "parameters_json", b"parameters_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolDefinition: _TypeAlias = ToolDefinition  # noqa: Y015
 
 @_typing.final
 class Grammar(_message.Message):
