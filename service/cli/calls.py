@@ -147,8 +147,11 @@ def task(
         raise typer.BadParameter("--property-order needs a --schema")
     order = PROPERTY_ORDERS[property_order]
     grammar = pb.Grammar(**given, property_order=order) if given else None
-    texts = {"system": option_text(system, "--system"), "user": option_text(prompt, "--prompt")}
-    inline = pb.InlineTask(**texts, grammar=grammar)
+    inline = pb.InlineTask(
+        system=option_text(system, "--system"),
+        user=option_text(prompt, "--prompt"),
+        grammar=grammar,
+    )
     if examples is not None:
         inline.messages.extend(example_messages(examples))
     return pb.Task(inline=inline)

@@ -796,7 +796,7 @@ class InlineTask(_message.Message):
     system: _builtins.str
     """Text of the system turn. Default: none. Special tokens of the model, such as <|im_start|>, are plain text here."""
     user: _builtins.str
-    """Text of the user turn, after the images of the request. Required unless `messages` are given. Special tokens of the
+    """Text of the user turn, after the images of the request. Required. Empty only beside `messages`. Special tokens of the
     model are plain text here. All texts of the task together: at most Limits.max_text_bytes bytes of UTF-8.
     """
     @_builtins.property
@@ -807,11 +807,12 @@ class InlineTask(_message.Message):
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
         """A whole conversation in place of `system`, `user` and the images of the request, which have to be empty then. The
         answer is the next message of the assistant, so the last message is one of the user or of a tool. At most 1024.
+        Default: none.
         """
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolDefinition]:
-        """Tools that the model is told of, as the chat template of the checkpoint lists them. At most 128. A call of a tool is
+        """Tools that the model is told of, as the chat template of the checkpoint lists them. At most 128. Default: none. A call of a tool is
         part of the answer's text, as the model writes it: <tool_call>{"name": …, "arguments": …}</tool_call>.
         """
 
