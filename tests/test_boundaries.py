@@ -86,6 +86,8 @@ def test_generated_code_stays_at_the_edge() -> None:
     edge = (
         "service/codec.py",
         "service/grammar_codec.py",
+        "service/conversation_codec.py",
+        "service/image_codec.py",
         "service/servicer.py",
         "service/server.py",
         "service/interceptors.py",
