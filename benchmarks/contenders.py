@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
-from service.tasks.grammars.analysis import analyse
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.tasks.image_analysis import IMAGE_ANALYSIS
-from service.tasks.schema import DEFAULT_LIMITS
 from service.types import GenerateRequest, Image, Sampling
 
 PICTURE = (192, 192)  # width, height in pixels
@@ -111,9 +111,9 @@ class Transformers(Contender):
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        from service.engines.shared.chat import Chat
-        from service.engines.shared.config import TextConfig
-        from service.engines.shared.grammar import GrammarCompiler
+        from service.engines.common.chat import Chat
+        from service.engines.common.config import TextConfig
+        from service.engines.common.grammar import GrammarCompiler
 
         self._torch = torch
         self._processor = AutoProcessor.from_pretrained(folder)

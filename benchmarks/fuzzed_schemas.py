@@ -36,8 +36,8 @@ from service.client import CHANNEL_OPTIONS, read_error
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.types import Grammar, GrammarKind
-from tests.service.tasks.grammars.fuzzed import fuzzed
-from tests.service.tasks.grammars.hostile import HOSTILE
+from tests.service.schema_compiler.fuzzed import fuzzed
+from tests.service.schema_compiler.hostile import HOSTILE
 
 FUZZED = 2000
 QUICK = 20

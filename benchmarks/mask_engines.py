@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from service.tasks.grammars.worker import collect
-from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.structured_output.worker import collect
 from service.types import PropertyOrder
 
 LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
@@ -183,7 +183,7 @@ class _OurGrammar(_XGrammarGrammar):
 
     def finally_valid(self, text: str) -> bool:
         from service.errors import OutputInvalid
-        from service.tasks.answers import AnswerValidator
+        from service.structured_output.answers import AnswerValidator
 
         try:
             AnswerValidator(self._schema, self._limits).parse(text)
@@ -196,12 +196,12 @@ class Ours(MaskEngine):
     """Admission, analysis and compilation as in the service, then its final validation."""
 
     def __init__(self, limits: SchemaLimits, order: PropertyOrder) -> None:
-        from service.engines.shared.grammar import GrammarCompiler
+        from service.engines.common.grammar import GrammarCompiler
 
         table = [bytes([value]) for value in range(END)] + [b""]
         self._compiler = GrammarCompiler(table, [END])
         self._limits, self._order = limits, order
-        import service.tasks.grammars.analysis  # noqa: F401
+        import service.schema_compiler.analysis  # noqa: F401
 
         gc.freeze()  # as the processes of the service do, which analyse
         gc.disable()
@@ -214,9 +214,9 @@ class Ours(MaskEngine):
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError
-        from service.tasks.grammars.analysis import analyse
-        from service.tasks.grammars.report import Enforcement
-        from service.tasks.schema import check_json_schema
+        from service.schema_compiler.analysis import analyse
+        from service.schema_compiler.report import Enforcement
+        from service.schema_compiler.schema import check_json_schema
         from service.types import Grammar as Asked
         from service.types import GrammarKind
 

@@ -10,8 +10,8 @@ from benchmarks.collection import Case
 from benchmarks.mask_engines import LARGE_LIMITS, instance_text, schema_text
 from benchmarks.mask_outcomes import Outcome
 from service.errors import GrammarError, OutputInvalid
-from service.tasks.answers import AnswerValidator
-from service.tasks.grammars.analysis import analyse
+from service.schema_compiler.analysis import analyse
+from service.structured_output.answers import AnswerValidator
 from service.types import Grammar, GrammarKind
 
 SHOWN = 90

@@ -31,13 +31,14 @@ import psutil
 from PIL import Image
 
 from benchmarks.common import Sample, environment, markdown, spread, write_results
-from service import codec, logs
-from service.calls import Answer
+from service import logs
 from service.engines.fake import FakeEngine
-from service.images import ImageLimits, decode_image
+from service.grpc_api import codec
+from service.grpc_api.server import VisionServer, options, serve
+from service.inference.calls import Answer
+from service.inference.images import ImageLimits, decode_image
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
-from service.server import VisionServer, options, serve
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from service.types import FinishReason, Timings, Usage

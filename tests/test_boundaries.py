@@ -65,10 +65,10 @@ def test_only_engines_import_torch_and_transformers() -> None:
 
 
 def test_xgrammar_runs_in_engines_and_in_processes_that_can_be_killed() -> None:
-    trial = "service/tasks/grammars/trial.py"
+    trial = "service/structured_output/trial.py"
     assert within(importers("service", "xgrammar"), "service/engines", trial)
-    assert importers("service", "service.tasks.grammars.trial") == {
-        "service/tasks/grammars/worker.py"
+    assert importers("service", "service.structured_output.trial") == {
+        "service/structured_output/worker.py"
     }
 
 
@@ -84,19 +84,19 @@ def test_only_the_wiring_picks_an_engine() -> None:
 
 def test_generated_code_stays_at_the_edge() -> None:
     edge = (
-        "service/codec.py",
-        "service/grammar_codec.py",
-        "service/conversation_codec.py",
-        "service/image_codec.py",
-        "service/servicer.py",
-        "service/server.py",
-        "service/interceptors.py",
+        "service/grpc_api/codec.py",
+        "service/grpc_api/grammar_codec.py",
+        "service/grpc_api/conversation_codec.py",
+        "service/grpc_api/image_codec.py",
+        "service/grpc_api/servicer.py",
+        "service/grpc_api/server.py",
+        "service/grpc_api/interceptors.py",
         "service/client.py",
         "service/cli",
         "service/engines/fake.py",
     )
     found = importers("service", "service.pb")
-    assert "service/codec.py" in found
+    assert "service/grpc_api/codec.py" in found
     assert within(found, *edge[:-1]), found
 
 
@@ -107,7 +107,10 @@ def test_values_and_errors_know_neither_proto_nor_engines() -> None:
 
 
 def test_tasks_know_neither_proto_nor_engines() -> None:
-    assert importers("service/tasks", "service.pb", "service.engines", "service.servicer") == set()
+    assert (
+        importers("service/tasks", "service.pb", "service.engines", "service.grpc_api.servicer")
+        == set()
+    )
 
 
 def test_encoder_and_packing_stand_alone() -> None:
@@ -136,7 +139,7 @@ def test_the_light_client_needs_grpc_alone() -> None:
         ("lmdeploy_ext.mrope", ("torch", "timm", "transformers", "lmdeploy")),
         ("lmdeploy_ext.packing", ("torch", "timm", "transformers", "lmdeploy")),
         ("service", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
-        ("service.server", ("torch", "transformers", "lmdeploy")),
+        ("service.grpc_api.server", ("torch", "transformers", "lmdeploy")),
         ("service.engines.reference", ("transformers", "lmdeploy")),
         ("service.engines.lmdeploy", ("torch", "transformers", "lmdeploy")),
         ("service.__main__", ("torch", "transformers", "lmdeploy")),

@@ -16,11 +16,11 @@ import yaml
 
 from service.cli.arguments import read_settings
 from service.engines.fake import FakeEngine
-from service.tasks.formats import FORMATS
-from service.tasks.grammars.analysis import analyse
-from service.tasks.grammars.string_formats import FORMAT_PATTERNS
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.formats import FORMATS
+from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.string_formats import FORMAT_PATTERNS
 from service.tasks.registry import load_registry
-from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 from tests.service.cli.terminal import Outcome, called, process, qwen3vl, wait_for
 from tests.service.harness import running

@@ -56,9 +56,9 @@ def analyses(count: int) -> list[GenerateRequest]:
 
 def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:
     """What AnalyzeImage sends to the engine for one image."""
-    from service.tasks.grammars.analysis import analyse
+    from service.schema_compiler.analysis import analyse
+    from service.schema_compiler.schema import DEFAULT_LIMITS
     from service.tasks.image_analysis import IMAGE_ANALYSIS
-    from service.tasks.schema import DEFAULT_LIMITS
 
     assert IMAGE_ANALYSIS.grammar is not None
     grammar = analyse(IMAGE_ANALYSIS.grammar, DEFAULT_LIMITS).grammar
@@ -70,17 +70,17 @@ def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:
 
 def decoded(data: bytes) -> Any:
     """Pixels of an encoded image, as the server decodes it."""
-    from service.images import ImageLimits, decode_image
+    from service.inference.images import ImageLimits, decode_image
 
     return decode_image(data, FIELD, ImageLimits())
 
 
 def pack(folder: Path, requests: Sequence[GenerateRequest]) -> list[Any]:
     """Packed prompts, without an engine."""
-    from service.engines.shared.chat import Chat
-    from service.engines.shared.config import TextConfig
-    from service.engines.shared.pictures import ImagePreprocessor
-    from service.engines.shared.prompts import Prompts
+    from service.engines.common.chat import Chat
+    from service.engines.common.config import TextConfig
+    from service.engines.common.images import ImagePreprocessor
+    from service.engines.common.prompts import Prompts
 
     config = TextConfig.from_checkpoint(folder)
     prompts = Prompts(Chat(folder, config), ImagePreprocessor(folder), 4096)

@@ -57,8 +57,8 @@ class Worker:
     async def _started(self) -> Any:
         import torch
 
+        from service.engines.common.loops import LoopGuard
         from service.engines.lmdeploy import LMDeployEngine
-        from service.engines.shared.loops import LoopGuard
 
         session, sizes = SESSIONS[self.session], self.context.sizes
         options = {**session.options, **sizes.options, "loop_guard": LoopGuard(window=0)}

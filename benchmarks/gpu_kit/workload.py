@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.gpu_kit import asking
 from benchmarks.gpu_kit.plan import SESSIONS
 from benchmarks.gpu_kit.worker import StepFailed, Worker
-from service.calls import EncodedImage
-from service.decoding import ImageDecoder
-from service.images import ImageLimits
+from service.inference.calls import EncodedImage
+from service.inference.decoding import ImageDecoder
+from service.inference.images import ImageLimits
 from service.settings import Settings
 from service.types import FinishReason, GenerateRequest, Image, ImageSource
 
@@ -99,8 +99,8 @@ async def _engine(worker: Worker) -> Any:
 
 
 async def _stand_in(worker: Worker) -> Any:
+    from service.engines.common.loops import LoopGuard
     from service.engines.reference import ReferenceEngine
-    from service.engines.shared.loops import LoopGuard
 
     folder = worker.context.model(SESSIONS[worker.session].model)
     engine = ReferenceEngine(folder, device="cpu", loop_guard=LoopGuard(window=0))

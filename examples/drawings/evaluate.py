@@ -27,9 +27,9 @@ from examples.drawings.faults import FAULTS, inject
 from examples.drawings.questions import QUESTIONS, Asked, ask
 from examples.drawings.scenes import HELD_OUT_SEED, Keyframes, Scene, draw, keyframes, scene
 from service.engines.reference import ReferenceEngine
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
 from service.settings import load_settings
 from service.tasks.registry import load_registry
 from service.wiring import BUNDLED_MODEL

@@ -23,7 +23,8 @@ from service.cli.output import echo
 from service.client import open_channel
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.tasks import jsontext, yamltext
+from service.schema_compiler import jsontext
+from service.tasks import yamltext
 from service.tasks.examples import Example, ExampleError, read_examples
 from service.types import Role, TextPart
 

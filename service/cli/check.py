@@ -12,12 +12,12 @@ import typer
 
 from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
-from service.inference import schema_limits
-from service.server import VisionServer
+from service.grpc_api.server import VisionServer
+from service.inference.pipeline import schema_limits
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.settings import Settings
-from service.tasks.grammars.analysis import analyse
 from service.tasks.registry import TaskSourceError, try_grammars
-from service.tasks.schema import DEFAULT_LIMITS
 from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
 from service.wiring import build_engine, build_pool, build_registry
 
@@ -27,7 +27,7 @@ MEND = {
     "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
     "engine": "",
     "port": "",
-    "workers": "They run as children of the server: python -m service.tasks.grammars.worker.",
+    "workers": "They run as children of the server: python -m service.structured_output.worker.",
     "model": (
         "--model (QWEN3VL_MODEL) is {model}: give 'bundled', a checkpoint folder, or a hub name."
     ),

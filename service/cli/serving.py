@@ -13,7 +13,7 @@ import typer
 from service import logs
 from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
-from service.server import VisionServer, serve
+from service.grpc_api.server import VisionServer, serve
 from service.settings import SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
 

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.engines.common.context import answer_limit
+from service.engines.common.reducing import reduce_all
 from service.engines.kind import EngineKind, EngineSettings
-from service.engines.shared.context import answer_limit
-from service.engines.shared.reducing import reduce_all
 from service.errors import (
     EngineUnavailable,
     GrammarError,

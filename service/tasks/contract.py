@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.tasks.grammars.report import GrammarReport
+from service.schema_compiler.report import GrammarReport
 from service.types import (
     EncodedImage,
     FinishReason,

@@ -28,7 +28,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.errors import GrammarError
-from service.tasks import jsontext, yamltext
+from service.schema_compiler import jsontext
+from service.tasks import yamltext
 from service.tasks.contract import Task
 from service.tasks.examples import MAX_EXAMPLES, Example, ExampleError, read_examples
 from service.types import Grammar, GrammarKind, PropertyOrder

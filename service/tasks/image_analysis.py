@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.errors import OutputInvalid
-from service.tasks import jsontext
-from service.tasks.answers import parse_json
+from service.schema_compiler import jsontext
+from service.structured_output.answers import parse_json
 from service.tasks.contract import Task
 from service.types import Grammar, GrammarKind, PropertyOrder
 

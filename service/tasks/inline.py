@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from service.errors import GrammarError, InvalidRequest
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.structured_output.analyser import Analyser
 from service.tasks.contract import Task
-from service.tasks.grammars.analyser import Analyser
-from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 from service.types import Grammar, Message, TextPart, ToolDefinition
 
 

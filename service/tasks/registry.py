@@ -9,12 +9,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from service.errors import GrammarError, UnknownTask
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.structured_output.analyser import Analyser
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks
-from service.tasks.grammars.analyser import Analyser
-from service.tasks.grammars.analysis import analyse
 from service.tasks.image_analysis import IMAGE_ANALYSIS
-from service.tasks.schema import DEFAULT_LIMITS, SchemaLimits
 from service.types import PropertyOrder
 
 ENTRY_POINTS = "qwen3vl.tasks"

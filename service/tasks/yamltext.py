@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from service.tasks import jsontext
+from service.schema_compiler import jsontext
 
 MAX_DEPTH = 100
 """Levels of nesting; the time that the YAML scanner takes grows with their square."""

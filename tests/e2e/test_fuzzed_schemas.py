@@ -10,8 +10,8 @@ import pytest
 from benchmarks.fuzzed_schemas import SEEDS, attack, message
 from benchmarks.schema_answers import server
 from service.types import Grammar, GrammarKind
-from tests.service.tasks.grammars.fuzzed import fuzzed
-from tests.service.tasks.grammars.hostile import HOSTILE
+from tests.service.schema_compiler.fuzzed import fuzzed
+from tests.service.schema_compiler.hostile import HOSTILE
 
 FUZZED = 60
 HOSTILE_ONES = HOSTILE[3::9]

@@ -31,9 +31,9 @@ from examples.drawings.evaluate import encoded
 from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
 from service.client import CHANNEL_OPTIONS, read_error
 from service.engines.reference import ReferenceEngine
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from service.wiring import BUNDLED_MODEL

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu_kit import steps
+from service.engines.common.loops import LoopGuard
 from service.engines.lmdeploy import LMDeployEngine
-from service.engines.shared.loops import LoopGuard
 from service.wiring import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[2]

@@ -22,12 +22,12 @@ from PIL import Image
 
 from service.client import CHANNEL_OPTIONS, CallError, read_error
 from service.engines.fake import FakeEngine
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
 from service.settings import Settings
-from service.tasks.grammars.analyser import Analyser, in_thread
-from service.tasks.grammars.pool import GrammarPool
+from service.structured_output.analyser import Analyser, in_thread
+from service.structured_output.pool import GrammarPool
 from service.wiring import build_registry
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import sys
 
 from service import logs
 from service.engines.fake import FakeEngine
-from service.server import VisionServer, serve
+from service.grpc_api.server import VisionServer, serve
 from service.settings import Settings
 from service.tasks.registry import load_registry
 

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service import interceptors
 from service.engines.fake import FakeEngine
+from service.grpc_api import interceptors
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.types import Chunk, GenerateRequest
 from tests.attacks import unread

@@ -18,8 +18,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from service.auth import ApiKeys
 from service.engines.fake import FakeEngine
 from service.errors import Unauthenticated
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
 from tests.service.certificates import Authority, openssl

@@ -10,8 +10,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from service.calls import ANALYZE_TASK
 from service.engines.fake import FakeEngine
+from service.inference.calls import ANALYZE_TASK
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.harness import (
     Running,

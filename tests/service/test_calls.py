@@ -16,13 +16,13 @@ import grpc
 import psutil
 import pytest
 
-from service.calls import ANALYZE_TASK
-from service.decoding import ImageDecoder
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, InferenceTimeout
+from service.inference import runner
+from service.inference.calls import ANALYZE_TASK
+from service.inference.decoding import ImageDecoder
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.tasks import runner
 from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS
 from service.types import Grammar
 from tests.service.harness import (

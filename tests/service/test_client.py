@@ -14,9 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 
 from service.client import CallError, open_channel, read_error
 from service.engines.fake import FakeEngine
+from service.grpc_api.status import DETAILS_KEY
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.status import DETAILS_KEY
 from tests.service.harness import inline, run_request, running, until
 
 

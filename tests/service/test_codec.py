@@ -13,12 +13,18 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import codec, grammar_codec
-from service.calls import ANALYZE_TASK, Answer, Call, InlineTask, TaskDescription, Validation
 from service.errors import InvalidRequest
+from service.grpc_api import codec, grammar_codec
+from service.inference.calls import (
+    ANALYZE_TASK,
+    Answer,
+    Call,
+    InlineTask,
+    TaskDescription,
+    Validation,
+)
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.settings import Settings
-from service.tasks.grammars.report import (
+from service.schema_compiler.report import (
     Enforcement,
     GrammarReport,
     KeywordReport,
@@ -26,6 +32,7 @@ from service.tasks.grammars.report import (
     SchemaWarning,
     WarningKind,
 )
+from service.settings import Settings
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import (
     Capabilities,

@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import pytest
 
-from service.calls import ANALYZE_TASK
 from service.engines.fake import PIECE, FakeEngine
-from service.inference import MAX_VALIDATIONS
+from service.inference.calls import ANALYZE_TASK
+from service.inference.pipeline import MAX_VALIDATIONS
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.tasks.grammars.report import Analysed, Enforcement, GrammarReport
-from service.tasks.schema import SchemaLimits
+from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
+from service.schema_compiler.schema import SchemaLimits
 from service.types import GenerateRequest, Grammar, GrammarKind
 from tests.service.harness import (
     failure,

@@ -18,16 +18,16 @@ import pytest
 
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.server import VisionServer
 from service.settings import Settings, SettingsError
-from service.tasks.grammars.pool import CACHE_BYTES, GrammarPool
+from service.structured_output.pool import CACHE_BYTES, GrammarPool
 from service.tasks.registry import load_registry
 from service.types import Capabilities
 from tests.service import bending
 from tests.service.harness import ROOT, Running, failure, inline, run_request, running, until
-from tests.service.tasks.grammars import misbehaving
-from tests.service.tasks.grammars.test_pool import BAD, children
+from tests.service.structured_output import misbehaving
+from tests.service.structured_output.test_pool import BAD, children
 
 WORKERS, LIMIT_S = 2, 1.5
 

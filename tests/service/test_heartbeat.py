@@ -16,9 +16,9 @@ import pytest
 from service import heartbeat
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable
+from service.grpc_api.server import VisionServer, serve
 from service.lifecycle import Phase
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.server import VisionServer, serve
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from service.types import Chunk, GenerateRequest
@@ -176,7 +176,7 @@ async def test_an_engine_that_makes_progress_is_not_given_up() -> None:
 
 HANGING = """
 import asyncio, threading
-from service import server
+from service.grpc_api import server
 from service.engines.fake import FakeEngine
 from service.settings import Settings
 from service.tasks.registry import load_registry
@@ -226,7 +226,7 @@ def test_a_crash_of_the_server_leaves_a_trace() -> None:
 
 
 def test_a_crash_of_a_grammar_worker_leaves_a_trace() -> None:
-    command = [sys.executable, "-m", "service.tasks.grammars.worker"]
+    command = [sys.executable, "-m", "service.structured_output.worker"]
     with subprocess.Popen(
         command,
         cwd=ROOT,

@@ -19,11 +19,11 @@ import pytest
 import pytest_asyncio
 from PIL import Image, ImageFile
 
-from service import decoding
-from service.calls import EncodedImage
-from service.decoding import ImageDecoder
 from service.engines.fake import FakeEngine
 from service.engines.reference import ReferenceEngine
+from service.inference import decoding
+from service.inference.calls import EncodedImage
+from service.inference.decoding import ImageDecoder
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import MIB
 from service.wiring import BUNDLED_MODEL

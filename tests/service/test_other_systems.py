@@ -52,7 +52,7 @@ def test_the_extension_says_that_lmdeploy_is_missing(command: str) -> None:
 
 def test_a_worker_without_a_limit_of_its_address_space_ends_above_the_bound() -> None:
     code = (
-        "import time; from service.tasks.grammars import worker; worker.MEMORY_BYTES = 1 << 20; "
+        "import time; from service.structured_output import worker; worker.MEMORY_BYTES = 1 << 20; "
         "worker._limit_memory(); time.sleep(30)"
     )
     done = python("-c", code)

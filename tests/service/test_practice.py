@@ -17,11 +17,11 @@ import pytest
 from service.client import read_error
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.tasks.grammars.analysis import analyse
-from service.tasks.schema import DEFAULT_LIMITS
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 from tests.service.harness import Running, failure, inline, run_request, running
-from tests.service.tasks.grammars import schemas
+from tests.service.schema_compiler import schemas
 
 FOLDER = Path(__file__).parents[3] / "shared" / "cases" / "schemas"
 DRAFT7 = "https://json-schema.org/draft-07/schema#"

@@ -11,7 +11,7 @@ import pytest
 from service.engines.fake import FakeEngine
 from service.engines.reference.sampler import Sampler
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.tasks.grammars.pool import GrammarPool
+from service.structured_output.pool import GrammarPool
 from service.types import GenerateRequest, PropertyOrder
 from tests.service.bending import bent, serving
 from tests.service.harness import failure, inline, run_request, running

@@ -16,9 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable
+from service.grpc_api.server import SERVICE, VisionServer, serve
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import SERVICE, VisionServer, serve
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
 from tests.service.harness import (

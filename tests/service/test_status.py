@@ -23,7 +23,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
-from service.status import code_of, status_of
+from service.grpc_api.status import code_of, status_of
 
 HTTP_OF = {
     "INVALID_ARGUMENT": 400,

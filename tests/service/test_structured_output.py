@@ -17,10 +17,10 @@ import jsonschema
 import pytest
 import pytest_asyncio
 
+from service.engines.common import grammar as grammar_module
 from service.engines.reference import ReferenceEngine
 from service.engines.reference.decoder import Decoder
 from service.engines.reference.sampler import Sampler
-from service.engines.shared import grammar as grammar_module
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.bending import Bent, bent, serving
 from tests.service.harness import failure, inline, run_request

@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.engines.fake import FakeEngine
+from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from service.server import VisionServer
 from service.settings import Settings, SettingsError, load_settings
 from service.tasks.registry import load_registry
 from tests.service.harness import run_request

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service import grpc_guard
 from service.engines.fake import FakeEngine
+from service.grpc_api import guard as grpc_guard
+from service.grpc_api.server import VisionServer, serve
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.server import VisionServer, serve
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from tests.attacks.http2 import (
@@ -141,7 +141,7 @@ async def test_the_hand_made_client_can_call() -> None:
 
 @pytest.mark.parametrize("path", [b"/\xff\xfe/x", b"/qwen3vl.v1.VisionService/\xff", b"x", b"/"])
 async def test_a_path_that_is_not_text_does_not_end_the_server(path: bytes) -> None:
-    """Without the guard, the first of these ends grpcio's server. See service/grpc_guard.py."""
+    """Without the guard, the first of these ends grpcio's server. See service/grpc_api/guard.py."""
     async with running() as started:
         for _ in range(3):
             status = await exchange(started, path)

@@ -16,10 +16,10 @@ import lmdeploy_ext
 from lmdeploy_ext import deepstack
 from lmdeploy_ext.deepstack import selftest
 from lmdeploy_ext.patch import ExtensionError
+from service.engines.common.chat import Chat
+from service.engines.common.config import TextConfig
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
 from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options, unsupported
-from service.engines.shared.chat import Chat
-from service.engines.shared.config import TextConfig
 from service.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.engines.common.closing import closed_error, or_closed
 from service.engines.lmdeploy.options import LMDeploySettings, Options
-from service.engines.shared.closing import closed_error, or_closed
 from service.errors import (
     EngineUnavailable,
     Overloaded,

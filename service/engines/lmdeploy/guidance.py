@@ -19,13 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.engines.shared.grammar import (
+from service.compile_errors import refusal
+from service.engines.common.grammar import (
     CompiledGrammar,
     GrammarCompiler,
     analysed_ebnf,
     compile_threads,
 )
-from service.tasks.grammars.refusals import refusal
 from service.types import Grammar, GrammarKind
 
 _RAW = 0  # xgrammar's VocabType of tables that are bytes already

@@ -13,6 +13,12 @@ import torch
 
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
 from lmdeploy_ext.packing import PackedRequest
+from service.engines.common.chat import Chat
+from service.engines.common.config import CheckpointError, TextConfig, resolve_model
+from service.engines.common.context import answer_limit
+from service.engines.common.grammar import GrammarCache
+from service.engines.common.images import ImagePreprocessor
+from service.engines.common.prompts import Prompts
 from service.engines.lmdeploy import sampling
 from service.engines.lmdeploy.building import (
     build_host,
@@ -27,12 +33,6 @@ from service.engines.lmdeploy.items import multimodal_items
 from service.engines.lmdeploy.options import Options
 from service.engines.lmdeploy.reading import Reader
 from service.engines.lmdeploy.running import PictureGate, Run
-from service.engines.shared.chat import Chat
-from service.engines.shared.config import CheckpointError, TextConfig, resolve_model
-from service.engines.shared.context import answer_limit
-from service.engines.shared.grammar import GrammarCache
-from service.engines.shared.pictures import ImagePreprocessor
-from service.engines.shared.prompts import Prompts
 from service.errors import EngineUnavailable
 from service.types import Capabilities, GenerateRequest, GrammarKind, Sampling
 

@@ -9,9 +9,9 @@ from typing import Any
 from lmdeploy.messages import EventType, ResponseType
 
 from lmdeploy_ext.packing import PackedRequest
+from service.engines.common.detokenizer import Detokenizer
+from service.engines.common.loops import LoopGuard
 from service.engines.lmdeploy.outcomes import error_of
-from service.engines.shared.detokenizer import Detokenizer
-from service.engines.shared.loops import LoopGuard
 from service.types import Chunk, FinishReason, Timings, Usage
 
 

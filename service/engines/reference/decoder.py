@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from service.engines.common.config import MoeConfig, TextConfig
 from service.engines.reference.cache import KeyValueCache, LayerMemory
 from service.engines.reference.linear import Linear, Norm
 from service.engines.reference.rotary import to_pairs
 from service.engines.reference.weights import EMBEDDING, HEAD, NORM, TEXT, Checkpoint
-from service.engines.shared.config import MoeConfig, TextConfig
 
 Load = Callable[[str], Tensor]
 """Reads a tensor by its name in the checkpoint, in the type and on the device of the decoder."""

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.engines.common.closing import closed_error, or_closed
+from service.engines.common.context import answer_limit
 from service.engines.reference.options import Options, ReferenceSettings
-from service.engines.shared.closing import closed_error, or_closed
-from service.engines.shared.context import answer_limit
 from service.errors import (
     EngineUnavailable,
     Overloaded,
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lmdeploy_ext.packing import PackedRequest
+    from service.engines.common.grammar import CompiledGrammar, GrammarCache
     from service.engines.reference.model import Model
     from service.engines.reference.sequence import Event, Sequence
     from service.engines.reference.worker import Worker
-    from service.engines.shared.grammar import CompiledGrammar, GrammarCache
 
 logger = logging.getLogger(__name__)
 
@@ -186,8 +186,8 @@ class ReferenceEngine:
         from service.engines.reference.worker import Worker
 
         def load() -> Model:
+            from service.engines.common.config import resolve_model
             from service.engines.reference.model import load_model
-            from service.engines.shared.config import resolve_model
 
             folder = resolve_model(self._options.model, self._options.revision)
             return load_model(folder, self._options, self._on_progress)
@@ -195,7 +195,7 @@ class ReferenceEngine:
         return Worker(load, self._options.max_batch, self._flush)
 
     def _new_cache(self, model: Model) -> GrammarCache[CompiledGrammar]:
-        from service.engines.shared.grammar import GrammarCache
+        from service.engines.common.grammar import GrammarCache
 
         options = self._options
         return GrammarCache(model.compiler, options.grammar_cache_bytes, options.grammar_threads)

@@ -12,6 +12,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from service.engines.common.chat import Chat
+from service.engines.common.config import CheckpointError, TextConfig
+from service.engines.common.detokenizer import Detokenizer
+from service.engines.common.grammar import (
+    CompiledGrammar,
+    GrammarCompiler,
+    Matcher,
+    compile_threads,
+)
+from service.engines.common.images import ImagePreprocessor
+from service.engines.common.loops import LoopGuard
+from service.engines.common.prompts import Prompts
 from service.engines.reference.cache import KeyValueCache
 from service.engines.reference.decoder import Decoder, Pass
 from service.engines.reference.linear import padded, row_invariant
@@ -22,18 +34,6 @@ from service.engines.reference.sampler import Sampler
 from service.engines.reference.sequence import Event, Sequence
 from service.engines.reference.vision import FeatureSource
 from service.engines.reference.weights import Checkpoint
-from service.engines.shared.chat import Chat
-from service.engines.shared.config import CheckpointError, TextConfig
-from service.engines.shared.detokenizer import Detokenizer
-from service.engines.shared.grammar import (
-    CompiledGrammar,
-    GrammarCompiler,
-    Matcher,
-    compile_threads,
-)
-from service.engines.shared.loops import LoopGuard
-from service.engines.shared.pictures import ImagePreprocessor
-from service.engines.shared.prompts import Prompts
 from service.errors import EngineUnavailable
 from service.types import Sampling
 

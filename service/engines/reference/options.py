@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from service.engines.common.loops import LoopGuard
 from service.engines.kind import (
     CONTEXT_LENGTH,
     DTYPE,
@@ -15,7 +16,6 @@ from service.engines.kind import (
     MIB,
     EngineSettings,
 )
-from service.engines.shared.loops import LoopGuard
 
 
 class ReferenceSettings(EngineSettings):

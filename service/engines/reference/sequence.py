@@ -6,17 +6,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from service.engines.shared.detokenizer import Detokenizer
-from service.engines.shared.loops import LoopGuard
+from service.engines.common.detokenizer import Detokenizer
+from service.engines.common.loops import LoopGuard
 from service.types import Chunk, FinishReason, Timings, Usage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lmdeploy_ext.packing import PackedRequest
+    from service.engines.common.grammar import Matcher
     from service.engines.reference.cache import Run
     from service.engines.reference.sampler import Sampler
-    from service.engines.shared.grammar import Matcher
 
 Event = Chunk | Exception | None
 """A piece of the answer, what ended it, or None when everything it held is free again."""

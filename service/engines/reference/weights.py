@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.engines.shared.config import CheckpointError, MoeConfig, TextConfig
+from service.engines.common.config import CheckpointError, MoeConfig, TextConfig
 
 TEXT = "model.language_model."
 VISION = ("model.visual.", "visual.")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.engines.fake import FakeEngine
-from service.server import VisionServer
+from service.grpc_api.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from tests.service.cli.terminal import called, qwen3vl

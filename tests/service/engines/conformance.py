@@ -32,8 +32,8 @@ from service.errors import (
     Overloaded,
     VisionDisabled,
 )
+from service.inference.request_checks import check_request
 from service.tasks.contract import Task
-from service.tasks.request_checks import check_request
 from service.types import (
     DEFAULT_MAX_TOKENS,
     Chunk,

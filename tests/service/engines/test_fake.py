@@ -10,8 +10,8 @@ import pytest
 
 from service.engines.fake import FakeEngine, scripted
 from service.errors import EngineUnavailable, GrammarError
-from service.tasks.answers import AnswerValidator
-from service.tasks.grammar_checks import check_answer
+from service.schema_compiler.grammar_checks import check_answer
+from service.structured_output.answers import AnswerValidator
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import Chunk, FinishReason, GenerateRequest, Grammar, GrammarKind, Sampling
 

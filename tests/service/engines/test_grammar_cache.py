@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 from prometheus_client import REGISTRY
 
-from service.engines.shared import grammar as grammar_module
-from service.engines.shared.grammar import GrammarCache
+from service.engines.common import grammar as grammar_module
+from service.engines.common.grammar import GrammarCache
 from service.errors import EngineUnavailable, GrammarError, InternalError, Overloaded
 from service.types import Grammar, GrammarKind
 from tests.service.analysed import analysed

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from service.errors import UnknownTask
+from service.schema_compiler.report import Enforcement
 from service.settings import Settings
 from service.tasks import registry
 from service.tasks.contract import Task
-from service.tasks.grammars.report import Enforcement
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.tasks.registry import TaskSourceError, load_registry
 from service.types import Grammar, GrammarKind, PropertyOrder

@@ -32,6 +32,8 @@ from lmdeploy.vl.constants import Modality
 
 from lmdeploy_ext.mrope import mrope_positions
 from lmdeploy_ext.packing import PackedImage, PackedRequest
+from service.engines.common.grammar import CompiledGrammar
+from service.engines.common.loops import LoopGuard
 from service.engines.lmdeploy import LMDeployEngine
 from service.engines.lmdeploy.building import turbomind_config
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
@@ -41,8 +43,6 @@ from service.engines.reference.model import Model, load_model
 from service.engines.reference.options import Options as ReferenceOptions
 from service.engines.reference.sequence import Event, Sequence
 from service.engines.reference.worker import Worker
-from service.engines.shared.grammar import CompiledGrammar
-from service.engines.shared.loops import LoopGuard
 from service.types import Chunk, FinishReason, Sampling
 
 

@@ -25,8 +25,8 @@ from service.errors import (
     InternalError,
     InvalidRequest,
 )
+from service.inference.runner import run as run_task
 from service.tasks.contract import Task
-from service.tasks.runner import run as run_task
 from service.types import FinishReason, Grammar, GrammarKind, Sampling
 from tests.checkpoints import Shape, write_checkpoint
 from tests.service.engines.conformance import (
@@ -99,7 +99,7 @@ async def test_answers_are_those_of_the_reference_engine(
 
 
 async def test_an_answer_that_repeats_itself_is_ended(folder: Path) -> None:
-    from service.engines.shared.loops import LoopGuard
+    from service.engines.common.loops import LoopGuard
 
     engine = built(folder, loop_guard=LoopGuard(window=32, longest=8, interval=8))
     await engine.start()

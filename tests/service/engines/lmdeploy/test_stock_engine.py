@@ -153,9 +153,9 @@ async def _bundled() -> list[list[Any]]:
 
     from service.engines.lmdeploy import LMDeployEngine
     from service.engines.reference import ReferenceEngine
+    from service.inference.runner import run as run_task
     from service.tasks.image_analysis import IMAGE_ANALYSIS
     from service.tasks.registry import load_registry
-    from service.tasks.runner import run as run_task
     from service.types import Image, Sampling
     from service.wiring import BUNDLED_MODEL
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.tasks.grammars.analysis import analyse
-from service.tasks.schema import DEFAULT_LIMITS
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 from tests.host_runtime.runner import run
 
@@ -80,8 +80,8 @@ def grammars() -> list[Grammar]:
 
 
 def vocabulary(folder: Path) -> tuple[list[bytes], tuple[int, ...]]:
-    from service.engines.shared.chat import Chat
-    from service.engines.shared.config import TextConfig
+    from service.engines.common.chat import Chat
+    from service.engines.common.config import TextConfig
 
     config = TextConfig.from_checkpoint(folder)
     return list(Chat(folder, config).table), tuple(config.stop_ids)
@@ -144,7 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_masks_are_those_of_the_xgrammar_that_pip_installs(folder: Path, tmp_path: Path) -> None:
     import xgrammar
 
-    from service.engines.shared.grammar import GrammarCompiler
+    from service.engines.common.grammar import GrammarCompiler
 
     table, stops = vocabulary(folder)
     ready = grammars()

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText
 
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, normalise
 from lmdeploy_ext.packing import PackedRequest
+from service.engines.common.loops import LoopGuard
 from service.engines.reference.model import Model, load_model
 from service.engines.reference.options import Options
 from service.engines.reference.sequence import Event, Sequence
-from service.engines.shared.loops import LoopGuard
 from service.types import Chunk, GenerateRequest, Image, Sampling
 
 NO_GUARD = LoopGuard(window=0)

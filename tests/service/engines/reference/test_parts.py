@@ -18,15 +18,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from service.engines.common import grammar as grammar_module
+from service.engines.common.detokenizer import Detokenizer, token_bytes
+from service.engines.common.grammar import GrammarCompiler, Matcher
+from service.engines.common.loops import LoopGuard
 from service.engines.reference.cache import Run, RunAllocator
 from service.engines.reference.linear import Linear, padded, row_invariant
 from service.engines.reference.model import load_model
 from service.engines.reference.options import Options
 from service.engines.reference.sampler import Sampler
-from service.engines.shared import grammar as grammar_module
-from service.engines.shared.detokenizer import Detokenizer, token_bytes
-from service.engines.shared.grammar import GrammarCompiler, Matcher
-from service.engines.shared.loops import LoopGuard
 from service.errors import EngineUnavailable, GrammarError, InternalError
 from service.types import Grammar, GrammarKind, Sampling
 from tests.checkpoints import Shape

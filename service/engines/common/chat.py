@@ -1,0 +1,101 @@
+"""From a conversation to the packed prompt: token ids, with text that cannot forge special tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from lmdeploy_ext.packing import PackedImage, PackedRequest, pack
+from service.engines.common.chat_template import (
+    TURN_BEGIN,
+    TURN_END,
+    Special,
+    joined,
+    render,
+)
+from service.engines.common.config import CheckpointError, TextConfig
+from service.engines.common.detokenizer import token_bytes
+from service.types import Message, ToolDefinition
+
+
+class Chat:
+    """Tokenizer of a checkpoint, and the prompts that it makes of conversations.
+
+    table: the bytes of every id up to the width of the logits, empty for special tokens.
+    special_ids: ids that are never text.
+    """
+
+    def __init__(self, folder: Path, config: TextConfig) -> None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError("tokenizer.json is missing")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing more specific
+            raise CheckpointError(f"tokenizer.json cannot be read: {error}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        # Special tokens inside a text are spelled out with ordinary tokens instead of recognised.
+        self._tokenizer.encode_special_tokens = True
+        self._config = config
+        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+        self.special_ids = frozenset(
+            int(entry["id"]) for entry in added if entry.get("special")
+        ) | frozenset(config.stop_ids)
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.table = token_bytes(vocab, self.special_ids, config.vocab_size)
+        self._check(vocab)
+        self._turn_ids = {token: vocab[token] for token in (TURN_BEGIN, TURN_END)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; never a special one."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def turns(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolDefinition] = (),
+        *,
+        constrained: bool = False,
+    ) -> list[list[int] | None]:
+        """The prompt of a conversation as runs of ids, with None in the place of each image.
+
+        constrained: whether a grammar describes the answer. A grammar knows nothing of thoughts, so a
+        Thinking edition then gets them closed.
+        """
+        family = self._config.family
+        prefix = ""
+        if self._config.thinking:
+            prefix = family.thinking_closed if constrained else family.thinking_prefix
+        segments: list[list[int] | None] = []
+        for piece in joined(render(messages, tools, prefix)):
+            if isinstance(piece, str):
+                segments.append(self.encode(piece))
+            elif isinstance(piece, Special):
+                segments.append([self._turn_ids[piece.token]])
+            else:
+                start, end = self._config.vision_start_id, self._config.vision_end_id
+                segments += [[start], None, [end]]
+        return segments
+
+    def pack(
+        self, turns: Sequence[list[int] | None], images: Sequence[PackedImage]
+    ) -> PackedRequest:
+        """The whole prompt: turns, and in their places the images as patches, in order."""
+        remaining = iter(images)
+        segments = [next(remaining) if run is None else run for run in turns]
+        return pack(segments, self._config.image_token_id)
+
+    def _check(self, vocab: dict[str, int]) -> None:
+        missing = [token for token in (TURN_BEGIN, TURN_END) if token not in vocab]
+        if missing:
+            raise CheckpointError(f"tokenizer.json lacks {', '.join(missing)}")
+        if max(vocab.values()) >= self._config.vocab_size:
+            raise CheckpointError(
+                f"tokenizer.json has id {max(vocab.values())}, but the vocabulary of config.json "
+                f"ends at {self._config.vocab_size}"
+            )

@@ -1,0 +1,1 @@
+"""The gRPC front end: decode a call, run it, encode its answer."""

@@ -1,0 +1,298 @@
+"""Proto <-> plain values. Pure functions; every rule about the fields of a request is here.
+
+A rule that is broken raises ``InvalidRequest`` with the path of the field, as the caller wrote it
+(``sampling.top_p``, ``images[2].min_pixels``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from service.errors import FieldViolation, InvalidRequest
+from service.grpc_api.conversation_codec import decode_messages, decode_tools
+from service.grpc_api.grammar_codec import (
+    GRAMMAR_KINDS,
+    decode_grammar,
+    encode_grammar,
+    encode_report,
+    encode_warnings,
+)
+from service.grpc_api.image_codec import decode_images
+from service.inference.calls import (
+    ANALYZE_TASK,
+    Answer,
+    Call,
+    InlineTask,
+    TaskDescription,
+)
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.settings import Settings
+from service.types import (
+    Capabilities,
+    EncodedImage,
+    FinishReason,
+    Grammar,
+    Sampling,
+    Timings,
+    Usage,
+)
+
+TASK_NAME_LIMIT = 128
+UINT32_MAX = 2**32 - 1
+
+
+# Requests
+
+
+def decode_analyze(request: pb.AnalyzeImageRequest, limits: Settings) -> Call:
+    """AnalyzeImageRequest -> Call of the built-in task that describes a scene."""
+    refuse_unknown_fields(request)
+    images = decode_images(request.images, limits.max_images)
+    sampling = decode_sampling(request.sampling)
+    return Call(ANALYZE_TASK, images, sampling, request.accept_empty)
+
+
+def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings) -> Call:
+    """RunTaskRequest or StreamTaskRequest -> Call."""
+    refuse_unknown_fields(request)
+    task, shown = decode_task(request.task, limits.max_images)
+    images = decode_images(request.images, limits.max_images)
+    if isinstance(task, InlineTask) and task.messages and images:
+        raise InvalidRequest(
+            "images", "must be empty beside task.inline.messages; put each image into its message"
+        )
+    sampling = decode_sampling(request.sampling)
+    return Call(task, images or shown, sampling, strict=request.strict)
+
+
+def decode_validate(request: pb.ValidateSchemaRequest) -> Grammar:
+    """ValidateSchemaRequest -> Grammar."""
+    refuse_unknown_fields(request)
+    return decode_grammar(request.grammar, "grammar")
+
+
+def decode_task_name(name: str, field: str) -> str:
+    """A name of a task: not empty and of sensible length."""
+    if not name:
+        raise InvalidRequest(field, "is required: the name of a registered task")
+    if len(name) > TASK_NAME_LIMIT:
+        raise InvalidRequest(field, f"is longer than {TASK_NAME_LIMIT} characters")
+    return name
+
+
+def decode_task(
+    task: pb.Task, max_images: int
+) -> tuple[str | InlineTask, tuple[EncodedImage, ...]]:
+    """The name of a registered task, or an inline task with the images of its messages.
+
+    The texts of an inline task are checked later.
+    """
+    kind = task.WhichOneof("source")
+    if kind is None:
+        raise InvalidRequest("task", "is required: the name of a registered task, or an inline one")
+    if kind == "name":
+        return decode_task_name(task.name, "task.name"), ()
+    inline = task.inline
+    given = inline.HasField("grammar")
+    grammar = decode_grammar(inline.grammar, "task.inline.grammar") if given else None
+    tools = decode_tools(inline.tools, "task.inline.tools")
+    if not inline.messages:
+        return InlineTask(inline.system, inline.user, grammar, tools=tools), ()
+    for name in ("system", "user"):
+        if getattr(inline, name):
+            raise InvalidRequest(
+                f"task.inline.{name}", "must be empty beside task.inline.messages; it is a message"
+            )
+    messages, images = decode_messages(inline.messages, "task.inline.messages", max_images)
+    return InlineTask("", "", grammar, messages, tools), images
+
+
+def decode_sampling(message: pb.SamplingOptions) -> Sampling:
+    """SamplingOptions -> Sampling. All options that are wrong are named in one error."""
+    given = {field.name: value for field, value in message.ListFields()}
+    if not given:
+        return GREEDY
+    raise_first(sampling_violations(given))
+    return Sampling(**given)
+
+
+def sampling_violations(given: dict[str, float]) -> Iterable[FieldViolation]:
+    """The options that are out of range, by their names in the proto."""
+
+    def wrong(name: str, rule: str) -> FieldViolation:
+        return FieldViolation(f"sampling.{name}", f"must be {rule}, not {given[name]}")
+
+    if "temperature" in given and not 0 <= given["temperature"] <= 2:
+        yield wrong("temperature", "a finite number from 0 to 2")
+    if "top_p" in given and not 0 < given["top_p"] <= 1:
+        yield wrong("top_p", "above 0 and at most 1")
+    if "top_k" in given and given["top_k"] < 1:
+        yield wrong("top_k", "at least 1")
+    if "repetition_penalty" in given and not 0 < given["repetition_penalty"] <= 10:
+        yield wrong("repetition_penalty", "above 0 and at most 10")
+    if "max_tokens" in given and given["max_tokens"] < 1:
+        yield wrong("max_tokens", "at least 1")
+
+
+def raise_first(violations: Iterable[FieldViolation]) -> None:
+    """Raise ``InvalidRequest`` for the violations, if there are any."""
+    found = tuple(violations)
+    if found:
+        first, *rest = found
+        raise InvalidRequest(
+            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
+        )
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Raise ``InvalidRequest`` for a field that this server does not know.
+
+    Proto3 would skip it, and with it a wish of a newer client: a weaker answer without a word.
+    """
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise InvalidRequest(
+            path or "request",
+            f"has the field number {unknown[0].field_number}, which this server does not know",
+            reason="UNKNOWN_FIELD",
+        )
+    for name, repeated in nested_fields(message.DESCRIPTOR):
+        inner = f"{path}.{name}" if path else name
+        if repeated:
+            for index, item in enumerate(getattr(message, name)):
+                refuse_unknown_fields(item, f"{inner}[{index}]")
+        elif message.HasField(name):
+            refuse_unknown_fields(getattr(message, name), inner)
+
+
+@cache
+def nested_fields(message: Descriptor) -> tuple[tuple[str, bool], ...]:
+    """The fields of a message type that hold messages, and whether they are repeated."""
+    return tuple(
+        (field.name, field.is_repeated)
+        for field in message.fields
+        if field.message_type is not None
+    )
+
+
+GREEDY = Sampling()
+
+
+# Responses
+
+
+def encode_analysis(analysis: object, answer: Answer) -> pb.AnalyzeImageResponse:
+    """The value of ANALYZE_TASK, a dataclass of nine fields -> AnalyzeImageResponse."""
+    return pb.AnalyzeImageResponse(
+        analysis=pb.ImageAnalysis(**asdict(analysis)),  # type: ignore[call-overload]
+        usage=encode_usage(answer.usage),
+        finish_reason=encode_finish_reason(answer.finish_reason),
+        model=answer.model,
+        timings=encode_timings(answer.timings),
+    )
+
+
+def encode_result(answer: Answer) -> pb.TaskResult:
+    """Answer -> TaskResult."""
+    enforcement, checked, omitted = encode_report(answer.report)
+    return pb.TaskResult(
+        text=answer.text,
+        json=answer.json,
+        usage=encode_usage(answer.usage),
+        finish_reason=encode_finish_reason(answer.finish_reason),
+        model=answer.model,
+        timings=encode_timings(answer.timings),
+        enforcement=enforcement,
+        checked=checked,
+        checked_omitted=omitted,
+        attempts=answer.attempts,
+        warnings=encode_warnings(answer.report),
+    )
+
+
+def encode_event(event: str | Answer) -> pb.StreamTaskResponse:
+    """A piece of text, or the complete answer -> one message of the stream."""
+    if isinstance(event, str):
+        return pb.StreamTaskResponse(delta=event)
+    return pb.StreamTaskResponse(result=encode_result(event))
+
+
+def encode_finish_reason(reason: FinishReason) -> pb.FinishReason.ValueType:
+    """Only STOP: whatever else ends an answer is an error before it comes here."""
+    assert reason is FinishReason.STOP
+    return pb.FINISH_REASON_STOP
+
+
+def encode_usage(usage: Usage) -> pb.Usage:
+    """Usage -> Usage."""
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        image_tokens=usage.image_tokens,
+        output_tokens=usage.output_tokens,
+    )
+
+
+def encode_timings(timings: Timings) -> pb.Timings:
+    """Timings -> Timings, in seconds."""
+    return pb.Timings(
+        queue_seconds=timings.queue_s,
+        first_token_seconds=timings.first_token_s,
+        total_seconds=timings.total_s,
+    )
+
+
+def encode_task(task: TaskDescription) -> pb.TaskInfo:
+    """TaskDescription -> TaskInfo."""
+    grammar = encode_grammar(task.grammar) if task.grammar is not None else None
+    enforcement, checked, omitted = encode_report(task.report)
+    return pb.TaskInfo(
+        name=task.name,
+        description=task.description,
+        needs_image=task.needs_image,
+        grammar=grammar,
+        enforcement=enforcement,
+        checked=checked,
+        checked_omitted=omitted,
+        warnings=encode_warnings(task.report),
+    )
+
+
+def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelResponse:
+    """What the engine can do and what the operator allows -> GetModelResponse."""
+    return pb.GetModelResponse(
+        name=capabilities.model,
+        engine=capabilities.engine,
+        capabilities=pb.Capabilities(
+            vision=capabilities.vision,
+            grammar_kinds=sorted(GRAMMAR_KINDS[kind] for kind in capabilities.grammar_kinds),
+            sampling_options=sorted(capabilities.sampling_options),
+            context_length=capabilities.context_length,
+            max_images=min(capabilities.max_images, UINT32_MAX),
+        ),
+        limits=encode_limits(limits),
+        details=dict(capabilities.details),
+    )
+
+
+def encode_limits(limits: Settings) -> pb.Limits:
+    """The settings that bound a request -> Limits."""
+    return pb.Limits(
+        max_message_bytes=limits.max_message_bytes,
+        max_images=limits.max_images,
+        max_image_bytes=limits.max_image_bytes,
+        max_image_pixels=limits.max_image_pixels,
+        max_request_pixels=limits.max_request_pixels,
+        max_text_bytes=limits.max_text_bytes,
+        max_schema_bytes=limits.max_schema_bytes,
+        max_schema_depth=limits.max_schema_depth,
+        max_regex_length=limits.max_regex_length,
+        compile_timeout_seconds=limits.compile_timeout_s,
+        inference_timeout_seconds=limits.inference_timeout_s,
+        output_retries=limits.output_retries,
+    )

@@ -1,0 +1,451 @@
+"""What every call goes through, unary or streaming: request id, API key, phase, errors, access log.
+
+One interceptor, because one order is right: the id comes first so that every refusal carries it,
+the status comes last so that every error gets one. Errors leave here and nowhere else.
+
+Every method is given to gRPC as one that takes a stream of requests. gRPC would read the message of
+a unary method before any code of ours runs; of a stream it reads nothing until it is asked to. So a
+call without a key is refused before its body is read, and there is a time limit on the reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
+
+from service.auth import ApiKeys
+from service.deadlines import wait_until
+from service.errors import (
+    EngineUnavailable,
+    InferenceTimeout,
+    InternalError,
+    InvalidRequest,
+    ServiceError,
+)
+from service.grpc_api import guard as grpc_guard
+from service.grpc_api.status import DETAILS_KEY, status_of
+from service.lifecycle import REFUSALS, Lifecycle, Phase
+from service.logs import pairs, request_id
+from service.settings import Settings
+
+REQUEST_ID_KEY = "x-request-id"
+new_ids = random.Random()  # an id is a name, not a secret: no system call for each
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+HEALTH_PREFIX = "/grpc.health.v1.Health/"
+OUR_PREFIX = "/qwen3vl.v1."
+INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
+PROBE_RECEIVE_S = 5.0
+"""Limit on receiving a health check. Anybody may send one, so it has to be short."""
+PROBE_SLOW_S = 0.25
+MAX_SLOW_PROBES = 8
+"""Health checks that may take longer than PROBE_SLOW_S to arrive. A message may be large, and memory
+holds what has come of it before its size can be known."""
+DROP_AFTER_S = 1.0
+"""How long after its deadline a call is dropped that could not be ended in order."""
+STALL_S = 2.0
+"""How long a message may wait for its reader before a drain no longer waits for the call."""
+
+access_log = logging.getLogger("service.access")
+error_log = logging.getLogger("service.errors")
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Undecodable:
+    """Stands in for a request whose bytes are not a message of its type."""
+
+
+UNDECODABLE = Undecodable()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a method asks of its calls.
+
+    ours: the phase decides, and a drain waits for the call. probe: a health check, which needs no key.
+    receive_s: limit on receiving one message. call_s: limit on the rest of the call; of a method
+    that streams without end (``endless``), on each message to the caller.
+    """
+
+    method: str
+    ours: bool
+    probe: bool
+    endless: bool
+    receive_s: float
+    call_s: float
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps every method. Health answers in every phase, to probes that know no key."""
+
+    def __init__(self, lifecycle: Lifecycle, keys: ApiKeys | None, settings: Settings) -> None:
+        self.lifecycle = lifecycle
+        self.keys = keys
+        self.slow_probes = 0
+        self._settings = settings
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Find the handler and wrap it. Wrapped once per method: only names that exist are kept."""
+        method = handler_call_details.method
+        known = self._wrapped.get(method)
+        if known is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        self._wrapped[method] = wrapped = self._wrap(handler, self._rules(handler, method))
+        return wrapped
+
+    def _rules(self, handler: grpc.RpcMethodHandler[Any, Any], method: str) -> Rules:
+        health, ours = method.startswith(HEALTH_PREFIX), method.startswith(OUR_PREFIX)
+        settings = self._settings
+        return Rules(
+            method=method,
+            ours=ours,
+            probe=health,
+            endless=handler.response_streaming and not ours,
+            receive_s=PROBE_RECEIVE_S if health else settings.receive_timeout_s,
+            call_s=settings.inference_timeout_s,
+        )
+
+    def _wrap(
+        self, handler: grpc.RpcMethodHandler[Any, Any], rules: Rules
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        read = tolerant(handler.request_deserializer)
+        if handler.request_streaming:  # reflection; nothing of ours takes a stream
+            answer = self._streaming(handler.stream_stream, rules, Call.requests)
+        elif handler.response_streaming:
+            answer = self._streaming(handler.unary_stream, rules, Call.request)
+        else:
+            unary = self._unary(handler.unary_unary, rules)
+            return grpc.stream_unary_rpc_method_handler(unary, read, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(answer, read, handler.response_serializer)
+
+    def _unary(self, behaviour: Any, rules: Rules) -> Any:
+        async def unary(_: object, context: Context) -> Any:
+            call = Call(self, rules, context)
+            async with call:
+                # The request is in no variable of this frame: gRPC keeps the frame after an abort.
+                return await behaviour(await call.request(), context)
+            return await call.abort()
+
+        return unary
+
+    def _streaming(self, behaviour: Any, rules: Rules, requests: Callable[[Call], Any]) -> Any:
+        async def stream(_: object, context: Context) -> None:
+            call = Call(self, rules, context)
+            # Written from here, not yielded: a call that is cancelled while a message is on its way
+            # then closes the handler at once, and with it the work in the engine.
+            async with (
+                call,
+                aclosing(behaviour(await requests(call), context)) as responses,
+            ):
+                async for response in responses:
+                    await call.send(response)
+                return
+            await call.abort()
+
+        return stream
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """How a call ends that has failed: arguments of gRPC's ``abort``."""
+
+    code: grpc.StatusCode
+    message: str
+    trailers: tuple[tuple[str, str | bytes], ...]
+
+
+class Call:
+    """One call from its first to its last moment.
+
+    The body of ``async with`` does the work. An error that leaves it is turned into a refusal and
+    goes no further; ``abort``, called behind it, sends the refusal.
+    """
+
+    __slots__ = (
+        "_caller",
+        "_context",
+        "_dropped",
+        "_dropping",
+        "_held",
+        "_id",
+        "_interceptor",
+        "_keys",
+        "_lifecycle",
+        "_loop",
+        "_metadata",
+        "_refusal",
+        "_rules",
+        "_started",
+        "_task",
+        "_waiting",
+    )
+
+    def __init__(self, interceptor: CallInterceptor, rules: Rules, context: Context) -> None:
+        self._interceptor = interceptor
+        self._lifecycle = interceptor.lifecycle
+        self._keys = interceptor.keys
+        self._rules = rules
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._task = current_task()
+        self._held = grpc_guard.holder.get()
+        self._started = time.perf_counter()
+        self._caller = "-"
+        self._refusal: Refusal | None = None
+        self._dropped = False
+        self._dropping: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        self._metadata = dict(context.invocation_metadata() or ())
+        self._id = chosen_id(self._metadata.get(REQUEST_ID_KEY))
+
+    async def __aenter__(self) -> None:
+        request_id.set(self._id)
+        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))
+        self._task.add_done_callback(self._ended)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self._await_reader()  # of the last message, or of the status
+        if error is None:
+            self._log("OK")
+            return False
+        if isinstance(error, grpc.aio.AbortError):  # of a handler that is not ours
+            return False
+        if isinstance(error, asyncio.CancelledError):
+            if self._dropped or not self._lifecycle.cutting:
+                # The caller has gone, which needs no answer, or does not read one.
+                self._log(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
+                return False
+            reason, message = REFUSALS[Phase.DRAINING]
+            refused: ServiceError = EngineUnavailable(message, reason=reason)
+        elif isinstance(error, ServiceError) and not isinstance(error, InternalError):
+            refused = error
+        elif isinstance(error, Exception):  # a defect: its own text and trace stay in the log
+            error_log.error("call failed %s", pairs(method=self._rules.method), exc_info=error)
+            refused = InternalError(INTERNAL_TEXT)
+        else:
+            return False
+        code, status = status_of(refused, self._id)
+        trailers = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, self._id))
+        self._refusal = Refusal(code, status.message, trailers)
+        self._log(code.name, refused.reason)
+        forget_frames(error)
+        return True
+
+    async def request(self) -> Any:
+        """The message of a call that has one. Raises a ``ServiceError`` before it is read where the
+        call is refused whatever it holds."""
+        self._admit()
+        request = await self._receive()
+        if request is grpc.aio.EOF:
+            raise InvalidRequest(
+                "request", "the call ended without a message", reason="MALFORMED_REQUEST"
+            )
+        if self._rules.endless:
+            self._keep()
+        else:
+            left_s, call_s = self._context.time_remaining(), self._rules.call_s
+            self._drop_in(call_s if left_s is None else min(call_s, left_s))
+        return request
+
+    async def requests(self) -> AsyncIterator[Any]:
+        """The messages of a call that has many, as they come."""
+        self._admit()
+
+        async def received() -> AsyncIterator[Any]:
+            while (request := await self._receive()) is not grpc.aio.EOF:
+                yield request
+
+        return received()
+
+    async def send(self, response: Any) -> None:
+        """Write one message of a stream; ``CancelledError`` when the call has ended under it.
+
+        The message of a caller who goes at that moment fails with an error of gRPC core's own,
+        often before this task is cancelled. It is no defect of ours.
+        """
+        if self._rules.endless:
+            self._drop_in(self._rules.call_s)
+        self._await_reader()
+        try:
+            await self._context.write(response)
+        except cygrpc.ExecuteBatchError:
+            raise asyncio.CancelledError from None
+        finally:
+            self._read_by_caller()
+        if self._rules.endless:
+            self._keep()
+
+    async def abort(self) -> None:
+        """Send the refusal. Always raises: gRPC's abort does.
+
+        Called outside of the handling of the error: gRPC keeps the exception that it raises here
+        for as long as the call, and with it what hangs on it.
+        """
+        assert self._refusal is not None
+        refusal, self._refusal = self._refusal, None
+        try:
+            await self._context.abort(refusal.code, refusal.message, refusal.trailers)
+        except cygrpc.ExecuteBatchError:  # the caller went at this moment, or reads nothing
+            raise asyncio.CancelledError from None
+
+    def _admit(self) -> None:
+        """Raise the ``ServiceError`` of a call that is refused by its key or by the phase."""
+        if self._keys is not None and not self._rules.probe:
+            self._caller = self._keys.caller(self._metadata)
+        if self._rules.ours:
+            self._lifecycle.enter(self._task)
+
+    async def _receive(self) -> Any:
+        """The next message, or EOF."""
+        limit_s = self._rules.receive_s
+        self._drop_in(limit_s)
+        reading = self._context.read()
+        try:
+            request = await (self._probe(reading) if self._rules.probe else self._within(reading))
+        except asyncio.TimeoutError:
+            raise InferenceTimeout(
+                f"No complete request came within {limit_s:g} s.",
+                reason="RECEIVE_TIMEOUT",
+                metadata={"limit_s": f"{limit_s:g}"},
+            ) from None
+        if request is UNDECODABLE:
+            raise InvalidRequest(
+                "request",
+                "the bytes are not a message of this method, or a text field is not UTF-8",
+                reason="MALFORMED_REQUEST",
+            )
+        return request
+
+    async def _within(self, reading: Awaitable[Any]) -> Any:
+        """What is read, or ``asyncio.TimeoutError``."""
+        return await wait_until(reading, self._loop.time() + self._rules.receive_s)
+
+    async def _probe(self, reading: Awaitable[Any]) -> Any:
+        """What is read of a health check; few of them may be slow at the same time."""
+        work = asyncio.ensure_future(reading)
+        slow = False
+        try:
+            done, _ = await asyncio.wait([work], timeout=PROBE_SLOW_S)
+            if done:
+                return work.result()
+            if self._interceptor.slow_probes >= MAX_SLOW_PROBES:
+                raise asyncio.TimeoutError
+            self._interceptor.slow_probes += 1
+            slow = True
+            return await self._within(work)
+        finally:
+            work.cancel()
+            self._interceptor.slow_probes -= slow
+
+    def _keep(self) -> None:
+        """Let the call last, whatever was said before."""
+        if self._dropping is not None:
+            self._dropping.cancel()
+
+    def _drop_in(self, seconds: float) -> None:
+        """Drop the call a little later than that, unless it has ended or this is called again."""
+        self._keep()
+        self._dropping = self._loop.call_later(seconds + DROP_AFTER_S, self._drop)
+
+    def _drop(self) -> None:
+        """End a call whose messages nobody reads. Its status could not be sent either."""
+        self._dropped = True
+        grpc_guard.drop(self._task, self._held)
+
+    def _await_reader(self) -> None:
+        """From now on something waits until the caller reads it."""
+        if self._rules.ours and self._waiting is None:
+            self._waiting = self._loop.call_later(STALL_S, self._lifecycle.stall, self._task)
+
+    def _read_by_caller(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+            self._lifecycle.move(self._task)
+
+    def _ended(self, _: object) -> None:
+        """gRPC has sent the status, or given up."""
+        for timer in (self._dropping, self._waiting):
+            if timer is not None:
+                timer.cancel()
+
+    def _log(self, code: str, reason: str = "-") -> None:
+        if not self._rules.probe and access_log.isEnabledFor(logging.INFO):
+            seconds = time.perf_counter() - self._started
+            # Names of ours and of gRPC's: none of them needs the quotes of ``pairs``.
+            access_log.info(
+                f"call method={self._rules.method} code={code} reason={reason} "
+                f"seconds={seconds:.4f} caller={self._caller} peer={self._context.peer()}"
+            )
+
+
+def forget_frames(error: BaseException) -> None:
+    """Cut the error, and those it came from, off the frames that they passed.
+
+    Frames hold requests and images, and often the error itself: such a circle stays in memory until
+    a collection finds it.
+    """
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        one = rest.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            rest += [one.__cause__, one.__context__]
+
+
+def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    """Turn bytes that are no such message into UNDECODABLE.
+
+    gRPC would answer an exception of the deserialiser with UNKNOWN and the text of the exception.
+    """
+    assert deserialize is not None
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except Exception:  # whatever the protobuf runtime raises: DecodeError, RecursionError, …
+            return UNDECODABLE
+
+    return read
+
+
+def chosen_id(given: str | bytes | None) -> str:
+    """The caller's request id where it is a sensible one, else a new one."""
+    if isinstance(given, str) and REQUEST_ID.fullmatch(given):
+        return given
+    return f"{new_ids.getrandbits(64):016x}"
+
+
+def current_task() -> asyncio.Task[Any]:
+    """The task of this call; every call of grpc.aio has its own."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task

@@ -1,0 +1,91 @@
+"""The methods of VisionService: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from service.engine import Engine
+from service.grpc_api import codec, grammar_codec
+from service.inference.ahead import ahead
+from service.inference.calls import TaskDescription
+from service.inference.pipeline import Inference
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
+from service.settings import Settings
+from service.structured_output.analyser import Analyser, in_thread
+from service.tasks.contract import Task
+from service.tasks.registry import Registry
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class VisionServicer(pb_grpc.VisionServiceServicer):
+    """Errors leave the handlers as they are; the interceptor gives them their status."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        settings: Settings,
+        analyser: Analyser = in_thread,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._settings = settings
+        self.inference = Inference(engine, registry, settings, analyser)
+
+    async def AnalyzeImage(
+        self, request: pb.AnalyzeImageRequest, context: Context
+    ) -> pb.AnalyzeImageResponse:
+        call = codec.decode_analyze(request, self._settings)
+        del request  # the call has the images: one copy of them waits
+        analysis, answer = await self.inference.answer(call, context.time_remaining())
+        return codec.encode_analysis(analysis, answer)
+
+    async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
+        call = codec.decode_run(request, self._settings)
+        del request  # the call has the images: one copy of them waits
+        _, answer = await self.inference.answer(call, context.time_remaining())
+        return pb.RunTaskResponse(result=codec.encode_result(answer))
+
+    async def StreamTask(
+        self, request: pb.StreamTaskRequest, context: Context
+    ) -> AsyncIterator[pb.StreamTaskResponse]:
+        call = codec.decode_run(request, self._settings)
+        del request  # the call has the images: one copy of them waits
+        events = ahead(self.inference.events(call, context.time_remaining()))
+        async with aclosing(events) as open_events:
+            async for event in open_events:
+                yield codec.encode_event(event)
+
+    async def ValidateSchema(
+        self, request: pb.ValidateSchemaRequest, context: Context
+    ) -> pb.ValidateSchemaResponse:
+        grammar = codec.decode_validate(request)
+        validation = await self.inference.validate(grammar, context.time_remaining())
+        return grammar_codec.encode_validation(validation)
+
+    async def ListTasks(
+        self, request: pb.ListTasksRequest, context: Context
+    ) -> pb.ListTasksResponse:
+        codec.refuse_unknown_fields(request)
+        tasks = sorted(self._registry.list(), key=lambda task: task.name)
+        return pb.ListTasksResponse(tasks=[codec.encode_task(described(task)) for task in tasks])
+
+    async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
+        codec.refuse_unknown_fields(request)
+        task = self._registry.get(codec.decode_task_name(request.name, "name"))
+        return pb.GetTaskResponse(task=codec.encode_task(described(task)))
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
+        codec.refuse_unknown_fields(request)
+        return codec.encode_model(self._engine.capabilities, self._settings)
+
+
+def described(task: Task) -> TaskDescription:
+    """What a task tells about itself."""
+    return TaskDescription(task.name, task.description, task.needs_image, task.grammar, task.report)

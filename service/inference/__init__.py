@@ -1,0 +1,1 @@
+"""From a decoded call to its answer: slots, deadlines, images, the run of a task."""

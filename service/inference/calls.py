@@ -1,0 +1,87 @@
+"""A call between the wire and the engine, as plain values: what was asked, what is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from service.schema_compiler.report import GrammarReport
+from service.types import (
+    EncodedImage,
+    FinishReason,
+    Grammar,
+    Message,
+    Sampling,
+    Timings,
+    ToolDefinition,
+    Usage,
+)
+
+ANALYZE_TASK = "image-analysis"
+"""Name of the built-in task behind AnalyzeImage."""
+
+
+@dataclass(frozen=True, slots=True)
+class InlineTask:
+    """A task that came with its request.
+
+    messages: a whole conversation in place of the two texts; images of the call take the places of
+    its images, in order. tools: what the model is told of.
+    """
+
+    system: str
+    user: str
+    grammar: Grammar | None
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolDefinition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A decoded request for inference.
+
+    task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
+    enforce.
+    """
+
+    task: str | InlineTask
+    images: tuple[EncodedImage, ...]
+    sampling: Sampling
+    accept_empty: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A complete answer.
+
+    json: set where the task answers in JSON. report: what its grammar enforces; None without one.
+    usage, timings: of all attempts together.
+    """
+
+    text: str
+    json: str | None
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    model: str
+    report: GrammarReport | None = None
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDescription:
+    """What ListTasks and GetTask tell about a registered task."""
+
+    name: str
+    description: str
+    needs_image: bool
+    grammar: Grammar | None
+    report: GrammarReport | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is enforced of a grammar. compile_s: until the engine had it ready."""
+
+    report: GrammarReport
+    compile_s: float

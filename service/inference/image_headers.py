@@ -1,0 +1,372 @@
+"""What the header of an image file says: format, size, orientation, colour profile.
+
+Nothing here decodes pixels or reserves memory by what a file claims. The number of parts of a file is
+bounded, because each of them costs time here and in the decoder.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+from service.errors import ImageError
+from service.inference.image_formats import ACCEPTED, accepted_format, found_format
+
+Format = Literal["JPEG", "PNG", "WebP"]
+
+MAX_JPEG_SCANS = 100
+"""Encoders write about ten. Each one is a pass over all pixels, and 95 bytes ask for it: without a
+bound, a file within the limits keeps the decoder busy for an hour."""
+MAX_JPEG_SEGMENTS = 2048
+"""Segments are up to 64 KiB: this many hold more metadata than any image has."""
+MAX_CHUNKS = 16_384
+"""Of a PNG or WebP file. libpng writes 8 KiB of pixels in each: 128 MiB of compressed pixels."""
+_MAX_FILLING = 65_536
+"""Bytes between segments of a JPEG file that mean nothing."""
+_MAX_METADATA = 1 << 20
+"""Bytes of EXIF or XMP, decompressed, that are searched for the orientation."""
+_MAX_ICC = 4 << 20
+"""Bytes of a colour profile. Large ones, of printing presses, have two million."""
+
+_MARKER = re.compile(rb"\xff+([^\xff\x00])")
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # compressed data holds only the excluded
+_STANDALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_EOI, _SOS = 0xD9, 0xDA
+_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
+_DECODED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+_XMP_KEYWORD = b"XML:com.adobe.xmp"
+_XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_ORIENTATION_TAG = 0x0112
+_EXIF_TYPES = {1: "B", 3: "H", 4: "I"}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known of an image file before it is decoded.
+
+    width, height: as stored, in pixels. orientation: 1 to 8, as EXIF counts.
+    icc: the embedded colour profile, empty without one.
+    parts: the ranges of the file that hold pixels, None for all of it: what metadata a PNG file
+        holds, and in what state, then does not matter to the decoder.
+    first_scan: where the compressed data of a JPEG file begin. complete: whether the file has an end;
+        always False for JPEG, see ``is_complete``.
+    extra_passes: whether a JPEG decoder keeps all coefficients because there are several scans.
+    """
+
+    format: Format
+    width: int
+    height: int
+    orientation: int = 1
+    icc: bytes = b""
+    parts: tuple[tuple[int, int], ...] | None = None
+    first_scan: int = 0
+    complete: bool = False
+    extra_passes: bool = False
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        turned = self.orientation >= 5
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+def read_header(data: bytes, field: str) -> Header:
+    """The header of a JPEG, PNG or WebP file. Raises ``ImageError`` on ``field``."""
+    kind = accepted_format(data)
+    if kind == "JPEG":
+        return _jpeg(data, field)
+    if kind == "PNG":
+        return _png(data, field)
+    if kind == "WebP":
+        return _webp(data, field)
+    found = found_format(data)
+    if found is None:
+        what, metadata = f"is not in a format that is accepted; accepted are {ACCEPTED}", {}
+    else:
+        what = f"is {found.name}, not an accepted image; {found.advice} (accepted are {ACCEPTED})"
+        metadata = {"found": found.name}
+    raise ImageError(field, what, reason="IMAGE_FORMAT_UNSUPPORTED", metadata=metadata)
+
+
+def is_complete(data: bytes, header: Header) -> bool:
+    """Whether the file reaches the end of its image; what stands behind that does not matter."""
+    if header.format != "JPEG":
+        return header.complete
+    return _scans(data, header.first_scan)[1]
+
+
+def truncated(field: str) -> ImageError:
+    """The error of a file that ends too early."""
+    what = "ends before the image is complete; send the whole file"
+    return ImageError(field, what, reason="IMAGE_TRUNCATED")
+
+
+def _damaged(field: str) -> ImageError:
+    return ImageError(field, "has a damaged header")
+
+
+def _too_many(field: str, limit: int, parts: str) -> ImageError:
+    what = f"has more than {limit} {parts}; save the image again, without metadata"
+    return ImageError(field, what, reason="IMAGE_INVALID", metadata={"limit": str(limit)})
+
+
+# JPEG
+
+
+def _jpeg(data: bytes, field: str) -> Header:
+    size = orientation_of = None
+    components = filling = segments = 0
+    progressive = False
+    exif, xmp = bytearray(), b""
+    profile: dict[int, bytes] = {}
+    position = 2
+    while True:
+        found = _MARKER.search(data, position)
+        if found is None:
+            raise truncated(field)
+        filling += found.end() - 2 - position
+        segments += 1
+        if segments > MAX_JPEG_SEGMENTS:
+            raise _too_many(field, MAX_JPEG_SEGMENTS, "segments")
+        if filling > _MAX_FILLING:
+            raise _damaged(field)
+        marker, position = found.group(1)[0], found.end()
+        if marker in _STANDALONE:
+            continue
+        length = int.from_bytes(data[position : position + 2], "big")
+        if marker == _EOI or position + 2 > len(data):
+            raise truncated(field)
+        if length < 2:
+            raise _damaged(field)
+        body = data[position + 2 : position + length]
+        position += length
+        if marker in _FRAMES and size is None:
+            if len(body) < 6:
+                raise truncated(field) if position > len(data) else _damaged(field)
+            height, width = struct.unpack_from(">HH", body, 1)
+            size, components, progressive = (width, height), body[5], marker in _PROGRESSIVE
+        elif marker == 0xE1 and body.startswith(_EXIF):
+            exif += body[6:]  # continued where it needs more than one segment
+        elif marker == 0xE1 and body.startswith(_XMP):
+            xmp = body[len(_XMP) :]
+        elif marker == 0xE2 and body.startswith(_ICC) and len(body) > 14:
+            profile[body[12]] = body[14:]
+        elif marker == _SOS:
+            break
+    if size is None:
+        raise truncated(field) if position > len(data) else _damaged(field)
+    several = progressive or (len(body) > 0 and body[0] < components)
+    if several and _scans(data, position)[0] > MAX_JPEG_SCANS:
+        what = f"is stored in more than {MAX_JPEG_SCANS} scans; save it again"
+        raise ImageError(field, what, reason="IMAGE_INVALID")
+    orientation_of = _orientation(bytes(exif), xmp)
+    icc = b"".join(part for _, part in sorted(profile.items()))
+    return Header(
+        "JPEG", *size, orientation_of, _bounded(icc), first_scan=position, extra_passes=several
+    )
+
+
+def _scans(data: bytes, position: int) -> tuple[int, bool]:
+    """The scans of a JPEG file from the first one, and whether the file reaches its end.
+
+    Stops one above the limit. What follows the end of the image belongs to something else.
+    """
+    scans = segments = 1
+    while scans <= MAX_JPEG_SCANS and segments <= MAX_JPEG_SEGMENTS:
+        found = _AFTER_SCAN.search(data, position)
+        if found is None:
+            return scans, False
+        marker, position = data[found.end() - 1], found.end()
+        if marker == _EOI:
+            return scans, True
+        segments += 1
+        if marker not in _STANDALONE:
+            scans += marker == _SOS
+            position += int.from_bytes(data[position : position + 2], "big")
+    return MAX_JPEG_SCANS + 1, False
+
+
+# PNG
+
+
+def _png(data: bytes, field: str) -> Header:
+    if data[12:16] != b"IHDR":
+        raise truncated(field) if len(data) < 16 else _damaged(field)
+    if len(data) < 24:
+        raise truncated(field)
+    width, height = struct.unpack_from(">II", data, 16)
+    parts: list[tuple[int, int]] = [(0, 8)]
+    exif = raw_exif = xmp = icc = b""
+    position, complete = 8, False
+    for _ in range(MAX_CHUNKS):
+        length, kind = (
+            int.from_bytes(data[position : position + 4], "big"),
+            data[position + 4 : position + 8],
+        )
+        start, end = position, position + 12 + length
+        position = end
+        wanted = kind in _DECODED_CHUNKS
+        if (
+            not wanted
+            and end <= len(data)
+            and kind in (b"tRNS", b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt")
+        ):
+            body = data[start + 8 : end - 4]
+            # Like a browser: metadata with a wrong checksum are as good as none.
+            if zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big"):
+                if kind == b"tRNS":
+                    wanted = True
+                elif kind == b"eXIf":
+                    exif = body
+                elif kind == b"iCCP":
+                    icc = _inflated(body.partition(b"\0")[2][1:], _MAX_ICC)
+                else:
+                    keyword, text = _text(kind, body)
+                    if keyword in _RAW_PROFILES:
+                        raw_exif = raw_exif or _raw_profile(text)
+                    elif keyword == _XMP_KEYWORD:
+                        xmp = text
+        if wanted or end > len(data):
+            if parts[-1][1] == start:
+                parts[-1] = (parts[-1][0], end)
+            else:
+                parts.append((start, end))
+        if kind == b"IEND" and end <= len(data):
+            complete = True
+            break
+        if position >= len(data):
+            break
+    else:
+        raise _too_many(field, MAX_CHUNKS, "chunks")
+    whole = len(parts) == 1 and parts[0][1] >= len(data)
+    return Header(
+        "PNG",
+        width,
+        height,
+        _orientation(exif or raw_exif, xmp),
+        icc,
+        parts=None if whole else tuple(parts),
+        complete=complete,
+    )
+
+
+def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
+    """Keyword and text of a chunk that may hold EXIF or XMP; no text of any other."""
+    keyword, _, rest = body.partition(b"\0")
+    if keyword != _XMP_KEYWORD and keyword not in _RAW_PROFILES:
+        return keyword, b""
+    if kind == b"tEXt":
+        return keyword, rest[:_MAX_METADATA]
+    if kind == b"zTXt":
+        return keyword, _inflated(rest[1:], _MAX_METADATA, cut=True)
+    compressed, rest = rest[:1] == b"\1", rest[2:]
+    text = rest.partition(b"\0")[2].partition(b"\0")[2]  # language and translated keyword
+    return keyword, _inflated(text, _MAX_METADATA, cut=True) if compressed else text[:_MAX_METADATA]
+
+
+def _inflated(data: bytes, limit: int, *, cut: bool = False) -> bytes:
+    """Decompressed data; what is beyond the limit is cut, or makes it worthless."""
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, limit)
+    except zlib.error:
+        return b""
+    return text if cut or not inflater.unconsumed_tail else b""
+
+
+def _raw_profile(text: bytes) -> bytes:
+    """EXIF as ImageMagick writes it into text: a name, the length, and hexadecimal digits."""
+    digits = b"".join(text.split(b"\n")[3:])
+    try:
+        return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
+    except ValueError:  # UnicodeDecodeError is one
+        return b""
+
+
+# WebP
+
+
+def _webp(data: bytes, field: str) -> Header:
+    width, height = _webp_size(data, field)
+    complete = int.from_bytes(data[4:8], "little") + 8 <= len(data)
+    if data[12:16] != b"VP8X":
+        return Header("WebP", width, height, complete=complete)
+    exif = xmp = icc = b""
+    position = 12
+    for _ in range(MAX_CHUNKS):
+        kind = data[position : position + 4]
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        start, position = position + 8, position + 8 + length + (length & 1)
+        if kind == b"EXIF":
+            exif = data[start : start + length]
+        elif kind == b"XMP ":
+            xmp = data[start : start + length]
+        elif kind == b"ICCP":
+            icc = data[start : start + length]
+        if position >= len(data):
+            break
+    else:
+        raise _too_many(field, MAX_CHUNKS, "chunks")
+    return Header("WebP", width, height, _orientation(exif, xmp), _bounded(icc), complete=complete)
+
+
+def _webp_size(data: bytes, field: str) -> tuple[int, int]:
+    chunk = data[12:16]
+    if len(data) < (25 if chunk == b"VP8L" else 30):
+        raise truncated(field)
+    if chunk == b"VP8X":
+        sides = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        width, height = (1 + side for side in sides)
+    elif chunk == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif chunk == b"VP8 ":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, 26))
+    else:
+        raise _damaged(field)
+    return width, height
+
+
+# Metadata
+
+
+def _bounded(icc: bytes) -> bytes:
+    return icc if len(icc) <= _MAX_ICC else b""
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """1 to 8; EXIF first, then XMP, and 1 where neither says anything sensible."""
+    found = _exif_orientation(exif)
+    if found is None and xmp:
+        match = _XMP_ORIENTATION.search(xmp[:_MAX_METADATA])
+        found = int(match.group(1)) if match else None
+    return found if found is not None and 1 <= found <= 8 else 1
+
+
+def _exif_orientation(exif: bytes) -> int | None:
+    """The orientation in the first directory of a TIFF structure; None where there is none."""
+    while exif.startswith(_EXIF):
+        exif = exif[len(_EXIF) :]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return None
+    try:
+        (directory,) = struct.unpack_from(order + "I", exif, 4)
+        (entries,) = struct.unpack_from(order + "H", exif, directory)
+        for entry in range(entries):
+            tag, kind, count = struct.unpack_from(order + "HHI", exif, directory + 2 + 12 * entry)
+            if tag == _ORIENTATION_TAG and kind in _EXIF_TYPES and count == 1:
+                value: int
+                (value,) = struct.unpack_from(
+                    order + _EXIF_TYPES[kind], exif, directory + 10 + 12 * entry
+                )
+                return value
+    except struct.error:
+        return None
+    return None

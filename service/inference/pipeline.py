@@ -1,0 +1,224 @@
+"""From a decoded call to its answer: the task, a place in the queue, safe images, the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any, TypeVar
+
+from service.deadlines import wait_until
+from service.engine import Engine
+from service.errors import InferenceTimeout
+from service.inference.admission import Admission
+from service.inference.calls import Answer, Call, InlineTask, Validation
+from service.inference.decoding import ImageDecoder, RequestImage, emptied
+from service.inference.images import ImageLimits
+from service.inference.memory import MemoryBudget
+from service.inference.request_checks import check_enforced, check_kind
+from service.inference.runner import run, stream
+from service.logs import request_id
+from service.schema_compiler.schema import SchemaLimits
+from service.settings import Settings
+from service.structured_output.analyser import Analyser, in_thread
+from service.structured_output.compilation import prepare
+from service.tasks.contract import Task, TaskResult
+from service.tasks.inline import InlinePrompt, inline_task
+from service.tasks.registry import Registry
+from service.types import Grammar, PropertyOrder
+
+T = TypeVar("T")
+MAX_VALIDATIONS = 8
+"""Grammars that are validated at the same time; they take processors, not places in the engine."""
+
+
+LARGE_DIVISOR = 4
+"""The part of the slots that calls with large images get at most."""
+
+
+class Inference:
+    """Runs calls on one engine, within the limits of the settings.
+
+    analyser: makes grammars that come with calls ready for the engine.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        settings: Settings,
+        analyser: Analyser = in_thread,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._settings = settings
+        self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
+        self.encoded = MemoryBudget(
+            settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes
+        )
+        self._schema_limits = schema_limits(settings)
+        self._property_order = PropertyOrder(settings.property_order)
+        self._analyser = analyser
+        self.admission = Admission(settings.max_concurrent, settings.max_queue)
+        self.progress = 0
+        """Grows with every answer, and every piece of one, that the engine gave."""
+        # Calls with large images spend seconds with decoding them: most slots are for the others.
+        self.large = Admission(max(1, settings.max_concurrent // LARGE_DIVISOR), settings.max_queue)
+        # A grammar that takes long holds no place that others could use; calls that hold their
+        # pictures meanwhile are as many as may wait.
+        self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
+        self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
+
+    async def answer(self, call: Call, time_left_s: float | None) -> tuple[Any, Answer]:
+        """The value of the task's parser, and the answer."""
+        deadline = self._deadline(time_left_s)
+        task = await self._task(call, deadline)
+        async with self._admitted(call, task, deadline) as images:
+            result = await run(
+                self._engine,
+                task,
+                images,
+                call.sampling,
+                timeout_s=remaining(deadline),
+                request_id=request_id.get(),
+                accept_empty=call.accept_empty,
+                limits=self._schema_limits,
+                compile_timeout_s=self._settings.compile_timeout_s,
+                retries=self._settings.output_retries,
+            )
+            self.progress += 1
+        return result.value, self._answer(task, result)
+
+    async def events(
+        self, call: Call, time_left_s: float | None
+    ) -> AsyncGenerator[str | Answer, None]:
+        """Pieces of the text, then the complete answer."""
+        deadline = self._deadline(time_left_s)
+        task = await self._task(call, deadline)
+        async with self._admitted(call, task, deadline) as images:
+            events: Any = stream(
+                self._engine,
+                task,
+                images,
+                call.sampling,
+                timeout_s=remaining(deadline),
+                request_id=request_id.get(),
+                limits=self._schema_limits,
+                compile_timeout_s=self._settings.compile_timeout_s,
+            )
+            async with aclosing(events) as open_events:
+                async for event in open_events:
+                    self.progress += 1
+                    yield event if isinstance(event, str) else self._answer(task, event)
+
+    async def validate(self, grammar: Grammar, time_left_s: float | None) -> Validation:
+        """What is enforced of a grammar, which the engine then has compiled.
+
+        Raises the ``GrammarError`` that a task with it would, on a field at or below ``grammar``.
+        """
+        deadline = self._deadline(time_left_s)
+        field = f"grammar.{grammar.kind.value}"
+        async with self.validations.slot(deadline):
+            asked = grammar.with_defaults(self._property_order)
+            analysed = await within(deadline, self._analyser(asked, self._schema_limits))
+            check_kind(grammar, self._engine.capabilities, field)
+            begun = time.perf_counter()
+            limit_s = self._settings.compile_timeout_s
+            await within(deadline, prepare(self._engine, analysed.grammar, field, limit_s))
+        return Validation(analysed.report, time.perf_counter() - begun)
+
+    async def _task(self, call: Call, deadline: float) -> Task:
+        """The task, registered or inline, and strict enough."""
+        if isinstance(call.task, InlineTask):
+            task = await self._inline(call.task, deadline)
+        else:
+            task = self._registry.get(call.task)
+        if call.strict:
+            check_enforced(task)
+        return task
+
+    async def _inline(self, inline: InlineTask, deadline: float) -> Task:
+        async with self.analyses.slot(deadline):
+            work = inline_task(
+                InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
+                inline.grammar and inline.grammar.with_defaults(self._property_order),
+                self._analyser,
+                self._schema_limits,
+                max_text_bytes=self._settings.max_text_bytes,
+            )
+            return await within(deadline, work)
+
+    @asynccontextmanager
+    async def _admitted(
+        self, call: Call, task: Task, deadline: float
+    ) -> AsyncIterator[list[RequestImage]]:
+        """The images of a call that has a slot, checked and not decoded; those of examples first.
+
+        They wait for memory before they take a slot, and are empty behind the body.
+        """
+        with emptied(call.images):
+            encoded = [*task.example_images, *call.images]
+            images = await within(deadline, self.decoder.open(encoded))
+            async with AsyncExitStack() as stack:
+                if images:
+                    size = sum(len(image.data) for image in encoded)
+                    await stack.enter_async_context(self.encoded.hold(size, deadline))
+                if any(image.large for image in images):
+                    await stack.enter_async_context(self.large.slot(deadline))
+                await stack.enter_async_context(self.admission.slot(deadline))
+                yield images
+
+    def _deadline(self, time_left_s: float | None) -> float:
+        """When the call has to be over, by the event loop's clock."""
+        limit_s = self._settings.inference_timeout_s
+        budget_s = limit_s if time_left_s is None else min(limit_s, time_left_s)
+        if budget_s <= 0:
+            raise InferenceTimeout("The deadline of the call had passed before the work began.")
+        return asyncio.get_running_loop().time() + budget_s
+
+    def _answer(self, task: Task, result: TaskResult) -> Answer:
+        return Answer(
+            text=result.text,
+            json=result.json,
+            finish_reason=result.finish_reason,
+            usage=result.usage,
+            timings=result.timings,
+            model=self._engine.capabilities.model,
+            report=task.report,
+            attempts=result.attempts,
+        )
+
+
+def schema_limits(settings: Settings) -> SchemaLimits:
+    """What a grammar may measure, of a caller and of the operator alike."""
+    return SchemaLimits(
+        max_bytes=settings.max_schema_bytes,
+        max_depth=settings.max_schema_depth,
+        max_regex_length=settings.max_regex_length,
+    )
+
+
+def image_limits(settings: Settings) -> ImageLimits:
+    """Bounds of the images of a caller and of the operator alike."""
+    return ImageLimits(
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        max_request_pixels=settings.max_request_pixels,
+    )
+
+
+def remaining(deadline: float) -> float:
+    """Seconds until the deadline. Raises ``InferenceTimeout`` when there are none."""
+    left_s = deadline - asyncio.get_running_loop().time()
+    if left_s <= 0:
+        raise InferenceTimeout("The time was over before the engine could begin.")
+    return left_s
+
+
+async def within(deadline: float, work: Awaitable[T]) -> T:
+    """The result of the work. Raises ``InferenceTimeout`` when the deadline comes first."""
+    try:
+        return await wait_until(work, deadline)
+    except asyncio.TimeoutError:
+        raise InferenceTimeout("The time was over before the engine could begin.") from None

@@ -1,0 +1,152 @@
+"""What is refused of a request before the engine works."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from service.errors import (
+    FieldViolation,
+    GrammarError,
+    InvalidRequest,
+    TooManyImages,
+    VisionDisabled,
+)
+from service.schema_compiler import jsontext
+from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning
+from service.tasks.contract import Task
+from service.types import Capabilities, GenerateRequest, Grammar, ImageSource, Sampling
+
+DEFAULT_SAMPLING = Sampling()
+MAX_NOT_ENFORCED = 16
+"""Keywords that the error of a strict request names; it tells the number of all."""
+
+
+def check_request(
+    capabilities: Capabilities,
+    task: Task,
+    images: Sequence[ImageSource],
+    sampling: Sampling,
+    request_id: str,
+) -> GenerateRequest:
+    """What the engine will get, if it can do it; raises before anything has been computed."""
+    check_sampling(sampling, capabilities)
+    _check_images(task, len(images) - len(task.example_images), len(images), capabilities)
+    if task.grammar is not None:
+        check_kind(task.grammar, capabilities, task.grammar_field)
+    request = GenerateRequest(
+        request_id=request_id, tools=task.tools, grammar=task.grammar, sampling=sampling
+    )
+    if task.messages or task.examples:
+        return replace(request, messages=task.conversation(images))
+    return replace(request, user=task.user, system=task.system, images=tuple(images))
+
+
+def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None:
+    """Refuse a kind of grammar that the engine does not have."""
+    kinds = capabilities.grammar_kinds
+    if grammar.kind in kinds:
+        return
+    supported = ", ".join(sorted(kind.value for kind in kinds)) or "none"
+    raise GrammarError(
+        field,
+        f"{grammar.kind.value} is not a kind of grammar that this engine has; it has: {supported}",
+        reason="GRAMMAR_KIND_UNSUPPORTED",
+        metadata={"kind": grammar.kind.value, "supported": supported},
+    )
+
+
+def check_enforced(task: Task) -> None:
+    """Refuse a task whose grammar does not enforce every keyword, or whose schema has misspelt
+    ones: what ``strict`` asks for.
+
+    Nothing is asked for without a grammar, so there is nothing to refuse.
+    """
+    report = task.report
+    if report is None or (report.enforcement is Enforcement.ENFORCED and not report.misspelt):
+        return
+    unenforced: list[KeywordReport | SchemaWarning] = [*report.misspelt, *report.checked]
+    found = [FieldViolation(task.grammar_field, _unenforced(one)) for one in unenforced]
+    first, *more = found[:MAX_NOT_ENFORCED] or [FieldViolation(task.grammar_field, report.why)]
+    how = "misspelt or only checked" if report.misspelt else "only checked"
+    several = f"{len(found)} keywords are {how} after generation, the first "
+    raise GrammarError(
+        first.field,
+        first.description,
+        reason="SCHEMA_NOT_ENFORCED",
+        metadata={"checked": str(max(1, len(found)))},
+        more=tuple(more),
+        summary="is not fully enforced, as strict asks: "
+        f"{several if more else ''}{first.description}. "
+        "Change it (ValidateSchema tells more), or leave strict out",
+    )
+
+
+def _unenforced(found: KeywordReport | SchemaWarning) -> str:
+    why = found.why if isinstance(found, KeywordReport) else found.message
+    return f"at {jsontext.short(found.pointer, 200)}: {why}"
+
+
+def _whole(value: object, low: int, high: int | None = None) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return value >= low and (high is None or value <= high)
+
+
+def _real(value: object, low: float, high: float, *, open_low: bool = False) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return False
+    return (value > low if open_low else value >= low) and value <= high
+
+
+def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
+    """Refuse, all at once, options out of range and options that the engine would ignore."""
+    if sampling == DEFAULT_SAMPLING:
+        return
+    found: list[FieldViolation] = []
+
+    def expect(name: str, fits: bool, allowed: str) -> None:
+        if not fits:
+            found.append(FieldViolation(f"sampling.{name}", f"must be {allowed}"))
+
+    expect(
+        "max_tokens", sampling.max_tokens is None or _whole(sampling.max_tokens, 1), "at least 1"
+    )
+    expect("temperature", _real(sampling.temperature, 0, 2), "a finite number from 0 to 2")
+    expect("top_p", _real(sampling.top_p, 0, 1, open_low=True), "above 0 and at most 1")
+    # Sampling writes "all tokens" as 0; callers leave the option out.
+    expect("top_k", _whole(sampling.top_k, 0), "at least 1")
+    penalty = _real(sampling.repetition_penalty, 0, 10, open_low=True)
+    expect("repetition_penalty", penalty, "above 0 and at most 10")
+    seed = sampling.seed is None or _whole(sampling.seed, 0, 2**64 - 1)
+    expect("seed", seed, "a 64-bit unsigned integer")
+    honoured = capabilities.sampling_options
+    for option in fields(Sampling):
+        value = getattr(sampling, option.name)
+        if option.name not in honoured and value != option.default:
+            known = ", ".join(sorted(honoured)) or "none"
+            description = f"is not honoured by this engine, which has: {known}; leave it out"
+            found.append(FieldViolation(f"sampling.{option.name}", description))
+    if found:
+        first, *rest = found
+        raise InvalidRequest(
+            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
+        )
+
+
+def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities) -> None:
+    """asked: images of the request; shown: those and the images of the task's examples."""
+    if task.needs_image and not asked:
+        raise InvalidRequest(
+            "images", "this task needs at least one image", reason="IMAGE_REQUIRED"
+        )
+    if shown and not capabilities.vision:
+        raise VisionDisabled(
+            "This model runs without vision: send the request without images, "
+            "or ask the operator for a model with vision."
+        )
+    if task.max_images is not None and asked > task.max_images:
+        raise TooManyImages(asked, task.max_images)
+    if shown > capabilities.max_images:
+        raise TooManyImages(shown, capabilities.max_images)

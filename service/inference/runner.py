@@ -1,0 +1,308 @@
+"""Runs a task on an engine: checks, generation under a timeout, reading and validation.
+
+The order is fixed. Whatever can be refused is refused before the engine works, and an answer that
+was cut never reaches a parser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from service.deadlines import wait_until
+from service.engine import Engine
+from service.errors import (
+    InferenceTimeout,
+    InternalError,
+    NoUsableFields,
+    OutputInvalid,
+    OutputTruncated,
+)
+from service.inference.request_checks import check_request
+from service.schema_compiler.grammar_checks import check_answer
+from service.schema_compiler.report import Enforcement
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.structured_output.answers import AnswerValidator, parse_json
+from service.structured_output.compilation import COMPILE_TIMEOUT_S, naming, prepare
+from service.tasks.contract import Task, TaskResult
+from service.types import (
+    DEFAULT_MAX_TOKENS,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    GrammarKind,
+    ImageSource,
+    Sampling,
+    Timings,
+    Usage,
+)
+
+T = TypeVar("T")
+
+
+async def run(
+    engine: Engine,
+    task: Task,
+    images: Sequence[ImageSource],
+    sampling: Sampling,
+    *,
+    timeout_s: float,
+    request_id: str,
+    accept_empty: bool = False,
+    limits: SchemaLimits = DEFAULT_LIMITS,
+    compile_timeout_s: float = COMPILE_TIMEOUT_S,
+    retries: int = 0,
+) -> TaskResult:
+    """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
+    the engine.
+
+    timeout_s: bound on everything, all attempts together.
+    limits: those with which the task's grammar was admitted.
+    compile_timeout_s: most seconds in which the engine has to have the grammar ready.
+    retries: most attempts beyond the first, where another one can do better.
+    """
+    request = check_request(engine.capabilities, task, images, sampling, request_id)
+    context = engine.capabilities.context_length
+    attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
+
+    async def answered() -> TaskResult:
+        if task.grammar is not None:
+            await prepare(engine, task.grammar, task.grammar_field, compile_timeout_s)
+        thrown_away: list[Chunk] = []
+        while True:
+            seed = seed_of(sampling.seed, len(thrown_away))
+            again = replace(request, sampling=replace(sampling, seed=seed))
+            answer = await _collect(engine, again, task.grammar_field)
+            try:
+                result = await _finish(task, answer, sampling, context, accept_empty, limits)
+            except OutputInvalid as error:
+                thrown_away.append(answer.ended())
+                error.metadata["attempts"] = str(len(thrown_away))
+                if len(thrown_away) == attempts:
+                    raise
+            else:
+                return _together(thrown_away, result)
+
+    return await _Deadline(timeout_s).wait(answered())
+
+
+async def stream(
+    engine: Engine,
+    task: Task,
+    images: Sequence[ImageSource],
+    sampling: Sampling,
+    *,
+    timeout_s: float,
+    request_id: str,
+    accept_empty: bool = False,
+    limits: SchemaLimits = DEFAULT_LIMITS,
+    compile_timeout_s: float = COMPILE_TIMEOUT_S,
+) -> AsyncIterator[str | TaskResult]:
+    """Pieces of the answer as they come, then the validated whole. The pieces promise nothing
+    before that, and so there is one attempt: what was sent cannot be taken back.
+
+    Closing the iterator cancels the work in the engine.
+    """
+    request = check_request(engine.capabilities, task, images, sampling, request_id)
+    answer = _Answer()
+    context = engine.capabilities.context_length
+    deadline = _Deadline(timeout_s)
+    if task.grammar is not None:
+        field = task.grammar_field
+        await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s))
+    async with _closing(engine.generate(request)) as chunks, naming(task.grammar_field):
+        while (chunk := await deadline.wait(_next(chunks))) is not None:
+            answer.add(chunk)
+            if chunk.text:
+                yield chunk.text
+    yield await deadline.wait(_finish(task, answer, sampling, context, accept_empty, limits))
+
+
+def _another_may_fit(task: Task, sampling: Sampling) -> bool:
+    """Whether a second attempt can end otherwise: not where the grammar alone decides, and not where
+    the same text would come again."""
+    checked = task.report is not None and task.report.enforcement is Enforcement.CHECKED
+    return checked and sampling.temperature > 0
+
+
+def seed_of(seed: int | None, attempt: int) -> int | None:
+    """The seed of an attempt, counted from 0: the caller's own, then others that follow from it."""
+    if seed is None or attempt == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{attempt}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _together(thrown_away: Sequence[Chunk], result: TaskResult) -> TaskResult:
+    """The result with the tokens and the time of all attempts."""
+    if not thrown_away:
+        return result
+    usages = [*(chunk.usage for chunk in thrown_away), result.usage]
+    before_s = sum(chunk.timings.total_s for chunk in thrown_away)
+    last = result.timings
+    return replace(
+        result,
+        attempts=len(usages),
+        usage=Usage(
+            prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+            image_tokens=sum(usage.image_tokens for usage in usages),
+            output_tokens=sum(usage.output_tokens for usage in usages),
+        ),
+        timings=Timings(
+            queue_s=sum(chunk.timings.queue_s for chunk in thrown_away) + last.queue_s,
+            first_token_s=before_s + last.first_token_s,
+            total_s=before_s + last.total_s,
+        ),
+    )
+
+
+class _Deadline:
+    """One timeout over several waits."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.at = asyncio.get_running_loop().time() + timeout_s
+
+    async def wait(self, work: Awaitable[T]) -> T:
+        """The result of the work, or ``InferenceTimeout``; the work is cancelled then."""
+        clock = asyncio.get_running_loop().time
+        try:
+            return await wait_until(work, self.at)
+        except asyncio.TimeoutError:
+            if clock() < self.at:  # not ours: something within the work ran into its own
+                raise
+            raise InferenceTimeout(
+                f"Inference took longer than {self.timeout_s:g} s. Send fewer or smaller pictures, "
+                "ask for fewer tokens, or try again when the server has less to do.",
+                metadata={"timeout_s": f"{self.timeout_s:g}"},
+            ) from None
+
+
+@asynccontextmanager
+async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """Close the engine's iterator however the body ends; that is what stops the work and frees
+    it."""
+    try:
+        yield chunks
+    finally:
+        close = getattr(chunks, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _collect(engine: Engine, request: GenerateRequest, field: str) -> _Answer:
+    answer = _Answer()
+    async with _closing(engine.generate(request)) as chunks, naming(field):
+        async for chunk in chunks:
+            answer.add(chunk)
+    return answer
+
+
+async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    async for chunk in chunks:
+        return chunk
+    return None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The chunks of one answer, put together."""
+
+    parts: list[str] = field(default_factory=list)
+    last: Chunk | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.parts.append(chunk.text)
+        self.last = chunk
+
+    def ended(self) -> Chunk:
+        """The chunk with the finish reason."""
+        if self.last is None or self.last.finish_reason is None:
+            raise InternalError("The engine ended without saying why.")
+        return self.last
+
+
+async def _finish(
+    task: Task,
+    answer: _Answer,
+    sampling: Sampling,
+    context_length: int,
+    accept_empty: bool,
+    limits: SchemaLimits,
+) -> TaskResult:
+    """Judge and read what was generated. Where reading is work, it leaves the event loop."""
+    last = answer.ended()
+    if last.finish_reason is not FinishReason.STOP:
+        raise _truncated(last, sampling, context_length)
+    text = "".join(answer.parts)
+    if task.grammar is None and not text.strip():  # a grammar may allow blanks
+        raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
+    value, as_json = (
+        (text, None)
+        if _takes_any_text(task)
+        else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
+    )
+    return TaskResult(
+        text=text,
+        value=value,
+        usage=last.usage,
+        finish_reason=last.finish_reason,
+        timings=last.timings,
+        json=as_json,
+    )
+
+
+def _takes_any_text(task: Task) -> bool:
+    return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
+
+
+def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTruncated:
+    reason, tokens = last.finish_reason, last.usage.output_tokens
+    limit = sampling.answer_limit(context_length - last.usage.prompt_tokens)
+    if reason is FinishReason.LOOP:
+        why = f"it began to repeat itself and was ended after {tokens} tokens; change the prompt"
+    elif sampling.max_tokens is None and limit < DEFAULT_MAX_TOKENS:
+        why = (
+            f"it needs more than the {limit} tokens that the prompt leaves of the context; "
+            "shorten the text or send fewer or smaller images"
+        )
+    else:
+        why = f"it needs more than {tokens} tokens; raise sampling.max_tokens"
+    return OutputTruncated(
+        f"The answer is not complete: {why}.",
+        metadata={
+            "finish_reason": reason.value if reason else "",
+            "output_tokens": str(tokens),
+            "max_tokens": str(limit),
+        },
+    )
+
+
+def read_answer(
+    task: Task, text: str, accept_empty: bool = False, limits: SchemaLimits = DEFAULT_LIMITS
+) -> tuple[Any, str | None]:
+    """Parse and validate a complete answer. Returns its value, and its JSON text where it is
+    JSON."""
+    grammar = task.grammar
+    is_json = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA
+    parser = task.parse or (parse_json if is_json else str)
+    value = parser(text)
+    if task.usable is not None and not accept_empty and not task.usable(value):
+        raise NoUsableFields(
+            "The answer says nothing usable about the pictures; "
+            "set accept_empty to get such answers, too."
+        )
+    if task.document is not None:
+        written: str | None = json.dumps(task.document(value), ensure_ascii=False)
+    else:
+        written = text if is_json else None
+    if grammar is not None and is_json:
+        AnswerValidator(grammar.source, limits).check(text if written is None else written)
+    elif grammar is not None:
+        check_answer(grammar, text, limits)
+    return value, written

@@ -1,0 +1,126 @@
+"""Strict JSON: what RFC 8259 allows and nothing more, in bounded depth.
+
+``json.loads`` alone takes the last of duplicate keys, reads NaN and Infinity, turns 1e999 into
+infinity and recurses as deep as the text says. Each of them would let a wrong answer pass as a
+right one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from decimal import Decimal
+from typing import Any
+
+from service.schema_compiler.exact import UnreadableNumber, read
+
+MAX_ANSWER_DEPTH = 200
+"""Levels of nesting in an answer; far below what the parser's recursion allows."""
+
+# A string (also one that never ends, so that the scan stays linear) or a bracket.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class JsonTextError(ValueError):
+    """The text is not strict JSON. The message says where and why, without quoting the text."""
+
+
+class JsonTooDeep(JsonTextError):
+    """The text is nested deeper than allowed."""
+
+
+def depth(text: str) -> int:
+    """Deepest nesting of brackets outside strings; linear, without parsing."""
+    level = deepest = 0
+    for match in _TOKEN.finditer(text):
+        bracket = match.group()
+        if bracket in ("[", "{"):
+            level += 1
+            deepest = max(deepest, level)
+        elif bracket in ("]", "}"):
+            level -= 1
+    return deepest
+
+
+def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH, exact: bool = False) -> Any:
+    """One JSON value. Raises ``JsonTextError`` for anything that is not exactly one.
+
+    exact: numbers with a point or an exponent are ``Decimal``, as in `service.schema_compiler.exact`, else
+    ``float``.
+    """
+    if text.startswith("\ufeff"):
+        raise JsonTextError("a byte order mark (U+FEFF) stands before it; leave it out")
+    if depth(text) > max_depth:
+        raise JsonTooDeep(f"nested more than {max_depth} levels deep")
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_exact if exact else _finite,
+            parse_int=_integer,
+        )
+    except json.JSONDecodeError as error:
+        raise JsonTextError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    if "\\u" in text and _has_surrogate(value):
+        raise JsonTextError("a string holds half of a surrogate pair")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise JsonTextError(f"duplicate key {short(key)}")
+            seen.add(key)
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise JsonTextError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise JsonTextError("a number is too large")
+    return value
+
+
+def _exact(digits: str) -> Decimal:
+    _finite(digits)
+    try:
+        return read(digits)
+    except UnreadableNumber as error:
+        raise JsonTextError(str(error)) from None
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # the interpreter bounds the digits that it converts
+        raise JsonTextError("an integer has too many digits") from None
+
+
+def _has_surrogate(value: Any) -> bool:
+    """Whether a string anywhere in the value cannot be written as UTF-8."""
+    if isinstance(value, str):
+        return _SURROGATE.search(value) is not None
+    if isinstance(value, dict):
+        return any(_has_surrogate(k) or _has_surrogate(v) for k, v in value.items())
+    return isinstance(value, list) and any(_has_surrogate(item) for item in value)
+
+
+def short(text: str, length: int = 60) -> str:
+    """A name for a message: quoted, escaped, of bounded length."""
+    cut = text if len(text) <= length else text[: length - 1] + "…"
+    return json.dumps(cut)
+
+
+def pointer(parts: Any) -> str:
+    """JSON pointer (RFC 6901) of a path of keys and indices; the root is the empty string."""
+    return "".join(["/" + str(p).replace("~", "~0").replace("/", "~1") for p in parts])

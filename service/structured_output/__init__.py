@@ -1,0 +1,1 @@
+"""Grammars at work: worker processes, compilation, validation of finished answers."""

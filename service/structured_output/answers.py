@@ -1,0 +1,76 @@
+"""The final validation of a finished answer against the schema that the caller sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import ValidationError
+
+from service.errors import OutputInvalid
+from service.schema_compiler import jsontext
+from service.schema_compiler.budget import (
+    DEFAULT_SECONDS,
+    DEFAULT_STEPS,
+    Budget,
+    BudgetExceeded,
+    bounded,
+)
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits, compiled
+
+
+def parse_json(text: str, *, exact: bool = False) -> Any:
+    """The answer as a JSON value. Duplicate keys, NaN and anything around the value are
+    ``OutputInvalid``. exact: as in `jsontext.decode`."""
+    try:
+        return jsontext.decode(text, exact=exact)
+    except jsontext.JsonTextError as error:
+        message = f"The model's answer is not strict JSON: {error}."
+        raise OutputInvalid(message, metadata={"pointer": "", "keyword": "json"}) from None
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerValidator:
+    """Validates answers against one schema. Making one for a schema seen before costs microseconds.
+
+    seconds, steps: bound on one validation; an answer that cannot be validated within it is not
+    given out.
+    """
+
+    schema: str
+    limits: SchemaLimits = DEFAULT_LIMITS
+    seconds: float = DEFAULT_SECONDS
+    steps: int = DEFAULT_STEPS
+
+    def parse(self, text: str) -> Any:
+        """Read an answer strictly and validate it."""
+        value = parse_json(text)
+        self.check(text)
+        return value
+
+    def check(self, text: str) -> None:
+        """Raise ``OutputInvalid`` with the pointer into the answer and the keyword of the first
+        violation. Numbers are the decimals that are written, not their binary64 approximations."""
+        value = parse_json(text, exact=True)
+        validator = compiled(self.schema, self.limits).validator
+        try:
+            with bounded(Budget(self.seconds, self.steps)):
+                error = next(validator.iter_errors(value), None)
+        except (BudgetExceeded, RecursionError):
+            raise _invalid("could not be validated in bounded time", "", "") from None
+        if error is not None:
+            pointer = jsontext.pointer(error.absolute_path)
+            raise _invalid("does not fit the schema", pointer, _keyword(error))
+
+
+def _keyword(error: ValidationError) -> str:
+    return str(error.validator or "false")  # the schema false has no keyword
+
+
+def _invalid(what: str, pointer: str, keyword: str) -> OutputInvalid:
+    where = f" at {jsontext.short(pointer, 200)}" if pointer else ""
+    why = f" ({keyword})" if keyword else ""
+    return OutputInvalid(
+        f"The model's answer {what}{where}{why}.",
+        metadata={"pointer": pointer[:500], "keyword": keyword},
+    )

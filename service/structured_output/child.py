@@ -1,0 +1,98 @@
+"""One process that analyses grammars, as its parent sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from service.structured_output.wire import LENGTH, MAX_FRAME, frame
+
+COMMAND = (sys.executable, "-m", "service.structured_output.worker")
+START_LIMIT_S = 60.0
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class ChildEnded(Exception):
+    """The process has ended, or what it says makes no sense."""
+
+
+class Child:
+    """A process that runs. Answers one request at a time."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, command: Sequence[str] = COMMAND) -> Child:
+        """Start a process and wait until it can work. Raises ``ChildEnded``, ``OSError``."""
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=os.environ | _ONE_THREAD,
+        )
+        child = cls(process)
+        try:
+            await asyncio.wait_for(child._read(), START_LIMIT_S)
+        except asyncio.TimeoutError:
+            await child.end()
+            raise ChildEnded("it does not get ready") from None
+        except BaseException:
+            await child.end()
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is known to run."""
+        return self._process.returncode is None
+
+    async def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """The answer. Raises ``ChildEnded``, or ``asyncio.TimeoutError`` at the limit; the process
+        is of no use after either."""
+
+        async def exchange() -> dict[str, Any]:
+            assert self._process.stdin is not None
+            try:
+                self._process.stdin.write(frame(request))
+                await self._process.stdin.drain()
+            except (BrokenPipeError, ConnectionResetError):
+                raise ChildEnded("it does not listen") from None
+            return await self._read()
+
+        return await asyncio.wait_for(exchange(), limit_s)
+
+    async def end(self) -> int:
+        """Kill the process, if it still runs, and wait for it. Returns its exit status."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):  # it ended in this moment
+                self._process.kill()
+        status = await self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        return status
+
+    async def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
+            (length,) = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))
+            if length > MAX_FRAME:
+                raise ChildEnded("it answers too much")
+            found = json.loads(await self._process.stdout.readexactly(length))
+        except asyncio.IncompleteReadError:
+            raise ChildEnded("it ended") from None
+        except ValueError:
+            raise ChildEnded("its answer is not JSON") from None
+        if not isinstance(found, dict):
+            raise ChildEnded("its answer is no object")
+        return found

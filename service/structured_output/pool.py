@@ -1,0 +1,302 @@
+"""Grammars of callers analysed in processes that can be killed, and what was found out kept.
+
+A request costs at most one process, for at most the limit. Equal requests share one analysis; what
+was found out is kept, refusals too. A grammar that ended its process, or did not end, is refused
+without another try for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from service import metrics
+from service.errors import EngineUnavailable, GrammarError, Overloaded
+from service.schema_compiler.grammar_checks import check_grammar
+from service.schema_compiler.report import Analysed
+from service.schema_compiler.schema import SchemaLimits
+from service.structured_output import wire
+from service.structured_output.child import COMMAND, Child, ChildEnded
+from service.types import Grammar, PropertyOrder
+
+log = logging.getLogger(__name__)
+
+CACHE = "analysis"
+CACHE_BYTES = 32 << 20
+MAX_WAITING = 256
+REMEMBER_S = 60.0
+"""How long a grammar that ended its process, or took too long, is refused without another try. It
+may have been the fault of a machine that was too busy."""
+RESTART_PAUSE_S = 1.0
+"""Between two tries to start a process that does not start."""
+_ENTRY_BYTES = 1024
+
+Key = tuple[str, bytes, PropertyOrder | None, SchemaLimits]
+
+
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a grammar. until: when it is no longer believed."""
+
+    result: Analysed | GrammarError
+    size_bytes: int
+    until: float = float("inf")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A grammar to be analysed, and the result that callers wait for."""
+
+    key: Key
+    grammar: Grammar
+    limits: SchemaLimits
+    result: asyncio.Future[Analysed] = field(repr=False)
+
+
+class GrammarPool:
+    """An ``Analyser`` on worker processes. Lives on one event loop.
+
+    workers: processes, so many grammars at the same time. timeout_s: of one analysis, without the
+    wait for a process. cache_bytes: of results, by estimate. command: of a worker process.
+    """
+
+    def __init__(
+        self,
+        workers: int = 2,
+        timeout_s: float = 5.0,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        max_waiting: int = MAX_WAITING,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        self._count = workers
+        self._timeout_s = timeout_s
+        self._cache_bytes = cache_bytes
+        self._command = tuple(command)
+        self._max_waiting = max_waiting
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._running: dict[Key, asyncio.Future[Analysed]] = {}
+        self._known: OrderedDict[Key, _Known] = OrderedDict()
+        self._children: dict[int, Child] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+        self.size_bytes = 0
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that are ready or at work."""
+        return tuple(child.pid for child in self._children.values())
+
+    async def start(self) -> None:
+        """Start the processes and wait until they are ready.
+
+        Raises ``EngineUnavailable`` when one cannot be started.
+        """
+
+        async def begin(place: int) -> None:
+            self._children[place] = await Child.start(self._command)
+
+        begun = await asyncio.gather(*map(begin, range(self._count)), return_exceptions=True)
+        for error in begun:
+            if isinstance(error, BaseException):
+                log.error("grammar worker does not start: %s", error)
+                await self.close()
+                raise EngineUnavailable(
+                    "The processes that analyse grammars cannot be started; the log may say why."
+                )
+        for place in range(self._count):
+            work = asyncio.create_task(self._work(place), name=f"grammar-worker-{place}")
+            self._tasks.append(work)
+
+    async def analyse(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
+        """See ``Analyser``. Also raises ``Overloaded`` when too many grammars wait."""
+        if len(grammar.source) > limits.max_bytes:
+            check_grammar(grammar, limits)  # refuses by size, before anything is copied
+        if self._closed or not self._tasks:
+            raise EngineUnavailable("The server is stopping.", reason="ENGINE_CLOSED")
+        key = _key(grammar, limits)
+        known = self._find(key)
+        if known is not None:
+            metrics.grammar_cache_hits.labels(CACHE).inc()
+            return _given(known)
+        shared = self._running.get(key)
+        if shared is None:
+            metrics.grammar_cache_misses.labels(CACHE).inc()
+            shared = self._enqueue(key, grammar, limits)
+        else:
+            metrics.grammar_cache_hits.labels(CACHE).inc()
+        # One caller that goes away must not end the work that others wait for.
+        return await asyncio.shield(shared)
+
+    async def close(self) -> None:
+        """End the processes. Whoever waits gets ``EngineUnavailable``."""
+        self._closed = True
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for future in list(self._running.values()):
+            if not future.done():
+                error = EngineUnavailable("The server is stopping.", reason="ENGINE_CLOSED")
+                future.set_exception(error)
+        children, self._children = list(self._children.values()), {}
+        await asyncio.gather(*(child.end() for child in children))
+
+    def _enqueue(
+        self, key: Key, grammar: Grammar, limits: SchemaLimits
+    ) -> asyncio.Future[Analysed]:
+        if self._jobs.qsize() >= self._max_waiting:
+            raise Overloaded(
+                "Too many new grammars are waiting to be analysed.", retry_after_s=self._timeout_s
+            )
+        result: asyncio.Future[Analysed] = asyncio.get_running_loop().create_future()
+        self._running[key] = result
+        result.add_done_callback(lambda done: self._forget(key, done))
+        self._jobs.put_nowait(_Job(key, grammar, limits, result))
+        return result
+
+    def _forget(self, key: Key, done: asyncio.Future[Analysed]) -> None:
+        self._running.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # where all callers have gone, nobody else asks for it
+
+    async def _work(self, place: int) -> None:
+        """Keep one process at work, and replace it when it is of no more use."""
+        while True:
+            job = await self._jobs.get()
+            child = await self._fresh(place)
+            reason = await self._analyse(job, child)
+            if reason is not None:
+                await self._replace(place, reason)
+
+    async def _analyse(self, job: _Job, child: Child) -> str | None:
+        """Give the job its result. Returns why the process has to be replaced, if so."""
+        request = wire.write_request(job.grammar, job.limits, self._timeout_s)
+        begun = time.perf_counter()
+        reason: str | None = None
+        until = float("inf")
+        result: Analysed | GrammarError
+        try:
+            answer = await child.ask(request, self._timeout_s)
+            result = wire.read_answer(job.grammar, answer)
+            reason = "grown" if answer.get("last") else None
+        except asyncio.TimeoutError:
+            reason, result = "timeout", _too_slow(job.grammar, self._timeout_s)
+        except Exception as error:  # whatever its answer does here, it is not to be trusted again
+            log.error("grammar worker %d: %s: %s", child.pid, type(error).__name__, error)
+            reason, result = "crash", _crashed(job.grammar)
+        if reason in ("timeout", "crash"):
+            until = time.monotonic() + REMEMBER_S
+        metrics.grammar_compile_seconds.labels(CACHE).observe(time.perf_counter() - begun)
+        self._keep(job.key, _Known(result, _size(job.grammar, result), until))
+        if not job.result.done():
+            if isinstance(result, GrammarError):
+                job.result.set_exception(_again(result))
+            else:
+                job.result.set_result(result)
+        return reason
+
+    async def _fresh(self, place: int) -> Child:
+        """The process of this place, which has not ended since it was last used."""
+        if not self._children[place].alive:
+            await self._replace(place, "crash")
+        return self._children[place]
+
+    async def _replace(self, place: int, reason: str) -> None:
+        """Put a new process in place of one that is of no more use."""
+        metrics.grammar_worker_restarts.labels(reason).inc()
+        old = self._children[place]
+        status = await old.end()
+        log.warning("grammar worker %d is replaced: %s, status %d", old.pid, reason, status)
+        while True:
+            try:
+                self._children[place] = await Child.start(self._command)
+                return
+            except (ChildEnded, OSError) as error:
+                log.error("grammar worker does not start: %s", error)
+                await asyncio.sleep(RESTART_PAUSE_S)
+
+    def _find(self, key: Key) -> _Known | None:
+        known = self._known.get(key)
+        if known is None:
+            return None
+        if time.monotonic() >= known.until:
+            self._drop(key)
+            return None
+        self._known.move_to_end(key)
+        return known
+
+    def _keep(self, key: Key, known: _Known) -> None:
+        if known.size_bytes > self._cache_bytes:
+            return
+        if key in self._known:
+            self._drop(key)
+        self._known[key] = known
+        self.size_bytes += known.size_bytes
+        while self.size_bytes > self._cache_bytes:
+            self._drop(next(iter(self._known)))
+            metrics.grammar_cache_evictions.labels(CACHE).inc()
+
+    def _drop(self, key: Key) -> None:
+        self.size_bytes -= self._known.pop(key).size_bytes
+
+
+def _key(grammar: Grammar, limits: SchemaLimits) -> Key:
+    """Text of callers only as a digest: no memory, and no slow comparison of equal beginnings."""
+    source = grammar.source.encode("utf-8", "surrogatepass")
+    return grammar.kind.value, hashlib.sha256(source).digest(), grammar.property_order, limits
+
+
+def _given(known: _Known) -> Analysed:
+    if isinstance(known.result, GrammarError):
+        raise _again(known.result)
+    return known.result
+
+
+def _again(error: GrammarError) -> GrammarError:
+    """A new exception: one that is kept would keep the frames of its callers, with their calls."""
+    first, *more = error.violations
+    return GrammarError(
+        first.field,
+        first.description,
+        reason=error.reason,
+        metadata=error.metadata,
+        more=tuple(more),
+    )
+
+
+def _size(grammar: Grammar, result: Analysed | GrammarError) -> int:
+    """Bytes of memory of a result, about."""
+    if isinstance(result, GrammarError):
+        return _ENTRY_BYTES + sum(len(v.description) for v in result.violations)
+    texts: list[Any] = [result.grammar.source, result.grammar.ebnf]
+    for keyword in result.report.keywords:
+        texts += [keyword.pointer, keyword.keyword, keyword.why, " " * 200]
+    for rewrite in result.report.rewrites:
+        texts += [rewrite.pointer, rewrite.what, " " * 150]
+    for warning in result.report.warnings:
+        texts += [warning.pointer, warning.message, " " * 150]
+    return _ENTRY_BYTES + sum(map(len, texts))
+
+
+def _too_slow(grammar: Grammar, limit_s: float) -> GrammarError:
+    return GrammarError(
+        f"grammar.{grammar.kind.value}",
+        f"takes longer than {limit_s:g} s to compile; make it smaller",
+        reason="GRAMMAR_COMPILE_TIMEOUT",
+        metadata={"limit_s": f"{limit_s:g}"},
+    )
+
+
+def _crashed(grammar: Grammar) -> GrammarError:
+    return GrammarError(
+        f"grammar.{grammar.kind.value}",
+        "ended the process that compiles it, and will not be tried again for a while; change it",
+        reason="GRAMMAR_COMPILE_CRASHED",
+    )

@@ -1,0 +1,150 @@
+"""A grammar tried out over single bytes: whether it compiles, has a text, and stays cheap to read.
+
+Runs in a process that may crash or be killed, before an engine compiles the same EBNF over its
+vocabulary. xgrammar's own imports bring torch and transformers, which take seconds and 700 MB and
+are of no use here: it gets stand-ins for the few names that its modules mention.
+"""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from service.compile_errors import refusal, too_costly
+from service.errors import GrammarError
+from service.types import Grammar, GrammarKind
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WALK_BYTES = 2000
+STEP_LIMIT_S = 0.05
+"""Processor time of one byte; ordinary grammars need some millionths of a second."""
+WALK_LIMIT_S = 0.5
+"""The same for a whole walk."""
+MAX_BYTES = 16 << 20
+"""Memory of a compiled grammar over single bytes. Over a vocabulary it is a multiple of that."""
+_STOP = 256
+_FIRST_PRINTABLE = 0x20
+
+
+class Trial:
+    """Compiles over bytes. light: with stand-ins for torch and transformers, in a process that
+    never needs them."""
+
+    def __init__(self, *, light: bool) -> None:
+        if light:
+            _stand_in()
+        import numpy as np
+        import xgrammar
+
+        self._xgrammar = xgrammar
+        self._bits: NDArray[np.int32] = np.zeros((1, 9), dtype=np.int32)
+        self._octets = self._bits.view(np.uint8)
+        self._unpackbits = np.unpackbits
+        self._json = self._compiler(_FIRST_PRINTABLE)
+        self._other = self._compiler(0)
+
+    def _compiler(self, first: int) -> Any:
+        table = [bytes([value]) if value >= first else b"" for value in range(256)]
+        info = self._xgrammar.TokenizerInfo(
+            [*table, b""],
+            self._xgrammar.VocabType.RAW,
+            vocab_size=257,
+            stop_token_ids=[_STOP],
+        )
+        return self._xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+
+    def run(self, grammar: Grammar) -> None:
+        """Try the EBNF of a grammar. Raises ``GrammarError`` when an engine must not have it."""
+        kind = grammar.kind
+        compiler = self._json if kind is GrammarKind.JSON_SCHEMA else self._other
+        try:
+            compiled = compiler.compile_grammar(grammar.ebnf)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise refusal(kind, error) from None
+        if compiled.memory_size_bytes > MAX_BYTES:
+            raise GrammarError(
+                f"grammar.{kind.value}",
+                f"takes {compiled.memory_size_bytes} bytes of memory when compiled, at most "
+                f"{MAX_BYTES} are allowed; make it smaller",
+                reason="GRAMMAR_TOO_COSTLY",
+                metadata={"limit": str(MAX_BYTES), "actual": str(compiled.memory_size_bytes)},
+            )
+        if not self._allowed(self._xgrammar.GrammarMatcher(compiled)).any():
+            raise refusal(kind, ValueError("no text fits it"))
+        if kind is GrammarKind.EBNF:  # the others are made to be read in one way
+            for choose in _choices():
+                self._walk(compiled, choose)
+
+    def _allowed(self, matcher: Any) -> NDArray[np.uint8]:
+        """(256,) 1 for each byte that may come next."""
+        matcher.fill_next_token_bitmask(self._bits)
+        return self._unpackbits(self._octets[0], count=_STOP, bitorder="little")
+
+    def _walk(self, compiled: Any, choose: Callable[[NDArray[np.uint8]], int]) -> None:
+        """Read a text that the grammar allows, and measure. Raises when it takes too long."""
+        matcher = self._xgrammar.GrammarMatcher(compiled)
+        spent_s = 0.0
+        for _ in range(WALK_BYTES):
+            allowed = self._allowed(matcher)
+            if not allowed.any():
+                return
+            byte = choose(allowed)
+            begun = time.thread_time()
+            matcher.accept_token(byte)
+            step_s = time.thread_time() - begun
+            spent_s += step_s
+            if step_s > STEP_LIMIT_S or spent_s > WALK_LIMIT_S:
+                raise too_costly(f"grammar.{GrammarKind.EBNF.value}")
+
+
+def _choices() -> list[Callable[[NDArray[np.uint8]], int]]:
+    """Ways through a grammar: lowest byte, highest byte, any, and the one before where it can be.
+
+    Grammars that are costly are so for texts of one kind, mostly for repeats.
+    """
+    chance = random.Random(0)
+    last = _STOP
+
+    def any_of(allowed: NDArray[np.uint8]) -> int:
+        return int(chance.choice(allowed.nonzero()[0]))
+
+    def again(allowed: NDArray[np.uint8]) -> int:
+        nonlocal last
+        if last == _STOP or not allowed[last]:
+            last = any_of(allowed)
+        return last
+
+    return [
+        lambda allowed: int(allowed.argmax()),
+        lambda allowed: len(allowed) - 1 - int(allowed[::-1].argmax()),
+        any_of,
+        again,
+    ]
+
+
+def _stand_in() -> None:
+    """Have xgrammar imported without the heavy packages that only its other uses need."""
+    absent = ("torch", "transformers", "cuda", "sentencepiece", "tiktoken")
+    # None makes an import fail, which all of xgrammar's own dependencies are prepared for.
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
+    importlib.import_module("tvm_ffi")
+    names: dict[str, dict[str, Any]] = {
+        "torch": dict.fromkeys(("Tensor", "LongTensor", "FloatTensor", "int32"), object)
+        | {"tensor": lambda *_, **__: None},
+        "transformers": dict.fromkeys(
+            ("PreTrainedTokenizerBase", "PreTrainedTokenizerFast", "LogitsProcessor"), object
+        ),
+    }
+    for name, attributes in names.items():
+        module = ModuleType(name)
+        module.__dict__.update(attributes)
+        sys.modules[name] = module
+    importlib.import_module("xgrammar")

@@ -1,1 +1,0 @@
-"""Grammars made from JSON schemas and regular expressions, exact wherever a grammar can be."""

@@ -1,0 +1,444 @@
+"""Image files as cameras, editors, scripts and attackers write them: shown as a browser would, or
+refused with a reason that helps."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFile, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from service.errors import ImageError, Overloaded
+from service.inference import images
+from service.inference.image_headers import (
+    MAX_CHUNKS,
+    MAX_JPEG_SCANS,
+    MAX_JPEG_SEGMENTS,
+    read_header,
+)
+from service.inference.images import ImageLimits, decode_image, decoding_bytes
+from tests.service.inference.test_images import (
+    PHOTOS,
+    VALID,
+    decode,
+    encoded,
+    gradient,
+    png_chunk,
+    refused,
+)
+
+CASES = Path(__file__).parents[4] / "shared" / "cases" / "images"
+BASE = gradient(64, 48)
+STORED = np.asarray(BASE)
+TURNED = np.rot90(STORED, -1)
+"""What orientation 6 makes of the stored pixels."""
+
+
+def png(*chunks: bytes, image: Image.Image = BASE, behind: bytes = b"") -> bytes:
+    """A PNG file with chunks between header and pixels, and between pixels and end."""
+    data = encoded(image, "PNG")
+    return data[:33] + b"".join(chunks) + data[33:-12] + behind + data[-12:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg(*segments: bytes, **options: Any) -> bytes:
+    """A JPEG file with segments behind its first two bytes."""
+    data = encoded(BASE, "JPEG", **options)
+    return data[:2] + b"".join(segments) + data[2:]
+
+
+def webp(**chunks: bytes) -> bytes:
+    """A lossless WebP file with an extended header and chunks of metadata."""
+    flags = 0x20 * ("ICCP" in chunks) | 0x08 * ("EXIF" in chunks) | 0x04 * ("XMP" in chunks)
+    plain = encoded(BASE, "WEBP", lossless=True)
+    header = bytes([flags, 0, 0, 0]) + b"".join(
+        (side - 1).to_bytes(3, "little") for side in BASE.size
+    )
+
+    def chunk(name: str, body: bytes) -> bytes:
+        return (
+            name.ljust(4).encode() + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
+        )
+
+    before = chunk("ICCP", chunks["ICCP"]) if "ICCP" in chunks else b""
+    rest = b"".join(chunk(name, body) for name, body in chunks.items() if name != "ICCP")
+    body = b"WEBP" + chunk("VP8X", header) + before + plain[12:] + rest
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def tiff(orientation: int, order: str = "<") -> bytes:
+    """EXIF that says nothing but the orientation."""
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    entry = struct.pack(order + "HHIHH", 0x0112, 3, 1, orientation, 0)
+    return magic + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
+
+
+def xmp(orientation: int, as_element: bool = False) -> bytes:
+    said = f'tiff:Orientation="{orientation}"'
+    if as_element:
+        said = f"><tiff:Orientation>{orientation}</tiff:Orientation"
+    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description {said}/></x:xmpmeta>'.encode()
+
+
+def raw_profile(kind: str, exif: bytes) -> bytes:
+    """Keyword and compressed text, as ImageMagick writes EXIF into PNG files."""
+    digits = "\n".join(exif.hex()[at : at + 72] for at in range(0, len(exif.hex()), 72))
+    text = f"\n{kind}\n{len(exif):8}\n{digits}\n"
+    return f"Raw profile type {kind}".encode() + b"\0\0" + zlib.compress(text.encode())
+
+
+def wrong_checksum(chunk: bytes) -> bytes:
+    return chunk[:-1] + bytes([chunk[-1] ^ 1])
+
+
+def swapped_profile() -> bytes:
+    """sRGB, but with the primaries of red and blue exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return data.replace(b"rXYZ", b"tmpX").replace(b"bXYZ", b"rXYZ").replace(b"tmpX", b"bXYZ")
+
+
+# Metadata that does not matter
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png(png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000)))),
+        png(png_chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(3_000_000)))),
+        png(png_chunk(b"tEXt", b"Comment\0" + b"x" * 3_000_000)),
+        png(png_chunk(b"iCCP", b"p\0\0" + zlib.compress(np.random.default_rng(0).bytes(1_500_000)))),
+        png(png_chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(9_000_000)))),
+        png(png_chunk(b"iCCP", b"p\0\0no zlib data")),
+        png(wrong_checksum(png_chunk(b"tEXt", b"Comment\0text"))),
+        png(wrong_checksum(png_chunk(b"gAMA", b"\0\0\0\1"))),
+        png(wrong_checksum(png_chunk(b"eXIf", tiff(6)))),
+        png(wrong_checksum(png_chunk(b"tRNS", bytes(6)))),
+        png(behind=wrong_checksum(png_chunk(b"tEXt", b"Comment\0text"))),
+        png(png_chunk(b"tEXt", b"no keyword")),
+        png(*[png_chunk(b"tEXt", b"Key\0text")] * 5000),
+        png(png_chunk(b"pHYs", b"")),
+        png() + b"trailer" * 2000,
+    ],
+    ids=["zTXt", "iTXt", "tEXt", "iCCP noise", "iCCP bomb", "iCCP broken", "text checksum", "gAMA checksum",
+         "eXIf checksum", "tRNS checksum", "checksum behind", "no keyword", "many", "pHYs", "trailer"],
+)  # fmt: skip
+def test_metadata_of_a_png_never_hides_its_pixels(data: bytes) -> None:
+    assert np.array_equal(decode(data), STORED)
+
+
+def test_a_wrong_checksum_of_pixels_or_palette_still_counts() -> None:
+    data = bytearray(encoded(BASE.quantize(16), "PNG"))
+    data[data.index(b"PLTE") + 5] ^= 1
+    assert refused(bytes(data)).reason == "IMAGE_INVALID"
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda o: png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(o))),
+        lambda o: png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(o, True)))),
+        lambda o: png(png_chunk(b"zTXt", raw_profile("exif", tiff(o)))),
+        lambda o: png(png_chunk(b"zTXt", raw_profile("APP1", b"Exif\0\0" + tiff(o, ">")))),
+        lambda o: png(behind=png_chunk(b"eXIf", tiff(o))),
+        lambda o: webp(EXIF=tiff(o, ">")),
+        lambda o: webp(XMP=xmp(o)),
+    ],
+    ids=["iTXt", "compressed iTXt", "raw exif", "raw APP1", "eXIf behind", "WebP EXIF", "WebP XMP"],
+)  # fmt: skip
+def test_orientation_wherever_it_stands(stored: Callable[[int], bytes], orientation: int) -> None:
+    with Image.open(io.BytesIO(png(png_chunk(b"eXIf", tiff(orientation))))) as reference:
+        upright = np.asarray(ImageOps.exif_transpose(reference))
+    data = stored(orientation)
+    assert np.array_equal(decode(data), upright)
+    assert read_header(data, "f").upright == (upright.shape[1], upright.shape[0])
+
+
+def test_orientation_of_a_jpeg_in_xmp_and_of_exif_first() -> None:
+    plain = decode(jpeg())
+    turned = np.rot90(plain, -1)
+    in_xmp = segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(6))
+    assert np.array_equal(decode(jpeg(in_xmp)), turned)
+    in_exif = segment(0xE1, b"Exif\0\0" + tiff(1))
+    assert np.array_equal(decode(jpeg(in_xmp, in_exif)), plain)
+    assert np.array_equal(decode(jpeg(segment(0xE1, b"Exif\0\0" + tiff(9)))), plain)
+
+
+# Colour profiles
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_colours_of_another_profile_become_srgb(kind: str) -> None:
+    swapped = Image.fromarray(np.ascontiguousarray(STORED[..., ::-1]))
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 100, "subsampling": 0}
+    pixels = decode(encoded(swapped, kind, icc_profile=swapped_profile(), **options))
+    assert np.abs(pixels.astype(int) - STORED).max() <= (6 if kind == "JPEG" else 2)
+
+
+def test_a_profile_of_srgb_changes_no_bit() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for kind in ("JPEG", "PNG"):
+        assert np.array_equal(
+            decode(encoded(BASE, kind, icc_profile=srgb)), decode(encoded(BASE, kind))
+        )
+
+
+@pytest.mark.parametrize("profile", [b"no profile", bytes(200), swapped_profile()[:300]])
+def test_a_broken_profile_is_ignored(profile: bytes) -> None:
+    assert np.array_equal(decode(encoded(BASE, "PNG", icc_profile=profile)), STORED)
+
+
+def test_a_profile_of_another_colour_space_is_ignored() -> None:
+    grey = BASE.convert("L")
+    data = encoded(grey, "PNG", icc_profile=swapped_profile())
+    assert np.array_equal(decode(data), np.asarray(grey.convert("RGB")))
+
+
+def test_transparent_parts_of_a_profiled_image_lie_on_white() -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 255, 255))
+    image.putpixel((1, 0), (9, 9, 9, 0))
+    pixels = decode(encoded(image, "PNG", icc_profile=swapped_profile()))
+    assert np.abs(pixels.astype(int) - [[[255, 0, 0], [255, 255, 255]]]).max() <= 2
+
+
+# Strips
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_image_is_converted_in_strips_like_a_small_one(
+    mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(64 * 48, dtype=np.uint16).reshape(48, 64) * 20)
+    elif mode == "P":
+        image = BASE.quantize(16)
+    else:
+        image = BASE.convert(mode)
+        if "A" in mode:
+            image.putalpha(BASE.getchannel("R"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(image, "PNG", exif=exif)
+    whole = decode(data)
+    monkeypatch.setattr(images, "_STRIP_PIXELS", 64 * 5)
+    assert np.array_equal(decode(data), whole)
+
+
+# Floods
+
+
+class Never:
+    """In place of a decoder: the file has to be refused before."""
+
+    def __init__(self, file: object) -> None:
+        pytest.fail("a decoder has seen the file")
+
+
+@pytest.fixture
+def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_DECODERS", dict.fromkeys(("JPEG", "PNG", "WebP"), Never))
+
+
+FLOODS = {
+    "JPEG segments": (jpeg(segment(0xFE, b"") * (MAX_JPEG_SEGMENTS + 1)), "segments"),
+    "JPEG restarts": (jpeg(b"\xff\xd0" * (MAX_JPEG_SEGMENTS + 1)), "segments"),
+    "JPEG filling": (jpeg(b"\xff" * 1_000_000), "damaged header"),
+    "JPEG junk": (jpeg(segment(0xFE, b""), b"\0" * 1_000_000), "damaged header"),
+    "PNG chunks": (png(png_chunk(b"abCd", b"") * (MAX_CHUNKS + 1)), "chunks"),
+    "PNG chunks behind": (png(behind=png_chunk(b"abCd", b"") * (MAX_CHUNKS + 1)), "chunks"),
+    "WebP chunks": (webp(XMP=b"")[:-8] + b"abcd\0\0\0\0" * (MAX_CHUNKS + 1), "chunks"),
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_parts_is_refused_before_a_decoder_sees_it(name: str, no_decoder: None) -> None:
+    data, word = FLOODS[name]
+    error = refused(data)
+    assert error.reason == "IMAGE_INVALID"
+    assert word in error.message
+
+
+def scan_flood(progressive: bool) -> bytes:
+    """The last scan of a file, again and again; for a baseline file, scans of one component."""
+    if progressive:
+        data = VALID["progressive"]
+        last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+        return data[:end] + data[last:end] * MAX_JPEG_SCANS + data[end:]
+    data = VALID["jpeg"]
+    at = data.index(b"\xff\xda")
+    scan = segment(0xDA, bytes([1, 1, 0, 0, 63, 0])) + b"\0\0"
+    return data[:at] + scan * (MAX_JPEG_SCANS + 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_many_scans_are_refused(progressive: bool, no_decoder: None) -> None:
+    error = refused(scan_flood(progressive))
+    assert (error.reason, "scans" in error.message) == ("IMAGE_INVALID", True)
+
+
+def test_a_comment_does_not_hide_scans(no_decoder: None) -> None:
+    """It holds the marker of the end, which ends nothing there."""
+    data = VALID["progressive"]
+    at = data.index(b"\xff\xda")
+    second = data.index(b"\xff\xda", at + 2)
+    tables = data.rfind(b"\xff\xc4", at, second)
+    comment = segment(0xFE, b"\xff\xd9")
+    flood = scan_flood(True)
+    assert "scans" in refused(flood[:tables] + comment + flood[tables:]).message
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive"])
+def test_what_stands_behind_the_end_of_a_jpeg_does_not_count(name: str) -> None:
+    """Phones append a second image or a video; its markers are not those of the first."""
+    data = VALID[name]
+    assert np.array_equal(decode(data + b"\xff\xda\0\0" * 500), decode(data))
+    assert np.array_equal(decode(data + b"video" * 5000), decode(data))
+
+
+# Truncated or damaged
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+def test_a_damaged_file_with_a_trailer_is_not_called_truncated(name: str) -> None:
+    data = bytearray(VALID[name])
+    if name == "png":
+        data[data.index(b"IDAT") + 8] ^= 0xFF
+    elif name == "webp":
+        data[23:26] = bytes(3)  # its start code
+    else:  # its tables of quantisation become comments
+        while (at := data.find(b"\xff\xdb")) >= 0:
+            data[at + 1] = 0xFE
+    assert refused(bytes(data)).reason == "IMAGE_INVALID"
+    assert refused(bytes(data) + b"\0" * 5000).reason == "IMAGE_INVALID"
+
+
+def test_an_end_inside_of_metadata_is_no_end() -> None:
+    thumbnail = segment(0xE1, b"thumbnail" + VALID["jpeg"])
+    data = jpeg(thumbnail)
+    assert refused(data[: data.rindex(b"\xff\xda") + 40]).reason == "IMAGE_TRUNCATED"
+    assert refused(data[: len(thumbnail) - 100]).reason == "IMAGE_TRUNCATED"
+
+
+# Formats that are not accepted
+
+FTYP = struct.pack(">I", 24) + b"ftyp"
+OTHERS: dict[str, tuple[bytes, str]] = {
+    "HEIC": (FTYP + b"heic\0\0\0\0mif1heic", "convert it to JPEG"),
+    "HEIC by a compatible brand": (FTYP + b"mif1\0\0\0\0mif1heic", "HEIC"),
+    "AVIF": (FTYP + b"avif\0\0\0\0avifmif1", "convert it to JPEG"),
+    "a video": (FTYP + b"isom\0\0\0\0isommp42", "video"),
+    "GIF": (encoded(BASE, "GIF"), "save a frame as PNG"),
+    "BMP": (encoded(BASE, "BMP"), "convert it to PNG"),
+    "TIFF": (encoded(BASE, "TIFF"), "convert it to PNG"),
+    "ICO": (encoded(BASE, "ICO"), "convert it to PNG"),
+    "PDF": (b"%PDF-1.7\n", "render its pages to PNG"),
+    "PostScript": (b"%!PS-Adobe", "render it"),
+    "SVG": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "render it to PNG"),
+    "HTML": (b"\n<!DOCTYPE html><html>", "an HTML page"),
+    "JSON": (b'{"error": "not found"}', "JSON text"),
+    "a URL": (b"https://example.org/cat.jpg", "send the bytes of the file"),
+    "data URL": (b"data:image/png;base64," + base64.b64encode(VALID["png"]), "a data URL"),
+    "base64": (base64.encodebytes(VALID["jpeg"]), "base64 text of JPEG"),
+    "base64 for URLs": (base64.urlsafe_b64encode(VALID["png"]), "base64 text of PNG"),
+    "base64 of HEIC": (base64.b64encode(FTYP + b"heic\0\0\0\0mif1heic"), "base64 text of HEIC"),
+    "JPEG XL": (b"\xff\x0a" + bytes(20), "convert it to JPEG"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  \r\n\x87\n", "convert it to JPEG"),
+    "Netpbm": (encoded(BASE, "PPM"), "convert it to PNG"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(10), "decompress it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_refusal_names_the_format_and_what_to_do(name: str) -> None:
+    data, words = OTHERS[name]
+    error = refused(data)
+    assert error.reason == "IMAGE_FORMAT_UNSUPPORTED"
+    assert words in error.message
+    assert "JPEG, PNG and WebP" in error.message
+    assert error.metadata["found"] in error.message
+
+
+# Memory
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading")])
+def test_too_little_memory_is_not_the_fault_of_the_image(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    if not isinstance(error, MemoryError):  # what libjpeg and libwebp make of it
+
+        def nothing_left(*_: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr(images.np, "empty", nothing_left)
+    with pytest.raises(Overloaded) as caught:
+        decode_image(VALID["jpeg"], "images[0].data", ImageLimits())
+    assert caught.value.retry_after_s > 0
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (5, 900)])
+@pytest.mark.parametrize("decoder", [JpegImageFile, PngImageFile, WebPImageFile])
+def test_the_estimate_counts_every_pixel(decoder: Any, width: int, height: int) -> None:
+    data = encoded(gradient(width, height), decoder.format)
+    assert decoding_bytes(read_header(data, "f")) >= 7 * width * height
+
+
+# Cases from practice, and photographs
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the folder of cases is not there")
+def test_cases_from_practice() -> None:
+    base = decode((CASES / "base.png").read_bytes())
+    for name in ("text_zTXt", "badcrc_text", "bigicc", "rawexif6"):
+        assert np.array_equal(decode((CASES / f"{name}.png").read_bytes()), base), name
+    swapped = decode((CASES / "icc_swapped.png").read_bytes()).astype(int)
+    assert np.abs(swapped - base).max() <= 2
+    for name, found in (
+        ("photo.heic", "HEIC"), ("heic_named.jpg", "HEIC"), ("tiff.tif", "TIFF"), ("anim.gif", "GIF"),
+        ("b64.txt", "base64 text of PNG"),
+    ):  # fmt: skip
+        assert refused((CASES / name).read_bytes()).metadata["found"] == found
+    with Image.open(CASES / "whitelogo.png") as logo:
+        white = Image.new("RGBA", logo.size, "white")
+        shown = np.asarray(Image.alpha_composite(white, logo.convert("RGBA")).convert("RGB"))
+    assert np.array_equal(decode((CASES / "whitelogo.png").read_bytes()), shown)
+    large = (CASES / "63mp.png").read_bytes()
+    assert read_header(large, "f").upright == (9000, 7000)
+    assert refused(large, ImageLimits(max_pixels=62_000_000)).reason == "IMAGE_TOO_MANY_PIXELS"
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the folder of photographs is not there")
+def test_photographs_are_bit_identical_to_pillow() -> None:
+    for path in sorted(PHOTOS.iterdir()):
+        with Image.open(path) as reference:
+            assert np.array_equal(decode(path.read_bytes()), np.asarray(reference.convert("RGB")))
+
+
+def test_errors_hold_no_frames() -> None:
+    """What Pillow raises holds its frames, and they hold images."""
+    for data in (VALID["png"][:-60], VALID["jpeg"][:-100]):
+        with pytest.raises(ImageError) as caught:
+            decode_image(data, "images[0].data", ImageLimits())
+        assert caught.value.__context__ is None

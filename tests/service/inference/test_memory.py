@@ -1,0 +1,117 @@
+"""The budget of memory: who waits, who passes, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from contextlib import AsyncExitStack
+
+import pytest
+
+from service.errors import InferenceTimeout, Overloaded
+from service.inference.memory import MemoryBudget
+
+
+async def holder(budget: MemoryBudget, amount: int) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """A task that holds an amount until its event is set, as far as it got in one turn."""
+    release = asyncio.Event()
+
+    async def hold() -> None:
+        async with budget.hold(amount):
+            await release.wait()
+
+    task = asyncio.create_task(hold())
+    await asyncio.sleep(0)
+    return task, release
+
+
+async def test_small_amounts_pass_large_ones_that_wait() -> None:
+    budget = MemoryBudget(80)
+    first, release = await holder(budget, 60)
+    second, _ = await holder(budget, 20)
+    assert (budget.held, budget.waiting) == (60, 20)
+    async with budget.hold(10), budget.hold(10):
+        assert budget.held == 80
+    release.set()
+    await first
+    assert (budget.held, budget.waiting) == (20, 0)
+    second.cancel()
+
+
+async def test_large_amounts_are_not_starved_by_small_ones() -> None:
+    """While a large amount waits, small ones get nothing beyond their own quarter."""
+    budget = MemoryBudget(80)
+    async with AsyncExitStack() as small:
+        first = AsyncExitStack()
+        await first.enter_async_context(budget.hold(10))
+        for _ in range(7):  # without a large one they may take everything
+            await small.enter_async_context(budget.hold(10))
+        large, release = await holder(budget, 60)
+        late, late_release = await holder(budget, 10)
+        assert budget.waiting == 70
+        async with first:
+            assert budget.held == 80
+        assert (budget.held, budget.waiting) == (70, 70), "the room is kept for the large one"
+    await asyncio.sleep(0)
+    assert (budget.held, budget.waiting) == (70, 0)
+    release.set()
+    late_release.set()
+    await asyncio.gather(large, late)
+    assert budget.held == 0
+
+
+async def test_more_than_the_budget_is_held_alone() -> None:
+    budget = MemoryBudget(80)
+    huge, release = await holder(budget, 1000)
+    assert budget.held == 1000
+    other, other_release = await holder(budget, 1000)
+    assert budget.waiting == 1000
+    async with budget.hold(10):
+        release.set()
+        await huge
+        await asyncio.sleep(0)
+    assert budget.held == 1000
+    other_release.set()
+    await other
+
+
+async def test_what_waits_is_bounded_by_amount_and_time() -> None:
+    budget = MemoryBudget(80, max_waiting=50)
+    async with budget.hold(60):
+        waiting, _ = await holder(budget, 40)
+        with pytest.raises(Overloaded) as caught:
+            async with budget.hold(20):
+                pass
+        assert caught.value.retry_after_s > 0
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert budget.waiting == 0
+        with pytest.raises(InferenceTimeout):
+            async with budget.hold(20, asyncio.get_running_loop().time() + 0.01):
+                pass
+        assert budget.waiting == 0
+    assert budget.held == 0
+
+
+async def test_nothing_is_lost_whatever_happens() -> None:
+    rng = random.Random(3)
+    budget = MemoryBudget(100)
+
+    async def one() -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + rng.random() * 0.02 if rng.random() < 0.3 else None
+        with contextlib.suppress(InferenceTimeout):
+            async with budget.hold(rng.choice([1, 5, 12, 13, 60, 90, 300]), deadline):
+                assert budget.held <= 400
+                await asyncio.sleep(rng.random() * 0.002)
+
+    tasks = []
+    for _ in range(300):
+        tasks.append(asyncio.create_task(one()))
+        if rng.random() < 0.3:
+            rng.choice(tasks).cancel()
+        if rng.random() < 0.2:
+            await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    assert budget.held == budget.waiting == 0

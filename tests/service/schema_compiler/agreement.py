@@ -1,0 +1,233 @@
+"""Whether a grammar, its report and the validators agree on a schema."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hypothesis import event
+
+from benchmarks import judge
+from service.errors import GrammarError, OutputInvalid
+from service.schema_compiler import jsontext
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.budget import Budget, bounded
+from service.schema_compiler.jsontext import pointer
+from service.schema_compiler.report import Analysed
+from service.schema_compiler.schema import DEFAULT_LIMITS, CompiledSchema, Places, check_json_schema
+from service.schema_compiler.schema import compiled as checked_schema
+from service.structured_output.answers import AnswerValidator
+from service.types import Grammar, GrammarKind, PropertyOrder
+from tests.service.schema_compiler import schemas
+
+REPEATS = "may repeat"
+_REPEATED = object()
+_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+
+
+def analysed(schema: Any, order: PropertyOrder = PropertyOrder.DECLARED) -> Analysed | None:
+    """None where the schema is refused; of schemas that no value fits, there is no grammar."""
+    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema), property_order=order)
+    try:
+        return analyse(grammar, DEFAULT_LIMITS)
+    except GrammarError as error:
+        if error.reason not in ("SCHEMA_UNSATISFIABLE", "SCHEMA_INVALID", "SCHEMA_UNSUPPORTED"):
+            raise
+        return None
+
+
+def admitted(schema: Any) -> bool:
+    try:
+        check_json_schema(json.dumps(schema))
+    except GrammarError:
+        return False
+    return True
+
+
+def valid(schema: Any, text: str) -> bool:
+    """Whether the final validation gives an answer out."""
+    try:
+        AnswerValidator(json.dumps(schema)).parse(text)
+    except OutputInvalid:
+        return False
+    return True
+
+
+def check_texts(
+    schema: Any, seed: int, number: int = 8, order: PropertyOrder = PropertyOrder.DECLARED
+) -> list[Any]:
+    """Texts of the grammar are JSON, and violate nothing but what the report says is only checked;
+    without that, ``jsonschema`` on fractions finds them valid, too. Returns their values."""
+    found = analysed(schema, order)
+    if found is None:
+        return []
+    grammar = schemas.compiled(found.grammar.ebnf)
+    checked = found.report.checked
+    repeats = any(REPEATS in one.why for one in checked)
+    places = {one.pointer for one in checked if REPEATS not in one.why}
+    rng = random.Random(seed)
+    values = []
+    for _ in range(number):
+        text = schemas.walk(grammar, rng)
+        if text is None:
+            continue
+        value = _decoded(text, repeats)
+        if value is _REPEATED:
+            continue
+        values.append(value)
+        compiled = checked_schema(json.dumps(schema), DEFAULT_LIMITS)
+        with bounded(Budget()):
+            violations = list(compiled.validator.iter_errors(jsontext.decode(text, exact=True)))
+        for violation in violations:
+            assert _is_said(compiled, violation, places), (text, violation, places)
+        event("a text")
+        if not places:
+            event("a text of a grammar that enforces everything")
+            assert valid(schema, text), text
+            # Its patterns are Python's, which read ends of lines and letters beyond ASCII otherwise,
+            # and it does not assert formats.
+            other = not text.isascii() or "\\n" in text or "\\r" in text
+            if not other and '"format"' not in json.dumps(schema):
+                plain, _ = judge.validators(judge.exact(json.dumps(schema)))
+                plain.validate(judge.exact(text))
+    return values
+
+
+def _decoded(text: str, repeats: bool) -> Any:
+    """The value of a text, or `_REPEATED` where a name repeats, as the report says it may."""
+    try:
+        return jsontext.decode(text)
+    except jsontext.JsonTextError as error:
+        if repeats and "duplicate key" in str(error):
+            return _REPEATED
+        raise
+
+
+def check_value(schema: Any, value: Any) -> None:
+    """A valid value is one of the grammar, with whole numbers in the spelling of integers, and unless
+    it has an additional name that begins with a declared one (``test_property_order`` looks at
+    these)."""
+    value = _whole(value)
+    if not admitted(schema) or not valid(schema, json.dumps(value)):
+        return
+    event("a valid value")
+    found = analysed(schema)
+    assert found is not None, "no value fits, it says"
+    compiled = schemas.compiled(found.grammar.ebnf)
+    accepted = schemas.accepts_value(compiled, value)
+    assert accepted or _begins_with_a_name(schema, value), (value, found.grammar.ebnf)
+
+
+def _begins_with_a_name(schema: Any, value: Any) -> bool:
+    """Whether an object has a name that begins with another one, of which the schema speaks."""
+    text = json.dumps(schema)
+    names = [name for name in schemas.NAMES if json.dumps(name) in text]
+    pending = [value]
+    for part in pending:
+        pending += (
+            part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        )
+        if isinstance(part, dict) and any(
+            own != name and own.startswith(name) for own in part for name in names
+        ):
+            return True
+    return False
+
+
+def _whole(value: Any) -> Any:
+    """The value with 0 for 0.0, which is as valid; a grammar of integers has no points."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _whole(member) for name, member in value.items()}
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
+
+
+def check(schema: Any, seed: int, values: Iterable[Any] = ()) -> None:
+    """Both, for texts of the grammar, values near theirs, and further values."""
+    grown = check_texts(schema, seed, 5)
+    check_texts(schema, seed, 3, PropertyOrder.ANY)
+    rng = random.Random(seed)
+    near = [changed(value, rng) for value in grown[:3] for _ in range(4)]
+    for value in [*near, *values]:
+        check_value(schema, value)
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """A value with one part of it changed, taken out or added."""
+    holder = [copy.deepcopy(value)]
+    containers: list[Any] = [holder]
+    for one in containers:
+        inner = one.values() if isinstance(one, dict) else one
+        containers += [part for part in inner if isinstance(part, (dict, list))]
+    container = rng.choice(containers)
+    fresh = rng.choice((None, True, 0, 1, 2, 3, 1.5, "a", "b", "ab", "", [], [1], {}, {"a": 1}))
+    keys = list(container if isinstance(container, dict) else range(len(container)))
+    action = rng.randrange(3)
+    if action == 0 and keys:
+        container[rng.choice(keys)] = fresh
+    elif action == 1 and keys and container is not holder:
+        del container[rng.choice(keys)]
+    elif isinstance(container, dict):
+        container[rng.choice(schemas.NAMES)] = fresh
+    elif container is not holder:
+        container.insert(rng.randrange(len(container) + 1), fresh)
+    return holder[0]
+
+
+def _is_said(compiled: CompiledSchema, violation: Any, checked: set[str]) -> bool:
+    """Whether the report names the keyword of a violation, one that applies it, or one that decides
+    whether it is violated."""
+    path = list(violation.absolute_schema_path)
+    for passed, deciding in _ways(compiled.places, compiled.places.root, "", path):
+        inside = {*passed[-1:], *_applied(compiled, deciding)}
+        if not checked.isdisjoint(passed) or any(
+            one == place or one.startswith(place + "/") for one in checked for place in inside
+        ):
+            return True
+    return False
+
+
+def _ways(
+    places: Places, part: Any, at: str, path: list[Any]
+) -> Iterator[tuple[list[str], list[Any]]]:
+    """Pointers along the library's path into a schema, from a part on, and what decides there.
+
+    The path leaves out references and ``if``.
+    """
+    if not path:
+        yield [], [part]
+        return
+    step, *rest = path
+    if isinstance(part, dict):
+        for keyword in _REFERENCES:
+            target = places.targets.get((id(part), keyword))
+            if target is not None:
+                here = at + pointer((keyword,))
+                for passed, deciding in _ways(
+                    places, target, places.pointers.get(id(target), at), path
+                ):
+                    yield [here, *passed], deciding
+    if step in part if isinstance(part, dict) else isinstance(part, list):
+        here = at + pointer((step,))
+        for passed, deciding in _ways(places, part[step], here, rest):
+            yield [here, *passed], deciding
+
+
+def _applied(compiled: CompiledSchema, part: Any) -> Iterator[str]:
+    """Pointers of all subschemas in a part of a schema, and of those that they refer to."""
+    places, seen, pending = compiled.places, set(), [part]
+    while pending:
+        part = pending.pop()
+        if id(part) in seen or not isinstance(part, (dict, list)):
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            if id(part) in places.pointers:
+                yield places.pointers[id(part)]
+            pending += [places.targets.get((id(part), keyword)) for keyword in _REFERENCES]
+        pending += part.values() if isinstance(part, dict) else part

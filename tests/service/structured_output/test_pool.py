@@ -1,0 +1,300 @@
+"""Analysis of grammars in processes: what is shared and kept, and what a bad one costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prometheus_client import REGISTRY
+
+from service.errors import EngineUnavailable, GrammarError, Overloaded
+from service.schema_compiler.report import Analysed
+from service.schema_compiler.schema import SchemaLimits
+from service.structured_output import pool as pool_module
+from service.structured_output import worker
+from service.structured_output.pool import GrammarPool
+from service.types import Grammar, GrammarKind
+from tests.service.structured_output import misbehaving
+
+LIMITS = SchemaLimits()
+BAD = (sys.executable, "-m", "tests.service.structured_output.misbehaving")
+
+
+def schema(source: str) -> Grammar:
+    return Grammar(GrammarKind.JSON_SCHEMA, source)
+
+
+def count(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"qwen3vl_grammar_{name}_total", labels) or 0.0
+
+
+@asynccontextmanager
+async def running(**options: Any) -> AsyncIterator[GrammarPool]:
+    """A pool on workers that can misbehave; afterwards no process and no task is left of it."""
+    before = asyncio.all_tasks()
+    pool = GrammarPool(**{"workers": 1, "command": BAD, "timeout_s": 20.0, **options})
+    await pool.start()
+    assert len(pool.pids) == pool._count
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        assert children() == []
+        assert asyncio.all_tasks() == before
+
+
+def children() -> list[int]:
+    """Processes of this one that run worker code, zombies included."""
+    return [
+        child.pid
+        for child in psutil.Process().children(recursive=True)
+        if child.status() == psutil.STATUS_ZOMBIE or "grammars" in " ".join(child.cmdline())
+    ]
+
+
+async def refused(pool: GrammarPool, source: str) -> GrammarError:
+    with pytest.raises(GrammarError) as caught:
+        await pool.analyse(schema(source), LIMITS)
+    return caught.value
+
+
+async def test_a_pool_analyses_keeps_and_refuses() -> None:
+    hits, misses = count("cache_hits", cache="analysis"), count("cache_misses", cache="analysis")
+    async with running() as pool:
+        first = await pool.analyse(Grammar(GrammarKind.CHOICE, '["a", "née"]'), LIMITS)
+        assert isinstance(first, Analysed)
+        assert first.grammar.ebnf.startswith("root ::=")
+        assert first.grammar.source == '["a", "née"]'
+        again = await pool.analyse(Grammar(GrammarKind.CHOICE, '["a", "née"]'), LIMITS)
+        assert again is first
+        error = await refused(pool, '{"type": "nothing"}')
+        assert (error.reason, error.violations[0].field) == (
+            "SCHEMA_INVALID",
+            "grammar.json_schema",
+        )
+        assert error.metadata["pointer"] == "/type"
+        kept = await refused(pool, '{"type": "nothing"}')
+        assert (kept.message, kept.reason, kept.metadata) == (
+            error.message, error.reason, error.metadata,
+        )  # fmt: skip
+        assert kept is not error
+        with pytest.raises(GrammarError, match="bytes"):
+            await pool.analyse(schema('"' + "x" * LIMITS.max_bytes + '"'), LIMITS)
+    assert count("cache_hits", cache="analysis") == hits + 2
+    assert count("cache_misses", cache="analysis") == misses + 2
+
+
+@pytest.mark.slow
+async def test_other_limits_are_another_question() -> None:
+    async with running() as pool:
+        deep = '{"items": {"items": {"items": {}}}}'
+        await pool.analyse(schema(deep), LIMITS)
+        with pytest.raises(GrammarError, match="levels deep"):
+            await pool.analyse(schema(deep), SchemaLimits(max_depth=2))
+
+
+@pytest.mark.slow
+async def test_equal_grammars_share_one_analysis() -> None:
+    misses = count("cache_misses", cache="analysis")
+    async with running() as pool:
+        slow = schema('{"title": "slow"}')
+        gone, *others = [asyncio.ensure_future(pool.analyse(slow, LIMITS)) for _ in range(8)]
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        found = await asyncio.gather(*others)
+        assert all(one is found[0] for one in found)
+        assert gone.cancelled()
+    assert count("cache_misses", cache="analysis") == misses + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [misbehaving.SEGFAULT, misbehaving.KILLED, misbehaving.NONSENSE])
+async def test_a_crash_costs_one_request(source: str) -> None:
+    restarts = count("worker_restarts", reason="crash")
+    async with running() as pool:
+        before = pool.pids
+        waiting = asyncio.ensure_future(refused(pool, source))
+        beside = asyncio.ensure_future(pool.analyse(schema('{"title": "slow 1"}'), LIMITS))
+        error = await waiting
+        assert error.reason == "GRAMMAR_COMPILE_CRASHED"
+        assert error.violations[0].field == "grammar.json_schema"
+        assert (await beside).report is not None
+        assert len(pool.pids) == 1
+        assert pool.pids != before
+        kept = await refused(pool, source)
+        assert kept.reason == "GRAMMAR_COMPILE_CRASHED"
+        await pool.analyse(schema('{"title": "after"}'), LIMITS)
+    assert count("worker_restarts", reason="crash") == restarts + 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [misbehaving.HANG, misbehaving.HANG_DEEP])
+async def test_a_hang_ends_at_the_limit_and_is_remembered(
+    source: str,
+) -> None:
+    restarts = count("worker_restarts", reason="timeout")
+    async with running(workers=2, timeout_s=1.0) as pool:
+        begun = time.monotonic()
+        hanging = asyncio.ensure_future(refused(pool, source))
+        await asyncio.sleep(0.05)
+        await pool.analyse(schema('{"title": "beside"}'), LIMITS)
+        assert time.monotonic() - begun < 0.9
+        assert (await hanging).reason == "GRAMMAR_COMPILE_TIMEOUT"
+        assert 0.9 < time.monotonic() - begun < 5
+        begun = time.monotonic()
+        assert (await refused(pool, source)).reason == "GRAMMAR_COMPILE_TIMEOUT"
+        assert time.monotonic() - begun < 0.5
+        assert count("worker_restarts", reason="timeout") == restarts + 1
+        (known,) = [known for known in pool._known.values() if known.until < float("inf")]
+        assert 0 < known.until - time.monotonic() < pool_module.REMEMBER_S
+        known.until = time.monotonic()
+        assert (await refused(pool, source)).reason == "GRAMMAR_COMPILE_TIMEOUT"
+        await until_restarted(pool, 2)
+    assert count("worker_restarts", reason="timeout") == restarts + 2
+
+
+async def until_restarted(pool: GrammarPool, workers: int) -> None:
+    """Wait until so many workers run that were never killed."""
+    end = time.monotonic() + 30
+    while sum(child.alive for child in pool._children.values()) < workers:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.slow
+async def test_a_worker_that_has_grown_is_replaced_after_its_answer() -> None:
+    restarts = count("worker_restarts", reason="grown")
+    async with running() as pool:
+        before = pool.pids
+        await pool.analyse(schema(misbehaving.GROW), LIMITS)
+        await pool.analyse(schema('{"title": "after"}'), LIMITS)
+        assert pool.pids != before
+    assert count("worker_restarts", reason="grown") == restarts + 1
+
+
+@pytest.mark.slow
+async def test_a_worker_collects_its_garbage_between_requests() -> None:
+    async with running() as pool:
+        before = pool.pids
+        for number in range(3):
+            await pool.analyse(schema(f'{{"title": "litter {number}"}}'), LIMITS)
+        assert pool.pids == before
+
+
+@pytest.mark.slow
+async def test_a_worker_that_dies_while_nobody_asks_costs_nothing() -> None:
+    async with running() as pool:
+        os.kill(pool.pids[0], signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        await pool.analyse(schema('{"title": "next"}'), LIMITS)
+
+
+@pytest.mark.slow
+async def test_memory_is_bounded_and_the_first_that_a_system_short_of_it_takes() -> None:
+    mine = Path("/proc/self/oom_score_adj").read_text()
+    async with running() as pool:
+        (pid,) = pool.pids
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+        assert psutil.Process(pid).rlimit(psutil.RLIMIT_AS)[1] == worker.MEMORY_BYTES
+        error = await refused(pool, misbehaving.EAT)
+        assert error.reason == "GRAMMAR_TOO_COSTLY"
+        assert error.message.endswith("takes too much memory to compile; make it smaller")
+        await pool.analyse(schema('{"title": "after"}'), LIMITS)
+        assert pool.pids == (pid,)
+    assert Path("/proc/self/oom_score_adj").read_text() == mine
+
+
+@pytest.mark.slow
+async def test_what_is_kept_is_bounded_and_the_oldest_leaves() -> None:
+    evictions = count("cache_evictions", cache="analysis")
+    misses = count("cache_misses", cache="analysis")
+    async with running(cache_bytes=5000) as pool:
+        kept = [schema(f'{{"title": "{i}"}}') for i in range(8)]
+        for one in kept:
+            await pool.analyse(one, LIMITS)
+            assert 0 < pool.size_bytes <= 5000
+        await pool.analyse(kept[-1], LIMITS)
+        assert count("cache_misses", cache="analysis") == misses + 8
+        await pool.analyse(kept[0], LIMITS)
+        assert count("cache_misses", cache="analysis") == misses + 9
+    assert count("cache_evictions", cache="analysis") > evictions
+
+
+@pytest.mark.slow
+async def test_a_queue_that_is_full_and_a_pool_that_closes() -> None:
+    async with running(max_waiting=1) as pool:
+        hanging = [asyncio.ensure_future(pool.analyse(schema(misbehaving.HANG), LIMITS))]
+        await asyncio.sleep(0.05)
+        hanging.append(asyncio.ensure_future(pool.analyse(schema("{}"), LIMITS)))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await pool.analyse(schema("true"), LIMITS)
+        await pool.close()
+        for one in hanging:
+            with pytest.raises(EngineUnavailable):
+                await one
+        with pytest.raises(EngineUnavailable):
+            await pool.analyse(schema("true"), LIMITS)
+
+
+@pytest.mark.slow
+async def test_a_worker_that_does_not_start_is_an_error_of_the_start() -> None:
+    pool = GrammarPool(2, command=(*BAD, "--dead"))
+    with pytest.raises(EngineUnavailable, match="cannot be started"):
+        await pool.start()
+    assert children() == []
+
+
+PARENT = """
+import asyncio, sys
+from service.structured_output.pool import GrammarPool
+from service.schema_compiler.schema import SchemaLimits
+from service.types import Grammar, GrammarKind
+
+async def main():
+    pool = GrammarPool(1, 0.2 + float(sys.argv[2]), command=(sys.executable, "-m", sys.argv[1]))
+    await pool.start()
+    print(*pool.pids, flush=True)
+    source = sys.argv[3]
+    await pool.analyse(Grammar(GrammarKind.JSON_SCHEMA, source), SchemaLimits())
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def orphan(source: str, *, timeout_s: float = 60.0) -> psutil.Process:
+    """The worker of a process that was killed while the worker was at this source."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, BAD[2], str(timeout_s), source],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    time.sleep(0.3)
+    parent.kill()
+    parent.communicate()
+    return child
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_its_parent() -> None:
+    orphan("{}").wait(5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_soon_after_its_parent() -> None:
+    child = orphan(misbehaving.HANG_DEEP, timeout_s=1.0)
+    assert child.is_running()
+    child.wait(10)
