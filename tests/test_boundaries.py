@@ -1,4 +1,7 @@
-"""Who may import whom: read from the source, and checked in a fresh interpreter for what must stay light."""
+"""Who may import whom: read from the source, and checked in a fresh interpreter for what must stay light.
+
+``ARCHITECTURE.md`` draws the same picture.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,55 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+VALUES = {"types", "errors"}
+ALLOWED: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "error_table": set(),
+    "deadlines": set(),
+    "logs": set(),
+    "compile_errors": VALUES,
+    "engine": {"types"},
+    "metrics": {"types"},
+    "lifecycle": {"errors"},
+    "heartbeat": {*VALUES, "engine", "lifecycle", "logs", "settings"},
+    "schema_compiler": VALUES,
+    "structured_output": {*VALUES, "schema_compiler", "engine", "deadlines", "logs", "metrics", "compile_errors"},
+    "tasks": {*VALUES, "schema_compiler", "structured_output"},
+    "engines": {*VALUES, "engine", "metrics", "compile_errors"},
+    "settings": {"engines"},
+    "auth": {"errors", "settings"},
+    "inference": {
+        *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
+    },
+    "grpc_api": {
+        *VALUES, "error_table", "inference", "tasks", "structured_output", "schema_compiler", "engine",
+        "settings", "lifecycle", "logs", "metrics", "auth", "deadlines", "heartbeat",
+    },
+}  # fmt: skip
+"""Module or package below ``service/`` -> what it may import of the service. The command line, the
+runtime and the client are the outer layer and may import everything."""
+
+OUTER = {"__main__", "cli", "client", "wiring", "pb"}
+REGISTRY = {"service.engines.kind", "service.engines.registry"}
+
+DEFERRED = {
+    "service/cli": "the command line answers --help without loading what a command needs",
+    "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
+    "service/schema_compiler/regexes.py": "look-aheads need automata, which ask the matcher for sets",
+    "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",
+    "service/structured_output/worker.py": "the process tells that it is there before it imports",
+    "lmdeploy_ext": "LMDeploy and torch are imported when the extension is installed or used",
+}
+"""Where imports stand inside functions, and why."""
 
 
 def modules(package: str) -> Iterator[Path]:
@@ -19,16 +66,44 @@ def modules(package: str) -> Iterator[Path]:
     )
 
 
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def names_of(node: ast.AST) -> Iterator[str]:
+    """The module names of an import statement; of ``from a import b`` both ``a`` and ``a.b``."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
 def imports(path: Path) -> set[str]:
     """Every module name that the file imports, also inside functions and under TYPE_CHECKING."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+    return {name for node in ast.walk(tree(path)) for name in names_of(node)}
+
+
+def functions(path: Path) -> Iterator[ast.AST]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def type_checking(path: Path) -> Iterator[ast.AST]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            yield node
+
+
+def imports_at_module_level(path: Path) -> set[str]:
+    """What is imported when the module is: not inside functions, not for type checkers alone."""
+    later = {
+        id(one) for scope in (*functions(path), *type_checking(path)) for one in ast.walk(scope)
+    }
+    found = (node for node in ast.walk(tree(path)) if id(node) not in later)
+    return {name for node in found for name in names_of(node)}
 
 
 def importers(package: str, *prefixes: str) -> set[str]:
@@ -44,8 +119,78 @@ def within(found: set[str], *allowed: str) -> bool:
     return all(any(name == a or name.startswith(a + "/") for a in allowed) for name in found)
 
 
+def unit_of(path: Path) -> str:
+    """The first part below ``service/``: ``service/tasks/files.py`` is of ``tasks``."""
+    return path.relative_to(ROOT / "service").parts[0].removesuffix(".py")
+
+
+def units_imported(path: Path) -> set[str]:
+    """The units of the service that a file imports, without its own."""
+    found = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
+    return {unit for unit in found if unit != unit_of(path) and unit != "__version__"}
+
+
 def test_the_scan_sees_imports() -> None:
     assert "service/engine.py" in importers("service", "service.types")
+
+
+def test_every_unit_has_its_directions() -> None:
+    units = {unit_of(path) for path in modules("service")} - {"__init__"}
+    assert units == ALLOWED.keys() | (OUTER - {"pb"})
+
+
+@pytest.mark.parametrize("unit", ALLOWED)
+def test_directions(unit: str) -> None:
+    """No arrow that is not allowed, and no allowance that nothing uses."""
+    found: dict[str, list[str]] = {}
+    for path in modules("service"):
+        if unit_of(path) == unit:
+            for other in units_imported(path) - {"pb"}:
+                found.setdefault(other, []).append(path.name)
+    assert found.keys() == ALLOWED[unit], found
+
+
+def test_no_cycles_at_module_level() -> None:
+    graph: dict[str, set[str]] = {}
+    for package in ("service", "lmdeploy_ext"):
+        files = {module_name(path): path for path in modules(package)}
+        for name, path in files.items():
+            found = imports_at_module_level(path) & files.keys()
+            # A module inside a package imports its neighbours by the name of the package.
+            graph[name] = {one for one in found if not f"{name}.".startswith(f"{one}.")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_imports_inside_functions_have_a_reason() -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for package in ("service", "lmdeploy_ext")
+        for path in modules(package)
+        if any(list(names_of(node)) for scope in functions(path) for node in ast.walk(scope))
+    }
+    assert within(found, *DEFERRED), found
+    unused = {
+        place
+        for place in DEFERRED
+        if not any(one == place or one.startswith(f"{place}/") for one in found)
+    }
+    assert unused == set()
+
+
+def test_front_ends_know_no_engine_and_not_each_other() -> None:
+    fronts = [path.name for path in (ROOT / "service").glob("*_api")]
+    assert "grpc_api" in fronts
+    for front in fronts:
+        others = [f"service.{one}" for one in fronts if one != front]
+        assert importers(f"service/{front}", "service.engines", *others) == set()
 
 
 def test_the_extension_never_imports_the_service() -> None:
@@ -76,41 +221,13 @@ def test_only_the_wiring_picks_an_engine() -> None:
     found = importers("service", "service.engines")
     assert within(found, "service/engines", "service/wiring.py", "service/settings.py"), found
     known = {one for one in imports(ROOT / "service/settings.py") if "service.engines" in one}
-    assert {one.rpartition(".")[0] for one in known if one.count(".") == 3} == {
-        "service.engines.kind",
-        "service.engines.registry",
-    }
+    assert {one.rpartition(".")[0] for one in known if one.count(".") == 3} == REGISTRY
 
 
 def test_generated_code_stays_at_the_edge() -> None:
-    edge = (
-        "service/grpc_api/codec.py",
-        "service/grpc_api/grammar_codec.py",
-        "service/grpc_api/conversation_codec.py",
-        "service/grpc_api/image_codec.py",
-        "service/grpc_api/servicer.py",
-        "service/grpc_api/server.py",
-        "service/grpc_api/interceptors.py",
-        "service/client.py",
-        "service/cli",
-        "service/engines/fake.py",
-    )
     found = importers("service", "service.pb")
     assert "service/grpc_api/codec.py" in found
-    assert within(found, *edge[:-1]), found
-
-
-def test_values_and_errors_know_neither_proto_nor_engines() -> None:
-    for name in ("types.py", "errors.py"):
-        names = imports(ROOT / "service" / name)
-        assert not any(n.startswith(("service.pb", "service.engines", "torch")) for n in names)
-
-
-def test_tasks_know_neither_proto_nor_engines() -> None:
-    assert (
-        importers("service/tasks", "service.pb", "service.engines", "service.grpc_api.servicer")
-        == set()
-    )
+    assert within(found, "service/grpc_api", "service/client.py", "service/cli"), found
 
 
 def test_encoder_and_packing_stand_alone() -> None:
@@ -125,23 +242,21 @@ def test_encoder_and_packing_stand_alone() -> None:
         assert foreign <= allowed, f"{path}: {foreign - allowed}"
 
 
-def test_the_light_client_needs_grpc_alone() -> None:
-    files = list((ROOT / "clients/python/qwen3vl").glob("*.py"))
-    assert {path.name for path in files} == {"__init__.py", "client.py"}
-    roots = {name.partition(".")[0] for path in files for name in imports(path)}
-    assert roots - sys.stdlib_module_names == {"grpc", "google", "qwen3vl"}
-
-
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("lmdeploy_ext", ("torch", "timm", "transformers", "lmdeploy", "numpy")),
+        ("lmdeploy_ext.families", ("torch", "timm", "transformers", "lmdeploy", "numpy")),
         ("lmdeploy_ext.mrope", ("torch", "timm", "transformers", "lmdeploy")),
         ("lmdeploy_ext.packing", ("torch", "timm", "transformers", "lmdeploy")),
         ("service", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
+        ("service.errors", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
         ("service.grpc_api.server", ("torch", "transformers", "lmdeploy")),
-        ("service.engines.reference", ("transformers", "lmdeploy")),
-        ("service.engines.lmdeploy", ("torch", "transformers", "lmdeploy")),
+        ("service.engines.registry", ("torch", "transformers", "lmdeploy", "grpc")),
+        (
+            "service.schema_compiler.analysis",
+            ("torch", "grpc", "transformers", "lmdeploy", "xgrammar"),
+        ),
         ("service.__main__", ("torch", "transformers", "lmdeploy")),
     ],
 )
