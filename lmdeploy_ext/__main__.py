@@ -22,7 +22,7 @@ Runs `lmdeploy COMMAND …` with Qwen3-VL on TurboMind. Every command and option
 
 Added to `serve api_server` and `chat`:
 
-  --disable-vision   leave the vision tower out and refuse pictures, video and audio
+  --disable-vision   leave the vision tower out and refuse images, video and audio
 
 What a new release of LMDeploy has changed of what the extension uses, for its maintainers:
 

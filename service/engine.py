@@ -12,7 +12,7 @@ from service.types import Capabilities, Chunk, GenerateRequest, Grammar
 
 
 class Engine(Protocol):
-    """Generates text for a prompt with pictures, under a grammar.
+    """Generates text for a prompt with images, under a grammar.
 
     Every method may be called concurrently from one event loop and must not block it.
     """

@@ -92,7 +92,7 @@ class InvalidRequest(ServiceError):
 
 
 class ImageError(InvalidRequest):
-    """A picture cannot be used."""
+    """An image cannot be used."""
 
     reason = "IMAGE_INVALID"
 
@@ -135,7 +135,7 @@ class UnknownTask(ServiceError):
 
 
 class VisionDisabled(ServiceError):
-    """The request has pictures, but the model was started without vision."""
+    """The request has images, but the model was started without vision."""
 
     reason = "VISION_DISABLED"
 
@@ -153,7 +153,7 @@ class OutputInvalid(ServiceError):
 
 
 class NoUsableFields(ServiceError):
-    """The answer is well formed, but says nothing about the picture."""
+    """The answer is well formed, but says nothing about the image."""
 
     reason = "NO_USABLE_FIELDS"
 

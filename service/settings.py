@@ -38,7 +38,7 @@ RENAMED = {"picture_pixels": "image_pixels"}
 """Settings under their old names, which still work and warn."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
-"""Room in a message for everything that is not a picture."""
+"""Room in a message for everything that is not an image."""
 
 UNIX = "unix:"
 MAX_SOCKET_BYTES = 107
@@ -92,10 +92,10 @@ class ServerSettings(BaseSettings):
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
     # What one request may ask for.
-    max_images: int = Field(64, ge=1, le=1024, description="Most pictures in a request.")
-    max_image_bytes: Positive = Field(20 * MIB, description="Most bytes of one encoded picture.")
+    max_images: int = Field(64, ge=1, le=1024, description="Most images in a request.")
+    max_image_bytes: Positive = Field(20 * MIB, description="Most bytes of one encoded image.")
     max_image_pixels: Positive = Field(
-        64_000_000, description="Most pixels (width times height) of one picture."
+        64_000_000, description="Most pixels (width times height) of one image."
     )
     max_request_pixels: Positive = Field(
         800_000_000,

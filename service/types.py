@@ -307,6 +307,6 @@ class Capabilities:
     context_length: int
     """Tokens of prompt and answer together."""
     max_images: int
-    """Pictures in one request."""
+    """Images in one request."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Whatever an operator wants to see in GetModel: dtype, device, DeepStack mode, versions."""

@@ -1,4 +1,4 @@
-// A picture becomes a typed answer, from Node: three calls, and an error that can be read.
+// An image becomes a typed answer, from Node: three calls, and an error that can be read.
 //
 //   node client.mjs PICTURE [HOST:PORT]
 //
@@ -20,7 +20,7 @@ const loaded = protoLoader.loadSync("qwen3vl/v1/vision.proto", {
 const { VisionService } = grpc.loadPackageDefinition(loaded).qwen3vl.v1;
 const rpc = protobuf.loadSync(here("./errors.proto")); // google.rpc, as far as it is used here
 
-const [picture, address = "localhost:50051"] = process.argv.slice(2);
+const [image, address = "localhost:50051"] = process.argv.slice(2);
 const { QWEN3VL_CA: ca, QWEN3VL_API_KEY: key } = process.env;
 const credentials = ca
   ? grpc.credentials.createSsl(readFileSync(ca))
@@ -60,7 +60,7 @@ function explain(error) {
   return lines.join("\n  ");
 }
 
-const images = [{ data: readFileSync(picture) }];
+const images = [{ data: readFileSync(image) }];
 const schema = {
   type: "object",
   additionalProperties: false,
@@ -69,7 +69,7 @@ const schema = {
 };
 const task = {
   inline: {
-    user: "List the objects in the picture.",
+    user: "List the objects in the image.",
     grammar: { jsonSchema: JSON.stringify(schema) },
   },
 };

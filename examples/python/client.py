@@ -21,7 +21,7 @@ SCHEMA = {
 }
 TASK = pb.Task(
     inline=pb.InlineTask(
-        user="List the objects in the picture.",
+        user="List the objects in the image.",
         grammar=pb.Grammar(json_schema=json.dumps(SCHEMA)),
     )
 )

@@ -107,7 +107,7 @@ class Hook:
         self._library.hook_listen(self._listener, mask, layers)
 
     def silence(self) -> None:
-        """Tell nobody. Not while a forward with pictures is under way."""
+        """Tell nobody. Not while a forward with images is under way."""
         self._library.hook_listen(_Listener(), 0, 0)
         self._tell = None
 

@@ -2,7 +2,7 @@
 
 Two threads of TurboMind come here. The scheduling thread sets batches up, ahead of the forward by
 one batch when the engine is asynchronous; the forward's thread runs them in the same order. So the
-plans of batches with pictures wait in a queue, and each vision forward takes the oldest. A request
+plans of batches with images wait in a queue, and each vision forward takes the oldest. A request
 that is cancelled in between stays in its batch.
 """
 
@@ -58,7 +58,7 @@ class Features:
         shape = (len(mergers), RESERVED_ROWS, width)
         self._features = torch.empty(shape, dtype=dtype, device=device)
         self.forwards = 0
-        """Forwards with pictures so far."""
+        """Forwards with images so far."""
 
     def tell(self, event: Event) -> None:
         """Called by the hook, on TurboMind's threads.
@@ -89,7 +89,7 @@ class Features:
             self._add(event)
 
     def _set_up(self, event: Event) -> None:
-        """Read how the pictures lie in a batch. Waits for the scheduling thread's own copies only."""
+        """Read how the images lie in a batch. Waits for the scheduling thread's own copies only."""
         table = view(event.data, (event.count, SEGMENT_FIELDS), torch.int32, self._device)
         found = plan(table.tolist())
         if found is not None:

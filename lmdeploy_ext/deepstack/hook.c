@@ -1,4 +1,4 @@
-// Tells Python when TurboMind passes the places that DeepStack needs: how pictures lie in a batch, the output
+// Tells Python when TurboMind passes the places that DeepStack needs: how images lie in a batch, the output
 // of a vision block, the end of a decoder layer.
 //
 // LMDeploy's module calls its own exported functions through a table of addresses (the "global offset table"),
@@ -7,8 +7,8 @@
 // call the originals. Nothing of the module's code or of its classes is touched, and `hook_detach` puts
 // everything back. Needs libc and libdl; no CUDA.
 //
-// Cost: three functions are called for vision and for prompts with pictures only. The fourth, the norm behind
-// each half of a decoder layer, is called in every step of every request; unless a forward with pictures is
+// Cost: three functions are called for vision and for prompts with images only. The fourth, the norm behind
+// each half of a decoder layer, is called in every step of every request; unless a forward with images is
 // under way it costs one comparison, see `residual_rms_norm`.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +35,7 @@ enum Kind { SEGMENTS, VISION_BEGINS, BLOCK_ENDS, LAYER_ENDS };
 
 // `data` is device memory, valid in the order of `stream`, for the time of the call.
 //   SEGMENTS       int[count][6], see MropeSegment in upstream's qwenvit_kernels.h; on the scheduling thread
-//   VISION_BEGINS  patches (count, width) of all pictures of a forward; like the rest on the forward's thread
+//   VISION_BEGINS  patches (count, width) of all images of a forward; like the rest on the forward's thread
 //   BLOCK_ENDS     the same behind vision block `index`
 //   LAYER_ENDS     residual (count, width) of all tokens, before decoder layer `index` adds its last part to it
 struct Event {
@@ -52,11 +52,11 @@ static atomic_int wanted_layers;         // report the end of so many first deco
 
 // The forward that a thread is in, and what is wanted of it: an engine may be closed while it runs.
 static _Thread_local struct {
-    bool with_pictures;
+    bool with_images;
     int block_norms, layer_norms, layers;
     uint64_t blocks;
 } forward;
-static atomic_int forwards_with_pictures;
+static atomic_int forwards_with_images;
 
 static void tell(enum Kind kind, int index, const void *data, int count, int width, int dtype, void *stream) {
     const Listener listen = atomic_load_explicit(&listener, memory_order_acquire);
@@ -66,18 +66,18 @@ static void tell(enum Kind kind, int index, const void *data, int count, int wid
 }
 
 static void end_forward(void) {
-    if (forward.with_pictures) atomic_fetch_sub(&forwards_with_pictures, 1);
-    forward.with_pictures = false;
+    if (forward.with_images) atomic_fetch_sub(&forwards_with_images, 1);
+    forward.with_images = false;
 }
 
 static void begin_forward(void) {
     end_forward();
     if (!atomic_load_explicit(&listener, memory_order_acquire)) return;
-    forward.with_pictures = true;
+    forward.with_images = true;
     forward.block_norms = forward.layer_norms = 0;
     forward.blocks = atomic_load_explicit(&wanted_blocks, memory_order_relaxed);
     forward.layers = atomic_load_explicit(&wanted_layers, memory_order_relaxed);
-    atomic_fetch_add(&forwards_with_pictures, 1);
+    atomic_fetch_add(&forwards_with_images, 1);
 }
 
 // ---- the functions of TurboMind -----------------------------------------------------------------------------
@@ -97,7 +97,7 @@ static _Atomic(Function *) originals[FUNCTIONS];  // calls may come while `hook_
 
 static inline Function *original(int f) { return atomic_load_explicit(&originals[f], memory_order_relaxed); }
 
-// Set-up of a batch in which prompts with pictures are prefilled.
+// Set-up of a batch in which prompts with images are prefilled.
 static void mrope_position_ids(int *ids, const void *segments, int count, int longest, void *stream) {
     tell(SEGMENTS, 0, segments, count, 6, 0, stream);
     ((MropePositionIds *)original(MROPE))(ids, segments, count, longest, stream);
@@ -117,7 +117,7 @@ static void residual_layer_norm(void *hidden, void *residual, const void *weight
                                 void *stream) {
     ((ResidualBiasLayerNorm *)original(LAYER_NORM))(hidden, residual, weight, bias, residual_bias, dtype, dim, rows,
                                                     epsilon, stream);
-    if (!forward.with_pictures) return;
+    if (!forward.with_images) return;
     const int call = forward.block_norms++, block = call / 2;
     if (call % 2 && block < 64 && forward.blocks >> block & 1)
         tell(BLOCK_ENDS, block, residual, rows, dim, dtype, stream);
@@ -125,7 +125,7 @@ static void residual_layer_norm(void *hidden, void *residual, const void *weight
 
 __attribute__((noinline, cold))
 static void before_residual_rms_norm(void *residual, int dtype, int dim, int rows, void *stream) {
-    if (!forward.with_pictures) return;  // another thread's forward has pictures
+    if (!forward.with_images) return;  // another thread's forward has images
     const int call = forward.layer_norms++, layer = call / 2;
     if (call % 2 && layer < forward.layers) tell(LAYER_ENDS, layer, residual, rows, dim, dtype, stream);
     if (call >= 2 * forward.layers - 1) end_forward();
@@ -135,7 +135,7 @@ static void before_residual_rms_norm(void *residual, int dtype, int dim, int row
 // is added to `residual` before, the second time, is added to the layer's output.
 static void residual_rms_norm(void *hidden, void *residual, const void *weight, const void *bias, int dtype, int dim,
                               int rows, float epsilon, bool zero_centered, void *stream) {
-    if (__builtin_expect(atomic_load_explicit(&forwards_with_pictures, memory_order_relaxed), 0))
+    if (__builtin_expect(atomic_load_explicit(&forwards_with_images, memory_order_relaxed), 0))
         before_residual_rms_norm(residual, dtype, dim, rows, stream);
     ((ResidualBiasRMSNorm *)original(RMS_NORM))(hidden, residual, weight, bias, dtype, dim, rows, epsilon,
                                                 zero_centered, stream);

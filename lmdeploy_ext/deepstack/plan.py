@@ -1,7 +1,7 @@
 """Where the features of a forward come from and where they go. Plain numbers: no torch, no LMDeploy.
 
-A prompt may be prefilled in several forwards, and a picture may lie in two of them: TurboMind then
-encodes the whole picture each time and takes the rows that it needs. Tokens in the prefix cache do
+A prompt may be prefilled in several forwards, and an image may lie in two of them: TurboMind then
+encodes the whole image each time and takes the rows that it needs. Tokens in the prefix cache do
 not come again; their keys and values have the features in them.
 """
 
@@ -16,10 +16,10 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One forward in which pictures are prefilled.
+    """One forward in which images are prefilled.
 
     Attributes:
-        tokens: of all pictures in the vision tower, whole ones.
+        tokens: of all images in the vision tower, whole ones.
         rows: image tokens among the forward's tokens; no more than ``tokens``.
         sources: the rows as ranges of the tower's tokens.
         targets: the same rows, in the same order, as ranges of the forward's tokens.
@@ -32,12 +32,12 @@ class Plan:
 
 
 def plan(segments: Iterable[Sequence[int]]) -> Plan | None:
-    """The plan of a batch; None when no picture enters the tower.
+    """The plan of a batch; None when no image enters the tower.
 
     Args:
         segments: of each run of text or image tokens in the forward: first token of the forward,
-            tokens, base position, height and width of the picture in tokens (0 for text), tokens
-            of the picture before this forward. Pictures stand in the order in which the tower
+            tokens, base position, height and width of the image in tokens (0 for text), tokens
+            of the image before this forward. Images stand in the order in which the tower
             gets them; each is one frame, as `lmdeploy_ext.packing` sends them.
 
     Raises:
@@ -52,7 +52,7 @@ def plan(segments: Iterable[Sequence[int]]) -> Plan | None:
             continue
         size = height * width
         if min(row, offset, height, width) < 0 or count < 1 or offset + count > size:
-            raise ValueError(f"{tuple(segment)} is no part of a picture")
+            raise ValueError(f"{tuple(segment)} is no part of an image")
         _append(sources, tokens + offset, tokens + offset + count)
         _append(targets, row, row + count)
         tokens += size

@@ -1,7 +1,7 @@
 """Whether TurboMind with DeepStack computes what it should on this machine, found out once.
 
 That calls can be taken over does not prove that they are made where they were when the hook was
-written. So before the first model with pictures runs on a machine, `trial` has a tiny random model
+written. So before the first model with images runs on a machine, `trial` has a tiny random model
 answer in a process of its own, and the answers must be transformers'. What has passed is noted in
 the user's cache under everything that it depends on: later starts look at a file. A failure is not
 noted: the next start tries again.

@@ -1,7 +1,7 @@
 """The self-test's own process: ``python -m lmdeploy_ext.deepstack.trial RESULT``. See `selftest`.
 
 A tiny random Qwen3-VL is made, with DeepStack features as large as its hidden states. Stock
-TurboMind with the hook continues prompts with pictures, some in several prefill chunks, and
+TurboMind with the hook continues prompts with images, some in several prefill chunks, and
 transformers reads each prompt with TurboMind's answer behind it, in float32 on the processor: every
 token must be the best, or closer to the best than 16-bit numbers tell apart.
 """
@@ -33,7 +33,7 @@ LOUD = 2.5
 """Size of the features: of the order of the hidden states, so that adding them twice matters, too."""
 LIMIT_S = 240
 CHUNK = 64
-"""Tokens in one prefill forward: the last of `PROMPTS` are longer, and the cuts lie in pictures."""
+"""Tokens in one prefill forward: the last of `PROMPTS` are longer, and the cuts lie in images."""
 PROMPTS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...] = (
     ((5, 4), ((4, 4),)),
     ((1, 7), ((8, 6),)),
@@ -44,14 +44,14 @@ PROMPTS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...] = (
     ((30, 2), ((12, 16),)),
     ((50, 3), ((10, 12),)),
 )
-"""Words before each picture and behind the last, and the pictures' patches (height, width)."""
+"""Words before each image and behind the last, and the images' patches (height, width)."""
 
 _alive: list[Any] = []
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, half-open spans of image tokens, pixels (h*w, 1536) and patches (h, w) of pictures."""
+    """Token ids, half-open spans of image tokens, pixels (h*w, 1536) and patches (h, w) of images."""
 
     tokens: list[int]
     spans: list[tuple[int, int]]
@@ -196,7 +196,7 @@ def reference(folder: Path) -> Any:
 def lag(model: Any, prompt: Prompt, answer: Sequence[int]) -> float:
     """How far the logit of a token of an answer is behind the best one, at most."""
     ids = torch.tensor([[*prompt.tokens, *answer[:-1]]])
-    # A placeholder that the model chose itself has no picture, and ends what can be compared.
+    # A placeholder that the model chose itself has no image, and ends what can be compared.
     ids[0, len(prompt.tokens) :][ids[0, len(prompt.tokens) :] == IMAGE] = 0
     values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if prompt.pixels:

@@ -1,7 +1,7 @@
 """The layers of the vision tower.
 
-Letters: R rows = patches of all pictures; D hidden size; H heads; d = D/H; M merged tokens;
-O output size; B pictures of L patches each in one attention call.
+Letters: R rows = patches of all images; D hidden size; H heads; d = D/H; M merged tokens;
+O output size; B images of L patches each in one attention call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
     """Patches (R, C*p*p) or (R, C*2*p*p), uint8 values minus 128, to (R, D).
 
     The 3-D convolution of the checkpoint covers exactly one patch, so it is a linear layer. A still
-    picture shows the same frame twice: the two halves of the weight are summed once, for half the
+    image shows the same frame twice: the two halves of the weight are summed once, for half the
     work. Normalisation of the pixels is folded into weight and bias.
     """
 
@@ -42,7 +42,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Full attention within each picture.
+    """Full attention within each image.
 
     Query and key rows are stored in rotary pairs, see `weights.pair_up`. Queries, keys and values
     are laid out head by head before they are multiplied: torch's CPU kernel is about a tenth faster

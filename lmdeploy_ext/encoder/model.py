@@ -1,10 +1,10 @@
-"""Qwen3-VL's vision tower: uint8 patches of many pictures in, image-token embeddings out.
+"""Qwen3-VL's vision tower: uint8 patches of many images in, image-token embeddings out.
 
-Pictures of all sizes and requests share one run of rows, without padding: linear layers see all
-rows at once, attention sees one picture (or frame pair) at a time, equal sizes in one call. The
+Images of all sizes and requests share one run of rows, without padding: linear layers see all
+rows at once, attention sees one image (or frame pair) at a time, equal sizes in one call. The
 numbers are those of transformers' ``Qwen3VLVisionModel``, with DeepStack (arXiv 2406.04334).
 
-Letters: R rows = patches of all pictures; D hidden size; d head dimension; M merged tokens;
+Letters: R rows = patches of all images; D hidden size; d head dimension; M merged tokens;
 O output size.
 """
 
@@ -39,13 +39,13 @@ from lmdeploy_ext.packing import PackedImage
 
 @dataclass(frozen=True, slots=True)
 class VisionFeatures:
-    """Features of a batch of pictures, in the order in which they were given.
+    """Features of a batch of images, in the order in which they were given.
 
     Attributes:
         embeddings: (M, O), what replaces the image placeholders' embeddings.
         deepstack: one (M, O) for each entry of ``deepstack_visual_indexes``; number k is added to
             the residual stream behind decoder layer k, at the image tokens only.
-        lengths: tokens of each picture; they sum to M.
+        lengths: tokens of each image; they sum to M.
     """
 
     embeddings: Tensor
@@ -156,15 +156,15 @@ class VisionEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Sequence[PackedImage]) -> VisionFeatures:
-        """Features of all pictures; a picture's features do not depend on its neighbours.
+        """Features of all images; an image's features do not depend on its neighbours.
 
         Raises:
-            ValueError: patches that do not fit the tower, with the picture's number.
+            ValueError: patches that do not fit the tower, with the image's number.
         """
         for number, image in enumerate(images):
             self._check_image(number, image)
         lengths = tuple(image.num_tokens for image in images)
-        # Pictures of one size become neighbours, so that attention can take them as a plain view.
+        # Images of one size become neighbours, so that attention can take them as a plain view.
         order = sorted(range(len(images)), key=lambda i: images[i].patches.shape)
         if not order:
             nothing = torch.empty(
@@ -181,7 +181,7 @@ class VisionEncoder(nn.Module):
         return VisionFeatures(restore(merged), tuple(map(restore, deepstack)), lengths)
 
     def _run(self, images: Sequence[PackedImage]) -> tuple[Tensor, list[Tensor]]:
-        """Merged features (M, O) and DeepStack features of pictures sorted by size."""
+        """Merged features (M, O) and DeepStack features of images sorted by size."""
         x, rotary = self._embed(images)
         groups = [
             (len(list(same)), length) for length, same in groupby(len(i.patches) for i in images)
@@ -222,12 +222,12 @@ class VisionEncoder(nn.Module):
         columns = image.patches.shape[1]
         if columns not in (config.frame_values, config.frame_values * config.temporal_patch_size):
             raise ValueError(
-                f"picture {number}: patches of {columns} values; this tower takes "
+                f"image {number}: patches of {columns} values; this tower takes "
                 f"{config.frame_values} (still) or "
                 f"{config.frame_values * config.temporal_patch_size} (frame pair)"
             )
         if image.merge_size != config.spatial_merge_size:
             raise ValueError(
-                f"picture {number}: merge size {image.merge_size}, the tower has "
+                f"image {number}: merge size {image.merge_size}, the tower has "
                 f"{config.spatial_merge_size}"
             )

@@ -1,10 +1,10 @@
 """Pixels to patches: smart resize, bicubic resampling and patch order of Qwen3-VL.
 
-The product is uint8. transformers rounds the resized picture to uint8 as well before it normalises,
+The product is uint8. transformers rounds the resized image to uint8 as well before it normalises,
 so uint8 patches of one frame hold exactly the same information as its float32 ``pixel_values`` with
 both frames of a still image: 768 bytes instead of 6144 per patch. `normalise` makes the latter.
 
-Letters: H, W the picture in pixels; h, w its grid in patches; P = h*w patches; C = 3 channels;
+Letters: H, W the image in pixels; h, w its grid in patches; P = h*w patches; C = 3 channels;
 p pixels per patch side; m patches per merged side.
 """
 
@@ -23,7 +23,7 @@ import torch
 
 from lmdeploy_ext.packing import PackedImage
 
-MAX_ASPECT_RATIO = 200  # of a picture's sides, the limit of transformers' smart_resize
+MAX_ASPECT_RATIO = 200  # of an image's sides, the limit of transformers' smart_resize
 BICUBIC = 3  # Pillow's number, as the configuration files write it
 CHANNELS = 3
 _CHUNK = 128  # patches; one chunk of normalise stays in the second-level cache
@@ -61,7 +61,7 @@ class ImageProcessorConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels per side of one merged token; both sides of a resized picture are multiples."""
+        """Pixels per side of one merged token; both sides of a resized image are multiples."""
         return self.patch_size * self.merge_size
 
     @classmethod
@@ -121,16 +121,16 @@ class ImageProcessorConfig:
 def smart_resize(
     height: int, width: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Height and width of the resized picture.
+    """Height and width of the resized image.
 
     Both are multiples of ``factor``; the area is kept between ``min_pixels`` and ``max_pixels``,
     the aspect ratio as closely as that allows. Same numbers as transformers' ``smart_resize``.
 
     Raises:
-        ValueError: an empty picture, or sides more than 1:200 apart.
+        ValueError: an empty image, or sides more than 1:200 apart.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"picture of {height}x{width} pixels is empty")
+        raise ValueError(f"image of {height}x{width} pixels is empty")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise ValueError(
             f"aspect ratio of {height}x{width} pixels exceeds {MAX_ASPECT_RATIO}:1; crop it"
@@ -153,9 +153,9 @@ def preprocess(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> PackedImage:
-    """Resize one RGB picture, uint8 (H, W, 3), and cut it into patches, uint8 (P, C*p*p).
+    """Resize one RGB image, uint8 (H, W, 3), and cut it into patches, uint8 (P, C*p*p).
 
-    ``min_pixels`` and ``max_pixels`` override the configuration for this picture.
+    ``min_pixels`` and ``max_pixels`` override the configuration for this image.
 
     Raises:
         ValueError: not a uint8 RGB array, limits in the wrong order, or see `smart_resize`.

@@ -137,12 +137,12 @@ def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> t
 
 
 def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The last step before the engine, which stock LMDeploy answers with a warning and no pictures."""
+    """The last step before the engine, which stock LMDeploy answers with a warning and no images."""
 
     @functools.wraps(original)
     def replacement(self: Any, multimodal: Any) -> Any:
         if multimodal and disabled(self.engine_config):
-            raise VisionDisabledError("the engine was given pictures or video")
+            raise VisionDisabledError("the engine was given images or video")
         return original(self, multimodal)
 
     return replacement
@@ -159,7 +159,7 @@ def command_line(original: Callable[..., Any]) -> Callable[..., Any]:
             dest=action.dest,
             action="store_true",
             default=False,
-            help="Leave the vision tower out and refuse pictures, video and audio, for both "
+            help="Leave the vision tower out and refuse images, video and audio, for both "
             "engines. The same as --language-model-only; added by the Qwen3-VL extension.",
         )
         return action

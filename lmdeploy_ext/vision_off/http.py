@@ -1,6 +1,6 @@
 """The check on the request bodies of `lmdeploy serve`, in front of every API's own translation.
 
-The Anthropic API leaves pictures out of system and tool messages and turns documents into text
+The Anthropic API leaves images out of system and tool messages and turns documents into text
 before a conversation reaches the engine; others ignore fields that they do not know.
 """
 

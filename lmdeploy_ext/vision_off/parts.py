@@ -1,7 +1,7 @@
 """Finds what is not text in a conversation, in the forms of every API that LMDeploy serves. Pure.
 
 A list of what is allowed, not of what is forbidden: a part whose type says neither text nor tool is
-reported, so that a new name for a picture cannot slip through.
+reported, so that a new name for an image cannot slip through.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ TEXT = frozenset({
 """Types of parts and items that carry text alone."""
 TOOL = re.compile(r"(\w+_)?(call|call_output|use|result)")
 """Types of tool calls and their results: names and JSON, and parts in ``content`` or ``output``."""
-MEDIUM = re.compile(r"image|picture|video|audio|time_series|document|file|screenshot")
-"""In the name of a type; stands before `TOOL`: an ``image_generation_call`` brings a picture."""
+MEDIUM = re.compile(r"image|image|video|audio|time_series|document|file|screenshot")
+"""In the name of a type; stands before `TOOL`: an ``image_generation_call`` brings an image."""
 MEDIUM_KEY = re.compile(r"(input_)?(image|video|audio|time_series)s?(_(url|data|path|file|id)s?)?")
-"""Keys of a message, a part or a request body that hold pictures, video, audio or time series."""
+"""Keys of a message, a part or a request body that hold images, video, audio or time series."""
 NESTED = ("content", "output")
 """Where a message, an item or a tool result has its parts."""
 CONVERSATION = ("messages", "system", "input", "prompt")

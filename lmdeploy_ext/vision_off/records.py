@@ -1,4 +1,4 @@
-"""What keeps LMDeploy from dropping pictures while vision is disabled."""
+"""What keeps LMDeploy from dropping images while vision is disabled."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RECORDS: tuple[Record, ...] = (
         name="text only: TurboMind",
         target="lmdeploy.turbomind.turbomind:TurboMind.mm_input_converter",
         signature="(self, multimodal)",
-        why="Pictures that get as far as the engine are ignored with a warning.",
+        why="Images that get as far as the engine are ignored with a warning.",
         remove_when=UPSTREAM,
         replace=_by("mm_input_converter"),
     ),

@@ -175,7 +175,7 @@ def analyze(
     local: Local = False,
     as_json: AsJson = False,
     accept_empty: Annotated[
-        bool, typer.Option(help="Accept an answer that says nothing about the picture.")
+        bool, typer.Option(help="Accept an answer that says nothing about the image.")
     ] = False,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -189,7 +189,7 @@ def analyze(
     cert: Cert = None,
     key: CertKey = None,
 ) -> None:
-    """Describe one picture, or several keyframes of one scene, in nine typed fields."""
+    """Describe one image, or several keyframes of one scene, in nine typed fields."""
     from service.cli import calls, inputs
 
     inputs.check_stdin(images=images)
@@ -261,7 +261,7 @@ def run(
     cert: Cert = None,
     key: CertKey = None,
 ) -> None:
-    """Run a prompt, or a registered task, on pictures; the answer fits, or there is an error."""
+    """Run a prompt, or a registered task, on images; the answer fits, or there is an error."""
     from service.cli import calls, inputs
 
     inputs.check_stdin(images=images, prompt=prompt, system=system, schema=schema, ebnf=ebnf)

@@ -253,8 +253,8 @@ def tasks(target: Target, as_json: bool) -> int:
         for info in response.tasks:
             kind = info.grammar.WhichOneof("kind") if info.HasField("grammar") else "text"
             kept = WORDS.get(info.enforcement, "?")
-            picture = "needs a picture" if info.needs_image else "picture optional"
-            echo(f"{info.name:<20} {kind:<12} {kept:<9} {picture:<17} {info.description}")
+            image = "needs an image" if info.needs_image else "image optional"
+            echo(f"{info.name:<20} {kind:<12} {kept:<9} {image:<17} {info.description}")
 
     return calling(target, call)
 
@@ -345,7 +345,7 @@ def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
     usage, timings = response.usage, response.timings
     typer.echo(
         f"\n{response.model}: {usage.prompt_tokens} prompt tokens"
-        f" ({usage.image_tokens} of pictures), {usage.output_tokens} answer tokens,"
+        f" ({usage.image_tokens} of images), {usage.output_tokens} answer tokens,"
         f" {timings.total_seconds:.2f} s",
         err=True,
     )

@@ -86,10 +86,10 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         stage = "warm-up"
         started = time.monotonic()
         last = await _last(engine.generate(_warm_up(found.vision)))
-        picture = " about a picture" if found.vision else ""
+        image = " about an image" if found.vision else ""
         _passed(
             stage,
-            f"{last.usage.output_tokens} constrained tokens{picture}"
+            f"{last.usage.output_tokens} constrained tokens{image}"
             f" in {time.monotonic() - started:.2f} s",
         )
     except (ServiceError, ValueError, OSError, ImportError) as error:
@@ -110,7 +110,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
 
 
 def _warm_up(vision: bool) -> GenerateRequest:
-    """A choice, about a small grey picture where the model takes pictures."""
+    """A choice, about a small grey image where the model takes images."""
     grey = Image(np.full((64, 64, 3), 128, np.uint8))
     choice = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
     return GenerateRequest(

@@ -66,7 +66,7 @@ class Inference:
         # Calls with large images spend seconds with decoding them: most slots are for the others.
         self.large = Admission(max(1, settings.max_concurrent // LARGE_DIVISOR), settings.max_queue)
         # A grammar that takes long holds no place that others could use; calls that hold their
-        # pictures meanwhile are as many as may wait.
+        # images meanwhile are as many as may wait.
         self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
         self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
 

@@ -177,7 +177,7 @@ class _Deadline:
             if clock() < self.at:  # not ours: something within the work ran into its own
                 raise
             raise InferenceTimeout(
-                f"Inference took longer than {self.timeout_s:g} s. Send fewer or smaller pictures, "
+                f"Inference took longer than {self.timeout_s:g} s. Send fewer or smaller images, "
                 "ask for fewer tokens, or try again when the server has less to do.",
                 metadata={"timeout_s": f"{self.timeout_s:g}"},
             ) from None
@@ -294,7 +294,7 @@ def read_answer(
     value = parser(text)
     if task.usable is not None and not accept_empty and not task.usable(value):
         raise NoUsableFields(
-            "The answer says nothing usable about the pictures; "
+            "The answer says nothing usable about the images; "
             "set accept_empty to get such answers, too."
         )
     if task.document is not None:

@@ -1,4 +1,4 @@
-"""The ImageAnalysis task: one picture, or keyframes of one scene, in nine typed fields."""
+"""The ImageAnalysis task: one image, or keyframes of one scene, in nine typed fields."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ImageAnalysis:
-    """What is in the picture. Empty means absent."""
+    """What is in the image. Empty means absent."""
 
     scene: str = ""
     description: str = ""
@@ -146,7 +146,7 @@ def _invalid(what: str, fields: Sequence[str] = (), *, keyword: str) -> OutputIn
 
 IMAGE_ANALYSIS = Task(
     name="image-analysis",
-    description="Describes one picture, or several keyframes of one scene, in nine typed fields.",
+    description="Describes one image, or several keyframes of one scene, in nine typed fields.",
     user=PROMPT,
     grammar=Grammar(
         GrammarKind.JSON_SCHEMA, json.dumps(schema()), property_order=PropertyOrder.DECLARED

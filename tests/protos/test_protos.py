@@ -27,7 +27,7 @@ NUMBERS = {
     FieldDescriptorProto.TYPE_UINT32,
     FieldDescriptorProto.TYPE_UINT64,
 }
-UNITS = ("second", "token", "picture", "pixel", "byte", "level", "character", "attempt", "keyword")
+UNITS = ("second", "token", "image", "pixel", "byte", "level", "character", "attempt", "keyword")
 
 
 def buf(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -64,7 +64,7 @@ def test_the_reference_engine_runs_and_is_checked() -> None:
     done = python("-m", "service", "check")
     assert done.returncode == 0, done.stderr
     assert "drawings on the reference engine" in done.stdout
-    assert "constrained tokens about a picture" in done.stdout
+    assert "constrained tokens about an image" in done.stdout
 
 
 @pytest.mark.slow

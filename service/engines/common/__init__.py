@@ -1,1 +1,1 @@
-"""What every engine on a Qwen3-VL checkpoint does alike: prompt, pictures, grammars, text. No model here."""
+"""What every engine on a Qwen3-VL checkpoint does alike: prompt, images, grammars, text. No model here."""

@@ -111,7 +111,7 @@ def _available(options: Options, on_progress: Callable[[str], None]) -> str:
 
 
 def _prepare_turbomind(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Give TurboMind Qwen3-VL, with DeepStack where there are pictures."""
+    """Give TurboMind Qwen3-VL, with DeepStack where there are images."""
     try:
         lmdeploy_ext.install(options.deepstack if options.vision else None)
         if not options.vision and not lmdeploy_ext.is_installed():
@@ -127,8 +127,8 @@ def _prepare_turbomind(options: Options, on_progress: Callable[[str], None]) -> 
         problem = selftest.verify()
     if problem is not None:
         raise EngineUnavailable(
-            f"TurboMind cannot be given DeepStack, which pictures need: {problem}. "
-            "backend=pytorch has it; deepstack=off goes without, for worse answers about pictures."
+            f"TurboMind cannot be given DeepStack, which images need: {problem}. "
+            "backend=pytorch has it; deepstack=off goes without, for worse answers about images."
         )
 
 

@@ -53,14 +53,14 @@ class LMDeployEngine:
         on_progress: told in a few words what is being loaded; called from another thread.
         load: makes the started host; for tests that bring one of their own.
         options: the fields of `Options`. backend: turbomind, pytorch, or auto: TurboMind, but
-            PyTorch where TurboMind cannot be given DeepStack, which pictures need. deepstack: auto,
+            PyTorch where TurboMind cannot be given DeepStack, which images need. deepstack: auto,
             require or off, see `lmdeploy_ext.deepstack`. vision: False loads no tower.
             tensor_parallel: GPUs. context_length: tokens of prompt and answer; None is the model's
             own. max_batch: requests decoded together. max_queue: requests that may wait for that.
             cache_share: of the memory that the weights leave free, for keys and values.
             cache_type: none (the model's own), int8, int4 or fp8. prefill_chunk: prompt tokens in
             one pass. image_pixels: most pixels of an image after resizing. vision_batch:
-            pictures in the engine that have not been looked at yet. grammar_cache_bytes: bound of
+            images in the engine that have not been looked at yet. grammar_cache_bytes: bound of
             the compiled grammars, by estimate. check_guidance: prove at the start that grammars
             are obeyed. stall_s: silence after which a working engine counts as stalled.
     """
@@ -192,7 +192,7 @@ class LMDeployEngine:
         return self._loaded
 
     def _check(self, request: GenerateRequest, loaded: Loaded) -> None:
-        """Refuse what can be refused without looking at pictures and texts."""
+        """Refuse what can be refused without looking at images and texts."""
         options = self._options
         if request.all_images and not options.vision:
             raise VisionDisabled("this server was started without vision; send text only")

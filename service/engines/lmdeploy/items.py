@@ -1,4 +1,4 @@
-"""The pictures of a packed request as LMDeploy's engines take them: decoded pixels, never a name."""
+"""The images of a packed request as LMDeploy's engines take them: decoded pixels, never a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmdeploy_ext.packing import PackedImage, PackedRequest
 def multimodal_items(
     prompt: PackedRequest, config: ImageProcessorConfig, image_token_id: int, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
-    """One item for each picture, in the order of the prompt.
+    """One item for each image, in the order of the prompt.
 
     ``pixel_values``: (h*w, 3*2*p*p) in ``dtype``, normalised as transformers does; ``offset``: the
     half-open span of its tokens; ``image_grid_thw``: int64 (3,), in patches.
@@ -35,7 +35,7 @@ def multimodal_items(
 
 
 def fingerprint(image: PackedImage) -> bytes:
-    """32 bytes that name a picture in the prefix cache.
+    """32 bytes that name an image in the prefix cache.
 
     Taken here from the uint8 patches, which say all that the pixels say; LMDeploy would hash the
     larger pixels on the event loop.

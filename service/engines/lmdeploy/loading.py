@@ -32,7 +32,7 @@ from service.engines.lmdeploy.hosts import Host
 from service.engines.lmdeploy.items import multimodal_items
 from service.engines.lmdeploy.options import Options
 from service.engines.lmdeploy.reading import Reader
-from service.engines.lmdeploy.running import PictureGate, Run
+from service.engines.lmdeploy.running import ImageGate, Run
 from service.errors import EngineUnavailable
 from service.types import Capabilities, GenerateRequest, GrammarKind, Sampling
 
@@ -53,14 +53,14 @@ class Loaded:
         self._options, self._config = options, config
         self._chat = Chat(folder, config)
         self._dtype: torch.dtype = feature_dtype(host, config)
-        self._pictures = ImageProcessorConfig.from_checkpoint(folder) if options.vision else None
+        self._images = ImageProcessorConfig.from_checkpoint(folder) if options.vision else None
         preprocess = ImagePreprocessor(folder, options.image_pixels) if options.vision else None
         length = min(wanted_context(options, config), host.session_len or 1 << 31)
         self._prompts = Prompts(self._chat, preprocess, length)
         self.grammars: GrammarCache[Constraint] = GrammarCache(
             host.compiler, options.grammar_cache_bytes, options.grammar_threads
         )
-        self.gate = PictureGate(options.vision_batch)
+        self.gate = ImageGate(options.vision_batch)
         self.capabilities = Capabilities(
             model=Path(options.model).name,
             engine="lmdeploy",
@@ -89,13 +89,13 @@ class Loaded:
     async def pack(self, request: GenerateRequest, executor: Executor) -> Packed:
         """Tokens, spans and pixels, made in other threads. Raises ImageError or ContextTooLong."""
         prompt = await self._prompts.pack(request, executor)
-        if not prompt.images or self._pictures is None:
+        if not prompt.images or self._images is None:
             return Packed(prompt, [])
         items = await asyncio.get_running_loop().run_in_executor(
             executor,
             multimodal_items,
             prompt,
-            self._pictures,
+            self._images,
             self._config.image_token_id,
             self._dtype,
         )

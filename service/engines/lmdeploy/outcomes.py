@@ -27,7 +27,7 @@ def _too_long() -> ServiceError:
     return ContextTooLong(
         "task",
         "is longer than the memory of the engine allows; shorten the text or send fewer or "
-        "smaller pictures",
+        "smaller images",
     )
 
 

@@ -43,8 +43,8 @@ class Reader:
         """The request goes to LMDeploy now. limit: most tokens of the answer."""
         self._limit = limit
         self._sent = time.monotonic()
-        pictures = sum(end - begin for begin, end in prompt.spans)
-        self._usage = Usage(len(prompt.token_ids), pictures, 0)
+        images = sum(end - begin for begin, end in prompt.spans)
+        self._usage = Usage(len(prompt.token_ids), images, 0)
 
     def read(self, output: Any) -> Chunk | None:
         """The text of an output; None where it completes no character.

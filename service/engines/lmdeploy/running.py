@@ -101,10 +101,10 @@ class Run:
             self._outputs.put_nowait(None)
 
 
-class PictureGate:
-    """Bounds how many pictures are in the engine and have not been looked at yet.
+class ImageGate:
+    """Bounds how many images are in the engine and have not been looked at yet.
 
-    First come, first served; a request with more pictures than the bound goes alone. Lives on one
+    First come, first served; a request with more images than the bound goes alone. Lives on one
     event loop.
     """
 
@@ -114,9 +114,9 @@ class PictureGate:
         self.inside = 0
         self.waiting: deque[Place] = deque()
 
-    def place(self, pictures: int) -> Place:
-        """A place for the pictures of a request, not entered yet."""
-        return Place(self, 0 if self.most is None else min(pictures, self.most))
+    def place(self, images: int) -> Place:
+        """A place for the images of a request, not entered yet."""
+        return Place(self, 0 if self.most is None else min(images, self.most))
 
     def admit(self) -> None:
         """Let in who fits, in order."""
@@ -125,16 +125,16 @@ class PictureGate:
 
 
 class Place:
-    """A request at a `PictureGate`: outside, waiting, inside, and gone for good."""
+    """A request at a `ImageGate`: outside, waiting, inside, and gone for good."""
 
-    def __init__(self, gate: PictureGate, weight: int) -> None:
+    def __init__(self, gate: ImageGate, weight: int) -> None:
         self.weight = weight
         self._gate = gate
         self._inside = False
         self._turn: asyncio.Future[None] | None = None
 
     async def enter(self) -> None:
-        """Wait until the pictures may go in. Whoever calls this calls ``leave``, whatever happens."""
+        """Wait until the images may go in. Whoever calls this calls ``leave``, whatever happens."""
         if not self.weight:
             return
         self._turn = asyncio.get_running_loop().create_future()
@@ -150,7 +150,7 @@ class Place:
             self._turn.set_result(None)
 
     def leave(self) -> None:
-        """The pictures have been looked at, or never will be. A second call does nothing."""
+        """The images have been looked at, or never will be. A second call does nothing."""
         if self._inside:
             self._inside = False
             self._gate.inside -= self.weight

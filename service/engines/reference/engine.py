@@ -221,7 +221,7 @@ class ReferenceEngine:
         return self._model, self._worker
 
     def _check(self, request: GenerateRequest) -> None:
-        """Refuse what can be refused without looking at pictures and texts."""
+        """Refuse what can be refused without looking at images and texts."""
         options = self._options
         if request.all_images and not self.capabilities.vision:
             raise VisionDisabled("this server was started without vision; send text only")

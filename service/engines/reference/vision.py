@@ -1,6 +1,6 @@
-"""Features of the pictures of a prompt.
+"""Features of the images of a prompt.
 
-Each picture is encoded by itself, so that its features depend on nothing but the picture, whatever
+Each image is encoded by itself, so that its features depend on nothing but the image, whatever
 arrives at the same time; that is also what makes remembering them exact.
 
 Letters: M image tokens; D hidden size of the decoder.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class FeatureSource:
-    """The vision tower with a memory of the pictures that it saw last. Used by one thread."""
+    """The vision tower with a memory of the images that it saw last. Used by one thread."""
 
     def __init__(self, encoder: VisionEncoder, cache_bytes: int, deepstack: bool = True) -> None:
         """deepstack: False leaves its features away, to see what they are worth."""
@@ -33,7 +33,7 @@ class FeatureSource:
         self._size = 0
 
     def features(self, images: Sequence[PackedImage]) -> tuple[Tensor, ...]:
-        """Embeddings and then DeepStack features, each (M, D), of all pictures in order."""
+        """Embeddings and then DeepStack features, each (M, D), of all images in order."""
         with torch.inference_mode():
             each = [self._of(image) for image in images]
             return tuple(torch.cat(streams) for streams in zip(*each, strict=True))

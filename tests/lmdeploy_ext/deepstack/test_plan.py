@@ -50,7 +50,7 @@ def test_the_middle_of_a_picture() -> None:
      image(0, 4, 2, 2, -1), image(0, 4, -2, -2)],
 )  # fmt: skip
 def test_what_is_no_part_of_a_picture_is_refused(segment: Segment) -> None:
-    with pytest.raises(ValueError, match="no part of a picture"):
+    with pytest.raises(ValueError, match="no part of an image"):
         plan([text(0, 1), segment])
 
 

@@ -122,9 +122,9 @@ def test_no_pictures() -> None:
 def test_refuses_patches_of_another_tower() -> None:
     encoder = ours(oracle())
     good = picture(np.random.default_rng(12), 2, 2)
-    with pytest.raises(ValueError, match="picture 1: patches of 588 values"):
+    with pytest.raises(ValueError, match="image 1: patches of 588 values"):
         encoder.encode([good, PackedImage(np.zeros((4, 588), np.uint8), (1, 2, 2))])
-    with pytest.raises(ValueError, match="picture 0: merge size 3"):
+    with pytest.raises(ValueError, match="image 0: merge size 3"):
         encoder.encode([PackedImage(np.zeros((9, 768), np.uint8), (1, 3, 3), merge_size=3)])
 
 

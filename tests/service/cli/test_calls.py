@@ -75,7 +75,7 @@ async def test_analyze_prints_a_line_a_field(image: Path) -> None:
         "tags:        desert, night, circle, square",
     ]
     assert "fake: " in done.err
-    assert "prompt tokens (3 of pictures)" in done.err
+    assert "prompt tokens (3 of images)" in done.err
 
 
 async def test_analyze_prints_the_whole_response_as_json(image: Path) -> None:
@@ -172,7 +172,7 @@ async def test_tasks() -> None:
         as_json = await called("tasks", "--json", *at(started))
     assert done.code == 0
     assert done.out.split()[:3] == ["image-analysis", "json_schema", "enforced"]
-    assert "needs a picture" in done.out
+    assert "needs an image" in done.out
     (task,) = json.loads(as_json.out)["tasks"]
     assert task["name"] == "image-analysis"
     assert json.loads(task["grammar"]["json_schema"])["type"] == "object"

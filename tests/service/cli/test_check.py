@@ -46,7 +46,7 @@ def test_all_is_well() -> None:
     ]
     assert "no TLS, no API keys, this machine only" in done.out
     assert "fake on the fake engine, context 32768 tokens" in done.out
-    assert "1 constrained tokens about a picture in " in done.out
+    assert "1 constrained tokens about an image in " in done.out
     assert done.out.endswith("qwen3vl serve\n")
 
 
@@ -56,7 +56,7 @@ def test_the_bundled_model() -> None:
     assert done.code == 0
     assert "drawings on the reference engine" in done.out
     assert "deepstack on" in done.out
-    assert "constrained tokens about a picture in " in done.out
+    assert "constrained tokens about an image in " in done.out
     assert [line for line in done.err.splitlines() if not line.startswith("… ")] == []
     assert "… reading the decoder\n" in done.err
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """VisionService answers questions about pictures, in a form that the caller chooses.
+    """VisionService answers questions about images, in a form that the caller chooses.
     """
 
     def __init__(self, channel):
@@ -73,11 +73,11 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """VisionService answers questions about pictures, in a form that the caller chooses.
+    """VisionService answers questions about images, in a form that the caller chooses.
     """
 
     def AnalyzeImage(self, request, context):
-        """Describes one picture, or several pictures as chronological keyframes of one scene.
+        """Describes one image, or several images as chronological keyframes of one scene.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +113,7 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ValidateSchema(self, request, context):
-        """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+        """Tells, before any image is sent, whether a schema is enforced while the answer is generated or partly checked
         afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
         passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
         queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
@@ -176,7 +176,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """VisionService answers questions about pictures, in a form that the caller chooses.
+    """VisionService answers questions about images, in a form that the caller chooses.
     """
 
     @staticmethod

@@ -42,14 +42,14 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VisionServiceStub:
-    """VisionService answers questions about pictures, in a form that the caller chooses."""
+    """VisionService answers questions about images, in a form that the caller chooses."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VisionServiceAsyncStub: ...
     AnalyzeImage: _grpc.UnaryUnaryMultiCallable[_vision_pb2.AnalyzeImageRequest, _vision_pb2.AnalyzeImageResponse]
-    """Describes one picture, or several pictures as chronological keyframes of one scene."""
+    """Describes one image, or several images as chronological keyframes of one scene."""
     RunTask: _grpc.UnaryUnaryMultiCallable[_vision_pb2.RunTaskRequest, _vision_pb2.RunTaskResponse]
     """Runs a task, registered or given in the request, and returns the complete answer."""
     StreamTask: _grpc.UnaryStreamMultiCallable[_vision_pb2.StreamTaskRequest, _vision_pb2.StreamTaskResponse]
@@ -61,7 +61,7 @@ class VisionServiceStub:
     GetTask: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetTaskRequest, _vision_pb2.GetTaskResponse]
     """Tells what one registered task expects and answers."""
     ValidateSchema: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ValidateSchemaRequest, _vision_pb2.ValidateSchemaResponse]
-    """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+    """Tells, before any image is sent, whether a schema is enforced while the answer is generated or partly checked
     afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
     passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
     queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
@@ -71,11 +71,11 @@ class VisionServiceStub:
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
-    """VisionService answers questions about pictures, in a form that the caller chooses."""
+    """VisionService answers questions about images, in a form that the caller chooses."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AnalyzeImage: _aio.UnaryUnaryMultiCallable[_vision_pb2.AnalyzeImageRequest, _vision_pb2.AnalyzeImageResponse]  # type: ignore[assignment]
-    """Describes one picture, or several pictures as chronological keyframes of one scene."""
+    """Describes one image, or several images as chronological keyframes of one scene."""
     RunTask: _aio.UnaryUnaryMultiCallable[_vision_pb2.RunTaskRequest, _vision_pb2.RunTaskResponse]  # type: ignore[assignment]
     """Runs a task, registered or given in the request, and returns the complete answer."""
     StreamTask: _aio.UnaryStreamMultiCallable[_vision_pb2.StreamTaskRequest, _vision_pb2.StreamTaskResponse]  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
     GetTask: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetTaskRequest, _vision_pb2.GetTaskResponse]  # type: ignore[assignment]
     """Tells what one registered task expects and answers."""
     ValidateSchema: _aio.UnaryUnaryMultiCallable[_vision_pb2.ValidateSchemaRequest, _vision_pb2.ValidateSchemaResponse]  # type: ignore[assignment]
-    """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+    """Tells, before any image is sent, whether a schema is enforced while the answer is generated or partly checked
     afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
     passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
     queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
@@ -96,7 +96,7 @@ class VisionServiceAsyncStub(VisionServiceStub):
     """Tells which model is served, what it can do, and the limits of this server."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """VisionService answers questions about pictures, in a form that the caller chooses."""
+    """VisionService answers questions about images, in a form that the caller chooses."""
 
     @_abc_1.abstractmethod
     def AnalyzeImage(
@@ -104,7 +104,7 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.AnalyzeImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.AnalyzeImageResponse, _abc.Awaitable[_vision_pb2.AnalyzeImageResponse]]:
-        """Describes one picture, or several pictures as chronological keyframes of one scene."""
+        """Describes one image, or several images as chronological keyframes of one scene."""
 
     @_abc_1.abstractmethod
     def RunTask(
@@ -146,7 +146,7 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.ValidateSchemaRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.ValidateSchemaResponse, _abc.Awaitable[_vision_pb2.ValidateSchemaResponse]]:
-        """Tells, before any picture is sent, whether a schema is enforced while the answer is generated or partly checked
+        """Tells, before any image is sent, whether a schema is enforced while the answer is generated or partly checked
         afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
         passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
         queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.

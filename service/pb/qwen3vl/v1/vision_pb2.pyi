@@ -232,12 +232,12 @@ class AnalyzeImageRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     ACCEPT_EMPTY_FIELD_NUMBER: _builtins.int
     accept_empty: _builtins.bool
-    """Accept an answer that says nothing about the picture (a black frame, say) instead of the error NO_USABLE_FIELDS.
+    """Accept an answer that says nothing about the image (a black frame, say) instead of the error NO_USABLE_FIELDS.
     Default: false.
     """
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
-        """The picture, or keyframes of one scene in chronological order. At least 1, at most Limits.max_images (default 64)."""
+        """The image, or keyframes of one scene in chronological order. At least 1, at most Limits.max_images (default 64)."""
 
     @_builtins.property
     def sampling(self) -> Global___SamplingOptions:
@@ -322,7 +322,7 @@ class RunTaskRequest(_message.Message):
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
-        """Pictures, placed before the text of the task, in this order. At least 1 where the task needs one, at most
+        """Images, placed before the text of the task, in this order. At least 1 where the task needs one, at most
         Limits.max_images (default 64).
         """
 
@@ -390,7 +390,7 @@ class StreamTaskRequest(_message.Message):
 
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
-        """Pictures, placed before the text of the task, in this order. At least 1 where the task needs one, at most
+        """Images, placed before the text of the task, in this order. At least 1 where the task needs one, at most
         Limits.max_images (default 64).
         """
 
@@ -706,7 +706,7 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class Image(_message.Message):
-    """Image is one picture."""
+    """Image is one image."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -719,11 +719,11 @@ class Image(_message.Message):
     XMP is applied, transparent parts lie on white, and colours of an embedded profile become sRGB.
     """
     min_pixels: _builtins.int
-    """Smallest area after resizing, in pixels; smaller pictures are enlarged. At least 1, at most max_pixels.
+    """Smallest area after resizing, in pixels; smaller images are enlarged. At least 1, at most max_pixels.
     Default: the model's own.
     """
     max_pixels: _builtins.int
-    """Largest area after resizing, in pixels; larger pictures are reduced. At least 1.
+    """Largest area after resizing, in pixels; larger images are reduced. At least 1.
     Default: the model's own.
     """
     def __init__(
@@ -754,7 +754,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class Task(_message.Message):
-    """Task says what to do with the pictures."""
+    """Task says what to do with the images."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1111,7 +1111,7 @@ class ImageAnalysis(_message.Message):
     scene: _builtins.str
     """Category of the scene, 1 to 3 words."""
     description: _builtins.str
-    """One or two sentences; text visible in the picture is quoted first."""
+    """One or two sentences; text visible in the image is quoted first."""
     shot_type: _builtins.str
     """One camera-shot label."""
     @_builtins.property
@@ -1345,9 +1345,9 @@ class Usage(_message.Message):
     IMAGE_TOKENS_FIELD_NUMBER: _builtins.int
     OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
-    """Tokens of the prompt, those of the pictures included."""
+    """Tokens of the prompt, those of the images included."""
     image_tokens: _builtins.int
-    """Tokens of the pictures."""
+    """Tokens of the images."""
     output_tokens: _builtins.int
     """Tokens of the answer."""
     def __init__(
@@ -1414,7 +1414,7 @@ class TaskInfo(_message.Message):
     description: _builtins.str
     """What the task is for, in a sentence or two."""
     needs_image: _builtins.bool
-    """Whether the task refuses a request without a picture."""
+    """Whether the task refuses a request without an image."""
     enforcement: Global___Enforcement.ValueType
     """What guarantees that, as in TaskResult. Not set for a task without a grammar."""
     checked_omitted: _builtins.int
@@ -1463,11 +1463,11 @@ class Capabilities(_message.Message):
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     MAX_IMAGES_FIELD_NUMBER: _builtins.int
     vision: _builtins.bool
-    """Whether pictures are accepted."""
+    """Whether images are accepted."""
     context_length: _builtins.int
     """Most tokens of prompt and answer together."""
     max_images: _builtins.int
-    """Most pictures in one request that the model takes; Limits.max_images may be lower."""
+    """Most images in one request that the model takes; Limits.max_images may be lower."""
     @_builtins.property
     def grammar_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___GrammarKind.ValueType]:
         """Kinds of grammar that the engine enforces."""
@@ -1514,11 +1514,11 @@ class Limits(_message.Message):
     max_message_bytes: _builtins.int
     """Most bytes of a whole request message."""
     max_images: _builtins.int
-    """Most pictures in one request."""
+    """Most images in one request."""
     max_image_bytes: _builtins.int
-    """Most bytes of one encoded picture."""
+    """Most bytes of one encoded image."""
     max_image_pixels: _builtins.int
-    """Most pixels (width times height) of one picture, as its header tells."""
+    """Most pixels (width times height) of one image, as its header tells."""
     max_text_bytes: _builtins.int
     """Most bytes of UTF-8 of the system and user texts of an inline task together."""
     max_schema_bytes: _builtins.int

@@ -244,7 +244,7 @@ def test_a_failed_self_test_is_a_fallback_and_is_shown(monkeypatch: pytest.Monke
     monkeypatch.setattr(selftest, "verify", lambda: "wrong rows")
     assert available() == PYTORCH
     for refused in ({"backend": "turbomind"}, {"deepstack": "require"}):
-        with pytest.raises(EngineUnavailable, match="pictures need: wrong rows"):
+        with pytest.raises(EngineUnavailable, match="images need: wrong rows"):
             available(**refused)
     assert available(deepstack="off") == TURBOMIND
     assert available(vision=False) == TURBOMIND

@@ -68,7 +68,7 @@ def test_check_says_what_runs() -> None:
     assert "drawings on the lmdeploy engine, context 4096 tokens" in done.stdout
     assert re.search(r"^ +backend turbomind$", done.stdout, re.MULTILINE)
     assert re.search(r"^ +deepstack on$", done.stdout, re.MULTILINE)
-    assert "constrained tokens about a picture" in done.stdout
+    assert "constrained tokens about an image" in done.stdout
 
 
 def ask(stub: VisionServiceStub) -> dict[str, str]:
