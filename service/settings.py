@@ -60,30 +60,29 @@ class ServerSettings(BaseSettings):
     # Where the server listens.
     host: str = Field(
         "127.0.0.1",
-        description="Address to listen on; 0.0.0.0 or :: is all of them. unix:PATH is a socket in "
-        "the file system, without a port: who may write to the file may connect.",
+        description="Address to listen on; 0.0.0.0 or :: listens on every address. unix:PATH is a "
+        "socket in the file system, without a port; anyone who may write to it may connect.",
     )
-    port: int = Field(
-        50051, ge=0, le=65_535, description="Port to listen on; 0 lets the system pick."
-    )
-    tls_cert: Path | None = Field(None, description="Certificate chain of the server, PEM.")
-    tls_key: Path | None = Field(None, description="Private key of tls_cert, PEM.")
+    port: int = Field(50051, ge=0, le=65_535, description="Port to listen on; 0 picks a free port.")
+    tls_cert: Path | None = Field(None, description="Certificate chain of the server, a PEM file.")
+    tls_key: Path | None = Field(None, description="Private key of tls_cert, a PEM file.")
     tls_client_ca: Path | None = Field(
-        None, description="CA of client certificates, PEM; when set, callers need one (mTLS)."
+        None,
+        description="CA of client certificates, a PEM file; when set, callers need a certificate (mTLS).",
     )
     api_keys_file: Path | None = Field(
         None,
-        description="Keys of callers, one 'name:SHA-256 of the key in hex' per line; "
-        "when set, callers need one.",
+        description="File with the API keys of callers, one 'name:SHA-256 of the key in hex' per "
+        "line; when set, callers need a key.",
     )
     insecure: bool = Field(
-        False, description="Allow to listen beyond loopback without TLS or without keys of callers."
+        False, description="Listen beyond loopback without TLS or without API keys."
     )
 
     # Which model, and how it runs.
     engine: str = Field(
         "reference",
-        description="What computes tokens: reference on any machine, lmdeploy on NVIDIA GPUs.",
+        description="Engine that generates tokens: reference on any machine, lmdeploy on NVIDIA GPUs.",
     )
     model: str = Field(
         "bundled",
@@ -92,69 +91,85 @@ class ServerSettings(BaseSettings):
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
     # What one request may ask for.
-    max_images: int = Field(64, ge=1, le=1024, description="Most images in a request.")
-    max_image_bytes: Positive = Field(20 * MIB, description="Most bytes of one encoded image.")
+    max_images: int = Field(64, ge=1, le=1024, description="Maximum number of images in a request.")
+    max_image_bytes: Positive = Field(
+        20 * MIB, description="Maximum size of one encoded image, in bytes."
+    )
     max_image_pixels: Positive = Field(
-        64_000_000, description="Most pixels (width times height) of one image."
+        64_000_000, description="Maximum number of pixels (width times height) of one image."
     )
     max_request_pixels: Positive = Field(
         800_000_000,
-        description="Most pixels of all images of a request: 64 photos of 12 megapixels.",
+        description="Maximum number of pixels of all images of a request together; the default "
+        "accepts 64 photos of 12 megapixels.",
     )
     max_message_bytes: int = Field(
-        64 * MIB, ge=1024, le=2**31 - 1, description="Most bytes of a request message."
+        64 * MIB, ge=1024, le=2**31 - 1, description="Maximum size of a request message, in bytes."
     )
     max_text_bytes: Positive = Field(
-        256 * 1024, description="Most bytes of the system and user texts of an inline task."
+        256 * 1024, description="Maximum size of all texts of an inline task, in bytes."
     )
     max_schema_bytes: Positive = Field(
-        256 * 1024, description="Most bytes of a JSON Schema, EBNF grammar or choice."
+        256 * 1024,
+        description="Maximum size of a JSON Schema, EBNF grammar or list of choices, in bytes.",
     )
-    max_schema_depth: Positive = Field(64, description="Most levels of nesting of a JSON Schema.")
-    max_regex_length: Positive = Field(1024, description="Most characters of a regular expression.")
+    max_schema_depth: Positive = Field(64, description="Maximum depth of a JSON Schema, in levels.")
+    max_regex_length: Positive = Field(
+        1024, description="Maximum length of a regular expression, in characters."
+    )
     property_order: Literal["declared", "any"] = Field(
         "declared",
-        description="Order of the properties of objects, where neither a request nor a task says: "
-        "as declared in the JSON Schema, or any, which is for objects of up to 8 properties.",
+        description="Order of the properties of objects where neither the request nor the task "
+        "sets one: declared (as in the JSON Schema), or any (for objects of up to 8 properties).",
     )
-    compile_timeout_s: Seconds = Field(5.0, description="Most seconds to compile a grammar.")
+    compile_timeout_s: Seconds = Field(
+        5.0, description="Maximum time to compile a grammar, in seconds."
+    )
     compile_workers: int = Field(
         2,
         ge=1,
         le=64,
-        description="Processes that analyse grammars of callers, 75 MB each; with two, one that "
-        "hangs until its limit leaves the other to everybody else.",
+        description="Number of processes that analyse grammars of callers, 75 MB each. With two "
+        "processes, a grammar that hangs until its time limit does not stop other callers.",
     )
     output_retries: int = Field(
         1,
         ge=0,
         le=5,
-        description="Most attempts beyond the first at an answer that fits, where the grammar does "
-        "not enforce every keyword and temperature is above 0.",
+        description="Maximum number of further attempts when an answer does not fit the schema; "
+        "used where the grammar does not enforce every keyword and temperature is above 0.",
     )
 
     # How much at a time, and for how long.
     max_concurrent: int = Field(
-        64, ge=1, le=65_536, description="Most inference calls in work; more wait in the queue."
+        64,
+        ge=1,
+        le=65_536,
+        description="Maximum number of inference calls that run at the same time; further calls wait in "
+        "the queue.",
     )
     max_queue: int = Field(
-        256, ge=0, le=65_536, description="Most inference calls waiting; more are refused."
+        256,
+        ge=0,
+        le=65_536,
+        description="Maximum number of inference calls that wait; further calls are refused.",
     )
     max_encoded_bytes: int = Field(
         512 * MIB,
         ge=MIB,
-        description="Most bytes of encoded images of all calls in work. Others wait; when as many "
-        "bytes wait, more are refused.",
+        description="Maximum size of the encoded images of all running calls together, in bytes. "
+        "Further calls wait; when as many bytes wait, calls are refused.",
     )
     max_decoding_bytes: int = Field(
         1536 * MIB,
         ge=64 * MIB,
-        description="Most bytes of memory for decoding images, by estimate: 7 per pixel of a PNG or "
-        "baseline JPEG, 13 of a progressive JPEG, 18 of a WebP. An image that needs more has its "
-        "turn alone.",
+        description="Maximum memory for decoding images, in bytes, by estimate: 7 per pixel of a PNG or "
+        "baseline JPEG, 13 of a progressive JPEG, 18 of a WebP. An image that needs more is "
+        "decoded alone.",
     )
     inference_timeout_s: Seconds = Field(
-        300.0, description="Most seconds of one inference call, the wait in the queue included."
+        300.0,
+        description="Maximum time for one inference call, in seconds, including the wait in the queue.",
     )
     receive_timeout_s: Seconds = Field(
         60.0, description="Maximum time to receive one request message, in seconds."
@@ -165,7 +180,7 @@ class ServerSettings(BaseSettings):
         "get smaller, and a message of 64 KB can unpack to max_message_bytes.",
     )
     health_interval_s: Seconds = Field(
-        5.0, description="Seconds between two checks of the engine's health."
+        5.0, description="Time between two health checks of the engine, in seconds."
     )
     unhealthy_exit_s: Seconds = Field(
         120.0,
@@ -178,21 +193,26 @@ class ServerSettings(BaseSettings):
         ge=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Seconds that calls in flight get to finish when the server stops.",
+        description="Time for running calls to finish when the server stops, in seconds.",
     )
 
     # What it offers.
     metrics_port: int | None = Field(
-        None, ge=0, le=65_535, description="Port of the metrics for Prometheus; unset: none."
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of the Prometheus metrics; unset: no metrics are served.",
     )
     metrics_host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address of metrics_port: plain HTTP for whoever reaches it, without keys.",
+        description="Address of metrics_port. The page is plain HTTP without API keys.",
     )
-    tasks_dir: Path | None = Field(None, description="Folder of your own tasks, YAML or JSON.")
+    tasks_dir: Path | None = Field(
+        None, description="Folder with your own tasks, YAML or JSON files."
+    )
     reflection: bool = Field(
-        True, description="Offer gRPC reflection, so that grpcurl needs no files."
+        True, description="Offer gRPC reflection, so that grpcurl works without proto files."
     )
 
     @property
