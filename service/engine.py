@@ -23,7 +23,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the model. Raises ``EngineUnavailable`` with what is wrong and how to mend it."""
+        """Load the model. Raises ``EngineUnavailable`` with what is wrong and how to fix it."""
         ...
 
     async def prepare(self, grammar: Grammar) -> None:

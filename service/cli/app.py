@@ -124,7 +124,9 @@ Penalty = Annotated[float | None, typer.Option(help="Above 0, at most 10; 1 is o
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
 MaxTokens = Annotated[
     int | None,
-    typer.Option(help="Most tokens in the answer; default 1024, or what the context leaves."),
+    typer.Option(
+        help="Maximum number of tokens in the answer; default 1024, or less where the context is nearly full."
+    ),
 ]
 
 

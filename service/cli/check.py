@@ -23,7 +23,7 @@ from service.wiring import build_engine, build_pool, build_registry
 
 FAILED, USAGE = 1, 2
 
-MEND = {
+FIX = {
     "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
     "engine": "",
     "port": "",
@@ -95,10 +95,10 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
     except (ServiceError, ValueError, OSError, ImportError) as error:
         text = error.message if isinstance(error, ServiceError) else str(error)
         stage = "tasks" if isinstance(error, TaskSourceError) else stage
-        mend = REINSTALL if isinstance(error, ImportError) else MEND[stage]
+        fix = REINSTALL if isinstance(error, ImportError) else FIX[stage]
         first, *more = text.splitlines()
         typer.echo(f"{stage:<10}FAILED: {with_flag(first)}", err=True)
-        for line in [*more, mend.format(model=settings.model, remedy=REMEDY[settings.engine])]:
+        for line in [*more, fix.format(model=settings.model, remedy=REMEDY[settings.engine])]:
             if line:
                 typer.echo(f"{'':<10}{line}", err=True)
         return FAILED

@@ -40,7 +40,7 @@ def build_host(
     """Start LMDeploy's engine on a checkpoint folder.
 
     Raises:
-        EngineUnavailable: what is wrong and how to mend it.
+        EngineUnavailable: what is wrong and how to fix it.
     """
     _check_machine(options, config)
     backend = _available(options, on_progress)
