@@ -238,8 +238,10 @@ def _based(evolve: Keyword, specification: Any) -> Keyword:
     of the schema outside, also where theirs has an ``$id``."""
 
     def based(validator: Any, **changes: Any) -> Any:
-        if "schema" in changes and "_resolver" not in changes:
-            inner = specification.create_resource(changes["schema"])
+        schema = changes.get("schema")
+        # Not of booleans: draft-04 knows none, and would look for an ``id`` in them.
+        if isinstance(schema, Mapping) and "_resolver" not in changes:
+            inner = specification.create_resource(schema)
             changes["_resolver"] = validator._resolver.in_subresource(inner)
         return evolve(validator, **changes)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hypothesis import event
+from jsonschema import Draft4Validator, Draft6Validator, Draft7Validator, Draft202012Validator
+from jsonschema.validators import extend, validator_for
 
 from benchmarks import judge
 from service.errors import GrammarError, OutputInvalid
@@ -91,9 +93,45 @@ def check_texts(
             # and it does not assert formats.
             other = not text.isascii() or "\\n" in text or "\\r" in text
             if not other and '"format"' not in json.dumps(schema):
-                plain, _ = judge.validators(judge.exact(json.dumps(schema)))
-                plain.validate(judge.exact(text))
+                _plain(schema).validate(judge.exact(text))
     return values
+
+
+def _plain(schema: Any) -> Any:
+    """The library's own validator on fractions, with the keywords of later drafts, which it would
+    ignore in an earlier one."""
+    cls = validator_for(schema, default=Draft202012Validator)
+    own = cls.VALIDATORS
+    if cls in (Draft4Validator, Draft6Validator, Draft7Validator):
+        later = {**Draft7Validator.VALIDATORS, **Draft202012Validator.VALIDATORS}
+        added = {name: later[name] for name in later if name not in (*own, *_REFERENCES)}
+        added["contains"] = later["contains"]  # which reads minContains and maxContains
+        if cls is Draft4Validator:
+            for bound, exclusive in (
+                ("minimum", "exclusiveMinimum"),
+                ("maximum", "exclusiveMaximum"),
+            ):
+                added[bound] = _bound(own[bound], later[bound], exclusive)
+                added[exclusive] = _number(later[exclusive])
+        cls = extend(cls, added)
+    return judge.on_fractions(cls)(judge.exact(json.dumps(schema)))
+
+
+def _bound(earlier: Any, later: Any, exclusive: str) -> Any:
+    """The keyword of draft-04 where the exclusive one is its boolean, else of the later drafts."""
+
+    def bound(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        keyword = earlier if isinstance(schema.get(exclusive), bool) else later
+        return keyword(validator, value, instance, schema)
+
+    return bound
+
+
+def _number(keyword: Any) -> Any:
+    def bound(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        return () if isinstance(value, bool) else keyword(validator, value, instance, schema)
+
+    return bound
 
 
 def _decoded(text: str, repeats: bool) -> Any:

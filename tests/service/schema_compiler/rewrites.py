@@ -6,8 +6,6 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from service.schema_compiler.keywords import DRAFTS
-
 Schema = Any
 Made = tuple[Schema, list[Any]]
 """A schema, and values to try."""
@@ -427,7 +425,7 @@ def combined(rng: Random) -> Made:
 
 
 def of_draft(schema: Schema, draft: str) -> Schema:
-    """The same in an older draft, as far as it knows the keywords."""
+    """The same in an older draft: in its forms, where it has some, else in those of the later ones."""
     return {"$schema": draft, **_older(schema, draft)}
 
 
@@ -446,6 +444,8 @@ def _older(part: Any, draft: str) -> Any:
     for keyword in ("dependentRequired", "dependentSchemas"):
         if keyword in found and draft != NINETEENTH:
             found["dependencies"] = found.pop(keyword)
-    # The library ignores keywords of later drafts, which take effect here.
-    newer = DRAFTS[draft.rstrip("#")].newer
-    return {keyword: value for keyword, value in found.items() if keyword not in newer}
+    if draft != NINETEENTH:
+        # The library takes what is evaluated from the keywords of the draft that it is of.
+        found.pop("unevaluatedItems", None)
+        found.pop("unevaluatedProperties", None)
+    return found
