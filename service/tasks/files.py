@@ -134,7 +134,8 @@ def _load(path: Path) -> Task:
     if len(data) > MAX_FILE_BYTES:
         raise _FileError(f"has more than {MAX_FILE_BYTES} bytes")
     text = data.decode("utf-8-sig")
-    content = jsontext.decode(text) if path.suffix == ".json" else yamltext.decode(text)
+    is_json = path.suffix == ".json"
+    content = jsontext.decode(text, exact=True) if is_json else yamltext.decode(text)
     if not isinstance(content, dict):
         raise _FileError("must hold keys and values")
     values = TaskFile.model_validate({"name": path.stem, **content})

@@ -209,6 +209,10 @@ def test_a_bad_file_is_named_with_field_and_reason(
     [
         ("{", "bad.json: file: is not JSON"),
         ('{"user": "a", "user": "b"}', 'bad.json: file: is not JSON: duplicate key "user"'),
+        (
+            '{"description": "d", "user": 1.10}',
+            "user: must be text that is not blank, not the number 1.10; put it in quotes",
+        ),
     ],
 )
 def test_json_is_strict(tmp_path: Path, text: str, expected: str) -> None:
@@ -311,6 +315,17 @@ def test_plain_scalars_are_those_of_json(tmp_path: Path) -> None:
             ]
         },
         "yes": {"enum": words},
+    }
+
+
+def test_numbers_of_json_files_keep_their_digits(tmp_path: Path) -> None:
+    schema = '{"enum": [0.10000000000000000000001, 1.10, 12, 1e3]}'
+    start = '{"description": "d", "user": "u"'
+    write(tmp_path, exact__json=f'{start}, "json_schema": {schema}}}')
+    grammar = load_registry(tmp_path).get("exact").grammar
+    assert grammar is not None
+    assert json.loads(grammar.source, parse_float=str) == {
+        "enum": ["0.10000000000000000000001", "1.10", 12, "1E+3"]
     }
 
 
