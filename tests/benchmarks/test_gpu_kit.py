@@ -219,6 +219,7 @@ def conductor(context: Context, steps: Sequence[Any], **options: Any) -> conduct
     return Scripted(context, lambda engine: {}, steps, say=lambda text: None, **options)
 
 
+@pytest.mark.slow
 def test_a_step_that_dies_hangs_or_fails_stops_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

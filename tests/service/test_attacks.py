@@ -81,6 +81,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]
 # Answers that nobody reads
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("errors")
 async def test_unread_streams_hold_no_slot(caplog: pytest.LogCaptureFixture) -> None:
     """The slot is free when the engine is done; the call is reset at its deadline."""
@@ -130,6 +131,7 @@ async def connection_idle(started: Running, calls: int) -> None:
     await until(lambda: started.engine.active_requests == 0)
 
 
+@pytest.mark.slow
 async def test_a_drain_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who is slow, but reads, gets everything; the engine is long done."""
     monkeypatch.setattr(interceptors, "STALL_S", 1.0)
@@ -313,13 +315,11 @@ async def let_fail(started: Running, kind: str) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        "crash",
-        "hang",
-        "cancel",
-        "truncated",
-        "context",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("crash", "hang", "cancel", "truncated", "context", "stream crash")
+        ),
         "invalid",
-        "stream crash",
         "stream cancel",
     ],
 )
@@ -337,7 +337,9 @@ async def test_no_image_of_a_failed_call_is_kept(kind: str) -> None:
         assert [image for image in engine.images if image() is not None] == []
 
 
-@pytest.mark.parametrize("data", [bytes(4_000_000), b"\xff" * 4_000_000])
+@pytest.mark.parametrize(
+    "data", [bytes(4_000_000), pytest.param(b"\xff" * 4_000_000, marks=pytest.mark.slow)]
+)
 @pytest.mark.usefixtures("no_collections")
 async def test_no_bytes_of_a_refused_request_are_kept(data: bytes) -> None:
     """One that is not an image, and one that is not even a request."""

@@ -158,6 +158,7 @@ async def test_calls_that_hang_do_not_hold_up_that_end() -> None:
         assert (await call).code is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.slow
 async def test_an_engine_that_makes_progress_is_not_given_up() -> None:
     """It says that it is unhealthy, but tokens come: longer than the limit."""
     engine = FakeEngine("word " * 60, token_delay_s=0.02)
@@ -191,6 +192,7 @@ asyncio.run(server.serve(Settings(port=0), Hanging(), load_registry(None), on_re
 """
 
 
+@pytest.mark.slow
 def test_threads_of_an_engine_that_never_end_do_not_keep_the_process() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HANGING], cwd=ROOT, stdout=subprocess.PIPE, text=True

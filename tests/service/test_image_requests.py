@@ -301,7 +301,13 @@ def no_image(engine: FakeEngine) -> pb.RunTaskRequest:
     return run_request(images=[picture(), b"no image"])
 
 
-@pytest.mark.parametrize("case", [damaged, too_long, crashing, no_image])
+@pytest.mark.parametrize(
+    "case",
+    [
+        damaged,
+        *(pytest.param(case, marks=pytest.mark.slow) for case in (too_long, crashing, no_image)),
+    ],
+)
 async def test_a_failed_call_keeps_no_image(
     case: Callable[[FakeEngine], pb.RunTaskRequest],
     watched: Watched,

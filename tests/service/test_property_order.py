@@ -98,6 +98,7 @@ async def test_validation_tells_where_any_order_ends(default: str) -> None:
         assert await reason(UNSAID) == (kept if default == "any" else "")
 
 
+@pytest.mark.slow
 async def test_the_analysis_of_one_order_is_not_kept_for_the_other() -> None:
     engine = Listening()
     pool = GrammarPool(1, 20)
