@@ -55,8 +55,9 @@ _ROWS = (
     _invalid("TEXT_TOO_LONG", "system and user text are over `Limits.max_text_bytes`"),
     _invalid(
         "CONTEXT_TOO_LONG",
-        "the prompt leaves no room for an answer in the context of the model (field `task`), or less "
-        "than the `max_tokens` of the request (field `sampling.max_tokens`)",
+        "the prompt leaves no room for an answer in the context of the model (field `task`, or "
+        "`images` where the text alone would fit), or less than the `max_tokens` of the request "
+        "(field `sampling.max_tokens`)",
     ),
     _invalid("IMAGE_REQUIRED", "the task needs an image and got none"),
     _invalid("TOO_MANY_IMAGES", "more images than server, model or task take"),

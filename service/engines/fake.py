@@ -126,7 +126,12 @@ class FakeEngine:
         self._check(request)
         pieces = PIECE.findall(await self._text(request))
         prompt = prompt_size(request)
-        limit = answer_limit(prompt.prompt_tokens, request.sampling, self.context_length)
+        limit = answer_limit(
+            prompt.prompt_tokens,
+            request.sampling,
+            self.context_length,
+            image_tokens=0 if request.messages else prompt.image_tokens,
+        )
         usage = replace(prompt, output_tokens=min(len(pieces), limit))
         await reduce_all(request.all_images, _looked_at)
         self.active_requests += 1

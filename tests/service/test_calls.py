@@ -520,7 +520,7 @@ async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
         assert (await started.stub.AnalyzeImage(request, timeout=5)).usage == usage
     async with running(FakeEngine(text, context_length=usage.prompt_tokens)) as started:
         error = await failure(started.stub.AnalyzeImage(request, timeout=5))
-        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
+        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["images"])
 
 
 async def test_an_answer_that_does_not_fit_is_no_answer() -> None:

@@ -103,6 +103,12 @@ async def test_a_context_that_is_too_long_decodes_nothing(server: Running) -> No
     request = pb.RunTaskRequest(task=inline(), images=sent)
     request.sampling.max_tokens = 16
     error = await failure(server.stub.RunTask(request, timeout=60))
+    assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["images"])
+    parts = [pb.Part(image=one) for one in sent]
+    talk = pb.InlineTask(messages=[pb.Message(role=pb.ROLE_USER, parts=parts)])
+    error = await failure(
+        server.stub.RunTask(pb.RunTaskRequest(task=pb.Task(inline=talk)), timeout=60)
+    )
     assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
     one = pb.RunTaskRequest(task=inline(), images=sent[:1])
     one.sampling.max_tokens = 1024

@@ -51,5 +51,10 @@ class Prompts:
             request.conversation, request.tools, constrained=request.grammar is not None
         )
         prompt = sum(counts) + sum(len(run) for run in turns if run is not None)
-        answer_limit(prompt, request.sampling, self._context_length)
+        answer_limit(
+            prompt,
+            request.sampling,
+            self._context_length,
+            image_tokens=0 if request.messages else sum(counts),
+        )
         return turns

@@ -476,8 +476,12 @@ class Answers:
             assert raised.value.violations[0].field in ("sampling.max_tokens", "task")
         # Enlarging it would take more memory than there is: refused before it is touched.
         vast = picture(1, min_pixels=2**32 - 1, max_pixels=2**32 - 1)
-        with pytest.raises(ContextTooLong):
+        with pytest.raises(ContextTooLong) as raised:
             await collect(engine, request("x", vast))
+        assert raised.value.violations[0].field == "images"
+        with pytest.raises(ContextTooLong) as raised:
+            await collect(engine, request("word 1 " * context, picture(1)))
+        assert raised.value.violations[0].field == "task"
         closed: Any = Closed(4096, 4096, min_pixels=4096 * 4096, max_pixels=4096 * 4096)
         with pytest.raises(ContextTooLong):
             await collect(engine, request("x", *[closed] * (1 + context // 4096)))
