@@ -1,4 +1,4 @@
-"""What the README promises: commands that exist and run, links that lead somewhere, examples that load."""
+"""The README is short, its commands and its program run, its links lead somewhere; so do those of all pages."""
 
 from __future__ import annotations
 
@@ -12,167 +12,98 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from service.cli.arguments import read_settings
-from service.engines.fake import FakeEngine
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.formats import FORMATS
-from service.schema_compiler.schema import DEFAULT_LIMITS
-from service.schema_compiler.string_formats import FORMAT_PATTERNS
-from service.tasks.registry import load_registry
-from service.types import Grammar, GrammarKind
-from tests.service.cli.terminal import Outcome, called, process, qwen3vl, wait_for
+from tests.pages import FENCE, ROOT, blocks, own_commands, section, without
+from tests.service.cli.terminal import process, qwen3vl, wait_for
 from tests.service.harness import running
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(
     path
-    for folder in (".", "docs", "examples", "benchmarks/results", "service/bundled")
+    for folder in (
+        ".",
+        "docs",
+        "examples",
+        "benchmarks/results",
+        "clients",
+        "service/bundled",
+        "tests/host_runtime",
+    )
     for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
     if "node_modules" not in path.parts
 )
-FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+WITH_SETTINGS = ("README.md", "docs/command-line.md", "docs/tasks.md", "docs/operations.md")
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-DEMO = re.compile(r"<!-- demo:begin -->\n(?P<body>.*?)<!-- demo:end -->", re.DOTALL)
-SCHEMA = re.compile(r"<!-- schema:begin -->\n(?P<body>.*?)<!-- schema:end -->", re.DOTALL)
 
 
-def blocks(text: str, language: str) -> list[str]:
-    return [found["body"] for found in FENCE.finditer(text) if found["language"] == language]
+def test_the_readme_is_short() -> None:
+    assert len(README.split()) <= 800
 
 
-def commands(text: str) -> list[list[str]]:
-    """Words of every ``$ …`` line of the console blocks; comments and line breaks taken out."""
-    lines = "\n".join(blocks(text, "console")).replace("\\\n", " ").splitlines()
-    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
+def test_every_page_is_in_the_index() -> None:
+    index = {found["target"] for found in LINK.finditer((ROOT / "docs/README.md").read_text())}
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages - index == set()
 
 
-PAGE = SCHEMA.sub("", DEMO.sub("", README))
-OURS = [words[1:] for words in commands(PAGE) if words[0] == "qwen3vl"]
-CALLS = [words for words in OURS if words[0] not in ("serve", "check", "health")]
-SERVERS = [words for words in OURS if words[0] in ("serve", "check")]
+def test_the_commands_of_the_readme() -> None:
+    found = own_commands(without(README, "demo"))
+    assert found == [["serve"]]
+    assert read_settings("serve", []) is not None
 
 
-def test_the_page_has_commands() -> None:
-    assert {words[0] for words in OURS} == {"serve", "check", "health", "analyze", "run", "tasks"}
-
-
-@pytest.mark.parametrize("words", CALLS, ids=" ".join)
-async def test_a_call_of_the_page_runs(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-
-    def call(address: str) -> Outcome:
-        return qwen3vl(*words, env={"QWEN3VL_SERVER": address})
-
-    async with running(FakeEngine()) as started:
-        done = await asyncio.to_thread(call, started.address)
-    assert done.code == 0, done.err
-    assert done.out.strip()
-
-
-@pytest.mark.parametrize("words", SERVERS, ids=" ".join)
-def test_settings_of_the_page_are_valid(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tasks").mkdir()
-    assert read_settings(words[0], words[1:]) is not None
-
-
+@pytest.mark.parametrize("page", WITH_SETTINGS)
 def test_settings_in_the_running_text_are_valid(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tasks").mkdir()
-    found = [shlex.split(words) for words in re.findall(r"`(qwen3vl [^`]+)`", README)]
-    inline = [words for words in found if words[1] in ("serve", "check")]
-    assert ["qwen3vl", "serve", "--tasks-dir", "tasks/"] in inline
-    for _, command, *words in inline:
+    text = FENCE.sub("", (ROOT / page).read_text())
+    found = [shlex.split(words) for words in re.findall(r"`(qwen3vl [^`]+)`", text)]
+    for command, *words in [words[1:] for words in found if words[1] in ("serve", "check")]:
         if words == ["--help"]:
             assert qwen3vl(command, "--help").code == 0
-        else:
+        elif words:
             assert read_settings(command, words) is not None
-    for name, value in re.findall(r"`(QWEN3VL_[A-Z_]+)=([^`]+)`", README):
+    for name, value in re.findall(r"`(QWEN3VL_[A-Z_]+)=([^`]+)`", text):
         monkeypatch.setenv(name, value)
         settings = read_settings("serve", [])
         assert str(getattr(settings, name.removeprefix("QWEN3VL_").lower())) == value
 
 
-@pytest.mark.slow
-def test_serve_and_check_and_health_as_on_the_page() -> None:
-    environment = {"QWEN3VL_ENGINE": "fake", "QWEN3VL_PORT": "0"}
-    assert qwen3vl("check", env=environment).code == 0
-    with process("serve", env=environment) as server:
-        assert server.stderr is not None
-        line = wait_for(server.stderr, "SERVING on port ")[-1]
-        address = f"127.0.0.1:{line.split()[3].rstrip('.')}"
-        (health,) = [words for words in OURS if words[0] == "health"]
-        assert qwen3vl(*health, env={"QWEN3VL_SERVER": address}).out == "SERVING\n"
+def test_every_setting_in_the_running_text_exists() -> None:
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", qwen3vl("serve", "--help").out))
+    for page in ("docs/operations.md", "docs/images.md"):
+        text = (ROOT / page).read_text()
+        used = set(re.findall(r"`(--[a-z][a-z0-9-]+)", text)) - {"--server", "--restart"}
+        assert used - known == set(), page
 
 
-def test_the_task_file_of_the_page_loads(tmp_path: Path) -> None:
-    (example,) = blocks(README, "yaml")
-    (tmp_path / "task.yaml").write_text(example)
-    task = load_registry(tmp_path).get(yaml.safe_load(example)["name"])
-    assert task.grammar is not None
-
-
-# Is my schema enforced?
-
-
-def section() -> str:
-    found = SCHEMA.search(README)
-    assert found is not None
-    return found["body"]
-
-
-async def test_the_reports_on_schemas_are_what_the_page_shows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(ROOT)
-    (shown,) = blocks(section(), "console")
-    printed, codes = [], []
-    async with running() as started:
-        for words in commands(section()):
-            done = await called(*words[1:], env={"QWEN3VL_SERVER": started.address})
-            printed.append(f"$ {shlex.join(words)}\n{done.out}")
-            codes.append(done.code)
-    assert "\n".join(printed) == shown
-    assert codes == [0, 3]
-
-
-async def test_the_report_in_python_is_what_the_page_shows(
+async def test_the_call_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    (program,), (shown,) = blocks(section(), "python"), blocks(section(), "")
-    assert "localhost:50051" in program
+    (program,) = blocks(section(README, "call"), "python")
     async with running() as started:
-        await asyncio.to_thread(exec, program.replace("localhost:50051", started.address), {})
+        code = program.replace("localhost:50051", started.address)
+        await asyncio.to_thread(exec, code, {})
+    assert set(json.loads(capsys.readouterr().out)) == {"objects"}
+
+
+@pytest.mark.slow  # starts a server on the bundled model
+def test_the_call_prints_what_the_readme_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (program,), (shown,) = (blocks(section(README, "call"), kind) for kind in ("python", ""))
+    assert "localhost:50051" in program
+    with process("serve", env={"QWEN3VL_PORT": "0"}) as server:
+        assert server.stderr is not None
+        line = wait_for(server.stderr, "SERVING on port ")[-1]
+        port = line.split()[3].rstrip(".")
+        exec(program.replace("localhost:50051", f"127.0.0.1:{port}"), {})
     assert capsys.readouterr().out == shown
-
-
-def test_the_formats_are_those_of_the_page() -> None:
-    paragraph = README[README.index("`format` asserts") :].partition("\n\n")[0]
-    listed, others, kept, partly = re.split(r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split()))
-    names = re.compile(r"`([a-z0-9-]+)`")
-    assert set(names.findall(listed)) - {"format"} == FORMATS.keys()
-    assert "says nothing" in others
-    assert set(names.findall(kept)) == FORMATS.keys() - FORMAT_PATTERNS.keys()
-    narrower = {name for name, pattern in FORMAT_PATTERNS.items() if not pattern.exact}
-    assert set(names.findall(partly)) == narrower
-    for name in ("no-such-format", *FORMATS):
-        schema = json.dumps({"type": "string", "format": name})
-        found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
-        assert bool(found.report.checked) == (name in names.findall(kept)), name
-
-
-def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:
-    (most,) = re.findall(r"`--output-retries`, up to (\d)", README)
-    assert read_settings("serve", ["--output-retries", most]) is not None
-    assert read_settings("serve", ["--output-retries", str(int(most) + 1)]) is None
 
 
 def test_make_targets_exist() -> None:
@@ -259,7 +190,5 @@ def test_the_demo_prints_what_the_page_shows() -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stdout
-    page = DEMO.search(README)
-    assert page is not None
-    (block,) = FENCE.findall(page["body"]) or [("", "")]
-    assert structure(block[1]) == structure(done.stdout), done.stdout
+    (shown,) = blocks(section(README, "demo"), "console")
+    assert structure(shown) == structure(done.stdout), done.stdout

@@ -1,6 +1,6 @@
 """A client without stubs: everything it knows comes from the server.
 
-Run as a program it stands in for grpcurl, as far as README.md uses it: ``list``, methods, ``-d``,
+Run as a program it stands in for grpcurl, as far as docs/clients.md uses it: ``list``, methods, ``-d``,
 ``-plaintext``, ``-cacert``, ``-H``. It imports nothing of the project.
 """
 

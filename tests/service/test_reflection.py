@@ -77,10 +77,10 @@ async def test_reflection_can_be_turned_off() -> None:
         assert error.code is grpc.StatusCode.UNIMPLEMENTED
 
 
-# grpcurl, as in README.md
+# grpcurl, as in docs/clients.md
 
-README = (ROOT / "README.md").read_text().replace("\\\n", " ")
-PLAIN = [line[2:] for line in README.splitlines() if re.match(r"\$ .*grpcurl -plaintext", line)]
+PAGE = (ROOT / "docs/clients.md").read_text().replace("\\\n", " ")
+PLAIN = [line[2:] for line in PAGE.splitlines() if re.match(r"\$ .*grpcurl -plaintext", line)]
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ async def test_a_grpcurl_command_of_the_page(command: str, programs: str) -> Non
 
 @pytest.mark.slow
 async def test_tls_and_keys_of_the_page(programs: str, tmp_path: Path) -> None:
-    lines = [line[2:] for line in README.splitlines() if line.startswith("$ ")]
+    lines = [line[2:] for line in PAGE.splitlines() if line.startswith("$ ")]
     (make_key,) = [line for line in lines if "sha256sum" in line]
     (call,) = [line for line in lines if "-cacert" in line]
     keys = tmp_path / "keys"

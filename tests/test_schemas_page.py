@@ -1,0 +1,72 @@
+"""docs/schemas.md: its reports are what the server prints, its formats are those of the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shlex
+
+import pytest
+
+from service.cli.arguments import read_settings
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.formats import FORMATS
+from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.string_formats import FORMAT_PATTERNS
+from service.types import Grammar, GrammarKind
+from tests.pages import ROOT, blocks, commands, section
+from tests.service.cli.terminal import called
+from tests.service.harness import running
+
+PAGE = (ROOT / "docs/schemas.md").read_text()
+
+
+async def test_the_reports_on_schemas_are_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (shown,) = blocks(section(PAGE, "schema"), "console")
+    printed, codes = [], []
+    async with running() as started:
+        for words in commands(section(PAGE, "schema")):
+            done = await called(*words[1:], env={"QWEN3VL_SERVER": started.address})
+            printed.append(f"$ {shlex.join(words)}\n{done.out}")
+            codes.append(done.code)
+    assert "\n".join(printed) == shown
+    assert codes == [0, 3]
+
+
+async def test_the_report_in_python_is_what_the_page_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (program,), (shown,) = (
+        blocks(section(PAGE, "schema"), "python"),
+        blocks(section(PAGE, "schema"), ""),
+    )
+    assert "localhost:50051" in program
+    async with running() as started:
+        await asyncio.to_thread(exec, program.replace("localhost:50051", started.address), {})
+    assert capsys.readouterr().out == shown
+
+
+def test_the_formats_are_those_of_the_page() -> None:
+    paragraph = PAGE[PAGE.index("`format` asserts") :].partition("\n\n")[0]
+    listed, others, kept, partly = re.split(r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split()))
+    names = re.compile(r"`([a-z0-9-]+)`")
+    assert set(names.findall(listed)) - {"format"} == FORMATS.keys()
+    assert "says nothing" in others
+    assert set(names.findall(kept)) == FORMATS.keys() - FORMAT_PATTERNS.keys()
+    narrower = {name for name, pattern in FORMAT_PATTERNS.items() if not pattern.exact}
+    assert set(names.findall(partly)) == narrower
+    for name in ("no-such-format", *FORMATS):
+        schema = json.dumps({"type": "string", "format": name})
+        found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
+        assert bool(found.report.checked) == (name in names.findall(kept)), name
+
+
+def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:
+    (most,) = re.findall(r"`--output-retries`, up to (\d)", PAGE)
+    assert read_settings("serve", ["--output-retries", most]) is not None
+    assert read_settings("serve", ["--output-retries", str(int(most) + 1)]) is None
