@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto docs lint test test-fast test-host test-gpu bench demo lock clean
+.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench demo lock clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 
@@ -33,16 +33,20 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/python -m docs.generate --check
 
 test: $(STAMP)  ## the full ring: unit, property and end-to-end tests, and the parity of stock TurboMind on the CPU
-	$(PYTEST) -m "parity or not host"
+	$(PYTEST) -m "(parity or not host) and not long"
 
 test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not long"
 
 test-host: $(STAMP)  ## what else runs the stock LMDeploy wheel: contract, HTTP and DeepStack tests
-	$(PYTEST) -m "host and not parity"
+	$(PYTEST) -m "host and not parity and not long"
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+test-slow: $(STAMP)  ## what is too long for CI: the tests marked long, and property tests with 20 times the examples
+	$(PYTEST) -m long
+	$(PYTEST) -m "hypothesis and not gpu and not host" --examples-times 20 --timeout 7200
 
 bench: $(STAMP)  ## every benchmark, side by side with its peers; tables and plots in benchmarks/results/
 	$(BIN)/python -m benchmarks

@@ -6,7 +6,7 @@ import signal
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 
 # Tests run on every core at once: a process that takes them all for its matrix products slows the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +17,37 @@ settings.load_profile("untimed")
 
 # A script's background job starts with SIGINT ignored, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--examples-times",
+        type=int,
+        default=1,
+        metavar="N",
+        help="property tests try N times as many examples as they say",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    times = config.getoption("--examples-times")
+    if times == 1:
+        return
+    functions = {item.function for item in items if isinstance(item, pytest.Function)}
+    for function in filter(is_hypothesis_test, functions):
+        multiply_examples(function, times)
+
+
+def multiply_examples(function: Any, times: int) -> None:
+    """Have a property test try more examples, also where it says how many it tries.
+
+    A profile of Hypothesis does not reach such tests, and there is no public way to change what
+    they say. Its own pytest plugin reads the same attribute.
+    """
+    said = function._hypothesis_internal_use_settings
+    function._hypothesis_internal_use_settings = settings(
+        said, max_examples=times * said.max_examples
+    )
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

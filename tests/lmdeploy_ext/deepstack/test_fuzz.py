@@ -31,6 +31,15 @@ def test_random_requests(loud: Callable[..., Path], fields: dict[str, bool], cou
     assert found.kinds.keys() >= SEEN
 
 
+@pytest.mark.long
+@pytest.mark.timeout(14_400)
+def test_two_thousand_random_requests(loud: Callable[..., Path]) -> None:
+    found = fuzz(loud(), 2000, seed=1)
+    assert found.problems == []
+    assert found.requests == 2000
+    assert found.ties < 0.1 * found.tokens, "too many near ties for a test of anything"
+
+
 def test_a_fault_is_noticed(loud: Callable[..., Path]) -> None:
     found = fuzz(loud(), 30, seed=7, fault="features swapped")
     assert len(found.problems) >= 5
