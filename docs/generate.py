@@ -1,14 +1,18 @@
-"""Writes the parts of docs/ that come from the code: ``python -m docs.generate [--check]``."""
+"""Writes the parts of the pages that come from the code: ``python -m docs.generate [--check]``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from service.error_table import REASONS
 
-PAGE = Path(__file__).parent / "errors.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "errors.md"
 BEGIN, END = "<!-- reasons:begin -->\n", "<!-- reasons:end -->\n"
+ARCHITECTURE = ROOT / "ARCHITECTURE.md"
+DIRECTIONS_BEGIN, DIRECTIONS_END = "<!-- directions:begin -->\n", "<!-- directions:end -->\n"
 
 
 def error_table() -> str:
@@ -20,22 +24,55 @@ def error_table() -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def directions_table(allowed: Mapping[str, set[str]]) -> str:
+    """The import directions of the service as Markdown.
+
+    allowed: module or package below ``service/`` -> what it imports of the service.
+    """
+    lines = ["| part of `service/` | imports |", "|---|---|"]
+    for unit, others in allowed.items():
+        named = ", ".join(f"`{other}`" for other in sorted(others)) or "nothing of the service"
+        lines.append(f"| `{unit}` | {named} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def errors_page() -> str:
     """docs/errors.md with the table of today."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + BEGIN + error_table() + END + after
+    return _replaced(PAGE, BEGIN, error_table(), END)
+
+
+def architecture_page(allowed: Mapping[str, set[str]]) -> str:
+    """ARCHITECTURE.md with the import directions of today. allowed: see ``directions_table``."""
+    table = directions_table(allowed)
+    return _replaced(ARCHITECTURE, DIRECTIONS_BEGIN, table, DIRECTIONS_END)
+
+
+def _replaced(page: Path, begin: str, text: str, end: str) -> str:
+    """The page with another text between two marks."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    return before + begin + text + end + after
 
 
 def main() -> int:
-    """Write the page, or say whether it is up to date."""
-    page = errors_page()
+    """Write the pages, or say whether they are up to date."""
+    from tests.test_boundaries import ALLOWED
+
+    pages = {
+        PAGE: (errors_page(), "service/error_table.py"),
+        ARCHITECTURE: (architecture_page(ALLOWED), "tests/test_boundaries.py"),
+    }
     if "--check" in sys.argv[1:]:
-        if page != PAGE.read_text(encoding="utf-8"):
-            print("docs/errors.md is not what service/error_table.py says: run `make docs`")
-            return 1
-        return 0
-    PAGE.write_text(page, encoding="utf-8")
+        stale = {
+            page: source
+            for page, (text, source) in pages.items()
+            if text != page.read_text(encoding="utf-8")
+        }
+        for page, source in stale.items():
+            print(f"{page.relative_to(ROOT)} is not what {source} says: run `make docs`")
+        return 1 if stale else 0
+    for page, (text, _) in pages.items():
+        page.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,11 +1,12 @@
 """Who may import whom: read from the source, and checked in a fresh interpreter for what must stay light.
 
-``ARCHITECTURE.md`` draws the same picture.
+``ARCHITECTURE.md`` shows the same directions.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from docs.generate import ARCHITECTURE, architecture_page
 
 ROOT = Path(__file__).parents[1]
 
@@ -137,6 +140,20 @@ def test_the_scan_sees_imports() -> None:
 def test_every_unit_has_its_directions() -> None:
     units = {unit_of(path) for path in modules("service")} - {"__init__"}
     assert units == ALLOWED.keys() | (OUTER - {"pb"})
+
+
+def test_the_architecture_page_shows_the_directions() -> None:
+    shown = ARCHITECTURE.read_text(encoding="utf-8") == architecture_page(ALLOWED)
+    assert shown, "the table in ARCHITECTURE.md is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/extending.md"])
+def test_the_pages_name_files_that_exist(page: str) -> None:
+    """So whoever moves a module corrects the page that sends a newcomer to it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\.?\w[\w.-]*/[\w./-]*)`", text))
+    assert len(named) > 5
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 @pytest.mark.parametrize("unit", ALLOWED)
