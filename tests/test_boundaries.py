@@ -144,7 +144,9 @@ def test_every_unit_has_its_directions() -> None:
 
 def test_the_architecture_page_shows_the_directions() -> None:
     shown = ARCHITECTURE.read_text(encoding="utf-8") == architecture_page(ALLOWED)
-    assert shown, "the table in ARCHITECTURE.md is out of date: run `make docs`"
+    assert shown, (
+        "the table in ARCHITECTURE.md is out of date: run `make docs` (python -m docs.generate)"
+    )
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "docs/extending.md"])
