@@ -117,6 +117,7 @@ async def test_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     found = names("An error")
     row = found["ROW"]
     assert row.name not in REASONS
+    assert row.name == found["ImageBlurred"].reason
     monkeypatch.setitem(REASONS, row.name, row)
     assert f"| `{row.name}` | INVALID_ARGUMENT | 400 | no |" in error_table()
 
@@ -145,6 +146,9 @@ def schema(format_name: str, **more: object) -> str:
 def test_a_string_format(country_code: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, pattern in country_code["PATTERN"].items():
         monkeypatch.setitem(string_formats.FORMAT_PATTERNS, name, pattern)
+        matches = re.compile(pattern.pattern).search
+        for text in ("DE", "FR", "de", "D", "DEU", "D1", ""):
+            assert (matches(text) is not None) == country_code["CHECK"][name](text)
     source = schema("country-code", title="with a pattern")
     report = analyse(Grammar(GrammarKind.JSON_SCHEMA, source), DEFAULT_LIMITS).report
     assert report.enforcement is Enforcement.ENFORCED
