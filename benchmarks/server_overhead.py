@@ -59,7 +59,7 @@ class Echo(pb_grpc.VisionServiceServicer):
     async def RunTask(self, request: pb.RunTaskRequest, context: Any) -> pb.RunTaskResponse:
         usage = Usage(prompt_tokens=4, output_tokens=5)
         timings = Timings(0.0, 1e-5, 2e-5)
-        answer = Answer(TEXT, None, FinishReason.STOP, usage, timings, "fake")
+        answer = Answer(TEXT, TEXT, None, FinishReason.STOP, usage, timings, "fake")
         return pb.RunTaskResponse(result=codec.encode_result(answer))
 
 

@@ -6,7 +6,6 @@ A rule that is broken raises ``InvalidRequest`` with the path of the field, as t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
 
@@ -14,7 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from service.errors import FieldViolation, InvalidRequest
+from service.errors import InvalidRequest
 from service.grpc_api.conversation_codec import decode_messages, decode_tools
 from service.grpc_api.grammar_codec import (
     GRAMMAR_KINDS,
@@ -31,6 +30,7 @@ from service.inference.calls import (
     InlineTask,
     TaskDescription,
 )
+from service.inference.sampling import refuse, violations
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.types import (
@@ -114,40 +114,16 @@ def decode_task(
 
 
 def decode_sampling(message: pb.SamplingOptions) -> Sampling:
-    """SamplingOptions -> Sampling. All options that are wrong are named in one error."""
+    """SamplingOptions -> Sampling. All options that are wrong are named in one error.
+
+    An option that was sent is checked even where it has the value of one that was not: a ``top_k``
+    of 0 is refused.
+    """
     given = {field.name: value for field, value in message.ListFields()}
     if not given:
         return GREEDY
-    raise_first(sampling_violations(given))
+    refuse(tuple(violations(given)))
     return Sampling(**given)
-
-
-def sampling_violations(given: dict[str, float]) -> Iterable[FieldViolation]:
-    """The options that are out of range, by their names in the proto."""
-
-    def wrong(name: str, rule: str) -> FieldViolation:
-        return FieldViolation(f"sampling.{name}", f"must be {rule}, not {given[name]}")
-
-    if "temperature" in given and not 0 <= given["temperature"] <= 2:
-        yield wrong("temperature", "a finite number from 0 to 2")
-    if "top_p" in given and not 0 < given["top_p"] <= 1:
-        yield wrong("top_p", "above 0 and at most 1")
-    if "top_k" in given and given["top_k"] < 1:
-        yield wrong("top_k", "at least 1")
-    if "repetition_penalty" in given and not 0 < given["repetition_penalty"] <= 10:
-        yield wrong("repetition_penalty", "above 0 and at most 10")
-    if "max_tokens" in given and given["max_tokens"] < 1:
-        yield wrong("max_tokens", "at least 1")
-
-
-def raise_first(violations: Iterable[FieldViolation]) -> None:
-    """Raise ``InvalidRequest`` for the violations, if there are any."""
-    found = tuple(violations)
-    if found:
-        first, *rest = found
-        raise InvalidRequest(
-            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
-        )
 
 
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
@@ -187,10 +163,10 @@ GREEDY = Sampling()
 # Responses
 
 
-def encode_analysis(analysis: object, answer: Answer) -> pb.AnalyzeImageResponse:
-    """The value of ANALYZE_TASK, a dataclass of nine fields -> AnalyzeImageResponse."""
+def encode_analysis(answer: Answer) -> pb.AnalyzeImageResponse:
+    """Answer of ANALYZE_TASK, whose value is a dataclass of nine fields -> AnalyzeImageResponse."""
     return pb.AnalyzeImageResponse(
-        analysis=pb.ImageAnalysis(**asdict(analysis)),  # type: ignore[call-overload]
+        analysis=pb.ImageAnalysis(**asdict(answer.value)),
         usage=encode_usage(answer.usage),
         finish_reason=encode_finish_reason(answer.finish_reason),
         model=answer.model,

@@ -25,7 +25,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
 
 from service.auth import ApiKeys
-from service.deadlines import wait_until
+from service.deadlines import Deadline
 from service.errors import (
     EngineUnavailable,
     InferenceTimeout,
@@ -323,17 +323,9 @@ class Call:
 
     async def _receive(self) -> Any:
         """The next message, or EOF."""
-        limit_s = self._rules.receive_s
-        self._drop_in(limit_s)
+        self._drop_in(self._rules.receive_s)
         reading = self._context.read()
-        try:
-            request = await (self._probe(reading) if self._rules.probe else self._within(reading))
-        except asyncio.TimeoutError:
-            raise InferenceTimeout(
-                f"No complete request came within {limit_s:g} s.",
-                reason="RECEIVE_TIMEOUT",
-                metadata={"limit_s": f"{limit_s:g}"},
-            ) from None
+        request = await (self._probe(reading) if self._rules.probe else self._within(reading))
         if request is UNDECODABLE:
             raise InvalidRequest(
                 "request",
@@ -343,8 +335,16 @@ class Call:
         return request
 
     async def _within(self, reading: Awaitable[Any]) -> Any:
-        """What is read, or ``asyncio.TimeoutError``."""
-        return await wait_until(reading, self._loop.time() + self._rules.receive_s)
+        """What is read, or the error of a request that did not come in time."""
+        return await Deadline(self._rules.receive_s).wait(reading, self._late)
+
+    def _late(self) -> InferenceTimeout:
+        limit_s = self._rules.receive_s
+        return InferenceTimeout(
+            f"No complete request came within {limit_s:g} s.",
+            reason="RECEIVE_TIMEOUT",
+            metadata={"limit_s": f"{limit_s:g}"},
+        )
 
     async def _probe(self, reading: Awaitable[Any]) -> Any:
         """What is read of a health check; few of them may be slow at the same time."""
@@ -355,7 +355,7 @@ class Call:
             if done:
                 return work.result()
             if self._interceptor.slow_probes >= MAX_SLOW_PROBES:
-                raise asyncio.TimeoutError
+                raise self._late()
             self._interceptor.slow_probes += 1
             slow = True
             return await self._within(work)

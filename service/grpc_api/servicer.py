@@ -43,13 +43,13 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     ) -> pb.AnalyzeImageResponse:
         call = codec.decode_analyze(request, self._settings)
         del request  # the call has the images: one copy of them waits
-        analysis, answer = await self.inference.answer(call, context.time_remaining())
-        return codec.encode_analysis(analysis, answer)
+        answer = await self.inference.answer(call, context.time_remaining())
+        return codec.encode_analysis(answer)
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
         call = codec.decode_run(request, self._settings)
         del request  # the call has the images: one copy of them waits
-        _, answer = await self.inference.answer(call, context.time_remaining())
+        answer = await self.inference.answer(call, context.time_remaining())
         return pb.RunTaskResponse(result=codec.encode_result(answer))
 
     async def StreamTask(

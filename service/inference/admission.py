@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
 
 SMOOTHING = 0.1
@@ -38,8 +39,8 @@ class Admission:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def slot(self, deadline: float) -> AsyncIterator[None]:
-        """Hold one place for the body, waiting for it until ``deadline`` (the event loop's clock).
+    async def slot(self, deadline: Deadline) -> AsyncIterator[None]:
+        """Hold one place for the body, waiting for it until ``deadline``.
 
         Raises ``Overloaded`` when the queue is full, ``InferenceTimeout`` when the time is over.
         """
@@ -52,7 +53,7 @@ class Admission:
             self._mean_s += SMOOTHING * (took - self._mean_s)
             self._release()
 
-    async def _acquire(self, deadline: float) -> None:
+    async def _acquire(self, deadline: Deadline) -> None:
         if self._active < self._max_concurrent:
             self._active += 1
             return
@@ -63,7 +64,7 @@ class Admission:
         loop = asyncio.get_running_loop()
         place: asyncio.Future[None] = loop.create_future()
         self._waiting.append(place)
-        timer = loop.call_at(deadline, self._expire, place)
+        timer = loop.call_at(deadline.at, self._expire, place)
         try:
             await place
         except asyncio.CancelledError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from service.schema_compiler.report import GrammarReport
 from service.types import (
@@ -50,15 +51,18 @@ class Call:
     strict: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A complete answer.
+    """A complete, validated answer.
 
-    json: set where the task answers in JSON. report: what its grammar enforces; None without one.
-    usage, timings: of all attempts together.
+    text: exactly what the model wrote. value: what the parser of the task made of it.
+    json: the answer as JSON text where the task answers in JSON; ``text`` itself unless the task
+    tidies. report: what the grammar enforces; None without one. attempts: how many it took; usage
+    and timings are those of all of them together.
     """
 
     text: str
+    value: Any
     json: str | None
     finish_reason: FinishReason
     usage: Usage

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
 
 SMALL_DIVISOR = 8
@@ -58,8 +59,8 @@ class MemoryBudget:
         return amount > self.limit // SMALL_DIVISOR
 
     @asynccontextmanager
-    async def hold(self, amount: int, deadline: float | None = None) -> AsyncIterator[None]:
-        """Hold an amount for the body, waiting for it until ``deadline`` (the event loop's clock).
+    async def hold(self, amount: int, deadline: Deadline | None = None) -> AsyncIterator[None]:
+        """Hold an amount for the body, waiting for it until ``deadline``.
 
         Raises ``Overloaded`` when too much waits already, ``InferenceTimeout`` when the time is over.
         """
@@ -69,7 +70,7 @@ class MemoryBudget:
         finally:
             self._give_back(amount)
 
-    async def _acquire(self, amount: int, deadline: float | None) -> None:
+    async def _acquire(self, amount: int, deadline: Deadline | None) -> None:
         queue = self._waiting_large if self.is_large(amount) else self._waiting_small
         if not queue and self._fits(amount):
             self._take(amount)
@@ -82,7 +83,7 @@ class MemoryBudget:
         loop = asyncio.get_running_loop()
         one = _Waiting(amount, loop.create_future())
         queue.append(one)
-        timer = None if deadline is None else loop.call_at(deadline, self._expire, one, queue)
+        timer = None if deadline is None else loop.call_at(deadline.at, self._expire, one, queue)
         try:
             await one.turn
         except asyncio.CancelledError:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-from service.deadlines import wait_until
+from service.deadlines import Deadline
 from service.engine import Engine
 from service.errors import InferenceTimeout
 from service.inference.admission import Admission
@@ -23,12 +22,11 @@ from service.schema_compiler.schema import SchemaLimits
 from service.settings import Settings
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.compilation import prepare
-from service.tasks.contract import Task, TaskResult
+from service.tasks.contract import Task
 from service.tasks.inline import InlinePrompt, inline_task
 from service.tasks.registry import Registry
 from service.types import Grammar, PropertyOrder
 
-T = TypeVar("T")
 MAX_VALIDATIONS = 8
 """Grammars that are validated at the same time; they take processors, not places in the engine."""
 
@@ -70,17 +68,17 @@ class Inference:
         self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
         self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
 
-    async def answer(self, call: Call, time_left_s: float | None) -> tuple[Any, Answer]:
-        """The value of the task's parser, and the answer."""
+    async def answer(self, call: Call, time_left_s: float | None) -> Answer:
+        """The answer, validated."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
         async with self._admitted(call, task, deadline) as images:
-            result = await run(
+            answer = await run(
                 self._engine,
                 task,
                 images,
                 call.sampling,
-                timeout_s=remaining(deadline),
+                timeout_s=left_for_engine(deadline),
                 request_id=request_id.get(),
                 accept_empty=call.accept_empty,
                 limits=self._schema_limits,
@@ -88,7 +86,7 @@ class Inference:
                 retries=self._settings.output_retries,
             )
             self.progress += 1
-        return result.value, self._answer(task, result)
+        return answer
 
     async def events(
         self, call: Call, time_left_s: float | None
@@ -102,7 +100,7 @@ class Inference:
                 task,
                 images,
                 call.sampling,
-                timeout_s=remaining(deadline),
+                timeout_s=left_for_engine(deadline),
                 request_id=request_id.get(),
                 limits=self._schema_limits,
                 compile_timeout_s=self._settings.compile_timeout_s,
@@ -110,7 +108,7 @@ class Inference:
             async with aclosing(events) as open_events:
                 async for event in open_events:
                     self.progress += 1
-                    yield event if isinstance(event, str) else self._answer(task, event)
+                    yield event
 
     async def validate(self, grammar: Grammar, time_left_s: float | None) -> Validation:
         """What is enforced of a grammar, which the engine then has compiled.
@@ -121,14 +119,14 @@ class Inference:
         field = f"grammar.{grammar.kind.value}"
         async with self.validations.slot(deadline):
             asked = grammar.with_defaults(self._property_order)
-            analysed = await within(deadline, self._analyser(asked, self._schema_limits))
+            analysed = await deadline.wait(self._analyser(asked, self._schema_limits), late)
             check_kind(grammar, self._engine.capabilities, field)
             begun = time.perf_counter()
             limit_s = self._settings.compile_timeout_s
-            await within(deadline, prepare(self._engine, analysed.grammar, field, limit_s))
+            await deadline.wait(prepare(self._engine, analysed.grammar, field, limit_s), late)
         return Validation(analysed.report, time.perf_counter() - begun)
 
-    async def _task(self, call: Call, deadline: float) -> Task:
+    async def _task(self, call: Call, deadline: Deadline) -> Task:
         """The task, registered or inline, and strict enough."""
         if isinstance(call.task, InlineTask):
             task = await self._inline(call.task, deadline)
@@ -138,7 +136,7 @@ class Inference:
             check_enforced(task)
         return task
 
-    async def _inline(self, inline: InlineTask, deadline: float) -> Task:
+    async def _inline(self, inline: InlineTask, deadline: Deadline) -> Task:
         async with self.analyses.slot(deadline):
             work = inline_task(
                 InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
@@ -147,11 +145,11 @@ class Inference:
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,
             )
-            return await within(deadline, work)
+            return await deadline.wait(work, late)
 
     @asynccontextmanager
     async def _admitted(
-        self, call: Call, task: Task, deadline: float
+        self, call: Call, task: Task, deadline: Deadline
     ) -> AsyncIterator[list[RequestImage]]:
         """The images of a call that has a slot, checked and not decoded; those of examples first.
 
@@ -159,7 +157,7 @@ class Inference:
         """
         with emptied(call.images):
             encoded = [*task.example_images, *call.images]
-            images = await within(deadline, self.decoder.open(encoded))
+            images = await deadline.wait(self.decoder.open(encoded), late)
             async with AsyncExitStack() as stack:
                 if images:
                     size = sum(len(image.data) for image in encoded)
@@ -169,25 +167,13 @@ class Inference:
                 await stack.enter_async_context(self.admission.slot(deadline))
                 yield images
 
-    def _deadline(self, time_left_s: float | None) -> float:
-        """When the call has to be over, by the event loop's clock."""
+    def _deadline(self, time_left_s: float | None) -> Deadline:
+        """When the call has to be over."""
         limit_s = self._settings.inference_timeout_s
         budget_s = limit_s if time_left_s is None else min(limit_s, time_left_s)
         if budget_s <= 0:
             raise InferenceTimeout("The deadline of the call had passed before the work began.")
-        return asyncio.get_running_loop().time() + budget_s
-
-    def _answer(self, task: Task, result: TaskResult) -> Answer:
-        return Answer(
-            text=result.text,
-            json=result.json,
-            finish_reason=result.finish_reason,
-            usage=result.usage,
-            timings=result.timings,
-            model=self._engine.capabilities.model,
-            report=task.report,
-            attempts=result.attempts,
-        )
+        return Deadline(budget_s)
 
 
 def schema_limits(settings: Settings) -> SchemaLimits:
@@ -208,17 +194,14 @@ def image_limits(settings: Settings) -> ImageLimits:
     )
 
 
-def remaining(deadline: float) -> float:
+def left_for_engine(deadline: Deadline) -> float:
     """Seconds until the deadline. Raises ``InferenceTimeout`` when there are none."""
-    left_s = deadline - asyncio.get_running_loop().time()
+    left_s = deadline.left_s
     if left_s <= 0:
-        raise InferenceTimeout("The time was over before the engine could begin.")
+        raise late()
     return left_s
 
 
-async def within(deadline: float, work: Awaitable[T]) -> T:
-    """The result of the work. Raises ``InferenceTimeout`` when the deadline comes first."""
-    try:
-        return await wait_until(work, deadline)
-    except asyncio.TimeoutError:
-        raise InferenceTimeout("The time was over before the engine could begin.") from None
+def late() -> InferenceTimeout:
+    """The error of a call whose deadline came before the engine had it."""
+    return InferenceTimeout("The time was over before the engine could begin.")

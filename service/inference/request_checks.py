@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
@@ -13,6 +12,7 @@ from service.errors import (
     TooManyImages,
     VisionDisabled,
 )
+from service.inference.sampling import refuse, violations
 from service.schema_compiler import jsontext
 from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning
 from service.tasks.contract import Task
@@ -88,51 +88,20 @@ def _unenforced(found: KeywordReport | SchemaWarning) -> str:
     return f"at {jsontext.short(found.pointer, 200)}: {why}"
 
 
-def _whole(value: object, low: int, high: int | None = None) -> bool:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return value >= low and (high is None or value <= high)
-
-
-def _real(value: object, low: float, high: float, *, open_low: bool = False) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        return False
-    return (value > low if open_low else value >= low) and value <= high
-
-
 def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
     """Refuse, all at once, options out of range and options that the engine would ignore."""
     if sampling == DEFAULT_SAMPLING:
         return
-    found: list[FieldViolation] = []
-
-    def expect(name: str, fits: bool, allowed: str) -> None:
-        if not fits:
-            found.append(FieldViolation(f"sampling.{name}", f"must be {allowed}"))
-
-    expect(
-        "max_tokens", sampling.max_tokens is None or _whole(sampling.max_tokens, 1), "at least 1"
-    )
-    expect("temperature", _real(sampling.temperature, 0, 2), "a finite number from 0 to 2")
-    expect("top_p", _real(sampling.top_p, 0, 1, open_low=True), "above 0 and at most 1")
-    # Sampling writes "all tokens" as 0; callers leave the option out.
-    expect("top_k", _whole(sampling.top_k, 0), "at least 1")
-    penalty = _real(sampling.repetition_penalty, 0, 10, open_low=True)
-    expect("repetition_penalty", penalty, "above 0 and at most 10")
-    seed = sampling.seed is None or _whole(sampling.seed, 0, 2**64 - 1)
-    expect("seed", seed, "a 64-bit unsigned integer")
+    options = [(one.name, getattr(sampling, one.name), one.default) for one in fields(Sampling)]
+    given = {name: value for name, value, default in options if value != default}
+    found = list(violations(given))
     honoured = capabilities.sampling_options
-    for option in fields(Sampling):
-        value = getattr(sampling, option.name)
-        if option.name not in honoured and value != option.default:
-            known = ", ".join(sorted(honoured)) or "none"
-            description = f"is not honoured by this engine, which has: {known}; leave it out"
-            found.append(FieldViolation(f"sampling.{option.name}", description))
-    if found:
-        first, *rest = found
-        raise InvalidRequest(
-            first.field, first.description, reason="SAMPLING_OPTION_INVALID", more=tuple(rest)
-        )
+    known = ", ".join(sorted(honoured)) or "none"
+    description = f"is not honoured by this engine, which has: {known}; leave it out"
+    found += [
+        FieldViolation(f"sampling.{name}", description) for name in given if name not in honoured
+    ]
+    refuse(found)
 
 
 def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-from service.deadlines import wait_until
+from service.deadlines import Deadline
 from service.engine import Engine
 from service.errors import (
     InferenceTimeout,
@@ -23,15 +24,17 @@ from service.errors import (
     OutputInvalid,
     OutputTruncated,
 )
+from service.inference.calls import Answer
 from service.inference.request_checks import check_request
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.report import Enforcement
 from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.answers import AnswerValidator, parse_json
 from service.structured_output.compilation import COMPILE_TIMEOUT_S, naming, prepare
-from service.tasks.contract import Task, TaskResult
+from service.tasks.contract import Task
 from service.types import (
     DEFAULT_MAX_TOKENS,
+    Capabilities,
     Chunk,
     FinishReason,
     GenerateRequest,
@@ -41,8 +44,6 @@ from service.types import (
     Timings,
     Usage,
 )
-
-T = TypeVar("T")
 
 
 async def run(
@@ -57,7 +58,7 @@ async def run(
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
     retries: int = 0,
-) -> TaskResult:
+) -> Answer:
     """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
     the engine.
 
@@ -67,28 +68,29 @@ async def run(
     retries: most attempts beyond the first, where another one can do better.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
-    context = engine.capabilities.context_length
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
-    async def answered() -> TaskResult:
+    async def answered() -> Answer:
         if task.grammar is not None:
             await prepare(engine, task.grammar, task.grammar_field, compile_timeout_s)
         thrown_away: list[Chunk] = []
         while True:
             seed = seed_of(sampling.seed, len(thrown_away))
             again = replace(request, sampling=replace(sampling, seed=seed))
-            answer = await _collect(engine, again, task.grammar_field)
+            collected = await _collect(engine, again, task.grammar_field)
             try:
-                result = await _finish(task, answer, sampling, context, accept_empty, limits)
+                result = await _finish(
+                    task, collected, sampling, engine.capabilities, accept_empty, limits
+                )
             except OutputInvalid as error:
-                thrown_away.append(answer.ended())
+                thrown_away.append(collected.ended())
                 error.metadata["attempts"] = str(len(thrown_away))
                 if len(thrown_away) == attempts:
                     raise
             else:
                 return _together(thrown_away, result)
 
-    return await _Deadline(timeout_s).wait(answered())
+    return await Deadline(timeout_s).wait(answered(), partial(_too_slow, timeout_s))
 
 
 async def stream(
@@ -102,25 +104,26 @@ async def stream(
     accept_empty: bool = False,
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
-) -> AsyncIterator[str | TaskResult]:
+) -> AsyncIterator[str | Answer]:
     """Pieces of the answer as they come, then the validated whole. The pieces promise nothing
     before that, and so there is one attempt: what was sent cannot be taken back.
 
     Closing the iterator cancels the work in the engine.
     """
     request = check_request(engine.capabilities, task, images, sampling, request_id)
-    answer = _Answer()
-    context = engine.capabilities.context_length
-    deadline = _Deadline(timeout_s)
+    collected = _Chunks()
+    deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
     if task.grammar is not None:
         field = task.grammar_field
-        await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s))
+        await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
     async with _closing(engine.generate(request)) as chunks, naming(task.grammar_field):
-        while (chunk := await deadline.wait(_next(chunks))) is not None:
-            answer.add(chunk)
+        while (chunk := await deadline.wait(_next(chunks), late)) is not None:
+            collected.add(chunk)
             if chunk.text:
                 yield chunk.text
-    yield await deadline.wait(_finish(task, answer, sampling, context, accept_empty, limits))
+    yield await deadline.wait(
+        _finish(task, collected, sampling, engine.capabilities, accept_empty, limits), late
+    )
 
 
 def _another_may_fit(task: Task, sampling: Sampling) -> bool:
@@ -138,7 +141,7 @@ def seed_of(seed: int | None, attempt: int) -> int | None:
     return int.from_bytes(digest, "big")
 
 
-def _together(thrown_away: Sequence[Chunk], result: TaskResult) -> TaskResult:
+def _together(thrown_away: Sequence[Chunk], result: Answer) -> Answer:
     """The result with the tokens and the time of all attempts."""
     if not thrown_away:
         return result
@@ -161,26 +164,12 @@ def _together(thrown_away: Sequence[Chunk], result: TaskResult) -> TaskResult:
     )
 
 
-class _Deadline:
-    """One timeout over several waits."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
-        self.at = asyncio.get_running_loop().time() + timeout_s
-
-    async def wait(self, work: Awaitable[T]) -> T:
-        """The result of the work, or ``InferenceTimeout``; the work is cancelled then."""
-        clock = asyncio.get_running_loop().time
-        try:
-            return await wait_until(work, self.at)
-        except asyncio.TimeoutError:
-            if clock() < self.at:  # not ours: something within the work ran into its own
-                raise
-            raise InferenceTimeout(
-                f"Inference took longer than {self.timeout_s:g} s. Send fewer or smaller images, "
-                "ask for fewer tokens, or try again when the server has less to do.",
-                metadata={"timeout_s": f"{self.timeout_s:g}"},
-            ) from None
+def _too_slow(timeout_s: float) -> InferenceTimeout:
+    return InferenceTimeout(
+        f"Inference took longer than {timeout_s:g} s. Send fewer or smaller images, "
+        "ask for fewer tokens, or try again when the server has less to do.",
+        metadata={"timeout_s": f"{timeout_s:g}"},
+    )
 
 
 @asynccontextmanager
@@ -195,12 +184,12 @@ async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[
             await close()
 
 
-async def _collect(engine: Engine, request: GenerateRequest, field: str) -> _Answer:
-    answer = _Answer()
+async def _collect(engine: Engine, request: GenerateRequest, field: str) -> _Chunks:
+    collected = _Chunks()
     async with _closing(engine.generate(request)) as chunks, naming(field):
         async for chunk in chunks:
-            answer.add(chunk)
-    return answer
+            collected.add(chunk)
+    return collected
 
 
 async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
@@ -210,8 +199,8 @@ async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
 
 
 @dataclass(slots=True)
-class _Answer:
-    """The chunks of one answer, put together."""
+class _Chunks:
+    """The chunks of one answer."""
 
     parts: list[str] = field(default_factory=list)
     last: Chunk | None = None
@@ -229,17 +218,17 @@ class _Answer:
 
 async def _finish(
     task: Task,
-    answer: _Answer,
+    collected: _Chunks,
     sampling: Sampling,
-    context_length: int,
+    capabilities: Capabilities,
     accept_empty: bool,
     limits: SchemaLimits,
-) -> TaskResult:
+) -> Answer:
     """Judge and read what was generated. Where reading is work, it leaves the event loop."""
-    last = answer.ended()
+    last = collected.ended()
     if last.finish_reason is not FinishReason.STOP:
-        raise _truncated(last, sampling, context_length)
-    text = "".join(answer.parts)
+        raise _truncated(last, sampling, capabilities.context_length)
+    text = "".join(collected.parts)
     if task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
     value, as_json = (
@@ -247,13 +236,15 @@ async def _finish(
         if _takes_any_text(task)
         else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
     )
-    return TaskResult(
+    return Answer(
         text=text,
         value=value,
         usage=last.usage,
         finish_reason=last.finish_reason,
         timings=last.timings,
         json=as_json,
+        model=capabilities.model,
+        report=task.report,
     )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from service.deadlines import wait_until
+from service.deadlines import Deadline
 from service.engine import Engine
 from service.errors import GrammarError
 from service.types import Grammar
@@ -19,20 +18,20 @@ async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float
 
     field: path of the grammar in the request. Raises ``GrammarError`` on it.
     """
-    clock = asyncio.get_running_loop().time
-    limit = clock() + timeout_s
-    try:
-        async with naming(field):
-            await wait_until(engine.prepare(grammar), limit)
-    except asyncio.TimeoutError:
-        if clock() < limit:  # not ours
-            raise
-        raise GrammarError(
+
+    def late() -> GrammarError:
+        return GrammarError(
             field,
             f"takes longer than {timeout_s:g} s to compile; make it smaller",
             reason="GRAMMAR_COMPILE_TIMEOUT",
             metadata={"limit_s": f"{timeout_s:g}"},
-        ) from None
+        )
+
+    async def prepared() -> None:
+        async with naming(field):
+            await engine.prepare(grammar)
+
+    await Deadline(timeout_s).wait(prepared(), late)
 
 
 @asynccontextmanager

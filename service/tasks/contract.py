@@ -1,4 +1,4 @@
-"""What a task is, and what a run of it gives.
+"""What a task is.
 
 A task owns prompt, grammar and parser; engines know none of them.
 """
@@ -12,7 +12,6 @@ from typing import Any
 from service.schema_compiler.report import GrammarReport
 from service.types import (
     EncodedImage,
-    FinishReason,
     Grammar,
     GrammarKind,
     ImagePart,
@@ -20,9 +19,7 @@ from service.types import (
     Message,
     Role,
     TextPart,
-    Timings,
     ToolDefinition,
-    Usage,
 )
 
 
@@ -91,22 +88,3 @@ def filled(messages: Sequence[Message], images: Sequence[ImageSource]) -> tuple[
         )
         for message in messages
     )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TaskResult:
-    """A complete, validated answer.
-
-    text: exactly what the model wrote. value: what the parser made of it.
-    json: the answer as JSON text where the task answers in JSON; ``text`` itself unless the task
-    tidies.
-    attempts: how many it took; usage and timings are those of all of them together.
-    """
-
-    text: str
-    value: Any
-    usage: Usage
-    finish_reason: FinishReason
-    timings: Timings
-    json: str | None = None
-    attempts: int = 1

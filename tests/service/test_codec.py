@@ -324,6 +324,7 @@ REPORT = GrammarReport(
 )
 ANSWER = Answer(
     text='{"a": 1}',
+    value={"a": 1},
     json='{"a": 1}',
     finish_reason=FinishReason.STOP,
     usage=Usage(30, 20, 10),
@@ -352,7 +353,7 @@ ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
 )
 SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}", property_order=PropertyOrder.ANY)
 ENCODED: list[Message] = [
-    codec.encode_analysis(ANALYSIS, ANSWER),
+    codec.encode_analysis(replace(ANSWER, value=ANALYSIS)),
     pb.RunTaskResponse(result=codec.encode_result(ANSWER)),
     codec.encode_event(ANSWER),
     pb.GetTaskResponse(task=codec.encode_task(TaskDescription("a", "b", True, SCHEMA, REPORT))),
@@ -459,7 +460,7 @@ def test_what_has_no_room_in_a_report_is_counted() -> None:
 
 
 def test_an_analysis_keeps_its_fields() -> None:
-    analysis = codec.encode_analysis(ANALYSIS, ANSWER).analysis
+    analysis = codec.encode_analysis(replace(ANSWER, value=ANALYSIS)).analysis
     for field in pb.ImageAnalysis.DESCRIPTOR.fields:
         value = getattr(ANALYSIS, field.name)
         assert value

@@ -1,4 +1,4 @@
-"""The time limit on an await, in the form of new Pythons and in that of 3.10."""
+"""The deadline of an await, in the form of new Pythons and in that of 3.10."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from service import deadlines as timeouts
-from service.deadlines import wait_until
+from service.deadlines import Deadline
 
 
 @pytest.fixture(params=["3.11 and newer", "3.10"], autouse=True)
@@ -17,8 +17,8 @@ def _python(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(timeouts, "sys", SimpleNamespace(version_info=(3, 10)))
 
 
-def later(seconds: float) -> float:
-    return asyncio.get_running_loop().time() + seconds
+class Late(Exception):
+    """What a deadline raises here."""
 
 
 class Work:
@@ -39,19 +39,19 @@ async def test_what_is_in_time_comes_through() -> None:
         await asyncio.sleep(0)
         return "done"
 
-    assert await wait_until(work(), later(5)) == "done"
+    assert await Deadline(5).wait(work(), Late) == "done"
 
 
 async def test_what_is_late_is_cancelled() -> None:
     work = Work()
-    with pytest.raises(asyncio.TimeoutError):
-        await wait_until(work(), later(0.01))
+    with pytest.raises(Late):
+        await Deadline(0.01).wait(work(), Late)
     assert work.cancelled
 
 
 async def test_a_limit_that_has_passed() -> None:
-    with pytest.raises(asyncio.TimeoutError):
-        await wait_until(asyncio.sleep(5), later(-1))
+    with pytest.raises(Late):
+        await Deadline(-1).wait(asyncio.sleep(5), Late)
 
 
 async def test_errors_come_through() -> None:
@@ -60,12 +60,30 @@ async def test_errors_come_through() -> None:
         raise LookupError("mine")
 
     with pytest.raises(LookupError, match="mine"):
-        await wait_until(work(), later(5))
+        await Deadline(5).wait(work(), Late)
+
+
+async def test_a_timeout_of_the_work_is_its_own() -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise asyncio.TimeoutError("mine")
+
+    with pytest.raises(asyncio.TimeoutError, match="mine"):
+        await Deadline(5).wait(work(), Late)
+
+
+async def test_one_deadline_spans_several_waits() -> None:
+    deadline = Deadline(0.05)
+    await deadline.wait(asyncio.sleep(0.01), Late)
+    assert 0 < deadline.left_s < 0.05
+    with pytest.raises(Late):
+        await deadline.wait(asyncio.Event().wait(), Late)
+    assert deadline.left_s <= 0
 
 
 async def test_the_caller_may_leave() -> None:
     work = Work()
-    waiting = asyncio.ensure_future(wait_until(work(), later(5)))
+    waiting = asyncio.ensure_future(Deadline(5).wait(work(), Late))
     await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -6,12 +6,9 @@ import asyncio
 
 import pytest
 
+from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
 from service.inference.admission import Admission
-
-
-def later(seconds: float) -> float:
-    return asyncio.get_running_loop().time() + seconds
 
 
 async def settle() -> None:
@@ -29,9 +26,9 @@ class Holder:
 
     def start(self, name: str, within_s: float = 60.0) -> asyncio.Task[None]:
         self.gates[name] = asyncio.Event()
-        return asyncio.create_task(self._hold(name, later(within_s)))
+        return asyncio.create_task(self._hold(name, Deadline(within_s)))
 
-    async def _hold(self, name: str, deadline: float) -> None:
+    async def _hold(self, name: str, deadline: Deadline) -> None:
         async with self.admission.slot(deadline):
             self.order.append(name)
             await self.gates[name].wait()
@@ -64,11 +61,11 @@ async def test_full_queue_is_refused_with_a_time_to_return() -> None:
 
 async def test_no_queue_at_all() -> None:
     admission = Admission(max_concurrent=1, max_queue=0)
-    async with admission.slot(later(1)):
+    async with admission.slot(Deadline(1)):
         with pytest.raises(Overloaded):
-            async with admission.slot(later(1)):
+            async with admission.slot(Deadline(1)):
                 pass
-    async with admission.slot(later(1)):
+    async with admission.slot(Deadline(1)):
         assert admission.active == 1
 
 
@@ -130,6 +127,6 @@ async def test_expired_and_cancelled_in_the_same_turn_frees_nothing_twice() -> N
 async def test_a_failing_call_gives_its_place_back() -> None:
     admission = Admission(max_concurrent=1, max_queue=0)
     with pytest.raises(ZeroDivisionError):
-        async with admission.slot(later(1)):
+        async with admission.slot(Deadline(1)):
             raise ZeroDivisionError
     assert admission.active == 0

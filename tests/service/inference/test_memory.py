@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
 from service.inference.memory import MemoryBudget
 
@@ -88,7 +89,7 @@ async def test_what_waits_is_bounded_by_amount_and_time() -> None:
         await asyncio.gather(waiting, return_exceptions=True)
         assert budget.waiting == 0
         with pytest.raises(InferenceTimeout):
-            async with budget.hold(20, asyncio.get_running_loop().time() + 0.01):
+            async with budget.hold(20, Deadline(0.01)):
                 pass
         assert budget.waiting == 0
     assert budget.held == 0
@@ -99,8 +100,7 @@ async def test_nothing_is_lost_whatever_happens() -> None:
     budget = MemoryBudget(100)
 
     async def one() -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + rng.random() * 0.02 if rng.random() < 0.3 else None
+        deadline = Deadline(rng.random() * 0.02) if rng.random() < 0.3 else None
         with contextlib.suppress(InferenceTimeout):
             async with budget.hold(rng.choice([1, 5, 12, 13, 60, 90, 300]), deadline):
                 assert budget.held <= 400

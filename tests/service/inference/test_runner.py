@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,11 @@ from service.errors import (
     TooManyImages,
     VisionDisabled,
 )
+from service.inference.calls import Answer
 from service.inference.runner import run, seed_of, stream
+from service.inference.sampling import OPTIONS
 from service.schema_compiler.report import Enforcement, GrammarReport, KeywordReport
-from service.tasks.contract import Task, TaskResult
+from service.tasks.contract import Task
 from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS
 from service.types import (
     Chunk,
@@ -58,7 +60,7 @@ async def go(
     sampling: Sampling = Sampling(),
     timeout_s: float = 5.0,
     **more: Any,
-) -> TaskResult:
+) -> Answer:
     return await run(
         engine, what, [PICTURE] * images, sampling, timeout_s=timeout_s, request_id="r", **more
     )
@@ -113,6 +115,7 @@ async def test_options_out_of_range(option: str, value: Any) -> None:
     engine = ScriptedEngine()
     error = await refused(InvalidRequest, engine, sampling=Sampling(**{option: value}))
     assert [v.field for v in error.violations] == [f"sampling.{option}"]
+    assert error.violations[0].description.endswith(f", not {value}")
     assert engine.log == []
 
 
@@ -125,6 +128,10 @@ async def test_options_out_of_range(option: str, value: Any) -> None:
 )
 async def test_options_within_range(sampling: Sampling) -> None:
     await go(ScriptedEngine(["x"]), sampling=sampling)
+
+
+def test_every_option_has_a_range() -> None:
+    assert {one.name for one in OPTIONS} == {one.name for one in fields(Sampling)}
 
 
 async def test_all_wrong_options_are_named_at_once() -> None:
@@ -377,7 +384,7 @@ async def test_a_stream_gives_pieces_then_the_result() -> None:
     engine = ScriptedEngine(["4", "", "2"])
     *pieces, result = [event async for event in events(engine, INTEGER)]
     assert pieces == ["4", "2"]
-    assert isinstance(result, TaskResult)
+    assert isinstance(result, Answer)
     assert result.value == 42
     assert engine.log == ["prepare", "generate", "closed"]
 
