@@ -8,8 +8,9 @@ from pathlib import Path
 from service.engine import Engine
 from service.engines.registry import ENGINES
 from service.errors import ImageError
+from service.inference.budgets import image_limits
 from service.inference.images import ImageLimits, check_header
-from service.inference.pipeline import image_limits, schema_limits
+from service.inference.pipeline import schema_limits
 from service.settings import Settings
 from service.structured_output.pool import GrammarPool
 from service.tasks.registry import Registry, TaskSourceError, load_registry

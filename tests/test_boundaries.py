@@ -41,13 +41,17 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {
         *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
     },
+    "runtime": {
+        "errors", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat", "logs",
+        "metrics",
+    },
     "grpc_api": {
-        *VALUES, "error_table", "inference", "tasks", "structured_output", "schema_compiler", "engine",
-        "settings", "lifecycle", "logs", "metrics", "auth", "deadlines", "heartbeat",
+        *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",
+        "settings", "lifecycle", "logs", "auth", "deadlines",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the
-runtime and the client are the outer layer and may import everything."""
+wiring and the client are the outer layer and may import everything."""
 
 OUTER = {"__main__", "cli", "client", "wiring", "pb"}
 REGISTRY = {"service.engines.kind", "service.engines.registry"}
@@ -271,6 +275,8 @@ def test_encoder_and_packing_stand_alone() -> None:
         ("service", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
         ("service.errors", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),
         ("service.grpc_api.server", ("torch", "transformers", "lmdeploy")),
+        ("service.runtime", ("torch", "transformers", "lmdeploy", "grpc")),
+        ("service.wiring", ("torch", "transformers", "lmdeploy", "grpc")),
         ("service.engines.registry", ("torch", "transformers", "lmdeploy", "grpc")),
         (
             "service.schema_compiler.analysis",

@@ -1,4 +1,4 @@
-"""The gRPC server: port, health, reflection, loading, heartbeat and an orderly end.
+"""The front end for gRPC: port, TLS, health and reflection on a ``Runtime``.
 
 The port is bound and health answers while the model loads; health turns SERVING after a warm-up
 generation. SIGTERM and SIGINT let calls in flight finish; a second signal cuts them.
@@ -6,22 +6,17 @@ generation. SIGTERM and SIGINT let calls in flight finish; a second signal cuts 
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
-import os
-import signal
 import socket
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from service import metrics
+from service import runtime
 from service.auth import ApiKeys
 from service.engine import Engine
 from service.grpc_api import guard as grpc_guard
@@ -29,16 +24,15 @@ from service.grpc_api.health import HealthServicer
 from service.grpc_api.interceptors import CallInterceptor
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.tls import server_credentials
-from service.heartbeat import Heartbeat, generate_one_token
-from service.inference.pipeline import schema_limits
-from service.lifecycle import Lifecycle, Phase
+from service.lifecycle import Phase
 from service.logs import pairs
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
+from service.runtime import Runtime
 from service.settings import Settings, SettingsError
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.pool import GrammarPool
-from service.tasks.registry import Registry, try_grammars
+from service.tasks.registry import Registry
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 HEALTH: str = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -51,46 +45,34 @@ STATUS_OF_PHASE = {
 IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
 """Compressed requests are refused by their headers, with UNIMPLEMENTED and the name of the method."""
 DAY_S = 86_400.0
-CLOSE_LIMIT_S = 10.0
-"""How long an engine may take to close before the process ends without it."""
-EXIT_LIMIT_S = 5.0
-"""How long the process then may take to end."""
 
 log = logging.getLogger(__name__)
 
 
-class VisionServer:
-    """One server on one port. ``start``, ``load``, then ``stop``, however far it came.
+class GrpcFrontEnd:
+    """gRPC on a runtime: one port with our service, health and reflection. See ``FrontEnd``."""
 
-    analyser: makes grammars of callers ready for the engine. pool: processes that do it in its
-    place; the server starts and closes them.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        engine: Engine,
-        registry: Registry,
-        analyser: Analyser = in_thread,
-        *,
-        pool: GrammarPool | None = None,
-    ) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._registry = registry
-        self._pool = pool
-        self._metrics = ExitStack()
-        self._heartbeat: asyncio.Task[None] | None = None
+    def __init__(self, runtime: Runtime) -> None:
+        self._settings = settings = runtime.settings
+        self._lifecycle = runtime.lifecycle
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
-        self.lifecycle = Lifecycle()
-        analyser = analyser if pool is None else pool.analyse
-        self.servicer = VisionServicer(engine, registry, settings, analyser)
+        self.servicer = VisionServicer(runtime.inference_for(), runtime.registry, settings)
         self.port = settings.port
-        self.metrics_port: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it listens, for people."""
+        settings = self._settings
+        return settings.address if settings.socket is not None else f"port {self.port}"
+
+    def enter(self, phase: Phase) -> None:
+        """Show the phase in health."""
+        for name in ("", SERVICE):
+            self._health.set(name, STATUS_OF_PHASE[phase])
 
     async def start(self) -> None:
-        """Bind the port and answer health checks; calls are refused until ``load`` is done.
+        """Bind the port and answer health checks.
 
         Raises ``SettingsError`` when the port, the certificates or the keys cannot be used.
         """
@@ -98,7 +80,7 @@ class VisionServer:
         keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
         grpc_guard.install()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.lifecycle, keys, settings)],
+            interceptors=[CallInterceptor(self._lifecycle, keys, settings)],
             options=options(settings),
         )
         pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
@@ -106,34 +88,11 @@ class VisionServer:
         if settings.reflection:
             names = (SERVICE, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self._enter(Phase.LOADING)
         self.port = self._bind()
-        self.metrics_port = self._serve_metrics()
         await self._server.start()
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
-    async def run(self, on_ready: Callable[[VisionServer], None] | None = None) -> None:
-        """``start``, ``load``, and then serve until cancelled.
-
-        Ends only with an error: that of ``start`` or ``load``, ``EngineUnavailable`` when the
-        engine does not come back, or the error that ended gRPC's server.
-        """
-        await self.start()
-        await self.load()
-        if on_ready is not None:
-            on_ready(self)
-        assert self._heartbeat is not None
-        ended = asyncio.create_task(self._grpc_ended(), name="grpc-ended")
-        try:
-            done, _ = await asyncio.wait(
-                (ended, self._heartbeat), return_when=asyncio.FIRST_COMPLETED
-            )
-            for task in done:
-                task.result()
-        finally:
-            ended.cancel()
-
-    async def _grpc_ended(self) -> None:
+    async def serve(self) -> None:
         """Raises an error when gRPC's server has ended without being told to."""
         assert self._server is not None
         # With a time limit gRPC shields its own future from the cancellation of this task.
@@ -141,71 +100,11 @@ class VisionServer:
             continue
         raise RuntimeError("gRPC's server ended by itself")
 
-    async def load(self) -> None:
-        """Load the engine, warm it up, turn SERVING and watch its health from then on.
-
-        Raises ``EngineUnavailable``, and ``TaskSourceError`` for grammars of tasks that cannot be
-        compiled.
-        """
-        started = asyncio.get_running_loop().time()
-        await self._start_parts()
-        await asyncio.wait_for(
-            generate_one_token(self._engine, "warm-up"), self._settings.inference_timeout_s
-        )
-        self._enter(Phase.SERVING)
-        heartbeat = Heartbeat(
-            self._engine,
-            self._settings,
-            idle=lambda: self.servicer.inference.admission.active == 0,
-            progress=lambda: self.servicer.inference.progress,
-            enter=self._follow,
-        )
-        self._heartbeat = asyncio.create_task(heartbeat.run(), name="heartbeat")
-        took_s = asyncio.get_running_loop().time() - started
-        capabilities = self._engine.capabilities
-        metrics.describe_engine(capabilities)
-        log.info(
-            "serving %s",
-            pairs(engine=capabilities.engine, model=capabilities.model, seconds=took_s),
-        )
-
-    async def stop(self, grace_s: float | None = None) -> bool:
-        """Refuse new calls, let those in flight finish within the grace, close everything.
-
-        Returns False where the engine did not close in time.
-        """
-        if self.lifecycle.phase is Phase.DRAINING:
-            return True
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-        grace_s = self._settings.drain_grace_s if grace_s is None else grace_s
-        log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
-        self._enter(Phase.DRAINING)
-        cut = await self.lifecycle.drain(grace_s)
+    async def stop(self) -> None:
+        """Close the port and every connection."""
         if self._server is not None:
             await self._server.stop(None)
             self._server = None  # its destructor needs the loop, so not one moment later
-        closed = True
-        try:
-            await asyncio.wait_for(self._engine.close(), CLOSE_LIMIT_S)
-        except asyncio.TimeoutError:
-            closed = False
-            log.error("engine did not close %s", pairs(seconds=CLOSE_LIMIT_S))
-        if self._pool is not None:
-            await self._pool.close()
-        await asyncio.to_thread(self._metrics.close)
-        log.info("stopped %s", pairs(calls_cut=cut))
-        return closed
-
-    @property
-    def place(self) -> str:
-        """Where the server listens, for people."""
-        settings = self._settings
-        return settings.address if settings.socket is not None else f"port {self.port}"
-
-    def hurry(self) -> None:
-        """Cut the grace of ``stop`` short."""
-        self.lifecycle.hurry()
 
     def _bind(self) -> int:
         assert self._server is not None
@@ -222,46 +121,54 @@ class VisionServer:
             f"port: cannot listen on {address}; it is taken, or the address is not of this host"
         )
 
-    def _serve_metrics(self) -> int | None:
-        settings = self._settings
-        if settings.metrics_port is None:
-            return None
-        try:
-            serving = metrics.serving(settings.metrics_port, settings.metrics_host)
-            return self._metrics.enter_context(serving)
-        except OSError:
-            address = f"{settings.metrics_host}:{settings.metrics_port}"
-            raise SettingsError(
-                f"metrics_port: cannot listen on {address}; it is taken, or the address is not of "
-                "this host"
-            ) from None
 
-    async def _start_parts(self) -> None:
-        """The engine, and meanwhile the processes that analyse grammars; they try those of tasks."""
-        if self._pool is None:
-            await self._engine.start()
-            return
-        workers = asyncio.create_task(self._pool.start(), name="grammar-pool")
-        try:
-            await self._engine.start()
-            await workers
-            limits = schema_limits(self._settings)
-            await try_grammars(self._registry, self._pool.analyse, limits)
-        finally:
-            if not workers.done():
-                workers.cancel()
-                await asyncio.wait([workers])
+class VisionServer:
+    """A runtime of one engine with gRPC as its one front end.
 
-    def _follow(self, phase: Phase) -> None:
-        """Enter a phase that the heartbeat has found."""
-        if phase is not self.lifecycle.phase:
-            log.info("phase %s", pairs(now=phase.value))
-            self._enter(phase)
+    ``start``, ``load``, then ``stop``, however far it came; see ``Runtime`` for them and for analyser
+    and pool.
+    """
 
-    def _enter(self, phase: Phase) -> None:
-        self.lifecycle.phase = phase
-        for name in ("", SERVICE):
-            self._health.set(name, STATUS_OF_PHASE[phase])
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        registry: Registry,
+        analyser: Analyser = in_thread,
+        *,
+        pool: GrammarPool | None = None,
+    ) -> None:
+        self.runtime = Runtime(settings, [engine], registry, analyser, pool=pool)
+        self.front_end = GrpcFrontEnd(self.runtime)
+        self.servicer = self.front_end.servicer
+        self.lifecycle = self.runtime.lifecycle
+
+    @property
+    def port(self) -> int:
+        """The TCP port that gRPC listens on."""
+        return self.front_end.port
+
+    @property
+    def place(self) -> str:
+        """Where gRPC listens, for people."""
+        return self.front_end.place
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The TCP port of the metrics; None where there is none."""
+        return self.runtime.metrics_port
+
+    async def start(self) -> None:
+        """Bind the port and answer health checks; calls are refused until ``load`` is done."""
+        await self.runtime.start([self.front_end])
+
+    async def load(self) -> None:
+        """Load the engine, warm it up and serve."""
+        await self.runtime.load()
+
+    async def stop(self, grace_s: float | None = None) -> bool:
+        """Drain and close. Returns False where the engine did not close in time."""
+        return await self.runtime.stop(grace_s)
 
 
 async def serve(
@@ -272,44 +179,13 @@ async def serve(
     pool: GrammarPool | None = None,
     on_ready: Callable[[VisionServer], None] | None = None,
 ) -> None:
-    """Run a server until SIGTERM or SIGINT, then drain it. Returns after an orderly end.
+    """Run a server until SIGTERM or SIGINT, then drain it; see ``service.runtime.serve``.
 
-    pool: see ``VisionServer``. on_ready: called once, when health has turned SERVING. Raises
-    ``SettingsError`` when a port cannot be used, ``EngineUnavailable`` when the engine or the pool
-    cannot be started or the engine does not come back, ``TaskSourceError`` when the
-    grammar of a task cannot be compiled.
+    on_ready: called once, when health has turned SERVING.
     """
     server = VisionServer(settings, engine, registry, pool=pool)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            server.hurry()
-        stop.set()
-
-    def ready(server: VisionServer) -> None:
-        gc.collect()
-        gc.freeze()  # model and modules stay: no full collection walks them while callers wait
-        if on_ready is not None:
-            on_ready(server)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    running = asyncio.create_task(server.run(ready), name="run")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            server.hurry()  # without an engine no call can finish
-            running.result()
-    finally:
-        running.cancel()
-        stopping.cancel()
-        if not await server.stop():
-            _end_without_the_engine()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+    ready = None if on_ready is None else partial(on_ready, server)
+    await runtime.serve(server.runtime, [server.front_end], on_ready=ready)
 
 
 def _refuse_a_socket_in_use(path: Path) -> None:
@@ -320,13 +196,6 @@ def _refuse_a_socket_in_use(path: Path) -> None:
         except OSError:  # there is none, or the server that made it has ended
             return
     raise SettingsError(f"host: cannot listen on unix:{path}; another process listens on it")
-
-
-def _end_without_the_engine() -> None:
-    """End the process soon, even where threads of the engine never end: Python would wait for them."""
-    timer = threading.Timer(EXIT_LIMIT_S, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
 
 
 def options(settings: Settings) -> list[tuple[str, int]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 
-from service.engine import Engine
 from service.grpc_api import codec, grammar_codec
 from service.inference.ahead import ahead
 from service.inference.calls import TaskDescription
@@ -16,7 +15,6 @@ from service.inference.pipeline import Inference
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.settings import Settings
-from service.structured_output.analyser import Analyser, in_thread
 from service.tasks.contract import Task
 from service.tasks.registry import Registry
 
@@ -26,17 +24,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class VisionServicer(pb_grpc.VisionServiceServicer):
     """Errors leave the handlers as they are; the interceptor gives them their status."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        registry: Registry,
-        settings: Settings,
-        analyser: Analyser = in_thread,
-    ) -> None:
-        self._engine = engine
+    def __init__(self, inference: Inference, registry: Registry, settings: Settings) -> None:
+        self.inference = inference
         self._registry = registry
         self._settings = settings
-        self.inference = Inference(engine, registry, settings, analyser)
 
     async def AnalyzeImage(
         self, request: pb.AnalyzeImageRequest, context: Context
@@ -83,7 +74,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         codec.refuse_unknown_fields(request)
-        return codec.encode_model(self._engine.capabilities, self._settings)
+        return codec.encode_model(self.inference.capabilities, self._settings)
 
 
 def described(task: Task) -> TaskDescription:

@@ -10,11 +10,9 @@ from typing import Any
 from service.deadlines import Deadline
 from service.engine import Engine
 from service.errors import InferenceTimeout
-from service.inference.admission import Admission
+from service.inference.budgets import Budgets
 from service.inference.calls import Answer, Call, InlineTask, Validation
-from service.inference.decoding import ImageDecoder, RequestImage, emptied
-from service.inference.images import ImageLimits
-from service.inference.memory import MemoryBudget
+from service.inference.decoding import RequestImage, emptied
 from service.inference.request_checks import check_enforced, check_kind
 from service.inference.runner import run, stream
 from service.logs import request_id
@@ -25,20 +23,14 @@ from service.structured_output.compilation import prepare
 from service.tasks.contract import Task
 from service.tasks.inline import InlinePrompt, inline_task
 from service.tasks.registry import Registry
-from service.types import Grammar, PropertyOrder
-
-MAX_VALIDATIONS = 8
-"""Grammars that are validated at the same time; they take processors, not places in the engine."""
-
-
-LARGE_DIVISOR = 4
-"""The part of the slots that calls with large images get at most."""
+from service.types import Capabilities, Grammar, PropertyOrder
 
 
 class Inference:
     """Runs calls on one engine, within the limits of the settings.
 
-    analyser: makes grammars that come with calls ready for the engine.
+    analyser: makes grammars that come with calls ready for the engine. budgets: those that calls
+    of other engines take from as well; its own by default.
     """
 
     def __init__(
@@ -47,26 +39,25 @@ class Inference:
         registry: Registry,
         settings: Settings,
         analyser: Analyser = in_thread,
+        budgets: Budgets | None = None,
     ) -> None:
         self._engine = engine
         self._registry = registry
         self._settings = settings
-        self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
-        self.encoded = MemoryBudget(
-            settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes
-        )
         self._schema_limits = schema_limits(settings)
         self._property_order = PropertyOrder(settings.property_order)
         self._analyser = analyser
-        self.admission = Admission(settings.max_concurrent, settings.max_queue)
         self.progress = 0
         """Grows with every answer, and every piece of one, that the engine gave."""
-        # Calls with large images spend seconds with decoding them: most slots are for the others.
-        self.large = Admission(max(1, settings.max_concurrent // LARGE_DIVISOR), settings.max_queue)
-        # A grammar that takes long holds no place that others could use; calls that hold their
-        # images meanwhile are as many as may wait.
-        self.analyses = Admission(settings.max_concurrent + settings.max_queue, 0)
-        self.validations = Admission(MAX_VALIDATIONS, settings.max_queue)
+        budgets = budgets or Budgets(settings)
+        self.decoder, self.encoded = budgets.decoder, budgets.encoded
+        self.admission, self.large = budgets.admission, budgets.large
+        self.analyses, self.validations = budgets.analyses, budgets.validations
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do. Valid once it has started."""
+        return self._engine.capabilities
 
     async def answer(self, call: Call, time_left_s: float | None) -> Answer:
         """The answer, validated."""
@@ -182,15 +173,6 @@ def schema_limits(settings: Settings) -> SchemaLimits:
         max_bytes=settings.max_schema_bytes,
         max_depth=settings.max_schema_depth,
         max_regex_length=settings.max_regex_length,
-    )
-
-
-def image_limits(settings: Settings) -> ImageLimits:
-    """Bounds of the images of a caller and of the operator alike."""
-    return ImageLimits(
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        max_request_pixels=settings.max_request_pixels,
     )
 
 

@@ -12,8 +12,8 @@ import grpc
 import pytest
 
 from service.engines.fake import PIECE, FakeEngine
+from service.inference.budgets import MAX_VALIDATIONS
 from service.inference.calls import ANALYZE_TASK
-from service.inference.pipeline import MAX_VALIDATIONS
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.schema_compiler.schema import SchemaLimits

@@ -177,6 +177,7 @@ async def test_an_engine_that_makes_progress_is_not_given_up() -> None:
 
 HANGING = """
 import asyncio, threading
+from service import runtime
 from service.grpc_api import server
 from service.engines.fake import FakeEngine
 from service.settings import Settings
@@ -186,7 +187,7 @@ class Hanging(FakeEngine):
     async def close(self):
         await asyncio.to_thread(threading.Event().wait)
 
-server.CLOSE_LIMIT_S = server.EXIT_LIMIT_S = 0.2
+runtime.CLOSE_LIMIT_S = runtime.EXIT_LIMIT_S = 0.2
 ready = lambda server: print("ready", flush=True)
 asyncio.run(server.serve(Settings(port=0), Hanging(), load_registry(None), on_ready=ready))
 """

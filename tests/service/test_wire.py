@@ -181,7 +181,7 @@ async def test_serve_ends_with_an_error_when_grpc_ends_by_itself() -> None:
         serve(Settings(port=0), engine, load_registry(None), on_ready=ready.set_result)
     )
     server = await ready
-    assert server._server is not None
-    await server._server.stop(None)
+    assert server.front_end._server is not None
+    await server.front_end._server.stop(None)
     with pytest.raises(RuntimeError, match="ended by itself"):
         await asyncio.wait_for(serving, 5)

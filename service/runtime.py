@@ -1,0 +1,334 @@
+"""Everything of a server but a transport: engines, tasks, grammar workers, limits, phases, an orderly end.
+
+A front end decodes calls, gives them to ``Runtime.inference_for`` and encodes the answers. Any number
+of them stand on one runtime: they share its engines and its limits, they are told its phases, and
+its drain waits for the calls of all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Protocol
+
+from service import metrics
+from service.engine import Engine
+from service.errors import InvalidRequest
+from service.heartbeat import Heartbeat, generate_one_token
+from service.inference.budgets import Budgets
+from service.inference.pipeline import Inference, schema_limits
+from service.lifecycle import Lifecycle, Phase
+from service.logs import pairs
+from service.settings import Settings, SettingsError
+from service.structured_output.analyser import Analyser, in_thread
+from service.structured_output.pool import GrammarPool
+from service.tasks.registry import Registry, try_grammars
+
+CLOSE_LIMIT_S = 10.0
+"""How long an engine may take to close before the process ends without it."""
+EXIT_LIMIT_S = 5.0
+"""How long the process then may take to end."""
+
+log = logging.getLogger(__name__)
+
+
+class FrontEnd(Protocol):
+    """A transport on a runtime.
+
+    It enters the task of every call into ``Runtime.lifecycle``, which refuses the call by phase, and
+    whose drain waits for it and cancels it when the grace is over.
+    """
+
+    def enter(self, phase: Phase) -> None:
+        """Hear of a phase: the first one before ``start``, then every change. Must not block."""
+        ...
+
+    async def start(self) -> None:
+        """Listen. Raises ``SettingsError`` when that is not possible."""
+        ...
+
+    async def serve(self) -> None:
+        """Wait while calls are served. Raises when that ends without ``stop``; may be cancelled."""
+        ...
+
+    async def stop(self) -> None:
+        """Close what ``start`` opened, however far that came. No call is in flight any more."""
+        ...
+
+
+class Runtime:
+    """What front ends stand on. ``start``, ``load``, then ``stop``, however far it came.
+
+    engines: the first is the one of calls that name no model. analyser: makes grammars of callers
+    ready for the engines. pool: processes that do it in its place; the runtime starts and closes
+    them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engines: Sequence[Engine],
+        registry: Registry,
+        analyser: Analyser = in_thread,
+        *,
+        pool: GrammarPool | None = None,
+    ) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.budgets = Budgets(settings)
+        self.lifecycle = Lifecycle()
+        self.metrics_port: int | None = None
+        self._engines = tuple(engines)
+        self._pool = pool
+        analyser = analyser if pool is None else pool.analyse
+        self._inferences = tuple(
+            Inference(engine, registry, settings, analyser, self.budgets) for engine in engines
+        )
+        self._models: dict[str, Inference] = {}
+        self._front_ends: tuple[FrontEnd, ...] = ()
+        self._metrics = ExitStack()
+        self._heartbeats: list[asyncio.Task[None]] = []
+        self._found: dict[Inference, Phase] = {}
+
+    @property
+    def models(self) -> Mapping[str, Inference]:
+        """What runs calls, by the name of the model. Empty before ``load`` has started the engines."""
+        return self._models
+
+    def inference_for(self, model: str | None = None) -> Inference:
+        """What runs calls on a model; on that of the first engine where none is named.
+
+        Raises ``InvalidRequest`` on the field ``model`` for a name that is not served.
+        """
+        if model is None:
+            return self._inferences[0]
+        try:
+            return self._models[model]
+        except KeyError:
+            known = ", ".join(sorted(self._models)) or "none yet"
+            raise InvalidRequest(
+                "model", f"there is no model of this name; served: {known}"
+            ) from None
+
+    async def start(self, front_ends: Sequence[FrontEnd]) -> None:
+        """Let the front ends listen; calls are refused until ``load`` is done.
+
+        Raises ``SettingsError`` when a port, the certificates or the keys cannot be used.
+        """
+        self._front_ends = tuple(front_ends)
+        self._enter(Phase.LOADING)
+        self.metrics_port = self._serve_metrics()
+        for front_end in self._front_ends:
+            await front_end.start()
+
+    async def load(self) -> None:
+        """Load the engines, warm them up, turn SERVING and watch their health from then on.
+
+        Raises ``EngineUnavailable``, and ``TaskSourceError`` for grammars of tasks that cannot be
+        compiled.
+        """
+        started = asyncio.get_running_loop().time()
+        await self._start_parts()
+        for engine in self._engines:
+            await asyncio.wait_for(
+                generate_one_token(engine, "warm-up"), self.settings.inference_timeout_s
+            )
+        self._models = self._by_name()
+        self._enter(Phase.SERVING)
+        self._watch()
+        took_s = asyncio.get_running_loop().time() - started
+        for engine in self._engines:
+            capabilities = engine.capabilities
+            metrics.describe_engine(capabilities)
+            log.info(
+                "serving %s",
+                pairs(engine=capabilities.engine, model=capabilities.model, seconds=took_s),
+            )
+
+    async def run(
+        self, front_ends: Sequence[FrontEnd], on_ready: Callable[[], None] | None = None
+    ) -> None:
+        """``start``, ``load``, and then serve until cancelled.
+
+        Ends only with an error: that of ``start`` or ``load``, ``EngineUnavailable`` when an
+        engine does not come back, or the error that ended a front end.
+        """
+        await self.start(front_ends)
+        await self.load()
+        if on_ready is not None:
+            on_ready()
+        serving = [asyncio.create_task(one.serve(), name="front-end") for one in self._front_ends]
+        try:
+            done, _ = await asyncio.wait(
+                (*serving, *self._heartbeats), return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                task.result()
+        finally:
+            for task in serving:
+                task.cancel()
+
+    async def stop(self, grace_s: float | None = None) -> bool:
+        """Refuse new calls, let those in flight finish within the grace, close everything.
+
+        Returns False where an engine did not close in time.
+        """
+        if self.lifecycle.phase is Phase.DRAINING:
+            return True
+        for heartbeat in self._heartbeats:
+            heartbeat.cancel()
+        grace_s = self.settings.drain_grace_s if grace_s is None else grace_s
+        log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
+        self._enter(Phase.DRAINING)
+        cut = await self.lifecycle.drain(grace_s)
+        for front_end in self._front_ends:
+            try:
+                await front_end.stop()
+            except Exception:  # a defect of one, which must not keep the others and the engine open
+                log.exception("a front end did not stop")
+        closed = all([await _closed(engine) for engine in self._engines])
+        if self._pool is not None:
+            await self._pool.close()
+        await asyncio.to_thread(self._metrics.close)
+        log.info("stopped %s", pairs(calls_cut=cut))
+        return closed
+
+    def hurry(self) -> None:
+        """Cut the grace of ``stop`` short."""
+        self.lifecycle.hurry()
+
+    def _serve_metrics(self) -> int | None:
+        settings = self.settings
+        if settings.metrics_port is None:
+            return None
+        try:
+            serving = metrics.serving(settings.metrics_port, settings.metrics_host)
+            return self._metrics.enter_context(serving)
+        except OSError:
+            address = f"{settings.metrics_host}:{settings.metrics_port}"
+            raise SettingsError(
+                f"metrics_port: cannot listen on {address}; it is taken, or the address is not of "
+                "this host"
+            ) from None
+
+    async def _start_parts(self) -> None:
+        """The engines, and meanwhile the processes that analyse grammars; they try those of tasks."""
+        if self._pool is None:
+            await self._start_engines()
+            return
+        workers = asyncio.create_task(self._pool.start(), name="grammar-pool")
+        try:
+            await self._start_engines()
+            await workers
+            limits = schema_limits(self.settings)
+            await try_grammars(self.registry, self._pool.analyse, limits)
+        finally:
+            if not workers.done():
+                workers.cancel()
+                await asyncio.wait([workers])
+
+    async def _start_engines(self) -> None:
+        for engine in self._engines:
+            await engine.start()
+
+    def _by_name(self) -> dict[str, Inference]:
+        found = {one.capabilities.model: one for one in self._inferences}
+        if len(found) < len(self._inferences):
+            names = ", ".join(sorted(one.capabilities.model for one in self._inferences))
+            raise ValueError(f"two engines have a model of the same name: {names}")
+        return found
+
+    def _watch(self) -> None:
+        """Follow the health of every engine."""
+        self._found = dict.fromkeys(self._inferences, Phase.SERVING)
+        for engine, inference in zip(self._engines, self._inferences, strict=True):
+            heartbeat = Heartbeat(
+                engine,
+                self.settings,
+                idle=lambda: self.budgets.admission.active == 0,
+                progress=partial(getattr, inference, "progress"),
+                enter=partial(self._follow, inference),
+            )
+            self._heartbeats.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
+
+    def _follow(self, inference: Inference, phase: Phase) -> None:
+        """Enter the phase that comes of what a heartbeat has found: one unhealthy engine is enough."""
+        self._found[inference] = phase
+        healthy = all(found is Phase.SERVING for found in self._found.values())
+        phase = Phase.SERVING if healthy else Phase.UNHEALTHY
+        if phase is not self.lifecycle.phase:
+            log.info("phase %s", pairs(now=phase.value))
+            self._enter(phase)
+
+    def _enter(self, phase: Phase) -> None:
+        self.lifecycle.phase = phase
+        for front_end in self._front_ends:
+            front_end.enter(phase)
+
+
+async def serve(
+    runtime: Runtime,
+    front_ends: Sequence[FrontEnd],
+    *,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Run front ends on a runtime until SIGTERM or SIGINT, then drain it. Returns after an orderly end.
+
+    on_ready: called once, when the phase has turned SERVING. Raises ``SettingsError`` when a port
+    cannot be used, ``EngineUnavailable`` when an engine or the pool cannot be started or an engine
+    does not come back, ``TaskSourceError`` when the grammar of a task cannot be compiled.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            runtime.hurry()
+        stop.set()
+
+    def ready() -> None:
+        gc.collect()
+        gc.freeze()  # model and modules stay: no full collection walks them while callers wait
+        if on_ready is not None:
+            on_ready()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    running = asyncio.create_task(runtime.run(front_ends, ready), name="run")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            runtime.hurry()  # without an engine no call can finish
+            running.result()
+    finally:
+        running.cancel()
+        stopping.cancel()
+        if not await runtime.stop():
+            _end_without_the_engine()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def _closed(engine: Engine) -> bool:
+    """Close the engine. Returns False where it did not close in time."""
+    try:
+        await asyncio.wait_for(engine.close(), CLOSE_LIMIT_S)
+    except asyncio.TimeoutError:
+        log.error("engine did not close %s", pairs(seconds=CLOSE_LIMIT_S))
+        return False
+    return True
+
+
+def _end_without_the_engine() -> None:
+    """End the process soon, even where threads of the engine never end: Python would wait for them."""
+    timer = threading.Timer(EXIT_LIMIT_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
