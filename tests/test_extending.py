@@ -17,12 +17,16 @@ from PIL import Image as PillowImage
 from docs.generate import error_table
 from lmdeploy_ext import families
 from lmdeploy_ext.families import find_family, known_architectures
+from service.engines.fake import FakeEngine
 from service.error_table import REASONS
 from service.errors import OutputInvalid
+from service.grpc_api.server import GrpcFrontEnd
+from service.runtime import Runtime
 from service.schema_compiler import formats, string_formats
 from service.schema_compiler.analysis import analyse
 from service.schema_compiler.report import Enforcement
 from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.settings import Settings
 from service.structured_output.answers import AnswerValidator
 from service.tasks.registry import load_registry
 from service.types import Grammar, GrammarKind
@@ -111,6 +115,28 @@ def test_a_model_family(monkeypatch: pytest.MonkeyPatch) -> None:
     served = ROOT / "tests/service/engines/common/test_families.py"
     assert str(served.relative_to(ROOT)) in PAGE
     assert "async def test_a_new_family_is_one_record" in served.read_text()
+
+
+async def test_a_front_end() -> None:
+    """It answers beside gRPC, and shows the status of an error."""
+    runtime = Runtime(Settings(port=0), [FakeEngine("an answer")], load_registry(None))
+    line, grpc = names("A front end")["LineFrontEnd"](runtime), GrpcFrontEnd(runtime)
+
+    async def ask(question: str) -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", line.port)
+        writer.write(question.encode() + b"\n")
+        said = await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+        return said.decode().strip()
+
+    await runtime.start([grpc, line])
+    try:
+        assert await ask("What?") == "503 The model is loading. Try again later."
+        await runtime.load()
+        assert await ask("What?") == "an answer"
+        assert (await ask(" ")).startswith("400 task.inline.user: is empty")
+    finally:
+        await runtime.stop(0)
 
 
 async def test_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
