@@ -294,13 +294,33 @@ class Chunk:
     timings: Timings = Timings()
 
 
+class Modality(enum.Enum):
+    """What a prompt may be made of."""
+
+    TEXT = "text"
+    IMAGE = "image"
+
+
+TEXT_ONLY = frozenset({Modality.TEXT})
+TEXT_AND_IMAGES = frozenset({Modality.TEXT, Modality.IMAGE})
+
+
+class Enforcer(enum.Enum):
+    """What keeps an answer to its grammar."""
+
+    MASK = "mask"
+    """The engine, which rules out every token that does not fit."""
+    VALIDATION = "validation"
+    """Nothing before the finished answer is validated: the engine does not enforce grammars."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do. A request beyond it is refused before it reaches the engine."""
 
     model: str
     engine: str
-    vision: bool
+    modalities: frozenset[Modality]
     grammar_kinds: frozenset[GrammarKind]
     sampling_options: frozenset[str]
     """Names of the fields of Sampling that the engine honours."""
@@ -308,5 +328,6 @@ class Capabilities:
     """Tokens of prompt and answer together."""
     max_images: int
     """Images in one request."""
+    enforcer: Enforcer = Enforcer.MASK
     details: Mapping[str, str] = field(default_factory=dict)
     """Whatever an operator wants to see in GetModel: dtype, device, DeepStack mode, versions."""

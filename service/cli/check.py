@@ -18,7 +18,15 @@ from service.schema_compiler.analysis import analyse
 from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.settings import Settings
 from service.tasks.registry import TaskSourceError, try_grammars
-from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Image, Sampling
+from service.types import (
+    Chunk,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Image,
+    Modality,
+    Sampling,
+)
 from service.wiring import build_engine, build_pool, build_registry
 
 FAILED, USAGE = 1, 2
@@ -85,8 +93,8 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
             typer.echo(f"{'':<14}{key} {value}")
         stage = "warm-up"
         started = time.monotonic()
-        last = await _last(engine.generate(_warm_up(found.vision)))
-        image = " about an image" if found.vision else ""
+        last = await _last(engine.generate(_warm_up(Modality.IMAGE in found.modalities)))
+        image = " about an image" if Modality.IMAGE in found.modalities else ""
         _passed(
             stage,
             f"{last.usage.output_tokens} constrained tokens{image}"

@@ -26,8 +26,11 @@ from service.errors import (
     VisionDisabled,
 )
 from service.types import (
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
     Capabilities,
     Chunk,
+    Enforcer,
     FinishReason,
     GenerateRequest,
     Grammar,
@@ -59,8 +62,9 @@ class FakeEngine:
     of it, a choice with its first option and anything else with a fixed sentence. Every answer is
     certain, so options of sampling change nothing but ``max_tokens``.
     token_delay_s, start_delay_s: seconds before each piece of text and for loading.
+    max_images: images in one request.
     max_active: requests at the same time; more are refused with ``Overloaded``. None: no bound.
-    grammar_kinds, sampling_options: what is declared, and so what is refused before.
+    grammar_kinds, sampling_options, enforcer: what is declared, and so what is refused before.
     The failures can be set at any time: ``crash_after`` pieces raise a RuntimeError, ``hang_after``
     pieces nothing more comes, ``healthy`` False fails the health check.
     """
@@ -73,7 +77,9 @@ class FakeEngine:
         start_delay_s: float = 0.0,
         context_length: int = 32_768,
         vision: bool = True,
+        max_images: int = MAX_IMAGES,
         max_active: int | None = None,
+        enforcer: Enforcer = Enforcer.MASK,
         grammar_kinds: Iterable[GrammarKind] = GrammarKind,
         sampling_options: Iterable[str] = SAMPLING_OPTIONS,
     ) -> None:
@@ -82,7 +88,9 @@ class FakeEngine:
         self.start_delay_s = start_delay_s
         self.context_length = context_length
         self.vision = vision
+        self.max_images = max_images
         self.max_active = max_active
+        self.enforcer = enforcer
         self.grammar_kinds = frozenset(grammar_kinds)
         self.sampling_options = frozenset(sampling_options)
         self.crash_after: int | None = None
@@ -100,11 +108,12 @@ class FakeEngine:
         return Capabilities(
             model="fake",
             engine="fake",
-            vision=self.vision,
+            modalities=TEXT_AND_IMAGES if self.vision else TEXT_ONLY,
             grammar_kinds=self.grammar_kinds,
             sampling_options=self.sampling_options,
             context_length=self.context_length,
-            max_images=MAX_IMAGES if self.vision else 0,
+            max_images=self.max_images if self.vision else 0,
+            enforcer=self.enforcer,
             details={"device": "none"},
         )
 
@@ -174,8 +183,8 @@ class FakeEngine:
         self._check_ready()
         if request.all_images and not self.vision:
             raise VisionDisabled("The fake engine was made without vision; send text only.")
-        if len(request.all_images) > MAX_IMAGES:
-            raise TooManyImages(len(request.all_images), MAX_IMAGES)
+        if len(request.all_images) > self.max_images:
+            raise TooManyImages(len(request.all_images), self.max_images)
         if self.max_active is not None and self.active_requests >= self.max_active:
             raise Overloaded("Too many requests are running; try again later.", retry_after_s=1.0)
 

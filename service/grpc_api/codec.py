@@ -36,8 +36,10 @@ from service.settings import Settings
 from service.types import (
     Capabilities,
     EncodedImage,
+    Enforcer,
     FinishReason,
     Grammar,
+    Modality,
     Sampling,
     Timings,
     Usage,
@@ -45,6 +47,11 @@ from service.types import (
 
 TASK_NAME_LIMIT = 128
 UINT32_MAX = 2**32 - 1
+MODALITIES = {Modality.TEXT: pb.MODALITY_TEXT, Modality.IMAGE: pb.MODALITY_IMAGE}
+ENFORCERS = {
+    Enforcer.MASK: pb.ENFORCER_MASK,
+    Enforcer.VALIDATION: pb.ENFORCER_VALIDATION,
+}
 
 
 # Requests
@@ -245,11 +252,13 @@ def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelRes
         name=capabilities.model,
         engine=capabilities.engine,
         capabilities=pb.Capabilities(
-            vision=capabilities.vision,
+            vision=Modality.IMAGE in capabilities.modalities,
             grammar_kinds=sorted(GRAMMAR_KINDS[kind] for kind in capabilities.grammar_kinds),
             sampling_options=sorted(capabilities.sampling_options),
             context_length=capabilities.context_length,
             max_images=min(capabilities.max_images, UINT32_MAX),
+            modalities=sorted(MODALITIES[one] for one in capabilities.modalities),
+            enforcer=ENFORCERS[capabilities.enforcer],
         ),
         limits=encode_limits(limits),
         details=dict(capabilities.details),

@@ -14,6 +14,7 @@ from service.inference.calls import TaskDescription
 from service.inference.pipeline import Inference
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
+from service.schema_compiler.report import under
 from service.settings import Settings
 from service.tasks.contract import Task
 from service.tasks.registry import Registry
@@ -65,18 +66,20 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     ) -> pb.ListTasksResponse:
         codec.refuse_unknown_fields(request)
         tasks = sorted(self._registry.list(), key=lambda task: task.name)
-        return pb.ListTasksResponse(tasks=[codec.encode_task(described(task)) for task in tasks])
+        return pb.ListTasksResponse(
+            tasks=[codec.encode_task(self._described(task)) for task in tasks]
+        )
 
     async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
         codec.refuse_unknown_fields(request)
         task = self._registry.get(codec.decode_task_name(request.name, "name"))
-        return pb.GetTaskResponse(task=codec.encode_task(described(task)))
+        return pb.GetTaskResponse(task=codec.encode_task(self._described(task)))
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         codec.refuse_unknown_fields(request)
         return codec.encode_model(self.inference.capabilities, self._settings)
 
-
-def described(task: Task) -> TaskDescription:
-    """What a task tells about itself."""
-    return TaskDescription(task.name, task.description, task.needs_image, task.grammar, task.report)
+    def _described(self, task: Task) -> TaskDescription:
+        """What a task tells about itself on this engine."""
+        report = task.report and under(self.inference.capabilities, task.report)
+        return TaskDescription(task.name, task.description, task.needs_image, task.grammar, report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from service.deadlines import Deadline
@@ -16,6 +17,7 @@ from service.inference.decoding import RequestImage, emptied
 from service.inference.request_checks import check_enforced, check_kind
 from service.inference.runner import run, stream
 from service.logs import request_id
+from service.schema_compiler.report import under
 from service.schema_compiler.schema import SchemaLimits
 from service.settings import Settings
 from service.structured_output.analyser import Analyser, in_thread
@@ -115,7 +117,8 @@ class Inference:
             begun = time.perf_counter()
             limit_s = self._settings.compile_timeout_s
             await deadline.wait(prepare(self._engine, analysed.grammar, field, limit_s), late)
-        return Validation(analysed.report, time.perf_counter() - begun)
+        report = under(self.capabilities, analysed.report)
+        return Validation(report, time.perf_counter() - begun)
 
     async def _task(self, call: Call, deadline: Deadline) -> Task:
         """The task, registered or inline, and strict enough."""
@@ -123,6 +126,8 @@ class Inference:
             task = await self._inline(call.task, deadline)
         else:
             task = self._registry.get(call.task)
+        if task.report is not None:
+            task = replace(task, report=under(self.capabilities, task.report))
         if call.strict:
             check_enforced(task)
         return task

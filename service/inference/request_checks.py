@@ -16,7 +16,14 @@ from service.inference.sampling import refuse, violations
 from service.schema_compiler import jsontext
 from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning
 from service.tasks.contract import Task
-from service.types import Capabilities, GenerateRequest, Grammar, ImageSource, Sampling
+from service.types import (
+    Capabilities,
+    GenerateRequest,
+    Grammar,
+    ImageSource,
+    Modality,
+    Sampling,
+)
 
 DEFAULT_SAMPLING = Sampling()
 MAX_NOT_ENFORCED = 16
@@ -110,7 +117,7 @@ def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities
         raise InvalidRequest(
             "images", "this task needs at least one image", reason="IMAGE_REQUIRED"
         )
-    if shown and not capabilities.vision:
+    if shown and Modality.IMAGE not in capabilities.modalities:
         raise VisionDisabled(
             "This model runs without vision: send the request without images, "
             "or ask the operator for a model with vision."

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from service.types import Grammar
+from service.types import Capabilities, Enforcer, Grammar
 
 
 class Enforcement(enum.Enum):
@@ -99,6 +99,23 @@ class GrammarReport:
     def checked(self) -> tuple[KeywordReport, ...]:
         """The keywords that only the final validation keeps."""
         return tuple(k for k in self.keywords if k.enforcement is Enforcement.CHECKED)
+
+
+NOT_ENFORCED = "this engine does not enforce grammars"
+
+
+def under(capabilities: Capabilities, report: GrammarReport) -> GrammarReport:
+    """The report on an engine: where it does not enforce grammars, everything is only checked."""
+    if capabilities.enforcer is Enforcer.MASK:
+        return report
+    keywords = tuple(
+        one
+        if one.enforcement is Enforcement.ANNOTATION
+        else replace(one, enforcement=Enforcement.CHECKED, why=NOT_ENFORCED)
+        for one in report.keywords
+    )
+    checked = replace(report, enforcement=Enforcement.CHECKED, keywords=keywords)
+    return replace(checked, why="" if checked.checked else NOT_ENFORCED)
 
 
 @dataclass(frozen=True, slots=True)

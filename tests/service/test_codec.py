@@ -35,10 +35,14 @@ from service.schema_compiler.report import (
 from service.settings import Settings
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import (
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
     Capabilities,
+    Enforcer,
     FinishReason,
     Grammar,
     GrammarKind,
+    Modality,
     PropertyOrder,
     Sampling,
     Timings,
@@ -336,7 +340,7 @@ ANSWER = Answer(
 CAPABILITIES = Capabilities(
     model="some-model",
     engine="some-engine",
-    vision=True,
+    modalities=TEXT_AND_IMAGES,
     grammar_kinds=frozenset(GrammarKind),
     sampling_options=frozenset({"top_p", "max_tokens"}),
     context_length=4096,
@@ -477,6 +481,24 @@ def test_the_limits_are_the_settings() -> None:
 def test_a_model_tells_what_it_can_do() -> None:
     message = codec.encode_model(CAPABILITIES, LIMITS).capabilities
     assert message.vision
+    assert list(message.modalities) == [pb.MODALITY_TEXT, pb.MODALITY_IMAGE]
+    assert message.enforcer == pb.ENFORCER_MASK
     assert list(message.grammar_kinds) == [1, 2, 3, 4]
     assert list(message.sampling_options) == ["max_tokens", "top_p"]
     assert (message.context_length, message.max_images) == (4096, 8)
+
+
+def test_a_model_without_vision_takes_text_alone() -> None:
+    found = replace(CAPABILITIES, modalities=TEXT_ONLY, enforcer=Enforcer.VALIDATION)
+    message = codec.encode_model(found, LIMITS).capabilities
+    assert not message.vision
+    assert list(message.modalities) == [pb.MODALITY_TEXT]
+    assert message.enforcer == pb.ENFORCER_VALIDATION
+
+
+def test_every_modality_and_enforcer_has_its_number() -> None:
+    for one, number in codec.MODALITIES.items():
+        assert pb.Modality.Name(number) == f"MODALITY_{one.name}"
+    for enforcer, number in codec.ENFORCERS.items():
+        assert pb.Enforcer.Name(number) == f"ENFORCER_{enforcer.name}"
+    assert (codec.MODALITIES.keys(), codec.ENFORCERS.keys()) == (set(Modality), set(Enforcer))

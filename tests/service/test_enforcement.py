@@ -17,7 +17,7 @@ from service.inference.calls import ANALYZE_TASK
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.schema_compiler.schema import SchemaLimits
-from service.types import GenerateRequest, Grammar, GrammarKind
+from service.types import Enforcer, GenerateRequest, Grammar, GrammarKind
 from tests.service.harness import (
     failure,
     inline,
@@ -589,3 +589,50 @@ async def test_a_registered_task_tells_its_warnings(tmp_path: Path) -> None:
     async with running(tasks_dir=tmp_path) as started:
         found = await started.stub.GetTask(pb.GetTaskRequest(name="odd"), timeout=5)
     assert warned(found.task) == [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "keywords"),
+    [
+        ({"json_schema": ENFORCED}, ["type", "additionalProperties", "required", "properties"]),
+        ({"json_schema": "{}"}, []),
+        ({"regex": "[a-z]{3}"}, []),
+    ],
+)
+async def test_an_engine_that_enforces_no_grammars(
+    grammar: dict[str, str], keywords: list[str]
+) -> None:
+    """All is checked, strict is refused, and what comes is validated."""
+    why = "this engine does not enforce grammars"
+    engine = FakeEngine(Script("no", "no"), enforcer=Enforcer.VALIDATION)
+    async with running(engine) as started:
+        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        assert model.capabilities.enforcer == pb.ENFORCER_VALIDATION
+        request = pb.ValidateSchemaRequest(grammar=pb.Grammar(**grammar))
+        told = await started.stub.ValidateSchema(request, timeout=5)
+        assert told.enforcement == pb.ENFORCEMENT_CHECKED
+        kept = [one for one in told.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
+        assert {one.keyword for one in kept} >= set(keywords)
+        assert all((one.enforcement, one.reason) == (pb.ENFORCEMENT_CHECKED, why) for one in kept)
+        assert told.reason == ("" if kept else why)
+        error = await failure(
+            started.stub.RunTask(strictly(run_request(inline(**grammar))), timeout=5)
+        )
+        assert error.reason == "SCHEMA_NOT_ENFORCED"
+        assert why in error.message
+        error = await failure(started.stub.RunTask(run_request(inline(**grammar)), timeout=5))
+        assert error.reason == "OUTPUT_INVALID"
+        engine.answer = {"json_schema": '{"x": 3}', "regex": "abc"}[next(iter(grammar))]
+        answer = await started.stub.RunTask(run_request(inline(**grammar)), timeout=5)
+        assert answer.result.enforcement == pb.ENFORCEMENT_CHECKED
+
+
+async def test_a_registered_task_on_an_engine_that_enforces_no_grammars() -> None:
+    async with running(FakeEngine(enforcer=Enforcer.VALIDATION)) as started:
+        found = await started.stub.GetTask(pb.GetTaskRequest(name=ANALYZE_TASK), timeout=5)
+        listed = await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)
+        for task in (found.task, *listed.tasks):
+            assert task.enforcement == pb.ENFORCEMENT_CHECKED
+        strict = strictly(run_request(pb.Task(name=ANALYZE_TASK), [picture()]))
+        error = await failure(started.stub.RunTask(strict, timeout=5))
+        assert error.reason == "SCHEMA_NOT_ENFORCED"

@@ -34,7 +34,14 @@ from service.engines.lmdeploy.options import Options
 from service.engines.lmdeploy.reading import Reader
 from service.engines.lmdeploy.running import ImageGate, Run
 from service.errors import EngineUnavailable
-from service.types import Capabilities, GenerateRequest, GrammarKind, Sampling
+from service.types import (
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
+    Capabilities,
+    GenerateRequest,
+    GrammarKind,
+    Sampling,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,7 @@ class Loaded:
         self.capabilities = Capabilities(
             model=Path(options.model).name,
             engine="lmdeploy",
-            vision=options.vision,
+            modalities=TEXT_AND_IMAGES if options.vision else TEXT_ONLY,
             grammar_kinds=frozenset(GrammarKind),
             sampling_options=sampling.HONOURED,
             context_length=length,

@@ -21,7 +21,16 @@ from service.errors import (
     TooManyImages,
     VisionDisabled,
 )
-from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind
+from service.types import (
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
+    Capabilities,
+    Chunk,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Modality,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +214,7 @@ class ReferenceEngine:
         return Capabilities(
             model=Path(options.model).name,
             engine="reference",
-            vision=model.vision is not None,
+            modalities=TEXT_ONLY if model.vision is None else TEXT_AND_IMAGES,
             grammar_kinds=frozenset(GrammarKind),
             sampling_options=SAMPLING,
             context_length=model.context_length,
@@ -223,7 +232,7 @@ class ReferenceEngine:
     def _check(self, request: GenerateRequest) -> None:
         """Refuse what can be refused without looking at images and texts."""
         options = self._options
-        if request.all_images and not self.capabilities.vision:
+        if request.all_images and Modality.IMAGE not in self.capabilities.modalities:
             raise VisionDisabled("this server was started without vision; send text only")
         if len(request.all_images) > options.max_images:
             raise TooManyImages(len(request.all_images), options.max_images)

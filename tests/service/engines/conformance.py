@@ -30,12 +30,15 @@ from service.errors import (
     GrammarError,
     InvalidRequest,
     Overloaded,
+    TooManyImages,
     VisionDisabled,
 )
 from service.inference.request_checks import check_request
 from service.tasks.contract import Task
 from service.types import (
     DEFAULT_MAX_TOKENS,
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
     Chunk,
     FinishReason,
     GenerateRequest,
@@ -57,7 +60,8 @@ class Subject:
     """An engine under test.
 
     build: makes an engine that is not started. Keywords, all optional: ``vision`` False builds one
-        without vision, ``small`` True one that runs one request and lets at most one more wait.
+        without vision, ``small`` True one that runs one request and lets at most one more wait,
+        ``max_images`` one that takes so many images in a request.
     idle: whether an engine holds nothing of any request: no slot, no memory, no place in a queue.
     certain: its answers are fixed beforehand, so that sampling has nothing to choose from.
     sensitive: its weights are random, so that whatever changes the prompt changes the answer.
@@ -285,16 +289,18 @@ class LifeCycle:
         assert asyncio.all_tasks() == tasks
 
     async def test_a_full_queue_is_overloaded(self, subject: Subject) -> None:
+        """One runs and one waits; the third is refused, whatever time the other two take."""
         engine = subject.build(small=True)
         await engine.start()
         long = request(constraint=LONG, max_tokens=MANY_TOKENS)
         open_ones = [generate(engine, long) for _ in range(2)]
         pulls = [asyncio.ensure_future(anext(chunks)) for chunks in open_ones]
-        await until(lambda: pulls[0].done() and not subject.idle(engine))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # both are in the engine now, and neither can have ended
         with pytest.raises(Overloaded) as raised:
             await collect(engine, long)
         assert raised.value.retry_after_s > 0
+        await asyncio.wait_for(pulls[0], WAIT_S)  # the one that runs was not refused
+        assert not pulls[1].done() or pulls[1].exception() is None, "nor was the one that waits"
         for pull in pulls:
             pull.cancel()
         await asyncio.gather(*pulls, return_exceptions=True)
@@ -304,10 +310,23 @@ class LifeCycle:
         await collect(engine, request(max_tokens=2))
         await engine.close()
 
+    async def test_as_many_images_as_the_limit(self, subject: Subject) -> None:
+        engine = subject.build(max_images=3)
+        await engine.start()
+        assert engine.capabilities.max_images == 3
+        shown = [picture(seed, 64, 64) for seed in range(4)]
+        for count in (2, 3):
+            _, _, usage = await answer(engine, request("How many?", *shown[:count], max_tokens=1))
+            assert usage.image_tokens >= count
+        with pytest.raises(TooManyImages) as raised:
+            await collect(engine, request("How many?", *shown, max_tokens=1))
+        assert raised.value.metadata == {"limit": "3", "actual": "4"}
+        await engine.close()
+
     async def test_without_vision(self, subject: Subject) -> None:
         engine = subject.build(vision=False)
         await engine.start()
-        assert not engine.capabilities.vision
+        assert engine.capabilities.modalities == TEXT_ONLY
         assert engine.capabilities.max_images == 0
         with pytest.raises(VisionDisabled):
             await collect(engine, request("What is it?", picture(1)))
@@ -347,7 +366,7 @@ class Answers:
         assert "max_tokens" in found.sampling_options
         assert found.sampling_options <= {field.name for field in fields(Sampling)}
         assert found.grammar_kinds <= set(GrammarKind)
-        assert found.vision
+        assert found.modalities == TEXT_AND_IMAGES
         assert found.max_images >= 1
 
     @pytest.mark.parametrize("images", [0, 1, 3])
@@ -467,9 +486,10 @@ class Answers:
         context = engine.capabilities.context_length
         _, _, usage = await answer(engine, request("Fits.", max_tokens=1))
         room = context - usage.prompt_tokens
-        longest = request("Fits.", constraint=GRAMMARS[0], max_tokens=room)
-        _, reason, _ = await answer(engine, longest)
-        assert reason is FinishReason.STOP
+        for most in (room - 1, room):
+            fits = request("Fits.", constraint=GRAMMARS[0], max_tokens=most)
+            _, reason, _ = await answer(engine, fits)
+            assert reason is FinishReason.STOP
         for one in (request("Fits.", max_tokens=room + 1), request("word 1 " * context)):
             with pytest.raises(ContextTooLong) as raised:
                 await collect(engine, one)

@@ -53,9 +53,9 @@ def fake(*, vision: bool = True, small: bool = False, **options: Any) -> Engine:
     )
 
 
-def reference(folder: Path, *, vision: bool = True, small: bool = False) -> Engine:
+def reference(folder: Path, *, vision: bool = True, small: bool = False, **options: Any) -> Engine:
     limits = {"max_batch": 1, "max_queue": 1} if small else {}
-    return ReferenceEngine(folder, vision=vision, threads=1, **limits)
+    return ReferenceEngine(folder, vision=vision, threads=1, **limits, **options)
 
 
 def fake_is_idle(engine: Engine) -> bool:

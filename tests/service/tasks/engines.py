@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, fields
 
 from service.types import (
+    TEXT_AND_IMAGES,
+    TEXT_ONLY,
     Capabilities,
     Chunk,
     FinishReason,
@@ -32,7 +34,7 @@ def capabilities(
     return Capabilities(
         model="m",
         engine="scripted",
-        vision=vision,
+        modalities=TEXT_AND_IMAGES if vision else TEXT_ONLY,
         grammar_kinds=kinds,
         sampling_options=options,
         context_length=4096,

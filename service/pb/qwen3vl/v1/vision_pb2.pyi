@@ -222,6 +222,58 @@ GRAMMAR_KIND_CHOICE: GrammarKind.ValueType  # 4
 """Grammar.choice."""
 Global___GrammarKind: _TypeAlias = GrammarKind  # noqa: Y015
 
+class _Modality:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModalityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Modality.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODALITY_UNSPECIFIED: _Modality.ValueType  # 0
+    """Not set."""
+    MODALITY_TEXT: _Modality.ValueType  # 1
+    """Text."""
+    MODALITY_IMAGE: _Modality.ValueType  # 2
+    """Images."""
+
+class Modality(_Modality, metaclass=_ModalityEnumTypeWrapper):
+    """Modality is a kind of input."""
+
+MODALITY_UNSPECIFIED: Modality.ValueType  # 0
+"""Not set."""
+MODALITY_TEXT: Modality.ValueType  # 1
+"""Text."""
+MODALITY_IMAGE: Modality.ValueType  # 2
+"""Images."""
+Global___Modality: _TypeAlias = Modality  # noqa: Y015
+
+class _Enforcer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EnforcerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Enforcer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENFORCER_UNSPECIFIED: _Enforcer.ValueType  # 0
+    """Not set."""
+    ENFORCER_MASK: _Enforcer.ValueType  # 1
+    """The engine, which rules out every token that does not fit."""
+    ENFORCER_VALIDATION: _Enforcer.ValueType  # 2
+    """The validation of the finished answer alone: everything of a grammar is ENFORCEMENT_CHECKED, and `strict` is refused
+    with SCHEMA_NOT_ENFORCED.
+    """
+
+class Enforcer(_Enforcer, metaclass=_EnforcerEnumTypeWrapper):
+    """Enforcer tells what keeps an answer to its grammar. No answer that is OK violates it with either."""
+
+ENFORCER_UNSPECIFIED: Enforcer.ValueType  # 0
+"""Not set."""
+ENFORCER_MASK: Enforcer.ValueType  # 1
+"""The engine, which rules out every token that does not fit."""
+ENFORCER_VALIDATION: Enforcer.ValueType  # 2
+"""The validation of the finished answer alone: everything of a grammar is ENFORCEMENT_CHECKED, and `strict` is refused
+with SCHEMA_NOT_ENFORCED.
+"""
+Global___Enforcer: _TypeAlias = Enforcer  # noqa: Y015
+
 @_typing.final
 class AnalyzeImageRequest(_message.Message):
     """AnalyzeImageRequest asks for an ImageAnalysis."""
@@ -1462,19 +1514,27 @@ class Capabilities(_message.Message):
     SAMPLING_OPTIONS_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
     MAX_IMAGES_FIELD_NUMBER: _builtins.int
+    MODALITIES_FIELD_NUMBER: _builtins.int
+    ENFORCER_FIELD_NUMBER: _builtins.int
     vision: _builtins.bool
-    """Whether images are accepted."""
+    """Whether images are accepted; `modalities` says the same, and more."""
     context_length: _builtins.int
     """Most tokens of prompt and answer together."""
     max_images: _builtins.int
     """Most images in one request that the model takes; Limits.max_images may be lower."""
+    enforcer: Global___Enforcer.ValueType
+    """What keeps an answer to its grammar."""
     @_builtins.property
     def grammar_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___GrammarKind.ValueType]:
-        """Kinds of grammar that the engine enforces."""
+        """Kinds of grammar that the engine takes."""
 
     @_builtins.property
     def sampling_options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Fields of SamplingOptions that the engine honours, by their names here."""
+
+    @_builtins.property
+    def modalities(self) -> _containers.RepeatedScalarFieldContainer[Global___Modality.ValueType]:
+        """What a prompt may be made of."""
 
     def __init__(
         self,
@@ -1484,10 +1544,12 @@ class Capabilities(_message.Message):
         sampling_options: _abc.Iterable[_builtins.str] | None = ...,
         context_length: _builtins.int = ...,
         max_images: _builtins.int = ...,
+        modalities: _abc.Iterable[Global___Modality.ValueType] | None = ...,
+        enforcer: Global___Enforcer.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "grammar_kinds", b"grammar_kinds", "max_images", b"max_images", "sampling_options", b"sampling_options", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "enforcer", b"enforcer", "grammar_kinds", b"grammar_kinds", "max_images", b"max_images", "modalities", b"modalities", "sampling_options", b"sampling_options", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
