@@ -22,7 +22,7 @@ from typing import Any
 import jsonschema
 from jsonschema import ValidationError, validators
 from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
-from referencing import Registry
+from referencing import Registry, Specification
 from referencing import jsonschema as specifications
 
 from service.schema_compiler import budget
@@ -57,6 +57,11 @@ class Draft:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "known", frozenset(self.validator.VALIDATORS))
+
+    def of(self, schema: Any) -> Any:
+        """The validator of a schema, which finds references within it alone."""
+        resolver = Registry().resolver_with_root(self.specification.create_resource(schema))
+        return self.validator(schema, registry=Registry(), _resolver=resolver)
 
     def meaning(self, schema: Mapping[str, Any]) -> dict[str, Any]:
         """The keywords of a subschema that assert something where they stand."""
@@ -323,6 +328,28 @@ def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> An
     return extended
 
 
+def _tolerant(specification: Any) -> Any:
+    """A specification for schemas with the forms of other drafts: a list as ``items`` of a draft that
+    has ``prefixItems``, booleans in draft-04. The library fails on them when it looks for anchors."""
+
+    def subresources(contents: Any) -> Iterator[Any]:
+        for one in specification.subresources_of(contents):
+            yield from (part for part in _listed(one) if isinstance(part, Mapping))
+
+    make: Any = Specification  # mypy does not see its arguments
+    return make(
+        name=specification.name,
+        id_of=specification.id_of,
+        subresources_of=subresources,
+        anchors_in=lambda _, contents: specification.anchors_in(contents),
+        maybe_in_subresource=specification.maybe_in_subresource,
+    )
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _draft(name: str, base: Any, specification: Any, *, added: dict[str, Any] = _ADDED) -> Draft:
     own = base.VALIDATORS
     keywords = {k: _EVERYWHERE[k] for k in _EVERYWHERE if k not in _DYNAMIC} | {
@@ -342,7 +369,7 @@ def _draft(name: str, base: Any, specification: Any, *, added: dict[str, Any] = 
         uri=uri.rstrip("#"),
         validator=_extended(base, keywords, specification),
         metaschema=metaschema(registry[uri].contents, registry=registry),
-        specification=specification,
+        specification=_tolerant(specification),
         newer=ASSERTING - own.keys() - counts - branches - older - _DYNAMIC,
         foreign=_DYNAMIC - own.keys(),
         ignores_siblings=name in ("draft-04", "draft-06", "draft-07"),

@@ -115,7 +115,7 @@ def _compiled(text: str, limits: SchemaLimits) -> CompiledSchema:
         )
     document, working = _decode(text, limits), _decode(text, limits, exact=True)
     if isinstance(document, bool):
-        validator = DEFAULT_DRAFT.validator(working, registry=Registry())
+        validator = DEFAULT_DRAFT.of(working)
         nowhere = Places(document, {}, {}, {}, frozenset(), False)
         return CompiledSchema(document, validator, DEFAULT_DRAFT, nowhere)
     if not isinstance(document, dict):
@@ -124,7 +124,7 @@ def _compiled(text: str, limits: SchemaLimits) -> CompiledSchema:
     draft = _draft(document)
     _check_metaschema(working, draft)
     places = _Walk(working, draft, limits).run()
-    return CompiledSchema(document, draft.validator(working, registry=Registry()), draft, places)
+    return CompiledSchema(document, draft.of(working), draft, places)
 
 
 def _decode(text: str, limits: SchemaLimits, *, exact: bool = False) -> Any:

@@ -475,3 +475,35 @@ def test_any_json_is_admitted_or_refused(schema: Any) -> None:
 def test_any_text_is_admitted_or_refused(text: str) -> None:
     with contextlib.suppress(ServiceError):
         check_json_schema(text)
+
+
+_FOURTH = "http://json-schema.org/draft-04/schema#"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"items": [{"$anchor": "a", "type": "null"}], "additionalItems": {"$ref": "#a"}},
+        {"items": [{"$id": "a:b", "type": "null"}], "additionalItems": {"$ref": "a:b"}},
+        {
+            "$schema": _FOURTH,
+            "properties": {"a": True},
+            "items": [{"id": "#a", "type": "null"}],
+            "additionalItems": {"$ref": "#a"},
+        },
+    ],
+)
+def test_names_are_found_beside_forms_of_other_drafts(document: dict[str, Any]) -> None:
+    """Lists as items of the latest draft, and booleans in draft-04."""
+    validator = AnswerValidator(json.dumps(document))
+    validator.parse("[null, null]")
+    with pytest.raises(OutputInvalid):
+        validator.parse("[null, 1]")
+
+
+@pytest.mark.parametrize(
+    "schema", [{"items": [{}]}, {"$schema": _FOURTH, "properties": {"a": True}}]
+)
+def test_names_that_nothing_has_beside_forms_of_other_drafts(schema: dict[str, Any]) -> None:
+    with pytest.raises(GrammarError, match=r'at "/not/\$ref": points to nothing in this schema'):
+        compiled(json.dumps({**schema, "not": {"$ref": "#nowhere"}}))
