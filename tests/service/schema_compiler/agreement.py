@@ -107,6 +107,7 @@ def _plain(schema: Any) -> Any:
         added = {name: later[name] for name in later if name not in (*own, *_REFERENCES)}
         added["contains"] = later["contains"]  # which reads minContains and maxContains
         if cls is Draft4Validator:
+            added["items"] = Draft7Validator.VALIDATORS["items"]  # which takes booleans
             for bound, exclusive in (
                 ("minimum", "exclusiveMinimum"),
                 ("maximum", "exclusiveMaximum"),
