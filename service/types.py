@@ -238,8 +238,7 @@ class GenerateRequest:
         """The messages, whichever form the request has."""
         if self.messages:
             return self.messages
-        system = (Message(Role.SYSTEM, (TextPart(self.system),)),) if self.system else ()
-        return (*system, Message(Role.USER, (*map(ImagePart, self.images), TextPart(self.user))))
+        return short_conversation(self.system, self.images, self.user)
 
     @property
     def all_images(self) -> tuple[ImageSource, ...]:
@@ -253,6 +252,17 @@ class GenerateRequest:
             )
             found.append(part.image)
         return tuple(found)
+
+
+def short_conversation(
+    system: str,
+    images: Iterable[ImageSource],
+    user: str,
+    examples: Iterable[Message] = (),
+) -> tuple[Message, ...]:
+    """A system text if there is one, examples, then one user turn of all images and the text."""
+    first = (Message(Role.SYSTEM, (TextPart(system),)),) if system else ()
+    return (*first, *examples, Message(Role.USER, (*map(ImagePart, images), TextPart(user))))
 
 
 def image_parts(messages: Iterable[Message]) -> Iterator[ImagePart]:

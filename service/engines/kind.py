@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.engine import Engine
+from service.engines.common.loops import LoopGuard
 
 MIB = 1024 * 1024
 DTYPE = (
@@ -40,6 +41,21 @@ class EngineSettings(BaseModel):
     def why_not(cls, name: str) -> str | None:
         """Why this engine lacks a setting of another engine, where there is more to say than that."""
         return None
+
+
+class EngineArguments(EngineSettings):
+    """What every engine can be told in code beside its settings; each engine documents them."""
+
+    model: str | Path
+    revision: str | None = None
+    max_queue: int = Field(1024, ge=1)
+    max_images: int = Field(16, ge=1)
+    grammar_threads: int = Field(2, ge=1)
+    stall_s: float = 120.0
+    loop_guard: LoopGuard = Field(default_factory=LoopGuard)
+
+    def __init__(self, model: str | Path, **options: Any) -> None:
+        super().__init__(**{"model": model, **options})
 
 
 class Build(Protocol):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic.fields import FieldInfo
 
 from service.engines import fake, lmdeploy, reference
@@ -26,8 +24,3 @@ def engine_fields() -> dict[str, list[tuple[EngineKind, FieldInfo]]]:
         for name, field in kind.settings.model_fields.items():
             found.setdefault(name, []).append((kind, field))
     return found
-
-
-def default_of(name: str, engine: str) -> Any:
-    """The default of a setting with an engine."""
-    return ENGINES[engine].settings.model_fields[name].default

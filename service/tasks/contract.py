@@ -17,9 +17,8 @@ from service.types import (
     ImagePart,
     ImageSource,
     Message,
-    Role,
-    TextPart,
     ToolDefinition,
+    short_conversation,
 )
 
 
@@ -62,10 +61,9 @@ class Task:
         """The prompt with its images: those of the examples, then those of the request."""
         if self.messages:
             return filled(self.messages, images)
-        system = (Message(Role.SYSTEM, (TextPart(self.system),)),) if self.system else ()
         shown = images[len(self.example_images) :]
-        question = Message(Role.USER, (*map(ImagePart, shown), TextPart(self.user)))
-        return (*system, *filled(self.examples, images), question)
+        examples = filled(self.examples, images)
+        return short_conversation(self.system, shown, self.user, examples)
 
     @property
     def answers_json(self) -> bool:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from service.engines.common.loops import LoopGuard
 from service.engines.kind import (
     CONTEXT_LENGTH,
     DTYPE,
     GRAMMAR_CACHE,
     MAX_BATCH,
     MIB,
+    EngineArguments,
     EngineSettings,
 )
 
@@ -117,20 +116,10 @@ class LMDeploySettings(EngineSettings):
         return PYTORCH if spread else TURBOMIND
 
 
-class Options(LMDeploySettings):
+class Options(LMDeploySettings, EngineArguments):
     """Everything that `service.engines.lmdeploy.LMDeployEngine` can be told, which documents it."""
 
-    model: str | Path
-    revision: str | None = None
-    max_queue: int = Field(1024, ge=1)
-    max_images: int = Field(16, ge=1)
-    grammar_threads: int = Field(2, ge=1)
     check_guidance: bool = True
-    stall_s: float = 120.0
-    loop_guard: LoopGuard = Field(default_factory=LoopGuard)
-
-    def __init__(self, model: str | Path, **options: Any) -> None:
-        super().__init__(**{"model": model, **options})
 
 
 def unsupported(options: LMDeploySettings, backend: str) -> str | None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
-from service.engines.common.loops import LoopGuard
 from service.engines.kind import (
     CONTEXT_LENGTH,
     DTYPE,
     GRAMMAR_CACHE,
     MAX_BATCH,
     MIB,
+    EngineArguments,
     EngineSettings,
 )
 
@@ -45,20 +44,10 @@ class ReferenceSettings(EngineSettings):
         return value
 
 
-class Options(ReferenceSettings):
+class Options(ReferenceSettings, EngineArguments):
     """Everything that `ReferenceEngine` can be told, which documents it."""
 
-    model: str | Path
-    revision: str | None = None
-    max_queue: int = Field(1024, ge=1)
-    max_images: int = Field(16, ge=1)
     deepstack: bool = True
     prefill_piece: int = Field(256, ge=1)
     cache_bytes: int = Field(1 << 30, ge=1)
     vision_cache_bytes: int = 64 * MIB
-    grammar_threads: int = Field(2, ge=1)
-    stall_s: float = 120.0
-    loop_guard: LoopGuard = Field(default_factory=LoopGuard)
-
-    def __init__(self, model: str | Path, **options: Any) -> None:
-        super().__init__(**{"model": model, **options})
