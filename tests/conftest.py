@@ -11,9 +11,10 @@ from hypothesis import is_hypothesis_test, settings
 # Tests run on every core at once: a process that takes them all for its matrix products slows the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Time says nothing about right or wrong, and a busy machine must not fail a test.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# Time says nothing about right or wrong, and a busy machine must not fail a test. Every run tries the same
+# examples, so that a change fails for what it changed; the search for new ones is `make test-slow`.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 # A script's background job starts with SIGINT ignored, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help="property tests try N times as many examples as they say",
+        help="property tests try N times as many examples as they say, new ones in every run",
     )
 
 
@@ -39,14 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def multiply_examples(function: Any, times: int) -> None:
-    """Have a property test try more examples, also where it says how many it tries.
+    """Have a property test try more and new examples, also where it says how many it tries.
 
     A profile of Hypothesis does not reach such tests, and there is no public way to change what
     they say. Its own pytest plugin reads the same attribute.
     """
     said = function._hypothesis_internal_use_settings
     function._hypothesis_internal_use_settings = settings(
-        said, max_examples=times * said.max_examples
+        said,
+        max_examples=times * said.max_examples,
+        derandomize=False,
+        print_blob=True,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -161,9 +162,15 @@ def check_value(schema: Any, value: Any) -> None:
 
 
 def _begins_with_a_name(schema: Any, value: Any) -> bool:
-    """Whether an object has a name that begins with another one, of which the schema speaks."""
+    """Whether an object has a name that begins with another one, which the schema declares or which
+    one of its patterns matches."""
     text = json.dumps(schema)
-    names = [name for name in schemas.NAMES if json.dumps(name) in text]
+    patterns = _patterns(schema)
+    names = [
+        name
+        for name in schemas.NAMES
+        if json.dumps(name) in text or any(re.search(pattern, name) for pattern in patterns)
+    ]
     pending = [value]
     for part in pending:
         pending += (
@@ -174,6 +181,20 @@ def _begins_with_a_name(schema: Any, value: Any) -> bool:
         ):
             return True
     return False
+
+
+def _patterns(schema: Any) -> set[str]:
+    """Every pattern of ``patternProperties`` anywhere in the schema."""
+    found: set[str] = set()
+    pending = [schema]
+    for part in pending:
+        if isinstance(part, list):
+            pending += part
+        elif isinstance(part, dict):
+            pending += part.values()
+            declared = part.get("patternProperties")
+            found.update(declared if isinstance(declared, dict) else ())
+    return found
 
 
 def _whole(value: Any) -> Any:
