@@ -11,12 +11,37 @@ import hashlib
 import hmac
 import re
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 from service.errors import Unauthenticated
-from service.settings import SettingsError
+from service.quotas import ANONYMOUS, Caller
+from service.settings import Settings, SettingsError
 
 LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-fA-F]{64})")
+
+current: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
+"""Who makes the call that the current task works for."""
+
+
+class Access:
+    """Who may call a server, by its settings: one for all front ends. Lives on one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys: ApiKeys | None = None
+
+    def read(self) -> None:
+        """Read the files of the settings. Raises ``SettingsError`` for what cannot be used."""
+        path = self._settings.api_keys_file
+        self._keys = ApiKeys.read(path) if path is not None else None
+
+    def caller(self, metadata: Mapping[str, str | bytes]) -> Caller:
+        """Who sends a call with this metadata, or with these headers; names are in lower case.
+
+        Raises ``Unauthenticated`` for a call that is not allowed.
+        """
+        return ANONYMOUS if self._keys is None else self._keys.caller(metadata)
 
 
 class ApiKeys:
@@ -50,8 +75,8 @@ class ApiKeys:
             raise SettingsError("api_keys_file: there is no key in the file")
         return cls(digests)
 
-    def caller(self, metadata: Mapping[str, str | bytes]) -> str:
-        """The name of the key in ``authorization: Bearer …`` or ``x-api-key``.
+    def caller(self, metadata: Mapping[str, str | bytes]) -> Caller:
+        """Who has the key in ``authorization: Bearer …`` or ``x-api-key``.
 
         Raises ``Unauthenticated`` when there is none or it is not known.
         """
@@ -67,7 +92,7 @@ class ApiKeys:
         matches = [name for name, known in self._digests.items() if _same(known, digest)]
         if not matches:
             raise Unauthenticated("The API key is not known to this server.")
-        return matches[0]
+        return Caller(matches[0])
 
 
 def _same(known: bytes, given: bytes) -> bool:

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Protocol
 
 from service import metrics
+from service.auth import Access
 from service.engine import Engine
 from service.errors import InvalidRequest
 from service.heartbeat import Heartbeat, generate_one_token
@@ -82,6 +83,7 @@ class Runtime:
     ) -> None:
         self.settings = settings
         self.registry = registry
+        self.access = Access(settings)
         self.budgets = Budgets(settings)
         self.lifecycle = Lifecycle()
         self.metrics_port: int | None = None
@@ -123,6 +125,7 @@ class Runtime:
         Raises ``SettingsError`` when a port, the certificates or the keys cannot be used.
         """
         self._front_ends = tuple(front_ends)
+        self.access.read()
         self._enter(Phase.LOADING)
         self.metrics_port = self._serve_metrics()
         for front_end in self._front_ends:

@@ -37,17 +37,19 @@ ALLOWED: dict[str, set[str]] = {
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
     "engines": {*VALUES, "engine", "metrics", "compile_errors"},
     "settings": {"engines"},
-    "auth": {"errors", "settings"},
+    "quotas": set(),
+    "auth": {"errors", "quotas", "settings"},
     "inference": {
         *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
+        "quotas",
     },
     "runtime": {
-        "errors", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat", "logs",
-        "metrics",
+        "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
+        "logs", "metrics",
     },
     "grpc_api": {
         *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",
-        "settings", "lifecycle", "logs", "auth", "deadlines",
+        "settings", "lifecycle", "logs", "auth", "quotas", "deadlines",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the

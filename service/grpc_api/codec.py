@@ -32,6 +32,7 @@ from service.inference.calls import (
 )
 from service.inference.sampling import refuse, violations
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.quotas import ANONYMOUS, Caller
 from service.settings import Settings
 from service.types import (
     Capabilities,
@@ -57,15 +58,19 @@ ENFORCERS = {
 # Requests
 
 
-def decode_analyze(request: pb.AnalyzeImageRequest, limits: Settings) -> Call:
+def decode_analyze(
+    request: pb.AnalyzeImageRequest, limits: Settings, caller: Caller = ANONYMOUS
+) -> Call:
     """AnalyzeImageRequest -> Call of the built-in task that describes a scene."""
     refuse_unknown_fields(request)
     images = decode_images(request.images, limits.max_images)
     sampling = decode_sampling(request.sampling)
-    return Call(ANALYZE_TASK, images, sampling, request.accept_empty)
+    return Call(ANALYZE_TASK, images, sampling, request.accept_empty, caller=caller)
 
 
-def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings) -> Call:
+def decode_run(
+    request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settings, caller: Caller = ANONYMOUS
+) -> Call:
     """RunTaskRequest or StreamTaskRequest -> Call."""
     refuse_unknown_fields(request)
     task, shown = decode_task(request.task, limits.max_images)
@@ -75,7 +80,7 @@ def decode_run(request: pb.RunTaskRequest | pb.StreamTaskRequest, limits: Settin
             "images", "must be empty beside task.inline.messages; put each image into its message"
         )
     sampling = decode_sampling(request.sampling)
-    return Call(task, images or shown, sampling, strict=request.strict)
+    return Call(task, images or shown, sampling, strict=request.strict, caller=caller)
 
 
 def decode_validate(request: pb.ValidateSchemaRequest) -> Grammar:

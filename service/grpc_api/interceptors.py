@@ -24,7 +24,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
 
-from service.auth import ApiKeys
+from service import auth
 from service.deadlines import Deadline
 from service.errors import (
     EngineUnavailable,
@@ -37,6 +37,7 @@ from service.grpc_api import guard as grpc_guard
 from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
+from service.quotas import ANONYMOUS
 from service.settings import Settings
 
 REQUEST_ID_KEY = "x-request-id"
@@ -89,9 +90,9 @@ class Rules:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method. Health answers in every phase, to probes that know no key."""
 
-    def __init__(self, lifecycle: Lifecycle, keys: ApiKeys | None, settings: Settings) -> None:
+    def __init__(self, lifecycle: Lifecycle, access: auth.Access, settings: Settings) -> None:
         self.lifecycle = lifecycle
-        self.keys = keys
+        self.access = access
         self.slow_probes = 0
         self._settings = settings
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -183,6 +184,7 @@ class Call:
     """
 
     __slots__ = (
+        "_access",
         "_caller",
         "_context",
         "_dropped",
@@ -190,7 +192,6 @@ class Call:
         "_held",
         "_id",
         "_interceptor",
-        "_keys",
         "_lifecycle",
         "_loop",
         "_metadata",
@@ -204,14 +205,14 @@ class Call:
     def __init__(self, interceptor: CallInterceptor, rules: Rules, context: Context) -> None:
         self._interceptor = interceptor
         self._lifecycle = interceptor.lifecycle
-        self._keys = interceptor.keys
+        self._access = interceptor.access
         self._rules = rules
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._task = current_task()
         self._held = grpc_guard.holder.get()
         self._started = time.perf_counter()
-        self._caller = "-"
+        self._caller = ANONYMOUS
         self._refusal: Refusal | None = None
         self._dropped = False
         self._dropping: asyncio.TimerHandle | None = None
@@ -316,8 +317,9 @@ class Call:
 
     def _admit(self) -> None:
         """Raise the ``ServiceError`` of a call that is refused by its key or by the phase."""
-        if self._keys is not None and not self._rules.probe:
-            self._caller = self._keys.caller(self._metadata)
+        if not self._rules.probe:
+            self._caller = self._access.caller(self._metadata)
+            auth.current.set(self._caller)
         if self._rules.ours:
             self._lifecycle.enter(self._task)
 
@@ -401,7 +403,7 @@ class Call:
             # Names of ours and of gRPC's: none of them needs the quotes of ``pairs``.
             access_log.info(
                 f"call method={self._rules.method} code={code} reason={reason} "
-                f"seconds={seconds:.4f} caller={self._caller} peer={self._context.peer()}"
+                f"seconds={seconds:.4f} caller={self._caller.name} peer={self._context.peer()}"
             )
 
 

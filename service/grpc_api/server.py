@@ -17,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from service import runtime
-from service.auth import ApiKeys
 from service.engine import Engine
 from service.grpc_api import guard as grpc_guard
 from service.grpc_api.health import HealthServicer
@@ -55,6 +54,7 @@ class GrpcFrontEnd:
     def __init__(self, runtime: Runtime) -> None:
         self._settings = settings = runtime.settings
         self._lifecycle = runtime.lifecycle
+        self._access = runtime.access
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.servicer = VisionServicer(runtime.inference_for(), runtime.registry, settings)
@@ -74,13 +74,12 @@ class GrpcFrontEnd:
     async def start(self) -> None:
         """Bind the port and answer health checks.
 
-        Raises ``SettingsError`` when the port, the certificates or the keys cannot be used.
+        Raises ``SettingsError`` when the port or the certificates cannot be used.
         """
         settings = self._settings
-        keys = ApiKeys.read(settings.api_keys_file) if settings.api_keys_file else None
         grpc_guard.install()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._lifecycle, keys, settings)],
+            interceptors=[CallInterceptor(self._lifecycle, self._access, settings)],
             options=options(settings),
         )
         pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from service.auth import current
 from service.grpc_api import codec, grammar_codec
 from service.inference.ahead import ahead
 from service.inference.calls import TaskDescription
@@ -33,13 +34,13 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     async def AnalyzeImage(
         self, request: pb.AnalyzeImageRequest, context: Context
     ) -> pb.AnalyzeImageResponse:
-        call = codec.decode_analyze(request, self._settings)
+        call = codec.decode_analyze(request, self._settings, current.get())
         del request  # the call has the images: one copy of them waits
         answer = await self.inference.answer(call, context.time_remaining())
         return codec.encode_analysis(answer)
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
-        call = codec.decode_run(request, self._settings)
+        call = codec.decode_run(request, self._settings, current.get())
         del request  # the call has the images: one copy of them waits
         answer = await self.inference.answer(call, context.time_remaining())
         return pb.RunTaskResponse(result=codec.encode_result(answer))
@@ -47,7 +48,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     async def StreamTask(
         self, request: pb.StreamTaskRequest, context: Context
     ) -> AsyncIterator[pb.StreamTaskResponse]:
-        call = codec.decode_run(request, self._settings)
+        call = codec.decode_run(request, self._settings, current.get())
         del request  # the call has the images: one copy of them waits
         events = ahead(self.inference.events(call, context.time_remaining()))
         async with aclosing(events) as open_events:
@@ -58,7 +59,8 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
         self, request: pb.ValidateSchemaRequest, context: Context
     ) -> pb.ValidateSchemaResponse:
         grammar = codec.decode_validate(request)
-        validation = await self.inference.validate(grammar, context.time_remaining())
+        time_left_s = context.time_remaining()
+        validation = await self.inference.validate(grammar, time_left_s, current.get())
         return grammar_codec.encode_validation(validation)
 
     async def ListTasks(

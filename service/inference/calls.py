@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from service.quotas import ANONYMOUS, Caller
 from service.schema_compiler.report import GrammarReport
 from service.types import (
     EncodedImage,
@@ -41,7 +42,7 @@ class Call:
     """A decoded request for inference.
 
     task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
-    enforce.
+    enforce. caller: whose quotas apply.
     """
 
     task: str | InlineTask
@@ -49,6 +50,7 @@ class Call:
     sampling: Sampling
     accept_empty: bool = False
     strict: bool = False
+    caller: Caller = ANONYMOUS
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ from service.inference.decoding import RequestImage, emptied
 from service.inference.request_checks import check_enforced, check_kind
 from service.inference.runner import run, stream
 from service.logs import request_id
+from service.quotas import ANONYMOUS, Caller
 from service.schema_compiler.report import under
 from service.schema_compiler.schema import SchemaLimits
 from service.settings import Settings
@@ -103,7 +104,9 @@ class Inference:
                     self.progress += 1
                     yield event
 
-    async def validate(self, grammar: Grammar, time_left_s: float | None) -> Validation:
+    async def validate(
+        self, grammar: Grammar, time_left_s: float | None, caller: Caller = ANONYMOUS
+    ) -> Validation:
         """What is enforced of a grammar, which the engine then has compiled.
 
         Raises the ``GrammarError`` that a task with it would, on a field at or below ``grammar``.

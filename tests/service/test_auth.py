@@ -53,7 +53,7 @@ def keys_file(tmp_path: Path) -> Path:
     ],
 )
 def test_known_keys(keys_file: Path, metadata: dict[str, str | bytes], caller: str) -> None:
-    assert ApiKeys.read(keys_file).caller(metadata) == caller
+    assert ApiKeys.read(keys_file).caller(metadata).name == caller
 
 
 @pytest.mark.parametrize(
