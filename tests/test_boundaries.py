@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "error_table": set(),
     "deadlines": set(),
     "logs": set(),
+    "web": set(),
     "compile_errors": VALUES,
     "engine": {"types"},
     "metrics": {"types"},

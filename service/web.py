@@ -1,0 +1,301 @@
+"""Serves an ASGI application with uvicorn, inside our event loop and under our signals.
+
+For every part of the server that speaks HTTP. uvicorn is used for the protocol alone: sockets, limits,
+signals, logs and the end are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+UNIX = "unix:"
+BACKLOG = 512
+"""Connections that the kernel keeps until they are accepted."""
+TICK_S = 1.0
+"""How often the ``date`` header of responses is renewed."""
+STOP_GRACE_S = 1.0
+FREE_PORT_ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class WebLimits:
+    """Bounds of one server.
+
+    connections: open at the same time; a further connection is closed at once. header_bytes: request
+    line and headers of one request. header_s: time to receive them. keep_alive_s: how long a
+    connection stays open without a request. There is no limit on the body of a request: the
+    application reads it, and bounds its size and its time.
+    """
+
+    connections: int = 1000
+    header_bytes: int = 32 * 1024
+    header_s: float = 10.0
+    keep_alive_s: int = 75
+
+
+class WebServer:
+    """One listener for an application. ``start``, then ``stop``, however far it came.
+
+    host: an address, a name, or ``unix:PATH``. port: 0 lets the system pick one. tls: see
+    ``server_tls``.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        limits: WebLimits | None = None,
+    ) -> None:
+        limits = limits or WebLimits()
+        self._host, self._port = host, port
+        self._sockets: list[socket.socket] = []
+        self._serving: asyncio.Task[None] | None = None
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=_limited(limits),
+                ws="none",
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                h11_max_incomplete_event_size=limits.header_bytes,
+                timeout_keep_alive=limits.keep_alive_s,
+                backlog=BACKLOG,
+            ),
+            tls,
+        )
+
+    @property
+    def port(self) -> int:
+        """The TCP port that is bound; what was asked for before ``start``, and for a Unix socket."""
+        if not self._sockets or self._sockets[0].family == socket.AF_UNIX:
+            return self._port
+        return int(self._sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return len(self._server.server_state.connections)
+
+    async def start(self) -> None:
+        """Listen and serve. Raises ``OSError`` when the address cannot be listened on."""
+        self._sockets = await _listeners(self._host, self._port)
+        self._serving = asyncio.create_task(self._server.serve(self._sockets), name="web")
+        up = asyncio.create_task(self._server.up.wait())
+        await asyncio.wait((up, self._serving), return_when=asyncio.FIRST_COMPLETED)
+        up.cancel()
+        if self._serving.done():
+            self._serving.result()
+            raise RuntimeError("the HTTP server ended while it started")
+
+    async def serve(self) -> None:
+        """Wait while requests are served. Raises when that ends without ``stop``; may be cancelled."""
+        assert self._serving is not None
+        await asyncio.wait([self._serving])
+        self._serving.result()
+        raise RuntimeError("the HTTP server ended by itself")
+
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """Close the listener and idle connections, give requests the grace, then cut what is left."""
+        if self._serving is not None and not self._serving.done():
+            self._server.leave(grace_s)
+            await asyncio.wait([self._serving])
+            for connection in list(self._server.server_state.connections):
+                connection.transport.abort()
+        for one in self._sockets:
+            one.close()
+        if self._sockets and self._host.startswith(UNIX):
+            with suppress(FileNotFoundError):
+                os.unlink(self._host.removeprefix(UNIX))
+        self._sockets = []
+
+
+def server_tls(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLContext:
+    """TLS of a server. Files that have changed are used from the next handshake on.
+
+    client_ca: callers then need a certificate of this CA. Raises ``OSError`` for a file that cannot
+    be used, also for a key that is not the certificate's or that needs a password.
+    """
+
+    def read() -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key, password=lambda: "")
+        if client_ca is not None:
+            context.load_verify_locations(client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    def stamped() -> tuple[int, ...]:
+        return tuple(path.stat().st_mtime_ns for path in (cert, key, client_ca) if path is not None)
+
+    stamp, current = stamped(), read()
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        nonlocal stamp, current
+        try:
+            found = stamped()
+            if found != stamp:
+                current = read()
+                stamp = found
+        except OSError:  # in the middle of a renewal: the old files stay in use
+            pass
+        connection.context = current
+
+    first = current
+    first.sni_callback = renew  # called in every handshake
+    return first
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and with an end that starts at once."""
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+        self.up = asyncio.Event()
+        self._leaving = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to ``service.runtime``."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.ssl = self._tls  # uvicorn's own reading of the files came before
+        await super().startup(sockets)
+        self.up.set()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            leaving = asyncio.ensure_future(self._leaving.wait())
+            await asyncio.wait([leaving], timeout=TICK_S)
+            leaving.cancel()
+
+    def leave(self, grace_s: float) -> None:
+        """End ``serve``; requests in flight get the grace."""
+        self.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # any number
+        self.should_exit = True
+        self._leaving.set()
+
+
+def _limited(limits: WebLimits) -> type[H11Protocol]:
+    """The protocol of one connection, with the limits that uvicorn does not have."""
+
+    class Limited(H11Protocol):
+        def __init__(self, config: Any, server_state: ServerState, **more: Any) -> None:
+            super().__init__(config, server_state, **more)
+            self._late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+            else:
+                self._await_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._forget()  # a request is being answered
+            elif self._late is None:
+                self._await_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._forget()
+            super().connection_lost(exc)
+
+        def _await_headers(self) -> None:
+            self._late = self.loop.call_later(limits.header_s, self.transport.abort)
+
+        def _forget(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Limited
+
+
+async def _listeners(host: str, port: int) -> list[socket.socket]:
+    """Bound sockets, one for each address of the host, all with the same port."""
+    if host.startswith(UNIX):
+        return [_unix_listener(host.removeprefix(UNIX))]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    for _ in range(FREE_PORT_ATTEMPTS if port == 0 else 0):
+        try:
+            return _bound(addresses, port)
+        except OSError as error:  # the port that one address got may be taken at another
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bound(addresses, port)
+
+
+def _bound(addresses: Sequence[tuple[int, Any]], port: int) -> list[socket.socket]:
+    bound: list[socket.socket] = []
+    missing: OSError | None = None
+    try:
+        for family, address in addresses:
+            try:
+                # With its protocol: asyncio sets TCP_NODELAY for these alone. Without it, the end of
+                # a response waits 40 ms for an acknowledgement.
+                one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+                bound.append(one)
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, address[0] != "::")
+                one.bind((address[0], bound[0].getsockname()[1] or port, *address[2:]))
+            except OSError as error:
+                # A name may have addresses that this machine has not, such as ::1 without IPv6.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+                while bound and bound[-1].getsockname()[1] == 0:
+                    bound.pop().close()
+        if not bound and missing is not None:
+            raise missing
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return bound
+
+
+def _unix_listener(path: str) -> socket.socket:
+    """A Unix socket in place of the file of a server that has ended, never of one that listens."""
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as attempt:
+                if attempt.connect_ex(path) == 0:
+                    raise OSError(f"another process listens on {UNIX}{path}")
+            os.unlink(path)
+        one.bind(path)
+    except OSError:
+        one.close()
+        raise
+    return one
