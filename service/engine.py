@@ -34,7 +34,9 @@ class Engine(Protocol):
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
-        """Run one request; the last chunk, and only it, carries the finish reason, usage and timings.
+        """Run one request; the last chunk, and only it, carries the finish reason and timings.
+
+        Every chunk carries the usage so far: a caller may end the request at any chunk.
 
         Closing the iterator (``aclose``) cancels the work within one decode step and frees what it held.
         Raises ``ContextTooLong``, ``GrammarError``, ``VisionDisabled``, ``Overloaded`` or ``EngineUnavailable``.

@@ -37,9 +37,13 @@ class PropertyOrder(enum.Enum):
 
 
 class FinishReason(enum.Enum):
-    """Why generation ended. Only STOP yields an answer; LENGTH and LOOP mean that the text was cut."""
+    """Why generation ended. LENGTH and LOOP mean that the text was cut.
+
+    STOP_TEXT: before a stop text of the caller; engines never say so, see `service.inference.stops`.
+    """
 
     STOP = "stop"
+    STOP_TEXT = "stop_text"
     LENGTH = "length"
     LOOP = "loop"
 
@@ -293,9 +297,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last chunk of a request, and only it, has a finish reason.
+    """A piece of an answer. The last chunk of a request, and only it, has a finish reason and timings.
 
-    ``text`` never splits a character; it may be empty.
+    ``text`` never splits a character; it may be empty. ``usage``: tokens up to and with this chunk.
     """
 
     text: str

@@ -141,7 +141,6 @@ class FakeEngine:
             self.context_length,
             image_tokens=0 if request.messages else prompt.image_tokens,
         )
-        usage = replace(prompt, output_tokens=min(len(pieces), limit))
         await reduce_all(request.all_images, _looked_at)
         self.active_requests += 1
         first_s = 0.0
@@ -149,7 +148,7 @@ class FakeEngine:
             for number, piece in enumerate(pieces[:limit]):
                 await self._step(number)
                 first_s = first_s or time.perf_counter() - started
-                yield Chunk(piece)
+                yield Chunk(piece, usage=replace(prompt, output_tokens=number + 1))
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled_requests += 1
             raise
@@ -160,7 +159,7 @@ class FakeEngine:
         yield Chunk(
             "",
             FinishReason.LENGTH if cut else FinishReason.STOP,
-            usage,
+            replace(prompt, output_tokens=min(len(pieces), limit)),
             Timings(0.0, first_s, time.perf_counter() - started),
         )
 

@@ -42,7 +42,9 @@ class Call:
     """A decoded request for inference.
 
     task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
-    enforce. caller: whose quotas apply.
+    enforce. caller: whose quotas apply. accept_cut: free text that was cut is an answer whose finish
+    reason says so, not an error; an answer that a grammar constrains or a parser reads stays an error. stop: texts before
+    which free text ends; refused with a grammar or a parser.
     """
 
     task: str | InlineTask
@@ -51,11 +53,13 @@ class Call:
     accept_empty: bool = False
     strict: bool = False
     caller: Caller = ANONYMOUS
+    accept_cut: bool = False
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """A complete, validated answer.
+    """A validated answer: complete, or free text that was cut where ``Call.accept_cut`` allows it.
 
     text: exactly what the model wrote. value: what the parser of the task made of it.
     json: the answer as JSON text where the task answers in JSON; ``text`` itself unless the task

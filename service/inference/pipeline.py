@@ -75,6 +75,8 @@ class Inference:
                 timeout_s=left_for_engine(deadline),
                 request_id=request_id.get(),
                 accept_empty=call.accept_empty,
+                accept_cut=call.accept_cut,
+                stop=call.stop,
                 limits=self._schema_limits,
                 compile_timeout_s=self._settings.compile_timeout_s,
                 retries=self._settings.output_retries,
@@ -96,6 +98,9 @@ class Inference:
                 call.sampling,
                 timeout_s=left_for_engine(deadline),
                 request_id=request_id.get(),
+                accept_empty=call.accept_empty,
+                accept_cut=call.accept_cut,
+                stop=call.stop,
                 limits=self._schema_limits,
                 compile_timeout_s=self._settings.compile_timeout_s,
             )

@@ -13,6 +13,7 @@ from service.errors import (
     VisionDisabled,
 )
 from service.inference.sampling import refuse, violations
+from service.inference.stops import check_stops
 from service.schema_compiler import jsontext
 from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning
 from service.tasks.contract import Task
@@ -36,9 +37,14 @@ def check_request(
     images: Sequence[ImageSource],
     sampling: Sampling,
     request_id: str,
+    stop: Sequence[str] = (),
 ) -> GenerateRequest:
-    """What the engine will get, if it can do it; raises before anything has been computed."""
+    """What the engine will get, if it can do it; raises before anything has been computed.
+
+    stop: texts that end the answer, which the service looks for; the engine does not get them.
+    """
     check_sampling(sampling, capabilities)
+    _check_stop(task, stop)
     _check_images(task, len(images) - len(task.example_images), len(images), capabilities)
     if task.grammar is not None:
         check_kind(task.grammar, capabilities, task.grammar_field)
@@ -109,6 +115,21 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
         FieldViolation(f"sampling.{name}", description) for name in given if name not in honoured
     ]
     refuse(found)
+
+
+def takes_any_text(task: Task) -> bool:
+    """Whether any text is an answer: neither a grammar nor a parser says what one looks like."""
+    return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
+
+
+def _check_stop(task: Task, stop: Sequence[str]) -> None:
+    check_stops(stop)
+    if stop and not takes_any_text(task):
+        raise InvalidRequest(
+            "stop",
+            "is for free text alone: under a grammar the answer ends where the grammar ends, and a "
+            "stop text would cut it; leave it out",
+        )
 
 
 def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities) -> None:

@@ -25,7 +25,8 @@ from service.errors import (
     OutputTruncated,
 )
 from service.inference.calls import Answer
-from service.inference.request_checks import check_request
+from service.inference.request_checks import check_request, takes_any_text
+from service.inference.stops import until_stop
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.report import Enforcement
 from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
@@ -45,6 +46,9 @@ from service.types import (
     Usage,
 )
 
+CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
+"""Ends of a text that is not complete."""
+
 
 async def run(
     engine: Engine,
@@ -55,6 +59,8 @@ async def run(
     timeout_s: float,
     request_id: str,
     accept_empty: bool = False,
+    accept_cut: bool = False,
+    stop: Sequence[str] = (),
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
     retries: int = 0,
@@ -62,12 +68,12 @@ async def run(
     """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
     the engine.
 
-    timeout_s: bound on everything, all attempts together.
+    timeout_s: bound on everything, all attempts together. accept_cut, stop: see ``Call``.
     limits: those with which the task's grammar was admitted.
     compile_timeout_s: most seconds in which the engine has to have the grammar ready.
     retries: most attempts beyond the first, where another one can do better.
     """
-    request = check_request(engine.capabilities, task, images, sampling, request_id)
+    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
     async def answered() -> Answer:
@@ -77,10 +83,10 @@ async def run(
         while True:
             seed = seed_of(sampling.seed, len(thrown_away))
             again = replace(request, sampling=replace(sampling, seed=seed))
-            collected = await _collect(engine, again, task.grammar_field)
+            collected = await _collect(_generated(engine, again, stop), task.grammar_field)
             try:
                 result = await _finish(
-                    task, collected, sampling, engine.capabilities, accept_empty, limits
+                    task, collected, sampling, engine.capabilities, accept_empty, accept_cut, limits
                 )
             except OutputInvalid as error:
                 thrown_away.append(collected.ended())
@@ -102,6 +108,8 @@ async def stream(
     timeout_s: float,
     request_id: str,
     accept_empty: bool = False,
+    accept_cut: bool = False,
+    stop: Sequence[str] = (),
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> AsyncIterator[str | Answer]:
@@ -110,20 +118,22 @@ async def stream(
 
     Closing the iterator cancels the work in the engine.
     """
-    request = check_request(engine.capabilities, task, images, sampling, request_id)
+    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
     collected = _Chunks()
     deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
     if task.grammar is not None:
         field = task.grammar_field
         await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
-    async with _closing(engine.generate(request)) as chunks, naming(task.grammar_field):
+    generated = _generated(engine, request, stop)
+    async with _closing(generated) as chunks, naming(task.grammar_field):
         while (chunk := await deadline.wait(_next(chunks), late)) is not None:
             collected.add(chunk)
             if chunk.text:
                 yield chunk.text
-    yield await deadline.wait(
-        _finish(task, collected, sampling, engine.capabilities, accept_empty, limits), late
+    finishing = _finish(
+        task, collected, sampling, engine.capabilities, accept_empty, accept_cut, limits
     )
+    yield await deadline.wait(finishing, late)
 
 
 def _another_may_fit(task: Task, sampling: Sampling) -> bool:
@@ -184,10 +194,17 @@ async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[
             await close()
 
 
-async def _collect(engine: Engine, request: GenerateRequest, field: str) -> _Chunks:
+def _generated(
+    engine: Engine, request: GenerateRequest, stop: Sequence[str]
+) -> AsyncIterator[Chunk]:
+    """The chunks of the engine, up to the first stop text."""
+    return until_stop(engine.generate(request), stop) if stop else engine.generate(request)
+
+
+async def _collect(chunks: AsyncIterator[Chunk], field: str) -> _Chunks:
     collected = _Chunks()
-    async with _closing(engine.generate(request)) as chunks, naming(field):
-        async for chunk in chunks:
+    async with _closing(chunks) as opened, naming(field):
+        async for chunk in opened:
             collected.add(chunk)
     return collected
 
@@ -222,18 +239,22 @@ async def _finish(
     sampling: Sampling,
     capabilities: Capabilities,
     accept_empty: bool,
+    accept_cut: bool,
     limits: SchemaLimits,
 ) -> Answer:
     """Judge and read what was generated. Where reading is work, it leaves the event loop."""
     last = collected.ended()
-    if last.finish_reason is not FinishReason.STOP:
+    assert last.finish_reason is not None
+    free = takes_any_text(task)
+    if last.finish_reason in CUT and not (accept_cut and free):
         raise _truncated(last, sampling, capabilities.context_length)
     text = "".join(collected.parts)
-    if task.grammar is None and not text.strip():  # a grammar may allow blanks
+    complete = last.finish_reason is FinishReason.STOP
+    if complete and task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
     value, as_json = (
         (text, None)
-        if _takes_any_text(task)
+        if free
         else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
     )
     return Answer(
@@ -248,10 +269,6 @@ async def _finish(
     )
 
 
-def _takes_any_text(task: Task) -> bool:
-    return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
-
-
 def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTruncated:
     reason, tokens = last.finish_reason, last.usage.output_tokens
     limit = sampling.answer_limit(context_length - last.usage.prompt_tokens)
@@ -263,7 +280,7 @@ def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTr
             "shorten the text or send fewer or smaller images"
         )
     else:
-        why = f"it needs more than {tokens} tokens; raise sampling.max_tokens"
+        why = f"it needs more than {tokens} tokens; raise max_tokens"
     return OutputTruncated(
         f"The answer is not complete: {why}.",
         metadata={

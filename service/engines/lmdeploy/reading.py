@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lmdeploy.messages import EventType, ResponseType
@@ -65,7 +66,7 @@ class Reader:
                 return self._last(text, reason)
         if output.status is ResponseType.FINISH:
             return self._last(text, FinishReason.LENGTH)
-        return Chunk(text) if text else None
+        return Chunk(text, usage=self._so_far()) if text else None
 
     def _take(self, token: int) -> FinishReason | None:
         if token in self._stop_ids:
@@ -86,15 +87,17 @@ class Reader:
         if EventType.QUEUED in events and EventType.SCHEDULED in events:
             self._queue_s = max(0.0, events[EventType.SCHEDULED] - events[EventType.QUEUED])
 
+    def _so_far(self) -> Usage:
+        return replace(self._usage, output_tokens=len(self._answer))
+
     def _last(self, text: str, reason: FinishReason) -> Chunk:
         now = time.monotonic()
         first_s = (self._first if self._first > self._received else now) - self._received
         # LMDeploy's clock is another one: its wait cannot be longer than the first token took.
         queue_s = min(self._sent - self._received + self._queue_s, first_s)
-        usage = Usage(self._usage.prompt_tokens, self._usage.image_tokens, len(self._answer))
         return Chunk(
             text + self._detokenizer.finish(),
             reason,
-            usage,
+            self._so_far(),
             Timings(queue_s, first_s, now - self._received),
         )

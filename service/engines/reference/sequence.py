@@ -95,7 +95,7 @@ class Sequence:
             if expected != token:
                 break
         if text:
-            self._emit(Chunk(text))
+            self._emit(Chunk(text, usage=self._usage()))
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error."""
@@ -129,6 +129,9 @@ class Sequence:
             return FinishReason.LENGTH
         return FinishReason.LOOP if self._guard.trips(self.answer) else None
 
+    def _usage(self) -> Usage:
+        return Usage(self.prompt_length, self.image_tokens, len(self.answer))
+
     def _finish(self, text: str, reason: FinishReason) -> None:
         self.finished = True
         now = time.monotonic()
@@ -136,7 +139,7 @@ class Sequence:
             Chunk(
                 text + self._detokenizer.finish(),
                 reason,
-                Usage(self.prompt_length, self.image_tokens, len(self.answer)),
+                self._usage(),
                 Timings(
                     self._admitted - self._received,
                     self._first - self._received,

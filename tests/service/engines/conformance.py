@@ -377,9 +377,16 @@ class Answers:
         wall_s = time.monotonic() - begun
         *pieces, last = chunks
         assert all(piece.finish_reason is None for piece in pieces)
-        assert all((piece.usage, piece.timings) == (Usage(), Timings()) for piece in pieces)
+        assert all(piece.timings == Timings() for piece in pieces)
         assert last.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
         usage, timings = last.usage, last.timings
+        counts = [chunk.usage.output_tokens for chunk in chunks]
+        assert counts == sorted(counts)
+        assert counts[0] >= 1
+        assert all(
+            replace(chunk.usage, output_tokens=0) == replace(usage, output_tokens=0)
+            for chunk in chunks
+        )
         assert usage.prompt_tokens > usage.image_tokens >= images
         assert (usage.image_tokens > 0) == (images > 0)
         assert 0 < usage.output_tokens <= 48
