@@ -43,8 +43,8 @@ class Call:
 
     task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
     enforce. caller: whose quotas apply. accept_cut: free text that was cut is an answer whose finish
-    reason says so, not an error; an answer that a grammar constrains or a parser reads stays an error. stop: texts before
-    which free text ends; refused with a grammar or a parser.
+    reason says so, not an error; an answer that a grammar constrains or a parser reads stays an
+    error. stop: texts before which free text ends; refused with a grammar or a parser.
     """
 
     task: str | InlineTask
