@@ -19,7 +19,7 @@ from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import GenerateRequest, Image, Sampling
 
-PICTURE = (192, 192)  # width, height in pixels
+IMAGE_SIZE = (192, 192)  # width, height in pixels
 TASK = IMAGE_ANALYSIS
 assert TASK.grammar is not None
 GRAMMAR = analyse(TASK.grammar, DEFAULT_LIMITS).grammar
@@ -52,10 +52,10 @@ class Round:
         return (self.tokens - len(self.texts)) / self.answering_s
 
 
-def pictures(first: int, count: int) -> list[np.ndarray]:
+def drawings(first: int, count: int) -> list[np.ndarray]:
     """Drawings (height, width, 3), uint8, that no model has been trained on."""
     seeds = range(HELD_OUT_SEED + first, HELD_OUT_SEED + first + count)
-    return [np.array(draw(scene(seed), seed, PICTURE)) for seed in seeds]
+    return [np.array(draw(scene(seed), seed, IMAGE_SIZE)) for seed in seeds]
 
 
 class Contender(ABC):

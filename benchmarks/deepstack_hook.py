@@ -18,7 +18,7 @@ from benchmarks.common import Sample, write_results
 from lmdeploy_ext.deepstack import library
 from lmdeploy_ext.deepstack.binding import Event, Hook
 
-PLAIN = "norm of a step without pictures, not hooked"
+PLAIN = "norm of a step without images, not hooked"
 HOOKED = "the same, hooked"
 ADDED = "added by the hook"
 TOLD = "an event that Python is told of"

@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.encoder`` from the repository root. The tower has the shape of Qwen3-VL-2B's
 and random weights, which both contenders share; it needs about 3 GB in float32. All layers are
-alike, so the time grows in proportion to the depth: one small picture goes through all 24 layers,
+alike, so the time grows in proportion to the depth: one small image goes through all 24 layers,
 the larger cases through 6, which keeps the run at minutes. ``--depth`` sets it for all.
 """
 
@@ -22,7 +22,7 @@ from lmdeploy_ext.packing import PackedImage
 PROCESSOR = ImageProcessorConfig()
 FULL_DEPTH = 24
 DEPTHS = {"640x480": FULL_DEPTH, "1280x960": 6, "8 mixed": 6}
-CASES = {  # height, width in pixels of each picture
+CASES = {  # height, width in pixels of each image
     "640x480": [(480, 640)],
     "1280x960": [(960, 1280)],
     "8 mixed": [
@@ -46,7 +46,7 @@ def transformers_tower(depth: int, dtype: torch.dtype, device: str) -> Qwen3VLVi
     return Qwen3VLVisionModel(config).to(device, dtype).eval()
 
 
-def packed_pictures(sizes: list[tuple[int, int]]) -> list[PackedImage]:
+def packed_images(sizes: list[tuple[int, int]]) -> list[PackedImage]:
     rng = np.random.default_rng(0)
     grids = [(1, height // 16, width // 16) for height, width in sizes]
     return [
@@ -58,7 +58,7 @@ def packed_pictures(sizes: list[tuple[int, int]]) -> list[PackedImage]:
 def run(
     name: str, model: Qwen3VLVisionModel, encoder: VisionEncoder, repeats: int, warmup: int
 ) -> dict[str, object]:
-    images = packed_pictures(CASES[name])
+    images = packed_images(CASES[name])
     floats = np.concatenate([normalise(image.patches, PROCESSOR) for image in images])
     pixels = torch.from_numpy(floats).to(encoder.device, encoder.dtype)
     grids = torch.tensor([image.grid for image in images], device=encoder.device)
@@ -81,7 +81,7 @@ def run(
     difference = (ours().float() - theirs().float()).abs().max().item()
     samples = compare({"transformers": theirs, "ours": ours}, repeats, warmup)
     return {
-        "pictures": name,
+        "images": name,
         "patches": len(pixels),
         "depth": encoder.config.depth,
         "dtype": str(encoder.dtype).removeprefix("torch."),

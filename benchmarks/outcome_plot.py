@@ -1,4 +1,4 @@
-"""One picture of `benchmarks.maskbench`: what each engine makes of the schemas."""
+"""One plot of `benchmarks.maskbench`: what each engine makes of the schemas."""
 
 from __future__ import annotations
 

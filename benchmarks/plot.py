@@ -1,4 +1,4 @@
-"""One picture of every comparison: how many times as fast as its peer each case is."""
+"""One plot of every comparison: how many times as fast as its peer each case is."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Case:
 
 
 def _mrope(rows: Sequence[Row]) -> list[Case]:
-    return [_case("mrope", f"{r['tokens']} tokens, pictures: {r['images']}", r) for r in rows]
+    return [_case("mrope", f"{r['tokens']} tokens, images: {r['images']}", r) for r in rows]
 
 
 def _preprocess(rows: Sequence[Row]) -> list[Case]:
@@ -40,7 +40,7 @@ def _preprocess(rows: Sequence[Row]) -> list[Case]:
 
 
 def _encoder(rows: Sequence[Row]) -> list[Case]:
-    return [_case("encoder", f"{row['pictures']}, {row['dtype']}", row) for row in rows]
+    return [_case("encoder", f"{row['images']}, {row['dtype']}", row) for row in rows]
 
 
 def _reference_engine(rows: Sequence[Row]) -> list[Case]:
@@ -53,7 +53,7 @@ def _reference_engine(rows: Sequence[Row]) -> list[Case]:
 
 
 def _server_overhead(rows: Sequence[Row]) -> list[Case]:
-    """Text alone: an echo decodes no picture."""
+    """Text alone: an echo decodes no image."""
     found = []
     for row in rows:
         if row["case"] == "text":

@@ -21,7 +21,7 @@ CONFIG = ImageProcessorConfig()
 Contenders = dict[str, Callable[[], object]]
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+def smooth_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Smooth colour with some noise, so that it compresses like a photo. uint8 (H, W, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def transformers_processor() -> Qwen2VLImageProcessor:
 
 
 def from_arrays(images: list[np.ndarray], processor: Qwen2VLImageProcessor) -> Contenders:
-    """Decoded pictures, uint8 (H, W, 3) each, to what each tower takes (and to the same format)."""
+    """Decoded images, uint8 (H, W, 3) each, to what each tower takes (and to the same format)."""
     return {
         "transformers": lambda: processor(images=images, return_tensors="pt")["pixel_values"],
         "ours": lambda: ours_uint8(images),
@@ -100,8 +100,8 @@ def main() -> None:
         arguments.repeats = 3
     torch.set_num_threads(arguments.threads)
     processor = transformers_processor()
-    small, photo = picture(480, 640), picture(1080, 1920)
-    batch = [picture(480, 640, seed) for seed in range(8)]
+    small, photo = smooth_image(480, 640), smooth_image(1080, 1920)
+    batch = [smooth_image(480, 640, seed) for seed in range(8)]
     rows = [
         run("640x480, from JPEG", from_jpeg([jpeg(small)], processor), arguments.repeats),
         run("1920x1080, from JPEG", from_jpeg([jpeg(photo)], processor), arguments.repeats),

@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.reference_engine [--quick]`` from the repository root. Every contender runs in
 a process of its own and they take turns. One round is: N requests at once, each a drawing and the
-schema of the ImageAnalysis task, from the picture's pixels to the last token, so pre-processing,
-vision tower, prompt and answer all count. Every picture is new to the engine, whose memory of
-pictures is off. transformers gets the N prompts as one batch, padded on the left.
+schema of the ImageAnalysis task, from the image's pixels to the last token, so pre-processing,
+vision tower, prompt and answer all count. Every image is new to the engine, whose memory of
+images is off. transformers gets the N prompts as one batch, padded on the left.
 
 Peers run where their packages are installed (``pip install mistralrs xllamacpp gguf``), on the
 bundled model in float32 and one request after the other.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import Sample, environment, markdown, write_results
-from benchmarks.contenders import Contender, Ours, Round, Transformers, pictures
+from benchmarks.contenders import Contender, Ours, Round, Transformers, drawings
 from benchmarks.peers import LlamaCpp, MistralRs
 from benchmarks.random_model import write_random_model
 from service.wiring import BUNDLED_MODEL
@@ -86,7 +86,7 @@ def serve(name: str, folder: Path, dtype: str, max_tokens: int) -> None:
     print("@" + json.dumps("ready"), flush=True)
     for line in sys.stdin:
         first, count = map(int, line.split())
-        shown = pictures(first, count)
+        shown = drawings(first, count)
         before = time.process_time()
         result = replace(contender.run(shown), cpu_s=time.process_time() - before)
         print("@" + json.dumps(asdict(result)), flush=True)

@@ -14,7 +14,7 @@ from benchmarks.targets import TARGETS, Row
 
 TITLES = {
     "mrope": "Positions (mRoPE packing)",
-    "preprocess": "Pre-processing of pictures",
+    "preprocess": "Pre-processing of images",
     "encoder": "Vision tower",
     "reference_engine": "Reference engine",
     "server_overhead": "Overhead of the server",

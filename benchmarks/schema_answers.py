@@ -2,7 +2,7 @@
 
 ``python -m benchmarks schema_answers [--schemas FILE.jsonl]``. A server in a process of its own, the
 reference engine on the bundled model; each schema is asked once at each temperature without a
-picture. High ones give text that means nothing and tries everything that the grammar lets through,
+image. High ones give text that means nothing and tries everything that the grammar lets through,
 lower ones other text, with more of what the model has learnt. Each OK answer is
 judged by jsonschema alone, with none of our code: read strictly, then validated against the schema as
 it was sent. That happens in a process that is killed where a regular expression does not end.
@@ -236,7 +236,7 @@ def write_details(path: Path, cases: Sequence[Case], calls: Sequence[Call]) -> N
 
 
 NOTES = """`qwen3vl serve` with the reference engine on the bundled model; an answer to each schema at each \
-temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time, no picture; max_schema_bytes \
+temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time, no image; max_schema_bytes \
 {bytes}, max_regex_length {regex}; {minutes_taken:.0f} minutes. schemas: those that were not refused before \
 generation. OK answers are judged by jsonschema's own validator for the draft that the schema names, on JSON read \
 strictly (no duplicate keys, no NaN, exact decimals), none of our code; not judged: it cannot, because Python's \

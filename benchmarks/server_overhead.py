@@ -277,10 +277,10 @@ def main() -> None:
     notes = (
         f"{verdict(rows)} Each cell: {arguments.rounds} rounds of {arguments.seconds:g} s, the "
         "servers taking turns; calls/s as median (slowest-fastest round), latencies over all "
-        "calls. CPU: processor time of the server per call, all threads; for a picture it splits "
+        "calls. CPU: processor time of the server per call, all threads; for an image it splits "
         "into that of echo (transport), that of decoding alone and the rest, which is our own; at "
         "1 MB most of it are page faults: memory of the decoder goes back to the system between "
-        "pictures of different sizes. Client and server share the machine."
+        "images of different sizes. Client and server share the machine."
     )
     write_results("server_overhead", rows, notes)
     print(environment())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qwen3vl import CallError, Client
-from tests.service.harness import picture, running
+from tests.service.harness import image_bytes, running
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "docs/clients.md", ROOT / "clients/python/README.md"]
@@ -25,7 +25,7 @@ PROGRAMS = [
 async def test_a_program_of_the_page_runs(
     program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "image.png").write_bytes(picture(file_format="PNG"))
+    (tmp_path / "image.png").write_bytes(image_bytes(file_format="PNG"))
     program = program.replace('"examples/', f'"{ROOT}/examples/')
     program = program.replace('"image.png"', repr(str(tmp_path / "image.png")))
     assert "localhost:50051" in program

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from service.types import GenerateRequest, Image, ImageSource, Sampling
-from tests.service.engines.conformance import picture as noise
+from tests.service.engines.conformance import random_image as noise
 from tests.service.engines.conformance import request
 
 FIELD = "images[0].data"
@@ -47,11 +47,11 @@ def with_images(count: int, tokens: int) -> list[GenerateRequest]:
 
 def analyses(count: int) -> list[GenerateRequest]:
     """AnalyzeImage on drawings that the bundled model was not trained on."""
-    from examples.drawings.evaluate import picture
+    from examples.drawings.evaluate import encoded_drawing
     from examples.drawings.scenes import HELD_OUT_SEED, scene
 
     seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-    return [analysis(Image(decoded(picture(scene(seed), seed)))) for seed in seeds]
+    return [analysis(Image(decoded(encoded_drawing(scene(seed), seed)))) for seed in seeds]
 
 
 def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:

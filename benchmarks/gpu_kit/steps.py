@@ -22,7 +22,7 @@ from tests.service.engines.conformance import (
     answer,
     first_chunk,
     fits,
-    picture,
+    random_image,
     request,
     until,
 )
@@ -44,7 +44,7 @@ async def load(worker: Worker) -> None:
     engine = await worker.engine()
     details = engine.capabilities.details
     worker.check("DeepStack", details["deepstack"], "on", details["deepstack"] == "on")
-    text, reason, usage = await answer(engine, request("Describe the image.", picture(1)))
+    text, reason, usage = await answer(engine, request("Describe the image.", random_image(1)))
     worker.figures |= {"answer": text, "finish_reason": reason, "usage": usage}
     worker.check("tokens of an answer", usage.output_tokens, "> 0", usage.output_tokens > 0)
 
@@ -200,14 +200,14 @@ async def check_prefix_cache(worker: Worker, engine: Any, words: str) -> None:
     """The same prompt again gives the same answer, with a part from the cache; another image does not
     take that image's part."""
     native = engine._ready().host.native
-    one = request(words, picture(3, 256, 256), max_tokens=4)
+    one = request(words, random_image(3, 256, 256), max_tokens=4)
     first = await answer(engine, one)
     before = native.get_schedule_metrics().prefix_cache_hit_rate
     again = await answer(engine, one)
     after = native.get_schedule_metrics().prefix_cache_hit_rate
     worker.check("an answer from the prefix cache", again[0], first[0], again == first)
     worker.check("hit rate of the prefix cache", after, f"> {before}", after > before)
-    other = await answer(engine, request(words, picture(4, 256, 256), max_tokens=4))
+    other = await answer(engine, request(words, random_image(4, 256, 256), max_tokens=4))
     worker.check("tokens of a prompt with another image", other[2].prompt_tokens,
                  f"{first[2].prompt_tokens}", other[2].prompt_tokens == first[2].prompt_tokens)  # fmt: skip
 
@@ -215,7 +215,9 @@ async def check_prefix_cache(worker: Worker, engine: Any, words: str) -> None:
 async def check_chunks(worker: Worker, engine: Any, count: int) -> None:
     """Prompts longer than a prefill chunk, with images on both sides of the cuts: at once as alone."""
     requests = [
-        request("word " * 300, picture(n, 224, 224), picture(n + 1, 160, 96), max_tokens=16)
+        request(
+            "word " * 300, random_image(n, 224, 224), random_image(n + 1, 160, 96), max_tokens=16
+        )
         for n in range(count)
     ]
     alone = [(await asking.ask(engine, one)).tokens for one in requests]
@@ -238,7 +240,7 @@ async def check_cancellations(worker: Worker, engine: Any, count: int, at_once: 
     expected = await answer(engine, sane)
 
     async def cancelled(number: int) -> None:
-        one = request("word " * 50, picture(number % 5), max_tokens=800)
+        one = request("word " * 50, random_image(number % 5), max_tokens=800)
         chunks = await first_chunk(engine, one)
         begun = time.monotonic()
         await chunks.aclose()
@@ -281,7 +283,9 @@ async def check_memory(worker: Worker, engine: Any, warm: int, count: int) -> No
     async def some(first: int, number: int) -> tuple[int, int]:
         for begin in range(first, first + number, 25):
             numbers = range(begin, min(begin + 25, first + number))
-            ones = (request("What?", picture(n, 64 + n % 200, 96), max_tokens=4) for n in numbers)
+            ones = (
+                request("What?", random_image(n, 64 + n % 200, 96), max_tokens=4) for n in numbers
+            )
             await asyncio.gather(*(answer(engine, one) for one in ones))
         return torch.cuda.mem_get_info()[0], process.memory_info().rss
 
@@ -335,12 +339,12 @@ async def check_overhead(worker: Worker, engine: Any, turns: int) -> None:
 
     async def round_of(on: bool, counted: bool) -> None:
         with _hooked(on):
-            shown = [picture(next(numbers), side, side) for _ in range(4)]
+            shown = [random_image(next(numbers), side, side) for _ in range(4)]
             took = {
                 "prefill": await _took(engine, request("What?", *shown, max_tokens=1)),
                 "decode": await _took(
                     engine,
-                    request("What?", picture(next(numbers), 64, 64), max_tokens=sizes.decode),
+                    request("What?", random_image(next(numbers), 64, 64), max_tokens=sizes.decode),
                 ),
             }
         if counted:

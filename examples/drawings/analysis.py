@@ -50,7 +50,7 @@ def move(facts: Keyframes) -> str:
 
 
 def mood(facts: Scene) -> str:
-    """Few objects make a calm picture, many a lively one; at night both are stranger."""
+    """Few objects make a calm image, many a lively one; at night both are stranger."""
     few = len(facts.objects) <= 2
     if facts.lighting == "day":
         return "calm" if few else "lively"

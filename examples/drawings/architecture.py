@@ -18,7 +18,7 @@ PATCH = 16
 MERGE = 2
 MIN_PIXELS = 160 * 256
 MAX_PIXELS = 256 * 256
-"""Area limits of the image processor: every picture with an aspect ratio up to 2:1 lands on sides
+"""Area limits of the image processor: every image with an aspect ratio up to 2:1 lands on sides
 of 160 to 320 pixels, the sizes seen in training (40 to 64 image tokens)."""
 
 RESIDUAL_OUTPUTS = ("o_proj", "down_proj", "attn.proj", "mlp.linear_fc2")

@@ -1,8 +1,8 @@
-"""Picture features put in other places, so that nothing but order and mRoPE says where things are.
+"""Image features put in other places, so that nothing but order and mRoPE says where things are.
 
-The nine cells of a picture change places: the three columns among themselves, the three rows among
+The nine cells of an image change places: the three columns among themselves, the three rows among
 themselves, in all feature streams alike. The right answer is that of the scene with its objects in
-the new cells. What features say about their own place in the picture is then worth nothing, and the
+the new cells. What features say about their own place in the image is then worth nothing, and the
 decoder has to learn to read places from the positions of tokens.
 
 Objects are marked at the central token of their cell (`cell_tokens`), so that features one token
@@ -30,12 +30,12 @@ LATE = 0.2
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where the merged tokens of a picture go."""
+    """Where the merged tokens of an image go."""
 
     source: Tensor
-    """(T,): the token of the picture whose features each token gets."""
+    """(T,): the token of the image whose features each token gets."""
     cells: tuple[int, ...]
-    """Cell of the picture -> cell in which its object counts as being."""
+    """Cell of the image -> cell in which its object counts as being."""
     marks: tuple[int, ...]
     """Cell -> token at which an object in it is marked."""
 
@@ -66,7 +66,7 @@ def cell_tokens(grid: Grid) -> list[int]:
 
 
 def arrange(grid: Grid, rng: random.Random, taken: set[int], share: float = SHARE) -> Arrangement:
-    """A random arrangement for pictures with objects in the cells `taken`; share 0: all in place.
+    """A random arrangement for images with objects in the cells `taken`; share 0: all in place.
 
     A late one would push an object of the last cell over the edge, hence `taken`.
     """
@@ -86,7 +86,7 @@ def arrange(grid: Grid, rng: random.Random, taken: set[int], share: float = SHAR
 
 
 def _source(grid: Grid, rows: list[int], columns: list[int]) -> Tensor:
-    """(T,) for thirds of the picture that come from the thirds `rows` and `columns` of it."""
+    """(T,) for thirds of the image that come from the thirds `rows` and `columns` of it."""
     down = _side(grid.rows // 2, rows)
     across = _side(grid.columns // 2, columns)
     return (torch.tensor(down)[:, None] * len(across) + torch.tensor(across)).flatten()

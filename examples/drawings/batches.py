@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from examples.drawings.analysis import analysis, dumps
 from examples.drawings.arrangements import SHARE, Arrangement, arrange
 from examples.drawings.conversations import SYSTEM_TEXTS, Prefix, Sequences, sequences
+from examples.drawings.images import GRIDS, training_images
 from examples.drawings.network import Grid
-from examples.drawings.pictures import GRIDS, training_pictures
 from examples.drawings.probes import place_targets, targets
 from examples.drawings.questions import BY_NAME, QUESTIONS, ask
 from examples.drawings.scenes import HELD_OUT_SEED, MAX_OBJECTS, POSITIONS, keyframes, scene
@@ -26,23 +26,23 @@ from service.tasks.image_analysis import PROMPT
 # kind of batch -> (drawings, questions about each): about five thousand tokens
 SHAPES = {"short": (16, 3), "analysis": (16, 1), "pair": (8, 2)}
 BATCHES_PER_ROUND = 4
-SHORT = [question for question in QUESTIONS if question.pictures == 1]
+SHORT = [question for question in QUESTIONS if question.images == 1]
 HARDER = {"count_color": 4, "count_shape": 6, "position": 5, "present": 6, "object_at": 3}
 SHORT_WEIGHTS = [HARDER.get(question.name, 1) for question in SHORT]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture, or two that are shown together, with the questions about it."""
+    """One image, or two that are shown together, with the questions about it."""
 
     texts: list[tuple[str, str]]
-    """Questions and answers; the answers are those of the arranged pictures."""
+    """Questions and answers; the answers are those of the arranged images."""
     pixels: list[np.ndarray[Any, Any]]
     labels: list[tuple[Tensor, Tensor]]
-    """For each picture the probe targets of the vision tower."""
+    """For each image the probe targets of the vision tower."""
     arrangement: Arrangement
     places: list[Tensor]
-    """For each picture the probe targets of the decoder."""
+    """For each image the probe targets of the decoder."""
 
     @property
     def longest(self) -> int:
@@ -51,14 +51,14 @@ class Drawing:
 
 @dataclass
 class VisionBatch:
-    """Pictures of one size and what the probes should find in them."""
+    """Images of one size and what the probes should find in them."""
 
     grid: Grid
     pixels: Tensor
     """(B, height, width, 3) uint8"""
     per_token: Tensor
     """(B, attributes, T)"""
-    picture: Tensor
+    image: Tensor
     """(B, 2)"""
 
 
@@ -67,11 +67,11 @@ class JointBatch:
     """Drawings with questions and answers; each drawing's questions are neighbours."""
 
     kind: str
-    pictures: VisionBatch
+    images: VisionBatch
     source: Tensor
-    """(pictures, T): the token whose features each image token gets, see `arrangements`."""
+    """(images, T): the token whose features each image token gets, see `arrangements`."""
     places: Tensor
-    """(pictures, 3, T): see `place_targets`."""
+    """(images, 3, T): see `place_targets`."""
     sequences: Sequences
     questions: int
     """Questions per drawing."""
@@ -84,8 +84,8 @@ def vision_batch(number: int, size: int, seed: int, rank: int = 0) -> VisionBatc
     pixels, labels = [], []
     for _ in range(size):
         drawing = rng.randrange(HELD_OUT_SEED)
-        facts = scene(drawing, len(POSITIONS))  # crowded pictures: more to learn from each
-        pixels += training_pictures([facts], drawing, grid, rng)
+        facts = scene(drawing, len(POSITIONS))  # crowded images: more to learn from each
+        pixels += training_images([facts], drawing, grid, rng)
         labels.append(targets(facts, grid))
     return _stack(grid, pixels, labels)
 
@@ -97,12 +97,12 @@ def _stack(
         grid,
         torch.from_numpy(np.stack(pixels)),
         torch.stack([per_token for per_token, _ in labels]),
-        torch.stack([picture for _, picture in labels]),
+        torch.stack([image for _, image in labels]),
     )
 
 
 def kind_of(rng: random.Random, progress: float) -> str:
-    """Short questions first; then the long prompt, then two pictures."""
+    """Short questions first; then the long prompt, then two images."""
     shares = {"short": 0.85, "analysis": 0.15, "pair": 0.0}
     if progress > 0.12:
         shares = {"short": 0.6, "analysis": 0.3, "pair": 0.1}
@@ -125,7 +125,7 @@ def joint_round(
     """Round `number` of `rounds` of the joint phase: batches of one kind, sorted by length.
 
     `kind` fixes the kind; drawings have seeds from `first_seed` to `first_seed` + 2**50; `share` of
-    them is arranged anew. All ranks get the same kinds and sizes of pictures, so that they take
+    them is arranged anew. All ranks get the same kinds and sizes of images, so that they take
     about the same time.
     """
     rng = random.Random(f"joint {seed} {number}")
@@ -156,7 +156,7 @@ def _joint_batch(kind: str, drawings: list[Drawing], prefix: Prefix, tokenizer: 
         kind,
         _stack(
             prefix.grid,
-            [picture for drawing in drawings for picture in drawing.pixels],
+            [image for drawing in drawings for image in drawing.pixels],
             [label for drawing in drawings for label in drawing.labels],
         ),
         torch.stack([d.arrangement.source for d in drawings for _ in d.pixels]),
@@ -175,9 +175,9 @@ def _single(
     share: float,
     rng: random.Random,
 ) -> Drawing:
-    """One picture with the long prompt, or with short questions."""
+    """One image with the long prompt, or with short questions."""
     shown = scene(drawing, most)
-    pixels = training_pictures([shown], drawing, grid, rng)
+    pixels = training_images([shown], drawing, grid, rng)
     arrangement = arrange(grid, rng, {thing.cell for thing in shown.objects}, share)
     facts = arrangement.scene(shown)
     if analyse:
@@ -195,11 +195,11 @@ def _pair(drawing: int, most: int, grid: Grid, share: float, rng: random.Random)
     shown = [frames.first, frames.second]
     move = rng.random() < 0.8
     if move:
-        pixels = training_pictures(shown, drawing, grid, rng)
+        pixels = training_images(shown, drawing, grid, rng)
     else:
         shown[1] = scene(drawing + 1, most)
-        pixels = training_pictures(shown[:1], drawing, grid, rng)
-        pixels += training_pictures(shown[1:], drawing + 1, grid, rng)
+        pixels = training_images(shown[:1], drawing, grid, rng)
+        pixels += training_images(shown[1:], drawing + 1, grid, rng)
     taken = {thing.cell for facts in shown for thing in facts.objects}
     arrangement = arrange(grid, rng, taken, share)
     first, second = (arrangement.scene(facts) for facts in shown)

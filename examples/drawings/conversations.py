@@ -1,7 +1,7 @@
-"""Token sequences of training: the chat format around pictures, question and answer.
+"""Token sequences of training: the chat format around images, question and answer.
 
 The same ids and mRoPE positions that the processor and `get_rope_index` of transformers give, laid
-out once per combination of grid, number of pictures and system text.
+out once per combination of grid, number of images and system text.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ PAD = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class Prefix:
-    """Everything before the question: system turn, start of the user turn, the pictures."""
+    """Everything before the question: system turn, start of the user turn, the images."""
 
     grid: Grid
-    pictures: int = 1
+    images: int = 1
     system: str = ""
 
     def text(self) -> str:
         system = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system else ""
-        picture = "<|vision_start|>" + "<|image_pad|>" * self.grid.tokens + "<|vision_end|>"
-        return f"{system}<|im_start|>user\n" + picture * self.pictures
+        image = "<|vision_start|>" + "<|image_pad|>" * self.grid.tokens + "<|vision_end|>"
+        return f"{system}<|im_start|>user\n" + image * self.images
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Sequences:
     ids: Tensor
     """(B, L)"""
     starts: list[int]
-    """Index of the first image token of each picture."""
+    """Index of the first image token of each image."""
     scored: Tensor
     """Flat indices into (B x L) of the places from which an answer token is predicted."""
     wanted: Tensor
@@ -57,17 +57,17 @@ class Sequences:
 
 
 def positions(grid: Grid, starts: list[int], length: int) -> Tensor:
-    """mRoPE positions (3, length) of text with pictures of one grid at `starts`."""
+    """mRoPE positions (3, length) of text with images of one grid at `starts`."""
     rows, columns = grid.rows // 2, grid.columns // 2
     steps = torch.arange(grid.tokens)
-    picture = torch.stack([steps * 0, steps // columns, steps % columns])
+    image = torch.stack([steps * 0, steps // columns, steps % columns])
     parts, used, base = [], 0, 0
     for start in [*starts, length]:
         gap = start - used
         parts.append(torch.arange(base, base + gap).expand(3, -1))
         base += gap
         if start < length:
-            parts.append(picture + base)
+            parts.append(image + base)
             base += max(rows, columns)
         used = start + grid.tokens
     return torch.cat(parts, 1)
@@ -101,7 +101,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def lay_out(features: Tensor, starts: list[int], length: int) -> Tensor:
-    """(B, pictures, T, D) features at their places in zeros of (B, length, D)."""
+    """(B, images, T, D) features at their places in zeros of (B, length, D)."""
     batch, _, tokens, width = features.shape
     parts, used = [], 0
     for index, start in enumerate(starts):

@@ -1,6 +1,6 @@
 """How many held-out drawings are answered right: `python -m examples.drawings.evaluate`.
 
-Everything goes through a real gRPC server: AnalyzeImage for pictures and pairs of keyframes, RunTask
+Everything goes through a real gRPC server: AnalyzeImage for images and pairs of keyframes, RunTask
 for the other questions. `--fault` breaks the engine on purpose and shows what each part is worth.
 """
 
@@ -54,7 +54,7 @@ class Score:
         return "\n".join(["| what | right, % | of |", "|---|---|---|", *rows])
 
 
-def picture(facts: Scene, seed: int) -> bytes:
+def encoded_drawing(facts: Scene, seed: int) -> bytes:
     """A PNG or JPEG file of the drawing, of a size and an aspect ratio that the seed decides."""
     rng = random.Random(f"size {seed}")
     short = rng.randint(128, 640)
@@ -77,7 +77,7 @@ async def score_analyses(stub: Any, count: int, pairs: bool = False) -> Score:
         facts = keyframes(seed) if pairs else scene(seed)
         frames = [facts.first, facts.second] if isinstance(facts, Keyframes) else [facts]
         request = pb.AnalyzeImageRequest(
-            images=[pb.Image(data=picture(frame, seed)) for frame in frames]
+            images=[pb.Image(data=encoded_drawing(frame, seed)) for frame in frames]
         )
         seen: Any = pb.ImageAnalysis()
         with contextlib.suppress(grpc.aio.AioRpcError):  # an error is a wrong answer
@@ -127,10 +127,10 @@ async def score_questions(stub: Any, count: int) -> Score:
     async def one(seed: int) -> None:
         rng = random.Random(f"question {seed}")
         for question in QUESTIONS:
-            frames, facts = _facts_for(question.name, question.pictures, seed)
+            frames, facts = _facts_for(question.name, question.images, seed)
             asked = ask(question, facts, rng)
             score.asked[question.name] += 1
-            images = [pb.Image(data=picture(frame, look)) for frame, look in frames]
+            images = [pb.Image(data=encoded_drawing(frame, look)) for frame, look in frames]
             with contextlib.suppress(grpc.aio.AioRpcError):
                 reply = await stub.RunTask(pb.RunTaskRequest(task=task(asked), images=images))
                 score.right[question.name] += _same(asked, reply.result)
@@ -139,14 +139,14 @@ async def score_questions(stub: Any, count: int) -> Score:
     return score
 
 
-def _facts_for(name: str, pictures: int, seed: int) -> tuple[list[tuple[Scene, int]], Any]:
-    """Each picture's scene with the seed of its look, and the facts that the question is about."""
+def _facts_for(name: str, images: int, seed: int) -> tuple[list[tuple[Scene, int]], Any]:
+    """Each image's scene with the seed of its look, and the facts that the question is about."""
     if name == "moved":
         pair = keyframes(seed)
         return [(pair.first, seed), (pair.second, seed)], pair
-    scenes = tuple(scene(seed + index) for index in range(pictures))
+    scenes = tuple(scene(seed + index) for index in range(images))
     frames = [(facts, seed + index) for index, facts in enumerate(scenes)]
-    return frames, scenes if pictures > 1 else scenes[0]
+    return frames, scenes if images > 1 else scenes[0]
 
 
 def task(asked: Asked) -> Any:
@@ -202,7 +202,7 @@ async def run(options: argparse.Namespace) -> None:
     async with serving(options.model, options.fault) as stub:
         if options.fault:
             print(f"Fault: {options.fault}, {FAULTS[options.fault].meaning}\n")
-        print("AnalyzeImage, one picture\n")
+        print("AnalyzeImage, one image\n")
         print((await score_analyses(stub, options.count)).table())
         if options.fault:
             return

@@ -61,7 +61,7 @@ FAULTS = {
         "height and width of mRoPE swapped", positions=lambda positions: positions[[0, 2, 1]]
     ),
     "positions-flat": Fault(
-        "all tokens of a picture at one position", positions=lambda positions: positions[[0, 0, 0]]
+        "all tokens of an image at one position", positions=lambda positions: positions[[0, 0, 0]]
     ),
 }
 """By name."""

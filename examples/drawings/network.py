@@ -1,10 +1,10 @@
 """Batched forward passes over the weights of a transformers Qwen3-VL model, for training.
 
-transformers packs pictures of any size into one sequence and builds masks for it. Training batches
-hold pictures of one size only, so the same computation is written here for whole batches: about
+transformers packs images of any size into one sequence and builds masks for it. Training batches
+hold images of one size only, so the same computation is written here for whole batches: about
 three times faster on a CPU. `tests/drawings/test_training.py` holds it to the transformers classes.
 
-Letters: B batch, P patches of a picture, T = P / 4 merged tokens, L sequence, D decoder width.
+Letters: B batch, P patches of an image, T = P / 4 merged tokens, L sequence, D decoder width.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from examples.drawings.architecture import MERGE, PATCH
 
 @dataclass(frozen=True)
 class Grid:
-    """Patches of a picture: `rows` x `columns`, both even."""
+    """Patches of an image: `rows` x `columns`, both even."""
 
     rows: int
     columns: int
@@ -59,7 +59,7 @@ def vision_tables(vision_tower: Any, grid: Grid) -> tuple[Tensor, Tensor, Tensor
 def patchify(pixels: Tensor) -> Tensor:
     """(B, height, width, 3) uint8 -> (B, P, 768), normalised, each 2x2 merge block contiguous.
 
-    One frame only: a still picture is doubled in time, so that the two frames' weights add up.
+    One frame only: a still image is doubled in time, so that the two frames' weights add up.
     """
     batch, height, width, _ = pixels.shape
     blocks = pixels.float().div(127.5).sub(1).permute(0, 3, 1, 2)
@@ -105,7 +105,7 @@ def vision_block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor
 def vision_features(
     tower: Any, pixels: Tensor, indices: Tensor, weights: Tensor, cos: Tensor, sin: Tensor
 ) -> list[Tensor]:
-    """uint8 pictures -> the merged features and each DeepStack feature, (B, T, D) each."""
+    """uint8 images -> the merged features and each DeepStack feature, (B, T, D) each."""
     patches = patchify(pixels)
     projection = tower.patch_embed.proj
     kernel = projection.weight.sum(2).flatten(1)  # sum over the two equal frames
@@ -126,10 +126,10 @@ def decoder_states(
 ) -> list[Tensor]:
     """States (B, L, D) behind each layer, the last one normed.
 
-    For right-padded sequences whose pictures share their places.
+    For right-padded sequences whose images share their places.
 
     features: merged and DeepStack features already laid out over the sequence, (B, L, D), zero
-    where there is no picture; is_image: (L, 1), one at image tokens; cos, sin: (L, head size).
+    where there is no image; is_image: (L, 1), one at image tokens; cos, sin: (L, head size).
     """
     hidden, states = decoder.embed_tokens(ids) * (1 - is_image) + features[0], []
     for index, layer in enumerate(decoder.layers):

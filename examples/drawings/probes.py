@@ -4,7 +4,7 @@ Each feature stream of the vision tower gets attributes of its own: scene and li
 features; colour, size and shape in the three DeepStack features. So an engine that drops, swaps or
 delays a DeepStack feature answers visibly wrong.
 
-Where objects are, their order and what changed between two pictures are for the decoder to find out
+Where objects are, their order and what changed between two images are for the decoder to find out
 from the positions of tokens. Heads on its image tokens, half-way up, teach it that sooner.
 """
 
@@ -24,7 +24,7 @@ TOKEN_PROBES = {
     "size": (2, 1 + len(SIZES)),
     "shape": (3, 1 + len(SHAPES)),
 }
-PICTURE_PROBES = {"scene": len(SCENES), "lighting": len(LIGHTING)}
+IMAGE_PROBES = {"scene": len(SCENES), "lighting": len(LIGHTING)}
 PLACE_PROBES = {"position": 1 + CELLS, "rank": 1 + CELLS, "change": 3}
 """Read from the decoder. Class 0: no object here, no change; a change is 1 arrived, 2 left."""
 PLACE_LAYER = 1
@@ -32,7 +32,7 @@ PLACE_LAYER = 1
 
 
 def targets(facts: Scene, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Classes per token, (attributes, T), and of the whole picture, (2,)."""
+    """Classes per token, (attributes, T), and of the whole image, (2,)."""
     per_token = torch.zeros(len(TOKEN_PROBES), grid.tokens, dtype=torch.long)
     tokens = cell_tokens(grid)
     for thing in facts.objects:
@@ -42,12 +42,12 @@ def targets(facts: Scene, grid: Grid) -> tuple[Tensor, Tensor]:
             SHAPES.index(thing.shape),
         )
         per_token[:, tokens[thing.cell]] = torch.tensor(labels) + 1
-    picture = (list(SCENES).index(facts.place), list(LIGHTING).index(facts.lighting))
-    return per_token, torch.tensor(picture)
+    image = (list(SCENES).index(facts.place), list(LIGHTING).index(facts.lighting))
+    return per_token, torch.tensor(image)
 
 
 def place_targets(frames: list[Scene], arrangement: Arrangement) -> list[Tensor]:
-    """For each arranged picture of a drawing the classes of PLACE_PROBES per token, (3, T)."""
+    """For each arranged image of a drawing the classes of PLACE_PROBES per token, (3, T)."""
     tokens = len(arrangement.source)
     labels, before = [], None
     for facts in frames:
@@ -70,11 +70,11 @@ class Probes(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         heads = {name: classes for name, (_, classes) in TOKEN_PROBES.items()}
-        heads |= PICTURE_PROBES | PLACE_PROBES
+        heads |= IMAGE_PROBES | PLACE_PROBES
         self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in heads.items()})
 
     def forward(
-        self, features: list[Tensor], per_token: Tensor, picture: Tensor
+        self, features: list[Tensor], per_token: Tensor, image: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss, and the accuracy of each attribute where there is an object."""
         loss = features[0].new_zeros((), dtype=torch.float32)
@@ -83,10 +83,10 @@ class Probes(nn.Module):
             more, accuracy[name] = self._per_token(name, features[stream], per_token[:, index])
             loss = loss + more
         mean = features[0].float().mean(1)
-        for index, name in enumerate(PICTURE_PROBES):
+        for index, name in enumerate(IMAGE_PROBES):
             logits = self.heads[name](mean).float()
-            loss = loss + F.cross_entropy(logits, picture[:, index])
-            accuracy[name] = (logits.argmax(-1) == picture[:, index]).float().mean()
+            loss = loss + F.cross_entropy(logits, image[:, index])
+            accuracy[name] = (logits.argmax(-1) == image[:, index]).float().mean()
         return loss, accuracy
 
     def places(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -104,7 +104,7 @@ class Probes(nn.Module):
         entropy = F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
         present = (wanted > 0).float()
         absent = 1 - present
-        count = present.sum().clamp(min=1)  # single pictures have no change
+        count = present.sum().clamp(min=1)  # single images have no change
         loss = (entropy * present).sum() / count + (entropy * absent).sum() / absent.sum()
         right = (logits.argmax(-1) == wanted).float()
         return loss, (right * present).sum() / count

@@ -36,7 +36,7 @@ class Question:
     """JSON schema of the answer; None where the answer is one of `choices` as plain text."""
     answer: Callable[[Any, random.Random], Answered]
     choices: tuple[str, ...] = ()
-    pictures: int = 1
+    images: int = 1
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _colors(facts: Scene, rng: random.Random) -> Answered:
 
 
 def _name(facts: Scene, rng: random.Random) -> str:
-    """Mostly the name of one object of the picture, else of any, which may not be there."""
+    """Mostly the name of one object of the image, else of any, which may not be there."""
     names = [thing.name for thing in facts.objects]
     unique = [name for name in names if names.count(name) == 1]
     if unique and rng.random() < 0.75:
@@ -310,7 +310,7 @@ QUESTIONS = (
         ),
         _object(first=COUNT, second=COUNT),
         _counts,
-        pictures=2,
+        images=2,
     ),
     Question(
         "moved",
@@ -323,10 +323,10 @@ QUESTIONS = (
             **{"from": _one_of(POSITIONS), "to": _one_of(POSITIONS)},
         ),
         _moved,
-        pictures=2,
+        images=2,
     ),
 )
-"""All kinds of questions. The facts that an answer needs: a Scene for one picture; for two, a pair
+"""All kinds of questions. The facts that an answer needs: a Scene for one image; for two, a pair
 of scenes ("counts") or Keyframes ("moved")."""
 
 BY_NAME = {question.name: question for question in QUESTIONS}

@@ -1,7 +1,7 @@
-"""Procedural drawings: a seed gives the facts of a scene and a picture that shows them.
+"""Procedural drawings: a seed gives the facts of a scene and an image that shows them.
 
-The facts are a pure function of the seed alone; the picture is a pure function of the facts, the
-seed and the size. Coordinates are relative to the picture, so a scene looks the same at any size.
+The facts are a pure function of the seed alone; the image is a pure function of the facts, the
+seed and the size. Coordinates are relative to the image, so a scene looks the same at any size.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one picture; objects are in cell order."""
+    """The facts of one image; objects are in cell order."""
 
     place: str
     lighting: str
@@ -80,14 +80,14 @@ class Scene:
 
 @dataclass(frozen=True)
 class Keyframes:
-    """Two pictures of one scene between which one object has moved to another cell."""
+    """Two images of one scene between which one object has moved to another cell."""
 
     first: Scene
     second: Scene
     moved: Thing
-    """The moved object where it was in the first picture."""
+    """The moved object where it was in the first image."""
     target: int
-    """The cell where it is in the second picture."""
+    """The cell where it is in the second image."""
 
 
 def scene(seed: int, max_objects: int = MAX_OBJECTS) -> Scene:
@@ -117,7 +117,7 @@ def keyframes(seed: int, max_objects: int = MAX_OBJECTS) -> Keyframes:
 
 
 def draw(facts: Scene, seed: int, size: tuple[int, int] = (192, 192)) -> Image.Image:
-    """Picture of `facts`, `size` = (width, height) in pixels.
+    """Image of `facts`, `size` = (width, height) in pixels.
 
     The seed decides what the facts leave open: shades, horizon, exact places inside the cells.
     """

@@ -43,7 +43,7 @@ def corpus() -> Iterator[str]:
         yield dumps(analysis(drawing if seed % 8 == 0 else drawing.first))
         for question in QUESTIONS:
             facts: Any = drawing.first
-            if question.pictures == 2:
+            if question.images == 2:
                 facts = drawing if question.name == "moved" else (drawing.first, drawing.second)
             asked = ask(question, facts, rng)
             yield f"{asked.prompt}\n{asked.answer}"

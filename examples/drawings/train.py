@@ -72,10 +72,10 @@ def train_vision(trainer: Trainer) -> None:
         trainer.average.update(trainer.model)
         trainer.step += 1
         if trainer.step % LOG_EVERY == 0:
-            pictures = (trainer.step - first) * options.vision_batch * trainer.world
-            speed = pictures / (time.monotonic() - started)
+            images = (trainer.step - first) * options.vision_batch * trainer.world
+            speed = images / (time.monotonic() - started)
             log(f"vision {trainer.step}/{options.vision_steps} loss {loss.item():.4f}"
-                f" {shown(accuracy)} lr {lr:.2e} {speed:.0f} pictures/s")  # fmt: skip
+                f" {shown(accuracy)} lr {lr:.2e} {speed:.0f} images/s")  # fmt: skip
         trainer.save_when_due()
     trainer.finish("joint")
 
@@ -124,7 +124,7 @@ def joint_step(trainer: Trainer, batch: JointBatch, lr: float) -> dict[str, Tens
     """One update; returns what to log."""
     options = trainer.options
     with torch.autocast(options.device, torch.bfloat16):
-        features, probe_loss, accuracy = trainer.see(batch.pictures)
+        features, probe_loss, accuracy = trainer.see(batch.images)
         logits, seen = trainer.answer(batch, features)
         place_loss, places = trainer.probes.places(seen, batch.places.to(options.device))
     logits = logits.float()
@@ -154,7 +154,7 @@ def exact_answers(trainer: Trainer, batches: list[JointBatch]) -> dict[str, Tens
     results: dict[str, list[Tensor]] = {}
     for batch in batches:
         with torch.autocast(trainer.options.device, torch.bfloat16):
-            logits, _ = trainer.answer(batch, trainer.see(batch.pictures)[0])
+            logits, _ = trainer.answer(batch, trainer.see(batch.images)[0])
         wrong = (logits.argmax(-1).cpu() != batch.sequences.wanted).float()
         rows, length = batch.sequences.ids.shape
         errors = torch.zeros(rows).index_add(0, batch.sequences.scored // length, wrong)

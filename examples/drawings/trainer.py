@@ -108,20 +108,20 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def see(self, batch: VisionBatch) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
-        """Features of the pictures, probe loss and probe accuracies."""
+        """Features of the images, probe loss and probe accuracies."""
         device = self.options.device
         tables = [table.to(device) for table in vision_tables(self.tower, batch.grid)]
         features = vision_features(self.tower, batch.pixels.to(device), *tables)
-        loss, accuracy = self.probes(features, batch.per_token.to(device), batch.picture.to(device))
+        loss, accuracy = self.probes(features, batch.per_token.to(device), batch.image.to(device))
         return features, loss, accuracy
 
     def answer(self, batch: JointBatch, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (answer tokens, vocabulary) at the places of `batch.sequences.scored`.
 
-        And the states of the pictures' tokens in the middle of the decoder, (pictures, T, D).
+        And the states of the images' tokens in the middle of the decoder, (images, T, D).
         """
         sequences = batch.sequences
-        length, count = sequences.ids.shape[1], sequences.prefix.pictures
+        length, count = sequences.ids.shape[1], sequences.prefix.images
         source = batch.source.to(self.options.device)[..., None]
         spread = []
         for feature in features:
@@ -136,7 +136,7 @@ class Trainer:
             *self._decoder_tables(sequences),
         )
         scored = states[-1].flatten(0, 1).index_select(0, sequences.scored.to(self.options.device))
-        middle = states[PLACE_LAYER][:: batch.questions]  # the questions come after the pictures
+        middle = states[PLACE_LAYER][:: batch.questions]  # the questions come after the images
         tokens = sequences.prefix.grid.tokens
         seen = torch.stack([middle[:, start : start + tokens] for start in sequences.starts], 1)
         return F.linear(scored, self.decoder.embed_tokens.weight), seen.flatten(0, 1)

@@ -2,7 +2,7 @@
 
 name: count-people            # optional; the file's name without its ending
 description: Counts people.
-user: How many people are in the picture? Answer with JSON.
+user: How many people are in the image? Answer with JSON.
 needs_image: true
 property_order: any           # optional, of a json_schema; declared, or any. None: the server's
 json_schema:                  # at most one of json_schema, regex, ebnf, choice; none: any text
@@ -10,7 +10,7 @@ json_schema:                  # at most one of json_schema, regex, ebnf, choice;
   properties: {people: {type: integer, minimum: 0}}
   required: [people]
 examples:                     # optional: see `service.tasks.examples`
-  - user: How many people are in the picture? Answer with JSON.
+  - user: How many people are in the image? Answer with JSON.
     images: [crowd.jpg]
     assistant: '{"people": 31}'
 """

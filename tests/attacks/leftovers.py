@@ -12,12 +12,14 @@ import gc
 import psutil
 
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from tests.service.harness import failure, inline, picture, run_request, running
+from tests.service.harness import failure, image_bytes, inline, run_request, running
 
 
 async def growth_mib(calls: int, images: int, side: int) -> float:
     """MiB that the process has grown by after calls whose answer is cut."""
-    request: pb.RunTaskRequest = run_request(inline(), [picture(side, side)] * images, max_tokens=1)
+    request: pb.RunTaskRequest = run_request(
+        inline(), [image_bytes(side, side)] * images, max_tokens=1
+    )
     process = psutil.Process()
     async with running() as server:
         for _ in range(2):

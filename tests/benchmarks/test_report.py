@@ -74,11 +74,11 @@ def test_the_worst_row_counts_unless_the_user_has_the_choice() -> None:
     assert more.measured([]) is None
 
 
-def test_the_plot_is_a_picture_and_always_the_same(tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_plot(tmp_path: Path) -> None:
     written(tmp_path, mrope=mrope(30.0))
     first = (tmp_path / PLOT).read_bytes()
     assert ET.fromstring(first).tag.endswith("svg")
-    assert b"16384 tokens, pictures: 8" in first
+    assert b"16384 tokens, images: 8" in first
     written(tmp_path, mrope=mrope(30.0))
     assert (tmp_path / PLOT).read_bytes() == first
 

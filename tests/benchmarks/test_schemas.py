@@ -56,13 +56,13 @@ def test_each_outcome_counts_where_it_belongs() -> None:
 def test_each_schema_is_drawn_once(tmp_path: Path) -> None:
     found = row("ours", OUTCOMES)
     assert list(parts(found).values()) == [2, 1, 2, 2, 2]
-    picture = tmp_path / "plot.svg"
-    assert write_outcome_plot({"maskbench": {"rows": [found]}}, picture)
-    first = picture.read_bytes()
+    plot = tmp_path / "plot.svg"
+    assert write_outcome_plot({"maskbench": {"rows": [found]}}, plot)
+    first = plot.read_bytes()
     assert ET.fromstring(first).tag.endswith("svg")
-    write_outcome_plot({"maskbench": {"rows": [found]}}, picture)
-    assert picture.read_bytes() == first
-    assert not write_outcome_plot({}, picture)
+    write_outcome_plot({"maskbench": {"rows": [found]}}, plot)
+    assert plot.read_bytes() == first
+    assert not write_outcome_plot({}, plot)
 
 
 def test_a_collection_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ from qwen3vl.v1.vision_pb2_grpc import (
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as service_pb
 from tests.service.certificates import Authority
-from tests.service.harness import Running, picture, running, until
+from tests.service.harness import Running, image_bytes, running, until
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clients" / "python"
@@ -84,7 +84,7 @@ def stream() -> pb.StreamTaskRequest:
 
 async def test_every_method_calls(call: Both) -> None:
     methods = service_pb.DESCRIPTOR.services_by_name["VisionService"].methods
-    image = pb.Image(data=picture())
+    image = pb.Image(data=image_bytes())
     requests: dict[str, Any] = {
         "analyze_image": pb.AnalyzeImageRequest(images=[image]),
         "run_task": task(),
@@ -160,7 +160,7 @@ async def test_no_retry_where_it_is_off_or_the_deadline_is_before_it(call: Both)
 @pytest.mark.parametrize("size", [0, 600_000], ids=["small", "above the default of gRPC"])
 async def test_grpc_makes_a_call_again_while_the_model_loads(call: Both, size: int) -> None:
     """Its own policy, also for a request that it would not keep by default."""
-    request = task(images=[pb.Image(data=picture() + bytes(size))] if size else [])
+    request = task(images=[pb.Image(data=image_bytes() + bytes(size))] if size else [])
     async with running(load=False) as started:
         error = await call.error(started, "run_task", request, attempts=1)
         assert error.reason == "ENGINE_LOADING"

@@ -29,7 +29,7 @@ def words() -> Any:
 
 
 def facts_for(question: Question, seed: int) -> Any:
-    if question.pictures == 1:
+    if question.images == 1:
         return scene(seed)
     return keyframes(seed) if question.name == "moved" else (scene(seed), scene(seed + 1))
 

@@ -1,4 +1,4 @@
-"""Pictures arranged anew: features and answers move together, whatever the grid."""
+"""Images arranged anew: features and answers move together, whatever the grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from examples.drawings import tokenizer
 from examples.drawings.arrangements import CELLS, Arrangement, arrange, cell_tokens
 from examples.drawings.batches import joint_round
-from examples.drawings.pictures import GRIDS
+from examples.drawings.images import GRIDS
 from examples.drawings.probes import PLACE_PROBES, place_targets, targets
 from examples.drawings.scenes import HELD_OUT_SEED, POSITIONS, Keyframes, keyframes, scene
 from service.wiring import BUNDLED_MODEL
@@ -68,7 +68,7 @@ def test_share_zero_leaves_everything_in_place() -> None:
         assert list(arrangement.marks) == cell_tokens(grid)
 
 
-def test_a_late_arrangement_is_the_picture_one_token_later_and_one_cell_further() -> None:
+def test_a_late_arrangement_is_the_image_one_token_later_and_one_cell_further() -> None:
     found = [
         (grid, arrangement)
         for grid, arrangement in (arranged(seed, {0}) for seed in range(300))
@@ -138,7 +138,7 @@ def test_a_batch_answers_for_its_arrangement() -> None:
                 cells = [POSITIONS.index(phrase.partition(" at ")[2]) for phrase in objects]
                 found = places[0][places[0] > 0] - 1
                 assert sorted(cells) == sorted(found.tolist())
-                marked = batch.pictures.per_token[row, 0][source] > 0
+                marked = batch.images.per_token[row, 0][source] > 0
                 assert torch.equal(marked, places[0] > 0)
                 moved += source.tolist() != list(range(len(source)))
     assert moved > 60

@@ -63,13 +63,13 @@ def test_transformers_loads_it(exported: tuple[Path, Any]) -> None:
     assert loaded.config.text_config.rope_parameters["mrope_interleaved"] is True
 
 
-def test_the_processor_reads_pictures_and_chat(exported: tuple[Path, Any]) -> None:
+def test_the_processor_reads_images_and_chat(exported: tuple[Path, Any]) -> None:
     folder, _ = exported
     processor = AutoProcessor.from_pretrained(folder)
-    picture = draw(scene(1), 1, (300, 200))
+    image = draw(scene(1), 1, (300, 200))
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
     text = processor.apply_chat_template([turn], add_generation_prompt=True)
-    values = processor(images=[picture], text=[text], return_tensors="pt")
+    values = processor(images=[image], text=[text], return_tensors="pt")
     _, rows, columns = values["image_grid_thw"][0].tolist()
     image = token_ids(folder)["<|image_pad|>"]
     assert int((values["input_ids"] == image).sum()) == rows * columns // 4

@@ -1,4 +1,4 @@
-"""Drawings are pure functions of their seed, and the picture shows what the facts say."""
+"""Drawings are pure functions of their seed, and the image shows what the facts say."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.drawings.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
-from examples.drawings.pictures import GRIDS, training_pictures
+from examples.drawings.images import GRIDS, training_images
 from examples.drawings.scenes import (
     COLORS,
     HELD_OUT_SEED,
@@ -66,14 +66,14 @@ def test_the_facts_are_a_function_of_the_seed(seed: int, most: int) -> None:
 
 @settings(max_examples=15)
 @given(SEEDS)
-def test_the_picture_is_a_function_of_facts_seed_and_size(seed: int) -> None:
+def test_the_image_is_a_function_of_facts_seed_and_size(seed: int) -> None:
     facts = scene(seed)
     state = random.getstate()
-    picture = draw(facts, seed, (200, 150))
-    assert picture.size == (200, 150)
-    assert picture.tobytes() == draw(facts, seed, (200, 150)).tobytes()
+    image = draw(facts, seed, (200, 150))
+    assert image.size == (200, 150)
+    assert image.tobytes() == draw(facts, seed, (200, 150)).tobytes()
     assert random.getstate() == state, "the global generator was used"
-    assert picture.tobytes() != draw(facts, seed + 1, (200, 150)).tobytes()
+    assert image.tobytes() != draw(facts, seed + 1, (200, 150)).tobytes()
 
 
 @pytest.mark.parametrize("size", [(192, 192), (320, 200), (160, 288)])
@@ -131,10 +131,10 @@ def test_training_grids_are_what_the_processor_makes() -> None:
         assert smart_resize(height, width, factor, MIN_PIXELS, MAX_PIXELS) == (height, width)
 
 
-def test_training_pictures_have_the_size_of_the_grid() -> None:
+def test_training_images_have_the_size_of_the_grid() -> None:
     frames = keyframes(3)
     for grid in GRIDS[::5]:
-        arrays = training_pictures([frames.first, frames.second], 3, grid, random.Random("fixed"))
-        again = training_pictures([frames.first, frames.second], 3, grid, random.Random("fixed"))
+        arrays = training_images([frames.first, frames.second], 3, grid, random.Random("fixed"))
+        again = training_images([frames.first, frames.second], 3, grid, random.Random("fixed"))
         assert [array.shape for array in arrays] == [(*grid.size[::-1], 3)] * 2
         assert all(np.array_equal(a, b) for a, b in zip(arrays, again, strict=True))

@@ -21,8 +21,8 @@ from examples.drawings.arrangements import cell_tokens
 from examples.drawings.batches import JointBatch, joint_round, vision_batch
 from examples.drawings.conversations import positions
 from examples.drawings.export import token_ids
+from examples.drawings.images import GRIDS
 from examples.drawings.network import Grid, vision_features, vision_tables
-from examples.drawings.pictures import GRIDS
 from examples.drawings.probes import PLACE_LAYER, TOKEN_PROBES
 from examples.drawings.scenes import HELD_OUT_SEED
 from examples.drawings.trainer import Trainer
@@ -78,7 +78,7 @@ PROCESSOR = Qwen2VLImageProcessor(
 
 
 def processed(pixels: Tensor) -> dict[str, Tensor]:
-    """uint8 pictures (B, height, width, 3) as transformers wants them."""
+    """uint8 images (B, height, width, 3) as transformers wants them."""
     done = PROCESSOR(images=list(pixels.numpy()), return_tensors="pt")
     return {"pixel_values": done["pixel_values"], "image_grid_thw": done["image_grid_thw"]}
 
@@ -101,18 +101,18 @@ def test_vision_features_equal_transformers(trainer: Trainer, grid: Grid) -> Non
 @pytest.mark.parametrize("kind", SMALL)
 @torch.no_grad()
 def test_answers_equal_transformers(trainer: Trainer, words: Any, kind: str) -> None:
-    """Logits at every scored place, one and two pictures, with and without a system turn.
+    """Logits at every scored place, one and two images, with and without a system turn.
 
-    And what the place probes see: the pictures' tokens in the middle of the decoder.
+    And what the place probes see: the images' tokens in the middle of the decoder.
     """
     numbers = {bool(joint(n, words, kind).sequences.prefix.system): n for n in range(40)}
     assert len(numbers) == 2
     for number in numbers.values():
         batch = joint(number, words, kind, share=0.0)
         sequences = batch.sequences
-        found, seen = trainer.answer(batch, trainer.see(batch.pictures)[0])
-        count = sequences.prefix.pictures
-        drawings = batch.pictures.pixels.unflatten(0, (-1, count))
+        found, seen = trainer.answer(batch, trainer.see(batch.images)[0])
+        count = sequences.prefix.images
+        drawings = batch.images.pixels.unflatten(0, (-1, count))
         repeated = drawings.repeat_interleave(batch.questions, 0)
         image = words.convert_tokens_to_ids("<|image_pad|>")
         middle: list[Tensor] = []
@@ -137,7 +137,7 @@ def test_answers_are_those_of_arranged_features(trainer: Trainer, words: Any) ->
     for kind in SMALL:
         batch = joint(5, words, kind, share=1.0)
         plain = joint(5, words, kind, share=0.0)
-        features, _, _ = trainer.see(batch.pictures)
+        features, _, _ = trainer.see(batch.images)
         by_hand = [
             torch.stack(
                 [tokens[source] for tokens, source in zip(stream, batch.source, strict=True)]
@@ -158,15 +158,15 @@ def joint(
     return joint_round(number, 40, seed, words, kind, rank=rank, share=share)[0]
 
 
-@pytest.mark.parametrize("pictures", [1, 2, 3])
+@pytest.mark.parametrize("images", [1, 2, 3])
 @pytest.mark.parametrize("grid", [Grid(10, 16), Grid(16, 10), Grid(12, 12)], ids=str)
-def test_positions_equal_transformers(trainer: Trainer, grid: Grid, pictures: int) -> None:
-    starts = [5 + index * (grid.tokens + 2) for index in range(pictures)]
+def test_positions_equal_transformers(trainer: Trainer, grid: Grid, images: int) -> None:
+    starts = [5 + index * (grid.tokens + 2) for index in range(images)]
     types = torch.zeros(1, starts[-1] + grid.tokens + 9, dtype=torch.int)
     for start in starts:
         types[0, start : start + grid.tokens] = 1
     expected, _ = trainer.model.model.get_rope_index(
-        types.long(), types, image_grid_thw=torch.tensor([[1, grid.rows, grid.columns]] * pictures)
+        types.long(), types, image_grid_thw=torch.tensor([[1, grid.rows, grid.columns]] * images)
     )
     assert torch.equal(positions(grid, starts, types.shape[1]), expected[:, 0])
 
@@ -218,13 +218,13 @@ def test_batches_are_functions_of_number_seed_and_rank(words: Any) -> None:
             assert not same(first, other)
 
 
-def test_ranks_draw_pictures_of_one_size(words: Any) -> None:
+def test_ranks_draw_images_of_one_size(words: Any) -> None:
     for number in range(12):
         grids = {vision_batch(number, 1, 0, rank).grid for rank in range(3)}
         rounds = [joint_round(number, 40, 0, words, rank=rank) for rank in range(3)]
         assert len(grids) == 1
         assert len({batch.kind for batches_ in rounds for batch in batches_}) == 1
-        assert len({batch.pictures.grid for batches_ in rounds for batch in batches_}) == 1
+        assert len({batch.images.grid for batches_ in rounds for batch in batches_}) == 1
 
 
 def test_a_run_from_a_checkpoint_starts_hard(words: Any) -> None:

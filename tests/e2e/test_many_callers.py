@@ -118,7 +118,7 @@ class Caller:
 
 
 def caller(number: int) -> Caller:
-    """A schema, regular expression, EBNF grammar or choice, with 0 to 3 pictures."""
+    """A schema, regular expression, EBNF grammar or choice, with 0 to 3 images."""
     rng = random.Random(number)
     schema = SCHEMAS[number % len(SCHEMAS)]
     grammar, fits = [

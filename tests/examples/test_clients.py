@@ -50,7 +50,7 @@ def steps(page: Path) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The protos, a sample picture and the clients, in a folder of their own."""
+    """The protos, a sample image and the clients, in a folder of their own."""
     root = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "protos", root / "protos")
     shutil.copytree(ROOT / "clients", root / "clients")

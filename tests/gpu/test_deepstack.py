@@ -125,7 +125,7 @@ asyncio.run(main())
 
 
 def cases(token: int) -> list[Any]:
-    """Requests with one to three pictures; at once, or in long ones, chunks of 256 tokens cut pictures."""
+    """Requests with one to three images; at once, or in long ones, chunks of 256 tokens cut images."""
     from tests.host_runtime.cases import make_case
 
     return [

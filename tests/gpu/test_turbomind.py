@@ -28,7 +28,7 @@ from tests.service.engines.conformance import (
     GRAMMARS,
     answer,
     fits,
-    picture,
+    random_image,
     request,
 )
 
@@ -78,11 +78,11 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 TEXT = [request(f"{'word ' * (1 + 7 * n)} number {n}?", max_tokens=24) for n in range(20)]
-PICTURES = [
-    request("What?", *(picture(9 * n + k, 48 + 37 * n, 90 + 41 * k) for k in range(1 + n % 3)),
+IMAGES = [
+    request("What?", *(random_image(9 * n + k, 48 + 37 * n, 90 + 41 * k) for k in range(1 + n % 3)),
             max_tokens=24) for n in range(20)
 ]  # fmt: skip
-"""One to three pictures each, of odd sizes."""
+"""One to three images each, of odd sizes."""
 
 
 async def test_greedy_text_is_that_of_the_reference_engine(folder: Path) -> None:
@@ -91,7 +91,7 @@ async def test_greedy_text_is_that_of_the_reference_engine(folder: Path) -> None
 
 
 @pytest.mark.parametrize("deepstack", ["require", "off"])
-def test_greedy_answers_about_pictures_are_those_of_the_reference_engine(
+def test_greedy_answers_about_images_are_those_of_the_reference_engine(
     folder: Path, deepstack: str
 ) -> None:
     """DeepStack is chosen once in a process: each way has one of its own."""
@@ -102,11 +102,11 @@ def test_greedy_answers_about_pictures_are_those_of_the_reference_engine(
         async def main():
             folder = Path({str(folder)!r})
             async with t.started(t.turbomind(folder, deepstack={deepstack!r})) as engine:
-                found = await t.texts(engine, t.PICTURES)
+                found = await t.texts(engine, t.IMAGES)
             async with t.started(t.reference(folder, deepstack={deepstack == "require"})) as other:
-                expected = await t.texts(other, t.PICTURES)
+                expected = await t.texts(other, t.IMAGES)
             async with t.started(t.reference(folder, deepstack={deepstack != "require"})) as wrong:
-                assert await t.texts(wrong, t.PICTURES) != expected, "DeepStack must matter"
+                assert await t.texts(wrong, t.IMAGES) != expected, "DeepStack must matter"
             t.agree(found, expected)
         asyncio.run(main())
     """
@@ -118,7 +118,9 @@ async def test_prompts_longer_than_a_prefill_chunk(folder: Path, worker: Any) ->
     async with started(turbomind(folder, prefill_chunk=256)) as engine:
         await steps.check_chunks(worker, engine, 6)
     long = [
-        request("word " * 700, picture(n, 224, 224), picture(n + 1, 160, 96), max_tokens=16)
+        request(
+            "word " * 700, random_image(n, 224, 224), random_image(n + 1, 160, 96), max_tokens=16
+        )
         for n in range(6)
     ]
     async with started(turbomind(folder, prefill_chunk=256)) as engine:
@@ -180,7 +182,7 @@ def _tensors(folder: Path) -> dict[str, dict[str, int]]:
 async def test_constrained_answers_always_fit(folder: Path, backend: str) -> None:
     async with started(turbomind(folder, backend=backend)) as engine:
         ones = [
-            request("Any.", picture(n), constraint=constraint, max_tokens=256,
+            request("Any.", random_image(n), constraint=constraint, max_tokens=256,
                     temperature=0.0 if n == 0 else 1.0, seed=n)
             for constraint in GRAMMARS for n in range(8)
         ]  # fmt: skip

@@ -23,7 +23,7 @@ class Case:
 
     tokens: the prompt; image tokens stand at ``spans``.
     grids: (1, h, w) in patches of each image, whose pixels follow from ``seed``.
-    picture_seeds: of each image's pixels, where they are not to follow from ``seed``.
+    image_seeds: of each image's pixels, where they are not to follow from ``seed``.
     video: the engine gets the images as frames of a video.
     options: fields of LMDeploy's ``GenerationConfig`` besides those of greedy decoding.
     """
@@ -34,7 +34,7 @@ class Case:
     seed: int = 0
     max_new_tokens: int = 8
     options: dict[str, Any] = field(default_factory=dict)
-    picture_seeds: list[int] = field(default_factory=list)
+    image_seeds: list[int] = field(default_factory=list)
     video: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Case:
         """uint8 (patches, PATCH_VALUES) of each image."""
         result = []
         for index, (t, h, w) in enumerate(self.grids):
-            seed = self.picture_seeds[index] if self.picture_seeds else self.seed * 100 + index
+            seed = self.image_seeds[index] if self.image_seeds else self.seed * 100 + index
             source = torch.Generator().manual_seed(seed)
             # Noise alone looks the same everywhere: images and patches have a brightness of their own.
             values = torch.rand((t * h * w, PATCH_VALUES), generator=source) - 0.5

@@ -1,5 +1,5 @@
 """The stock engine follows transformers also under options: stop tokens, a repetition penalty, schemas,
-the parts of a picture that the prefix cache has, no vision, and cancelled neighbours."""
+the parts of an image that the prefix cache has, no vision, and cancelled neighbours."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def folder(request: pytest.FixtureRequest, vision_checkpoint: Checkpoints) -> Pa
 
 
 def plain_cases(token: int, count: int, seed: int, length: int) -> list[Case]:
-    """Requests with none to two pictures."""
+    """Requests with none to two images."""
     source = random.Random(seed)
     sides = [4, 6, 8, 10]
     return [
@@ -130,7 +130,7 @@ def test_stops_penalties_and_schemas_side_by_side(folder: Path) -> None:
 
 def sharing(token: int) -> tuple[list[Case], list[int], set[str]]:
     """Pairs of requests that begin alike, what each finds in the prefix cache, and which part of
-    the picture that is. The cache has blocks of 64 tokens."""
+    the image that is. The cache has blocks of 64 tokens."""
     cases, cached, kinds = [], [], set()
     for number, before in enumerate((70, 60, 45, 30, 10, 100)):
         first = make_case(number, [(8, 12), (4, 6)], [before, 3, 12], token, max_new_tokens=5)
@@ -141,13 +141,13 @@ def sharing(token: int) -> tuple[list[Case], list[int], set[str]]:
         hit = first.spans[1][1] // 64 * 64
         kinds.add("none" if hit <= begin else "whole" if end <= hit else "part")
         cached += [0, hit]
-    # The same words around other pixels share what stands before the picture.
+    # The same words around other pixels share what stands before the image.
     cases.append(replace(cases[0], seed=99))
     cached.append(64)
     return cases, cached, kinds
 
 
-def test_what_the_prefix_cache_has_of_a_picture(folder: Path) -> None:
+def test_what_the_prefix_cache_has_of_an_image(folder: Path) -> None:
     cases, cached, kinds = sharing(image_token(folder))
     assert kinds == {"none", "part", "whole"}
     wanted = [expected(folder, case) for case in cases]

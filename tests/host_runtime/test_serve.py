@@ -46,13 +46,13 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", timeout=120, max_retries=0)
 
 
-def picture(width: int = 128, height: int = 96, seed: int = 3) -> Image.Image:
+def random_image(width: int = 128, height: int = 96, seed: int = 3) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-ONE = [picture()]
-SEVERAL = [picture(131, 77, 4), picture(64, 64, 5), picture(33, 150, 6)]
+ONE = [random_image()]
+SEVERAL = [random_image(131, 77, 4), random_image(64, 64, 5), random_image(33, 150, 6)]
 """Also of sizes that are no multiple of a patch."""
 
 

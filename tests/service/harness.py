@@ -156,8 +156,8 @@ def run_request(
     )
 
 
-def picture(width: int = 64, height: int = 48, file_format: str = "JPEG") -> bytes:
-    """A colourful picture as the bytes of a file."""
+def image_bytes(width: int = 64, height: int = 48, file_format: str = "JPEG") -> bytes:
+    """A colourful image as the bytes of a file."""
     ramp = np.linspace(0, 255, width * height * 3, dtype=np.uint8).reshape(height, width, 3)
     buffer = io.BytesIO()
     Image.fromarray(ramp).save(buffer, file_format)

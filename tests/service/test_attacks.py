@@ -27,8 +27,8 @@ from tests.attacks.bombs import bomb
 from tests.attacks.http2 import Connection, message
 from tests.service.harness import (
     Running,
+    image_bytes,
     inline,
-    picture,
     run_request,
     running,
     stream_failure,
@@ -295,7 +295,7 @@ async def let_fail(started: Running, kind: str) -> None:
     elif kind == "invalid":
         engine.answer = "no JSON"
         task = inline(json_schema='{"type": "object", "maxProperties": 0}')
-    request = run_request(task, [picture(400, 300)], **limits)
+    request = run_request(task, [image_bytes(400, 300)], **limits)
     if kind.startswith("stream"):
         streamed = pb.StreamTaskRequest.FromString(request.SerializeToString())
         call = stub.StreamTask(streamed, timeout=10)

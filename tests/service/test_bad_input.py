@@ -16,8 +16,8 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.harness import (
     Running,
     failure,
+    image_bytes,
     inline,
-    picture,
     png_header_only,
     run_request,
     running,
@@ -48,7 +48,7 @@ def with_grammar(**grammar: object) -> pb.RunTaskRequest:
 
 
 def with_bounds(**bounds: int) -> pb.RunTaskRequest:
-    return pb.RunTaskRequest(task=inline(), images=[pb.Image(data=picture(), **bounds)])
+    return pb.RunTaskRequest(task=inline(), images=[pb.Image(data=image_bytes(), **bounds)])
 
 
 CASES = [
@@ -66,8 +66,8 @@ CASES = [
         "IMAGE_REQUIRED",
         "images",
     ),
-    # Pictures
-    Bad("0 bytes", run_request(images=[picture(), b""]), "IMAGE_EMPTY", "images[1].data"),
+    # Images
+    Bad("0 bytes", run_request(images=[image_bytes(), b""]), "IMAGE_EMPTY", "images[1].data"),
     Bad(
         "no source",
         pb.RunTaskRequest(task=inline(), images=[pb.Image()]),
@@ -76,43 +76,50 @@ CASES = [
     ),
     Bad(
         "text as image",
-        run_request(images=[b"A picture."]),
+        run_request(images=[b"An image."]),
         "IMAGE_FORMAT_UNSUPPORTED",
         "images[0].data",
     ),
-    Bad("truncated", run_request(images=[picture()[:-200]]), "IMAGE_TRUNCATED", "images[0].data"),
+    Bad(
+        "truncated", run_request(images=[image_bytes()[:-200]]), "IMAGE_TRUNCATED", "images[0].data"
+    ),
     Bad(
         "truncated PNG",
-        run_request(images=[picture(file_format="PNG")[:-40]]),
+        run_request(images=[image_bytes(file_format="PNG")[:-40]]),
         "IMAGE_TRUNCATED",
         "images[0].data",
     ),
     Bad(
         "truncated WebP",
-        run_request(images=[picture(), picture(file_format="WEBP")[:-20]]),
+        run_request(images=[image_bytes(), image_bytes(file_format="WEBP")[:-20]]),
         "IMAGE_TRUNCATED",
         "images[1].data",
     ),
     Bad(
         "GIF",
-        run_request(images=[picture(file_format="GIF")]),
+        run_request(images=[image_bytes(file_format="GIF")]),
         "IMAGE_FORMAT_UNSUPPORTED",
         "images[0].data",
     ),
     Bad(
         "too many bytes",
-        run_request(images=[picture().ljust(1_000_001, b"\0")]),
+        run_request(images=[image_bytes().ljust(1_000_001, b"\0")]),
         "IMAGE_TOO_LARGE",
         "images[0].data",
     ),
     Bad(
         "bomb",
-        run_request(images=[picture(), picture(), png_header_only(60_000, 60_000)]),
+        run_request(images=[image_bytes(), image_bytes(), png_header_only(60_000, 60_000)]),
         "IMAGE_TOO_MANY_PIXELS",
         "images[2].data",
     ),
-    Bad("strip", run_request(images=[picture(1, 10_000)]), "IMAGE_ASPECT_RATIO", "images[0].data"),
-    Bad("65 images", run_request(images=[picture(8, 8)] * 65), "TOO_MANY_IMAGES", "images"),
+    Bad(
+        "strip",
+        run_request(images=[image_bytes(1, 10_000)]),
+        "IMAGE_ASPECT_RATIO",
+        "images[0].data",
+    ),
+    Bad("65 images", run_request(images=[image_bytes(8, 8)] * 65), "TOO_MANY_IMAGES", "images"),
     Bad("min_pixels 0", with_bounds(min_pixels=0), "INVALID_FIELD", "images[0].min_pixels"),
     Bad("max_pixels 0", with_bounds(max_pixels=0), "INVALID_FIELD", "images[0].max_pixels"),
     Bad(
@@ -368,7 +375,7 @@ async def test_bytes_that_are_no_message(server: Running) -> None:
     [
         (b"\xa0\x06\x01", "request"),  # field 100 of the request, a number
         (b"\x0a\x05\x12\x03\xa0\x06\x02", "task.inline"),  # field 100 inside of task.inline
-        (b"\x12\x03\x80\x01\x07", "images[0]"),  # field 16 of a picture
+        (b"\x12\x03\x80\x01\x07", "images[0]"),  # field 16 of an image
         (b"\x12\x05\x12\x03url", "images[0]"),  # its address, kept for later
         (b"\x0a\x0b\x12\x09\x12\x02Hi\x1a\x03\x2a\x01x", "task.inline.grammar"),  # a new kind
         (b"\x1a\x02\x38\x01", "sampling"),  # a new option

@@ -28,8 +28,8 @@ from service.types import Grammar
 from tests.service.harness import (
     Running,
     failure,
+    image_bytes,
     inline,
-    picture,
     run_request,
     running,
     separate,
@@ -49,7 +49,7 @@ def stream_request(task: pb.Task | None = None) -> pb.StreamTaskRequest:
 
 async def test_analyze_image() -> None:
     async with running() as started:
-        request = pb.AnalyzeImageRequest(images=[pb.Image(data=picture())])
+        request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())])
         response = await started.stub.AnalyzeImage(request, timeout=10)
         assert response.analysis.scene == "scene"
         assert list(response.analysis.tags) == ["tags"]
@@ -65,7 +65,7 @@ async def test_an_empty_analysis_is_an_error_unless_accepted() -> None:
         for name in pb.ImageAnalysis.DESCRIPTOR.fields_by_name
     }
     async with running(FakeEngine(json.dumps(empty))) as started:
-        request = pb.AnalyzeImageRequest(images=[pb.Image(data=picture())])
+        request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())])
         error = await failure(started.stub.AnalyzeImage(request, timeout=10))
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "NO_USABLE_FIELDS")
         request.accept_empty = True
@@ -179,7 +179,7 @@ async def test_slow_decoding_counts_against_the_time(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ImageDecoder, "decode", never)
     async with running(inference_timeout_s=0.1) as started:
-        error = await failure(started.stub.RunTask(run_request(images=[picture()]), timeout=10))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=10))
         assert error.reason == "INFERENCE_TIMEOUT"
         assert started.server.servicer.inference.admission.active == 0
 
@@ -258,7 +258,7 @@ async def test_cancelled_in_the_queue() -> None:
         await until(lambda: admission.active == 0)
 
 
-async def test_cancelled_while_pictures_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancelled_while_images_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoding = 0
 
     async def slow(*_: object) -> list[object]:
@@ -272,7 +272,7 @@ async def test_cancelled_while_pictures_are_decoded(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(ImageDecoder, "decode", slow)
     async with running() as started:
-        call = started.stub.RunTask(run_request(images=[picture()]), timeout=20)
+        call = started.stub.RunTask(run_request(images=[image_bytes()]), timeout=20)
         await cancelled_while(started, call, lambda: decoding == 1)
         await until(lambda: decoding == 0)
         await until(lambda: started.server.servicer.inference.admission.active == 0)
@@ -395,7 +395,7 @@ async def test_2000_cancelled_calls_leave_nothing_behind(
         admission = started.server.servicer.inference.admission
 
         async def wave(calls: int) -> Held:
-            await abandon(started.stub, calls, picture())
+            await abandon(started.stub, calls, image_bytes())
             await until(lambda: engine.active_requests == 0)
             await until(lambda: started.server.lifecycle.calls_in_flight == 0)
             return held()
@@ -415,7 +415,7 @@ async def test_2000_cancelled_calls_leave_nothing_behind(
 @pytest.mark.slow
 async def test_cancelled_calls_cost_the_server_no_memory() -> None:
     """In a process of its own: grpc.aio's client keeps about 1 KB of every call it cancels."""
-    data = picture(512, 384).ljust(20_000, b"\0")
+    data = image_bytes(512, 384).ljust(20_000, b"\0")
     with separate(grace_s=1, delay_s=0.001, pieces=1000) as (process, address):
         server = psutil.Process(process.pid)
         async with grpc.aio.insecure_channel(address) as channel:
@@ -428,7 +428,7 @@ async def test_cancelled_calls_cost_the_server_no_memory() -> None:
             await wave(2000)  # caches, pools and arenas fill
             before = min([await wave(500) for _ in range(4)])
             after = min([await wave(500) for _ in range(4)])
-            assert after - before < 8_000_000  # the pictures of 1000 calls would be 20 MB
+            assert after - before < 8_000_000  # the images of 1000 calls would be 20 MB
             await stub.RunTask(run_request(max_tokens=2000), timeout=30)
 
 
@@ -512,7 +512,7 @@ async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
     text = json.dumps(analysis)
     roomy = FakeEngine(text)
     async with running(roomy) as started:
-        request = pb.AnalyzeImageRequest(images=[pb.Image(data=picture())], accept_empty=True)
+        request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())], accept_empty=True)
         usage = (await started.stub.AnalyzeImage(request, timeout=5)).usage
     needed = usage.prompt_tokens + usage.output_tokens
     assert needed < 1024
@@ -531,9 +531,9 @@ async def test_an_answer_that_does_not_fit_is_no_answer() -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
 
 
-async def test_pictures_without_vision() -> None:
+async def test_images_without_vision() -> None:
     async with running(FakeEngine(vision=False)) as started:
-        error = await failure(started.stub.RunTask(run_request(images=[picture()]), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=5))
         assert (error.code, error.reason) == (
             grpc.StatusCode.FAILED_PRECONDITION,
             "VISION_DISABLED",

@@ -51,7 +51,7 @@ from service.types import (
 
 LIMITS = Settings()
 INLINE = pb.Task(inline=pb.InlineTask(user="Describe.", grammar=pb.Grammar(json_schema="true")))
-IMAGE = pb.Image(data=b"picture", max_pixels=1_000_000)
+IMAGE = pb.Image(data=b"image", max_pixels=1_000_000)
 ASKED = pb.Message(role=pb.ROLE_USER, parts=[pb.Part(text="Look.")])
 CALLED = pb.Message(
     role=pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall(name="zoom", arguments_json="{}")]
@@ -233,7 +233,7 @@ def test_analyze() -> None:
     call = codec.decode_analyze(request, LIMITS)
     assert (call.task, call.accept_empty, call.sampling) == (ANALYZE_TASK, True, Sampling())
     first, second = call.images
-    assert (first.field, first.data) == ("images[0].data", b"picture")
+    assert (first.field, first.data) == ("images[0].data", b"image")
     assert (first.min_pixels, first.max_pixels) == (None, 1_000_000)
     assert (second.field, second.min_pixels, second.max_pixels) == ("images[1].data", None, None)
 

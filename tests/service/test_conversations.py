@@ -17,9 +17,9 @@ from service.tasks.registry import TaskSourceError
 from service.types import GenerateRequest, ImagePart, Message, Role, TextPart, ToolCall
 from service.wiring import build_registry
 from tests.service.cli.terminal import qwen3vl
-from tests.service.harness import picture, running
+from tests.service.harness import image_bytes, running
 
-IMAGE = pb.Image(data=picture(64, 48), max_pixels=10_000)
+IMAGE = pb.Image(data=image_bytes(64, 48), max_pixels=10_000)
 TOOL = pb.ToolDefinition(name="zoom", description="Looks closer.", parameters_json='{"a": 1.50}')
 CALL = pb.ToolCall(name="zoom", arguments_json='{"x": 1.50}')
 
@@ -163,7 +163,7 @@ EXAMPLES = """
 
 
 def write_task(folder: Path, examples: str) -> None:
-    (folder / "one.png").write_bytes(picture(40, 30, "PNG"))
+    (folder / "one.png").write_bytes(image_bytes(40, 30, "PNG"))
     indented = examples.replace("\n", "\n  ")
     (folder / "shapes.yaml").write_text(
         f"description: Names shapes.\nsystem: One word.\nuser: And this?\nexamples:{indented}\n"
@@ -204,10 +204,10 @@ async def test_examples_of_a_task_file_come_before_the_question(tmp_path: Path) 
 
 
 async def test_examples_of_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "one.png").write_bytes(picture(40, 30, "PNG"))
+    (tmp_path / "one.png").write_bytes(image_bytes(40, 30, "PNG"))
     (tmp_path / "examples.yaml").write_text(EXAMPLES)
     image = tmp_path / "asked.png"
-    image.write_bytes(picture(64, 48, "PNG"))
+    image.write_bytes(image_bytes(64, 48, "PNG"))
     seen: list[GenerateRequest] = []
     async with running(remembering(seen)) as started:
         done = await asyncio.to_thread(

@@ -20,8 +20,8 @@ from service.schema_compiler.schema import SchemaLimits
 from service.types import Enforcer, GenerateRequest, Grammar, GrammarKind
 from tests.service.harness import (
     failure,
+    image_bytes,
     inline,
-    picture,
     run_request,
     running,
     stream_failure,
@@ -505,7 +505,9 @@ async def test_grammars_that_take_long_hold_no_place_that_others_could_use() -> 
         calls = [started.stub.RunTask(checked_request(), timeout=20) for _ in range(3)]
         await until(lambda: endless.waiting == 3)
         assert inference.admission.active == 0
-        await started.stub.RunTask(run_request(pb.Task(name=ANALYZE_TASK), [picture()]), timeout=5)
+        await started.stub.RunTask(
+            run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]), timeout=5
+        )
         error = await failure(started.stub.RunTask(checked_request(), timeout=5))
         assert error.reason == "OVERLOADED"
         for call in calls:
@@ -633,6 +635,6 @@ async def test_a_registered_task_on_an_engine_that_enforces_no_grammars() -> Non
         listed = await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)
         for task in (found.task, *listed.tasks):
             assert task.enforcement == pb.ENFORCEMENT_CHECKED
-        strict = strictly(run_request(pb.Task(name=ANALYZE_TASK), [picture()]))
+        strict = strictly(run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]))
         error = await failure(started.stub.RunTask(strict, timeout=5))
         assert error.reason == "SCHEMA_NOT_ENFORCED"

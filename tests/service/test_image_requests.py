@@ -27,7 +27,7 @@ from service.inference.decoding import ImageDecoder
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import MIB
 from service.wiring import BUNDLED_MODEL
-from tests.service.harness import Running, failure, inline, picture, run_request, running, until
+from tests.service.harness import Running, failure, image_bytes, inline, run_request, running, until
 
 
 def plain(width: int, height: int, file_format: str = "WEBP", **options: Any) -> bytes:
@@ -83,7 +83,7 @@ async def test_the_pixels_of_a_request_are_bounded() -> None:
 @pytest.mark.usefixtures("nothing_decoded")
 async def test_all_headers_are_read_before_the_first_image_is_decoded() -> None:
     async with running() as started:
-        request = run_request(images=[picture(), picture(), b"no image"])
+        request = run_request(images=[image_bytes(), image_bytes(), b"no image"])
         error = await failure(started.stub.RunTask(request, timeout=20))
     assert list(error.fields) == ["images[2].data"]
 
@@ -160,7 +160,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
 
 async def test_images_of_a_request_never_exist_at_once_at_full_size(watched: Watched) -> None:
     async with running() as started:
-        await started.stub.RunTask(run_request(images=[picture()] * 40, max_tokens=8), timeout=60)
+        await started.stub.RunTask(
+            run_request(images=[image_bytes()] * 40, max_tokens=8), timeout=60
+        )
     assert watched.decoded == 40
     assert watched.most <= 3  # two at a time, and one that is just let go
 
@@ -174,7 +176,7 @@ async def test_large_images_of_one_caller_do_not_hold_up_the_others(watched: Wat
         ]
         await until(lambda: watched.inside > 0)
         for _ in range(5):
-            await started.stub.RunTask(run_request(images=[picture()] * 4), timeout=20)
+            await started.stub.RunTask(run_request(images=[image_bytes()] * 4), timeout=20)
         watched.gate.set()
         await asyncio.gather(*large)
         inference = started.server.servicer.inference
@@ -195,9 +197,9 @@ async def test_images_of_two_callers_take_turns(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(decoding, "decode", noted)
     async with running() as started:
         inference = started.server.servicer.inference
-        many = started.stub.RunTask(run_request(images=[picture(80, 48)] * 40), timeout=60)
+        many = started.stub.RunTask(run_request(images=[image_bytes(80, 48)] * 40), timeout=60)
         await until(lambda: inference.decoder.memory.held > 0)
-        one = started.stub.RunTask(run_request(images=[picture(64, 48)]), timeout=60)
+        one = started.stub.RunTask(run_request(images=[image_bytes(64, 48)]), timeout=60)
         await until(lambda: inference.admission.active == 2)
         go_on.set()
         await asyncio.gather(many, one)
@@ -209,7 +211,7 @@ async def test_images_of_two_callers_take_turns(monkeypatch: pytest.MonkeyPatch)
 
 def heavy(size: int) -> bytes:
     """A small image in a large file."""
-    return picture().ljust(size, b"\0")
+    return image_bytes().ljust(size, b"\0")
 
 
 async def test_encoded_bytes_are_waited_for_and_small_requests_pass() -> None:
@@ -221,7 +223,7 @@ async def test_encoded_bytes_are_waited_for_and_small_requests_pass() -> None:
         await until(lambda: engine.active_requests == 1)
         second = started.stub.RunTask(run_request(images=[heavy(3 * MIB)]), timeout=60)
         await until(lambda: inference.encoded.waiting > 0)
-        small = started.stub.RunTask(run_request(images=[picture()]), timeout=60)
+        small = started.stub.RunTask(run_request(images=[image_bytes()]), timeout=60)
         await until(lambda: engine.active_requests == 2)
         error = await failure(
             started.stub.RunTask(run_request(images=[heavy(2 * MIB)]), timeout=60)
@@ -275,7 +277,7 @@ async def test_a_call_in_work_holds_its_images_once(method: str) -> None:
     }
     async with running(engine) as started:
         engine.hang_after = 0
-        request = kinds[method](images=[pb.Image(data=picture())])
+        request = kinds[method](images=[pb.Image(data=image_bytes())])
         if method != "AnalyzeImage":
             request.task.CopyFrom(inline())
         call = getattr(started.stub, method)(request, timeout=60)
@@ -291,20 +293,20 @@ async def test_a_call_in_work_holds_its_images_once(method: str) -> None:
 
 
 def damaged(engine: FakeEngine) -> pb.RunTaskRequest:
-    return run_request(images=[picture(), picture()[:-200], picture()])
+    return run_request(images=[image_bytes(), image_bytes()[:-200], image_bytes()])
 
 
 def too_long(engine: FakeEngine) -> pb.RunTaskRequest:
-    return run_request(images=[picture()] * 3, max_tokens=1_000_000)
+    return run_request(images=[image_bytes()] * 3, max_tokens=1_000_000)
 
 
 def crashing(engine: FakeEngine) -> pb.RunTaskRequest:
     engine.crash_after = 0
-    return run_request(images=[picture()] * 3)
+    return run_request(images=[image_bytes()] * 3)
 
 
 def no_image(engine: FakeEngine) -> pb.RunTaskRequest:
-    return run_request(images=[picture(), b"no image"])
+    return run_request(images=[image_bytes(), b"no image"])
 
 
 @pytest.mark.parametrize(
@@ -354,7 +356,7 @@ async def test_too_little_memory_is_an_overload(
     else:
         monkeypatch.setattr("service.engines.fake._looked_at", fails)
     async with running() as started:
-        error = await failure(started.stub.RunTask(run_request(images=[picture()]), timeout=20))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=20))
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert "memory" in error.message
     assert not error.fields

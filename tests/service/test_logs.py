@@ -16,8 +16,8 @@ from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.harness import (
     failure,
+    image_bytes,
     inline,
-    picture,
     run_request,
     running,
     stream_failure,
@@ -132,7 +132,7 @@ async def test_every_line_of_a_call_has_its_request_id(written: io.StringIO) -> 
 async def test_what_callers_send_and_get_stays_out_of_the_log(written: io.StringIO) -> None:
     secret = "Xyzzy"  # in the prompt, the schema, the task name, the answer
     schema = json.dumps({"type": "object", "properties": {secret: {"type": "integer"}}})
-    data = picture(32, 32, "PNG")
+    data = image_bytes(32, 32, "PNG")
     engine = FakeEngine(json.dumps({secret: "not a number"}))
     async with running(engine) as started:
         for request in (

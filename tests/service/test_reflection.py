@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from tests.service import reflection_client
 from tests.service.certificates import Authority
-from tests.service.harness import ROOT, failure, picture, running
+from tests.service.harness import ROOT, failure, image_bytes, running
 from tests.service.reflection_client import ReflectionClient
 
 SERVICE = "qwen3vl.v1.VisionService"
-IMAGE = {"data": base64.b64encode(picture()).decode()}
+IMAGE = {"data": base64.b64encode(image_bytes()).decode()}
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
 TASK = {"inline": {"user": "Where?", "grammar": {"json_schema": json.dumps(POINT)}}}
 

@@ -372,7 +372,7 @@ def test_loopback_in_its_forms(host: str, address: str) -> None:
     assert settings.address == address
 
 
-def test_a_message_has_room_for_the_largest_picture() -> None:
+def test_a_message_has_room_for_the_largest_image() -> None:
     text = refused(max_image_bytes=10 * MIB, max_message_bytes=10 * MIB)
     assert text.startswith("max_message_bytes: must be at least max_image_bytes plus")
     assert load_settings(max_image_bytes=10 * MIB, max_message_bytes=11 * MIB).max_images == 64

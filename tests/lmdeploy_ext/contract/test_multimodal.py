@@ -228,11 +228,11 @@ def _one_conversation(front: Any, model: Any, source: random.Random, media: str)
             text += "the red circle "
         elif part == "i":
             sides = (source.randrange(20, 300), source.randrange(20, 300), 3)
-            content.append({"type": "image", "data": _picture(source, sides)})
+            content.append({"type": "image", "data": _image(source, sides)})
             text += "<|vision_start|><|image_pad|><|vision_end|>"
         else:
             frames = source.choice([2, 3, 4, 6])
-            film = np.stack([np.asarray(_picture(source, (64, 96, 3))) for _ in range(frames)])
+            film = np.stack([np.asarray(_image(source, (64, 96, 3))) for _ in range(frames)])
             metadata = {"total_num_frames": frames, "fps": 2.0, "duration": frames / 2,
                         "frames_indices": list(range(frames)), "video_backend": "none"}  # fmt: skip
             content.append({"type": "video", "data": film, "video_metadata": metadata})
@@ -253,7 +253,7 @@ def _one_conversation(front: Any, model: Any, source: random.Random, media: str)
     }  # fmt: skip
 
 
-def _picture(source: random.Random, sides: tuple[int, int, int]) -> Any:
+def _image(source: random.Random, sides: tuple[int, int, int]) -> Any:
     from PIL import Image
 
     noise = np.random.default_rng(source.randrange(1000))

@@ -36,13 +36,13 @@ async def _ask(checkpoint: str) -> list[int]:
         assert answer.cached_tokens is not None
         return answer.cached_tokens
 
-    picture = torch.rand(576, 1536)
-    other = picture.clone()
+    image = torch.rand(576, 1536)
+    other = image.clone()
     other[-1, -1] += 0.5
     return [
-        await cached(picture, prompt),
-        await cached(picture, prompt),
-        await cached(picture.bfloat16(), prompt[:-30] + [7] * 30),
+        await cached(image, prompt),
+        await cached(image, prompt),
+        await cached(image.bfloat16(), prompt[:-30] + [7] * 30),
         await cached(other, prompt),
         await cached(other, prompt),
     ]
@@ -51,15 +51,13 @@ async def _ask(checkpoint: str) -> list[int]:
 def test_images_are_cached_by_their_pixels(
     engine_checkpoint: Callable[[EngineShape], Path],
 ) -> None:
-    first, again, other_end, other_picture, other_again = run(
-        _ask, engine_checkpoint(EngineShape())
-    )
+    first, again, other_end, other_image, other_again = run(_ask, engine_checkpoint(EngineShape()))
     total = BEFORE + TOKENS + BEHIND
     assert first == 0
     assert again > BEFORE + TOKENS, "text, image and some of the text behind it"
     assert again == other_again == (total - 1) // 64 * 64
     assert BEFORE + TOKENS < other_end < total - 30
-    assert other_picture == BEFORE, "one other value in the last patch is another picture"
+    assert other_image == BEFORE, "one other value in the last patch is another image"
 
 
 def _pipeline(checkpoint: str) -> dict[str, Any]:
@@ -95,4 +93,4 @@ def test_the_pipeline_keeps_prefix_caching_and_builds_no_tower_in_python(
     (reason, length), second = found["answers"]
     assert [reason, length] == second
     assert reason == "length"
-    assert length > 192 // 32 * (160 // 32), "the picture's tokens are part of the prompt"
+    assert length > 192 // 32 * (160 // 32), "the image's tokens are part of the prompt"

@@ -66,12 +66,12 @@ def _replanned(change: Callable[[Sequence[Sequence[int]]], Any]) -> Callable[[An
 
 
 def _from_the_start(segments: Sequence[Sequence[int]]) -> Any:
-    """The part of a picture that a forward has is taken for its beginning."""
+    """The part of an image that a forward has is taken for its beginning."""
     return [[*segment[:5], 0] for segment in segments]
 
 
 def _stale(features: Any, original: Any) -> Any:
-    """What the first picture of a block gave serves for ever."""
+    """What the first image of a block gave serves for ever."""
     compute = features.Features._compute
 
     def once(self: Any, event: Any) -> None:
@@ -100,7 +100,7 @@ FAULTS: dict[str, Callable[[Any, Any], Any]] = {
     "one row late": _moved(1),
     "one row early": _moved(-1),
     "features of the token before": _rolled,
-    "beginning of the picture instead of its part": _replanned(_from_the_start),
-    "features of the first picture": _stale,
+    "beginning of the image instead of its part": _replanned(_from_the_start),
+    "features of the first image": _stale,
     "added twice": _twice,
 }

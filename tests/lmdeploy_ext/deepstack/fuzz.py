@@ -1,7 +1,7 @@
 """Random requests through stock TurboMind with DeepStack, every token checked against transformers.
 
 ``python -m tests.lmdeploy_ext.deepstack.fuzz --requests 2000 --seed 1`` from the repository root; `test_fuzz`
-runs a part. An engine with random settings gets a round of requests that arrive in bursts: 0 to 4 pictures of random
+runs a part. An engine with random settings gets a round of requests that arrive in bursts: 0 to 4 images of random
 sizes, video frames, beginnings of earlier prompts, the same prompt with other pixels, some cancelled at any time.
 
 transformers reads each prompt with the engine's own answer behind it, in float32, once. So what follows a near tie is
@@ -94,11 +94,11 @@ def requests(source: random.Random, count: int, token: int) -> list[Asked]:
 
 
 def _new(source: random.Random, token: int) -> Case:
-    pictures = source.choice([0, 0, 1, 1, 1, 2, 2, 3, 4])
+    images = source.choice([0, 0, 1, 1, 1, 2, 2, 3, 4])
     case = Case([], max_new_tokens=source.randrange(1, 8), video=source.random() < 0.2)
-    for number in range(pictures):
+    for number in range(images):
         first = number == 0 and source.random() < 0.3
-        # transformers would take neighbours for one picture.
+        # transformers would take neighbours for one image.
         case = _longer(source, case, token, words=0 if first else source.randrange(1, 15))
     tail = source.choice([source.randrange(1, 12), source.randrange(1, 150)])
     return replace(
@@ -107,7 +107,7 @@ def _new(source: random.Random, token: int) -> Case:
 
 
 def _longer(source: random.Random, case: Case, token: int, words: int) -> Case:
-    """With some words and a picture behind, where there is room."""
+    """With some words and an image behind, where there is room."""
     height, width = source.choice(SIDES), source.choice(SIDES)
     size = height * width // 4
     if len(case.tokens) + words + size >= LONGEST:
@@ -119,28 +119,28 @@ def _longer(source: random.Random, case: Case, token: int, words: int) -> Case:
         tokens=[*tokens, *[token] * size],
         spans=[*case.spans, (begin, begin + size)],
         grids=[*case.grids, (1, height, width)],
-        picture_seeds=[*case.picture_seeds, source.randrange(1 << 30)],
+        image_seeds=[*case.image_seeds, source.randrange(1 << 30)],
     )
 
 
 def _again(source: random.Random, earlier: Sequence[Case], token: int) -> Case | None:
-    """A prompt that begins as an earlier one did, or that differs from it in a picture alone."""
+    """A prompt that begins as an earlier one did, or that differs from it in an image alone."""
     case = source.choice(earlier)
     how = source.random()
     if how < 0.2:
         return replace(case, max_new_tokens=source.randrange(1, 8))
     if how < 0.4 and case.grids:
-        seeds = list(case.picture_seeds)
+        seeds = list(case.image_seeds)
         seeds[source.randrange(len(seeds))] = source.randrange(1 << 30)
-        return replace(case, picture_seeds=seeds)
+        return replace(case, image_seeds=seeds)
     cut = source.randrange(1, len(case.tokens) + 1)
     for begin, end in case.spans:
-        if begin < cut < end:  # a prompt has whole pictures
+        if begin < cut < end:  # a prompt has whole images
             cut = end
     kept = sum(end <= cut for _, end in case.spans)
     case = replace(
         case, tokens=case.tokens[:cut], spans=case.spans[:kept], grids=case.grids[:kept],
-        picture_seeds=case.picture_seeds[:kept],
+        image_seeds=case.image_seeds[:kept],
     )  # fmt: skip
     if source.random() < 0.4:
         case = _longer(source, case, token, words=source.randrange(1, 9))
@@ -198,7 +198,7 @@ def problem(
 def kinds_of(asked: Asked, answer: dict[str, Any]) -> Iterator[str]:
     """What a request was an example of."""
     case, cached = asked.case, answer["cached_tokens"] or 0
-    yield f"{len(case.grids)} pictures"
+    yield f"{len(case.grids)} images"
     if case.video and case.grids:
         yield "video frames"
     if asked.cancel_s is not None:
@@ -206,9 +206,9 @@ def kinds_of(asked: Asked, answer: dict[str, Any]) -> Iterator[str]:
     if cached:
         yield "beginning from the prefix cache"
         if any(end <= cached for _, end in case.spans):
-            yield "a whole picture from the prefix cache"
+            yield "a whole image from the prefix cache"
         if any(begin < cached < end for begin, end in case.spans):
-            yield "a part of a picture from the prefix cache"
+            yield "a part of an image from the prefix cache"
 
 
 # ---- a run --------------------------------------------------------------------------------------

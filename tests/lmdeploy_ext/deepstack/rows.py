@@ -32,7 +32,7 @@ def recorded_answers(
 
     Args:
         runs: as `tests.host_runtime.answers.answers` takes them; ``broken`` names one of `FAULTS`.
-        path: a file that gets the forwards with pictures of each run, as `watching.Forward`.
+        path: a file that gets the forwards with images of each run, as `watching.Forward`.
 
     Returns:
         The answers, and what kinds of batches there were.

@@ -1,7 +1,7 @@
 // Drives the hook library as TurboMind's threads do, for `test_sanitizers`. With -DMODULE it is the module whose calls
 // are taken over, else the program: stress HOOK MODULE ROUNDS [fault].
 //
-// Threads: one sets batches up, two run forwards with pictures, two decode, one has listeners come and go, one takes the
+// Threads: one sets batches up, two run forwards with images, two decode, one has listeners come and go, one takes the
 // calls over again and again. Memory that an event shows is on the heap and exactly as large as the event says.
 #include <stdbool.h>
 #include <stdint.h>

@@ -12,11 +12,11 @@ from tests.lmdeploy_ext.deepstack.fuzz import fuzz
 pytestmark = [pytest.mark.slow, pytest.mark.host]
 
 SEEN = {
-    "0 pictures", "1 pictures", "2 pictures", "3 pictures", "4 pictures", "video frames",
+    "0 images", "1 images", "2 images", "3 images", "4 images", "video frames",
     "cancelled before its first token", "beginning from the prefix cache",
-    "a whole picture from the prefix cache", "a part of a picture from the prefix cache",
-    "several pictures", "not the end of a picture", "end of a picture",
-    "text of a prompt whose pictures came before", "rows behind the last picture", "rows of other requests",
+    "a whole image from the prefix cache", "a part of an image from the prefix cache",
+    "several images", "not the end of an image", "end of an image",
+    "text of a prompt whose images came before", "rows behind the last image", "rows of other requests",
 }  # fmt: skip
 
 

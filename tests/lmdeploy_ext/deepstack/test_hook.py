@@ -104,7 +104,7 @@ def attached(hook: Hook, path: Path) -> tuple[Module, list[Event]]:
     return module, events
 
 
-def test_a_forward_with_pictures_is_told_in_order(hook: Hook, build: Build) -> None:
+def test_a_forward_with_images_is_told_in_order(hook: Hook, build: Build) -> None:
     module, events = attached(hook, build())
     assert hook.bound() == 4
     module.set_up()
@@ -162,7 +162,7 @@ def test_originals_get_every_call_with_its_arguments(hook: Hook, build: Build) -
     assert ctypes.c_void_p.in_dll(module.library, "seen_stream").value == 78
 
 
-def test_forwards_without_pictures_are_not_told(hook: Hook, build: Build) -> None:
+def test_forwards_without_images_are_not_told(hook: Hook, build: Build) -> None:
     module, events = attached(hook, build())
     for _ in range(5):
         module.forward(0, 4)
@@ -174,7 +174,7 @@ def test_forwards_without_pictures_are_not_told(hook: Hook, build: Build) -> Non
 
 
 def test_threads_do_not_disturb_each_other(hook: Hook, build: Build) -> None:
-    """While one thread is inside a forward with pictures, another one decodes."""
+    """While one thread is inside a forward with images, another one decodes."""
     module, events = attached(hook, build())
     started, ended = threading.Event(), threading.Event()
 

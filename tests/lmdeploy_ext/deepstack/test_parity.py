@@ -23,7 +23,7 @@ Checkpoints = Callable[..., Path]
 
 
 def test_prefix_cache_hits(loud: Checkpoints) -> None:
-    """Nothing, a part and the whole of a picture come from the cache, in blocks of 64 tokens."""
+    """Nothing, a part and the whole of an image come from the cache, in blocks of 64 tokens."""
     folder = loud()
     token = image_token(folder)
     cases, wanted_cached, kinds = [], [], set()
@@ -65,7 +65,7 @@ def test_faults_change_answers(loud: Checkpoints) -> None:
     cases = mixed_cases(image_token(folder), 18, seed=14)
     wanted = [expected(folder, case) for case in cases]
     # Too fine for the few answers of a random model; `test_rows` has them.
-    fine = {"beginning of the picture instead of its part", "features of the token before"}
+    fine = {"beginning of the image instead of its part", "features of the token before"}
     faults = [name for name in FAULTS if name not in fine]
     setting = {"together": True, "max_prefill_token_num": 64}
     found = run(

@@ -19,12 +19,12 @@ def image(row: int, count: int, height: int, width: int, offset: int = 0) -> Seg
     return (row, count, 7, height, width, offset)
 
 
-def test_batches_without_pictures_have_no_plan() -> None:
+def test_batches_without_images_have_no_plan() -> None:
     assert plan([]) is None
     assert plan([text(0, 12), text(20, 3)]) is None
 
 
-def test_one_picture_between_texts() -> None:
+def test_one_image_between_texts() -> None:
     found = plan([text(0, 3), image(3, 16, 4, 4), text(19, 10)])
     assert found == Plan(tokens=16, rows=16, sources=((0, 16),), targets=((3, 19),))
 
@@ -34,12 +34,12 @@ def test_neighbours_are_joined_and_others_are_not() -> None:
     assert found == Plan(tokens=14, rows=14, sources=((0, 14),), targets=((0, 10), (15, 19)))
 
 
-def test_the_end_of_a_picture_whose_beginning_was_in_the_batch_before() -> None:
+def test_the_end_of_an_image_whose_beginning_was_in_the_batch_before() -> None:
     found = plan([image(0, 5, 4, 4, offset=11), text(5, 2), image(7, 3, 2, 3)])
     assert found == Plan(tokens=22, rows=8, sources=((11, 19),), targets=((0, 5), (7, 10)))
 
 
-def test_the_middle_of_a_picture() -> None:
+def test_the_middle_of_an_image() -> None:
     found = plan([image(2, 4, 4, 4, offset=6), image(6, 4, 2, 2)])
     assert found == Plan(tokens=20, rows=8, sources=((6, 10), (16, 20)), targets=((2, 10),))
 
@@ -49,13 +49,13 @@ def test_the_middle_of_a_picture() -> None:
     [image(0, 17, 4, 4), image(0, 4, 4, 4, 13), image(0, 0, 2, 2), image(-1, 4, 2, 2),
      image(0, 4, 2, 2, -1), image(0, 4, -2, -2)],
 )  # fmt: skip
-def test_what_is_no_part_of_a_picture_is_refused(segment: Segment) -> None:
+def test_what_is_no_part_of_an_image_is_refused(segment: Segment) -> None:
     with pytest.raises(ValueError, match="no part of an image"):
         plan([text(0, 1), segment])
 
 
 def test_rows_and_sources_of_random_batches() -> None:
-    """Token by token: the feature of the picture's token lands at the row that the segment gives it."""
+    """Token by token: the feature of the image's token lands at the row that the segment gives it."""
     for seed in range(300):
         source = random.Random(seed)
         segments, wanted, row, tokens = [], [], 0, 0

@@ -1,6 +1,6 @@
 """Stock TurboMind with DeepStack, token by token and row by row, against transformers and the reference engine.
 
-Every picture has a size of its own, so that each row of each forward tells whose feature it must get.
+Every image has a size of its own, so that each row of each forward tells whose feature it must get.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Features = Mapping[tuple[int, int], torch.Tensor]
 
 @torch.inference_mode()
 def features_of(folder: Path, cases: Sequence[Case]) -> dict[tuple[int, int], torch.Tensor]:
-    """transformers' features (features, tokens, width) of each picture, by its size in tokens."""
+    """transformers' features (features, tokens, width) of each image, by its size in tokens."""
     tower = _model(folder, True).model.visual
     found: dict[tuple[int, int], torch.Tensor] = {}
     for case in cases:
@@ -69,7 +69,7 @@ def features_of(folder: Path, cases: Sequence[Case]) -> dict[tuple[int, int], to
             out = tower(pixels.float(), torch.tensor([[1, height, width]]))
             feature = torch.stack(list(out.deepstack_features))
             same = found.setdefault((height // 2, width // 2), feature)
-            assert torch.equal(same, feature), "two pictures have one size"
+            assert torch.equal(same, feature), "two images have one size"
     return found
 
 
@@ -92,7 +92,7 @@ def row_error(forwards: Sequence[Forward], wanted: Features) -> float:
 
 
 def given(forwards: Sequence[Forward]) -> Counter[tuple[int, int, int]]:
-    """How often each token of each picture got its feature: (height, width, token)."""
+    """How often each token of each image got its feature: (height, width, token)."""
     return Counter(
         (height, width, offset + row)
         for forward in forwards
@@ -102,7 +102,7 @@ def given(forwards: Sequence[Forward]) -> Counter[tuple[int, int, int]]:
 
 
 def tokens_of(cases: Sequence[Case]) -> Counter[tuple[int, int, int]]:
-    """How often each token of each picture is in a prompt."""
+    """How often each token of each image is in a prompt."""
     return Counter(
         (height // 2, width // 2, token)
         for case in cases
@@ -165,12 +165,12 @@ def test_every_token_and_every_row(loud: Checkpoints, tmp_path: Path, name: str)
         if "together" in settings:
             assert any(forward["beside"] for forward in forwards)
     assert set(kinds) == {
-        "text of a prompt whose pictures came before",
-        "several pictures",
-        "beginning of a picture",
-        "end of a picture",
-        "not the end of a picture",
-        "rows behind the last picture",
+        "text of a prompt whose images came before",
+        "several images",
+        "beginning of an image",
+        "end of an image",
+        "not the end of an image",
+        "rows behind the last image",
         "rows of other requests",
     }
     for answered in found[1:3]:
@@ -178,7 +178,7 @@ def test_every_token_and_every_row(loud: Checkpoints, tmp_path: Path, name: str)
 
 
 def _sharing(token: int) -> Iterator[Case]:
-    """A prompt with three pictures, the last behind a cut of 64 tokens, and the same with another end."""
+    """A prompt with three images, the last behind a cut of 64 tokens, and the same with another end."""
     case = make_case(5, [(8, 12), (4, 20), (12, 14)], [9, 1, 2, 14], token, max_new_tokens=5)
     yield case
     yield with_another_end(case, random.Random(3))
@@ -186,7 +186,7 @@ def _sharing(token: int) -> Iterator[Case]:
 
 @pytest.mark.parametrize("piece", [256, 64])
 @pytest.mark.parametrize("mode", [0, 1])
-def test_a_part_of_a_picture_from_the_cache(
+def test_a_part_of_an_image_from_the_cache(
     loud: Checkpoints, tmp_path: Path, piece: int, mode: int
 ) -> None:
     folder, path = loud(), tmp_path / "rows.pt"
@@ -202,7 +202,7 @@ def test_a_part_of_a_picture_from_the_cache(
     check(found[0], [expected(folder, case) for case in (first, again)])
     cached = found[0][1]["cached_tokens"]
     begin, end = first.spans[2]
-    assert begin < cached < end, "a part of the last picture is left"
+    assert begin < cached < end, "a part of the last image is left"
     sound, *broken = torch.load(path)
     assert row_error(sound, features) < NOISE
     left = {(6, 7, token): 2 for token in range(cached - begin, end - begin)}
@@ -212,7 +212,7 @@ def test_a_part_of_a_picture_from_the_cache(
 
 
 @pytest.mark.parametrize("mode", [0, 1])
-def test_pictures_come_while_another_request_is_answered(
+def test_images_come_while_another_request_is_answered(
     loud: Checkpoints, tmp_path: Path, mode: int
 ) -> None:
     """Each forward holds a piece of a prompt and one row of the request that decodes."""

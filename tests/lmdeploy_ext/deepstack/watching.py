@@ -12,13 +12,13 @@ import torch
 
 Segments = Sequence[Sequence[int]]
 Forward = dict[str, Any]
-"""One forward with pictures, in types that `torch.load` trusts.
+"""One forward with images, in types that `torch.load` trusts.
 
-pieces: for each piece of a picture: its rows in the forward, the picture's height and width in tokens,
+pieces: for each piece of an image: its rows in the forward, the image's height and width in tokens,
     and its tokens before this piece.
 added: what these rows got, (features, rows of all pieces, width), in float32.
 others: whether any other row changed.
-beside: rows of other requests: those that only decode, or have no pictures.
+beside: rows of other requests: those that only decode, or have no images.
 """
 
 
@@ -40,7 +40,7 @@ def watched(kinds: Counter[str], forwards: list[Forward] | None = None) -> Itera
         segments = next(table for one, table in reversed(tables) if one is self._plan)
         beside = event.count - sum(segment[1] for segment in segments)
         if event.index == 0:
-            kinds["rows behind the last picture"] += event.count > self._plan.targets[-1][1]
+            kinds["rows behind the last image"] += event.count > self._plan.targets[-1][1]
             kinds["rows of other requests"] += beside > 0
         if forwards is None:
             add(self, event)
@@ -79,12 +79,12 @@ def _record(forward: Forward, change: torch.Tensor) -> None:
 
 
 def _kinds(segments: Segments) -> Iterator[str]:
-    pictures = [segment for segment in segments if segment[3]]
-    if not pictures:
-        yield "text of a prompt whose pictures came before"
-    if len(pictures) > 1:
-        yield "several pictures"
-    for _, count, _, height, width, offset in pictures:
-        yield "end of a picture" if offset else "beginning of a picture"
+    images = [segment for segment in segments if segment[3]]
+    if not images:
+        yield "text of a prompt whose images came before"
+    if len(images) > 1:
+        yield "several images"
+    for _, count, _, height, width, offset in images:
+        yield "end of an image" if offset else "beginning of an image"
         if offset + count < height * width:
-            yield "not the end of a picture"
+            yield "not the end of an image"

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from lmdeploy_ext.encoder import VisionConfig, VisionEncoder
 from lmdeploy_ext.encoder.checkpoint import CheckpointError
 from lmdeploy_ext.encoder.weights import checkpoint_shapes
-from tests.lmdeploy_ext.encoder.towers import TINY, oracle, ours, picture
+from tests.lmdeploy_ext.encoder.towers import TINY, oracle, ours, random_image
 
 MEMORY_FACTOR = 1.2  # peak over the tower's own weights
 
@@ -50,7 +50,7 @@ def write_checkpoint(
 def test_same_features_as_from_tensors(tmp_path: Path, prefix: str, shards: int) -> None:
     model = oracle()
     write_checkpoint(tmp_path, model.state_dict(), TINY, prefix, shards)
-    images = [picture(np.random.default_rng(0), 4, 6)]
+    images = [random_image(np.random.default_rng(0), 4, 6)]
     expected = ours(model).encode(images)
     loaded = VisionEncoder.from_checkpoint(tmp_path).encode(images)
     torch.testing.assert_close(loaded.embeddings, expected.embeddings, rtol=0, atol=0)
@@ -64,7 +64,9 @@ def test_converts_the_stored_type(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         encoder = VisionEncoder.from_checkpoint(tmp_path, dtype)
         assert encoder.dtype == dtype
-        assert encoder.encode([picture(np.random.default_rng(0), 2, 2)]).embeddings.dtype == dtype
+        assert (
+            encoder.encode([random_image(np.random.default_rng(0), 2, 2)]).embeddings.dtype == dtype
+        )
         assert not any(parameter.is_meta for parameter in encoder.parameters())
 
 
@@ -73,7 +75,7 @@ def test_owns_its_memory(tmp_path: Path) -> None:
     model = oracle()
     write_checkpoint(tmp_path, model.state_dict(), TINY)
     encoder = VisionEncoder.from_checkpoint(tmp_path)
-    image = picture(np.random.default_rng(0), 2, 4)
+    image = random_image(np.random.default_rng(0), 2, 4)
     before = encoder.encode([image]).embeddings.clone()
     file = tmp_path / "model.safetensors"
     with file.open("r+b") as handle:

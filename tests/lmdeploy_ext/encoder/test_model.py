@@ -9,7 +9,7 @@ import torch
 from lmdeploy_ext.encoder import VisionConfig, VisionEncoder, VisionFeatures
 from lmdeploy_ext.encoder.grids import grid_tables
 from lmdeploy_ext.packing import PackedImage
-from tests.lmdeploy_ext.encoder.towers import oracle, ours, picture, run_oracle
+from tests.lmdeploy_ext.encoder.towers import oracle, ours, random_image, run_oracle
 
 TOLERANCE = 1e-4  # float32, largest absolute difference
 HEADS = pytest.mark.parametrize("hidden_size", [128, 144], ids=["head64", "head72"])
@@ -29,28 +29,30 @@ def assert_close(
         assert (have.float() - want.float()).abs().max().item() <= tolerance
 
 
-def some_pictures(rng: np.random.Generator) -> list[PackedImage]:
-    """1 to 7 pictures of odd sizes: equal sizes, equal areas and frame pairs occur."""
+def some_images(rng: np.random.Generator) -> list[PackedImage]:
+    """1 to 7 images of odd sizes: equal sizes, equal areas and frame pairs occur."""
     sides = rng.integers(1, 9, (rng.integers(1, 8), 2)) * 2
     sides = np.concatenate([sides, sides[: len(sides) // 3, ::-1]])
-    return [picture(rng, int(h), int(w), int(rng.integers(1, 3))) for h, w in sides]
+    return [random_image(rng, int(h), int(w), int(rng.integers(1, 3))) for h, w in sides]
 
 
 @HEADS
 @pytest.mark.parametrize("seed", range(6))
 def test_equals_transformers(hidden_size: int, seed: int) -> None:
     model = oracle(seed, hidden_size=hidden_size)
-    images = some_pictures(np.random.default_rng(seed))
+    images = some_images(np.random.default_rng(seed))
     features = ours(model).encode(images)
     assert features.lengths == tuple(image.num_tokens for image in images)
     assert_close(features, run_oracle(model, images), TOLERANCE)
 
 
 @HEADS
-def test_each_picture_alone_equals_the_batch(hidden_size: int) -> None:
+def test_each_image_alone_equals_the_batch(hidden_size: int) -> None:
     encoder = ours(oracle(hidden_size=hidden_size))
     rng = np.random.default_rng(7)
-    images = [picture(rng, h, w, t) for h, w, t in [(4, 6, 1), (2, 2, 2), (6, 4, 2), (4, 6, 1)]]
+    images = [
+        random_image(rng, h, w, t) for h, w, t in [(4, 6, 1), (2, 2, 2), (6, 4, 2), (4, 6, 1)]
+    ]
     batch = encoder.encode(images)
     rows = np.cumsum((0, *batch.lengths))
     for image, start, end in zip(images, rows, rows[1:], strict=False):
@@ -62,10 +64,13 @@ def test_each_picture_alone_equals_the_batch(hidden_size: int) -> None:
         )
 
 
-def test_long_picture_and_full_position_grid() -> None:
+def test_long_image_and_full_position_grid() -> None:
     """More patches than one attention or row chunk, and the 48 x 48 grid of the real towers."""
     model = oracle(num_position_embeddings=2304, depth=2, deepstack_visual_indexes=[1])
-    images = [picture(np.random.default_rng(8), 62, 58), picture(np.random.default_rng(9), 2, 70)]
+    images = [
+        random_image(np.random.default_rng(8), 62, 58),
+        random_image(np.random.default_rng(9), 2, 70),
+    ]
     assert_close(ours(model).encode(images), run_oracle(model, images), TOLERANCE)
 
 
@@ -73,7 +78,7 @@ def test_long_picture_and_full_position_grid() -> None:
 def test_bfloat16(hidden_size: int) -> None:
     """As far from the float32 truth as transformers' own bfloat16, and close to it."""
     truth_model = oracle(hidden_size=hidden_size)
-    images = some_pictures(np.random.default_rng(10))
+    images = some_images(np.random.default_rng(10))
     truth, truth_deepstack = run_oracle(truth_model, images)
     model = truth_model.to(torch.bfloat16)
     features = ours(model, torch.bfloat16).encode(images)
@@ -95,7 +100,7 @@ def test_bfloat16(hidden_size: int) -> None:
 def test_deepstack_damage_is_noticed(damage: str) -> None:
     """What `assert_close` must catch: a DeepStack feature dropped, swapped or shifted by a row."""
     model = oracle()
-    images = [picture(np.random.default_rng(11), 8, 10)]
+    images = [random_image(np.random.default_rng(11), 8, 10)]
     features = ours(model).encode(images)
     first, second, third = features.deepstack
     damaged = {
@@ -112,7 +117,7 @@ def test_deepstack_damage_is_noticed(damage: str) -> None:
             assert_close(changed, run_oracle(model, images), TOLERANCE)
 
 
-def test_no_pictures() -> None:
+def test_no_images() -> None:
     features = ours(oracle()).encode([])
     assert features.embeddings.shape == (0, 96)
     assert features.lengths == ()
@@ -121,7 +126,7 @@ def test_no_pictures() -> None:
 
 def test_refuses_patches_of_another_tower() -> None:
     encoder = ours(oracle())
-    good = picture(np.random.default_rng(12), 2, 2)
+    good = random_image(np.random.default_rng(12), 2, 2)
     with pytest.raises(ValueError, match="image 1: patches of 588 values"):
         encoder.encode([good, PackedImage(np.zeros((4, 588), np.uint8), (1, 2, 2))])
     with pytest.raises(ValueError, match="image 0: merge size 3"):
@@ -130,7 +135,7 @@ def test_refuses_patches_of_another_tower() -> None:
 
 def test_encode_leaves_its_input_and_its_tables_alone() -> None:
     encoder = ours(oracle())
-    image = picture(np.random.default_rng(13), 4, 4)
+    image = random_image(np.random.default_rng(13), 4, 4)
     before = image.patches.copy()
     first = encoder.encode([image])
     second = encoder.encode([image])
@@ -143,10 +148,10 @@ def test_grid_tables_are_remembered_within_bounds() -> None:
     grid_tables.cache_clear()
     encoder = ours(oracle())
     rng = np.random.default_rng(14)
-    encoder.encode([picture(rng, 2, 4), picture(rng, 2, 4)])
+    encoder.encode([random_image(rng, 2, 4), random_image(rng, 2, 4)])
     assert grid_tables.cache_info().misses == 1
     for side in range(1, 30):
-        encoder.encode([picture(rng, 2, 2 * side)])
+        encoder.encode([random_image(rng, 2, 2 * side)])
     info = grid_tables.cache_info()
     assert info.currsize == info.maxsize
 
@@ -170,7 +175,7 @@ def test_refuses_configuration(changes: dict, message: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu() -> None:
     model = oracle()
-    images = some_pictures(np.random.default_rng(15))
+    images = some_images(np.random.default_rng(15))
     config = VisionConfig.from_dict(model.config.to_dict())
     encoder = VisionEncoder.from_tensors(config, model.state_dict(), device="cuda")
     features = encoder.encode(images)

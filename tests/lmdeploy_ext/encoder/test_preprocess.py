@@ -21,7 +21,7 @@ from lmdeploy_ext.encoder.preprocess import (
     smart_resize,
 )
 
-PICTURES = Path(__file__).parents[4] / "shared" / "images"
+IMAGES = Path(__file__).parents[4] / "shared" / "images"
 CONFIG = ImageProcessorConfig(min_pixels=64 * 64, max_pixels=512 * 512)
 
 
@@ -48,7 +48,7 @@ def assert_equals_oracle(image: np.ndarray, config: ImageProcessorConfig) -> Non
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 2**32 - 1))
-def test_random_pictures(height: int, width: int, seed: int) -> None:
+def test_random_images(height: int, width: int, seed: int) -> None:
     if max(height, width) > 200 * min(height, width):
         return
     rng = np.random.default_rng(seed)
@@ -56,10 +56,10 @@ def test_random_pictures(height: int, width: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["sample-bird.jpg", "chart2code_input.png", "ocr_example2.jpg"])
-def test_real_pictures(name: str) -> None:
-    path = PICTURES / name
+def test_real_images(name: str) -> None:
+    path = IMAGES / name
     if not path.is_file():
-        pytest.skip(f"no picture {name}: the sample pictures lie beside the repository, if at all")
+        pytest.skip(f"no image {name}: the sample images lie beside the repository, if at all")
     with Image.open(path) as file:
         image = np.array(file.convert("RGB"))
     assert_equals_oracle(image, ImageProcessorConfig(max_pixels=1024 * 1024))
@@ -86,7 +86,7 @@ def test_other_mean_std_and_patch_size() -> None:
 
 
 def test_any_memory_layout() -> None:
-    """Read-only, mirrored, cropped and column-major pictures give what their plain copy gives."""
+    """Read-only, mirrored, cropped and column-major images give what their plain copy gives."""
     image = np.random.default_rng(3).integers(0, 256, (150, 200, 3), dtype=np.uint8)
     frozen = image.copy()
     frozen.flags.writeable = False
@@ -95,7 +95,7 @@ def test_any_memory_layout() -> None:
         np.testing.assert_array_equal(preprocess(view, CONFIG).patches, expected.patches)
 
 
-def test_limits_of_one_picture() -> None:
+def test_limits_of_one_image() -> None:
     image = np.zeros((600, 600, 3), np.uint8)
     assert preprocess(image, CONFIG, max_pixels=128 * 128).grid == (1, 8, 8)
     assert preprocess(image[:9, :9], CONFIG, min_pixels=96 * 96).grid == (1, 6, 6)
@@ -134,7 +134,7 @@ def test_smart_resize(height: int, width: int, factor: int) -> None:
         np.zeros((0, 8, 3), np.uint8),
     ],
 )
-def test_refuses_what_is_not_a_picture(image: np.ndarray) -> None:
+def test_refuses_what_is_not_an_image(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8|empty"):
         preprocess(image, CONFIG)
 

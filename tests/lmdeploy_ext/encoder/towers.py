@@ -43,7 +43,7 @@ def ours(model: Qwen3VLVisionModel, dtype: torch.dtype = torch.float32) -> Visio
     return VisionEncoder.from_tensors(config, model.state_dict(), PROCESSOR, dtype)
 
 
-def picture(rng: np.random.Generator, h: int, w: int, frames: int = 1) -> PackedImage:
+def random_image(rng: np.random.Generator, h: int, w: int, frames: int = 1) -> PackedImage:
     """Random patches of a still (one frame) or a frame pair (two), grid (1, h, w)."""
     patches = rng.integers(0, 256, (h * w, frames * 768), dtype=np.uint8)
     return PackedImage(patches, (1, h, w))

@@ -1,4 +1,4 @@
-"""Requests to every endpoint of `lmdeploy serve api_server`, with and without pictures."""
+"""Requests to every endpoint of `lmdeploy serve api_server`, with and without images."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def every_part() -> Iterator[tuple[str, Request]]:
 
 
 def every_place() -> Iterator[tuple[str, Request]]:
-    """Pictures in other places than a user's content."""
+    """Images in other places than a user's content."""
     image, anthropic = PARTS["image_url"], PARTS["Anthropic image"]
     for role in ("system", "assistant", "tool"):
         yield f"chat, {role}", chat(image, role=role)
@@ -112,10 +112,10 @@ def every_place() -> Iterator[tuple[str, Request]]:
         "chat, content is a part",
         ("/v1/chat/completions", {"model": MODEL, "messages": [content]}),
     )
-    pictures = {"role": "user", "content": "hi", "images": [DATA]}
+    images = {"role": "user", "content": "hi", "images": [DATA]}
     yield (
         "chat, field of a message",
-        ("/v1/chat/completions", {"model": MODEL, "messages": [pictures]}),
+        ("/v1/chat/completions", {"model": MODEL, "messages": [images]}),
     )
     yield "chat, several choices", chat(image, n=2)
     for name, path in (("chat", "/v1/chat/completions"), ("messages", "/v1/messages")):

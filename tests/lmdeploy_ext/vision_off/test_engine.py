@@ -45,15 +45,15 @@ def pipeline_on(checkpoint: str, **options: Any) -> Any:
     return lmdeploy.pipeline(checkpoint, **options)
 
 
-def with_pictures(pipe: Any) -> dict[str, Callable[[], Any]]:
+def with_images(pipe: Any) -> dict[str, Callable[[], Any]]:
     from PIL import Image
 
     image = Image.new("RGB", (32, 32))
     pair = ("describe", image)
     return {
         "pair": lambda: pipe(pair),
-        "pair, picture first": lambda: pipe((image, "describe")),
-        "pair, several pictures": lambda: pipe(("describe", [image, image])),
+        "pair, image first": lambda: pipe((image, "describe")),
+        "pair, several images": lambda: pipe(("describe", [image, image])),
         "pair, address": lambda: pipe(("describe", "http://127.0.0.1:9/x.png")),
         "pair, data": lambda: pipe(("describe", PIXEL)),
         "messages": lambda: pipe(MESSAGES),
@@ -100,7 +100,7 @@ def ask_pipeline(checkpoint: str, *, installed: bool, **options: Any) -> dict[st
         lmdeploy_ext.install()
     pipe = pipeline_on(checkpoint, **options)
     found = {
-        "pictures": {name: outcome(call) for name, call in with_pictures(pipe).items()},
+        "images": {name: outcome(call) for name, call in with_images(pipe).items()},
         "text": {name: outcome(call) for name, call in with_text(pipe).items()},
         "sessions": len(pipe.session_mgr.sessions),
         "engine": type(pipe.async_engine).__name__,
@@ -155,7 +155,7 @@ def ask_engine(checkpoint: str) -> dict[str, Any]:
 
 
 def convert() -> dict[str, list[Any]]:
-    """`TurboMind.mm_input_converter` on nothing, on an empty list and on pictures."""
+    """`TurboMind.mm_input_converter` on nothing, on an empty list and on images."""
     import lmdeploy_ext
 
     lmdeploy_ext.install()
@@ -178,11 +178,11 @@ def convert() -> dict[str, list[Any]]:
 # Tests
 
 
-def test_pipeline_refuses_pictures_in_every_form(vision_checkpoint: Path, tmp_path: Path) -> None:
+def test_pipeline_refuses_images_in_every_form(vision_checkpoint: Path, tmp_path: Path) -> None:
     extra = {"SCRIPTED_LOG": str(tmp_path / "log")}
     options = {"installed": True, "disable_vision": True}
     found = run(ask_pipeline, vision_checkpoint, mode="driver", extra=extra, **options)
-    for name, told in found["pictures"].items():
+    for name, told in found["images"].items():
         assert told[:2] == ["ValueError", "VisionDisabledError"], (name, told)
         assert told[2].startswith("VISION_DISABLED: "), name
     for name, told in found["text"].items():
@@ -201,7 +201,7 @@ def test_a_pipeline_with_vision_is_the_stock_one(text_checkpoint: Path, tmp_path
         for installed in (True, False)
     )
     assert ours == stock
-    assert "error" in stock["pictures"]["messages"][0]
+    assert "error" in stock["images"]["messages"][0]
 
 
 def test_both_ways_to_configure_a_pipeline(vision_checkpoint: Path, tmp_path: Path) -> None:
@@ -227,12 +227,12 @@ def test_the_engine_refuses_by_itself(vision_checkpoint: Path, tmp_path: Path) -
 def test_turbomind_raises_instead_of_dropping() -> None:
     found = run(convert, mode="driver")
     assert found["enabled"] == [None, None, 1]
-    *nothing, pictures = found["disabled"]
+    *nothing, images = found["disabled"]
     assert nothing == [None, None]
-    assert pictures.startswith("VISION_DISABLED")
+    assert images.startswith("VISION_DISABLED")
 
 
-def test_a_chat_refuses_a_picture_and_goes_on(vision_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_chat_refuses_an_image_and_goes_on(vision_checkpoint: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     words = [sys.executable, "-m", "tests.lmdeploy_ext.vision_off.scripted", "chat"]
     done = subprocess.run(

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.host,
 ]  # starts `lmdeploy serve api_server` and TurboMind
 
-PICTURE = calls.chat(calls.PARTS["image_url"], max_tokens=3)
+IMAGE = calls.chat(calls.PARTS["image_url"], max_tokens=3)
 OPTIONS = ("--model-name", calls.MODEL)
 
 
@@ -55,7 +55,7 @@ def test_the_tower_is_not_loaded(checkpoint: Path) -> None:
     ],
     ids=["lmdeploy", "python -m lmdeploy_ext"],
 )
-def test_text_is_answered_and_pictures_are_refused(
+def test_text_is_answered_and_images_are_refused(
     command: tuple[str, ...], option: str, variable: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     extra = {VARIABLE: variable}
@@ -73,11 +73,11 @@ def test_text_is_answered_and_pictures_are_refused(
                 assert "VISION_DISABLED" in text
 
 
-def test_with_vision_the_armed_command_answers_about_a_picture(
+def test_with_vision_the_armed_command_answers_about_an_image(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     with serve(checkpoint, tmp_path, *OPTIONS, extra={VARIABLE: "1"}) as server:
-        status, text = calls.post(server, PICTURE)
+        status, text = calls.post(server, IMAGE)
         assert status == 200, text
         log = server.log.read_text()
     assert "Qwen3-VL extension" in log

@@ -15,7 +15,7 @@ from service.grpc_api.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from tests.service.cli.terminal import called, qwen3vl
-from tests.service.harness import Running, picture, running
+from tests.service.harness import Running, image_bytes, running
 
 ANALYSIS = {
     "scene": "desert",
@@ -36,8 +36,8 @@ def analyst() -> FakeEngine:
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    path = tmp_path / "picture.jpg"
-    path.write_bytes(picture())
+    path = tmp_path / "image.jpg"
+    path.write_bytes(image_bytes())
     return path
 
 
@@ -242,9 +242,9 @@ async def test_the_server_is_found_in_the_environment() -> None:
 # Errors of the server, in the words of the command
 
 
-async def test_the_picture_that_is_wrong_is_named(image: Path, tmp_path: Path) -> None:
+async def test_the_image_that_is_wrong_is_named(image: Path, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
-    text.write_text("This is no picture.")
+    text.write_text("This is no image.")
     async with running(analyst()) as started:
         done = await called("analyze", *at(started), image, text)
     assert (done.code, done.out) == (1, "")

@@ -16,7 +16,7 @@ from service.cli.output import json_escapes
 from service.engines.fake import FakeEngine
 from service.types import GenerateRequest
 from tests.service.cli.terminal import ROOT, called, command, qwen3vl
-from tests.service.harness import failure, inline, picture, run_request, running
+from tests.service.harness import failure, image_bytes, inline, run_request, running
 
 SCHEMA = """{"type": "object", "properties": {"größe": {"type": "integer"}}, "required": ["größe"],
  "additionalProperties": false}"""
@@ -73,13 +73,13 @@ async def test_a_byte_order_mark_in_a_request_is_named() -> None:
 
 async def test_a_dash_is_standard_input(tmp_path: Path) -> None:
     image = tmp_path / "image.png"
-    image.write_bytes(picture(file_format="PNG"))
+    image.write_bytes(image_bytes(file_format="PNG"))
     engine = Recorder()
     marked = codecs.BOM_UTF8 + "Wie groß?".encode()
     async with running(engine) as started:
         engine.requests.clear()  # the warm-up
         run = ("run", "--server", started.address)
-        shown = await called(*run, "--prompt", "x", image, "-", stdin=picture(96, 96))
+        shown = await called(*run, "--prompt", "x", image, "-", stdin=image_bytes(96, 96))
         asked = await called(*run, "--prompt", "-", image, stdin=marked)
         system = await called(*run, "--prompt", "x", "--system", "-", stdin=b"Be brief.")
         engine.text = FITS

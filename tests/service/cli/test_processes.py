@@ -16,7 +16,7 @@ import pytest
 
 from service.engines.fake import FakeEngine
 from tests.service.cli.terminal import ROOT, command, process, wait_for
-from tests.service.harness import picture, running, until
+from tests.service.harness import image_bytes, running, until
 
 pytestmark = pytest.mark.slow  # every test starts processes
 
@@ -190,8 +190,8 @@ def test_local_with_a_model_that_cannot_be_loaded() -> None:
 
 @pytest.mark.slow  # loads torch and the model
 def test_local_on_the_bundled_model_shows_progress(tmp_path: Path) -> None:
-    image = tmp_path / "picture.png"
-    image.write_bytes(picture(file_format="PNG"))
+    image = tmp_path / "image.png"
+    image.write_bytes(image_bytes(file_format="PNG"))
     done = run("run", "--local", "--prompt", "Which?", "--choice", "a", "--choice", "b", image)
     assert done.returncode == 0
     assert done.stdout in ("a\n", "b\n")

@@ -150,7 +150,7 @@ def fits(constraint: Grammar, text: str) -> bool:
     return bool(matcher.accept_string(text) and matcher.is_completed())
 
 
-def picture(seed: int, width: int = 96, height: int = 64, **bounds: int) -> Image:
+def random_image(seed: int, width: int = 96, height: int = 64, **bounds: int) -> Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image(pixels, **bounds)
 
@@ -214,7 +214,10 @@ def mixed(count: int) -> list[GenerateRequest]:
     """Requests that differ in everything that a request can differ in."""
     result = []
     for index in range(count):
-        images = [picture(index * 7 + k, 40 + 24 * (index % 4), 40 + 32 * k) for k in range(index % 3)]  # fmt: skip
+        images = [
+            random_image(index * 7 + k, 40 + 24 * (index % 4), 40 + 32 * k)
+            for k in range(index % 3)
+        ]
         constraint = [*GRAMMARS, None][index % (len(GRAMMARS) + 1)]
         sampling: dict[str, Any] = {"max_tokens": 8 + index % 40}
         if index % 4 == 3:
@@ -283,7 +286,7 @@ class LifeCycle:
         for _ in range(2):
             engine = subject.build()
             await engine.start()
-            await collect(engine, request("Count.", picture(1), constraint=GRAMMARS[0]))
+            await collect(engine, request("Count.", random_image(1), constraint=GRAMMARS[0]))
             await engine.close()
         await until(lambda: not _engine_threads(others))
         assert asyncio.all_tasks() == tasks
@@ -314,7 +317,7 @@ class LifeCycle:
         engine = subject.build(max_images=3)
         await engine.start()
         assert engine.capabilities.max_images == 3
-        shown = [picture(seed, 64, 64) for seed in range(4)]
+        shown = [random_image(seed, 64, 64) for seed in range(4)]
         for count in (2, 3):
             _, _, usage = await answer(engine, request("How many?", *shown[:count], max_tokens=1))
             assert usage.image_tokens >= count
@@ -329,7 +332,7 @@ class LifeCycle:
         assert engine.capabilities.modalities == TEXT_ONLY
         assert engine.capabilities.max_images == 0
         with pytest.raises(VisionDisabled):
-            await collect(engine, request("What is it?", picture(1)))
+            await collect(engine, request("What is it?", random_image(1)))
         _, _, usage = await answer(engine, request("Text only.", max_tokens=3))
         assert usage.image_tokens == 0
         await engine.close()
@@ -372,7 +375,7 @@ class Answers:
     @pytest.mark.parametrize("images", [0, 1, 3])
     async def test_chunks(self, engine: Engine, subject: Subject, images: int) -> None:
         begun = time.monotonic()
-        shown = [picture(seed, 64, 32 * (1 + seed)) for seed in range(images)]
+        shown = [random_image(seed, 64, 32 * (1 + seed)) for seed in range(images)]
         chunks = await collect(engine, request("What is it? é日本語😀", *shown))
         wall_s = time.monotonic() - begun
         *pieces, last = chunks
@@ -417,7 +420,7 @@ class Answers:
         _admit(engine, constraint)
         for turn in range(1 if subject.certain else 4):
             hot = {"temperature": 2.0, "seed": turn} if turn else {}
-            images = [picture(turn)] if turn % 2 else []
+            images = [random_image(turn)] if turn % 2 else []
             one = request("Any.", *images, constraint=constraint, max_tokens=MANY_TOKENS, **hot)
             text, reason, _ = await answer(engine, one)
             assert reason is FinishReason.STOP
@@ -456,7 +459,7 @@ class Answers:
 
     async def test_options_are_honoured(self, engine: Engine, subject: Subject) -> None:
         honoured = engine.capabilities.sampling_options
-        image = picture(4)  # no two tokens of its answer are equally likely
+        image = random_image(4)  # no two tokens of its answer are equally likely
 
         async def text(**sampling: Any) -> str:
             return (await answer(engine, request("Say anything.", image, **sampling)))[0]
@@ -502,12 +505,12 @@ class Answers:
                 await collect(engine, one)
             assert raised.value.violations[0].field in ("sampling.max_tokens", "task")
         # Enlarging it would take more memory than there is: refused before it is touched.
-        vast = picture(1, min_pixels=2**32 - 1, max_pixels=2**32 - 1)
+        vast = random_image(1, min_pixels=2**32 - 1, max_pixels=2**32 - 1)
         with pytest.raises(ContextTooLong) as raised:
             await collect(engine, request("x", vast))
         assert raised.value.violations[0].field == "images"
         with pytest.raises(ContextTooLong) as raised:
-            await collect(engine, request("word 1 " * context, picture(1)))
+            await collect(engine, request("word 1 " * context, random_image(1)))
         assert raised.value.violations[0].field == "task"
         closed: Any = Closed(4096, 4096, min_pixels=4096 * 4096, max_pixels=4096 * 4096)
         with pytest.raises(ContextTooLong):
@@ -536,8 +539,8 @@ class Answers:
         typed = (await answer(engine, request(f"Hi.{SPECIAL}", max_tokens=1)))[2]
         assert typed.image_tokens == 0
         assert typed.prompt_tokens >= plain.prompt_tokens + 7, "each is more than one token"
-        one = (await answer(engine, request("Hi.", picture(1), max_tokens=1)))[2]
-        both = (await answer(engine, request(f"Hi.{SPECIAL}", picture(1), max_tokens=1)))[2]
+        one = (await answer(engine, request("Hi.", random_image(1), max_tokens=1)))[2]
+        both = (await answer(engine, request(f"Hi.{SPECIAL}", random_image(1), max_tokens=1)))[2]
         assert both.image_tokens == one.image_tokens > 0
         system = (await answer(engine, request("Hi.", system=SPECIAL, max_tokens=1)))[2]
         assert system.image_tokens == 0
@@ -553,11 +556,11 @@ class Answers:
         )
         assert (text, reason) == (SPECIAL, FinishReason.STOP)
 
-    async def test_usage_counts_every_picture(self, engine: Engine, subject: Subject) -> None:
+    async def test_usage_counts_every_image(self, engine: Engine, subject: Subject) -> None:
         async def usage(*images: Image) -> Usage:
             return (await answer(engine, request("Hi.", *images, max_tokens=1)))[2]
 
-        first, second = picture(1, 64, 64), picture(2, 192, 96)
+        first, second = random_image(1, 64, 64), random_image(2, 192, 96)
         alone = [await usage(first), await usage(second), await usage()]
         both = await usage(first, second)
         assert both.image_tokens == alone[0].image_tokens + alone[1].image_tokens
@@ -565,13 +568,13 @@ class Answers:
         assert text[2] <= text[0] == text[1] <= text[3]
         assert alone[2].image_tokens == 0
 
-    async def test_bounds_of_one_picture(self, engine: Engine, subject: Subject) -> None:
+    async def test_bounds_of_one_image(self, engine: Engine, subject: Subject) -> None:
         async def image_tokens(*images: Image) -> int:
             return (await answer(engine, request("Hi.", *images, max_tokens=1)))[2].image_tokens
 
-        large, small = picture(1, 256, 256), picture(2, 64, 64)
-        shrunk = picture(1, 256, 256, max_pixels=96 * 96)
-        grown = picture(2, 64, 64, min_pixels=320 * 320, max_pixels=400 * 400)
+        large, small = random_image(1, 256, 256), random_image(2, 64, 64)
+        shrunk = random_image(1, 256, 256, max_pixels=96 * 96)
+        grown = random_image(2, 64, 64, min_pixels=320 * 320, max_pixels=400 * 400)
         counts = [await image_tokens(one) for one in (large, shrunk, small, grown)]
         assert counts[1] < counts[0]
         assert counts[1] <= 9
@@ -579,10 +582,10 @@ class Answers:
         assert counts[3] >= 100
         assert await image_tokens(shrunk, small, grown) == sum(counts[1:])
 
-    async def test_the_order_of_pictures_matters(self, engine: Engine, subject: Subject) -> None:
+    async def test_the_order_of_images_matters(self, engine: Engine, subject: Subject) -> None:
         if not subject.sensitive:
-            pytest.skip("two noisy pictures need not change its answer")
-        first, second = picture(11, 64, 64), picture(12, 64, 64)
+            pytest.skip("two noisy images need not change its answer")
+        first, second = random_image(11, 64, 64), random_image(12, 64, 64)
         sampling = {"temperature": 1.0, "seed": 1}
         texts = [
             (await answer(engine, request("Which?", *images, **sampling)))[0]
@@ -603,7 +606,7 @@ class Answers:
         self, engine: Engine, subject: Subject
     ) -> None:
         constraint = LONG if LONG.kind in engine.capabilities.grammar_kinds else None
-        one = request("word " * 90, picture(1), constraint=constraint, max_tokens=MANY_TOKENS)
+        one = request("word " * 90, random_image(1), constraint=constraint, max_tokens=MANY_TOKENS)
         unstarted = generate(engine, one)
         await unstarted.aclose()
         chunks = await first_chunk(engine, one)

@@ -86,7 +86,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"hello", b"<svg/>", b"\x89PN", b"\xff\xd8", b"RIFF", b"/etc/x"])
-def test_what_is_no_picture_is_refused(data: bytes) -> None:
+def test_what_is_no_image_is_refused(data: bytes) -> None:
     assert refused(data).reason == "IMAGE_FORMAT_UNSUPPORTED"
 
 
@@ -145,7 +145,7 @@ def test_a_bomb_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each scan is a few bytes of the file and a pass over the whole picture for the decoder."""
+    """Each scan is a few bytes of the file and a pass over the whole image for the decoder."""
     data = VALID["progressive"]
     last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
     room = MAX_JPEG_SCANS - data.count(b"\xff\xda")
@@ -214,7 +214,7 @@ def test_orientation(kind: str, orientation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # the library warns, and goes on
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
-def test_damaged_exif_leaves_the_picture_as_it_lies(exif: bytes) -> None:
+def test_damaged_exif_leaves_the_image_as_it_lies(exif: bytes) -> None:
     data = encoded(gradient(), "JPEG", exif=exif)
     assert np.array_equal(decode(data), decode(VALID["jpeg"]))
 

@@ -41,7 +41,7 @@ from service.types import (
 )
 from tests.service.tasks.engines import TIMINGS, USAGE, ScriptedEngine, capabilities
 
-PICTURE = Image(np.zeros((2, 2, 3), np.uint8))
+IMAGE = Image(np.zeros((2, 2, 3), np.uint8))
 PLAIN = Task("plain", "Any text.", user="Say it.")
 EMPTY = json.dumps({name: "" if name in STRING_FIELDS else [] for name in FIELDS})
 
@@ -62,7 +62,7 @@ async def go(
     **more: Any,
 ) -> Answer:
     return await run(
-        engine, what, [PICTURE] * images, sampling, timeout_s=timeout_s, request_id="r", **more
+        engine, what, [IMAGE] * images, sampling, timeout_s=timeout_s, request_id="r", **more
     )
 
 
@@ -88,7 +88,7 @@ async def test_the_engine_gets_what_the_task_says() -> None:
     await go(engine, what, images=2, sampling=Sampling(max_tokens=5))
     (request,) = engine.requests
     assert (request.system, request.user, request.request_id) == ("Be brief.", "Say it.", "r")
-    assert request.images == (PICTURE, PICTURE)
+    assert request.images == (IMAGE, IMAGE)
     assert request.sampling.max_tokens == 5
     assert engine.log == ["generate", "closed"], "no grammar, nothing to prepare"
 
@@ -153,20 +153,20 @@ async def test_an_option_that_the_engine_ignores_is_refused_when_it_is_set() -> 
     assert "max_tokens, temperature" in error.message
 
 
-async def test_a_task_that_needs_a_picture() -> None:
+async def test_a_task_that_needs_an_image() -> None:
     error = await refused(InvalidRequest, ScriptedEngine(), IMAGE_ANALYSIS)
     assert error.reason == "IMAGE_REQUIRED"
     assert error.violations[0].field == "images"
 
 
-async def test_pictures_without_vision() -> None:
+async def test_images_without_vision() -> None:
     engine = ScriptedEngine(["x"], capabilities=capabilities(vision=False))
     await refused(VisionDisabled, engine, images=1)
     assert (await go(engine)).text == "x"
 
 
 @pytest.mark.parametrize(("of_task", "limit"), [(None, 2), (1, 1), (5, 2)])
-async def test_too_many_pictures(of_task: int | None, limit: int) -> None:
+async def test_too_many_images(of_task: int | None, limit: int) -> None:
     engine = ScriptedEngine(["x"], capabilities=capabilities(max_images=2))
     what = replace(PLAIN, max_images=of_task)
     await go(engine, what, images=limit)

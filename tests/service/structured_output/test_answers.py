@@ -80,7 +80,7 @@ def test_odd_but_valid(text: str) -> None:
 
 
 def test_the_message_quotes_no_answer() -> None:
-    secret = "the-words-of-the-picture"
+    secret = "the-words-of-the-image"
     for schema, answer in (
         ({"type": "integer"}, f'"{secret}"'),
         ({"pattern": "x$"}, f'"{secret}"'),

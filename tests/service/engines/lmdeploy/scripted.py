@@ -220,7 +220,7 @@ def unpacked(ids: list[int], items: list[dict[str, Any]]) -> PackedRequest:
         assert item["modality"] is Modality.IMAGE
         pixels = item["pixel_values"].float()
         still = pixels.reshape(len(pixels), 3, 2, -1)
-        assert torch.equal(still[:, :, 0], still[:, :, 1]), "both frames of a still picture"
+        assert torch.equal(still[:, :, 0], still[:, :, 1]), "both frames of a still image"
         values = ((still[:, :, 0] * 0.5 + 0.5) * 255).round().to(torch.uint8)
         grid = tuple(item["image_grid_thw"].tolist())
         images.append(PackedImage(values.reshape(len(pixels), -1).numpy(), grid))

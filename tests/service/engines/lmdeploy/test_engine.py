@@ -39,12 +39,12 @@ from tests.service.engines.conformance import (
     generate,
     grammar,
     mixed,
-    picture,
+    random_image,
     request,
     until,
 )
 from tests.service.harness import failure, inline, run_request, running
-from tests.service.harness import picture as encoded
+from tests.service.harness import image_bytes as encoded
 
 pytestmark = pytest.mark.slow
 CANCEL_LIMIT_S = 0.05
@@ -140,9 +140,9 @@ async def test_image_pixels_bounds_every_image(folder: Path) -> None:
     engine = built(folder, image_pixels=64 * 64)
     await engine.start()
     for bounds in ({}, {"max_pixels": 256 * 256}, {"min_pixels": 200 * 200, "max_pixels": 256**2}):
-        one = request("Hi.", picture(1, 256, 256, **bounds), max_tokens=1)
+        one = request("Hi.", random_image(1, 256, 256, **bounds), max_tokens=1)
         assert (await answer(engine, one))[2].image_tokens <= 4
-    small = request("Hi.", picture(1, 32, 32), max_tokens=1)
+    small = request("Hi.", random_image(1, 32, 32), max_tokens=1)
     assert (await answer(engine, small))[2].image_tokens == 1
     await engine.close()
 
@@ -238,7 +238,7 @@ async def arrival(engine: LMDeployEngine, leave: Callable[[], Any]) -> float:
 
 
 def endless() -> Any:
-    return request("word " * 40, picture(1), constraint=LONG, max_tokens=700)
+    return request("word " * 40, random_image(1), constraint=LONG, max_tokens=700)
 
 
 async def test_closing_the_answer_reaches_the_engine(engine: LMDeployEngine) -> None:
@@ -428,7 +428,7 @@ async def test_top_k_that_turbomind_would_cut_is_refused(folder: Path) -> None:
     await engine.close()
 
 
-async def test_pictures_wait_before_a_full_engine(folder: Path) -> None:
+async def test_images_wait_before_a_full_engine(folder: Path) -> None:
     engine = built(folder, vision_batch=2)
     await engine.start()
     most = 0
@@ -441,7 +441,9 @@ async def test_pictures_wait_before_a_full_engine(folder: Path) -> None:
             await asyncio.sleep(0)
 
     watching = asyncio.create_task(watch())
-    shown = [request("Hi.", *(picture(k) for k in range(n)), max_tokens=3) for n in (1, 2, 5, 0)]
+    shown = [
+        request("Hi.", *(random_image(k) for k in range(n)), max_tokens=3) for n in (1, 2, 5, 0)
+    ]
     await asyncio.wait_for(asyncio.gather(*(collect(engine, one) for one in shown * 4)), 60)
     watching.cancel()
     assert most == 2
@@ -456,7 +458,7 @@ async def test_pictures_wait_before_a_full_engine(folder: Path) -> None:
     await engine.close()
 
 
-async def test_a_picture_without_vision_is_refused_through_grpc(folder: Path) -> None:
+async def test_an_image_without_vision_is_refused_through_grpc(folder: Path) -> None:
     engine = built(folder, vision=False)
     async with running(engine) as started:  # type: ignore[arg-type]
         error = await failure(started.stub.RunTask(run_request(inline("What?"), [encoded()])))

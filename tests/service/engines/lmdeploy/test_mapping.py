@@ -248,7 +248,7 @@ def test_a_failed_self_test_is_a_fallback_and_is_shown(monkeypatch: pytest.Monke
             available(**refused)
     assert available(deepstack="off") == TURBOMIND
     assert available(vision=False) == TURBOMIND
-    assert said == ["tested"], "not where there are no pictures"
+    assert said == ["tested"], "not where there are no images"
 
 
 def available(**options: Any) -> str:
@@ -383,10 +383,10 @@ def test_the_handover_gives_out_what_was_put_in_and_nothing_else() -> None:
         compile_response_format(handover, response_format)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_arrive_as_pixels_spans_and_grids() -> None:
+def test_images_arrive_as_pixels_spans_and_grids() -> None:
     from lmdeploy.vl.constants import Modality
 
     from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, normalise
@@ -413,7 +413,7 @@ def test_pictures_arrive_as_pixels_spans_and_grids() -> None:
     assert {len(one) for one in prints} == {32}
     turned = PackedImage(images[0].patches, (1, 4, 2))
     again = multimodal_items(pack([turned], 9), config, 9, torch.bfloat16)
-    assert again[0]["fingerprint"] not in prints, "the grid is part of the picture"
+    assert again[0]["fingerprint"] not in prints, "the grid is part of the image"
 
 
 def test_the_seam_is_what_lmdeploy_has() -> None:

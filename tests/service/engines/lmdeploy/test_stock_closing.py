@@ -31,7 +31,7 @@ async def _cycles(checkpoint: str, count: int) -> list[int]:
     import sys
 
     from service.errors import EngineUnavailable
-    from tests.service.engines.conformance import answer, picture, request
+    from tests.service.engines.conformance import answer, random_image, request
     from tests.service.engines.lmdeploy import stock
 
     references = []
@@ -39,7 +39,7 @@ async def _cycles(checkpoint: str, count: int) -> list[int]:
         engine = stock.engine(Path(checkpoint), check_guidance=False)
         await engine.start()
         native: Any = engine._loaded.host.native  # type: ignore[union-attr]
-        ones = [request("word", picture(k), max_tokens=2 + 400 * (k % 2)) for k in range(4)]
+        ones = [request("word", random_image(k), max_tokens=2 + 400 * (k % 2)) for k in range(4)]
         tasks = [asyncio.ensure_future(answer(engine, one)) for one in ones]
         await asyncio.gather(*tasks[::2])
         references.append(sys.getrefcount(native.model_comm) - 1)

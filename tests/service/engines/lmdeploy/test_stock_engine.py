@@ -68,7 +68,7 @@ def test_an_engine_that_does_not_obey_grammars_does_not_start(checkpoint: Path) 
 
 
 async def _cancellations(checkpoint: str) -> dict[str, Any]:
-    from tests.service.engines.conformance import first_chunk, picture, request, until
+    from tests.service.engines.conformance import first_chunk, random_image, request, until
 
     async with _started(checkpoint, check_guidance=False) as engine:
         native = engine._loaded.host.native
@@ -79,7 +79,7 @@ async def _cancellations(checkpoint: str) -> dict[str, Any]:
 
         took, before = [], []
         for index in range(20):
-            one = request("word " * 40, picture(index), max_tokens=800)
+            one = request("word " * 40, random_image(index), max_tokens=800)
             chunks = await first_chunk(engine, one)
             before.append(inside())
             begun = time.monotonic()

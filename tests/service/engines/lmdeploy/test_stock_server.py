@@ -134,7 +134,7 @@ def test_one_client_gets_the_same_answers_from_both_engines(tmp_path: Path) -> N
     assert "logger=service" in text, "LMDeploy does not mute the service"
 
 
-def test_serve_without_vision_refuses_pictures(tmp_path: Path) -> None:
+def test_serve_without_vision_refuses_images(tmp_path: Path) -> None:
     with (
         serving(tmp_path / "log", "--no-vision") as (_, address),
         grpc.insecure_channel(address) as channel,

@@ -141,7 +141,7 @@ def engine_greedy(model: Model, packed: PackedRequest, count: int) -> list[int]:
     return sequence.answer
 
 
-def picture(seed: int, width: int, height: int) -> Image:
+def random_image(seed: int, width: int, height: int) -> Image:
     """Smooth colours with noise, so that neighbouring tokens differ."""
     random = np.random.default_rng(seed)
     return Image(random.integers(0, 256, (height, width, 3), dtype=np.uint8))

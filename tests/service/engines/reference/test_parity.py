@@ -19,8 +19,8 @@ from tests.service.engines.reference.oracle import (
     new_sequence,
     oracle_greedy,
     oracle_logits,
-    picture,
     prompt_of,
+    random_image,
     request,
 )
 
@@ -36,9 +36,11 @@ ANSWER = [5, 300, 41, 77, 8, 200]
 REQUESTS = {
     "text": request("Describe the large red circle."),
     "system": request("What is left?\n\n", system="\nAnswer with JSON."),
-    "one": request("Which shape?", picture(1, 96, 64)),
-    "odd": request("", picture(2, 131, 47)),
-    "several": request("Compare.", picture(3, 64, 64), picture(4, 40, 170), picture(5, 200, 90)),
+    "one": request("Which shape?", random_image(1, 96, 64)),
+    "odd": request("", random_image(2, 131, 47)),
+    "several": request(
+        "Compare.", random_image(3, 64, 64), random_image(4, 40, 170), random_image(5, 200, 90)
+    ),
 }
 TOLERANCE = 1e-4
 
@@ -152,7 +154,7 @@ def test_a_draft_gives_the_same_bits_as_single_steps(checkpoint: Write) -> None:
 
 
 def prompts(numbers: range) -> list[tuple[str, int]]:
-    """Texts, and how many pictures go with each: 0 to 3, of all sizes."""
+    """Texts, and how many images go with each: 0 to 3, of all sizes."""
     text = "the colour of a large red circle is blue and its position left right"
     words = text.split(" ")
     return [
@@ -165,7 +167,7 @@ def check_prompts(folder: Path, numbers: range, tokens: int) -> None:
     model = loaded(folder)
     for index, (text, kind) in zip(numbers, prompts(numbers), strict=True):
         sizes = [(32 + 8 * (index % 11) + k, 40 + 13 * k) for k in range(kind)]
-        shown = [picture(index * 5 + k, *size) for k, size in enumerate(sizes)]
+        shown = [random_image(index * 5 + k, *size) for k, size in enumerate(sizes)]
         packed = prompt_of(model, request(text, *shown, sampling=Sampling(max_tokens=tokens)))
         expected, logits = oracle_greedy(folder, packed, tokens)
         assert engine_greedy(model, packed, tokens) == expected, (text, sizes)

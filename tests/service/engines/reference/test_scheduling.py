@@ -20,7 +20,7 @@ from tests.service.engines.conformance import (
     collect,
     first_chunk,
     generate,
-    picture,
+    random_image,
     request,
     until,
 )
@@ -151,7 +151,7 @@ async def test_the_failure_of_one_request_is_its_own(
     monkeypatch.setattr(Sequence, "extend", failing)
     slow = await first_chunk(engine, long())
     with pytest.raises(InternalError) as raised:
-        await collect(engine, request("Fails.", picture(1), max_tokens=13))
+        await collect(engine, request("Fails.", random_image(1), max_tokens=13))
     assert raised.value.message == "internal error"
     await anext(slow)
     await slow.aclose()

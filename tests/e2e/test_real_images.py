@@ -16,12 +16,12 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS, schema
 from service.wiring import BUNDLED_MODEL
 
-PICTURES = Path(__file__).parents[3] / "shared" / "images"
-FILES = sorted(PICTURES.glob("*.*"))
+IMAGES = Path(__file__).parents[3] / "shared" / "images"
+FILES = sorted(IMAGES.glob("*.*"))
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not FILES, reason="the folder of real pictures is not there"),
+    pytest.mark.skipif(not FILES, reason="the folder of real images is not there"),
 ]
 
 
@@ -42,7 +42,7 @@ def check(analysis: pb.ImageAnalysis) -> None:
     assert described or analysis.subjects or analysis.objects or analysis.actions
 
 
-async def test_every_picture_gets_a_valid_analysis() -> None:
+async def test_every_image_gets_a_valid_analysis() -> None:
     assert len(FILES) == 8
     async with serving(BUNDLED_MODEL) as stub:
         for path in FILES:
@@ -54,7 +54,7 @@ async def test_every_picture_gets_a_valid_analysis() -> None:
             assert answer.finish_reason == pb.FINISH_REASON_STOP, path.name
 
 
-async def test_the_same_pictures_as_a_task_and_as_keyframes() -> None:
+async def test_the_same_images_as_a_task_and_as_keyframes() -> None:
     images = [pb.Image(data=path.read_bytes()) for path in FILES]
     task = pb.Task(name=IMAGE_ANALYSIS.name)
     async with serving(BUNDLED_MODEL) as stub:

@@ -1,4 +1,4 @@
-"""Training pictures: the sizes that the image processor produces, and drawings at these sizes."""
+"""Training images: the sizes that the image processor produces, and drawings at these sizes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def _grids() -> list[Grid]:
 
 
 GRIDS = _grids()
-"""Every patch grid that the processor makes of pictures with an aspect ratio up to about 2:1."""
+"""Every patch grid that the processor makes of images with an aspect ratio up to about 2:1."""
 
 
-def training_pictures(
+def training_images(
     frames: list[Scene], seed: int, grid: Grid, rng: random.Random
 ) -> list[NDArray[np.uint8]]:
     """The frames of one drawing as (height, width, 3) arrays of the grid's size.
 
     Painted at twice the size with an aspect ratio that is a little off, as the processor rounds
-    the sides of a user's picture to multiples of 32 pixels.
+    the sides of a user's image to multiples of 32 pixels.
     """
     width, height = grid.size
     stretch = rng.uniform(0.85, 1.18)
