@@ -34,6 +34,9 @@ grammar_worker_restarts = Counter(
     "Processes that analyse grammars and were replaced: crashed, timed out, or grown large.",
     ["reason"],
 )
+log_lines_dropped = Counter(
+    "qwen3vl_log_lines_dropped", "Log lines that were dropped because nobody read stderr in time."
+)
 engine_info = Info("qwen3vl_engine", "The engine that serves.")
 deepstack_active = Gauge(
     "qwen3vl_deepstack_active", "1 where features of vision blocks reach the decoder's layers."

@@ -32,6 +32,7 @@ GROUPS = {
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
     "metrics_port": "Metrics, tasks and reflection",
+    "log_level": "Logs",
 }
 """First setting of a group of the server -> title of the group."""
 RENAMED = {"picture_pixels": "image_pixels"}
@@ -213,6 +214,15 @@ class ServerSettings(BaseSettings):
     )
     reflection: bool = Field(
         True, description="Offer gRPC reflection, so that grpcurl works without proto files."
+    )
+
+    # What it logs, to stderr.
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info",
+        description="Least severe log lines that are written; info has a line for each call.",
+    )
+    log_format: Literal["pairs", "json"] = Field(
+        "pairs", description="Form of log lines: pairs (key=value), or json, one object per line."
     )
 
     @property

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import typer
 
-from service import logs
+from service import logs, metrics
 from service.cli.arguments import read_settings, with_flag
 from service.errors import ServiceError
 from service.grpc_api.server import VisionServer, serve
 from service.settings import SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
+
+log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
 PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port")
@@ -27,14 +31,18 @@ def serve_command(arguments: Sequence[str]) -> int:
     settings = read_settings("serve", arguments)
     if settings is None:
         return USAGE
-    logs.configure()
+    logs.configure(settings.log_level, settings.log_format, on_drop=metrics.log_lines_dropped.inc)
     try:
         registry = build_registry(settings)
-        engine = build_engine(settings, progress)
+        engine = build_engine(settings, partial(logs.console.info, "… %s"))
         pool = build_pool(settings)
         asyncio.run(serve(settings, engine, registry, pool=pool, on_ready=_announce))
     except (SettingsError, ServiceError, ValueError) as error:
-        typer.echo(f"qwen3vl serve: {_text(error)}", err=True)
+        # Not printed: where nobody reads stderr, that would keep the process from ending.
+        logs.console.error("qwen3vl serve: %s", _text(error))
+        return FAILED
+    except Exception:
+        log.exception("the server ends because of a defect")
         return FAILED
     return 0
 
@@ -80,7 +88,7 @@ def progress(message: str) -> None:
 
 def _announce(server: VisionServer) -> None:
     logs.trace_crashes()  # the engine has imported its libraries
-    print(f"SERVING on {server.place}. Stop with Ctrl-C.", file=sys.stderr, flush=True)
+    logs.console.info("SERVING on %s. Stop with Ctrl-C.", server.place)
 
 
 def _text(error: Exception) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import json
 import logging
+import signal
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import REGISTRY
 
-from service import logs
+from service import logs, metrics
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from tests.service.cli.terminal import process, wait_for
 from tests.service.harness import (
     failure,
     image_bytes,
@@ -25,20 +32,39 @@ from tests.service.harness import (
 )
 
 
+class Written:
+    """What has been written to the log so far."""
+
+    def __init__(self) -> None:
+        self._data = io.BytesIO()
+        self.write = self._data.write
+
+    def getvalue(self) -> str:
+        assert logs.flush(limit_s=30)
+        return self._data.getvalue().decode()
+
+
 @pytest.fixture
-def written() -> Iterator[io.StringIO]:
+def levels() -> Iterator[None]:
+    """Puts the loggers back as they were."""
+    named = [logging.getLogger(name) for name in ("", *logs.OURS, logs.console.name)]
+    root, before = named[0], [(one, one.level) for one in named]
+    handlers = root.handlers[:]
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    for one, level in before:
+        one.setLevel(level)
+
+
+@pytest.fixture
+def written(levels: None) -> Written:
     """What a program that calls ``logs.configure`` writes; our own part as talkative as can be."""
-    root, ours, text = logging.getLogger(), logging.getLogger("service"), io.StringIO()
-    before, level = root.handlers[:], root.level
-    logs.configure()
-    ours.setLevel(logging.DEBUG)
-    [handler] = root.handlers
-    assert isinstance(handler, logging.StreamHandler)
-    handler.setStream(text)
-    yield text
-    root.handlers[:] = before
-    root.setLevel(level)
-    ours.setLevel(logging.NOTSET)
+    found = Written()
+    logs.configure("debug", write=found.write)
+    return found
 
 
 def test_pairs() -> None:
@@ -54,7 +80,7 @@ def test_a_value_cannot_forge_a_line() -> None:
     assert "\x1b" not in text
 
 
-def test_a_line(written: io.StringIO) -> None:
+def test_a_line(written: Written) -> None:
     logging.getLogger("service.thing").warning("it happened %s", logs.pairs(n=1))
     token = logs.request_id.set("id-1")
     try:
@@ -67,7 +93,7 @@ def test_a_line(written: io.StringIO) -> None:
     assert second.endswith("level=info logger=service.thing request_id=id-1 again")
 
 
-def test_a_traceback_follows_its_line(written: io.StringIO) -> None:
+def test_a_traceback_follows_its_line(written: Written) -> None:
     try:
         raise OSError("broken")
     except OSError:
@@ -75,6 +101,134 @@ def test_a_traceback_follows_its_line(written: io.StringIO) -> None:
     lines = written.getvalue().splitlines()
     assert lines[0].endswith("it failed")
     assert lines[-1] == "OSError: broken"
+
+
+def test_json_lines(levels: None) -> None:
+    found = Written()
+    logs.configure("info", "json", write=found.write)
+    thing = logging.getLogger("service.thing")
+    thing.warning("it happened %s", logs.pairs(n=1, text='two "words"\nforged'))
+    token = logs.request_id.set("id-1")
+    thing.info("100%% of %s, %d", "é", 2)
+    logs.request_id.reset(token)
+    try:
+        raise OSError("broken")
+    except OSError:
+        logging.getLogger("other").exception("it failed")
+    thing.debug("not written")
+    logs.console.info("SERVING")
+    first, second, third, fourth = map(json.loads, found.getvalue().splitlines())
+    assert first.pop("time").startswith("20")
+    assert first == {
+        "level": "warning",
+        "logger": "service.thing",
+        "request_id": "-",
+        "message": "it happened",
+        "n": 1,
+        "text": 'two "words"\nforged',
+    }
+    assert (second["message"], second["request_id"]) == ("100% of é, 2", "id-1")
+    assert third["message"] == "it failed"
+    assert third["exception"].endswith("OSError: broken")
+    assert fourth["message"] == "SERVING"
+
+
+def test_levels(levels: None) -> None:
+    """Debug is for our own loggers: libraries write there what callers sent."""
+    found = Written()
+    logs.configure("debug", write=found.write)
+    logging.getLogger("service.thing").debug("ours")
+    logging.getLogger("PIL.PngImagePlugin").debug("theirs")
+    assert "ours" in found.getvalue()
+    assert "theirs" not in found.getvalue()
+    logs.configure("error", write=found.write)
+    logging.getLogger("service.thing").warning("a warning")
+    logging.getLogger("service.thing").error("an error")
+    logs.console.info("SERVING")
+    last = found.getvalue().splitlines()[-2:]
+    assert last[0].endswith("an error")
+    assert last[1] == "SERVING"
+
+
+class Stuck:
+    """Stderr that nobody reads until ``read`` is set."""
+
+    def __init__(self) -> None:
+        self.read = threading.Event()
+        self.stuck = threading.Event()
+        self.text = ""
+
+    def write(self, data: bytes) -> None:
+        self.stuck.set()
+        self.read.wait()
+        self.text += data.decode()
+
+
+async def test_a_log_that_nobody_reads_costs_lines_and_no_calls(
+    levels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "QUEUE_LINES", 40)
+    stderr = Stuck()
+    before = dropped_lines()
+    logs.configure(on_drop=metrics.log_lines_dropped.inc, write=stderr.write)
+    log = logging.getLogger("service.thing")
+    log.info("first")
+    assert await asyncio.to_thread(stderr.stuck.wait, 30)
+    async with running() as started:
+        for _ in range(150):
+            await started.stub.GetModel(pb.GetModelRequest(), timeout=30)
+        dropped = dropped_lines() - before
+        assert dropped >= 100
+        assert not await asyncio.to_thread(logs.flush, 0.05)
+        stderr.read.set()
+        assert await asyncio.to_thread(logs.flush, 30)
+        log.info("last")
+        assert await asyncio.to_thread(logs.flush, 30)
+    assert dropped_lines() - before == dropped
+    lines = stderr.text.splitlines()
+    told = [line for line in lines if "lines were dropped" in line]
+    assert [line.rpartition(" ")[2] for line in told] == [f"lines={dropped:g}"]
+    calls = sum("logger=service.access" in line for line in lines)
+    others = sum("logger=service." in line for line in lines) - calls - len(told)
+    assert calls < 150
+    assert lines.index(told[0]) < next(i for i, line in enumerate(lines) if line.endswith("last"))
+    assert calls + others + dropped >= 152
+
+
+def dropped_lines() -> float:
+    return REGISTRY.get_sample_value("qwen3vl_log_lines_dropped_total") or 0.0
+
+
+@pytest.mark.slow  # thousands of calls
+@pytest.mark.parametrize("read_at_the_end", [True, False])
+def test_a_server_whose_stderr_nobody_reads(read_at_the_end: bool) -> None:
+    """A pipe takes 64 KiB, some 250 lines; the call after that waited for ever."""
+    calls = logs.QUEUE_LINES + 2000
+    with process("serve", "--engine", "fake", "--port", 0) as server:
+        assert server.stderr is not None
+        port = int(wait_for(server.stderr, "SERVING on port ")[-1].split()[3].rstrip("."))
+        asyncio.run(call_often(f"127.0.0.1:{port}", calls))
+        if read_at_the_end:
+            text: list[str] = []
+            reader = threading.Thread(target=lambda: text.extend(server.stderr or ()))
+            reader.start()
+            asyncio.run(call_often(f"127.0.0.1:{port}", 10))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+        if read_at_the_end:
+            reader.join(60)
+            [told] = [line for line in text if "log lines were dropped" in line]
+            assert int(told.rpartition("=")[2]) + sum("method=" in line for line in text) > calls
+            assert " stopped " in text[-1]
+
+
+async def call_often(address: str, times: int) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = VisionServiceStub(channel)
+        for _ in range(times // 50 + 1):
+            await asyncio.gather(
+                *(stub.GetModel(pb.GetModelRequest(), timeout=60) for _ in range(50))
+            )
 
 
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -117,7 +271,7 @@ async def test_every_kind_of_call_leaves_exactly_one_access_line(
     assert all(" seconds=0." in line and " peer=" in line for line in access_lines(caplog))
 
 
-async def test_every_line_of_a_call_has_its_request_id(written: io.StringIO) -> None:
+async def test_every_line_of_a_call_has_its_request_id(written: Written) -> None:
     engine = FakeEngine()
     async with running(engine) as started:
         engine.crash_after = 0
@@ -129,7 +283,7 @@ async def test_every_line_of_a_call_has_its_request_id(written: io.StringIO) -> 
     assert all(" request_id=order-66 " in line for line in lines)
 
 
-async def test_what_callers_send_and_get_stays_out_of_the_log(written: io.StringIO) -> None:
+async def test_what_callers_send_and_get_stays_out_of_the_log(written: Written) -> None:
     secret = "Xyzzy"  # in the prompt, the schema, the task name, the answer
     schema = json.dumps({"type": "object", "properties": {secret: {"type": "integer"}}})
     data = image_bytes(32, 32, "PNG")
