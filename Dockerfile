@@ -32,11 +32,12 @@ COPY lmdeploy_ext lmdeploy_ext
 RUN pip install --no-deps .
 
 FROM build AS build-cuda
-RUN pip install -c constraints.txt torch lmdeploy transformers
+COPY requirements.lock ./
+RUN pip install --require-hashes -r requirements.lock
 COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service service
 COPY lmdeploy_ext lmdeploy_ext
-RUN pip install -c constraints.txt .
+RUN pip install --no-deps .
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin qwen3vl

@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench demo lock clean
+.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench soak demo lock sbom clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 
@@ -51,14 +51,26 @@ test-slow: $(STAMP)  ## what is too long for CI: the tests marked long, and prop
 bench: $(STAMP)  ## every benchmark, side by side with its peers; tables and plots in benchmarks/results/
 	$(BIN)/python -m benchmarks
 
+MINUTES ?= 30
+soak: $(STAMP)  ## a mixed load for MINUTES (30); memory, descriptors, threads, tasks and slots go to benchmarks/results/
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
 demo: $(STAMP)  ## server on the bundled model, one drawing analysed, one schema task run
 	$(BIN)/python examples/demo.py
 
-lock: $(STAMP)  ## renew constraints.txt from pyproject.toml
+lock: $(STAMP)  ## renew constraints.txt and requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	@echo '# Exact versions that CI installs, for every supported Python. Renewed by `make lock`.' > constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 pyproject.toml --extra dev \
 	    --no-header --no-annotate >> constraints.txt
+	@echo '# What the service needs, with hashes, for every supported Python and platform. Renewed by `make lock`.' > requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml \
+	    -c constraints.txt --generate-hashes --no-header --no-annotate >> requirements.lock
+
+# cyclonedx-bom gets an environment of its own: what it needs would change how jsonschema checks formats here.
+sbom: $(STAMP)  ## SBOM (CycloneDX) of requirements.lock, or of an environment: make sbom OF=/opt/venv/bin/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv run --quiet --no-project --with 'cyclonedx-bom>=7.5,<8' python deploy/sbom.py $(if $(OF),--python $(OF)) dist/sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

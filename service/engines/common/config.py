@@ -131,7 +131,7 @@ class TextConfig:
 
 
 def resolve_model(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: a local one, or a hub name fetched at a pinned revision.
+    """The folder of a model: a local one, or a hub name fetched at a revision; the log names its commit.
 
     Raises:
         EngineUnavailable: neither a folder nor a name on the hub that can be fetched.
@@ -150,7 +150,10 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
             f"there is no model folder {folder.name!r}; give an existing folder or a hub name "
             "such as Qwen/Qwen3-VL-2B-Instruct"
         )
-    return _download(name, revision)
+    snapshot = _download(name, revision)
+    # The folder of a snapshot has the name of its commit. A branch moves: the commit is what to pin.
+    logger.info("model %s revision=%s commit=%s", name, revision or "main", snapshot.name)
+    return snapshot
 
 
 def _download(name: str, revision: str | None) -> Path:

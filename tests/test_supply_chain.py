@@ -1,0 +1,149 @@
+"""The lock file with hashes, the SBOM, and the CI job that installs from the lock."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from deploy.sbom import version, with_root
+from service import __version__
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+LOCK = (ROOT / "requirements.lock").read_text()
+HASH = re.compile(r"\s*--hash=sha256:[0-9a-f]{64}")
+PLACES = [
+    {
+        "python_full_version": f"{python}.7",
+        "python_version": python,
+        "sys_platform": system,
+        "platform_machine": machine,
+    }
+    for python in ("3.10", "3.11", "3.12", "3.13")
+    for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+]
+
+
+def locked() -> dict[str, list[str]]:
+    """Each requirement of the lock -> its hashes."""
+    entries = re.sub(r"\\\n", " ", LOCK).splitlines()[1:]
+    found = {}
+    for entry in entries:
+        requirement, *hashes = re.split(r"\s+(?=--hash)", entry.strip())
+        assert all(HASH.fullmatch(one) for one in hashes), entry
+        found[requirement] = hashes
+    return found
+
+
+def declared(extra: str | None = None) -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    texts = project["optional-dependencies"][extra] if extra else project["dependencies"]
+    return [Requirement(text) for text in texts]
+
+
+def names_at(place: dict[str, str]) -> list[str]:
+    """Names of what the lock installs on a system."""
+    requirements = [Requirement(text) for text in locked()]
+    return [
+        canonicalize_name(one.name)
+        for one in requirements
+        if one.marker is None or one.marker.evaluate({**place, "extra": ""})
+    ]
+
+
+def test_every_package_of_the_lock_has_hashes() -> None:
+    assert len(locked()) > 100
+    assert [name for name, hashes in locked().items() if not hashes] == []
+
+
+def test_the_lock_has_the_versions_of_the_constraints() -> None:
+    """So that what CI tests is what the lock installs."""
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = {line.partition(" ;")[0] for line in constraints}
+    assert sorted({line.partition(" ;")[0] for line in locked()} - tested) == []
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join(list(place.values())[1:]))
+def test_the_lock_has_every_dependency_once_on_every_system(place: dict[str, str]) -> None:
+    found = names_at(place)
+    assert len(found) == len(set(found))
+    wanted = {
+        canonicalize_name(one.name)
+        for one in declared()
+        if one.marker is None or one.marker.evaluate(place)
+    }
+    assert sorted(wanted - set(found)) == []
+    assert sorted({"pytest", "mypy", "ruff"} & set(found)) == []
+
+
+def test_the_lock_names_no_index_and_no_file() -> None:
+    """Hashes are of releases, wherever they are fetched from."""
+    assert re.findall(r"https?:|file:|--find-links|--index|(?m:^\s*/)", LOCK) == []
+
+
+def test_ci_installs_from_the_lock() -> None:
+    workflow: Any = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    steps = [step["run"] for step in workflow["jobs"]["locked"]["steps"] if "run" in step]
+    assert steps == [
+        "pip install --require-hashes -r requirements.lock",
+        "pip install --no-deps -e .",
+        "pip check",
+        "qwen3vl check --port 0",
+    ]
+
+
+def test_the_pages_say_how_to_install_from_the_lock() -> None:
+    page = (ROOT / "docs" / "platforms.md").read_text()
+    assert "pip install --require-hashes -r requirements.lock\n" in page
+    assert "pip install --no-deps -e .\n" in page
+
+
+def test_the_gpu_image_installs_from_the_lock() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    stage = text.split("FROM build AS build-cuda")[1].split("\nFROM ")[0]
+    assert "RUN pip install --require-hashes -r requirements.lock\n" in stage
+    assert "RUN pip install --no-deps .\n" in stage
+
+
+def test_the_sbom_names_the_version_and_all_that_it_needs() -> None:
+    content = {
+        "metadata": {"component": {"bom-ref": "root", "name": "qwen3vl-grpc"}},
+        "components": [{"bom-ref": "b", "name": "b"}, {"bom-ref": "a", "name": "a"}],
+        "dependencies": [{"ref": "root"}, {"ref": "a"}, {"ref": "b"}],
+    }
+    found = with_root(content, version())
+    assert found["metadata"]["component"]["version"] == __version__
+    assert found["metadata"]["component"]["purl"] == f"pkg:pypi/qwen3vl-grpc@{__version__}"
+    assert found["dependencies"] == [
+        {"ref": "root", "dependsOn": ["a", "b"]},
+        {"ref": "a"},
+        {"ref": "b"},
+    ]
+
+
+@pytest.mark.long
+def test_the_sbom_is_valid(tmp_path: Path) -> None:
+    """Through cyclonedx-bom, which uv fetches; the script validates what it has made."""
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if uv is None:
+        pytest.skip("uv is not installed; `make sbom` installs it")
+    output = tmp_path / "sbom.json"
+    words = ["run", "--quiet", "--no-project", "--with", "cyclonedx-bom>=7.5,<8", "python"]
+    done = subprocess.run(
+        [uv, *words, "deploy/sbom.py", output], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"valid CycloneDX 1.6, {len(locked())} components" in done.stdout
