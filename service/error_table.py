@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from service.errors import ServiceError
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -190,3 +192,13 @@ _ROWS = (
 
 REASONS: dict[str, Reason] = {row.name: row for row in _ROWS}
 """Every reason that a client can see, by its name, in the order of docs/errors.md."""
+
+
+def row_of(error: ServiceError) -> Reason:
+    """The row of an error's reason.
+
+    An engine or a task of somebody else may have reasons of its own: their row is that of the
+    nearest class of this service.
+    """
+    reasons = (error.reason, *(getattr(kind, "reason", "") for kind in type(error).__mro__))
+    return next(REASONS[name] for name in reasons if name in REASONS)

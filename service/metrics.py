@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
 
+from service.error_table import REASONS
+from service.observation import CallRecord
 from service.types import Capabilities
 
 _COMPILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)  # fmt: skip
@@ -41,6 +44,148 @@ engine_info = Info("qwen3vl_engine", "The engine that serves.")
 deepstack_active = Gauge(
     "qwen3vl_deepstack_active", "1 where features of vision blocks reach the decoder's layers."
 )
+
+
+# Calls. Every label is a name of the server's own: text of callers never becomes one.
+
+_CALL_BUCKETS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5)  # fmt: skip
+OTHER = "other"
+MAX_METHODS, MAX_CALLERS = 64, 256
+"""Names that get series of their own; all further ones share ``other``."""
+
+calls = Counter(
+    "qwen3vl_calls",
+    "Calls that have ended. code: gRPC status, also of other transports. reason: of docs/errors.md.",
+    ["transport", "method", "code", "reason"],
+)
+caller_calls = Counter(
+    "qwen3vl_caller_calls", "Calls by the name of the caller's key.", ["caller", "code"]
+)
+caller_tokens = Counter(
+    "qwen3vl_caller_tokens", "Tokens of prompts and answers by the name of the key.", ["caller"]
+)
+authentication_failures = Counter(
+    "qwen3vl_authentication_failures", "Calls without a key that the server knows.", ["reason"]
+)
+call_seconds = Histogram(
+    "qwen3vl_call_seconds",
+    "Time of a call from its arrival to its answer or error.",
+    ["transport", "method"],
+    buckets=_CALL_BUCKETS,
+)
+first_token_seconds = Histogram(
+    "qwen3vl_time_to_first_token_seconds",
+    "Time from the arrival of a call to the first token of its answer.",
+    buckets=_CALL_BUCKETS,
+)
+output_token_seconds = Histogram(
+    "qwen3vl_time_per_output_token_seconds",
+    "Mean time of the tokens of an answer behind its first token.",
+    buckets=_TOKEN_BUCKETS,
+)
+queue_seconds = Histogram(
+    "qwen3vl_queue_seconds",
+    "Time that a call waited for memory, for a slot and in the engine's queue.",
+    buckets=_CALL_BUCKETS,
+)
+prompt_tokens = Counter("qwen3vl_prompt_tokens", "Tokens of prompts, with those of images.")
+image_tokens = Counter("qwen3vl_image_tokens", "Tokens of images in prompts.")
+output_tokens = Counter("qwen3vl_output_tokens", "Tokens of answers, of failed attempts too.")
+images = Counter("qwen3vl_images", "Images of calls whose headers were accepted.")
+image_pixels = Counter("qwen3vl_image_pixels", "Pixels of these images as they were sent.")
+image_bytes = Counter("qwen3vl_image_bytes", "Bytes of these images as they were sent.")
+output_retries = Counter(
+    "qwen3vl_output_retries", "Further attempts at answers that did not fit their schema."
+)
+
+
+class _Names:
+    """The first ``limit`` names; ``other`` stands for the rest."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def __call__(self, name: str) -> str:
+        if name in self._known:
+            return name
+        if len(self._known) >= self._limit:
+            return OTHER
+        self._known.add(name)
+        return name
+
+
+_method, _caller = _Names(MAX_METHODS), _Names(MAX_CALLERS)
+
+
+@lru_cache(maxsize=4096)
+def _calls_of(transport: str, method: str, code: str, reason: str) -> Counter:
+    known = reason if reason in REASONS or reason in ("-", "NOT_READ") else OTHER
+    return calls.labels(transport, _method(method), code, known)
+
+
+@lru_cache(maxsize=1024)
+def _seconds_of(transport: str, method: str) -> Histogram:
+    return call_seconds.labels(transport, _method(method))
+
+
+@lru_cache(maxsize=1024)
+def _caller_calls_of(caller: str, code: str) -> Counter:
+    return caller_calls.labels(_caller(caller), code)
+
+
+@lru_cache(maxsize=1024)
+def _caller_tokens_of(caller: str) -> Counter:
+    return caller_tokens.labels(_caller(caller))
+
+
+def count(record: CallRecord) -> None:
+    """Count a call that has ended."""
+    _calls_of(record.transport, record.method, record.code, record.reason).inc()
+    _seconds_of(record.transport, record.method).observe(record.seconds)
+    _caller_calls_of(record.caller, record.code).inc()
+    if record.code == "UNAUTHENTICATED":
+        authentication_failures.labels(record.reason).inc()
+    if record.admitted:
+        queue_seconds.observe(record.queued_s)
+    if record.images:
+        images.inc(record.images)
+        image_pixels.inc(record.pixels)
+        image_bytes.inc(record.image_bytes)
+    if record.first_token_s is not None:
+        first_token_seconds.observe(record.first_token_s)
+    usage = record.usage
+    if record.attempts:
+        prompt_tokens.inc(usage.prompt_tokens)
+        image_tokens.inc(usage.image_tokens)
+        output_tokens.inc(usage.output_tokens)
+        output_retries.inc(record.attempts - 1)
+        _caller_tokens_of(record.caller).inc(usage.prompt_tokens + usage.output_tokens)
+    if record.token_s is not None:
+        output_token_seconds.observe(record.token_s)
+
+
+def count_unknown_method(transport: str) -> None:
+    """Count a call to a method that the front end does not have."""
+    _calls_of(transport, OTHER, "UNIMPLEMENTED", "-").inc()
 
 
 def describe_engine(capabilities: Capabilities) -> None:

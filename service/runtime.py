@@ -27,6 +27,7 @@ from service.inference.budgets import Budgets
 from service.inference.pipeline import Inference, schema_limits
 from service.lifecycle import Lifecycle, Phase
 from service.logs import pairs
+from service.observation import Observation
 from service.settings import Settings, SettingsError
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.pool import GrammarPool
@@ -86,6 +87,7 @@ class Runtime:
         self.access = Access(settings)
         self.budgets = Budgets(settings)
         self.lifecycle = Lifecycle()
+        self.observation = Observation(metrics.count)
         self.metrics_port: int | None = None
         self._engines = tuple(engines)
         self._pool = pool

@@ -24,13 +24,14 @@ VALUES = {"types", "errors"}
 ALLOWED: dict[str, set[str]] = {
     "types": set(),
     "errors": set(),
-    "error_table": set(),
+    "error_table": {"errors"},
+    "observation": {*VALUES, "error_table"},
     "deadlines": set(),
     "logs": set(),
     "web": set(),
     "compile_errors": VALUES,
     "engine": {"types"},
-    "metrics": {"types"},
+    "metrics": {"types", "error_table", "observation"},
     "lifecycle": {"errors"},
     "heartbeat": {*VALUES, "engine", "lifecycle", "logs", "settings"},
     "schema_compiler": VALUES,
@@ -42,15 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     "auth": {"errors", "quotas", "settings"},
     "inference": {
         *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
-        "quotas",
+        "quotas", "observation",
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
-        "logs", "metrics",
+        "logs", "metrics", "observation",
     },
     "grpc_api": {
         *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",
-        "settings", "lifecycle", "logs", "auth", "quotas", "deadlines",
+        "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation", "metrics",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the

@@ -21,6 +21,8 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
 
+from service import metrics
+
 log = logging.getLogger(__name__)
 
 NEEDED = ("AioServer", "_MethodResolver", "_RequestCallError", "_handle_rpc", "_schedule_rpc_coro")
@@ -107,6 +109,7 @@ def guarded(base: Any) -> Any:
                     if not self.is_running():
                         raise
                     continue
+                metrics.count_unknown_method("grpc")
                 answer = cygrpc._handle_rpc(NAME, nothing, (), call, loop, False)
                 task = loop.create_task(cygrpc._schedule_rpc_coro(answer, call, loop, NAME))
                 refusals.add(task)

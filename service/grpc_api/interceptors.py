@@ -14,7 +14,6 @@ import asyncio
 import logging
 import random
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from service.grpc_api import guard as grpc_guard
 from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
+from service.observation import Observation
 from service.quotas import ANONYMOUS
 from service.settings import Settings
 
@@ -45,6 +45,8 @@ new_ids = random.Random()  # an id is a name, not a secret: no system call for e
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 OUR_PREFIX = "/qwen3vl.v1."
+OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
+TRANSPORT = "grpc"
 INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 PROBE_RECEIVE_S = 5.0
 """Limit on receiving a health check. Anybody may send one, so it has to be short."""
@@ -74,12 +76,14 @@ UNDECODABLE = Undecodable()
 class Rules:
     """What a method asks of its calls.
 
+    name: of the method in metrics, without the package and the service where they are ours.
     ours: the phase decides, and a drain waits for the call. probe: a health check, which needs no key.
     receive_s: limit on receiving one message. call_s: limit on the rest of the call; of a method
     that streams without end (``endless``), on each message to the caller.
     """
 
     method: str
+    name: str
     ours: bool
     probe: bool
     endless: bool
@@ -90,8 +94,15 @@ class Rules:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Wraps every method. Health answers in every phase, to probes that know no key."""
 
-    def __init__(self, lifecycle: Lifecycle, access: auth.Access, settings: Settings) -> None:
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        access: auth.Access,
+        observation: Observation,
+        settings: Settings,
+    ) -> None:
         self.lifecycle = lifecycle
+        self.observation = observation
         self.access = access
         self.slow_probes = 0
         self._settings = settings
@@ -120,6 +131,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         settings = self._settings
         return Rules(
             method=method,
+            name=method.removeprefix(OUR_SERVICE).removeprefix("/"),
             ours=ours,
             probe=health,
             endless=handler.response_streaming and not ours,
@@ -195,9 +207,10 @@ class Call:
         "_lifecycle",
         "_loop",
         "_metadata",
+        "_observation",
+        "_record",
         "_refusal",
         "_rules",
-        "_started",
         "_task",
         "_waiting",
     )
@@ -211,7 +224,6 @@ class Call:
         self._loop = asyncio.get_running_loop()
         self._task = current_task()
         self._held = grpc_guard.holder.get()
-        self._started = time.perf_counter()
         self._caller = ANONYMOUS
         self._refusal: Refusal | None = None
         self._dropped = False
@@ -219,6 +231,8 @@ class Call:
         self._waiting: asyncio.TimerHandle | None = None
         self._metadata = dict(context.invocation_metadata() or ())
         self._id = chosen_id(self._metadata.get(REQUEST_ID_KEY))
+        self._observation = interceptor.observation
+        self._record = self._observation.begin(TRANSPORT, rules.name, self._id)
 
     async def __aenter__(self) -> None:
         request_id.set(self._id)
@@ -233,14 +247,15 @@ class Call:
     ) -> bool:
         self._await_reader()  # of the last message, or of the status
         if error is None:
-            self._log("OK")
+            self._end("OK")
             return False
         if isinstance(error, grpc.aio.AbortError):  # of a handler that is not ours
+            self._observation.end(self._record, self._aborted_with())
             return False
         if isinstance(error, asyncio.CancelledError):
             if self._dropped or not self._lifecycle.cutting:
                 # The caller has gone, which needs no answer, or does not read one.
-                self._log(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
+                self._end(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
                 return False
             reason, message = REFUSALS[Phase.DRAINING]
             refused: ServiceError = EngineUnavailable(message, reason=reason)
@@ -254,7 +269,7 @@ class Call:
         code, status = status_of(refused, self._id)
         trailers = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, self._id))
         self._refusal = Refusal(code, status.message, trailers)
-        self._log(code.name, refused.reason)
+        self._end(code.name, refused.reason)
         forget_frames(error)
         return True
 
@@ -320,6 +335,7 @@ class Call:
         if not self._rules.probe:
             self._caller = self._access.caller(self._metadata)
             auth.current.set(self._caller)
+            self._record.caller = self._caller.name
         if self._rules.ours:
             self._lifecycle.enter(self._task)
 
@@ -397,13 +413,18 @@ class Call:
             if timer is not None:
                 timer.cancel()
 
-    def _log(self, code: str, reason: str = "-") -> None:
+    def _aborted_with(self) -> str:
+        """The status that a handler aborted with."""
+        code = self._context.code()
+        return next((one.name for one in grpc.StatusCode if code in (one, one.value[0])), "UNKNOWN")
+
+    def _end(self, code: str, reason: str = "-") -> None:
+        self._observation.end(self._record, code, reason)
         if not self._rules.probe and access_log.isEnabledFor(logging.INFO):
-            seconds = time.perf_counter() - self._started
             # Names of ours and of gRPC's: none of them needs the quotes of ``pairs``.
             access_log.info(
                 f"call method={self._rules.method} code={code} reason={reason} "
-                f"seconds={seconds:.4f} caller={self._caller.name} peer={self._context.peer()}"
+                f"seconds={self._record.seconds:.4f} caller={self._caller.name} peer={self._context.peer()}"
             )
 
 

@@ -55,6 +55,7 @@ class GrpcFrontEnd:
         self._settings = settings = runtime.settings
         self._lifecycle = runtime.lifecycle
         self._access = runtime.access
+        self._observation = runtime.observation
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.servicer = VisionServicer(runtime.inference_for(), runtime.registry, settings)
@@ -79,7 +80,9 @@ class GrpcFrontEnd:
         settings = self._settings
         grpc_guard.install()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._lifecycle, self._access, settings)],
+            interceptors=[
+                CallInterceptor(self._lifecycle, self._access, self._observation, settings)
+            ],
             options=options(settings),
         )
         pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from service.error_table import REASONS
+from service.error_table import row_of
 from service.errors import DOMAIN, InvalidRequest, Overloaded, ServiceError
 
 DETAILS_KEY = "grpc-status-details-bin"
@@ -61,14 +61,8 @@ def bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
 
 
 def code_of(error: ServiceError) -> grpc.StatusCode:
-    """The status of the error's reason.
-
-    An engine or a task of somebody else may have reasons of its own: their status is that of the
-    nearest class of this service.
-    """
-    reasons = (error.reason, *(getattr(kind, "reason", "") for kind in type(error).__mro__))
-    known = next(REASONS[name] for name in reasons if name in REASONS)
-    return grpc.StatusCode[known.grpc]
+    """The status of the error's row."""
+    return grpc.StatusCode[row_of(error).grpc]
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:

@@ -17,6 +17,7 @@ from service.inference.decoding import RequestImage, emptied
 from service.inference.request_checks import check_enforced, check_kind
 from service.inference.runner import run, stream
 from service.logs import request_id
+from service.observation import current
 from service.quotas import ANONYMOUS, Caller
 from service.schema_compiler.report import under
 from service.schema_compiler.schema import SchemaLimits
@@ -134,6 +135,9 @@ class Inference:
             task = await self._inline(call.task, deadline)
         else:
             task = self._registry.get(call.task)
+        record = current()
+        record.model = self.capabilities.model
+        record.task = "inline" if isinstance(call.task, InlineTask) else task.name
         if task.report is not None:
             task = replace(task, report=under(self.capabilities, task.report))
         if call.strict:
@@ -159,16 +163,20 @@ class Inference:
 
         They wait for memory before they take a slot, and are empty behind the body.
         """
+        record = current()
         with emptied(call.images):
             encoded = [*task.example_images, *call.images]
             images = await deadline.wait(self.decoder.open(encoded), late)
+            size = sum(len(image.data) for image in encoded)
+            record.images, record.image_bytes = len(images), size
+            record.pixels = sum(image.width * image.height for image in images)
             async with AsyncExitStack() as stack:
-                if images:
-                    size = sum(len(image.data) for image in encoded)
-                    await stack.enter_async_context(self.encoded.hold(size, deadline))
-                if any(image.large for image in images):
-                    await stack.enter_async_context(self.large.slot(deadline))
-                await stack.enter_async_context(self.admission.slot(deadline))
+                with record.queueing():
+                    if images:
+                        await stack.enter_async_context(self.encoded.hold(size, deadline))
+                    if any(image.large for image in images):
+                        await stack.enter_async_context(self.large.slot(deadline))
+                    await stack.enter_async_context(self.admission.slot(deadline))
                 yield images
 
     def _deadline(self, time_left_s: float | None) -> Deadline:

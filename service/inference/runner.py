@@ -27,6 +27,7 @@ from service.errors import (
 from service.inference.calls import Answer
 from service.inference.request_checks import check_request, takes_any_text
 from service.inference.stops import until_stop
+from service.observation import CallRecord, current
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.report import Enforcement
 from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
@@ -221,8 +222,10 @@ class _Chunks:
 
     parts: list[str] = field(default_factory=list)
     last: Chunk | None = None
+    record: CallRecord = field(default_factory=current)
 
     def add(self, chunk: Chunk) -> None:
+        self.record.generated(chunk)
         self.parts.append(chunk.text)
         self.last = chunk
 
