@@ -130,5 +130,6 @@ def _in_options(text: str, images: Sequence[Path]) -> str:
     text = re.sub(r"\bimages\[(\d+)\](?:\.data)?", file, text)
     for path, flag in FLAGS.items():
         text = text.replace(path, flag)
-    text = re.sub(r"^task(?=: |$)", "the prompt", text)  # all of it: texts and images
+    # All of the prompt: texts and images.
+    text = re.sub(r"^task(?:\.inline\.messages)?(?=: |$)", "the prompt", text)
     return re.sub(r"\bsampling\.([a-z_]+)", lambda found: "--" + found[1].replace("_", "-"), text)

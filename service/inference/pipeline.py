@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 from service.deadlines import Deadline
@@ -14,7 +13,7 @@ from service.errors import InferenceTimeout
 from service.inference.budgets import Budgets
 from service.inference.calls import Answer, Call, InlineTask, Validation
 from service.inference.decoding import RequestImage, emptied
-from service.inference.request_checks import check_enforced, check_kind
+from service.inference.request_checks import check_enforced, check_kind, on_engine
 from service.inference.runner import run, stream
 from service.logs import request_id
 from service.observation import current
@@ -138,10 +137,8 @@ class Inference:
         record = current()
         record.model = self.capabilities.model
         record.task = "inline" if isinstance(call.task, InlineTask) else task.name
-        if task.report is not None:
-            task = replace(task, report=under(self.capabilities, task.report))
         if call.strict:
-            check_enforced(task)
+            check_enforced(on_engine(task, self.capabilities))
         return task
 
     async def _inline(self, inline: InlineTask, deadline: Deadline) -> Task:

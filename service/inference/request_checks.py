@@ -15,7 +15,7 @@ from service.errors import (
 from service.inference.sampling import refuse, violations
 from service.inference.stops import check_stops
 from service.schema_compiler import jsontext
-from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning
+from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWarning, under
 from service.tasks.contract import Task
 from service.types import (
     Capabilities,
@@ -54,6 +54,13 @@ def check_request(
     if task.messages or task.examples:
         return replace(request, messages=task.conversation(images))
     return replace(request, user=task.user, system=task.system, images=tuple(images))
+
+
+def on_engine(task: Task, capabilities: Capabilities) -> Task:
+    """The task, with what this engine enforces of its grammar."""
+    if task.report is None:
+        return task
+    return replace(task, report=under(capabilities, task.report))
 
 
 def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None:

@@ -25,7 +25,7 @@ from service.errors import (
     OutputTruncated,
 )
 from service.inference.calls import Answer
-from service.inference.request_checks import check_request, takes_any_text
+from service.inference.request_checks import check_request, on_engine, takes_any_text
 from service.inference.stops import until_stop
 from service.observation import CallRecord, current
 from service.schema_compiler.grammar_checks import check_answer
@@ -74,6 +74,7 @@ async def run(
     compile_timeout_s: most seconds in which the engine has to have the grammar ready.
     retries: most attempts beyond the first, where another one can do better.
     """
+    task = on_engine(task, engine.capabilities)
     request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
@@ -84,7 +85,7 @@ async def run(
         while True:
             seed = seed_of(sampling.seed, len(thrown_away))
             again = replace(request, sampling=replace(sampling, seed=seed))
-            collected = await _collect(_generated(engine, again, stop), task.grammar_field)
+            collected = await _collect(engine, again, task, stop)
             try:
                 result = await _finish(
                     task, collected, sampling, engine.capabilities, accept_empty, accept_cut, limits
@@ -119,14 +120,14 @@ async def stream(
 
     Closing the iterator cancels the work in the engine.
     """
+    task = on_engine(task, engine.capabilities)
     request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
     collected = _Chunks()
     deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
     if task.grammar is not None:
         field = task.grammar_field
         await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
-    generated = _generated(engine, request, stop)
-    async with _closing(generated) as chunks, naming(task.grammar_field):
+    async with _generating(engine, request, task, stop) as chunks:
         while (chunk := await deadline.wait(_next(chunks), late)) is not None:
             collected.add(chunk)
             if chunk.text:
@@ -184,28 +185,31 @@ def _too_slow(timeout_s: float) -> InferenceTimeout:
 
 
 @asynccontextmanager
-async def _closing(chunks: AsyncIterator[Chunk]) -> AsyncIterator[AsyncIterator[Chunk]]:
-    """Close the engine's iterator however the body ends; that is what stops the work and frees
-    it."""
+async def _generating(
+    engine: Engine, request: GenerateRequest, task: Task, stop: Sequence[str]
+) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The chunks of the engine, up to the first stop text. Errors name the fields of the caller.
+
+    The engine's iterator is closed however the body ends; that is what stops the work and frees it.
+    """
+    chunks = engine.generate(request)
+    if stop:
+        chunks = until_stop(chunks, stop)
     try:
-        yield chunks
+        async with naming(task.grammar_field, task.prompt_field):
+            yield chunks
     finally:
         close = getattr(chunks, "aclose", None)
         if close is not None:
             await close()
 
 
-def _generated(
-    engine: Engine, request: GenerateRequest, stop: Sequence[str]
-) -> AsyncIterator[Chunk]:
-    """The chunks of the engine, up to the first stop text."""
-    return until_stop(engine.generate(request), stop) if stop else engine.generate(request)
-
-
-async def _collect(chunks: AsyncIterator[Chunk], field: str) -> _Chunks:
+async def _collect(
+    engine: Engine, request: GenerateRequest, task: Task, stop: Sequence[str]
+) -> _Chunks:
     collected = _Chunks()
-    async with _closing(chunks) as opened, naming(field):
-        async for chunk in opened:
+    async with _generating(engine, request, task, stop) as chunks:
+        async for chunk in chunks:
             collected.add(chunk)
     return collected
 

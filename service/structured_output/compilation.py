@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from service.deadlines import Deadline
 from service.engine import Engine
-from service.errors import GrammarError
+from service.errors import ContextTooLong, GrammarError
 from service.types import Grammar
 
 COMPILE_TIMEOUT_S = 5.0
@@ -35,10 +35,18 @@ async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float
 
 
 @asynccontextmanager
-async def naming(field: str) -> AsyncIterator[None]:
-    """An engine knows the grammar of a request; the caller knows it by the field of the message."""
+async def naming(grammar_field: str, prompt_field: str = "task") -> AsyncIterator[None]:
+    """An engine knows the grammar and the prompt of a request; the caller knows them by the fields of
+    the message."""
     try:
         yield
     except GrammarError as error:
         what = error.violations[0].description
-        raise GrammarError(field, what, reason=error.reason, metadata=error.metadata) from error
+        raise GrammarError(
+            grammar_field, what, reason=error.reason, metadata=error.metadata
+        ) from error
+    except ContextTooLong as error:
+        (found,) = error.violations
+        if found.field != "task":
+            raise
+        raise ContextTooLong(prompt_field, found.description, metadata=error.metadata) from error

@@ -37,7 +37,8 @@ class Task:
     messages: a whole conversation in place of ``system`` and ``user``, with empty places for images.
     examples: turns between the system text and the question that show how to answer.
     example_images: the images of the examples, in order. tools: what the model is told of.
-    grammar_field: path of the field of a request that errors of the grammar name.
+    grammar_field, prompt_field: paths of the fields of a request that errors of the grammar and of
+        the prompt as a whole name.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Task:
     usable: Callable[[Any], bool] | None = None
     report: GrammarReport | None = None
     grammar_field: str = "task.name"
+    prompt_field: str = "task"
     messages: tuple[Message, ...] = ()
     examples: tuple[Message, ...] = ()
     example_images: tuple[EncodedImage, ...] = ()

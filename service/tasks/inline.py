@@ -49,6 +49,7 @@ async def inline_task(
         user=prompt.user,
         messages=prompt.messages,
         tools=prompt.tools,
+        prompt_field=f"{field}.messages" if prompt.messages else "task",
     )
     if grammar is None:
         return task

@@ -507,6 +507,25 @@ async def test_unset_max_tokens_takes_what_a_nearly_full_context_leaves(tmp_path
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
 
 
+async def test_a_conversation_that_fills_the_context_is_named() -> None:
+    """By the field of the caller; the grammar keeps its own."""
+    texts = [pb.Part(text=" ".join(["word"] * 100))]
+    talk = pb.InlineTask(messages=[pb.Message(role=pb.ROLE_USER, parts=texts)])
+    task = pb.Task(inline=talk)
+    async with running(FakeEngine(context_length=100)) as started:
+        stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=5)
+        error = await failure(started.stub.RunTask(run_request(task), timeout=5))
+        events, streamed = await stream_failure(stream)
+        assert events == []
+        for one in (error, streamed):
+            assert (one.reason, list(one.fields)) == ("CONTEXT_TOO_LONG", ["task.inline.messages"])
+            assert one.message.startswith("task.inline.messages: 10")
+    async with running(FakeEngine(context_length=200)) as started:
+        much = run_request(task, max_tokens=180)
+        error = await failure(started.stub.RunTask(much, timeout=5))
+        assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
+
+
 async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
     analysis = {name: [] if name not in STRING_FIELDS else "x" for name in FIELDS}
     text = json.dumps(analysis)

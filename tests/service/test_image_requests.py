@@ -109,7 +109,7 @@ async def test_a_context_that_is_too_long_decodes_nothing(server: Running) -> No
     error = await failure(
         server.stub.RunTask(pb.RunTaskRequest(task=pb.Task(inline=talk)), timeout=60)
     )
-    assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
+    assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task.inline.messages"])
     one = pb.RunTaskRequest(task=inline(), images=sent[:1])
     one.sampling.max_tokens = 1024
     error = await failure(server.stub.RunTask(one, timeout=60))

@@ -286,6 +286,17 @@ async def test_a_prompt_that_fills_the_context_is_named() -> None:
     assert "--max-tokens" not in done.err
 
 
+async def test_a_prompt_with_examples_that_fills_the_context_is_named(tmp_path: Path) -> None:
+    examples = tmp_path / "examples.yaml"
+    examples.write_text("- {user: word, assistant: word}\n")
+    async with running(FakeEngine(context_length=50)) as started:
+        said = ["--examples", examples, "--prompt", "word " * 50]
+        done = await called("run", *at(started), *said)
+    assert done.code == 1
+    first = done.err.splitlines()[0]
+    assert first.startswith("INVALID_ARGUMENT (CONTEXT_TOO_LONG): the prompt: 5")
+
+
 async def test_an_analysis_that_says_nothing(image: Path) -> None:
     empty = {name: [] if isinstance(value, list) else "" for name, value in ANALYSIS.items()}
     async with running(FakeEngine(json.dumps(empty))) as started:

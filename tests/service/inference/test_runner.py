@@ -31,6 +31,7 @@ from service.tasks.contract import Task
 from service.tasks.image_analysis import FIELDS, IMAGE_ANALYSIS, STRING_FIELDS
 from service.types import (
     Chunk,
+    Enforcer,
     FinishReason,
     GenerateRequest,
     Grammar,
@@ -297,6 +298,22 @@ async def test_one_attempt_where_another_cannot_do_better(
     error = await refused(OutputInvalid, engine, what, sampling=sampling, retries=5)
     assert error.metadata["attempts"] == "1"
     assert engine.log == ["prepare", "generate", "closed"]
+
+
+async def test_where_the_engine_enforces_no_grammar_an_enforced_schema_is_tried_again() -> None:
+    """And the answer never claims that its grammar was enforced."""
+    can = replace(capabilities(), enforcer=Enforcer.VALIDATION)
+    what = replace(INTEGER, report=GrammarReport(Enforcement.ENFORCED))
+    engine = Improving(["2", "3"], capabilities=can)
+    result = await go(engine, what, sampling=RANDOM, retries=1)
+    assert (result.text, result.attempts) == ("3", 2)
+    assert result.report is not None
+    assert result.report.enforcement is Enforcement.CHECKED
+    *_, streamed = [event async for event in events(ScriptedEngine(["3"], capabilities=can), what)]
+    assert isinstance(streamed, Answer)
+    assert streamed.report == result.report
+    masked = await go(ScriptedEngine(["3"]), what)
+    assert masked.report == what.report
 
 
 async def test_an_answer_that_says_nothing_is_not_tried_again() -> None:
