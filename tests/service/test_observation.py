@@ -15,7 +15,7 @@ from service.engines.fake import FakeEngine
 from service.errors import ServiceError, UnknownTask
 from service.observation import CallRecord, Observation, current
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from tests.service.harness import Running, failure, inline, picture, run_request, running, until
+from tests.service.harness import Running, failure, image_bytes, inline, run_request, running, until
 
 
 @asynccontextmanager
@@ -31,7 +31,7 @@ async def recorded(
 
 async def test_a_call_with_an_image() -> None:
     async with recorded(FakeEngine("one two three", token_delay_s=0.01)) as (started, records):
-        image = picture(64, 48)
+        image = image_bytes(64, 48)
         answer = await started.stub.RunTask(run_request(images=[image]))
     (record,) = records
     assert (record.transport, record.method) == ("grpc", "RunTask")
