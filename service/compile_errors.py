@@ -1,4 +1,4 @@
-"""What a caller is told of a grammar that xgrammar does not compile."""
+"""Errors for grammars that xgrammar does not compile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusal(kind: GrammarKind, error: Exception) -> GrammarError:
 
 
 def too_costly(field: str = "grammar") -> GrammarError:
-    """For a grammar with which reading an answer takes ever longer."""
+    """The error for a grammar with which matching gets slower with every token."""
     return GrammarError(
         field,
         "can read an answer in too many ways, which takes ever longer; avoid repeats of "

@@ -1,4 +1,4 @@
-"""A moment up to which work may last."""
+"""Deadlines: a time limit for one piece of work, or shared by several."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """A moment by the event loop's clock, for one wait or for several.
+    """A point in time on the event loop's clock, for one wait or several.
 
-    seconds: from now; negative when the moment has passed.
+    seconds: time from now; negative for a deadline that has passed.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -22,19 +22,19 @@ class Deadline:
 
     @property
     def left_s(self) -> float:
-        """Seconds from now; negative when the moment has passed."""
+        """Seconds until the deadline; negative after it."""
         return self.at - asyncio.get_running_loop().time()
 
     async def wait(self, work: Awaitable[T], late: Callable[[], Exception]) -> T:
-        """The result of the work. When the moment comes first, the work is cancelled and the error
-        that ``late`` makes is raised.
+        """Await the work and return its result. At the deadline the work is cancelled and the error
+        that ``late`` returns is raised.
 
-        An ``asyncio.TimeoutError`` of the work itself comes through.
+        An ``asyncio.TimeoutError`` that the work itself raises is passed on.
         """
         if sys.version_info >= (3, 11):
             limit = asyncio.timeout_at(self.at)
             try:
-                async with limit:  # runs the work in this task; wait_for makes one of its own
+                async with limit:  # in this task; wait_for would start another task
                     return await work
             except asyncio.TimeoutError:
                 if not limit.expired():

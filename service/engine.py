@@ -1,6 +1,6 @@
-"""The seam between the service and whatever computes tokens.
+"""The engine protocol: the interface between the service and the code that computes tokens.
 
-An engine is chosen once, at start-up, and everything above it sees only this protocol.
+An engine is chosen once, at start-up. The rest of the service uses only this protocol.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the model. Raises ``EngineUnavailable`` with what is wrong and how to fix it."""
+        """Load the model. Raises ``EngineUnavailable``, whose message says what is wrong and how to
+        fix it."""
         ...
 
     async def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar, or find it in the cache, off the event loop.
+        """Compile a grammar outside the event loop, or find it in the cache.
 
-        Raises ``GrammarError`` when it cannot be compiled.
+        Raises ``GrammarError`` when the grammar cannot be compiled.
         """
         ...
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
-        """Run one request; the last chunk, and only it, carries the finish reason and timings.
+        """Run one request and yield its chunks. Only the last chunk carries the finish reason and
+        timings.
 
-        Every chunk carries the usage so far: a caller may end the request at any chunk.
+        Every chunk carries the usage so far, because a caller may stop after any chunk.
 
-        Closing the iterator (``aclose``) cancels the work within one decode step and frees what it held.
+        Closing the iterator (``aclose``) cancels the request within one decode step and frees memory.
         Raises ``ContextTooLong``, ``GrammarError``, ``VisionDisabled``, ``Overloaded`` or ``EngineUnavailable``.
         """
         ...
 
     async def check_health(self) -> None:
-        """Return when the engine makes progress; raise ``EngineUnavailable`` when it does not.
+        """Return if the engine makes progress; raise ``EngineUnavailable`` if it does not.
 
-        Called every few seconds, also while requests run: it must not wait behind them. After
-        failures it may ask for a success: the server then generates one token on the idle engine
-        and asks again.
+        Called every few seconds, also while requests run, and must not wait behind them. After a
+        failure an engine may stay unhealthy until it has generated a token: the server then
+        generates one token on the idle engine and calls this method again.
         """
         ...
 
     async def close(self) -> None:
-        """Stop and free everything. Requests in flight end with ``EngineUnavailable``."""
+        """Stop the engine and free its memory. Requests in flight end with
+        ``EngineUnavailable``."""
         ...

@@ -1,4 +1,4 @@
-"""Every error that a client can see. `service.error_table` has the statuses of their reasons.
+"""Every error that a client can see. `service.error_table` maps their reasons to statuses.
 
 ServiceError
 ├── InvalidRequest            a field of the request is wrong; carries field violations
@@ -17,7 +17,8 @@ ServiceError
 ├── EngineUnavailable         ENGINE_…
 └── InternalError
 
-Messages are written for the caller: they say what to change and never hold a path, an address or a traceback.
+Messages are written for the caller: they say what to change and never contain a path, an address or
+a traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ DOMAIN = "qwen3vl.service"
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A field of the request, by its path in the proto (``sampling.top_p``, ``images[2].data``), and what is wrong."""
+    """The path of a request field in the proto (``sampling.top_p``, ``images[2].data``), and a
+    description of the problem."""
 
     field: str
     description: str
@@ -55,10 +57,10 @@ class ServiceError(Exception):
         self.metadata = dict(metadata or {})
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the fields: engines in other processes send their errors across.
+        """Pickle the fields, because engines in other processes send their errors to the server.
 
-        The default would call the constructor with the message alone, which is not enough for every
-        class. Nothing that comes from a client is ever unpickled.
+        The default would call the constructor with the message alone, but some classes need more
+        arguments. Data from clients is never unpickled.
         """
         return _restored, (type(self), self.args, self.__dict__)
 
@@ -72,7 +74,7 @@ def _restored(
 
 
 class InvalidRequest(ServiceError):
-    """One field, or several, of the request are not acceptable."""
+    """One or more fields of the request are invalid."""
 
     reason = "INVALID_FIELD"
 
@@ -86,7 +88,8 @@ class InvalidRequest(ServiceError):
         more: tuple[FieldViolation, ...] = (),
         summary: str = "",
     ) -> None:
-        """summary: stands in the message in place of the first description, where that says too little."""
+        """summary: replaces the first description in the message, for an error with several
+        violations."""
         super().__init__(f"{field}: {summary or description}", reason=reason, metadata=metadata)
         self.violations = (FieldViolation(field, description), *more)
 
@@ -117,13 +120,14 @@ class GrammarError(InvalidRequest):
 
 
 class ContextTooLong(InvalidRequest):
-    """The prompt leaves no room for an answer in the context, or less than max_tokens asks for."""
+    """The prompt leaves no room for an answer in the context, or less room than max_tokens
+    needs."""
 
     reason = "CONTEXT_TOO_LONG"
 
 
 class Unauthenticated(ServiceError):
-    """The server asks for an API key, and the call has none, or one that the server does not know."""
+    """The server requires an API key, and the call has no key or an unknown key."""
 
     reason = "API_KEY_INVALID"
 
@@ -141,19 +145,19 @@ class VisionDisabled(ServiceError):
 
 
 class OutputTruncated(ServiceError):
-    """Generation was cut before the answer was complete. No partial answer is given."""
+    """Generation ended before the answer was complete. The partial answer is not returned."""
 
     reason = "OUTPUT_TRUNCATED"
 
 
 class OutputInvalid(ServiceError):
-    """The model's answer does not satisfy the schema or the task's parser."""
+    """The model's answer does not match the schema, or the task's parser rejects it."""
 
     reason = "OUTPUT_INVALID"
 
 
 class NoUsableFields(ServiceError):
-    """The answer is well formed, but says nothing about the image."""
+    """The answer is valid but empty: no field has information about the image."""
 
     reason = "NO_USABLE_FIELDS"
 
@@ -165,7 +169,7 @@ class InferenceTimeout(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """The queue is full; ``retry_after_s`` tells when to come again."""
+    """The queue is full; ``retry_after_s`` says when to try again."""
 
     reason = "OVERLOADED"
 
@@ -175,12 +179,12 @@ class Overloaded(ServiceError):
 
 
 class EngineUnavailable(ServiceError):
-    """The engine is loading, draining or dead."""
+    """The engine is loading, draining, unhealthy or dead."""
 
     reason = "ENGINE_UNAVAILABLE"
 
 
 class InternalError(ServiceError):
-    """A defect of the server. The message is fixed; the cause is in the log under the request id."""
+    """A bug in the server. The message is fixed; the log has the cause under the request id."""
 
     reason = "INTERNAL"

@@ -1,4 +1,4 @@
-"""Follows the health of the engine, and ends the server where the engine does not come back."""
+"""Watches the health of an engine, and ends the server when the engine does not recover."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 async def generate_one_token(engine: Engine, request_id: str) -> None:
-    """One tiny generation. Raises what the engine raises."""
+    """Generate one token, as a health probe. Raises the errors of ``Engine.generate``."""
     async for _ in engine.generate(
         GenerateRequest(request_id, "Hello", sampling=Sampling(max_tokens=1))
     ):
@@ -30,12 +30,14 @@ async def generate_one_token(engine: Engine, request_id: str) -> None:
 class Heartbeat:
     """Checks the engine every ``health_interval_s``.
 
-    An engine that has failed has to generate a token before calls are let in again. That is tried
-    only while no call is in the engine: behind long requests the token would wait, and a working
-    engine would look dead.
+    After a failure, the engine must generate one token before the server accepts calls again. The
+    heartbeat tries this only while the engine runs no call: behind long requests the token would
+    wait, and a working engine would look dead.
 
-    idle: whether no call is in the engine. progress: a number that grows with what calls get from
-    the engine. enter: told the phase after every check.
+    idle: returns True while the engine runs no call.
+    progress: returns a counter that increases with every chunk of text that the engine produces for
+        calls.
+    enter: called with the phase after every check.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Heartbeat:
         return EngineUnavailable(text, reason="ENGINE_STALLED")
 
     async def _failure(self, *, failed_before: bool) -> Exception | None:
-        """What is wrong with the engine; None where nothing is."""
+        """The error of the engine; None for a healthy engine."""
         error = await self._check()
         if (error is None and not failed_before) or not self._idle():
             return error
@@ -107,7 +109,7 @@ class Heartbeat:
             await asyncio.wait_for(work(), limit_s)
         except (ServiceError, asyncio.TimeoutError) as error:
             return error
-        except Exception as error:  # a defect of the engine, which is unhealthy then
+        except Exception as error:  # then, too, the engine is unhealthy
             log.exception("the engine's health check failed")
             return error
         return None

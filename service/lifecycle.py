@@ -1,4 +1,4 @@
-"""Whether the server takes calls: loading, serving, unhealthy, draining; and those in flight."""
+"""The phase of the server (loading, serving, unhealthy, draining) and its calls in flight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.errors import EngineUnavailable
 
 
 class Phase(enum.Enum):
-    """What the server is doing."""
+    """The phase of a server; calls are accepted only in SERVING."""
 
     LOADING = "loading"
     SERVING = "serving"
@@ -43,20 +43,21 @@ class Lifecycle:
 
     @property
     def cutting(self) -> bool:
-        """Whether the grace of a drain is over, so that a cancelled call was cut by the server."""
+        """Whether the drain's grace period is over: a call that is cancelled now was cancelled by
+        the server."""
         return self.phase is Phase.DRAINING and self._hurry.is_set()
 
     def refusal(self) -> EngineUnavailable | None:
-        """Why a new call cannot be taken now; None when it can."""
+        """The error for a new call in the current phase; None while calls are accepted."""
         if self.phase is Phase.SERVING:
             return None
         reason, message = REFUSALS[self.phase]
         return EngineUnavailable(message, reason=reason)
 
     def enter(self, call: asyncio.Task[Any]) -> None:
-        """Count a call, by its task, as in flight until the task ends.
+        """Count a call as in flight until its asyncio task ends.
 
-        Raises ``EngineUnavailable`` by phase.
+        Raises ``EngineUnavailable`` when the phase does not accept calls.
         """
         refusal = self.refusal()
         if refusal is not None:
@@ -66,13 +67,14 @@ class Lifecycle:
         call.add_done_callback(self._leave)
 
     def stall(self, call: asyncio.Task[Any]) -> None:
-        """The caller does not read what was sent to it: a drain does not wait for this call."""
+        """Mark a call whose caller does not read its messages: a drain does not wait for this
+        call."""
         if call in self._calls:
             self._stalled.add(call)
             self._look()
 
     def move(self, call: asyncio.Task[Any]) -> None:
-        """The caller reads again; harmless for a call that never stalled."""
+        """Undo ``stall``: the caller reads again. Harmless for a call that never stalled."""
         if call in self._stalled:
             self._stalled.discard(call)
             self._idle.clear()
@@ -87,14 +89,15 @@ class Lifecycle:
             self._idle.set()
 
     def hurry(self) -> None:
-        """End the grace of the drain now."""
+        """End the grace period of the drain now."""
         self._hurry.set()
 
     async def drain(self, grace_s: float) -> int:
         """Refuse new calls and wait until those in flight have ended, at most ``grace_s`` seconds.
 
-        Calls whose callers do not read are not waited for. Calls that are left are cancelled and
-        answered with ENGINE_DRAINING. Returns how many.
+        The drain does not wait for calls whose callers do not read. Calls that are still in flight
+        after the grace period are cancelled and answered with ENGINE_DRAINING. Returns their
+        number.
         """
         self.phase = Phase.DRAINING
         waits = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._hurry)]
@@ -113,4 +116,4 @@ class Lifecycle:
 
 
 CUT_LIMIT_S = 5.0
-"""How long a cancelled call may take to clean up before the server goes on without it."""
+"""Maximum time, in seconds, that a drain waits for cancelled calls to clean up."""

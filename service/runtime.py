@@ -1,8 +1,8 @@
-"""Everything of a server but a transport: engines, tasks, grammar workers, limits, phases, an orderly end.
+"""A server without a transport: engines, tasks, grammar workers, limits, phases and shutdown.
 
-A front end decodes calls, gives them to ``Runtime.inference_for`` and encodes the answers. Any number
-of them stand on one runtime: they share its engines and its limits, they are told its phases, and
-its drain waits for the calls of all.
+A front end decodes calls, passes them to ``Runtime.inference_for`` and encodes the answers. A
+runtime can have several front ends: they share its engines and limits, the runtime informs them of
+its phases, and its drain waits for the calls of all of them.
 """
 
 from __future__ import annotations
@@ -34,43 +34,47 @@ from service.structured_output.pool import GrammarPool
 from service.tasks.registry import Registry, try_grammars
 
 CLOSE_LIMIT_S = 10.0
-"""How long an engine may take to close before the process ends without it."""
+"""Maximum time for an engine to close, in seconds; after it the process ends without waiting."""
 EXIT_LIMIT_S = 5.0
-"""How long the process then may take to end."""
+"""Maximum time, in seconds, for the process to exit after an engine did not close."""
 
 log = logging.getLogger(__name__)
 
 
 class FrontEnd(Protocol):
-    """A transport on a runtime.
+    """A transport that uses a runtime.
 
-    It enters the task of every call into ``Runtime.lifecycle``, which refuses the call by phase, and
-    whose drain waits for it and cancels it when the grace is over.
+    A front end registers the asyncio task of every call with ``Runtime.lifecycle``. The lifecycle
+    refuses the call if the phase does not accept calls; during a drain it waits for the call and
+    cancels it when the grace period is over.
     """
 
     def enter(self, phase: Phase) -> None:
-        """Hear of a phase: the first one before ``start``, then every change. Must not block."""
+        """Called with the first phase before ``start``, then with every change. Must not block."""
         ...
 
     async def start(self) -> None:
-        """Listen. Raises ``SettingsError`` when that is not possible."""
+        """Start to listen. Raises ``SettingsError`` when the address cannot be used."""
         ...
 
     async def serve(self) -> None:
-        """Wait while calls are served. Raises when that ends without ``stop``; may be cancelled."""
+        """Wait while calls are served. Raises when serving ends without ``stop``. May be
+        cancelled."""
         ...
 
     async def stop(self) -> None:
-        """Close what ``start`` opened, however far that came. No call is in flight any more."""
+        """Close everything that ``start`` opened, also after a failed start. No call is in flight
+        any more."""
         ...
 
 
 class Runtime:
-    """What front ends stand on. ``start``, ``load``, then ``stop``, however far it came.
+    """The engines, tasks and limits of a server, for its front ends. Call ``start``, ``load``, and
+    finally ``stop``, also after a failure.
 
-    engines: the first is the one of calls that name no model. analyser: makes grammars of callers
-    ready for the engines. pool: processes that do it in its place; the runtime starts and closes
-    them.
+    engines: calls that name no model go to the first one.
+    analyser: turns schemas of callers into grammars.
+    pool: worker processes that do this instead of ``analyser``; the runtime starts and closes them.
     """
 
     def __init__(
@@ -103,13 +107,14 @@ class Runtime:
 
     @property
     def models(self) -> Mapping[str, Inference]:
-        """What runs calls, by the name of the model. Empty before ``load`` has started the engines."""
+        """The inference of each model, by model name. Empty until ``load`` has started the
+        engines."""
         return self._models
 
     def inference_for(self, model: str | None = None) -> Inference:
-        """What runs calls on a model; on that of the first engine where none is named.
+        """The inference of a model; that of the first engine for an empty name.
 
-        Raises ``InvalidRequest`` on the field ``model`` for a name that is not served.
+        Raises ``InvalidRequest`` on the field ``model`` for a model that is not served.
         """
         if model is None:
             return self._inferences[0]
@@ -122,7 +127,7 @@ class Runtime:
             ) from None
 
     async def start(self, front_ends: Sequence[FrontEnd]) -> None:
-        """Let the front ends listen; calls are refused until ``load`` is done.
+        """Start the front ends; calls are refused until ``load`` has finished.
 
         Raises ``SettingsError`` when a port, the certificates or the keys cannot be used.
         """
@@ -134,9 +139,9 @@ class Runtime:
             await front_end.start()
 
     async def load(self) -> None:
-        """Load the engines, warm them up, turn SERVING and watch their health from then on.
+        """Load the engines, warm them up, enter SERVING and start to watch their health.
 
-        Raises ``EngineUnavailable``, and ``TaskSourceError`` for grammars of tasks that cannot be
+        Raises ``EngineUnavailable``, or ``TaskSourceError`` for tasks whose grammar cannot be
         compiled.
         """
         started = asyncio.get_running_loop().time()
@@ -160,10 +165,10 @@ class Runtime:
     async def run(
         self, front_ends: Sequence[FrontEnd], on_ready: Callable[[], None] | None = None
     ) -> None:
-        """``start``, ``load``, and then serve until cancelled.
+        """Call ``start`` and ``load``, then serve until cancelled.
 
-        Ends only with an error: that of ``start`` or ``load``, ``EngineUnavailable`` when an
-        engine does not come back, or the error that ended a front end.
+        Always ends with an error: that of ``start`` or ``load``, ``EngineUnavailable`` when an
+        engine does not recover, or the error that ended a front end.
         """
         await self.start(front_ends)
         await self.load()
@@ -181,9 +186,9 @@ class Runtime:
                 task.cancel()
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """Refuse new calls, let those in flight finish within the grace, close everything.
+        """Refuse new calls, wait for calls in flight up to the grace period, then close everything.
 
-        Returns False where an engine did not close in time.
+        Returns False if an engine did not close in time.
         """
         if self.lifecycle.phase is Phase.DRAINING:
             return True
@@ -196,7 +201,7 @@ class Runtime:
         for front_end in self._front_ends:
             try:
                 await front_end.stop()
-            except Exception:  # a defect of one, which must not keep the others and the engine open
+            except Exception:  # a defect; the others and the engine must close, too
                 log.exception("a front end did not stop")
         closed = all([await _closed(engine) for engine in self._engines])
         if self._pool is not None:
@@ -206,7 +211,7 @@ class Runtime:
         return closed
 
     def hurry(self) -> None:
-        """Cut the grace of ``stop`` short."""
+        """End the grace period of ``stop`` now."""
         self.lifecycle.hurry()
 
     def _serve_metrics(self) -> int | None:
@@ -224,7 +229,8 @@ class Runtime:
             ) from None
 
     async def _start_parts(self) -> None:
-        """The engines, and meanwhile the processes that analyse grammars; they try those of tasks."""
+        """Start the engines and the grammar workers side by side; the workers then test the
+        grammars of the tasks."""
         if self._pool is None:
             await self._start_engines()
             return
@@ -264,7 +270,8 @@ class Runtime:
             self._heartbeats.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
 
     def _follow(self, inference: Inference, phase: Phase) -> None:
-        """Enter the phase that comes of what a heartbeat has found: one unhealthy engine is enough."""
+        """Enter the phase that a heartbeat reports. One unhealthy engine makes the server
+        unhealthy."""
         self._found[inference] = phase
         healthy = all(found is Phase.SERVING for found in self._found.values())
         phase = Phase.SERVING if healthy else Phase.UNHEALTHY
@@ -284,11 +291,11 @@ async def serve(
     *,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Run front ends on a runtime until SIGTERM or SIGINT, then drain it. Returns after an orderly end.
+    """Run a runtime with its front ends until SIGTERM or SIGINT, then drain it and return.
 
-    on_ready: called once, when the phase has turned SERVING. Raises ``SettingsError`` when a port
+    on_ready: called once, when the server enters SERVING. Raises ``SettingsError`` when a port
     cannot be used, ``EngineUnavailable`` when an engine or the pool cannot be started or an engine
-    does not come back, ``TaskSourceError`` when the grammar of a task cannot be compiled.
+    does not recover, ``TaskSourceError`` when the grammar of a task cannot be compiled.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -300,7 +307,7 @@ async def serve(
 
     def ready() -> None:
         gc.collect()
-        gc.freeze()  # model and modules stay: no full collection walks them while callers wait
+        gc.freeze()  # exclude the model and the modules from garbage collection
         if on_ready is not None:
             on_ready()
 
@@ -323,7 +330,7 @@ async def serve(
 
 
 async def _closed(engine: Engine) -> bool:
-    """Close the engine. Returns False where it did not close in time."""
+    """Close the engine. Returns False if it did not close in time."""
     try:
         await asyncio.wait_for(engine.close(), CLOSE_LIMIT_S)
     except asyncio.TimeoutError:
@@ -333,7 +340,7 @@ async def _closed(engine: Engine) -> bool:
 
 
 def _end_without_the_engine() -> None:
-    """End the process soon, even where threads of the engine never end: Python would wait for them."""
+    """End the process soon, even if threads of the engine never end: Python would wait for them."""
     timer = threading.Timer(EXIT_LIMIT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()

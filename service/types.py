@@ -1,4 +1,4 @@
-"""Plain values that cross the seams between API, tasks and engines. No proto, torch or LMDeploy here."""
+"""Plain values that the API, tasks and engines exchange. Never imports proto, torch or LMDeploy."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ class PropertyOrder(enum.Enum):
     """The order of the properties of objects in an answer that a JSON schema constrains."""
 
     DECLARED = "declared"
-    """As in the schema: the first name under ``properties`` comes first."""
+    """In the order in which ``properties`` of the schema lists them."""
     ANY = "any"
-    """Any, for objects of few names; else as declared, and the report says so."""
+    """Any order, for objects with few properties; larger objects use DECLARED, and the report says
+    so."""
 
 
 class FinishReason(enum.Enum):
     """Why generation ended. LENGTH and LOOP mean that the text was cut.
 
-    STOP_TEXT: before a stop text of the caller; engines never say so, see `service.inference.stops`.
+    STOP_TEXT: before a stop text of the caller; set by `service.inference.stops`, never by an
+    engine.
     """
 
     STOP = "stop"
@@ -52,11 +54,12 @@ class FinishReason(enum.Enum):
 class Grammar:
     """A constraint on the answer.
 
-    ``source`` is the JSON schema as text, the regular expression or the EBNF grammar (root rule ``root``);
-    for CHOICE it is a JSON array of the allowed strings. Text, so that a grammar is hashable and can be cached.
-    ``ebnf`` is the grammar that stands for it in engines, once it has been analysed; empty before.
-    ``forces_little``: no text longer than some thousand characters can be the only one that fits next.
-    ``property_order``: of a JSON schema; None leaves it to the server.
+    source: the JSON schema as text, the regular expression, or the EBNF grammar (root rule
+        ``root``); for CHOICE a JSON array of the allowed strings. Always text, so that a grammar is
+        hashable and can be cached.
+    ebnf: the equivalent grammar for engines, set by the analysis; empty before.
+    forces_little: the grammar never forces more than a few thousand characters in a row.
+    property_order: order of properties for a JSON schema; None uses the server's default.
     """
 
     kind: GrammarKind
@@ -66,19 +69,19 @@ class Grammar:
     property_order: PropertyOrder | None = None
 
     def with_defaults(self, property_order: PropertyOrder) -> Grammar:
-        """The grammar with the server's order of properties where it has none, and needs one."""
+        """The grammar, with the server's order of properties if it is a JSON schema without one."""
         if self.property_order is not None or self.kind is not GrammarKind.JSON_SCHEMA:
             return self
         return replace(self, property_order=property_order)
 
 
 DEFAULT_MAX_TOKENS = 1024
-"""Most tokens of an answer where the caller did not say, as far as the context has room."""
+"""Maximum number of answer tokens if the caller sets none; less if the context has less room."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen. The defaults are greedy decoding.
+    """Sampling options. The defaults mean greedy decoding.
 
     temperature: 0 is greedy, at most 2. top_p: in (0, 1]. top_k: 0 keeps all tokens.
     repetition_penalty: in (0, 10], 1 is off. seed: uint64, None lets the engine draw one.
@@ -93,12 +96,13 @@ class Sampling:
     seed: int | None = None
 
     def answer_limit(self, room: int) -> int:
-        """Most tokens of the answer. room: tokens that the prompt leaves of the context."""
+        """Maximum number of answer tokens. room: tokens of the context that the prompt leaves
+        free."""
         return min(DEFAULT_MAX_TOKENS, room) if self.max_tokens is None else self.max_tokens
 
 
 class ImageSource(Protocol):
-    """An image of a request, which gives its pixels when an engine asks for them.
+    """An image of a request, which is decoded when an engine asks for its pixels.
 
     width, height: of the upright image, in pixels; known before anything is decoded.
     min_pixels, max_pixels: bounds of the area after resizing, in pixels; None takes the model's own.
@@ -114,17 +118,18 @@ class ImageSource(Protocol):
     def max_pixels(self) -> int | None: ...
 
     async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
-        """The result of ``reduce``, called with the pixels in another thread; they are freed then.
+        """Decode the image, call ``reduce`` with its pixels in another thread, and return the
+        result. The pixels are then freed.
 
         Every call decodes the image again. Raises ``ImageError`` for a damaged file, ``Overloaded``
-        where memory does not suffice, and what ``reduce`` raises.
+        when there is not enough memory, and the errors of ``reduce``.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """An upright image that is decoded already; an ``ImageSource``.
+    """An ``ImageSource`` whose image is already decoded and upright.
 
     pixels: (height, width, 3) uint8, RGB, C-contiguous.
     """
@@ -142,15 +147,15 @@ class Image:
         return int(self.pixels.shape[0])
 
     async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
-        """``reduce`` of the pixels, in another thread."""
+        """Call ``reduce`` with the pixels in another thread and return its result."""
         return await asyncio.to_thread(reduce, self.pixels)
 
 
 @dataclass(slots=True)
 class EncodedImage:
-    """An image as it came: the path of its field, the bytes of a file, bounds of the area.
+    """An image as received: the path of its field, the bytes of its file, and bounds of its area.
 
-    data: emptied when the call is over.
+    data: cleared when the call ends.
     """
 
     field: str
@@ -160,7 +165,7 @@ class EncodedImage:
 
 
 class Role(enum.Enum):
-    """Who speaks in a message of a conversation."""
+    """The author of a message in a conversation."""
 
     SYSTEM = "system"
     USER = "user"
@@ -177,9 +182,9 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePart:
-    """An image inside a message, at its place between the texts.
+    """An image inside a message, between its texts.
 
-    image: None only in a task, where the next image of the request takes the place.
+    image: None only in a task, where it stands for the next image of the request.
     """
 
     image: ImageSource | None = None
@@ -187,7 +192,7 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool that the assistant made. ``arguments``: a JSON object as text, kept as it was written."""
+    """A tool call of the assistant. ``arguments``: a JSON object as text, unchanged."""
 
     name: str
     arguments: str
@@ -207,7 +212,7 @@ class Message:
     """One message of a conversation.
 
     parts: texts and images in reading order; images only in messages of users and tools.
-    tool_calls: only in messages of the assistant, behind its text.
+    tool_calls: only in messages of the assistant, after its text.
     """
 
     role: Role
@@ -219,9 +224,9 @@ class Message:
 class GenerateRequest:
     """One prompt for an engine, either as ``messages`` or in the short form.
 
-    The short form is a system text, then one user turn of all images followed by the text. messages:
-    the whole conversation; the fields of the short form are then empty. tools: what the model may
-    call, as the chat template lists them.
+    The short form is a system text, then one user turn with all images followed by the text.
+    messages: the whole conversation; the fields of the short form are then empty. tools: tools that
+    the model may call, rendered as the chat template does.
     """
 
     request_id: str
@@ -239,7 +244,7 @@ class GenerateRequest:
 
     @property
     def conversation(self) -> tuple[Message, ...]:
-        """The messages, whichever form the request has."""
+        """The messages of the conversation, for both forms."""
         if self.messages:
             return self.messages
         return short_conversation(self.system, self.images, self.user)
@@ -264,7 +269,8 @@ def short_conversation(
     user: str,
     examples: Iterable[Message] = (),
 ) -> tuple[Message, ...]:
-    """A system text if there is one, examples, then one user turn of all images and the text."""
+    """The short form as messages: the system text if there is one, examples, then one user turn
+    with all images and the text."""
     first = (Message(Role.SYSTEM, (TextPart(system),)),) if system else ()
     return (*first, *examples, Message(Role.USER, (*map(ImagePart, images), TextPart(user))))
 
@@ -288,7 +294,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds since the engine got the request: wait in its queue, first token, end."""
+    """Seconds since the engine received the request: end of the wait in its queue, first token,
+    end."""
 
     queue_s: float = 0.0
     first_token_s: float = 0.0
@@ -297,9 +304,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. The last chunk of a request, and only it, has a finish reason and timings.
+    """A part of an answer. Only the last chunk of a request has a finish reason and timings.
 
-    ``text`` never splits a character; it may be empty. ``usage``: tokens up to and with this chunk.
+    ``text`` never splits a character; it may be empty. ``usage``: tokens up to and including this
+    chunk.
     """
 
     text: str
@@ -309,7 +317,7 @@ class Chunk:
 
 
 class Modality(enum.Enum):
-    """What a prompt may be made of."""
+    """A kind of content that a prompt may contain."""
 
     TEXT = "text"
     IMAGE = "image"
@@ -320,28 +328,29 @@ TEXT_AND_IMAGES = frozenset({Modality.TEXT, Modality.IMAGE})
 
 
 class Enforcer(enum.Enum):
-    """What keeps an answer to its grammar."""
+    """The component that makes an answer match its grammar."""
 
     MASK = "mask"
-    """The engine, which rules out every token that does not fit."""
+    """The engine, which masks every token that the grammar does not allow."""
     VALIDATION = "validation"
-    """Nothing before the finished answer is validated: the engine does not enforce grammars."""
+    """Only the validation of the finished answer: the engine does not enforce grammars."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do. A request beyond it is refused before it reaches the engine."""
+    """The features of an engine. A request that needs others is refused before it reaches the
+    engine."""
 
     model: str
     engine: str
     modalities: frozenset[Modality]
     grammar_kinds: frozenset[GrammarKind]
     sampling_options: frozenset[str]
-    """Names of the fields of Sampling that the engine honours."""
+    """Names of the fields of ``Sampling`` that the engine supports."""
     context_length: int
-    """Tokens of prompt and answer together."""
+    """Maximum number of tokens of prompt and answer together."""
     max_images: int
-    """Images in one request."""
+    """Maximum number of images in one request."""
     enforcer: Enforcer = Enforcer.MASK
     details: Mapping[str, str] = field(default_factory=dict)
-    """Whatever an operator wants to see in GetModel: dtype, device, DeepStack mode, versions."""
+    """Details for operators, shown by GetModel: dtype, device, DeepStack mode, versions."""

@@ -23,7 +23,8 @@ BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
 def build_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
     """The engine that the settings name, not started yet.
 
-    on_progress: told in a few words what is being loaded; may be called from another thread.
+    on_progress: called with a short text about the current step of loading; may be called from
+    another thread.
     """
     return ENGINES[settings.engine].build(
         BUNDLED_MODEL if settings.model == "bundled" else settings.model,
@@ -35,7 +36,7 @@ def build_engine(settings: Settings, on_progress: Callable[[str], None] | None =
 
 
 def build_pool(settings: Settings) -> GrammarPool:
-    """The processes that analyse grammars of callers, not started yet."""
+    """The pool of grammar workers, not started yet."""
     return GrammarPool(settings.compile_workers, settings.compile_timeout_s)
 
 

@@ -1,4 +1,4 @@
-"""Reading a text ahead of a slow reader."""
+"""Reads an answer from the engine faster than its caller reads it, up to a limit."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 MAX_CHARACTERS = 1 << 20
-"""Characters of text that are kept for a reader; more than the context of a model holds."""
+"""Maximum number of characters that are buffered for a reader; more than the context of a model
+holds."""
 WHOLE = 64
-"""Pieces that are kept as they came; later ones are put together, which takes less memory."""
+"""Number of chunks that are buffered unchanged; later chunks are joined, which saves memory."""
 PIECE_CHARACTERS = 4096
-"""Length up to which pieces are put together."""
+"""Maximum length, in characters, of joined chunks."""
 
 
 async def ahead(
     source: AsyncGenerator[str | T, None], max_characters: int = MAX_CHARACTERS
 ) -> AsyncGenerator[str | T, None]:
-    """Pieces of text and other items of ``source``, which is read as fast as it goes.
+    """Yield the items of ``source``, which is read as fast as it produces them.
 
-    So what the source holds, such as a slot, is free when the source is done, not when a slow
-    reader is. The source waits for the reader only while ``max_characters`` of text are kept. A
-    reader who is behind gets longer pieces. Raises what the source raised, behind its last item.
-    Closing this closes the source.
+    A resource that the source holds, such as a slot, is thus released when the source ends, not
+    when a slow reader ends. The source waits for the reader only while ``max_characters`` of text
+    are buffered. A slow reader gets longer chunks. An error of the source is raised after its last
+    item. Closing this generator closes the source.
     """
     backlog: _Backlog[T] = _Backlog(max_characters)
 
@@ -51,7 +52,7 @@ async def ahead(
 
 
 class _Backlog(Generic[T]):
-    """Items that a reader has not taken yet."""
+    """Buffered items that the reader has not taken yet."""
 
     def __init__(self, max_characters: int) -> None:
         self._max_characters = max_characters
@@ -62,7 +63,7 @@ class _Backlog(Generic[T]):
         self.error: Exception | None = None
 
     async def put(self, item: str | T) -> None:
-        """Append an item, and wait while too much text is kept."""
+        """Append an item, and wait while too much text is buffered."""
         last = self._items[-1] if len(self._items) > WHOLE else None
         if isinstance(item, str):
             self._characters += len(item)
@@ -73,17 +74,17 @@ class _Backlog(Generic[T]):
         else:
             self._items.append(item)
         self._wake()
-        await asyncio.sleep(0)  # a source that never waits lets the reader have its turn
+        await asyncio.sleep(0)  # a source that never awaits would otherwise starve the reader
         while self._characters > self._max_characters:
             await self._changed.wait()
 
     def end(self, error: Exception | None) -> None:
-        """No more items come."""
+        """Mark the end: no more items follow."""
         self._ended, self.error = True, error
         self._wake()
 
     async def filled(self) -> bool:
-        """Wait for an item; False when all have been taken and no more come."""
+        """Wait for an item; False when all items have been taken and no more follow."""
         while not self._items and not self._ended:
             await self._changed.wait()
         return bool(self._items)

@@ -1,4 +1,4 @@
-"""A call between the wire and the engine, as plain values: what was asked, what is answered."""
+"""A decoded call and its answer, as plain values without protobuf types."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from service.types import (
 )
 
 ANALYZE_TASK = "image-analysis"
-"""Name of the built-in task behind AnalyzeImage."""
+"""Name of the built-in task that AnalyzeImage runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class InlineTask:
-    """A task that came with its request.
+    """A task that is defined in the request.
 
-    messages: a whole conversation in place of the two texts; images of the call take the places of
-    its images, in order. tools: what the model is told of.
+    messages: a whole conversation instead of ``system`` and ``user``; its empty image parts are
+        filled with the images of the call, in order.
+    tools: tools that the model may call.
     """
 
     system: str
@@ -41,10 +42,12 @@ class InlineTask:
 class Call:
     """A decoded request for inference.
 
-    task: name of a registered task, or an inline one. strict: refuse what the grammar does not fully
-    enforce. caller: whose quotas apply. accept_cut: free text that was cut is an answer whose finish
-    reason says so, not an error; an answer that a grammar constrains or a parser reads stays an
-    error. stop: texts before which free text ends; refused with a grammar or a parser.
+    task: name of a registered task, or an inline task.
+    strict: refuse a schema with keywords that the grammar does not enforce.
+    caller: the caller whose quotas apply.
+    accept_cut: return free text that was cut, with a finish reason that says so, instead of an
+        error; a cut answer under a grammar or a parser stays an error.
+    stop: free text ends before the first of these texts; refused with a grammar or a parser.
     """
 
     task: str | InlineTask
@@ -61,10 +64,12 @@ class Call:
 class Answer:
     """A validated answer: complete, or free text that was cut where ``Call.accept_cut`` allows it.
 
-    text: exactly what the model wrote. value: what the parser of the task made of it.
-    json: the answer as JSON text where the task answers in JSON; ``text`` itself unless the task
-    tidies. report: what the grammar enforces; None without one. attempts: how many it took; usage
-    and timings are those of all of them together.
+    text: the exact output of the model.
+    value: the result of the task's parser.
+    json: the answer as JSON text, if the task answers in JSON; equal to ``text`` unless the task's
+        parser tidies.
+    report: the enforcement of each schema keyword; None without a grammar.
+    attempts: number of generations; usage and timings are the sums over all attempts.
     """
 
     text: str
@@ -80,7 +85,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TaskDescription:
-    """What ListTasks and GetTask tell about a registered task."""
+    """Public description of a registered task, for ListTasks and GetTask."""
 
     name: str
     description: str
@@ -91,7 +96,7 @@ class TaskDescription:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What is enforced of a grammar. compile_s: until the engine had it ready."""
+    """Report on a grammar. compile_s: seconds that the engine needed to compile it."""
 
     report: GrammarReport
     compile_s: float

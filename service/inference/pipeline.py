@@ -1,4 +1,4 @@
-"""From a decoded call to its answer: the task, a place in the queue, safe images, the engine."""
+"""Runs a decoded call: finds its task, waits for a slot, checks its images, calls the engine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Inference:
         self._property_order = PropertyOrder(settings.property_order)
         self._analyser = analyser
         self.progress = 0
-        """Grows with every answer, and every piece of one, that the engine gave."""
+        """Counter that increases with every answer, and every chunk of an answer, from the
+        engine."""
         budgets = budgets or Budgets(settings)
         self.decoder, self.encoded = budgets.decoder, budgets.encoded
         self.admission, self.large = budgets.admission, budgets.large
@@ -87,7 +88,7 @@ class Inference:
     async def events(
         self, call: Call, time_left_s: float | None
     ) -> AsyncGenerator[str | Answer, None]:
-        """Pieces of the text, then the complete answer."""
+        """Yield the chunks of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
         task = await self._task(call, deadline)
         async with self._admitted(call, task, deadline) as images:
@@ -112,9 +113,10 @@ class Inference:
     async def validate(
         self, grammar: Grammar, time_left_s: float | None, caller: Caller = ANONYMOUS
     ) -> Validation:
-        """What is enforced of a grammar, which the engine then has compiled.
+        """Report which keywords of a grammar are enforced. The engine compiles the grammar, too.
 
-        Raises the ``GrammarError`` that a task with it would, on a field at or below ``grammar``.
+        Raises the same ``GrammarError`` as a task with this grammar, on a field at or below
+        ``grammar``.
         """
         deadline = self._deadline(time_left_s)
         field = f"grammar.{grammar.kind.value}"
@@ -129,7 +131,7 @@ class Inference:
         return Validation(report, time.perf_counter() - begun)
 
     async def _task(self, call: Call, deadline: Deadline) -> Task:
-        """The task, registered or inline, and strict enough."""
+        """The task, registered or inline. Raises where ``strict`` refuses its grammar."""
         if isinstance(call.task, InlineTask):
             task = await self._inline(call.task, deadline)
         else:
@@ -156,9 +158,10 @@ class Inference:
     async def _admitted(
         self, call: Call, task: Task, deadline: Deadline
     ) -> AsyncIterator[list[RequestImage]]:
-        """The images of a call that has a slot, checked and not decoded; those of examples first.
+        """Hold memory and a slot for a call; yields its images, those of the task's examples first.
 
-        They wait for memory before they take a slot, and are empty behind the body.
+        The headers of the images are checked; nothing is decoded yet. The call waits for memory
+        before it takes a slot. The bytes of the images are released when the body ends.
         """
         record = current()
         with emptied(call.images):
@@ -177,7 +180,7 @@ class Inference:
                 yield images
 
     def _deadline(self, time_left_s: float | None) -> Deadline:
-        """When the call has to be over."""
+        """The deadline of the call: that of the caller or of the server, whichever is earlier."""
         limit_s = self._settings.inference_timeout_s
         budget_s = limit_s if time_left_s is None else min(limit_s, time_left_s)
         if budget_s <= 0:
@@ -186,7 +189,7 @@ class Inference:
 
 
 def schema_limits(settings: Settings) -> SchemaLimits:
-    """What a grammar may measure, of a caller and of the operator alike."""
+    """Size limits of grammars, for callers and for task files alike."""
     return SchemaLimits(
         max_bytes=settings.max_schema_bytes,
         max_depth=settings.max_schema_depth,
@@ -195,7 +198,7 @@ def schema_limits(settings: Settings) -> SchemaLimits:
 
 
 def left_for_engine(deadline: Deadline) -> float:
-    """Seconds until the deadline. Raises ``InferenceTimeout`` when there are none."""
+    """Seconds until the deadline. Raises ``InferenceTimeout`` after it."""
     left_s = deadline.left_s
     if left_s <= 0:
         raise late()
@@ -203,5 +206,5 @@ def left_for_engine(deadline: Deadline) -> float:
 
 
 def late() -> InferenceTimeout:
-    """The error of a call whose deadline came before the engine had it."""
+    """The error of a call whose deadline passed before the engine started it."""
     return InferenceTimeout("The time was over before the engine could begin.")

@@ -1,4 +1,4 @@
-"""What is refused of a request before the engine works."""
+"""Checks of a request before the engine starts to work on it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from service.types import (
 
 DEFAULT_SAMPLING = Sampling()
 MAX_NOT_ENFORCED = 16
-"""Keywords that the error of a strict request names; it tells the number of all."""
+"""Maximum number of keywords that the error of a strict request names; the error also has their
+total."""
 
 
 def check_request(
@@ -39,9 +40,9 @@ def check_request(
     request_id: str,
     stop: Sequence[str] = (),
 ) -> GenerateRequest:
-    """What the engine will get, if it can do it; raises before anything has been computed.
+    """Build the request for the engine. Raises if the engine cannot run it, before any computation.
 
-    stop: texts that end the answer, which the service looks for; the engine does not get them.
+    stop: texts that end the answer. The service looks for them; the engine does not get them.
     """
     check_sampling(sampling, capabilities)
     _check_stop(task, stop)
@@ -64,7 +65,7 @@ def on_engine(task: Task, capabilities: Capabilities) -> Task:
 
 
 def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None:
-    """Refuse a kind of grammar that the engine does not have."""
+    """Refuse a kind of grammar that the engine does not support."""
     kinds = capabilities.grammar_kinds
     if grammar.kind in kinds:
         return
@@ -78,10 +79,10 @@ def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None
 
 
 def check_enforced(task: Task) -> None:
-    """Refuse a task whose grammar does not enforce every keyword, or whose schema has misspelt
-    ones: what ``strict`` asks for.
+    """The check of ``strict``: refuse a grammar that does not enforce every keyword, or a schema
+    with misspelt keywords.
 
-    Nothing is asked for without a grammar, so there is nothing to refuse.
+    A task without a grammar passes.
     """
     report = task.report
     if report is None or (report.enforcement is Enforcement.ENFORCED and not report.misspelt):
@@ -109,7 +110,8 @@ def _unenforced(found: KeywordReport | SchemaWarning) -> str:
 
 
 def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
-    """Refuse, all at once, options out of range and options that the engine would ignore."""
+    """Refuse options out of range and options that the engine does not support, all in one
+    error."""
     if sampling == DEFAULT_SAMPLING:
         return
     options = [(one.name, getattr(sampling, one.name), one.default) for one in fields(Sampling)]
@@ -140,7 +142,8 @@ def _check_stop(task: Task, stop: Sequence[str]) -> None:
 
 
 def _check_images(task: Task, asked: int, shown: int, capabilities: Capabilities) -> None:
-    """asked: images of the request; shown: those and the images of the task's examples."""
+    """asked: number of images of the request; shown: the same plus the images of the task's
+    examples."""
     if task.needs_image and not asked:
         raise InvalidRequest(
             "images", "this task needs at least one image", reason="IMAGE_REQUIRED"

@@ -1,7 +1,7 @@
-"""Runs a task on an engine: checks, generation under a timeout, reading and validation.
+"""Runs a task on an engine: checks, generation within a time limit, parsing and validation.
 
-The order is fixed. Whatever can be refused is refused before the engine works, and an answer that
-was cut never reaches a parser.
+The order is fixed: every check of the request comes before the engine starts, and a truncated
+answer never reaches a parser.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from service.types import (
 )
 
 CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
-"""Ends of a text that is not complete."""
+"""Finish reasons of a text that is not complete."""
 
 
 async def run(
@@ -66,13 +66,15 @@ async def run(
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
     retries: int = 0,
 ) -> Answer:
-    """The validated answer. Raises a ``ServiceError``; cancelling the caller cancels the work in
-    the engine.
+    """Run the task and return the validated answer. Raises a ``ServiceError``. Cancelling this
+    coroutine cancels the request in the engine.
 
-    timeout_s: bound on everything, all attempts together. accept_cut, stop: see ``Call``.
-    limits: those with which the task's grammar was admitted.
-    compile_timeout_s: most seconds in which the engine has to have the grammar ready.
-    retries: most attempts beyond the first, where another one can do better.
+    timeout_s: time limit for all attempts together.
+    accept_cut, stop: see ``Call``.
+    limits: size limits under which the task's grammar was analysed.
+    compile_timeout_s: time limit for the engine to compile the grammar.
+    retries: maximum number of further attempts, made only if another attempt can give a different
+        answer.
     """
     task = on_engine(task, engine.capabilities)
     request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
@@ -115,10 +117,11 @@ async def stream(
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> AsyncIterator[str | Answer]:
-    """Pieces of the answer as they come, then the validated whole. The pieces promise nothing
-    before that, and so there is one attempt: what was sent cannot be taken back.
+    """Yield the chunks of the answer as they are generated, then the validated answer. The chunks
+    are not validated. There is only one attempt, because chunks that were sent cannot be taken
+    back.
 
-    Closing the iterator cancels the work in the engine.
+    Closing the iterator cancels the request in the engine.
     """
     task = on_engine(task, engine.capabilities)
     request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
@@ -139,14 +142,15 @@ async def stream(
 
 
 def _another_may_fit(task: Task, sampling: Sampling) -> bool:
-    """Whether a second attempt can end otherwise: not where the grammar alone decides, and not where
-    the same text would come again."""
+    """Whether another attempt can give a different answer: not if the grammar enforces every
+    keyword, and not if generation is greedy."""
     checked = task.report is not None and task.report.enforcement is Enforcement.CHECKED
     return checked and sampling.temperature > 0
 
 
 def seed_of(seed: int | None, attempt: int) -> int | None:
-    """The seed of an attempt, counted from 0: the caller's own, then others that follow from it."""
+    """The seed of an attempt: the caller's seed for attempt 0, a seed derived from it for later
+    ones."""
     if seed is None or attempt == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}:{attempt}".encode(), digest_size=8).digest()
@@ -154,7 +158,7 @@ def seed_of(seed: int | None, attempt: int) -> int | None:
 
 
 def _together(thrown_away: Sequence[Chunk], result: Answer) -> Answer:
-    """The result with the tokens and the time of all attempts."""
+    """The answer with the summed tokens and times of all attempts."""
     if not thrown_away:
         return result
     usages = [*(chunk.usage for chunk in thrown_away), result.usage]
@@ -249,7 +253,8 @@ async def _finish(
     accept_cut: bool,
     limits: SchemaLimits,
 ) -> Answer:
-    """Judge and read what was generated. Where reading is work, it leaves the event loop."""
+    """Check that the generated text is complete, then parse and validate it. Parsing that takes
+    time runs outside the event loop."""
     last = collected.ended()
     assert last.finish_reason is not None
     free = takes_any_text(task)
@@ -301,8 +306,8 @@ def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTr
 def read_answer(
     task: Task, text: str, accept_empty: bool = False, limits: SchemaLimits = DEFAULT_LIMITS
 ) -> tuple[Any, str | None]:
-    """Parse and validate a complete answer. Returns its value, and its JSON text where it is
-    JSON."""
+    """Parse and validate a complete answer. Returns its value, and its JSON text if the task
+    answers in JSON."""
     grammar = task.grammar
     is_json = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA
     parser = task.parse or (parse_json if is_json else str)

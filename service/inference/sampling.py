@@ -1,4 +1,4 @@
-"""The ranges of the sampling options, for callers of every front end and of the library."""
+"""The ranges of the sampling options, for every front end and for use as a library."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from service.errors import FieldViolation, InvalidRequest
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A sampling option and the values that it takes.
+    """A sampling option and its allowed values.
 
-    low, high: bounds, which belong to the range; ``above`` leaves out the lower one. high: None is
-    no bound. allowed: the range in words.
+    low, high: inclusive bounds; with ``above``, the lower bound is exclusive. A ``high`` of None
+        means no bound.
+    allowed: the range in words.
     """
 
     name: str
@@ -25,7 +26,8 @@ class Option:
     above: bool = False
 
     def fits(self, value: object) -> bool:
-        """Whether the value is a finite number of the range, and whole where it has to be."""
+        """Whether the value is a finite number in the range, and an integer where the option needs
+        one."""
         if not isinstance(value, (int if self.whole else (int, float))) or isinstance(value, bool):
             return False
         if isinstance(value, float) and not math.isfinite(value):
@@ -42,11 +44,11 @@ OPTIONS = (
     Option("seed", "a 64-bit unsigned integer", 0, 2**64 - 1, whole=True),
     Option("max_tokens", "at least 1", 1, whole=True),
 )
-"""One row for each field of ``Sampling``. ``top_k`` is 0 there when nobody set it."""
+"""One row for each field of ``Sampling``. A ``top_k`` that was not set is 0 in ``Sampling``."""
 
 
 def violations(given: Mapping[str, object]) -> Iterator[FieldViolation]:
-    """The options out of range among those that were set."""
+    """The violations of the options that were set and are out of range."""
     for option in OPTIONS:
         if option.name in given and not option.fits(given[option.name]):
             yield FieldViolation(
@@ -55,7 +57,7 @@ def violations(given: Mapping[str, object]) -> Iterator[FieldViolation]:
 
 
 def refuse(found: Sequence[FieldViolation]) -> None:
-    """Raise ``InvalidRequest`` with all violations, if there are any."""
+    """Raise ``InvalidRequest`` with all violations, if any."""
     if found:
         first, *rest = found
         raise InvalidRequest(

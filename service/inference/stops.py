@@ -1,7 +1,7 @@
-"""Stop texts: an answer ends before the first of them.
+"""Stop texts: an answer ends before the first stop text.
 
-One filter for every engine. Engines stop at tokens, and a token may hold a stop text and more; here
-the text is cut at the character.
+One filter serves every engine. Engines stop at tokens, and a token may contain a stop text and more
+characters; this filter cuts the text at the exact character.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_STOP_CHARACTERS = 256
 
 
 def check_stops(stops: Sequence[str]) -> None:
-    """Raise ``InvalidRequest`` for stop texts that cannot be used."""
+    """Raise ``InvalidRequest`` for too many stop texts, or for one that is empty or too long."""
     if len(stops) > MAX_STOPS:
         raise InvalidRequest("stop", f"has {len(stops)} texts, at most {MAX_STOPS} are allowed")
     for index, stop in enumerate(stops):
@@ -32,10 +32,10 @@ def check_stops(stops: Sequence[str]) -> None:
 
 
 class StopFilter:
-    """Lets a text through up to the first stop text, whichever pieces the text comes in.
+    """Passes a text on up to the first stop text, independent of how the text is split into chunks.
 
-    The first stop text is the one that is complete first, so the cut does not depend on the pieces.
-    What may be the beginning of a stop text is held back until more is known.
+    The first stop text is the one that is complete first, so the cut does not depend on the chunks.
+    Characters that may begin a stop text are held back until the next characters decide.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -44,7 +44,8 @@ class StopFilter:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """The text that surely stands before a stop text. ``found`` then says whether one came."""
+        """Add a chunk; returns the text that is certainly outside any stop text. ``found`` tells
+        whether a stop text is complete."""
         text = self._held + piece
         ends = [
             (begin + len(stop), begin) for stop in self._stops if (begin := text.find(stop)) >= 0
@@ -57,13 +58,13 @@ class StopFilter:
         return text[: len(text) - held]
 
     def end(self) -> str:
-        """What was held back of a text that has ended."""
+        """The characters that were still held back when the text ended."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text are the beginning of the stop text."""
+    """Length of the longest end of the text that is a beginning of the stop text."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length
@@ -73,9 +74,9 @@ def _overlap(text: str, stop: str) -> int:
 async def until_stop(
     chunks: AsyncIterator[Chunk], stops: Sequence[str]
 ) -> AsyncGenerator[Chunk, None]:
-    """The chunks of an engine up to the first stop text; the chunk that ends there says STOP_TEXT.
+    """Yield the chunks of an engine up to the first stop text; the last chunk then has STOP_TEXT.
 
-    The engine's iterator is closed then, which frees what the request held.
+    The engine's iterator is closed at the stop text, which frees the request's memory.
     """
     begun = time.monotonic()
     first_s = 0.0

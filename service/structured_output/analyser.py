@@ -1,4 +1,5 @@
-"""The seam between calls and the analysis of their grammars: a thread here, processes in ``pool``."""
+"""The interface to the analysis of grammars, and an implementation in a thread; ``pool`` has the
+one in processes."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from service.types import Grammar
 
 
 class Analyser(Protocol):
-    """Makes the grammar of a caller ready for engines, off the event loop."""
+    """Analyses the grammar of a caller, outside the event loop, so that engines can compile it."""
 
     def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Awaitable[Analysed]:
-        """Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used."""
+        """Raises ``GrammarError``, on a field at or below ``grammar``, for a grammar that cannot be
+        used."""
         ...
 
 
 async def in_thread(grammar: Grammar, limits: SchemaLimits) -> Analysed:
-    """The analysis in a thread of this process: for tests, and where nobody is hostile."""
+    """The analysis in a thread of this process: for tests, and for servers with trusted callers."""
     return await asyncio.to_thread(analyse, grammar, limits)

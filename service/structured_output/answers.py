@@ -20,8 +20,8 @@ from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits, compile
 
 
 def parse_json(text: str, *, exact: bool = False) -> Any:
-    """The answer as a JSON value. Duplicate keys, NaN and anything around the value are
-    ``OutputInvalid``. exact: as in `jsontext.decode`."""
+    """Parse the answer as one JSON value. Raises ``OutputInvalid`` for duplicate keys, NaN, and
+    text before or after the value. exact: as in `jsontext.decode`."""
     try:
         return jsontext.decode(text, exact=exact)
     except jsontext.JsonTextError as error:
@@ -31,10 +31,11 @@ def parse_json(text: str, *, exact: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class AnswerValidator:
-    """Validates answers against one schema. Making one for a schema seen before costs microseconds.
+    """Validates answers against one schema. For a schema that was used before, the constructor
+    takes microseconds.
 
-    seconds, steps: bound on one validation; an answer that cannot be validated within it is not
-    given out.
+    seconds, steps: limits of one validation; an answer that cannot be validated within them is
+    refused.
     """
 
     schema: str
@@ -43,14 +44,15 @@ class AnswerValidator:
     steps: int = DEFAULT_STEPS
 
     def parse(self, text: str) -> Any:
-        """Read an answer strictly and validate it."""
+        """Parse an answer strictly and validate it."""
         value = parse_json(text)
         self.check(text)
         return value
 
     def check(self, text: str) -> None:
-        """Raise ``OutputInvalid`` with the pointer into the answer and the keyword of the first
-        violation. Numbers are the decimals that are written, not their binary64 approximations."""
+        """Raise ``OutputInvalid`` for the first violation, with the JSON pointer into the answer
+        and the keyword. Numbers are compared as the decimals that were written, not as binary64
+        approximations."""
         value = parse_json(text, exact=True)
         validator = compiled(self.schema, self.limits).validator
         try:
@@ -64,7 +66,7 @@ class AnswerValidator:
 
 
 def _keyword(error: ValidationError) -> str:
-    return str(error.validator or "false")  # the schema false has no keyword
+    return str(error.validator or "false")  # the schema `false` has no keyword
 
 
 def _invalid(what: str, pointer: str, keyword: str) -> OutputInvalid:

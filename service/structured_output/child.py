@@ -1,4 +1,4 @@
-"""One process that analyses grammars, as its parent sees it."""
+"""One worker process that analyses grammars, seen from its parent process."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 
 class ChildEnded(Exception):
-    """The process has ended, or what it says makes no sense."""
+    """The worker process has ended, or its output is not a valid message."""
 
 
 class Child:
-    """A process that runs. Answers one request at a time."""
+    """A running worker process. It answers one request at a time."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     async def start(cls, command: Sequence[str] = COMMAND) -> Child:
-        """Start a process and wait until it can work. Raises ``ChildEnded``, ``OSError``."""
+        """Start a process and wait until it is ready. Raises ``ChildEnded`` or ``OSError``."""
         process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -54,12 +54,12 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is known to run."""
+        """Whether the process runs, as far as its parent knows."""
         return self._process.returncode is None
 
     async def ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        """The answer. Raises ``ChildEnded``, or ``asyncio.TimeoutError`` at the limit; the process
-        is of no use after either."""
+        """Send a request and return the answer. Raises ``ChildEnded``, or ``asyncio.TimeoutError``
+        at the time limit; after either error the process can no longer be used."""
 
         async def exchange() -> dict[str, Any]:
             assert self._process.stdin is not None
@@ -73,9 +73,9 @@ class Child:
         return await asyncio.wait_for(exchange(), limit_s)
 
     async def end(self) -> int:
-        """Kill the process, if it still runs, and wait for it. Returns its exit status."""
+        """Kill the process if it still runs, and wait for its end. Returns its exit status."""
         if self.alive:
-            with contextlib.suppress(ProcessLookupError):  # it ended in this moment
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 self._process.kill()
         status = await self._process.wait()
         if self._process.stdin is not None:

@@ -1,4 +1,4 @@
-"""Grammars of callers, compiled by an engine; what goes wrong is told by the field of the caller."""
+"""Has an engine compile the grammar of a caller; errors name the field of the caller's request."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ COMPILE_TIMEOUT_S = 5.0
 
 
 async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float) -> None:
-    """The grammar, compiled; the caller of one that takes too long has its answer in time.
+    """Have the engine compile a grammar, within a time limit.
 
-    field: path of the grammar in the request. Raises ``GrammarError`` on it.
+    field: path of the grammar in the request. Raises ``GrammarError`` on this field, also at the
+    time limit.
     """
 
     def late() -> GrammarError:

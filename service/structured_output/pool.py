@@ -1,8 +1,8 @@
-"""Grammars of callers analysed in processes that can be killed, and what was found out kept.
+"""Analyses grammars of callers in worker processes that can be killed, and caches the results.
 
-A request costs at most one process, for at most the limit. Equal requests share one analysis; what
-was found out is kept, refusals too. A grammar that ended its process, or did not end, is refused
-without another try for a while.
+A request uses at most one process, for at most the time limit. Equal requests share one analysis.
+Results are cached, refusals too. A grammar whose analysis crashed its process or reached the time
+limit is refused for a while without another attempt.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ CACHE = "analysis"
 CACHE_BYTES = 32 << 20
 MAX_WAITING = 256
 REMEMBER_S = 60.0
-"""How long a grammar that ended its process, or took too long, is refused without another try. It
-may have been the fault of a machine that was too busy."""
+"""Time, in seconds, for which such a grammar is refused without another attempt. Not for ever,
+because a busy machine may have been the cause."""
 RESTART_PAUSE_S = 1.0
-"""Between two tries to start a process that does not start."""
+"""Time between two attempts to start a process, in seconds."""
 _ENTRY_BYTES = 1024
 
 Key = tuple[str, bytes, PropertyOrder | None, SchemaLimits]
@@ -42,7 +42,7 @@ Key = tuple[str, bytes, PropertyOrder | None, SchemaLimits]
 
 @dataclass(slots=True)
 class _Known:
-    """What was found out about a grammar. until: when it is no longer believed."""
+    """The cached result for a grammar. until: time at which the result expires."""
 
     result: Analysed | GrammarError
     size_bytes: int
@@ -51,7 +51,7 @@ class _Known:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A grammar to be analysed, and the result that callers wait for."""
+    """A grammar to analyse, and the future of its result, for which callers wait."""
 
     key: Key
     grammar: Grammar
@@ -60,10 +60,13 @@ class _Job:
 
 
 class GrammarPool:
-    """An ``Analyser`` on worker processes. Lives on one event loop.
+    """An ``Analyser`` that uses worker processes. Not thread-safe: belongs to one event loop.
 
-    workers: processes, so many grammars at the same time. timeout_s: of one analysis, without the
-    wait for a process. cache_bytes: of results, by estimate. command: of a worker process.
+    workers: number of processes, which is the number of grammars that are analysed at the same
+        time.
+    timeout_s: time limit of one analysis, without the wait for a process.
+    cache_bytes: maximum size of the cached results, by estimate.
+    command: command line of a worker process.
     """
 
     def __init__(
@@ -90,13 +93,13 @@ class GrammarPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the processes that are ready or at work."""
+        """Process ids of the workers that are ready or busy."""
         return tuple(child.pid for child in self._children.values())
 
     async def start(self) -> None:
-        """Start the processes and wait until they are ready.
+        """Start the worker processes and wait until they are ready.
 
-        Raises ``EngineUnavailable`` when one cannot be started.
+        Raises ``EngineUnavailable`` when a process cannot be started.
         """
 
         async def begin(place: int) -> None:
@@ -117,7 +120,7 @@ class GrammarPool:
     async def analyse(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
         """See ``Analyser``. Also raises ``Overloaded`` when too many grammars wait."""
         if len(grammar.source) > limits.max_bytes:
-            check_grammar(grammar, limits)  # refuses by size, before anything is copied
+            check_grammar(grammar, limits)  # checks the size before anything is copied
         if self._closed or not self._tasks:
             raise EngineUnavailable("The server is stopping.", reason="ENGINE_CLOSED")
         key = _key(grammar, limits)
@@ -131,11 +134,11 @@ class GrammarPool:
             shared = self._enqueue(key, grammar, limits)
         else:
             metrics.grammar_cache_hits.labels(CACHE).inc()
-        # One caller that goes away must not end the work that others wait for.
+        # A caller that is cancelled must not cancel the analysis for which other callers wait.
         return await asyncio.shield(shared)
 
     async def close(self) -> None:
-        """End the processes. Whoever waits gets ``EngineUnavailable``."""
+        """End the processes. Waiting callers get ``EngineUnavailable``."""
         self._closed = True
         tasks, self._tasks = self._tasks, []
         for task in tasks:
@@ -164,10 +167,10 @@ class GrammarPool:
     def _forget(self, key: Key, done: asyncio.Future[Analysed]) -> None:
         self._running.pop(key, None)
         if not done.cancelled():
-            done.exception()  # where all callers have gone, nobody else asks for it
+            done.exception()  # all callers have gone: mark the exception as retrieved
 
     async def _work(self, place: int) -> None:
-        """Keep one process at work, and replace it when it is of no more use."""
+        """Run jobs on one worker process, and replace the process when it can no longer be used."""
         while True:
             job = await self._jobs.get()
             child = await self._fresh(place)
@@ -176,7 +179,8 @@ class GrammarPool:
                 await self._replace(place, reason)
 
     async def _analyse(self, job: _Job, child: Child) -> str | None:
-        """Give the job its result. Returns why the process has to be replaced, if so."""
+        """Analyse a grammar and set the result of its job. Returns the reason to replace the
+        process, or None."""
         request = wire.write_request(job.grammar, job.limits, self._timeout_s)
         begun = time.perf_counter()
         reason: str | None = None
@@ -188,7 +192,7 @@ class GrammarPool:
             reason = "grown" if answer.get("last") else None
         except asyncio.TimeoutError:
             reason, result = "timeout", _too_slow(job.grammar, self._timeout_s)
-        except Exception as error:  # whatever its answer does here, it is not to be trusted again
+        except Exception as error:  # a process that sends a malformed answer cannot be trusted
             log.error("grammar worker %d: %s: %s", child.pid, type(error).__name__, error)
             reason, result = "crash", _crashed(job.grammar)
         if reason in ("timeout", "crash"):
@@ -203,13 +207,13 @@ class GrammarPool:
         return reason
 
     async def _fresh(self, place: int) -> Child:
-        """The process of this place, which has not ended since it was last used."""
+        """The worker process, replaced by a new one if it ended since its last job."""
         if not self._children[place].alive:
             await self._replace(place, "crash")
         return self._children[place]
 
     async def _replace(self, place: int, reason: str) -> None:
-        """Put a new process in place of one that is of no more use."""
+        """Replace a worker process that can no longer be used."""
         metrics.grammar_worker_restarts.labels(reason).inc()
         old = self._children[place]
         status = await old.end()
@@ -248,7 +252,7 @@ class GrammarPool:
 
 
 def _key(grammar: Grammar, limits: SchemaLimits) -> Key:
-    """Text of callers only as a digest: no memory, and no slow comparison of equal beginnings."""
+    """The cache key: a digest of the grammar, which needs little memory and compares fast."""
     source = grammar.source.encode("utf-8", "surrogatepass")
     return grammar.kind.value, hashlib.sha256(source).digest(), grammar.property_order, limits
 
@@ -260,7 +264,8 @@ def _given(known: _Known) -> Analysed:
 
 
 def _again(error: GrammarError) -> GrammarError:
-    """A new exception: one that is kept would keep the frames of its callers, with their calls."""
+    """A copy of a cached exception. Raising the cached exception itself would keep the stack frames
+    of its callers in memory."""
     first, *more = error.violations
     return GrammarError(
         first.field,
@@ -272,7 +277,7 @@ def _again(error: GrammarError) -> GrammarError:
 
 
 def _size(grammar: Grammar, result: Analysed | GrammarError) -> int:
-    """Bytes of memory of a result, about."""
+    """Approximate memory of a result, in bytes."""
     if isinstance(result, GrammarError):
         return _ENTRY_BYTES + sum(len(v.description) for v in result.violations)
     texts: list[Any] = [result.grammar.source, result.grammar.ebnf]

@@ -1,8 +1,9 @@
-"""A grammar tried out over single bytes: whether it compiles, has a text, and stays cheap to read.
+"""Tests a grammar over a vocabulary of single bytes: it compiles, accepts some text, and is fast to
+match.
 
-Runs in a process that may crash or be killed, before an engine compiles the same EBNF over its
-vocabulary. xgrammar's own imports bring torch and transformers, which take seconds and 700 MB and
-are of no use here: it gets stand-ins for the few names that its modules mention.
+The test runs in a process that may crash or be killed, before an engine compiles the same EBNF over
+its own vocabulary. xgrammar imports torch and transformers, which take seconds and 700 MB and are
+not needed here: this module replaces them by stubs with the few names that xgrammar's modules use.
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ if TYPE_CHECKING:
 
 WALK_BYTES = 2000
 STEP_LIMIT_S = 0.05
-"""Processor time of one byte; ordinary grammars need some millionths of a second."""
+"""Maximum processor time to match one byte, in seconds; ordinary grammars need microseconds."""
 WALK_LIMIT_S = 0.5
-"""The same for a whole walk."""
+"""Maximum processor time to match a whole text, in seconds."""
 MAX_BYTES = 16 << 20
-"""Memory of a compiled grammar over single bytes. Over a vocabulary it is a multiple of that."""
+"""Maximum memory of a grammar that is compiled over single bytes. Over a real vocabulary, the
+compiled grammar takes several times as much."""
 _STOP = 256
 _FIRST_PRINTABLE = 0x20
 
 
 class Trial:
-    """Compiles over bytes. light: with stand-ins for torch and transformers, in a process that
-    never needs them."""
+    """Compiles and tests grammars over bytes. light: replace torch and transformers by stubs; only
+    for a process that never needs them."""
 
     def __init__(self, *, light: bool) -> None:
         if light:
@@ -62,7 +64,8 @@ class Trial:
         return self._xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
 
     def run(self, grammar: Grammar) -> None:
-        """Try the EBNF of a grammar. Raises ``GrammarError`` when an engine must not have it."""
+        """Test the EBNF of a grammar. Raises ``GrammarError`` for a grammar that no engine may
+        compile."""
         kind = grammar.kind
         compiler = self._json if kind is GrammarKind.JSON_SCHEMA else self._other
         try:
@@ -79,17 +82,18 @@ class Trial:
             )
         if not self._allowed(self._xgrammar.GrammarMatcher(compiled)).any():
             raise refusal(kind, ValueError("no text fits it"))
-        if kind is GrammarKind.EBNF:  # the others are made to be read in one way
+        if kind is GrammarKind.EBNF:  # other grammars are unambiguous by construction
             for choose in _choices():
                 self._walk(compiled, choose)
 
     def _allowed(self, matcher: Any) -> NDArray[np.uint8]:
-        """(256,) 1 for each byte that may come next."""
+        """uint8 (256,): 1 for each byte that may come next."""
         matcher.fill_next_token_bitmask(self._bits)
         return self._unpackbits(self._octets[0], count=_STOP, bitorder="little")
 
     def _walk(self, compiled: Any, choose: Callable[[NDArray[np.uint8]], int]) -> None:
-        """Read a text that the grammar allows, and measure. Raises when it takes too long."""
+        """Match a text that the grammar allows, and measure the time. Raises when it is too
+        slow."""
         matcher = self._xgrammar.GrammarMatcher(compiled)
         spent_s = 0.0
         for _ in range(WALK_BYTES):
@@ -106,9 +110,10 @@ class Trial:
 
 
 def _choices() -> list[Callable[[NDArray[np.uint8]], int]]:
-    """Ways through a grammar: lowest byte, highest byte, any, and the one before where it can be.
+    """Strategies to choose the next byte: the lowest, the highest, a random one, or the previous
+    byte again where it is allowed.
 
-    Grammars that are costly are so for texts of one kind, mostly for repeats.
+    A costly grammar is usually costly for one kind of text only, mostly for repetitions.
     """
     chance = random.Random(0)
     last = _STOP
@@ -131,9 +136,9 @@ def _choices() -> list[Callable[[NDArray[np.uint8]], int]]:
 
 
 def _stand_in() -> None:
-    """Have xgrammar imported without the heavy packages that only its other uses need."""
+    """Import xgrammar without the heavy packages that this module does not need."""
     absent = ("torch", "transformers", "cuda", "sentencepiece", "tiktoken")
-    # None makes an import fail, which all of xgrammar's own dependencies are prepared for.
+    # None makes an import fail; xgrammar's own dependencies all handle that.
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     importlib.import_module("tvm_ffi")
     names: dict[str, dict[str, Any]] = {

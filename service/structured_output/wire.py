@@ -1,7 +1,7 @@
-"""Requests to the processes that analyse grammars, and their answers, as JSON in frames.
+"""The protocol between the server and its grammar workers: requests and answers as JSON in frames.
 
-A frame is its length in four bytes, big-endian, and that many bytes of JSON. Nothing in it is code,
-so a process that a caller's grammar has taken over can at worst answer wrongly.
+A frame is a length in four bytes, big-endian, followed by so many bytes of JSON. A frame never
+contains code, so a worker that a hostile grammar has taken over can at worst send a wrong answer.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from service.types import Grammar, GrammarKind, PropertyOrder
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME = 256 << 20
-"""Bytes of an answer that are believed."""
+"""Maximum size of an answer, in bytes."""
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    """A message as bytes. Half surrogates travel as escapes."""
+    """Encode a message as a frame. Unpaired surrogates are sent as JSON escapes."""
     body = json.dumps(message).encode("ascii")
     return LENGTH.pack(len(body)) + body
 
 
 def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dict[str, Any]:
-    """limit_s: seconds after which nobody waits for the answer any more."""
+    """Encode a request. limit_s: seconds after which the server no longer waits for the answer."""
     return {
         "kind": grammar.kind.value,
         "source": grammar.source,
@@ -58,7 +58,7 @@ def read_request(message: dict[str, Any]) -> tuple[Grammar, SchemaLimits, float]
 
 
 def write_analysed(analysed: Analysed) -> dict[str, Any]:
-    """The answer for a grammar that can be used. Its source is known where it was asked for."""
+    """Encode the answer for a valid grammar, without its source, which the server has already."""
     report = analysed.report
     return {
         "ebnf": analysed.grammar.ebnf,
@@ -74,7 +74,7 @@ def write_analysed(analysed: Analysed) -> dict[str, Any]:
 
 
 def write_refusal(error: GrammarError) -> dict[str, Any]:
-    """The answer for a grammar that is refused."""
+    """Encode the answer for a refused grammar."""
     return {
         "violations": [[v.field, v.description] for v in error.violations],
         "reason": error.reason,
@@ -83,7 +83,8 @@ def write_refusal(error: GrammarError) -> dict[str, Any]:
 
 
 def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | GrammarError:
-    """What was found out about the grammar that was asked for. Raises what a wrong form makes."""
+    """Decode the answer to a request. Raises ``KeyError``, ``TypeError`` or ``ValueError`` for a
+    malformed answer."""
     if "violations" in message:
         (field, description), *more = message["violations"]
         return GrammarError(

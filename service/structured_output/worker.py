@@ -1,10 +1,11 @@
-"""A process that analyses grammars: ``python -m service.structured_output.worker``.
+"""A worker process that analyses grammars: ``python -m service.structured_output.worker``.
 
 Reads requests from stdin and writes answers to stdout, one at a time, in the frames of ``wire``.
-Parsers of third parties see texts of callers only here, where a crash, a hang or an appetite for
-memory costs one request. ``pool`` starts such processes and kills them.
+Only these processes pass texts of callers to third-party parsers, so that a crash, an endless loop
+or a huge memory use fails one request only. ``pool`` starts and kills the processes.
 
-It ends with its parent: stdin is at its end then, and an alarm ends even a call that never returns.
+A worker ends with its parent: its stdin is then closed, and an alarm ends even a call that never
+returns.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from service.types import Grammar
 
 MEMORY_BYTES = 2 << 30
-"""Address space; a quarter of a gigabyte of it is taken at the start."""
+"""Maximum address space, in bytes; a worker uses 256 MB of it after its start."""
 GRACE_S = 5.0
-"""The parent kills at the limit of a request. Where there is none any more, the alarm comes so much
-later."""
+"""The parent kills a worker at the time limit of a request. If the parent has died, an alarm ends
+the worker so many seconds later."""
 WEIGHT_BYTES = 1 << 30
-"""Resident memory with which a process ends after its answer: what is free is not given back."""
+"""Resident memory, in bytes, above which a worker exits after an answer, because Python does not
+return free memory to the system."""
 WATCH_INTERVAL_S = 0.05
 PLAIN = "--plain"
 _ALL_EVERY = 64
@@ -42,21 +44,19 @@ Analyse = Callable[["Grammar", "SchemaLimits"], "Analysed"]
 
 
 def main(answer: Answers | None = None) -> None:
-    """Answer until stdin ends. answer: in place of ``answers()``."""
+    """Answer requests until stdin ends. answer: replaces ``answers()`` in tests."""
     trace_crashes()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the server, which ends its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C and ends its workers
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("1000")  # a system that is short of memory ends this process, not the server
+        score.write("1000")  # a system without memory kills this process before the server
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory()
     from service.structured_output.wire import frame
 
     answer = answer or answers()
     trace_crashes()
-    gc.freeze()  # what was imported stays, so that collections need not look through it
-    gc.disable()  # a fifth of an analysis would be collections: they come between requests
+    gc.freeze()  # exclude imported modules from garbage collection
+    gc.disable()  # collections take a fifth of an analysis: run them between requests
     requests, replies = sys.stdin.buffer, _private_stdout()
     replies.write(frame({"ready": True}))
     replies.flush()
@@ -75,7 +75,8 @@ def main(answer: Answers | None = None) -> None:
 
 
 def _limit_memory() -> None:
-    """Bound the address space; where the system cannot, as macOS, end this process above the bound."""
+    """Limit the address space. On systems that do not support this (macOS), watch the resident
+    memory instead."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     bound = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
     try:
@@ -85,8 +86,8 @@ def _limit_memory() -> None:
 
 
 def _watch_memory() -> None:
-    """End this process when its resident memory is above the bound. The caller's grammar is refused
-    then as one that ended the process."""
+    """End this process when its resident memory exceeds the limit. The server then refuses the
+    grammar, as after a crash."""
     wait = threading.Event().wait
     while _resident_bytes() <= MEMORY_BYTES:
         wait(WATCH_INTERVAL_S)
@@ -95,12 +96,13 @@ def _watch_memory() -> None:
 
 
 def collect(answered: int) -> None:
-    """Collect the garbage of an answer; after many answers, also what has left the caches since."""
+    """Collect the garbage of one answer; after many answers, collect all generations."""
     gc.collect(2 if answered % _ALL_EVERY == 0 else 0)
 
 
 def answers(analyse: Analyse | None = None) -> Answers:
-    """Analysis and trial of the grammar in a request. analyse: in place of the service's own."""
+    """Return the function that analyses and tests the grammar of a request. analyse: replaces the
+    compiler in tests."""
     from service.errors import GrammarError
     from service.structured_output import wire
     from service.structured_output.trial import Trial
@@ -132,7 +134,7 @@ def answers(analyse: Analyse | None = None) -> Answers:
 
 
 def _trial(make: Any) -> Any:
-    """The trial without torch. A release of xgrammar that needs more of it gets all of it."""
+    """The trial without torch; with torch if this release of xgrammar needs more than the stubs."""
     if PLAIN in sys.argv:
         return make(light=False)
     try:
@@ -143,9 +145,10 @@ def _trial(make: Any) -> Any:
 
 
 def _resident_bytes() -> int:
-    """Resident memory of this process; the most that it has had where the system says no more.
+    """Resident memory of this process, in bytes; its peak on systems that do not tell the current
+    value.
 
-    On Linux that most would count what the parent had at the fork.
+    On Linux the peak would include the memory of the parent at the time of the fork.
     """
     try:
         with open("/proc/self/statm") as status:
@@ -156,7 +159,7 @@ def _resident_bytes() -> int:
 
 
 def _private_stdout() -> BinaryIO:
-    """Where answers go. Whatever else writes to stdout writes to stderr from now on."""
+    """A private copy of stdout for answers. Other output to stdout goes to stderr from now on."""
     private = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return os.fdopen(private, "wb")

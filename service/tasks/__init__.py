@@ -1,1 +1,1 @@
-"""Tasks: what is asked of the model, what shape the answer has, and how the answer is read."""
+"""Tasks: a prompt, the grammar of its answer, and a parser of the answer."""

@@ -1,6 +1,6 @@
-"""What a task is.
+"""The definition of a task.
 
-A task owns prompt, grammar and parser; engines know none of them.
+A task owns its prompt, grammar and parser. Engines do not know tasks.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from service.types import (
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A prompt, the shape of its answer and how the answer is read. Runs unchanged on every engine.
+    """A prompt, the grammar of its answer and a parser. Runs unchanged on every engine.
 
-    parse: text of a complete answer -> value; raises a ``ServiceError``. None reads JSON strictly
-    where
-        the grammar is a JSON schema and leaves the text as it is otherwise.
-    document: value -> plain JSON value, for a parser that tidies; this, then, is what is validated
-        and given to callers as JSON. None: the answer itself.
-    usable: whether a value says anything; checked unless the caller accepts empty answers.
-    max_images: None leaves the limit to the engine.
-    report: what the grammar enforces; set with the grammar's ``ebnf`` when the task is admitted.
-    messages: a whole conversation in place of ``system`` and ``user``, with empty places for images.
+    parse: text of a complete answer -> value; raises a ``ServiceError``. None: parse JSON strictly
+        if the grammar is a JSON schema, else keep the text.
+    document: value -> plain JSON value, for a parser that tidies the answer. This value is then
+        validated and returned to callers as JSON. None: the answer itself.
+    usable: whether a value has any information; checked unless the caller accepts empty answers.
+    max_images: None means the limit of the engine.
+    report: the enforcement of each schema keyword; set together with the grammar's ``ebnf``.
+    messages: a whole conversation instead of ``system`` and ``user``, with empty image parts.
     examples: turns between the system text and the question that show how to answer.
     example_images: the images of the examples, in order. tools: what the model is told of.
     grammar_field, prompt_field: paths of the fields of a request that errors of the grammar and of
@@ -60,7 +59,7 @@ class Task:
     tools: tuple[ToolDefinition, ...] = ()
 
     def conversation(self, images: Sequence[ImageSource]) -> tuple[Message, ...]:
-        """The prompt with its images: those of the examples, then those of the request."""
+        """The prompt as messages, with the images of the examples and of the request in place."""
         if self.messages:
             return filled(self.messages, images)
         shown = images[len(self.example_images) :]
@@ -69,14 +68,14 @@ class Task:
 
     @property
     def answers_json(self) -> bool:
-        """Whether a result has JSON beside its text."""
+        """Whether an answer has JSON in addition to its text."""
         return self.document is not None or (
             self.grammar is not None and self.grammar.kind is GrammarKind.JSON_SCHEMA
         )
 
 
 def filled(messages: Sequence[Message], images: Sequence[ImageSource]) -> tuple[Message, ...]:
-    """Messages with the images in their empty places, in order."""
+    """The messages, with their empty image parts replaced by the images, in order."""
     remaining = iter(images)
     return tuple(
         replace(

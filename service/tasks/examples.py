@@ -17,11 +17,11 @@ from service.types import EncodedImage, ImagePart, Message, Role, TextPart
 
 MAX_EXAMPLES = 64
 MAX_EXAMPLE_BYTES = 64 * 1024 * 1024
-"""Of all images of the examples of a task together."""
+"""Maximum size of all example images of a task together, in bytes."""
 
 
 class ExampleError(ValueError):
-    """The file of an image of an example cannot be used; the text names the example."""
+    """An image file of an example cannot be used; the message names the example."""
 
 
 class Example(BaseModel):
@@ -37,7 +37,7 @@ class Example(BaseModel):
 def read_examples(
     examples: Sequence[Example], folder: Path
 ) -> tuple[tuple[Message, ...], tuple[EncodedImage, ...]]:
-    """Two messages for each example, with empty places for the images, and the images in order.
+    """Two messages for each example, with empty image parts, and the images in order.
 
     Raises ``ExampleError`` for a file that cannot be read. Formats are checked by the server.
     """

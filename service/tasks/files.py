@@ -41,7 +41,7 @@ ENDINGS = (".yaml", ".yml", ".json")
 
 
 class TaskFile(BaseModel):
-    """What a task file may hold. Anything else is an error, so that a misspelt key is not lost."""
+    """The keys of a task file. Other keys are errors, so that a misspelt key is noticed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -74,11 +74,11 @@ class TaskFile(BaseModel):
     @field_validator("json_schema", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        """A schema that is written out becomes JSON text, with the digits of its numbers."""
+        """Convert a schema that is written as YAML to JSON text; numbers keep their digits."""
         return yamltext.json_text(value) if isinstance(value, (dict, bool)) else value
 
     def grammar(self) -> Grammar | None:
-        """The grammar; its kind is the key that holds it."""
+        """The grammar; its kind is the key under which the file gives it."""
         given = [kind for kind in GrammarKind if getattr(self, kind.value) is not None]
         if len(given) > 1:
             names = " and ".join(kind.value for kind in given)
@@ -94,9 +94,9 @@ class TaskFile(BaseModel):
 
 
 def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:
-    """Tasks with the names of their files, and every problem as ``file: field: reason``.
+    """The tasks of a folder with their file names, and every problem as ``file: field: reason``.
 
-    Grammars are read, not checked.
+    Grammars are read but not checked.
     """
     try:
         paths = sorted(folder.iterdir())
@@ -123,11 +123,11 @@ def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:
 
 
 class _FileError(ValueError):
-    """A file is not a task file at all."""
+    """The whole file cannot be read as a task file."""
 
 
 def _load(path: Path) -> Task:
-    if not path.is_file():  # a pipe or a device would be read for ever; links to files are fine
+    if not path.is_file():  # reading a pipe or a device might never end; links to files are allowed
         raise _FileError("is not a file that can be read")
     with path.open("rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
@@ -154,7 +154,7 @@ def _load(path: Path) -> Task:
 
 
 def _problem(item: Mapping[str, Any]) -> str:
-    """``key: what is wrong, what is allowed``, of an entry of ``ValidationError.errors()``."""
+    """An entry of ``ValidationError.errors()`` as ``key: what is wrong, what is allowed``."""
     key, *index = map(str, item["loc"])
     known = TaskFile.model_fields
     place = ""
@@ -179,7 +179,7 @@ def _problem(item: Mapping[str, Any]) -> str:
 
 
 def _kind(value: Any) -> str:
-    """A value in a message."""
+    """The type of a value, for a message."""
     if value is None:
         return "empty"
     if isinstance(value, bool):
@@ -192,7 +192,7 @@ def _kind(value: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in one line and without the file's path."""
+    """The message of an error in one line, without the file's path."""
     if isinstance(error, jsontext.JsonTextError):
         return f"is not JSON: {error}"
     return str(error)

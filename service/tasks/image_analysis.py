@@ -53,7 +53,7 @@ def schema() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ImageAnalysis:
-    """What is in the image. Empty means absent."""
+    """The analysis of an image. An empty field means that nothing was found."""
 
     scene: str = ""
     description: str = ""
@@ -67,9 +67,9 @@ class ImageAnalysis:
 
 
 def parse(text: str) -> ImageAnalysis:
-    """Read an answer: lenient where models slip, strict where data would be wrong.
+    """Parse an answer: corrects harmless deviations, rejects wrong data.
 
-    Raises ``OutputInvalid``, whose metadata name the fields at fault.
+    Raises ``OutputInvalid``, whose metadata name the invalid fields.
     """
     answer = parse_json(text.strip())
     if not isinstance(answer, dict):
@@ -94,7 +94,8 @@ def usable(analysis: ImageAnalysis) -> bool:
 
 
 def document(analysis: ImageAnalysis) -> dict[str, Any]:
-    """The tidied answer as a JSON value that fits ``schema()``, in the order of ``FIELDS``."""
+    """The analysis as a JSON value that is valid against ``schema()``, in the order of
+    ``FIELDS``."""
     return {
         name: value if isinstance(value, str) else list(value)
         for name, value in ((name, getattr(analysis, name)) for name in FIELDS)
@@ -102,7 +103,7 @@ def document(analysis: ImageAnalysis) -> dict[str, Any]:
 
 
 def _string(name: str, value: Any) -> str:
-    """A string; ``shot_type`` also as a list with at most one item that says something."""
+    """A string; ``shot_type`` may also be a list with at most one non-empty item."""
     if isinstance(value, str):
         return value.strip()
     if name == "shot_type" and isinstance(value, list):
@@ -114,10 +115,10 @@ def _string(name: str, value: Any) -> str:
 
 
 def _strings(name: str, value: Any) -> tuple[str, ...]:
-    """A list of strings, trimmed, without empty ones and exact repeats, in order.
+    """A list of strings in order, trimmed, without empty strings and exact duplicates.
 
-    One string is one label; only ``tags`` are split, at comma, semicolon and newline. Items of a
-    list never are.
+    A single string becomes one label; only ``tags`` are split, at comma, semicolon and newline.
+    Items of a list are never split.
     """
     if isinstance(value, str):
         items = re.split(r"[,;\n]", value) if name == "tags" else [value]
@@ -135,7 +136,7 @@ def _only_strings(name: str, items: list[Any]) -> list[str]:
 
 
 def _invalid(what: str, fields: Sequence[str] = (), *, keyword: str) -> OutputInvalid:
-    # Unknown names are the model's words: bounded in number and length.
+    # Unknown names come from the model: limit their number and length.
     names = ", ".join(name[:40] for name in fields[: len(FIELDS)])
     pointer = jsontext.pointer([fields[0][:40]]) if len(fields) == 1 else ""
     return OutputInvalid(

@@ -1,4 +1,4 @@
-"""Tasks that travel with a request."""
+"""Tasks that are defined in a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.types import Grammar, Message, TextPart, ToolDefinition
 
 @dataclass(frozen=True, slots=True)
 class InlinePrompt:
-    """The prompt of a caller: two texts, or a conversation in place of them; and tools."""
+    """The prompt of a caller: a system and a user text, or a conversation; and tools."""
 
     system: str
     user: str
@@ -22,7 +22,7 @@ class InlinePrompt:
     tools: tuple[ToolDefinition, ...] = ()
 
     def texts(self) -> Iterator[str]:
-        """Everything that a caller wrote and that is counted as text."""
+        """All texts of the caller that count towards ``max_text_bytes``."""
         yield from (self.system, self.user)
         for message in self.messages:
             yield from (part.text for part in message.parts if isinstance(part, TextPart))
@@ -40,7 +40,8 @@ async def inline_task(
     max_text_bytes: int | None = None,
     field: str = "task.inline",
 ) -> Task:
-    """A task of a caller. Raises ``InvalidRequest`` or ``GrammarError`` on fields below ``field``."""
+    """Build the task of a caller. Raises ``InvalidRequest`` or ``GrammarError`` on fields below
+    ``field``."""
     _check_texts(prompt, max_text_bytes, field)
     task = Task(
         name="inline",
@@ -79,7 +80,8 @@ def _check_texts(prompt: InlinePrompt, max_bytes: int | None, field: str) -> Non
 
 
 def _below(field: str, error: GrammarError) -> GrammarError:
-    """The analysis knows a grammar as ``grammar``; the caller knows it by the path in the message."""
+    """Replace the field ``grammar`` of an error of the analysis by the path in the caller's
+    message."""
     violation = error.violations[0]
     return GrammarError(
         f"{field}.{violation.field}",

@@ -23,18 +23,18 @@ one."""
 
 
 class TaskSourceError(ValueError):
-    """Tasks that the operator gave cannot be used. The text lists every problem, one on a line."""
+    """Some tasks of the operator cannot be used. The message lists every problem, one per line."""
 
 
 class Registry:
-    """Tasks by name; fixed once made."""
+    """Tasks by name; immutable."""
 
     def __init__(self, tasks: Iterable[Task]) -> None:
         self._tasks = {task.name: task for task in tasks}
 
     def get(self, name: str) -> Task:
-        """The task of this name; else ``UnknownTask`` with the names that are close, or all of
-        them."""
+        """The task of this name. Raises ``UnknownTask``, which suggests similar names, or lists all
+        names."""
         task = self._tasks.get(name)
         if task is not None:
             return task
@@ -53,10 +53,10 @@ def load_registry(
     limits: SchemaLimits = DEFAULT_LIMITS,
     property_order: PropertyOrder = PropertyOrder.DECLARED,
 ) -> Registry:
-    """Everything this server offers, analysed. Raises one ``TaskSourceError`` with all that is
-    wrong.
+    """All tasks of this server, with analysed grammars. Raises one ``TaskSourceError`` with all
+    problems.
 
-    property_order: of tasks that do not say.
+    property_order: default for tasks that do not set one.
     """
     found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
     problems: list[str] = []
@@ -80,8 +80,8 @@ def load_registry(
 
 
 async def try_grammars(registry: Registry, analyser: Analyser, limits: SchemaLimits) -> None:
-    """Have grammars compiled where those of callers are. Raises one ``TaskSourceError`` for all that
-    cannot be: the syntax of EBNF is not known before."""
+    """Compile the grammars of all tasks in the grammar workers. Raises one ``TaskSourceError`` with
+    every failure; syntax errors of EBNF are only found here."""
     problems: list[str] = []
     for task in registry.list():
         if task.grammar is not None:
@@ -101,7 +101,7 @@ def _analysed(task: Task, limits: SchemaLimits, property_order: PropertyOrder) -
 
 
 def _problem(error: GrammarError) -> str:
-    """What is wrong, by the key of a task file: ``choice[1]``, not the path of a message."""
+    """The error with the key of the task file (``choice[1]``) instead of the path in a message."""
     violation = error.violations[0]
     key = violation.field.removeprefix("grammar.").replace(".options", "")
     return f"{key}: {violation.description}"
@@ -120,8 +120,8 @@ def _load_entry_points() -> tuple[list[tuple[str, Task]], list[str]]:
 
 
 def _load_entry_point(entry: EntryPoint) -> Task | str:
-    """The task, or what is wrong. Foreign code may raise anything; the start then names the entry
-    point."""
+    """The task, or a description of the problem. Third-party code may raise any exception; the
+    start-up error then names the entry point."""
     try:
         loaded = entry.load()
         task = loaded() if callable(loaded) else loaded

@@ -1,8 +1,9 @@
-"""Strict YAML: the core schema of YAML 1.2, plain data, no aliases, no key twice, in bounded depth.
+"""Strict YAML: the core schema of YAML 1.2 with plain data, unique keys and bounded depth, without
+aliases.
 
-PyYAML alone reads YAML 1.1, where ``yes`` is a boolean, ``2026-11-29`` a date and ``12:30`` the number
-750. Here they are text, as in JSON and as their writers mean them. Keys are text, however they look.
-A number with a point or an exponent is a ``Decimal`` that keeps its digits: ``1.10`` stays ``1.10``.
+By default PyYAML reads YAML 1.1, where ``yes`` is a boolean, ``2026-11-29`` a date and ``12:30``
+the number 750. This module reads them as text. Keys are always text. A number with a decimal point
+or an exponent becomes a ``Decimal`` that keeps its digits: ``1.10`` stays ``1.10``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 from service.schema_compiler import jsontext
 
 MAX_DEPTH = 100
-"""Levels of nesting; the time that the YAML scanner takes grows with their square."""
+"""Maximum nesting depth; the time of the YAML scanner grows with the square of the depth."""
 
 _OPENING = (
     yaml.BlockSequenceStartToken,
@@ -32,16 +33,16 @@ _TAG = "tag:yaml.org,2002:"
 
 
 class YamlTextError(ValueError):
-    """The text is not YAML that is read here. The message says where and why."""
+    """The text is not YAML that this module accepts. The message says where and why."""
 
 
 def decode(text: str) -> Any:
-    """One value: dict with str keys, list, str, int, Decimal, bool or None.
+    """Decode one value: dict with str keys, list, str, int, Decimal, bool or None.
 
     Raises ``YamlTextError``.
     """
     try:
-        # An alias makes a small file large once it is written out.
+        # Aliases can expand a small file to a huge value.
         level = 0
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             level += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
@@ -64,7 +65,7 @@ def decode(text: str) -> Any:
 
 
 def json_text(value: Any) -> str:
-    """The JSON text of a value of ``decode``; numbers have the digits that they were written with."""
+    """The JSON text of a value of ``decode``; numbers keep their digits."""
     if isinstance(value, dict):
         members = (f"{json_text(key)}: {json_text(item)}" for key, item in value.items())
         return "{" + ", ".join(members) + "}"
@@ -78,9 +79,9 @@ def _place(mark: Any) -> str:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    """The core schema: https://yaml.org/spec/1.2.2/#103-core-schema. Tags beyond it are refused."""
+    """The core schema, https://yaml.org/spec/1.2.2/#103-core-schema. Other tags are refused."""
 
-    # Without the entries of YAML 1.1 that PyYAML has here.
+    # Without PyYAML's resolvers for YAML 1.1.
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012
     yaml_constructors: ClassVar[dict[Any, Any]] = {}
 
@@ -117,7 +118,7 @@ class _CoreLoader(yaml.SafeLoader):
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         try:
             return int(text, base)
-        except ValueError:  # the interpreter bounds the digits that it converts
+        except ValueError:  # Python limits the number of digits that it converts
             raise YamlTextError(f"too many digits{_place(node.start_mark)}") from None
 
     def number(self, node: yaml.Node) -> Decimal:
@@ -126,7 +127,7 @@ class _CoreLoader(yaml.SafeLoader):
             raise YamlTextError(f"JSON has no number {text}{_place(node.start_mark)}")
         try:
             number = Decimal(text)
-        except ArithmeticError:  # an exponent beyond the decimal module's
+        except ArithmeticError:  # an exponent out of the decimal module's range
             number = Decimal("Infinity")
         if math.isinf(float(text)) or number.is_infinite():
             raise YamlTextError(f"a number is too large or too small{_place(node.start_mark)}")
@@ -139,7 +140,7 @@ class _CoreLoader(yaml.SafeLoader):
         )
 
     def _checked(self, node: yaml.Node, pattern: re.Pattern[str], kind: str) -> str:
-        """The text of a scalar, which an explicit tag may have called what it is not."""
+        """The text of a scalar. Raises if the text does not match its explicit tag."""
         text = self.text(node)
         if not pattern.fullmatch(text):
             raise YamlTextError(f"{jsontext.short(text)} is not {kind}{_place(node.start_mark)}")
@@ -160,7 +161,7 @@ def _resolve(kind: str, pattern: re.Pattern[str], first: Iterable[str]) -> None:
 
 _resolve("null", _NULL, [*"nN~", ""])
 _resolve("bool", _BOOL, "tTfF")
-_resolve("int", _INT, "-+0123456789")  # before float, whose pattern takes integers, too
+_resolve("int", _INT, "-+0123456789")  # before float, whose pattern also matches integers
 _resolve("float", _FLOAT, "-+.0123456789")
 for _kind, _constructor in {
     "map": _CoreLoader.mapping,
