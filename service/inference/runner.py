@@ -192,9 +192,11 @@ def _too_slow(timeout_s: float) -> InferenceTimeout:
 async def _generating(
     engine: Engine, request: GenerateRequest, task: Task, stop: Sequence[str]
 ) -> AsyncIterator[AsyncIterator[Chunk]]:
-    """The chunks of the engine, up to the first stop text. Errors name the fields of the caller.
+    """Yield the chunks of the engine up to the first stop text. Errors name the fields of the
+    caller's request.
 
-    The engine's iterator is closed however the body ends; that is what stops the work and frees it.
+    The engine's iterator is closed when the body ends, for whatever reason. Closing cancels the
+    request and frees its memory.
     """
     chunks = engine.generate(request)
     if stop:

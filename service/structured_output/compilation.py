@@ -37,8 +37,7 @@ async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float
 
 @asynccontextmanager
 async def naming(grammar_field: str, prompt_field: str = "task") -> AsyncIterator[None]:
-    """An engine knows the grammar and the prompt of a request; the caller knows them by the fields of
-    the message."""
+    """Replace the field names in an engine's errors by the paths in the caller's request."""
     try:
         yield
     except GrammarError as error:

@@ -35,9 +35,10 @@ class Task:
     report: the enforcement of each schema keyword; set together with the grammar's ``ebnf``.
     messages: a whole conversation instead of ``system`` and ``user``, with empty image parts.
     examples: turns between the system text and the question that show how to answer.
-    example_images: the images of the examples, in order. tools: what the model is told of.
-    grammar_field, prompt_field: paths of the fields of a request that errors of the grammar and of
-        the prompt as a whole name.
+    example_images: the images of the examples, in order.
+    tools: tools that the model may call.
+    grammar_field, prompt_field: paths of the request fields that errors of the grammar and of the
+    whole prompt name.
     """
 
     name: str
