@@ -1,22 +1,32 @@
 """Who may import whom: read from the source, and checked in a fresh interpreter for what must stay light.
 
-``ARCHITECTURE.md`` shows the same directions.
+``ARCHITECTURE.md`` shows the same directions. Every rule is a function of the sources, which says what
+breaks it. It is tried on the sources as they are, and on sources with an import that it forbids.
 """
 
 from __future__ import annotations
 
-import ast
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from functools import cache
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from docs.generate import ARCHITECTURE, architecture_page
+from tests.imports import (
+    Sources,
+    below,
+    cycle,
+    deferring,
+    directions,
+    importers,
+    imports,
+    sources_of,
+    unit_of,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,88 +81,49 @@ DEFERRED = {
 """Where imports stand inside functions, and why."""
 
 
-def modules(package: str) -> Iterator[Path]:
-    yield from sorted(
-        path for path in (ROOT / package).rglob("*.py") if "pb" not in path.relative_to(ROOT).parts
-    )
+SOURCES = sources_of(ROOT, "service", "lmdeploy_ext")
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+# The directions of ALLOWED
 
 
-def names_of(node: ast.AST) -> Iterator[str]:
-    """The module names of an import statement; of ``from a import b`` both ``a`` and ``a.b``."""
-    if isinstance(node, ast.Import):
-        yield from (alias.name for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module:
-        yield node.module
-        yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def imports(path: Path) -> set[str]:
-    """Every module name that the file imports, also inside functions and under TYPE_CHECKING."""
-    return {name for node in ast.walk(tree(path)) for name in names_of(node)}
-
-
-def functions(path: Path) -> Iterator[ast.AST]:
-    for node in ast.walk(tree(path)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node
-
-
-def type_checking(path: Path) -> Iterator[ast.AST]:
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            yield node
-
-
-def imports_at_module_level(path: Path) -> set[str]:
-    """What is imported when the module is: not inside functions, not for type checkers alone."""
-    later = {
-        id(one) for scope in (*functions(path), *type_checking(path)) for one in ast.walk(scope)
+def wrong_directions(
+    sources: Sources, unit: str, allowed: Mapping[str, set[str]] = ALLOWED
+) -> set[str]:
+    """Arrows that are not allowed, and allowed ones that nothing uses."""
+    found = directions(sources, unit)
+    found.pop("pb", None)  # has a rule of its own
+    forbidden = {
+        f"{file} imports {other}"
+        for other, files in found.items()
+        for file in files
+        if other not in allowed[unit]
     }
-    found = (node for node in ast.walk(tree(path)) if id(node) not in later)
-    return {name for node in found for name in names_of(node)}
+    return forbidden | {f"{unit} never imports {other}" for other in allowed[unit] - found.keys()}
 
 
-def importers(package: str, *prefixes: str) -> set[str]:
-    """The files of a package that import one of the prefixes, relative to the repository."""
-    return {
-        str(path.relative_to(ROOT))
-        for path in modules(package)
-        if any(name == p or name.startswith(p + ".") for name in imports(path) for p in prefixes)
-    }
+def unlisted_units(sources: Sources, allowed: Mapping[str, set[str]] = ALLOWED) -> set[str]:
+    """Units without a row, and rows without a unit."""
+    units = {unit_of(file) for file in sources if below(file, "service")} - {"__init__"}
+    return units ^ (allowed.keys() | (OUTER - {"pb"}))
 
 
-def within(found: set[str], *allowed: str) -> bool:
-    return all(any(name == a or name.startswith(a + "/") for a in allowed) for name in found)
+def outdated(page: str, allowed: Mapping[str, set[str]] = ALLOWED) -> bool:
+    """Whether the table of ARCHITECTURE.md is not that of ``allowed``."""
+    return page != architecture_page(allowed)
 
 
-def unit_of(path: Path) -> str:
-    """The first part below ``service/``: ``service/tasks/files.py`` is of ``tasks``."""
-    return path.relative_to(ROOT / "service").parts[0].removesuffix(".py")
-
-
-def units_imported(path: Path) -> set[str]:
-    """The units of the service that a file imports, without its own."""
-    found = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
-    return {unit for unit in found if unit != unit_of(path) and unit != "__version__"}
-
-
-def test_the_scan_sees_imports() -> None:
-    assert "service/engine.py" in importers("service", "service.types")
+@pytest.mark.parametrize("unit", ALLOWED)
+def test_directions(unit: str) -> None:
+    assert wrong_directions(SOURCES, unit) == set()
 
 
 def test_every_unit_has_its_directions() -> None:
-    units = {unit_of(path) for path in modules("service")} - {"__init__"}
-    assert units == ALLOWED.keys() | (OUTER - {"pb"})
+    assert unlisted_units(SOURCES) == set()
 
 
 def test_the_architecture_page_shows_the_directions() -> None:
-    shown = ARCHITECTURE.read_text(encoding="utf-8") == architecture_page(ALLOWED)
-    assert shown, (
+    assert not outdated(ARCHITECTURE.read_text(encoding="utf-8")), (
         "the table in ARCHITECTURE.md is out of date: run `make docs` (python -m docs.generate)"
     )
 
@@ -166,107 +137,226 @@ def test_the_pages_name_files_that_exist(page: str) -> None:
     assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
-@pytest.mark.parametrize("unit", ALLOWED)
-def test_directions(unit: str) -> None:
-    """No arrow that is not allowed, and no allowance that nothing uses."""
-    found: dict[str, list[str]] = {}
-    for path in modules("service"):
-        if unit_of(path) == unit:
-            for other in units_imported(path) - {"pb"}:
-                found.setdefault(other, []).append(path.name)
-    assert found.keys() == ALLOWED[unit], found
+# Rules on single packages: each gives the modules that break it
 
 
-def test_no_cycles_at_module_level() -> None:
-    graph: dict[str, set[str]] = {}
-    for package in ("service", "lmdeploy_ext"):
-        files = {module_name(path): path for path in modules(package)}
-        for name, path in files.items():
-            found = imports_at_module_level(path) & files.keys()
-            # A module inside a package imports its neighbours by the name of the package.
-            graph[name] = {one for one in found if not f"{name}.".startswith(f"{one}.")}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(f"import cycle: {' -> '.join(error.args[1])}")
+def cyclic(sources: Sources) -> set[str]:
+    """A circle of imports at module level."""
+    return {" -> ".join(cycle(sources))} - {""}
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def deferred_without_reason(sources: Sources) -> set[str]:
+    return {file for file in deferring(sources) if not below(file, *DEFERRED)}
 
 
-def test_imports_inside_functions_have_a_reason() -> None:
-    found = {
-        str(path.relative_to(ROOT))
-        for package in ("service", "lmdeploy_ext")
-        for path in modules(package)
-        if any(list(names_of(node)) for scope in functions(path) for node in ast.walk(scope))
-    }
-    assert within(found, *DEFERRED), found
-    unused = {
-        place
-        for place in DEFERRED
-        if not any(one == place or one.startswith(f"{place}/") for one in found)
-    }
-    assert unused == set()
-
-
-def test_front_ends_know_no_engine_and_not_each_other() -> None:
-    fronts = [path.name for path in (ROOT / "service").glob("*_api")]
-    assert "grpc_api" in fronts
-    for front in fronts:
-        others = [f"service.{one}" for one in fronts if one != front]
-        assert importers(f"service/{front}", "service.engines", *others) == set()
-
-
-def test_the_extension_never_imports_the_service() -> None:
-    assert importers("lmdeploy_ext", "service") == set()
-
-
-def test_only_the_lmdeploy_engine_imports_lmdeploy() -> None:
-    assert within(importers("service", "lmdeploy"), "service/engines/lmdeploy")
-
-
-def test_only_engines_import_the_extension() -> None:
-    assert within(importers("service", "lmdeploy_ext"), "service/engines")
-
-
-def test_only_engines_import_torch_and_transformers() -> None:
-    assert within(importers("service", "torch", "transformers", "tokenizers"), "service/engines")
-
-
-def test_xgrammar_runs_in_engines_and_in_processes_that_can_be_killed() -> None:
-    trial = "service/structured_output/trial.py"
-    assert within(importers("service", "xgrammar"), "service/engines", trial)
-    assert importers("service", "service.structured_output.trial") == {
-        "service/structured_output/worker.py"
+def front_ends_beyond_their_place(sources: Sources) -> set[str]:
+    """Front ends know no engine and not each other."""
+    fronts = {file.split("/")[1] for file in sources if re.match(r"service/\w+_api/", file)}
+    return {
+        file
+        for front in fronts
+        for file in importers(
+            sources,
+            f"service/{front}",
+            "service.engines",
+            *(f"service.{other}" for other in fronts - {front}),
+        )
     }
 
 
-def test_only_the_wiring_picks_an_engine() -> None:
-    found = importers("service", "service.engines")
-    assert within(found, "service/engines", "service/wiring.py", "service/settings.py"), found
-    known = {one for one in imports(ROOT / "service/settings.py") if "service.engines" in one}
+def extension_on_the_service(sources: Sources) -> set[str]:
+    return importers(sources, "lmdeploy_ext", "service")
+
+
+def only_in(*places: str, of: tuple[str, ...]) -> Callable[[Sources], set[str]]:
+    """The rule that only some places of the service import some modules."""
+
+    def broken(sources: Sources) -> set[str]:
+        return {file for file in importers(sources, "service", *of) if not below(file, *places)}
+
+    return broken
+
+
+TRIAL = "service/structured_output/trial.py"
+RULES: dict[str, Callable[[Sources], set[str]]] = {
+    "no cycles at module level": cyclic,
+    "imports inside functions have a reason": deferred_without_reason,
+    "front ends know no engine and not each other": front_ends_beyond_their_place,
+    "the extension never imports the service": extension_on_the_service,
+    "only the LMDeploy engine imports LMDeploy": only_in(
+        "service/engines/lmdeploy", of=("lmdeploy",)
+    ),
+    "only engines import the extension": only_in("service/engines", of=("lmdeploy_ext",)),
+    "only engines import torch and transformers": only_in(
+        "service/engines", of=("torch", "transformers", "tokenizers")
+    ),
+    "xgrammar runs in engines and in processes that can be killed": only_in(
+        "service/engines", TRIAL, of=("xgrammar",)
+    ),
+    "only workers try out grammars": only_in(
+        "service/structured_output/worker.py", of=("service.structured_output.trial",)
+    ),
+    "only the wiring picks an engine": only_in(
+        "service/engines", "service/wiring.py", "service/settings.py", of=("service.engines",)
+    ),
+    "generated code stays at the edge": only_in(
+        "service/grpc_api", "service/client.py", "service/cli", of=("service.pb",)
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules(rule: str) -> None:
+    assert RULES[rule](SOURCES) == set()
+
+
+def test_the_scan_sees_imports() -> None:
+    assert "service/engine.py" in importers(SOURCES, "service", "service.types")
+    assert "service/grpc_api/codec.py" in importers(SOURCES, "service", "service.pb")
+    assert TRIAL in importers(SOURCES, "service", "xgrammar")
+
+
+def test_no_reason_for_imports_inside_functions_is_out_of_date() -> None:
+    found = deferring(SOURCES)
+    assert {place for place in DEFERRED if not any(below(one, place) for one in found)} == set()
+
+
+def test_the_settings_know_the_registry_of_engines_alone() -> None:
+    known = {one for one in imports(SOURCES["service/settings.py"]) if "service.engines" in one}
     assert {one.rpartition(".")[0] for one in known if one.count(".") == 3} == REGISTRY
-
-
-def test_generated_code_stays_at_the_edge() -> None:
-    found = importers("service", "service.pb")
-    assert "service/grpc_api/codec.py" in found
-    assert within(found, "service/grpc_api", "service/client.py", "service/cli"), found
 
 
 def test_encoder_and_packing_stand_alone() -> None:
     allowed = {"torch", "timm", "numpy", "safetensors", "lmdeploy_ext"}
-    files = [*modules("lmdeploy_ext/encoder"), ROOT / "lmdeploy_ext/mrope.py"]
-    for path in files:
-        foreign = {
-            name.partition(".")[0]
-            for name in imports(path)
-            if name.partition(".")[0] not in sys.stdlib_module_names
-        }
-        assert foreign <= allowed, f"{path}: {foreign - allowed}"
+    for file, text in SOURCES.items():
+        if below(file, "lmdeploy_ext/encoder", "lmdeploy_ext/mrope.py"):
+            foreign = {name.partition(".")[0] for name in imports(text)} - sys.stdlib_module_names
+            assert foreign <= allowed, f"{file}: {foreign - allowed}"
+
+
+# Each broken on purpose
+
+
+SPELLINGS = [
+    "import service.{0}\n",
+    "from service import {0}\n",
+    "from service.{0} import anything\n",
+    "def later():\n    from service.{0}.deep import anything\n",
+    "if TYPE_CHECKING:\n    import service.{0}.deep\n",
+]
+
+
+def with_module(folder: str, text: str) -> tuple[str, Sources]:
+    """The path of a made-up module, and the sources with it."""
+    file = f"{folder}/made_up.py"
+    return file, {**SOURCES, file: text}
+
+
+@pytest.mark.parametrize("unit", ALLOWED)
+def test_every_forbidden_direction_is_noticed(unit: str) -> None:
+    forbidden = {*ALLOWED, *OUTER} - ALLOWED[unit] - {unit, "pb"}
+    assert {"cli", "wiring", "__main__"} <= forbidden
+    for other in forbidden:
+        for spelling in SPELLINGS:
+            file, sources = with_module(f"service/{unit}", spelling.format(other))
+            assert wrong_directions(sources, unit) == {f"{file} imports {other}"}, spelling
+
+
+@pytest.mark.parametrize("unit", ALLOWED)
+def test_a_direction_that_nothing_uses_is_noticed(unit: str) -> None:
+    other = next(iter(ALLOWED.keys() - ALLOWED[unit] - {unit}))
+    loose = {**ALLOWED, unit: {*ALLOWED[unit], other}}
+    assert wrong_directions(SOURCES, unit, loose) == {f"{unit} never imports {other}"}
+    assert outdated(ARCHITECTURE.read_text(encoding="utf-8"), loose)
+
+
+def test_a_unit_without_directions_is_noticed() -> None:
+    assert unlisted_units({**SOURCES, "service/new.py": ""}) == {"new"}
+    assert unlisted_units({**SOURCES, "service/new_api/server.py": ""}) == {"new_api"}
+    assert unlisted_units(SOURCES, {**ALLOWED, "gone": set()}) == {"gone"}
+
+
+FORBIDDEN = [
+    ("only the LMDeploy engine imports LMDeploy", "lmdeploy", {"engines"}),
+    ("only engines import the extension", "lmdeploy_ext", {"engines"}),
+    ("only engines import torch and transformers", "torch", {"engines"}),
+    ("only engines import torch and transformers", "transformers", {"engines"}),
+    ("only engines import torch and transformers", "tokenizers", {"engines"}),
+    ("xgrammar runs in engines and in processes that can be killed", "xgrammar", {"engines"}),
+    ("only workers try out grammars", "service.structured_output.trial", set[str]()),
+    ("only the wiring picks an engine", "service.engines.fake", {"engines"}),
+    ("generated code stays at the edge", "service.pb.qwen3vl.v1", {"grpc_api"}),
+]
+"""Rule, a module that it keeps from most units, and the units that may import it."""
+
+
+@pytest.mark.parametrize(("rule", "module", "may"), FORBIDDEN)
+def test_every_unit_that_imports_what_others_may_is_noticed(
+    rule: str, module: str, may: set[str]
+) -> None:
+    for unit in ALLOWED.keys() - may:
+        for line in (f"import {module}", f"def later():\n    from {module} import anything"):
+            file, sources = with_module(f"service/{unit}", line)
+            assert RULES[rule](sources) == {file}
+    for unit in may:
+        folder = f"service/{unit}/lmdeploy" if unit == "engines" else f"service/{unit}"
+        assert RULES[rule](with_module(folder, f"import {module}")[1]) == set()
+
+
+FRONT_ENDS = "front ends know no engine and not each other"
+EXTENSION = "the extension never imports the service"
+
+
+@pytest.mark.parametrize(
+    ("rule", "folder", "text"),
+    [
+        (FRONT_ENDS, "service/grpc_api", "import service.engines.kind"),
+        (FRONT_ENDS, "service/grpc_api", "from service import new_api"),
+        (FRONT_ENDS, "service/new_api", "import service.grpc_api.codec"),
+        (FRONT_ENDS, "service/new_api/deep", "from service.engines import registry"),
+        (EXTENSION, "lmdeploy_ext", "from service import types"),
+        (EXTENSION, "lmdeploy_ext/encoder", "import service"),
+        (EXTENSION, "lmdeploy_ext/deepstack", "def later():\n    import service.engine"),
+        (
+            "only the LMDeploy engine imports LMDeploy",
+            "service/engines/reference",
+            "import lmdeploy",
+        ),
+        ("generated code stays at the edge", "service/engines/reference", "import service.pb"),
+        (
+            "imports inside functions have a reason",
+            "service/tasks",
+            "async def f():\n    import json",
+        ),
+    ],
+)
+def test_what_breaks_a_rule_is_noticed(rule: str, folder: str, text: str) -> None:
+    file, sources = with_module(folder, text)
+    assert RULES[rule]({**sources, "service/new_api/server.py": ""}) == {file}
+
+
+def test_a_cycle_is_noticed() -> None:
+    contract = "service/tasks/contract.py"
+    assert "service.tasks.contract" in imports(SOURCES["service/tasks/registry.py"])
+    later = "def later():\n    {0}\nif TYPE_CHECKING:\n    {0}\n"
+    line = "from service.tasks.registry import Registry"
+    assert cyclic({**SOURCES, contract: later.format(line)}) == set()
+    (found,) = cyclic({**SOURCES, contract: line})
+    assert {"service.tasks.contract", "service.tasks.registry"} <= set(found.split(" -> "))
+    a, b = "lmdeploy_ext/a.py", "lmdeploy_ext/b.py"
+    assert cyclic({**SOURCES, a: "import lmdeploy_ext.b", b: "from lmdeploy_ext import a"})
+
+
+# What a fresh interpreter loads
+
+
+def loaded(root: Path, module: str, heavy: tuple[str, ...]) -> str:
+    """Those of the heavy packages that are loaded when a module is imported."""
+    code = f"import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
 @pytest.mark.parametrize(
@@ -290,8 +380,21 @@ def test_encoder_and_packing_stand_alone() -> None:
     ],
 )
 def test_imports_stay_light(module: str, heavy: tuple[str, ...]) -> None:
-    code = f"import sys, {module}; print(sorted(set({heavy!r}) & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert loaded(ROOT, module, heavy) == "[]"
+
+
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [
+        ("service/errors.py", "service.error_table"),
+        ("lmdeploy_ext/families.py", "lmdeploy_ext.families"),
+    ],
+)
+def test_a_heavy_import_is_noticed(file: str, module: str, tmp_path: Path) -> None:
+    for package in ("service", "lmdeploy_ext"):
+        ignored = shutil.ignore_patterns("__pycache__", "bundled")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
+    assert loaded(tmp_path, module, ("ftplib",)) == "[]"
+    with (tmp_path / file).open("a") as code:  # stands for a package that takes seconds
+        code.write("\nimport ftplib\n")
+    assert loaded(tmp_path, module, ("ftplib",)) == "['ftplib']"
