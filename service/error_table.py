@@ -111,8 +111,8 @@ _ROWS = (
     _invalid("GRAMMAR_COMPILE_TIMEOUT", "over `Limits.compile_timeout_seconds`"),
     _invalid(
         "GRAMMAR_COMPILE_CRASHED",
-        "the grammar ended the process that compiles it; nothing else was harmed, and the "
-        "same grammar will not fare better",
+        "the grammar ended the process that compiles it, and then a fresh one; nothing else was "
+        "harmed, and the same grammar will not fare better",
     ),
     _invalid(
         "GRAMMAR_TOO_COSTLY",
@@ -181,6 +181,11 @@ _ROWS = (
     _unavailable("ENGINE_DRAINING", "the server is stopping"),
     _unavailable("ENGINE_CLOSED", "the engine was closed"),
     _unavailable("ENGINE_UNAVAILABLE", "the engine cannot be used"),
+    _unavailable(
+        "GRAMMAR_WORKER_LOST",
+        "two processes that were compiling the grammar were ended or stopped from outside; the "
+        "grammar is not to blame",
+    ),
     Reason(
         "INTERNAL",
         "INTERNAL",

@@ -34,7 +34,8 @@ grammar_compile_seconds = Histogram(
 )
 grammar_worker_restarts = Counter(
     "qwen3vl_grammar_worker_restarts",
-    "Processes that analyse grammars and were replaced: crashed, timed out, or grown large.",
+    "Processes that analyse grammars and were replaced: by crash, timeout, grown (large), or outside, "
+    "where something else ended or stopped them.",
     ["reason"],
 )
 log_lines_dropped = Counter(

@@ -72,6 +72,23 @@ class Child:
 
         return await asyncio.wait_for(exchange(), limit_s)
 
+    async def ended_by_itself(self, limit_s: float) -> int | None:
+        """Exit status of a process that is ending, negative for a signal; None where it still runs
+        after the limit."""
+        try:
+            return await asyncio.wait_for(self._process.wait(), limit_s)
+        except asyncio.TimeoutError:
+            return None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has stopped the process. False where the system does not tell."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as status:
+                return status.read().rpartition(b") ")[2][:1] in (b"T", b"t")
+        except OSError:
+            return False
+
     async def end(self) -> int:
         """Kill the process if it still runs, and wait for its end. Returns its exit status."""
         if self.alive:

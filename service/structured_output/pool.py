@@ -1,8 +1,9 @@
 """Analyses grammars of callers in worker processes that can be killed, and caches the results.
 
-A request uses at most one process, for at most the time limit. Equal requests share one analysis.
-Results are cached, refusals too. A grammar whose analysis crashed its process or reached the time
-limit is refused for a while without another attempt.
+A request uses at most two processes, each for at most the time limit. Equal requests share one
+analysis. Results are cached, refusals too. A grammar that reached the time limit, or that crashed its
+process and then a fresh one, is refused for a while without another attempt. A process that was
+killed or stopped from outside never counts against its grammar.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import signal
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -35,6 +37,22 @@ REMEMBER_S = 60.0
 because a busy machine may have been the cause."""
 RESTART_PAUSE_S = 1.0
 """Time between two attempts to start a process, in seconds."""
+END_LIMIT_S = 5.0
+"""Time limit for the end of a process that has closed its pipes, in seconds."""
+FROZEN_S = 2.0
+"""Delay of a time limit, in seconds, above which the server itself did not run, as in a container that
+was paused."""
+CRASH, TIMEOUT, OUTSIDE = "crash", "timeout", "outside"
+"""Reasons to replace a process: its grammar crashed it or reached the time limit, or the process was
+killed or stopped from outside."""
+OWN_SIGNALS = frozenset(
+    (
+        signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
+        signal.SIGTRAP, signal.SIGSYS, signal.SIGALRM,
+    )
+)  # fmt: skip
+"""Signals of a process that crashed. Other signals are sent from outside, or by a system that is short
+of memory."""
 _ENTRY_BYTES = 1024
 
 Key = tuple[str, bytes, PropertyOrder | None, SchemaLimits]
@@ -47,6 +65,14 @@ class _Known:
     result: Analysed | GrammarError
     size_bytes: int
     until: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """The outcome of an attempt. why: why the process has to be replaced, if so."""
+
+    result: Analysed | GrammarError | EngineUnavailable
+    why: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +115,7 @@ class GrammarPool:
         self._children: dict[int, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
+        self._oom_kills = oom_kills()
         self.size_bytes = 0
 
     @property
@@ -118,7 +145,8 @@ class GrammarPool:
             self._tasks.append(work)
 
     async def analyse(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
-        """See ``Analyser``. Also raises ``Overloaded`` when too many grammars wait."""
+        """See ``Analyser``. Also raises ``Overloaded`` when too many grammars wait, and
+        ``EngineUnavailable`` when the processes that had the grammar were ended or stopped by others."""
         if len(grammar.source) > limits.max_bytes:
             check_grammar(grammar, limits)  # checks the size before anything is copied
         if self._closed or not self._tasks:
@@ -173,43 +201,73 @@ class GrammarPool:
         """Run jobs on one worker process, and replace the process when it can no longer be used."""
         while True:
             job = await self._jobs.get()
-            child = await self._fresh(place)
-            reason = await self._analyse(job, child)
-            if reason is not None:
-                await self._replace(place, reason)
+            tried = await self._attempt(job, await self._fresh(place))
+            if tried.why in (CRASH, OUTSIDE):
+                # Earlier grammars may have damaged the process, or it was killed from outside. A
+                # fresh process has analysed no other grammar.
+                first = tried.why
+                await self._replace(place, first)
+                tried = self._second(job, first, await self._attempt(job, self._children[place]))
+            self._settle(job, tried)
+            if tried.why is not None:
+                await self._replace(place, tried.why)
 
-    async def _analyse(self, job: _Job, child: Child) -> str | None:
-        """Analyse a grammar and set the result of its job. Returns the reason to replace the
-        process, or None."""
+    async def _attempt(self, job: _Job, child: Child) -> _Tried:
+        """Have the process analyse the grammar."""
         request = wire.write_request(job.grammar, job.limits, self._timeout_s)
         begun = time.perf_counter()
-        reason: str | None = None
-        until = float("inf")
-        result: Analysed | GrammarError
         try:
             answer = await child.ask(request, self._timeout_s)
             result = wire.read_answer(job.grammar, answer)
-            reason = "grown" if answer.get("last") else None
+            return _Tried(result, "grown" if answer.get("last") else None)
         except asyncio.TimeoutError:
-            reason, result = "timeout", _too_slow(job.grammar, self._timeout_s)
+            # A process that is stopped, or was frozen with the server, does not work on the grammar.
+            late = time.perf_counter() - begun > self._timeout_s + FROZEN_S
+            why = OUTSIDE if late or child.stopped else TIMEOUT
+            return _Tried(_too_slow(job.grammar, self._timeout_s), why)
+        except ChildEnded as error:
+            status = await child.ended_by_itself(END_LIMIT_S)
+            own = status is None or status >= 0 or -status in OWN_SIGNALS
+            why = CRASH if own or self._short_of_memory() else OUTSIDE
+            log.error("grammar worker %d: %s, status %s", child.pid, error, status)
         except Exception as error:  # a process that sends a malformed answer cannot be trusted
+            why = CRASH
             log.error("grammar worker %d: %s: %s", child.pid, type(error).__name__, error)
-            reason, result = "crash", _crashed(job.grammar)
-        if reason in ("timeout", "crash"):
-            until = time.monotonic() + REMEMBER_S
-        metrics.grammar_compile_seconds.labels(CACHE).observe(time.perf_counter() - begun)
-        self._keep(job.key, _Known(result, _size(job.grammar, result), until))
-        if not job.result.done():
-            if isinstance(result, GrammarError):
-                job.result.set_exception(_again(result))
-            else:
-                job.result.set_result(result)
-        return reason
+        finally:
+            metrics.grammar_compile_seconds.labels(CACHE).observe(time.perf_counter() - begun)
+        return _Tried(_crashed(job.grammar), why)
+
+    def _short_of_memory(self) -> bool:
+        """Whether the system has killed a process for its memory since this was last asked."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        return self._oom_kills > before
+
+    def _second(self, job: _Job, first: str, tried: _Tried) -> _Tried:
+        """The outcome of a second attempt: a refusal where the grammar ended both processes."""
+        if tried.why == OUTSIDE or (tried.why == CRASH and first != CRASH):
+            return _Tried(_lost(), tried.why)
+        return tried
+
+    def _settle(self, job: _Job, tried: _Tried) -> None:
+        """Give the job its result, and remember the result unless the grammar had no part in it."""
+        result = tried.result
+        if not isinstance(result, EngineUnavailable):
+            refused = tried.why in (TIMEOUT, CRASH)
+            until = time.monotonic() + REMEMBER_S if refused else float("inf")
+            self._keep(job.key, _Known(result, _size(job.grammar, result), until))
+        if job.result.done():
+            return
+        if isinstance(result, EngineUnavailable):
+            job.result.set_exception(result)
+        elif isinstance(result, GrammarError):
+            job.result.set_exception(_again(result))
+        else:
+            job.result.set_result(result)
 
     async def _fresh(self, place: int) -> Child:
         """The worker process, replaced by a new one if it ended since its last job."""
         if not self._children[place].alive:
-            await self._replace(place, "crash")
+            await self._replace(place, OUTSIDE)
         return self._children[place]
 
     async def _replace(self, place: int, reason: str) -> None:
@@ -305,3 +363,20 @@ def _crashed(grammar: Grammar) -> GrammarError:
         "ended the process that compiles it, and will not be tried again for a while; change it",
         reason="GRAMMAR_COMPILE_CRASHED",
     )
+
+
+def _lost() -> EngineUnavailable:
+    return EngineUnavailable(
+        "The process that compiles grammars was ended or stopped, twice; try again.",
+        reason="GRAMMAR_WORKER_LOST",
+    )
+
+
+def oom_kills() -> int:
+    """How many processes the system has killed because it was short of memory; 0 where it does not
+    tell."""
+    try:
+        with open("/proc/vmstat") as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0

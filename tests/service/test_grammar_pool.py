@@ -11,8 +11,10 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -65,7 +67,6 @@ async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
         (misbehaving.HANG, "GRAMMAR_COMPILE_TIMEOUT"),
         (misbehaving.HANG_DEEP, "GRAMMAR_COMPILE_TIMEOUT"),
         (misbehaving.SEGFAULT, "GRAMMAR_COMPILE_CRASHED"),
-        (misbehaving.KILLED, "GRAMMAR_COMPILE_CRASHED"),
         (misbehaving.EAT, "GRAMMAR_TOO_COSTLY"),
     ],
 )
@@ -94,6 +95,34 @@ async def test_a_bad_compilation_costs_one_request(source: str, reason: str) -> 
             )
         )
         assert validated.reason == reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+async def test_a_worker_that_is_killed_or_stopped_costs_the_caller_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    source = misbehaving.struck(tmp_path / "count", 1, number)
+    async with serving() as (started, _):
+        request = run_request(inline(json_schema=source))
+        assert (await started.stub.RunTask(request, timeout=60)).result.json
+    assert (tmp_path / "count").read_text() == ".."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_grammar_whose_workers_are_killed_or_stopped_can_be_sent_again(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    source = misbehaving.struck(tmp_path / "count", 2, number)
+    async with serving() as (started, _):
+        request = run_request(inline(json_schema=source))
+        error = await failure(started.stub.RunTask(request, timeout=60))
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert error.reason == "GRAMMAR_WORKER_LOST"
+        again = await started.stub.RunTask(request, timeout=60)
+        assert again.result.json, "the grammar is not remembered as a bad one"
+    assert (tmp_path / "count").read_text() == "..."
 
 
 @pytest.mark.slow
@@ -255,7 +284,7 @@ async def test_metrics_tell_what_was_shared_kept_and_thrown_away() -> None:
         await failure(started.stub.RunTask(run_request(inline(json_schema=misbehaving.SEGFAULT))))
         await run('{"title": "after"}')
         found = await more(port, before)
-        assert found['worker_restarts_total{reason="crash"}'] == 1
+        assert found['worker_restarts_total{reason="crash"}'] == 2, "once more on a fresh one"
 
 
 @pytest.mark.slow

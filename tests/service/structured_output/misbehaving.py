@@ -7,11 +7,13 @@ is a short one: of what is allowed, its grammar knows an empty object.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import sys
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 from service.schema_compiler.ebnf import literal
@@ -25,15 +27,31 @@ HANG = '{"title": "hang"}'
 HANG_DEEP = '{"title": "hang and hear nothing"}'
 SEGFAULT = '{"title": "segfault"}'
 KILLED = '{"title": "killed"}'
-"""As by a system that is short of memory."""
+"""As by an operator, or by a system that is short of memory."""
 EAT = '{"title": "eat"}'
 NONSENSE = '{"title": "nonsense"}'
 GROW = '{"title": "grow"}'
 LITTER = '"litter'
 """How sources begin that leave garbage of the kind that only a collection finds. The process ends when
 it sees that of the one before, or while collections may interrupt it."""
+STRUCK = '"struck"'
+"""Sources of ``struck``: a signal of somebody else hits the first processes that get one."""
 SLOW = '"slow'
 """How sources begin whose analysis takes a while."""
+
+
+def struck(file: Path, processes: int, number: int) -> str:
+    """A source under which a signal hits so many processes; the next one answers. file: counts them."""
+    return json.dumps({"title": "struck", "$comment": f"{processes} {int(number)} {file}"})
+
+
+def _strike(source: str) -> None:
+    processes, number, path = json.loads(source)["$comment"].split(" ", 2)
+    with open(path, "ab") as file:
+        file.write(b".")
+        file.flush()
+        if file.tell() <= int(processes):
+            os.kill(os.getpid(), int(number))
 
 
 def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
@@ -62,6 +80,8 @@ def misbehave(request: dict[str, Any]) -> dict[str, Any]:
         return {"ebnf": 7}
     elif source == GROW:
         worker.WEIGHT_BYTES = 0
+    elif STRUCK in source:
+        _strike(source)
     elif LITTER in source:
         if gc.isenabled() or any(one() is not None for one in _litter):
             os.kill(os.getpid(), signal.SIGKILL)
