@@ -1,7 +1,7 @@
 """An engine without a model: scripted answers, delays and failures on demand.
 
-For tests, for trying a client, and for measuring what the server itself costs. It ships with the
-package: ``engine=fake``.
+Used in tests, to try out a client, and to measure the overhead of the server itself. It is part of
+the package: ``engine=fake``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from service.types import Pixels
 
 PIECE = re.compile(r"\s*\S{1,8}|\s+")
-"""What counts as a token here: up to eight characters with the blanks before them."""
+"""A token of the fake engine: up to eight characters with the spaces before them."""
 ROOT_RULE = re.compile(r"^\s*root\s*::=", re.MULTILINE)
 PIXELS_PER_TOKEN = 32 * 32
 MAX_IMAGES = 1024
@@ -56,17 +56,19 @@ SAMPLING_OPTIONS = frozenset(
 
 
 class FakeEngine:
-    """Answers every request with a text that is known beforehand.
+    """Answers every request with a scripted text.
 
-    answer: the text, or a function of the request; None answers a JSON schema with a small instance
-    of it, a choice with its first option and anything else with a fixed sentence. Every answer is
-    certain, so options of sampling change nothing but ``max_tokens``.
-    token_delay_s, start_delay_s: seconds before each piece of text and for loading.
-    max_images: images in one request.
-    max_active: requests at the same time; more are refused with ``Overloaded``. None: no bound.
-    grammar_kinds, sampling_options, enforcer: what is declared, and so what is refused before.
-    The failures can be set at any time: ``crash_after`` pieces raise a RuntimeError, ``hang_after``
-    pieces nothing more comes, ``healthy`` False fails the health check.
+    answer: the text, or a function of the request. None answers a JSON schema with a small
+        instance, a choice with its first option and anything else with a fixed sentence. Answers
+        are deterministic, so ``max_tokens`` is the only sampling option with an effect.
+    token_delay_s, start_delay_s: delay before each token, and of ``start``.
+    max_images: maximum number of images in a request.
+    max_active: maximum number of concurrent requests; further requests are refused with
+        ``Overloaded``. None means no limit.
+    grammar_kinds, sampling_options, enforcer: the declared capabilities.
+    Failures can be set at any time: the engine raises a RuntimeError after ``crash_after`` tokens,
+    produces nothing more after ``hang_after`` tokens, and fails its health check while ``healthy``
+    is False.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class FakeEngine:
             self._started = True
 
     async def prepare(self, grammar: Grammar) -> None:
-        """Read the grammar; its answer is kept, as a real engine keeps the compiled grammar."""
+        """Read the grammar and cache its answer, as a real engine caches the compiled grammar."""
         self._check_ready()
         if grammar not in self._compiled:
             if len(self._compiled) >= 256:
@@ -212,11 +214,11 @@ def _closed_error() -> EngineUnavailable:
 
 
 def _looked_at(index: int, image: ImageSource, pixels: Pixels) -> None:
-    """Images are decoded, so that damaged ones fail here, too."""
+    """Decode the images, so that damaged files fail in this engine, too."""
 
 
 def prompt_size(request: GenerateRequest) -> Usage:
-    """Tokens of the prompt, and those of its images."""
+    """The number of tokens of the prompt and of its images."""
     image_tokens = sum(image_size(image) for image in request.all_images)
     parts = [part for message in request.conversation for part in message.parts]
     texts = [part.text for part in parts if isinstance(part, TextPart)]
@@ -224,7 +226,7 @@ def prompt_size(request: GenerateRequest) -> Usage:
 
 
 def image_size(image: ImageSource) -> int:
-    """Tokens of an image: one for every 32 x 32 pixels of its area, kept within its bounds."""
+    """The number of tokens of an image: one per 32 x 32 pixels of its area within its bounds."""
     area: float = max(image.width * image.height, image.min_pixels or 0)
     if image.max_pixels is not None:
         area = min(area, image.max_pixels)
@@ -232,7 +234,7 @@ def image_size(image: ImageSource) -> int:
 
 
 def scripted(grammar: Grammar) -> str:
-    """A text for a grammar. Raises ``GrammarError`` when the grammar cannot be read."""
+    """A text that matches a grammar. Raises ``GrammarError`` when the grammar cannot be read."""
     try:
         if grammar.kind is GrammarKind.JSON_SCHEMA:
             schema = json.loads(grammar.source)
@@ -251,8 +253,8 @@ def scripted(grammar: Grammar) -> str:
 def instance(schema: Any, root: Any, name: str = "text", depth: int = 0) -> Any:
     """A small instance of a simple JSON schema: required properties, one item per list.
 
-    Strings say the name of their property. Schemas that relate parts of an answer to each other are
-    beyond it; the answer is then invalid, which is what a fake may be.
+    Strings contain the name of their property. Schemas with constraints between parts of the value
+    are not supported; the instance is then invalid.
     """
     if not isinstance(schema, Mapping) or depth > DEPTH_LIMIT:
         return name
@@ -280,7 +282,7 @@ def instance(schema: Any, root: Any, name: str = "text", depth: int = 0) -> Any:
 
 
 def scalar(kind: str, schema: Mapping[str, Any], name: str) -> Any:
-    """A value that is neither an object nor a list."""
+    """A value for a type other than object and array."""
     if kind in ("integer", "number"):
         least: float = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
         return min(least, schema.get("maximum", least))
@@ -292,7 +294,7 @@ def scalar(kind: str, schema: Mapping[str, Any], name: str) -> Any:
 
 
 def resolved(reference: str, root: Any) -> Any:
-    """The subschema that a local reference such as ``#/$defs/point`` names."""
+    """The subschema at a local reference such as ``#/$defs/point``."""
     found = root
     for part in reference.lstrip("#/").split("/"):
         found = found[part.replace("~1", "/").replace("~0", "~")] if part else found
@@ -311,7 +313,7 @@ def build(
     max_images: int,
     on_progress: Callable[[str], None] | None,
 ) -> FakeEngine:
-    """The engine of the registry; it has no model, so only ``vision`` matters."""
+    """Build the engine for the registry. Only ``vision`` has an effect, as there is no model."""
     return FakeEngine(vision=settings.vision)
 
 

@@ -1,4 +1,5 @@
-"""What the service knows of an engine before it is built: its name, its settings, how to build it."""
+"""The description of an engine before it is built: its name, its settings and its build
+function."""
 
 from __future__ import annotations
 
@@ -27,10 +28,10 @@ VISION = (
 
 
 class EngineSettings(BaseModel):
-    """Settings that an operator can choose for one engine; each engine has a subclass.
+    """The settings of an engine; each engine has a subclass.
 
-    Every field becomes a flag of ``qwen3vl serve`` and an environment variable. A field that several
-    engines have is one flag; its default and its range are those of the chosen engine.
+    Every field becomes a flag of ``qwen3vl serve`` and an environment variable. Engines with the
+    same field share one flag, with the default and the range of the chosen engine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,12 +40,14 @@ class EngineSettings(BaseModel):
 
     @classmethod
     def why_not(cls, name: str) -> str | None:
-        """Why this engine lacks a setting of another engine, where there is more to say than that."""
+        """An explanation why this engine does not have a setting of another engine; None if there
+        is none."""
         return None
 
 
 class EngineArguments(EngineSettings):
-    """What every engine can be told in code beside its settings; each engine documents them."""
+    """Constructor arguments of an engine in addition to its settings; each engine documents its
+    own."""
 
     model: str | Path
     revision: str | None = None
@@ -59,7 +62,7 @@ class EngineArguments(EngineSettings):
 
 
 class Build(Protocol):
-    """Makes an engine that is not started yet."""
+    """The function that builds an engine, which is not started yet."""
 
     def __call__(
         self,
@@ -70,7 +73,8 @@ class Build(Protocol):
         max_images: int,
         on_progress: Callable[[str], None] | None,
     ) -> Engine:
-        """model: a folder, or a name on the hub. settings: of the engine's own class."""
+        """model: a folder, or a name on the hub.
+        settings: an instance of the engine's settings class."""
         ...
 
 
@@ -82,7 +86,7 @@ class EngineKind:
         name: value of the setting ``engine``.
         settings: class of its settings.
         build: makes the engine; imports what is heavy when it is called.
-        offered: whether help and errors name it; tests use engines that users have no use for.
+        offered: whether help and errors name the engine; False for engines that only tests use.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The engines that a server can run. A new engine is one package and one line here."""
+"""The engines that a server can run. To add an engine, add a package and one line here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def offered_engines() -> list[str]:
 
 
 def engine_fields() -> dict[str, list[tuple[EngineKind, FieldInfo]]]:
-    """Every setting of any engine -> the engines that have it."""
+    """Every setting of any engine -> the engines that have this setting."""
     found: dict[str, list[tuple[EngineKind, FieldInfo]]] = {}
     for kind in ENGINES.values():
         for name, field in kind.settings.model_fields.items():

@@ -1,1 +1,2 @@
-"""What every engine on a Qwen3-VL checkpoint does alike: prompt, images, grammars, text. No model here."""
+"""Code that all engines for Qwen3-VL checkpoints share: prompts, images, grammars, text. Contains
+no model."""

@@ -1,4 +1,5 @@
-"""From a conversation to the packed prompt: token ids, with text that cannot forge special tokens."""
+"""Turns a conversation into a packed prompt of token ids, in which text cannot forge special
+tokens."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ from service.types import Message, ToolDefinition
 
 
 class Chat:
-    """Tokenizer of a checkpoint, and the prompts that it makes of conversations.
+    """The tokenizer of a checkpoint; turns conversations into prompts.
 
-    table: the bytes of every id up to the width of the logits, empty for special tokens.
-    special_ids: ids that are never text.
+    table: the bytes of every token id up to the width of the logits, empty for special tokens.
+    special_ids: token ids that are never text.
     """
 
     def __init__(self, folder: Path, config: TextConfig) -> None:
@@ -34,11 +35,11 @@ class Chat:
             raise CheckpointError("tokenizer.json is missing")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing more specific
+        except Exception as error:  # tokenizers has no more specific exception
             raise CheckpointError(f"tokenizer.json cannot be read: {error}") from None
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        # Special tokens inside a text are spelled out with ordinary tokens instead of recognised.
+        # The text of a special token is encoded with ordinary tokens, not as the special token.
         self._tokenizer.encode_special_tokens = True
         self._config = config
         added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
@@ -51,7 +52,7 @@ class Chat:
         self._turn_ids = {token: vocab[token] for token in (TURN_BEGIN, TURN_END)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; never a special one."""
+        """The token ids of a text; never a special token."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -62,10 +63,10 @@ class Chat:
         *,
         constrained: bool = False,
     ) -> list[list[int] | None]:
-        """The prompt of a conversation as runs of ids, with None in the place of each image.
+        """The prompt of a conversation as lists of token ids, with None for each image.
 
-        constrained: whether a grammar describes the answer. A grammar knows nothing of thoughts, so a
-        Thinking edition then gets them closed.
+        constrained: whether a grammar constrains the answer. A grammar does not cover the thoughts
+        of a Thinking edition, so the prompt then ends with closed thoughts.
         """
         family = self._config.family
         prefix = ""
@@ -85,7 +86,7 @@ class Chat:
     def pack(
         self, turns: Sequence[list[int] | None], images: Sequence[PackedImage]
     ) -> PackedRequest:
-        """The whole prompt: turns, and in their places the images as patches, in order."""
+        """Join the turns and the patches of the images into one packed prompt."""
         remaining = iter(images)
         segments = [next(remaining) if run is None else run for run in turns]
         return pack(segments, self._config.image_token_id)

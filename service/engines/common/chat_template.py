@@ -1,8 +1,8 @@
-"""Qwen's chat template for a conversation: the same prompt as the Jinja template of the checkpoint.
+"""Qwen's chat template in Python: produces the same prompt as the Jinja template of the checkpoint.
 
-The template is written in code because Jinja joins everything into one string, in which the text of
-a caller could not be told from a special token. `render` keeps them apart: special tokens and images
-are values of their own, and a text stays a text.
+Jinja would join everything into one string, in which the text of a caller cannot be told apart from
+a special token. `render` returns special tokens and images as separate values, so that text always
+stays text.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def render(
     tools: Sequence[ToolDefinition] = (),
     answer_prefix: str = "",
 ) -> Iterator[Piece]:
-    """The pieces of the prompt, up to the point where the assistant's answer begins.
+    """The parts of the prompt, up to the point where the assistant's answer begins.
 
-    messages: checked before: a system message only at the beginning, images only in messages of
-    users and tools. Neighbouring texts are pieces of their own and have to be joined before they
-    are tokenised, since the tokenizer may merge characters across them.
+    messages: already checked: a system message only at the beginning, images only in messages of
+    users and tools. Adjacent texts are separate parts; join them before tokenisation, because the
+    tokenizer may merge characters across their boundary.
     """
     first = messages[0] if messages and messages[0].role is Role.SYSTEM else None
     if first is not None or tools:
@@ -65,7 +65,7 @@ def render(
 
 
 def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
-    """The same pieces with neighbouring texts joined and empty texts left out."""
+    """The same parts with adjacent texts joined and empty texts removed."""
     text = ""
     for piece in pieces:
         if isinstance(piece, str):
@@ -111,7 +111,7 @@ def _call(call: ToolCall) -> str:
 
 
 def _tool_response(messages: Sequence[Message], index: int) -> Iterator[Piece]:
-    """Answers of tools that follow each other share one turn of the user."""
+    """A tool response. Consecutive responses share one user turn."""
     if index == 0 or messages[index - 1].role is not Role.TOOL:
         yield Special(TURN_BEGIN)
         yield "user"
@@ -125,7 +125,7 @@ def _tool_response(messages: Sequence[Message], index: int) -> Iterator[Piece]:
 
 
 def _signature(tool: ToolDefinition) -> str:
-    """One tool as JSON, spaced as the ``tojson`` filter of transformers does."""
+    """A tool definition as JSON, with the whitespace of the ``tojson`` filter of transformers."""
     function: dict[str, object] = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description

@@ -1,4 +1,4 @@
-"""Waiting for something, but not longer than the engine lives."""
+"""Waits for work, but not after the engine is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 async def or_closed(work: Awaitable[T], closing: asyncio.Event) -> T:
-    """The result of the work, which is cancelled when the engine closes first.
+    """Await the work and return its result. The work is cancelled when the engine closes first.
 
     Raises:
         EngineUnavailable: the engine is closed.
@@ -27,11 +27,11 @@ async def or_closed(work: Awaitable[T], closing: asyncio.Event) -> T:
     finally:
         closed.cancel()
         task.cancel()
-        # A task holds its error, whose traceback holds this frame: without a cycle all of it is freed
-        # at once, and with it whatever the frames below hold.
+        # A task references its exception, whose traceback references this frame. Breaking the cycle
+        # frees all frames at once, with everything that they reference.
         del task
 
 
 def closed_error() -> EngineUnavailable:
-    """What every call gets from an engine that is closed."""
+    """The error of every call to a closed engine."""
     return EngineUnavailable("the engine is closed", reason="ENGINE_CLOSED")

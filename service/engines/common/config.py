@@ -1,4 +1,4 @@
-"""Where a checkpoint is, and the shape of the decoder that it holds."""
+"""Finds a checkpoint and reads the shape of its decoder."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from service.errors import EngineUnavailable
 logger = logging.getLogger(__name__)
 
 PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
-"""Files that a model needs. No pickle is ever downloaded or read."""
+"""Patterns of the files to download. Pickle files are never downloaded or read."""
 
 
 class CheckpointError(ValueError):
-    """The checkpoint is not one that this engine can run; the message says why."""
+    """This engine cannot run the checkpoint; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class MoeConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """What the decoder needs of config.json and generation_config.json.
+    """The values of config.json and generation_config.json that the decoder needs.
 
     family: what the models of this architecture have in common.
     thinking: whether answers begin with thoughts, as those of Thinking editions do.
@@ -65,7 +65,7 @@ class TextConfig:
 
     @property
     def kv_values_per_token(self) -> int:
-        """Numbers that one token leaves in the key-value cache, all layers together."""
+        """Numbers per token in the key-value cache, over all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim
 
     @classmethod
@@ -73,7 +73,7 @@ class TextConfig:
         """Read a checkpoint folder. quantised: whether quantised weights are acceptable.
 
         Raises:
-            CheckpointError: not a Qwen3-VL checkpoint, or one with an option that is not supported.
+            CheckpointError: not a Qwen3-VL checkpoint, or a checkpoint with an unsupported option.
         """
         content = _read_json(folder, "config.json")
         architecture = (content.get("architectures") or ["none"])[0]
@@ -131,7 +131,8 @@ class TextConfig:
 
 
 def resolve_model(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: a local one, or a hub name fetched at a revision; the log names its commit.
+    """The folder of a model: a local folder, or a model of the hub that is downloaded at a
+    revision. The log names its commit.
 
     Raises:
         EngineUnavailable: neither a folder nor a name on the hub that can be fetched.
@@ -151,7 +152,7 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
             "such as Qwen/Qwen3-VL-2B-Instruct"
         )
     snapshot = _download(name, revision)
-    # The folder of a snapshot has the name of its commit. A branch moves: the commit is what to pin.
+    # The name of a snapshot folder is its commit, which operators can pin; a branch may change.
     logger.info("model %s revision=%s commit=%s", name, revision or "main", snapshot.name)
     return snapshot
 
@@ -220,10 +221,11 @@ def _moe(text: Mapping[str, Any], layer: int) -> MoeConfig | None:
 
 
 def _begins_with_thoughts(folder: Path) -> bool:
-    """Whether the chat template opens the thoughts of each answer.
+    """Whether the chat template ends with an open ``<think>``, so that answers begin with thoughts.
 
-    Instruct and Thinking editions have the same architecture; their templates differ. A template
-    mentions ``<think>`` for earlier answers, too, so only its end counts, which begins the answer.
+    Instruct and Thinking editions have the same architecture but different templates. A template
+    also mentions ``<think>`` for earlier answers, so this function reads only its end, where the
+    answer begins.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -239,7 +241,7 @@ def _begins_with_thoughts(folder: Path) -> bool:
 
 
 def _stop_ids(folder: Path, text: Mapping[str, Any]) -> tuple[int, ...]:
-    """End tokens: those of generation_config.json, else those of config.json."""
+    """The end tokens of generation_config.json, else those of config.json."""
     value = None
     if (folder / "generation_config.json").is_file():
         value = _read_json(folder, "generation_config.json").get("eos_token_id")

@@ -1,4 +1,4 @@
-"""From token ids back to text, as they come, without ever splitting a character."""
+"""Converts token ids to text one by one, without splitting a character."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ THOUGHTS_END = "</think>"
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The byte of each of the 256 characters in which byte-level BPE spells its tokens (GPT-2)."""
+    """Maps each of the 256 characters of byte-level BPE (GPT-2) to its byte."""
     kept = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     shifted = [byte for byte in range(256) if byte not in set(kept)]
     alphabet = {chr(byte): byte for byte in kept}
@@ -18,7 +18,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(vocab: Mapping[str, int], special: Iterable[int], size: int) -> tuple[bytes, ...]:
-    """The bytes that each id stands for; empty for special tokens and ids without a token.
+    """The bytes of each token id; empty for special tokens and ids without a token.
 
     ``size`` is the width of the logits, which may exceed the vocabulary.
     """
@@ -31,15 +31,16 @@ def token_bytes(vocab: Mapping[str, int], special: Iterable[int], size: int) -> 
         if all(character in alphabet for character in token):
             table[index] = bytes(alphabet[character] for character in token)
         else:
-            table[index] = token.encode()  # an added token, which is spelled as it reads
+            table[index] = token.encode()  # an added token is stored as plain text
     return tuple(table)
 
 
 class Detokenizer:
-    """Text of one answer. An incomplete character is held back until its last byte has come.
+    """Decodes the text of one answer. An incomplete character is held back until its last byte
+    arrives.
 
-    thinks: the answer begins inside the thoughts of a Thinking edition. Thoughts are not part of the
-    answer: nothing is given out up to ``</think>`` and the newlines behind it.
+    thinks: the answer begins with the thoughts of a Thinking edition. Thoughts are not part of the
+    answer: everything up to ``</think>`` and the following newlines is left out.
     """
 
     def __init__(self, table: Sequence[bytes], *, thinks: bool = False) -> None:
@@ -50,11 +51,12 @@ class Detokenizer:
         self._tail = ""
 
     def feed(self, token: int) -> str:
-        """The characters that this token completes; often its text, sometimes nothing."""
+        """Add a token; returns the characters that it completes, possibly none."""
         return self._spoken(self._decoder.decode(self._table[token]))
 
     def finish(self) -> str:
-        """What is left at the end: a replacement character for a cut one, else nothing."""
+        """End the text; returns a replacement character for an incomplete character, else an empty
+        text."""
         return self._spoken(self._decoder.decode(b"", final=True))
 
     def _spoken(self, text: str) -> str:

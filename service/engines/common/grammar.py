@@ -1,12 +1,13 @@
-"""Guided decoding: grammars compiled by xgrammar off the event loop, and one matcher per answer.
+"""Guided decoding: xgrammar compiles grammars outside the event loop; each answer has its own
+matcher.
 
-Engines compile the EBNF of a grammar, which its analysis made, and nothing else: JSON has exactly
-the whitespace of Python's ``json.dumps`` there, as a model that may put blanks anywhere can put
-blanks for ever. It has been compiled before, over single bytes and in a process that could be killed
-(docs/decisions/0003-compiling-grammars.md).
+Engines only compile EBNF that the analysis of a grammar has produced. In this EBNF, JSON has
+exactly the whitespace of Python's ``json.dumps``, because a model that may write whitespace
+anywhere can write it without end. The EBNF has already been compiled once, over single bytes and in
+a process that can be killed (docs/decisions/0003-compiling-grammars.md).
 
-Special tokens have no bytes in the vocabulary that xgrammar is given, so no free string can hold
-one, and ids beyond the tokenizer are forbidden with them; a second mask makes sure of both.
+In the vocabulary for xgrammar, special tokens and ids beyond the tokenizer have no bytes, so that
+no string can contain them. A second mask forbids both as well.
 
 Letters: V width of the logits; W = ceil(V / 32) words of a mask.
 """
@@ -36,29 +37,31 @@ if TYPE_CHECKING:
 
 CACHE = "engine"
 MAX_RUNNING = 64
-"""Grammars that are compiled, or wait for it, at the same time."""
+"""Maximum number of grammars that are compiled, or wait for compilation, at the same time."""
 MAX_THREADS = 8
 _FIRST_PRINTABLE = 0x20
 STEP_LIMIT_S = 0.05
-"""Processor time in which a grammar must take one token; ordinary ones need a thousandth of it."""
+"""Maximum processor time to accept one token, in seconds; ordinary grammars need a thousandth."""
 ANSWER_LIMIT_S = 2.0
 """The same for all tokens of an answer."""
 MASK_LIMIT_S = 1.0
-"""Processor time in which a grammar must say what may come next. Ordinary ones need a few thousandths
-of it; a count of characters or items that is large is a parser's work for each token of the
-vocabulary, and more with each one."""
+"""Maximum processor time to compute one mask, in seconds. Ordinary grammars need a few thousandths.
+Large counts of characters or items cost time for each token of the vocabulary, and more with every
+token of the answer."""
 MASKS_LIMIT_S = 20.0
 """The same for all tokens of an answer."""
 
 
 def compile_threads() -> int:
-    """Threads for one grammar. Two compile at a time, and answers are decoded meanwhile."""
+    """Number of threads to compile one grammar, while another grammar is compiled and answers are
+    decoded."""
     return min(max((os.cpu_count() or 1) // 4, 1), MAX_THREADS)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """xgrammar's automaton, whether its texts are JSON, and whether what it forces is bounded."""
+    """xgrammar's automaton; whether its texts are JSON; whether the length of forced text is
+    bounded."""
 
     automaton: xgrammar.CompiledGrammar
     is_json: bool
@@ -66,15 +69,15 @@ class CompiledGrammar:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the compiled grammar, in bytes."""
         return int(self.automaton.memory_size_bytes)
 
 
 class GrammarCompiler:
-    """Compiles one grammar at a time, in the calling thread; nothing else asks xgrammar to."""
+    """Compiles grammars in the calling thread. The only code that calls xgrammar's compiler."""
 
     def __init__(self, table: Sequence[bytes], stop_ids: Sequence[int], threads: int = 1) -> None:
-        """table: bytes of every id of the logits, empty for ids that are never text."""
+        """table: the bytes of every token id of the logits, empty for ids that are never text."""
         import xgrammar
 
         def _bits(indices: Iterable[int]) -> NDArray[np.int32]:
@@ -96,8 +99,8 @@ class GrammarCompiler:
         self.permitted = _bits(
             index for index, piece in enumerate(table) if piece or index in stops
         )
-        # xgrammar lets control characters into strings of bounded length. JSON has none anywhere
-        # that is not escaped: the separators hold no line break either.
+        # xgrammar allows control characters in strings of bounded length. Valid JSON here contains
+        # none: strings escape them, and the separators have no line breaks.
         self.permitted_json = _bits(
             index
             for index, piece in enumerate(table)
@@ -106,8 +109,8 @@ class GrammarCompiler:
         self.only_stop = _bits(stops)
 
     def compile(self, grammar: Grammar) -> CompiledGrammar:
-        """Raises GrammarError with the cause when the grammar cannot be compiled or has no text,
-        InternalError when it was not analysed."""
+        """Compile a grammar. Raises GrammarError when the grammar cannot be compiled or matches no
+        text, InternalError when the grammar was not analysed."""
         ebnf = analysed_ebnf(grammar)
         try:
             automaton = self._compiler.compile_grammar(ebnf)
@@ -121,14 +124,14 @@ class GrammarCompiler:
 
 
 def analysed_ebnf(grammar: Grammar) -> str:
-    """What engines compile. Raises InternalError for a grammar that was not analysed."""
+    """The EBNF of an analysed grammar. Raises InternalError for a grammar that was not analysed."""
     if not grammar.ebnf:
         raise InternalError(f"a grammar of kind {grammar.kind.value} that was not analysed")
     return grammar.ebnf
 
 
 class Sized(Protocol):
-    """Anything that knows what memory it takes."""
+    """A value that knows its memory size."""
 
     @property
     def size_bytes(self) -> int: ...
@@ -150,10 +153,10 @@ Key = tuple[str, bool, bool]
 
 
 class GrammarCache(Generic[S]):
-    """Compiled grammars by what is compiled, the least recently used leaving first.
+    """A cache of compiled grammars with least-recently-used eviction. Its key is the EBNF.
 
-    Equal grammars in other spellings share one, and concurrent requests for it one compilation. A
-    grammar larger than the whole cache is used but not kept.
+    Sources with the same EBNF share one entry, and concurrent requests share one compilation. A
+    grammar larger than the whole cache is used but not cached.
     """
 
     def __init__(self, compiler: Compiles[S], limit_bytes: int, threads: int) -> None:
@@ -165,7 +168,8 @@ class GrammarCache(Generic[S]):
         self.size_bytes = 0
 
     async def get(self, grammar: Grammar) -> S:
-        """Compile, or find. Raises GrammarError, Overloaded, InternalError."""
+        """The compiled grammar, from the cache or newly compiled. Raises GrammarError, Overloaded
+        or InternalError."""
         key = (
             analysed_ebnf(grammar),
             grammar.kind is GrammarKind.JSON_SCHEMA,
@@ -182,11 +186,11 @@ class GrammarCache(Generic[S]):
             future = self._begin(key, grammar)
         else:
             metrics.grammar_cache_hits.labels(CACHE).inc()
-        # One caller that goes away must not cancel the compilation that others wait for.
+        # A caller that is cancelled must not cancel the compilation for which other callers wait.
         return await asyncio.shield(future)
 
     def close(self) -> None:
-        """Forget everything; compilations under way run out in their threads."""
+        """Clear the cache. Running compilations end in their threads."""
         self._pool.shutdown(wait=False)
         self._ready.clear()
         self.size_bytes = 0
@@ -224,7 +228,7 @@ class GrammarCache(Generic[S]):
 
 
 class Matcher:
-    """Follows one answer through its grammar. Belongs to the thread that decodes."""
+    """Matches one answer against its grammar, token by token. Used only by the decoding thread."""
 
     def __init__(self, compiled: CompiledGrammar, compiler: GrammarCompiler) -> None:
         import xgrammar
@@ -235,18 +239,18 @@ class Matcher:
         self._compiler = compiler
         self._apply = xgrammar.apply_token_bitmask_inplace
         self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
-        # The same memory: numpy is faster for so little.
+        # A view of the same memory: for so few numbers numpy is faster than torch.
         self._bits: NDArray[np.int32] = self._mask.numpy()
         self._fresh = False
         self._spent_s = 0.0
         self._masks_s = 0.0
 
     def mask_inplace(self, logits: Tensor) -> None:
-        """Set logits (1, V) of tokens that may not come next to minus infinity.
+        """Set the logits (1, V) of forbidden tokens to minus infinity.
 
         Raises:
-            InternalError: the width is not that of the vocabulary, or no token is left.
-            GrammarError: finding out what may come next takes too long.
+            InternalError: the width of the logits is wrong, or no token is allowed.
+            GrammarError: computing the mask takes too long.
         """
         width = self._compiler.vocab_size
         if logits.shape[-1] != width:
@@ -256,13 +260,14 @@ class Matcher:
         self._apply(logits, self._mask)
 
     def accept(self, token: int) -> None:
-        """Take the chosen token.
+        """Advance by the chosen token.
 
-        A grammar that reads a text in ever more ways takes ever longer, and all requests wait.
+        An ambiguous grammar can need more time for each token, and all requests of the batch wait
+        for it.
 
         Raises:
             InternalError: the grammar refuses the token.
-            GrammarError: reading the answer takes too long.
+            GrammarError: matching the answer takes too long.
         """
         begun = time.thread_time()
         if not self._matcher.accept_token(token):
@@ -278,23 +283,23 @@ class Matcher:
         return self._matcher.is_completed() and not self.can_go_on()
 
     def can_go_on(self) -> bool:
-        """Whether there is text that may come next."""
+        """Whether the grammar allows more text."""
         return bool((self._next_bits() & ~self._compiler.only_stop).any())
 
     def forced_text(self) -> str:
-        """The text that must come next whatever the model says; often empty.
+        """The text that the grammar forces next, independent of the model; often empty.
 
-        Empty, too, where it could be endless: xgrammar writes all of it out.
+        Also empty if the forced text could be endless, because xgrammar would return all of it.
         """
         if not self._bounded:
             return ""
         try:
             return str(self._matcher.find_jump_forward_string())
-        except UnicodeDecodeError:  # it begins or ends inside a character
+        except UnicodeDecodeError:  # the forced text begins or ends inside a character
             return ""
 
     def _next_bits(self) -> NDArray[np.int32]:
-        """(1, W), the memory of the mask; filled once between two tokens."""
+        """The mask (1, W), computed once for each token."""
         if not self._fresh:
             begun = time.thread_time()
             self._matcher.fill_next_token_bitmask(self._mask)

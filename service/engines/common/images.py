@@ -1,4 +1,5 @@
-"""Images of a request cut into patches, by the rules of the checkpoint."""
+"""Resizes the images of a request and cuts them into patches, as the checkpoint's processor
+does."""
 
 from __future__ import annotations
 
@@ -20,14 +21,16 @@ class ImagePreprocessor:
     """Resizes images and cuts them into patches. Thread-safe."""
 
     def __init__(self, folder: Path, most_pixels: int | None = None) -> None:
-        """most_pixels: of a resized image, whatever the checkpoint and a request allow."""
+        """most_pixels: maximum area of a resized image, in pixels, even if the checkpoint and the
+        request allow more."""
         self._config = ImageProcessorConfig.from_checkpoint(folder)
         self._most_pixels = most_pixels
 
     def num_tokens(self, index: int, image: ImageSource) -> int:
-        """What an image will take of the context, without touching its pixels.
+        """The number of tokens of an image, computed without decoding it.
 
-        Raises ImageError for an image that cannot be used; ``index`` is its place.
+        Raises ImageError for an image that cannot be used. index: position of the image in the
+        request.
         """
         config = self._config
         low, high = self._bounds(image)
@@ -53,7 +56,7 @@ class ImagePreprocessor:
             raise ImageError(f"images[{index}].data", str(error)) from None
 
     def _bounds(self, image: ImageSource) -> tuple[int | None, int | None]:
-        """The request's bounds; one below the model's own least area takes that along."""
+        """The request's bounds; a maximum below the model's minimum lowers the minimum, too."""
         low, high = image.min_pixels, image.max_pixels
         if self._most_pixels is not None:
             high = min(self._config.max_pixels if high is None else high, self._most_pixels)

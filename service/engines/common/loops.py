@@ -1,4 +1,4 @@
-"""A guard against answers that repeat themselves without end."""
+"""Stops answers that repeat themselves without end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LoopGuard:
-    """Ends an answer with FinishReason.LOOP when its tail does nothing but repeat.
+    """Ends an answer with FinishReason.LOOP when its last tokens only repeat.
 
-    The last ``window`` tokens must have a period of at most ``longest`` tokens. That is more
-    repetition than an answer needs: 256 tokens are about 60 equal ``[0, 0]`` pairs. It is looked
-    for every ``interval`` tokens, so that it costs nothing. ``window`` 0 switches the guard off.
+    The guard trips when the last ``window`` tokens have a period of at most ``longest`` tokens.
+    Valid answers repeat less: 256 tokens are about 60 equal ``[0, 0]`` pairs. The guard checks
+    every ``interval`` tokens, so that its cost is negligible. A ``window`` of 0 turns it off.
     """
 
     window: int = 256

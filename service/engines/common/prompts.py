@@ -1,4 +1,4 @@
-"""From a request to its packed prompt: turns, images, and whether there is room for the answer."""
+"""Turns a request into its packed prompt, and checks that the context has room for the answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from service.types import GenerateRequest
 class Prompts:
     """Packs requests for one checkpoint. Thread-safe.
 
-    preprocess: None where the engine runs without vision. context_length: tokens of prompt and answer.
+    preprocess: None for an engine without vision.
+    context_length: maximum number of tokens of prompt and answer together.
     """
 
     def __init__(
@@ -43,7 +44,8 @@ class Prompts:
         return self._chat.pack(self._turns(request), ())
 
     def _turns(self, request: GenerateRequest) -> list[list[int] | None]:
-        """The prompt without its images, if it fits into the context with them."""
+        """The prompt without its images. Raises if prompt and images do not fit into the
+        context."""
         counts: list[int] = []
         if self._preprocess is not None:
             counts = [self._preprocess.num_tokens(*one) for one in enumerate(request.all_images)]

@@ -1,4 +1,4 @@
-"""Asks for the pixels of the images of one request, a few images at a time."""
+"""Decodes the images of one request, a few at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AT_ONCE = 2
-"""Images of one request that are decoded, or wait for it, at the same time. Few, so that a request
-with many images does not stand before the others."""
+"""Maximum number of images of one request that are decoded, or wait for decoding, at the same time.
+A small number, so that a request with many images does not delay the others."""
 
 
 async def reduce_all(
     images: Sequence[ImageSource], reduce: Callable[[int, ImageSource, Pixels], T]
 ) -> list[T]:
-    """``reduce(index, image, pixels)`` of every image, in order.
+    """Call ``reduce(index, image, pixels)`` for every image; returns the results in order.
 
-    Raises the error of the first image that cannot be used; the images behind it are left alone.
-    Nothing runs on when this returns.
+    Raises the error of the first image that cannot be used; later images are not decoded. No work
+    is left running when this function returns.
     """
     places = asyncio.Semaphore(AT_ONCE)
     failed: list[int] = []
@@ -48,4 +48,4 @@ async def reduce_all(
             raise next(result for result in found if isinstance(result, BaseException))
         return found  # type: ignore[return-value]  # without a failure there is one result each
     finally:
-        del found  # the traceback of an error holds this frame: nothing is to live as long
+        del found  # the traceback of an error references this frame: drop references

@@ -1,6 +1,6 @@
 """The engine on LMDeploy: TurboMind or LMDeploy's PyTorch engine, on NVIDIA GPUs.
 
-The only package of the service that imports LMDeploy, and not before the engine starts.
+Only this package of the service imports LMDeploy, and only when the engine starts.
 """
 
 from service.engines.kind import EngineKind

@@ -1,4 +1,4 @@
-"""Starts LMDeploy on a checkpoint: which of its engines, with which settings. Blocks for minutes."""
+"""Chooses and starts one of LMDeploy's engines for a checkpoint. Blocks for minutes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 VERSION: str = lmdeploy.__version__
 CACHE_BLOCK = 64
-"""Tokens of a block of the key-value cache; LMDeploy's default, which is kept."""
+"""Number of tokens in a block of the key-value cache; LMDeploy's default."""
 
 
 def build_host(
@@ -40,7 +40,7 @@ def build_host(
     """Start LMDeploy's engine on a checkpoint folder.
 
     Raises:
-        EngineUnavailable: what is wrong and how to fix it.
+        EngineUnavailable: the message says what is wrong and how to fix it.
     """
     _check_machine(options, config)
     backend = _available(options, on_progress)
@@ -56,7 +56,7 @@ def build_host(
             f"the GPU has not enough memory ({_cause(error)}); lower cache_share, context_length "
             "or max_batch, set vision=false, or spread the model with tensor_parallel"
         ) from error
-    except Exception as error:  # LMDeploy raises anything, AssertionError most of all
+    except Exception as error:  # LMDeploy raises exceptions of any type, often AssertionError
         logger.exception("LMDeploy could not start")
         raise EngineUnavailable(
             f"LMDeploy's {backend} backend cannot start on {folder.name!r}: {_cause(error)}"
@@ -64,7 +64,7 @@ def build_host(
 
 
 def join_logs() -> None:
-    """Have LMDeploy write to the log of the service: by itself it takes stdout."""
+    """Make LMDeploy write to the log of the service; by default it writes to stdout."""
     log = logging.getLogger("lmdeploy")
     log.handlers.clear()
     log.propagate = True
@@ -73,7 +73,7 @@ def join_logs() -> None:
 
 
 def hush_logs() -> None:
-    """The engine runs: from here on LMDeploy would write several lines for each request."""
+    """Raise LMDeploy's log level once the engine runs: it would log several lines per request."""
     logging.getLogger("lmdeploy").setLevel(logging.WARNING)
 
 
@@ -93,7 +93,8 @@ def _check_machine(options: Options, config: TextConfig) -> None:
 
 
 def _available(options: Options, on_progress: Callable[[str], None]) -> str:
-    """The chosen backend, made ready; where TurboMind cannot be, ``auto`` takes the other one.
+    """Prepare the chosen backend. If TurboMind cannot be prepared, ``auto`` uses the PyTorch
+    engine.
 
     Raises EngineUnavailable.
     """
@@ -111,11 +112,11 @@ def _available(options: Options, on_progress: Callable[[str], None]) -> str:
 
 
 def _prepare_turbomind(options: Options, on_progress: Callable[[str], None]) -> None:
-    """Give TurboMind Qwen3-VL, with DeepStack where there are images."""
+    """Add Qwen3-VL to TurboMind, with DeepStack if the server accepts images."""
     try:
         lmdeploy_ext.install(options.deepstack if options.vision else None)
         if not options.vision and not lmdeploy_ext.is_installed():
-            lmdeploy_ext.uninstall()  # it was DeepStack that failed, which texts do without
+            lmdeploy_ext.uninstall()  # only DeepStack failed, and text needs no DeepStack
             lmdeploy_ext.install("off")
     except ExtensionError as error:
         raise EngineUnavailable(
@@ -155,7 +156,7 @@ def _pytorch(
 
 
 def turbomind_config(options: Options, context_length: int) -> TurbomindEngineConfig:
-    """TurboMind's settings. Those that are not named keep LMDeploy's defaults."""
+    """TurboMind's settings. All others keep LMDeploy's defaults."""
     return TurbomindEngineConfig(
         **_common(options, session_length(context_length, options.prefill_chunk)),
         quant_policy=CACHE_BITS[options.cache_type],
@@ -164,7 +165,7 @@ def turbomind_config(options: Options, context_length: int) -> TurbomindEngineCo
 
 
 def pytorch_config(options: Options, context_length: int) -> PytorchEngineConfig:
-    """The PyTorch engine's settings. Those that are not named keep LMDeploy's defaults."""
+    """The PyTorch engine's settings. All others keep LMDeploy's defaults."""
     return PytorchEngineConfig(
         **_common(options, context_length),
         quant_policy=QuantPolicy(CACHE_BITS[options.cache_type]),
@@ -174,8 +175,8 @@ def pytorch_config(options: Options, context_length: int) -> PytorchEngineConfig
 def session_length(context_length: int, prefill_chunk: int) -> int:
     """TurboMind's session length: at least one token more than the context.
 
-    TurboMind warms up on prompts of some even lengths, of a whole chunk and of a chunk and a block,
-    and the process dies when the session has no room for a token behind one of them.
+    TurboMind warms up with prompts of some even lengths, of one chunk, and of one chunk plus one
+    block. The process crashes if a session has no room for one more token after such a prompt.
     """
     length = context_length + 1 | 1
     blocked = {prefill_chunk, prefill_chunk + CACHE_BLOCK}
@@ -199,7 +200,7 @@ def _common(options: Options, session_len: int) -> dict[str, Any]:
 
 
 def feature_dtype(host: Host, config: TextConfig) -> torch.dtype:
-    """The type in which pixels go to the vision tower."""
+    """The dtype of the pixels for the vision tower."""
     name = str(getattr(host.native.engine_config, "dtype", "auto"))
     if name not in ("bfloat16", "float16"):
         name = config.dtype
@@ -207,7 +208,7 @@ def feature_dtype(host: Host, config: TextConfig) -> torch.dtype:
 
 
 def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]:
-    """What an operator wants to know of the engine."""
+    """Details of the engine for operators."""
     active = options.vision and (host.backend == PYTORCH or deepstack.status().active)
     return {
         "backend": host.backend,
@@ -229,7 +230,8 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
 
 
 def _chosen_by(backend: str, options: Options) -> str:
-    """Who chose it. A path or an address, which a reason may hold, is not for callers."""
+    """The reason for the chosen backend, without paths and addresses, which callers must not
+    see."""
     if options.backend != "auto":
         return "operator"
     if backend != options.chosen_backend:
@@ -246,6 +248,6 @@ def _gpu() -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The first line of an error, which may be long."""
+    """The first line of an error message."""
     lines: Sequence[str] = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,4 +1,4 @@
-"""The engine as the service sees it. LMDeploy and torch are imported when it starts."""
+"""The engine class for LMDeploy. LMDeploy and torch are imported when the engine starts."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class LMDeployEngine:
 
     Args:
         model: a checkpoint folder, or a name on the Hugging Face hub.
-        on_progress: told in a few words what is being loaded; called from another thread.
-        load: makes the started host; for tests that bring one of their own.
-        options: the fields of `Options`. backend: turbomind, pytorch, or auto: TurboMind, but
+        on_progress: called with a short text about the current step of loading, from another
+        thread. load: starts the host; tests replace it. options: the
+        fields of `Options`. backend: turbomind, pytorch, or auto: TurboMind, but
             PyTorch where TurboMind cannot be given DeepStack, which images need. deepstack: auto,
             require or off, see `lmdeploy_ext.deepstack`. vision: False loads no tower.
             tensor_parallel: GPUs. context_length: tokens of prompt and answer; None is the model's
@@ -89,18 +89,19 @@ class LMDeployEngine:
 
     @property
     def active_requests(self) -> int:
-        """Requests that hold anything: a place in a queue, or something inside LMDeploy."""
+        """Number of requests in the queue or inside LMDeploy."""
         return len(self._live)
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do. Raises EngineUnavailable before ``start`` has returned."""
+        """The capabilities of the engine. Raises EngineUnavailable before ``start`` has
+        returned."""
         if self._capabilities is None:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         return self._capabilities
 
     async def start(self) -> None:
-        """Load the model and prove that grammars are obeyed; a second call returns at once."""
+        """Load the model and verify that it obeys grammars. A second call returns at once."""
         async with self._starting:
             if self._capabilities is not None:
                 return
@@ -113,14 +114,14 @@ class LMDeployEngine:
             except BaseException:
                 self._loaded = None
                 self._front.shutdown(wait=False)
-                self._front = _front()  # another start may follow
+                self._front = _front()  # the caller may start the engine again
                 await loaded.close()
                 raise
             self._capabilities = loaded.capabilities
             self._on_progress("ready")
 
     async def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar, or find it in the cache, off the event loop."""
+        """Compile a grammar outside the event loop, or find it in the cache."""
         loaded = self._ready()
         await or_closed(loaded.grammars.get(grammar), self._closed)
 
@@ -155,7 +156,7 @@ class LMDeployEngine:
             )
 
     async def close(self) -> None:
-        """Stop and free everything. Requests in flight end with EngineUnavailable."""
+        """Stop the engine and free its memory. Requests in flight end with EngineUnavailable."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -167,14 +168,14 @@ class LMDeployEngine:
             await loaded.close()
 
     async def _load_in_thread(self) -> Loaded:
-        """Load in a thread that does not hold up the end of the process."""
+        """Load in a daemon thread, which does not delay the exit of the process."""
         loading: Future[Loaded] = Future()
         loading.set_running_or_notify_cancel()
 
         def work() -> None:
             try:
                 loading.set_result((self._load or _load)(self._options, self._on_progress))
-            except BaseException as error:  # handed to whoever waits for the model
+            except BaseException as error:  # passed to the caller that waits for the model
                 loading.set_exception(error)
 
         threading.Thread(target=work, name="lmdeploy-loading", daemon=True).start()
@@ -192,7 +193,7 @@ class LMDeployEngine:
         return self._loaded
 
     def _check(self, request: GenerateRequest, loaded: Loaded) -> None:
-        """Refuse what can be refused without looking at images and texts."""
+        """Checks that need neither the images nor the texts of the request."""
         options = self._options
         if request.all_images and not options.vision:
             raise VisionDisabled("this server was started without vision; send text only")
@@ -205,7 +206,7 @@ class LMDeployEngine:
     async def _answer(
         self, request: GenerateRequest, loaded: Loaded
     ) -> AsyncGenerator[Chunk, None]:
-        """Prepare a request, run it inside LMDeploy, and leave nothing there."""
+        """Prepare a request, run it inside LMDeploy, and remove it from LMDeploy at the end."""
         number = next(self._ids)
         reader = loaded.reader(request, time.monotonic())
         place = loaded.gate.place(len(request.all_images))
@@ -219,7 +220,7 @@ class LMDeployEngine:
             run = loaded.run(number, packed, request, constraint, limit)
             self._live[number] = run
             reader.begin(packed.prompt, limit)
-            del packed  # the engine has the pixels
+            del packed  # the engine has its own copy of the pixels
             async with aclosing(run.outputs()) as outputs:
                 async for output in outputs:
                     place.leave()
@@ -242,7 +243,8 @@ class LMDeployEngine:
             await self._leave(loaded, number, run)
 
     async def _leave(self, loaded: Loaded, number: int, run: Run | None) -> None:
-        """End a request inside LMDeploy; it counts until LMDeploy has let go of it."""
+        """End a request inside LMDeploy. The request counts as active until LMDeploy has released
+        it."""
 
         def gone() -> None:
             self._live.pop(number, None)
@@ -257,15 +259,15 @@ class LMDeployEngine:
             run.when_ended(gone)
 
     async def _constraint(self, loaded: Loaded, grammar: Grammar | None) -> Constraint | None:
-        """The compiled grammar. A request with a grammar never goes on without."""
+        """The compiled grammar. A request with a grammar never runs without its grammar."""
         if grammar is None:
             return None
         return await or_closed(loaded.grammars.get(grammar), self._closed)
 
     async def _check_guidance(self, loaded: Loaded) -> None:
-        """One constrained request, whose answer is known beforehand.
+        """Run one request under a grammar that allows only one answer.
 
-        Raises EngineUnavailable when the grammar is not obeyed.
+        Raises EngineUnavailable when the answer is a different one.
         """
         request = GenerateRequest(
             "guidance", "Say no.", grammar=PROBE, sampling=Sampling(max_tokens=64)
@@ -281,7 +283,7 @@ class LMDeployEngine:
 
 
 def _front() -> ThreadPoolExecutor:
-    """Threads that prepare prompts; they start with the first."""
+    """The threads that prepare prompts; started with the first request."""
     return ThreadPoolExecutor(2, thread_name_prefix="front")
 
 
@@ -296,7 +298,7 @@ def _load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
 
 
 def _free(loading: Future[Loaded]) -> None:
-    """Nobody waits for the model any more."""
+    """Free a model that finished loading after the engine was closed."""
     if loading.exception() is None:
         loading.result().host.native.close()
 
@@ -309,9 +311,9 @@ def build(
     max_images: int,
     on_progress: Callable[[str], None] | None,
 ) -> LMDeployEngine:
-    """The engine of the registry; see `service.engines.kind.Build`.
+    """Build the engine for the registry; see `service.engines.kind.Build`.
 
-    Raises ValueError where LMDeploy is not installed.
+    Raises ValueError if LMDeploy is not installed.
     """
     if find_spec("lmdeploy") is None:
         raise ValueError(f"engine: {NOT_INSTALLED}")

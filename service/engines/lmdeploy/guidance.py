@@ -1,15 +1,17 @@
-"""Guided decoding on LMDeploy, so that it cannot be switched off without a word.
+"""Guided decoding on LMDeploy that is never switched off silently.
 
-Stock LMDeploy compiles a request's grammar on the event loop and, on an error, goes on without it.
-Here every grammar is compiled before, in a thread of our own, and the engine gets the result:
+Stock LMDeploy compiles a request's grammar on the event loop and, after an error, runs the request
+without it. This module compiles every grammar beforehand, in a separate thread, and passes the
+result to the engine:
 
-- TurboMind: the compiled grammar itself, set on the request object. LMDeploy's own path
-  (``response_format``) is not used.
-- PyTorch, model in this process: LMDeploy looks its compiler up for each request; ours stands in
-  that place and gives out what is compiled already.
-- PyTorch, model in other processes (several GPUs): the EBNF as text, which was compiled here first.
+- TurboMind: the compiled grammar is set on the request object. LMDeploy's ``response_format`` is
+  not used.
+- PyTorch, model in this process: LMDeploy looks up its compiler for each request; this module
+  replaces that compiler by an object that returns the compiled grammar.
+- PyTorch, model in other processes (several GPUs): LMDeploy gets the EBNF as text, after this
+  process has compiled it successfully.
 
-Special tokens have no bytes in the vocabulary that grammars see, so no free string can hold one.
+In the vocabulary for grammars, special tokens have no bytes, so that no string can contain them.
 """
 
 from __future__ import annotations
@@ -28,29 +30,30 @@ from service.engines.common.grammar import (
 )
 from service.types import Grammar, GrammarKind
 
-_RAW = 0  # xgrammar's VocabType of tables that are bytes already
+_RAW = 0  # xgrammar's VocabType for vocabularies that are already bytes
 _FIRST_PRINTABLE = 0x20
 _BYTES = (*(bytes([value]) for value in range(256)), b"")
 _BYTES_STOP = 256
 _NO_UTF8 = frozenset({0xC0, 0xC1, *range(0xF5, 0x100)})
 _SMALL_STATE_BYTES = 96
-"""Of a grammar over single bytes, for each mask that the same grammar needs over a vocabulary.
-Measured on eleven grammars and 152,000 tokens: 100 to 20,000."""
+"""Size of a grammar compiled over single bytes, in bytes per mask that the same grammar needs over a
+full vocabulary; the lower bound. Measured with eleven grammars and 152,000 tokens: 100 to 20,000."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A compiled grammar on its way into an engine. size_bytes: memory that it takes, about."""
+    """A compiled grammar for an engine. size_bytes: approximate memory."""
 
     compiled: Any
     size_bytes: int
 
 
 class Compiler(Protocol):
-    """Compiles for one backend. Called in threads."""
+    """Compiles grammars for one backend. Called in threads."""
 
     def compile(self, grammar: Grammar) -> Constraint:
-        """Raises GrammarError when the grammar cannot be compiled or has no text."""
+        """Compile a grammar. Raises GrammarError when the grammar cannot be compiled or matches no
+        text."""
         ...
 
 
@@ -62,11 +65,11 @@ class TurboMindCompiler:
     """
 
     def __init__(self, module: Any, table: Sequence[bytes], stop_ids: Sequence[int]) -> None:
-        # The module's xgrammar lets bytes into strings that are in no UTF-8 text; ours does not.
+        # Unlike the xgrammar package, the module's xgrammar allows bytes that are invalid in UTF-8.
         legal = [b"" if _NO_UTF8.intersection(piece) else piece for piece in table]
         self._json = _compiler(module, _printable(legal), stop_ids)
         self._other = _compiler(module, legal, stop_ids)
-        # A grammar over single bytes compiles in no time, and tells what is wrong with it.
+        # Compiling over single bytes is fast and gives good error messages.
         self._check = GrammarCompiler(_BYTES, [_BYTES_STOP])
         self._mask_bytes = len(table) // 8
 
@@ -85,7 +88,7 @@ class TurboMindCompiler:
 
 
 class PyTorchCompiler:
-    """Compiles with the xgrammar that LMDeploy's PyTorch engine uses, in its process or as text."""
+    """Compiles for LMDeploy's PyTorch engine, whose model runs in this process or in others."""
 
     def __init__(self, table: Sequence[bytes], stop_ids: Sequence[int], *, as_text: bool) -> None:
         self._as_text = as_text
@@ -104,42 +107,44 @@ class PyTorchCompiler:
 
 
 class Handover:
-    """Stands where LMDeploy's PyTorch engine keeps its compiler, and compiles nothing.
+    """Replaces the compiler of LMDeploy's PyTorch engine, and only returns compiled grammars.
 
-    A request's grammar is put in before the request is sent and taken out when it has ended.
+    The grammar of a request is added before the request is sent, and removed when it has ended.
     """
 
     def __init__(self) -> None:
         self._ready: dict[int, Any] = {}
 
     def put(self, session_id: int, compiled: Any) -> dict[str, Any]:
-        """Keep a compiled grammar; returns the ``response_format`` that asks for it."""
+        """Add a compiled grammar; returns the ``response_format`` that selects it."""
         self._ready[session_id] = compiled
         return {"type": "structural_tag", "session": session_id}
 
     def drop(self, session_id: int) -> None:
-        """Forget the grammar of a request; harmless when there is none."""
+        """Remove the grammar of a request; does nothing if there is none."""
         self._ready.pop(session_id, None)
 
     def compile_structural_tag(self, source: str) -> Any:
-        """What LMDeploy calls for a new request. KeyError would mean that it made one up."""
+        """Called by LMDeploy for a new request. Raises KeyError for an unknown grammar, which would
+        be a bug."""
         return self._ready[json.loads(source)["session"]]
 
 
 def estimated_bytes(small: CompiledGrammar, mask_bytes: int) -> int:
-    """An upper estimate of what a grammar takes over a full vocabulary; TurboMind does not tell."""
+    """An upper estimate of a grammar's memory over a full vocabulary; TurboMind does not report
+    it."""
     return small.size_bytes * max(1, mask_bytes // _SMALL_STATE_BYTES)
 
 
 def _compiler(module: Any, table: Sequence[bytes], stop_ids: Sequence[int]) -> Any:
     info = module.TokenizerInfo(list(table), _RAW, len(table), list(stop_ids), False)
-    return module.GrammarCompiler(info, compile_threads(), False, -1)  # no cache of its own
+    return module.GrammarCompiler(info, compile_threads(), False, -1)  # not cached by xgrammar
 
 
 def _printable(table: Sequence[bytes]) -> list[bytes]:
-    """The table without tokens that hold a control character.
+    """The table without tokens that contain a control character.
 
-    xgrammar lets them into strings of bounded length; JSON has none anywhere.
+    xgrammar allows them in strings of bounded length, where JSON does not.
     """
     return [piece if piece and min(piece) >= _FIRST_PRINTABLE else b"" for piece in table]
 

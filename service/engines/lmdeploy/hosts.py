@@ -1,9 +1,9 @@
-"""LMDeploy's two engines behind one small face.
+"""A common interface for LMDeploy's two engines.
 
-The seam is LMDeploy's engine object (``TurboMind`` or the PyTorch ``Engine``), not the async engine
-above it. That layer would tokenise again, have grammars compiled on the event loop, turn off the
-repetition penalty of greedy requests, decode text by itself, hold each request back until one of a
-fixed number of handles is free, and tell errors apart in few words.
+It uses LMDeploy's engine objects (``TurboMind`` or the PyTorch ``Engine``) directly, not LMDeploy's
+async engine above them. The async engine would tokenise again, compile grammars on the event loop,
+turn off the repetition penalty of greedy requests, detokenise, delay each request until one of a
+fixed number of handles is free, and report errors with little detail.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Native(Protocol):
-    """What is used of LMDeploy's engine objects."""
+    """The methods of LMDeploy's engine objects that this module uses."""
 
     engine_config: Any
 
@@ -46,17 +46,18 @@ class Host(Protocol):
 
     backend: str
     spare_tokens: int
-    """Tokens of a session beyond the context."""
+    """Number of tokens of a session in addition to the context."""
     native: Native
     compiler: Compiler
 
     @property
     def session_len(self) -> int | None:
-        """Tokens of a request that the engine has memory for, where it says so."""
+        """Maximum number of tokens of a request that the engine has memory for; None if it does not
+        say."""
         ...
 
     async def start(self) -> None:
-        """What has to happen on the event loop, once."""
+        """Start the parts that need the event loop. Called once."""
         ...
 
     def open(
@@ -66,11 +67,11 @@ class Host(Protocol):
         ...
 
     def drop(self, session_id: int) -> None:
-        """Forget what was kept for a request."""
+        """Free the grammar of a request."""
         ...
 
     def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
-        """Tokens that a request must not choose, beyond what its mask says."""
+        """Tokens that a request must not choose, in addition to those that its mask forbids."""
         ...
 
     async def close(self) -> None:
@@ -79,7 +80,7 @@ class Host(Protocol):
 
 
 class TurboMindHost:
-    """TurboMind. The grammar goes straight to the request object."""
+    """TurboMind. The grammar is set on the request object."""
 
     backend = TURBOMIND
     spare_tokens = 1
@@ -93,26 +94,27 @@ class TurboMindHost:
         self.compiler: Compiler = TurboMindCompiler(module, table, stop_ids)
 
     async def start(self) -> None:
-        """TurboMind runs in threads of its own."""
+        """Does nothing: TurboMind runs in its own threads."""
 
     def open(
         self, session_id: int, constraint: Constraint | None
     ) -> tuple[Instance, dict[str, Any] | None]:
-        """See `Host.open`. A request object serves once: its grammar is that of one request."""
+        """See `Host.open`. Each request needs a new request object, because the object has the
+        grammar."""
         instance = self.native.create_instance()
         if constraint is not None:
             instance.model_inst.set_grammar(constraint.compiled)
         return instance, None
 
     def drop(self, session_id: int) -> None:
-        """Nothing is kept here."""
+        """Does nothing: the grammar belongs to the request object."""
 
     def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
-        """None: the mask knows special tokens."""
+        """No tokens: the mask forbids special tokens."""
         return ()
 
     async def close(self) -> None:
-        """See `Host.close`. The destructor of the engine blocks: it runs in a thread."""
+        """See `Host.close`. The engine's destructor blocks, so it runs in a thread."""
         await asyncio.to_thread(self.native.close)
         health = getattr(self.native, "health_executor", None)
         if health is not None:
@@ -120,7 +122,7 @@ class TurboMindHost:
 
 
 class PyTorchHost:
-    """LMDeploy's PyTorch engine; its tasks live on the event loop that ``start`` was called on."""
+    """LMDeploy's PyTorch engine. Its tasks run on the event loop on which ``start`` was called."""
 
     backend = PYTORCH
     spare_tokens = 0
@@ -172,12 +174,12 @@ class PyTorchHost:
             self._handover.drop(session_id)
 
     def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
-        """Special tokens, where another process makes the masks: it takes them for text."""
+        """Special tokens, if another process makes the masks: that process treats them as text."""
         return () if constraint is None or self._handover is not None else self._special
 
     async def close(self) -> None:
         """See `Host.close`. Cancels the engine's tasks and waits for them."""
-        before = {"EngineMainLoop", "SenderWaitLoop"}  # the names that LMDeploy gives its tasks
+        before = {"EngineMainLoop", "SenderWaitLoop"}  # the names of LMDeploy's tasks
         tasks = [task for task in asyncio.all_tasks() if task.get_name() in before]
         self.native.close()
         stop_loop = getattr(getattr(self.native, "req_manager", None), "stop_loop", None)
@@ -188,9 +190,9 @@ class PyTorchHost:
 
 
 def _guided_decoding(native: Any) -> Any:
-    """The guided decoding of a model in this process; None where the model is in others.
+    """The guided-decoding manager of a model in this process; None if the model runs in others.
 
-    Raises EngineUnavailable when LMDeploy has switched it off, which it does with a warning.
+    Raises EngineUnavailable if LMDeploy has turned guided decoding off, which it only logs.
     """
     agent = getattr(getattr(native, "executor", None), "model_agent", None)
     if agent is None:

@@ -1,4 +1,5 @@
-"""The images of a packed request as LMDeploy's engines take them: decoded pixels, never a name."""
+"""Converts the images of a packed request to the input of LMDeploy's engines: pixels, never a URL
+or path."""
 
 from __future__ import annotations
 
@@ -35,10 +36,10 @@ def multimodal_items(
 
 
 def fingerprint(image: PackedImage) -> bytes:
-    """32 bytes that name an image in the prefix cache.
+    """A hash of 32 bytes that identifies an image in the prefix cache.
 
-    Taken here from the uint8 patches, which say all that the pixels say; LMDeploy would hash the
-    larger pixels on the event loop.
+    Computed from the uint8 patches, which have the same information as the pixels. LMDeploy would
+    hash the larger float pixels on the event loop.
     """
     digest = hashlib.sha256(repr((image.grid, image.patches.shape)).encode())
     digest.update(np.ascontiguousarray(image.patches).data)

@@ -1,4 +1,4 @@
-"""A checkpoint on LMDeploy: everything that requests need, built once."""
+"""Loads a checkpoint into LMDeploy and builds everything that requests need."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from service.types import (
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A prompt without its images, and these as LMDeploy takes them."""
+    """A tokenised prompt and its images in LMDeploy's form."""
 
     prompt: PackedRequest
     items: list[dict[str, Any]]
 
 
 class Loaded:
-    """A started engine of LMDeploy and what stands around it."""
+    """A started engine of LMDeploy with its tokenizer, image processor and grammar compiler."""
 
     def __init__(self, folder: Path, options: Options, config: TextConfig, host: Host) -> None:
         self.host = host
@@ -80,11 +80,11 @@ class Loaded:
         )
 
     def check_sampling(self, options: Sampling) -> None:
-        """Raises InvalidRequest for a value that the backend would change."""
+        """Raises InvalidRequest for a value that the backend would change silently."""
         sampling.check(options, self.host.backend)
 
     def reader(self, request: GenerateRequest, received: float) -> Reader:
-        """For the answer of a request."""
+        """A reader for the answer of a request."""
         return Reader(
             self._chat.table,
             frozenset(self._config.stop_ids),
@@ -94,7 +94,8 @@ class Loaded:
         )
 
     async def pack(self, request: GenerateRequest, executor: Executor) -> Packed:
-        """Tokens, spans and pixels, made in other threads. Raises ImageError or ContextTooLong."""
+        """Prepare tokens, spans and pixels in other threads. Raises ImageError or
+        ContextTooLong."""
         prompt = await self._prompts.pack(request, executor)
         if not prompt.images or self._images is None:
             return Packed(prompt, [])
@@ -109,7 +110,7 @@ class Loaded:
         return Packed(replace(prompt, images=()), items)
 
     def answer_limit(self, packed: Packed, request: GenerateRequest) -> int:
-        """Most tokens of the answer. Raises ContextTooLong."""
+        """Maximum number of answer tokens. Raises ContextTooLong."""
         return answer_limit(
             len(packed.prompt.token_ids),
             request.sampling,
@@ -124,10 +125,10 @@ class Loaded:
         constraint: Constraint | None,
         limit: int,
     ) -> Run:
-        """Send a request to LMDeploy; ``number`` is its session there.
+        """Send a request to LMDeploy. number: the id of its session in LMDeploy.
 
-        limit: most tokens of the answer. With a grammar LMDeploy computes one more where there is
-        room, so that an answer of exactly so many can be seen to end.
+        limit: maximum number of answer tokens. With a grammar, LMDeploy computes one more token if
+        there is room, so that an answer of exactly ``limit`` tokens is recognised as complete.
         """
         instance, response_format = self.host.open(number, constraint)
         ids: list[int] = packed.prompt.token_ids.tolist()
@@ -149,13 +150,13 @@ class Loaded:
         return Run(instance, number, arguments)
 
     async def close(self) -> None:
-        """Free everything. No request may be in flight."""
+        """Free the engine. No request may be in flight."""
         self.grammars.close()
         await self.host.close()
 
 
 def load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
-    """Fetch, read and start a checkpoint. Raises EngineUnavailable."""
+    """Download, read and start a checkpoint. Raises EngineUnavailable."""
     join_logs()
     on_progress("looking for the checkpoint")
     folder = resolve_model(options.model, options.revision)
@@ -171,7 +172,7 @@ def load(options: Options, on_progress: Callable[[str], None]) -> Loaded:
 def assemble(
     folder: Path, options: Options, build: Callable[[TextConfig, Chat, int], Host]
 ) -> Loaded:
-    """Read the small files of a checkpoint, build the host and put both together."""
+    """Read the small files of a checkpoint, start the host and combine both."""
     try:
         config = TextConfig.from_checkpoint(folder, quantised=True)
         wanted = wanted_context(options, config)
@@ -179,7 +180,7 @@ def assemble(
         try:
             return Loaded(folder, options, config, host)
         except BaseException:
-            host.native.close()  # nobody else knows of it
+            host.native.close()  # no one else has a reference to the host
             raise
     except (CheckpointError, FileNotFoundError, KeyError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -189,7 +190,7 @@ def assemble(
 
 
 def wanted_context(options: Options, config: TextConfig) -> int:
-    """Tokens of prompt and answer. Raises CheckpointError when the model has fewer."""
+    """The context length, in tokens. Raises CheckpointError if the model has less."""
     most = config.max_position_embeddings
     wanted = options.context_length or most
     if wanted > most:

@@ -1,4 +1,4 @@
-"""What can be chosen about the LMDeploy engine. Plain values: importing them imports no LMDeploy."""
+"""Settings and options of the LMDeploy engine. This module does not import LMDeploy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PYTORCH_FORMATS = ("auto", "hf")
 
 
 class LMDeploySettings(EngineSettings):
-    """What an operator can choose about the LMDeploy engine: flags and variables come from here."""
+    """Settings of the LMDeploy engine for operators; each becomes a flag and a variable."""
 
     backend: Literal["auto", "turbomind", "pytorch"] = Field(
         "auto",
@@ -104,11 +104,11 @@ class LMDeploySettings(EngineSettings):
 
     @property
     def chosen_backend(self) -> str:
-        """``turbomind`` or ``pytorch``: what ``auto`` stands for, as far as settings tell.
+        """The backend, ``turbomind`` or ``pytorch``; resolves ``auto`` from the settings.
 
-        Right answers first, then speed. Images need DeepStack, which LMDeploy's PyTorch engine
-        has; TurboMind is given it on one GPU. Where that turns out to be impossible, ``auto`` takes
-        the PyTorch engine when it starts.
+        Correct answers come before speed. Images need DeepStack. LMDeploy's PyTorch engine has it;
+        this project adds it to TurboMind on one GPU. If that fails at start-up, ``auto`` uses the
+        PyTorch engine.
         """
         if self.backend != "auto":
             return self.backend
@@ -117,13 +117,13 @@ class LMDeploySettings(EngineSettings):
 
 
 class Options(LMDeploySettings, EngineArguments):
-    """Everything that `service.engines.lmdeploy.LMDeployEngine` can be told, which documents it."""
+    """The options of `service.engines.lmdeploy.LMDeployEngine`, which documents them."""
 
     check_guidance: bool = True
 
 
 def unsupported(options: LMDeploySettings, backend: str) -> str | None:
-    """Why a backend cannot do what the options ask for, as ``setting: reason``; None when it can."""
+    """Why a backend does not support the options, as ``setting: reason``; None if it does."""
     spread = options.vision and options.tensor_parallel > 1 and options.deepstack != "off"
     if backend == TURBOMIND and spread:
         return (

@@ -1,4 +1,4 @@
-"""What LMDeploy says about a request, and what the caller is told."""
+"""Maps LMDeploy's status of a request to the error for the caller."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _too_long() -> ServiceError:
 
 
 OUTCOMES: dict[ResponseType, Outcome] = {
-    ResponseType.SUCCESS: None,  # more is to come
+    ResponseType.SUCCESS: None,  # the request continues
     ResponseType.FINISH: None,
-    ResponseType.CANCEL: _cut,  # never one of ours: whoever cancels no longer listens
+    ResponseType.CANCEL: _cut,  # not a cancellation of ours: a cancelled caller reads no more output
     ResponseType.ENGINE_STOP_ERROR: _gone,
     ResponseType.NO_QUEUE: _gone,
     ResponseType.INPUT_LENGTH_ERROR: _too_long,
-    # TurboMind fails the first in line when nothing else holds memory: it can never fit.
+    # TurboMind fails the first request of the queue if it does not fit into the empty cache.
     ResponseType.OUT_OF_MEMORY: _too_long,
     ResponseType.INTERNAL_ENGINE_ERROR: _defect,
     ResponseType.SESSION_REPEAT: _defect,
@@ -47,10 +47,10 @@ OUTCOMES: dict[ResponseType, Outcome] = {
     ResponseType.PREFIX_CACHE_CONFLICT: _defect,
     ResponseType.NOT_SUPPORTED: _defect,
 }
-"""Every status of an output. Exhaustive: a test walks LMDeploy's enumeration."""
+"""Every status of an output. A test compares this table with LMDeploy's enumeration."""
 
 
 def error_of(status: ResponseType) -> ServiceError | None:
-    """What to raise for a status; None while the answer goes on, or ended as it should."""
+    """The error for a status; None for an answer that continues or ended normally."""
     outcome = OUTCOMES.get(status, _defect)
     return None if outcome is None else outcome()

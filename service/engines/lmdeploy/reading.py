@@ -1,4 +1,4 @@
-"""From LMDeploy's outputs to chunks of text, a finish reason, usage and timings."""
+"""Converts LMDeploy's outputs to chunks of text, a finish reason, usage and timings."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Reader:
         received: float,
         thinks: bool = False,
     ) -> None:
-        """received: when the engine got the request, by ``time.monotonic``. thinks: whether the
-        answer begins with thoughts.
+        """received: ``time.monotonic`` at which the engine received the request.
+        thinks: whether the answer begins with thoughts.
         """
         self._limit = 0
         self._detokenizer = Detokenizer(table, thinks=thinks)
@@ -41,17 +41,17 @@ class Reader:
         self._usage = Usage()
 
     def begin(self, prompt: PackedRequest, limit: int) -> None:
-        """The request goes to LMDeploy now. limit: most tokens of the answer."""
+        """Called when the request is sent to LMDeploy. limit: maximum number of answer tokens."""
         self._limit = limit
         self._sent = time.monotonic()
         images = sum(end - begin for begin, end in prompt.spans)
         self._usage = Usage(len(prompt.token_ids), images, 0)
 
     def read(self, output: Any) -> Chunk | None:
-        """The text of an output; None where it completes no character.
+        """The chunk of an output; None if the output completes no character.
 
-        The chunk with a finish reason is the last, whatever LMDeploy still has to say. Raises what
-        the status of the output means.
+        The chunk with a finish reason is the last one; later outputs of LMDeploy are ignored.
+        Raises the error for the status of the output.
         """
         error = error_of(output.status)
         if error is not None:
@@ -72,12 +72,13 @@ class Reader:
         if token in self._stop_ids:
             return FinishReason.STOP
         if len(self._answer) >= self._limit:
-            return FinishReason.LENGTH  # one more was asked for, to see whether the answer ends
+            # One token more than the limit was requested, to see whether the answer ends.
+            return FinishReason.LENGTH
         self._answer.append(token)
         return FinishReason.LOOP if self._guard.trips(self._answer) else None
 
     def _note(self, output: Any) -> None:
-        """Take the times that an output brings."""
+        """Record the timings of an output."""
         if output.token_ids and self._first == self._received:
             self._first = time.monotonic()
         metrics = output.req_metrics
@@ -93,7 +94,7 @@ class Reader:
     def _last(self, text: str, reason: FinishReason) -> Chunk:
         now = time.monotonic()
         first_s = (self._first if self._first > self._received else now) - self._received
-        # LMDeploy's clock is another one: its wait cannot be longer than the first token took.
+        # LMDeploy uses another clock: limit its queue time to the time of the first token.
         queue_s = min(self._sent - self._received + self._queue_s, first_s)
         return Chunk(
             text + self._detokenizer.finish(),

@@ -1,4 +1,4 @@
-"""One request inside LMDeploy, and the end of it."""
+"""Runs and cancels one request inside LMDeploy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 logger = logging.getLogger(__name__)
 
 END_LIMIT_S = 5.0
-"""How long a caller who goes away waits for the engine to let its request go."""
+"""Maximum time, in seconds, that a cancelled caller waits for LMDeploy to release its request."""
 
 
 class Instance(Protocol):
@@ -27,11 +27,10 @@ class Instance(Protocol):
 
 
 class Run:
-    """Iterates one request of LMDeploy in a task of its own.
+    """Iterates over one request of LMDeploy in a separate task.
 
-    LMDeploy's generator swallows a cancellation that is thrown into it and then waits inside. So
-    nothing is ever thrown into it: ``stop`` asks the engine to cancel, and the generator comes to
-    its end by itself.
+    LMDeploy's generator swallows a cancellation and then waits forever. So the task is never
+    cancelled: ``stop`` asks the engine to cancel the request, and the generator then ends normally.
     """
 
     def __init__(self, instance: Instance, session_id: int, arguments: dict[str, Any]) -> None:
@@ -44,26 +43,26 @@ class Run:
         self._pump = asyncio.create_task(self._iterate(), name=f"lmdeploy-{session_id}")
 
     def when_ended(self, callback: Callable[[], object]) -> None:
-        """Call back when LMDeploy holds nothing of the request any more; at once if it does not."""
+        """Call ``callback`` when LMDeploy has released the request; at once if it already has."""
         if self._pump.done():
             callback()
         else:
             self._pump.add_done_callback(lambda _: callback())
 
     async def outputs(self) -> AsyncGenerator[Any, None]:
-        """LMDeploy's outputs as they come. Raises what LMDeploy raised."""
+        """Yield LMDeploy's outputs. Raises the errors of LMDeploy."""
         while (output := await self._outputs.get()) is not None:
             if isinstance(output, Exception):
                 try:
                     raise output
                 finally:
-                    del output  # its traceback holds this frame
+                    del output  # its traceback references this frame
             yield output
 
     async def stop(self) -> None:
-        """End the request in the engine, if it has not ended, and wait until it has.
+        """Cancel the request in the engine if it still runs, and wait for its end.
 
-        A caller who is cancelled while he waits does not keep that from happening.
+        The cancellation in the engine continues even if this coroutine is cancelled.
         """
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(), name=f"stop-{self._session_id}")
@@ -73,7 +72,7 @@ class Run:
         if self._pump.done():
             return
         if not self._sent:
-            self._pump.cancel()  # LMDeploy has not seen it
+            self._pump.cancel()  # LMDeploy has not received the request yet
         else:
             try:
                 await self._instance.async_cancel(self._session_id)
@@ -89,43 +88,43 @@ class Run:
             arguments, self._arguments = (
                 self._arguments,
                 {},
-            )  # pixels need not outlive the hand-over
+            )  # release the pixels after they were passed on
             stream = self._instance.async_stream_infer(self._session_id, **arguments)
             del arguments
             self._sent = True
             async for output in stream:
                 self._outputs.put_nowait(output)
-        except Exception as error:  # handed to whoever reads
+        except Exception as error:  # passed to the reader
             self._outputs.put_nowait(error)
         finally:
             self._outputs.put_nowait(None)
 
 
 class ImageGate:
-    """Bounds how many images are in the engine and have not been looked at yet.
+    """Limits the number of images in the engine that are not encoded yet.
 
-    First come, first served; a request with more images than the bound goes alone. Lives on one
-    event loop.
+    First come, first served. A request with more images than the limit enters alone. Not
+    thread-safe: belongs to one event loop.
     """
 
     def __init__(self, most: int | None) -> None:
-        """most: None lets everything through."""
+        """most: maximum number of images; None means no limit."""
         self.most = most
         self.inside = 0
         self.waiting: deque[Place] = deque()
 
     def place(self, images: int) -> Place:
-        """A place for the images of a request, not entered yet."""
+        """A place for the images of a request, outside the gate."""
         return Place(self, 0 if self.most is None else min(images, self.most))
 
     def admit(self) -> None:
-        """Let in who fits, in order."""
+        """Let waiting requests in, in order, as long as they fit."""
         while self.waiting and self.inside + self.waiting[0].weight <= (self.most or 0):
             self.waiting.popleft().let_in()
 
 
 class Place:
-    """A request at a `ImageGate`: outside, waiting, inside, and gone for good."""
+    """The state of a request at an `ImageGate`: outside, waiting, inside or left."""
 
     def __init__(self, gate: ImageGate, weight: int) -> None:
         self.weight = weight
@@ -134,7 +133,8 @@ class Place:
         self._turn: asyncio.Future[None] | None = None
 
     async def enter(self) -> None:
-        """Wait until the images may go in. Whoever calls this calls ``leave``, whatever happens."""
+        """Wait until the images may enter. The caller must call ``leave`` afterwards, also after an
+        error."""
         if not self.weight:
             return
         self._turn = asyncio.get_running_loop().create_future()
@@ -143,14 +143,14 @@ class Place:
         await self._turn
 
     def let_in(self) -> None:
-        """Called by the gate."""
+        """Enter. Called by the gate only."""
         self._inside = True
         self._gate.inside += self.weight
         if self._turn is not None and not self._turn.done():
             self._turn.set_result(None)
 
     def leave(self) -> None:
-        """The images have been looked at, or never will be. A second call does nothing."""
+        """Leave: the images are encoded, or will never be. A second call does nothing."""
         if self._inside:
             self._inside = False
             self._gate.inside -= self.weight

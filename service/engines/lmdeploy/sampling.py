@@ -1,9 +1,8 @@
-"""Sampling options of a request as LMDeploy's, field by field.
+"""Converts sampling options to LMDeploy's ``GenerationConfig``.
 
-Every field of LMDeploy's ``GenerationConfig`` is set here, so that neither its defaults (top_k 50,
-temperature 0.8) nor those of the checkpoint's generation_config.json take part. The object goes to
-the engine instance as it is: the layer above it would reset the repetition penalty of greedy
-requests.
+Every field is set, so that neither LMDeploy's defaults (top_k 50, temperature 0.8) nor those of the
+checkpoint's generation_config.json have an effect. The object is passed directly to the engine
+instance; LMDeploy's async engine would reset the repetition penalty of greedy requests.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ from service.errors import InvalidRequest
 from service.types import Sampling
 
 HONOURED = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"})
-"""Fields of Sampling that both backends honour. Of GenerationConfig, presence and frequency
-penalties do not even exist; the API has no such options."""
+"""Fields of ``Sampling`` that both backends support."""
 TOP_K_LIMIT = {TURBOMIND: 1024}
-"""Above, TurboMind's kernel takes fewer without saying so."""
+"""Maximum top_k of TurboMind's kernel, which silently lowers larger values."""
 
 
 def check(sampling: Sampling, backend: str) -> None:
-    """Refuse, by name, a value that the backend would change. Raises InvalidRequest."""
+    """Refuse a value that the backend would change silently. Raises InvalidRequest on its field."""
     limit = TOP_K_LIMIT.get(backend)
     if limit is not None and sampling.top_k > limit:
         raise InvalidRequest(
@@ -45,12 +43,13 @@ def generation_config(
     bad_ids: Sequence[int] = (),
     response_format: Mapping[str, Any] | None = None,
 ) -> GenerationConfig:
-    """LMDeploy's form of the options.
+    """The ``GenerationConfig`` for the options.
 
-    max_new_tokens: most tokens that the engine computes, which stands for ``sampling.max_tokens``.
-    bad_ids: tokens that must not come.
+    max_new_tokens: maximum number of tokens that the engine computes; replaces
+        ``sampling.max_tokens``.
+    bad_ids: tokens that must not be generated.
     """
-    # Greedy is top_k 1: LMDeploy's do_sample is read above the instance only.
+    # Greedy means top_k 1: only LMDeploy's async engine reads do_sample.
     greedy = sampling.temperature == 0
     return GenerationConfig(
         n=1,
@@ -88,7 +87,8 @@ def generation_config(
 
 
 def _seed(seed: int | None, backend: str) -> int:
-    """The seed, drawn where the caller gave none. LMDeploy's PyTorch engine has 32 bits for it."""
+    """The seed; a random seed if the caller gave none. LMDeploy's PyTorch engine supports 32
+    bits."""
     if seed is None:
         return secrets.randbits(32 if backend == PYTORCH else 64)
     return (seed ^ (seed >> 32)) & 0xFFFF_FFFF if backend == PYTORCH else seed

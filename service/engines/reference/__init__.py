@@ -1,7 +1,7 @@
 """The reference engine: Qwen3-VL in plain torch, on a CPU or a GPU.
 
-It is the executable specification for faster engines and the engine of machines without a GPU. The
-import is light: torch is loaded when the engine starts.
+It is the executable specification for faster engines, and the engine for machines without a GPU.
+Importing this package does not import torch; starting the engine does.
 """
 
 from service.engines.kind import EngineKind

@@ -1,7 +1,8 @@
-"""Key-value memory: one bounded pool of token rows, in which every request reserves one run.
+"""The key-value cache: a fixed pool of token rows, in which every request reserves one contiguous
+run.
 
-A request's run is contiguous, so attention reads plain views, without pages to gather. It reserves
-prompt and answer together at admission: a request that runs can never lack memory later.
+Because runs are contiguous, attention reads plain views and gathers no pages. A run covers prompt
+and answer and is reserved at admission, so a running request never runs out of memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Run:
 
 
 class RunAllocator:
-    """First fit over a pool of ``size`` rows."""
+    """A first-fit allocator over ``size`` rows."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -34,7 +35,7 @@ class RunAllocator:
         return sum(run.end - run.begin for run in self._runs)
 
     def reserve(self, length: int) -> Run | None:
-        """The lowest free run of ``length`` rows, or None while there is none."""
+        """Reserve the lowest free run of ``length`` rows; None if there is none."""
         begin = 0
         for run in self._runs:
             if run.begin - begin >= length:
@@ -47,7 +48,7 @@ class RunAllocator:
         return reserved
 
     def release(self, run: Run) -> None:
-        """Give a run back. Raises ValueError when it is not reserved."""
+        """Free a run. Raises ValueError if it is not reserved."""
         self._runs.remove(run)
 
 
@@ -69,8 +70,8 @@ class LayerMemory:
 class KeyValueCache:
     """The pool's tensors, one per layer.
 
-    Memory that was never written is not resident on the CPU. Behind the pool lies one row, `spare`,
-    for rows that only pad a forward pass.
+    On a CPU, rows that were never written take no physical memory. One extra row, `spare`, after
+    the pool receives the padding rows of a forward pass.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
 """Qwen3-VL's text decoder, dense or mixture of experts, on ragged rows.
 
-One forward pass takes rows of many requests that continue their answers, or a piece of one prompt.
-Linear layers see all rows at once; attention sees each request's own memory. The numbers are those
-of transformers' ``Qwen3VLTextModel`` and ``Qwen3VLMoeTextModel``.
+One forward pass computes rows of many requests that decode, or a part of one prompt. Linear layers
+process all rows at once; attention reads only the request's own rows of the cache. The numbers
+equal those of transformers' ``Qwen3VLTextModel`` and ``Qwen3VLMoeTextModel``.
 
-**Same answer alone and in a batch.** Linear layers compute each row as if it were alone (see
-`linear`), an answer's row has its own attention call, and a prompt is cut at fixed places into
-pieces that are computed by themselves. So the logits of a request do not depend on its neighbours;
-on x86 they are equal bit for bit, which a test holds.
+**Same answer alone and in a batch.** Linear layers compute each row independently of the others
+(see `linear`), each answer row has its own attention call, and a prompt is cut at fixed positions
+into parts that are computed separately. So the logits of a request do not depend on the other
+requests; on x86 a test checks that they are equal bit for bit.
 
 Letters: R rows; D hidden size; H query heads; K key-value heads; G = H/K; d head dimension;
 T rows of the request's memory; I intermediate size; E experts; M image rows; V vocabulary.
@@ -29,15 +29,15 @@ from service.engines.reference.rotary import to_pairs
 from service.engines.reference.weights import EMBEDDING, HEAD, NORM, TEXT, Checkpoint
 
 Load = Callable[[str], Tensor]
-"""Reads a tensor by its name in the checkpoint, in the type and on the device of the decoder."""
+"""Reads a tensor by its name in the checkpoint, with the dtype and device of the decoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeepStack:
-    """Vision features for the image rows of a piece of a prompt.
+    """Vision features for the image rows of a part of a prompt.
 
-    rows: int64 (M,), which of the pass's rows are image tokens.
-    features: number k (M, D) is added to the residual stream behind layer k.
+    rows: int64 (M,), indices of the image tokens among the rows of the pass.
+    features: features[k], (M, D), is added to the residual stream after layer k.
     """
 
     rows: Tensor
@@ -48,12 +48,12 @@ class DeepStack:
 class Pass:
     """The rows of one forward pass.
 
-    hidden: (R, D) embeddings. Rows behind those that the spans cover are padding.
+    hidden: embeddings (R, D). Rows beyond those of the spans are padding.
     rotary: complex64 (R, 1, d/2).
-    memory_rows: int64 (R,), where each row's key and value go in the pool.
-    spans: for each row of an answer the range ``[begin, end)`` of the pool that it may see, its own
-        row included. For a piece of a prompt exactly one range, which ends with the piece.
-    prompt: the number of rows that are a piece of one prompt, 0 for rows of answers.
+    memory_rows: int64 (R,), the pool row for each row's key and value.
+    spans: for each answer row, the range ``[begin, end)`` of pool rows that it attends to,
+        including itself. For a part of a prompt, one range that ends with this part.
+    prompt: number of rows that belong to a part of a prompt; 0 for answer rows.
     """
 
     hidden: Tensor
@@ -97,7 +97,7 @@ class Attention:
         return self._out.add(attend(query, step, memory), residual)
 
     def last(self, x: Tensor, residual: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
-        """The same for a piece of a prompt, but only its last row comes out, (1, D)."""
+        """The same for a part of a prompt, but returns only its last row, (1, D)."""
         row = step.prompt - 1
         query = self._project(x, step, memory).narrow(0, row, 1)
         return self._out.add(self._answers(query, step, memory), residual.narrow(0, row, 1))
@@ -106,7 +106,7 @@ class Attention:
         """x (R, D) -> queries (R, H, d); writes keys and values."""
         rows, heads, rotated = x.shape[0], self._heads, self._heads + self._kv_heads
         qkv = self._qkv(x).view(rows, -1, self._head_dim)  # (R, H + 2K, d)
-        # In float32 whatever the type of the weights, for the rotation is not exact in bfloat16.
+        # Always in float32, because the rotation is not exact in bfloat16.
         turned = self._norm(qkv[:, :rotated].float())
         pairs = torch.view_as_complex(turned.view(rows, rotated, -1, 2))
         pairs *= step.rotary
@@ -115,7 +115,8 @@ class Attention:
         return qkv[:, :heads]
 
     def _prompt(self, query: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
-        """query (R, H, d), one span -> (R, H*d), each row seeing the rows before it and itself."""
+        """query (R, H, d), one span -> (R, H*d). Causal: each row attends to itself and earlier
+        rows."""
         (begin, end), rows = step.spans[0], step.prompt
         grouped = query[:rows].view(rows, self._kv_heads, -1, query.shape[-1]).permute(1, 2, 0, 3)
         key, value = (
@@ -133,7 +134,7 @@ class Attention:
     def _answers(self, query: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
         """query (R, H, d), a span for each row -> (R, H*d).
 
-        The G queries that share a key head stand in the place of query positions.
+        The G query heads of a key head are passed as query positions.
         """
         rows, keys, values = query.shape[0], memory.keys, memory.values
         grouped = query.reshape(rows, self._kv_heads, -1, self._head_dim)
@@ -166,7 +167,7 @@ class DenseMlp:
 
 
 class MoeMlp:
-    """Experts: each row goes through its k best ones, weighted by their normalised shares."""
+    """Mixture of experts: each row uses its top k experts, weighted by normalised probabilities."""
 
     def __init__(self, config: MoeConfig, prefix: str, load: Load) -> None:
         self._top = config.experts_per_token
@@ -180,8 +181,8 @@ class MoeMlp:
         shares = self._router(x).float().softmax(-1)  # (R, E)
         weights, chosen = shares.topk(self._top, dim=-1)  # (R, k)
         weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
-        # Outputs are kept by rank and added in rank order, so that a row's sum does not depend on
-        # which experts its neighbours use.
+        # Outputs are stored and added in the order of their rank, so that the sum of a row does not
+        # depend on the experts of other rows.
         ranked = x.new_empty(x.shape[0], self._top, x.shape[1])
         for expert in torch.unique(chosen).tolist():
             rows, rank = torch.where(chosen == expert)
@@ -207,12 +208,13 @@ class Layer:
         self._mlp = DenseMlp(prefix, load) if moe is None else MoeMlp(moe, prefix, load)
 
     def __call__(self, x: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
-        """x (R, D), the residual stream -> the stream behind this layer."""
+        """x (R, D), the residual stream -> the residual stream after this layer."""
         x = self._attention(self._norm1(x), x, step, memory)
         return self._mlp(self._norm2(x), x)
 
     def last(self, x: Tensor, step: Pass, memory: LayerMemory) -> Tensor:
-        """x (R, D), a piece of a prompt -> the stream behind its last row only, (1, D)."""
+        """x (R, D), a part of a prompt -> the residual stream after this layer, last row only, (1,
+        D)."""
         x = self._attention.last(self._norm1(x), x, step, memory)
         return self._mlp(self._norm2(x), x)
 
@@ -252,10 +254,10 @@ class Decoder:
         return F.embedding(token_ids, self._embedding)
 
     def forward(self, step: Pass, cache: KeyValueCache) -> Tensor:
-        """The hidden state behind the last layer, not yet normalised.
+        """The hidden state after the last layer, before the final norm.
 
-        (R, D) for answers; (1, D) for a piece of a prompt: the state of its last row, for nobody
-        reads the others. The cache receives the keys and values of all rows.
+        (R, D) for answers; (1, D), the last row, for a part of a prompt. The keys and values of all
+        rows are written to the cache.
         """
         x = step.hidden
         features = () if step.deepstack is None else step.deepstack.features

@@ -1,4 +1,4 @@
-"""The engine as the service sees it. No torch here: it is imported when the engine starts."""
+"""The reference engine class. torch is imported when the engine starts."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ SAMPLING = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition
 class ReferenceEngine:
     """Runs Qwen3-VL, dense or mixture of experts, in torch, with continuous batching.
 
-    Tokenisation and pre-processing run in a small pool, the vision tower in a second thread, the
-    decoder in a third; the event loop only passes values on.
+    Tokenisation and pre-processing run in a small thread pool, the vision tower and the decoder in
+    one thread each. The event loop only passes values between them.
 
     Args:
         model: a checkpoint folder, or a name on the Hugging Face hub.
         revision: commit, tag or branch on the hub.
-        on_progress: told in a few words what is being loaded; called from another thread.
-        options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is the
+        on_progress: called with a short text about the current step of loading, from another
+        thread. options: the fields of `Options`. dtype: auto, float32 or bfloat16; auto is the
             checkpoint's own type, but float32 for models up to 1 GiB on a CPU without bfloat16
             instructions. device: auto, cpu or cuda.
             max_batch: requests decoded together. max_queue: requests that may wait for that.
@@ -93,23 +93,24 @@ class ReferenceEngine:
 
     @property
     def active_requests(self) -> int:
-        """Requests that hold anything: a place in a queue, a slot, memory."""
+        """Number of requests that are queued or running."""
         return len(self._live)
 
     @property
     def reserved_rows(self) -> int:
-        """Rows of the key-value memory that requests hold."""
+        """Number of key-value cache rows that requests have reserved."""
         return 0 if self._model is None else self._model.cache.runs.used
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do. Raises EngineUnavailable before ``start`` has returned."""
+        """The capabilities of the engine. Raises EngineUnavailable before ``start`` has
+        returned."""
         if self._capabilities is None:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         return self._capabilities
 
     async def start(self) -> None:
-        """Load the model; a second call returns at once."""
+        """Load the model. A second call returns at once."""
         async with self._starting:
             if self._model is not None:
                 return
@@ -122,7 +123,7 @@ class ReferenceEngine:
             self._model = model
 
     async def prepare(self, grammar: Grammar) -> None:
-        """Compile a grammar, or find it in the cache, off the event loop."""
+        """Compile a grammar outside the event loop, or find it in the cache."""
         self._ready()
         await self._compiled(grammar)
 
@@ -157,7 +158,7 @@ class ReferenceEngine:
                     try:
                         raise event
                     finally:
-                        del event  # its traceback holds this frame
+                        del event  # its traceback references this frame
                 if event is not None:
                     yield event
                     if event.finish_reason is not None:
@@ -169,12 +170,12 @@ class ReferenceEngine:
                 worker.cancel(sequence)
 
     async def check_health(self) -> None:
-        """Return while the decoder makes progress; raise EngineUnavailable otherwise."""
+        """Return if the decoder makes progress; raise EngineUnavailable otherwise."""
         _, worker = self._ready()
         worker.check(self._options.stall_s)
 
     async def close(self) -> None:
-        """Stop and free everything. Requests in flight end with EngineUnavailable."""
+        """Stop the engine and free its memory. Requests in flight end with EngineUnavailable."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -230,7 +231,7 @@ class ReferenceEngine:
         return self._model, self._worker
 
     def _check(self, request: GenerateRequest) -> None:
-        """Refuse what can be refused without looking at images and texts."""
+        """Checks that need neither the images nor the texts of the request."""
         options = self._options
         if request.all_images and Modality.IMAGE not in self.capabilities.modalities:
             raise VisionDisabled("this server was started without vision; send text only")
@@ -247,7 +248,7 @@ class ReferenceEngine:
     async def _prompt(
         self, model: Model, request: GenerateRequest
     ) -> tuple[PackedRequest, tuple[Tensor, ...]]:
-        """Pack the prompt and encode its images, each in its own thread; then let go of these."""
+        """Pack the prompt and encode its images, in separate threads, then release the images."""
         prompt = await or_closed(model.prompts.pack(request, self._front), self._closed)
         if not prompt.images or model.vision is None:
             return prompt, ()
@@ -258,7 +259,7 @@ class ReferenceEngine:
         return replace(prompt, images=()), features
 
     def _flush(self) -> None:
-        """Called by the worker behind every turn: let the loop fetch what has been emitted."""
+        """Called by the worker after every turn: let the event loop deliver the emitted events."""
         if not self._outbox or self._waking:
             return
         self._waking = True
@@ -285,7 +286,7 @@ def build(
     max_images: int,
     on_progress: Callable[[str], None] | None,
 ) -> ReferenceEngine:
-    """The engine of the registry; see `service.engines.kind.Build`."""
+    """Build the engine for the registry; see `service.engines.kind.Build`."""
     return ReferenceEngine(
         model,
         revision=revision,

@@ -1,4 +1,4 @@
-"""A loaded checkpoint: everything that a request needs, built once."""
+"""Loads a checkpoint and builds everything that requests need."""
 
 from __future__ import annotations
 
@@ -43,15 +43,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_FLOAT32_LIMIT = 1 << 30  # bytes of weights up to which a CPU computes in float32 by itself
-_SMALL_HIDDEN = 1024  # below, splitting a step between threads costs more than it saves
+# Size of weights, in bytes, up to which `auto` means float32 on a CPU without bfloat16 instructions.
+_FLOAT32_LIMIT = 1 << 30
+_SMALL_HIDDEN = 1024  # for smaller models, several threads are slower than one
 _DRAFT = 12  # tokens
 _DRAFT_CHARACTERS = 400  # more than so many tokens hold; longer texts need not be kept
 
 
 @dataclass(slots=True)
 class Model:
-    """Decoder, memory, tokenizer, grammars and vision tower of one checkpoint."""
+    """Decoder, key-value cache, tokenizer, grammar compiler and vision tower of one checkpoint."""
 
     config: TextConfig
     decoder: Decoder
@@ -67,15 +68,15 @@ class Model:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether answers are equal bit for bit alone and in a batch."""
+        """Whether logits alone and in a batch are equal bit for bit."""
         return row_invariant(self.decoder.dtype, self.decoder.device)
 
     def inference(self) -> AbstractContextManager[None]:
-        """The mode in which the thread that decodes must run."""
+        """The context manager in which the decoding thread must run."""
         return torch.inference_mode()
 
     def details(self) -> dict[str, str]:
-        """What an operator wants to know."""
+        """Details for operators."""
         return {
             "dtype": str(self.decoder.dtype).removeprefix("torch."),
             "device": str(self.decoder.device),
@@ -98,7 +99,8 @@ class Model:
         received: float,
         guard: LoopGuard,
     ) -> Sequence:
-        """State of a new request. max_tokens: most tokens of the answer, which fit the context."""
+        """The state of a new request. max_tokens: maximum number of answer tokens; they fit into
+        the context."""
         ids = torch.from_numpy(prompt.token_ids.astype("int64"))
         return Sequence(
             prompt,
@@ -116,10 +118,11 @@ class Model:
         )
 
     def draft(self, sequence: Sequence) -> list[int]:
-        """Tokens that spell what the grammar forces next, as far as the sequence has room for them.
+        """Draft tokens for the text that the grammar forces next, as many as the sequence has room
+        for.
 
-        The model still decides how the text is cut into tokens: a draft is only a guess that is
-        computed in the same pass and discarded where it is wrong.
+        The model still decides how the text is split into tokens: draft tokens are computed in the
+        same pass, and discarded from the first wrong token on.
         """
         text = "" if sequence.matcher is None else sequence.matcher.forced_text()
         text = text[:_DRAFT_CHARACTERS]
@@ -137,7 +140,7 @@ def load_model(folder: Path, options: Options, on_progress: Callable[[str], None
     """Read a checkpoint and warm it up.
 
     Raises:
-        EngineUnavailable: what is wrong with the checkpoint or the options.
+        EngineUnavailable: the checkpoint or the options cannot be used; the message says why.
     """
     try:
         return _load(folder, options, on_progress)
@@ -191,9 +194,11 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
 
 @torch.inference_mode()
 def _warm_up(model: Model, options: Options) -> None:
-    """Let oneDNN generate its code before the first request: one pass of every common size."""
+    """Run one pass of every common size, so that oneDNN generates its code before the first
+    request."""
     rows, largest = 1, options.prefill_piece
-    if model.config.hidden_size >= _SMALL_HIDDEN:  # there the code costs little beside the work
+    if model.config.hidden_size >= _SMALL_HIDDEN:
+        # For larger sizes, generating the code takes little time compared to the pass itself.
         largest = min(max(4 * options.max_batch, 64), largest)
     while rows <= largest:
         size = padded(rows)
@@ -228,7 +233,8 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.device) -> torch.dtype:
-    """``auto`` is the checkpoint's own type; float32 for a small one on a CPU slow in bfloat16."""
+    """The dtype. ``auto`` means the checkpoint's dtype, or float32 for a small checkpoint on a CPU
+    without bfloat16 instructions."""
     if name == "auto":
         fast = device.type != "cpu" or _multiplies_bfloat16()
         name = config.dtype if fast or float32_bytes > _FLOAT32_LIMIT else "float32"
@@ -240,7 +246,7 @@ def _dtype(name: str, config: TextConfig, float32_bytes: int, device: torch.devi
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; False where torch cannot tell."""
+    """Whether the processor has bfloat16 instructions; False if torch cannot tell."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
 
@@ -255,7 +261,7 @@ def _threads(config: TextConfig) -> int:
 def _memory(
     config: TextConfig, options: Options, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, int]:
-    """Rows of the key-value pool and the context length that they allow."""
+    """The number of rows of the key-value pool, and the context length."""
     row_bytes = config.kv_values_per_token * dtype.itemsize
     wanted = options.context_length or config.max_position_embeddings
     if wanted > config.max_position_embeddings:

@@ -1,4 +1,4 @@
-"""What can be chosen about the reference engine. Plain values, so that importing them is cheap."""
+"""Settings and options of the reference engine. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from service.engines.kind import (
 
 
 class ReferenceSettings(EngineSettings):
-    """What an operator can choose about the reference engine: flags and variables come from here."""
+    """Settings of the reference engine for operators; each becomes a flag and a variable."""
 
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description=DTYPE)
     device: str = Field(
@@ -45,7 +45,7 @@ class ReferenceSettings(EngineSettings):
 
 
 class Options(ReferenceSettings, EngineArguments):
-    """Everything that `ReferenceEngine` can be told, which documents it."""
+    """The options of `ReferenceEngine`, which documents them."""
 
     deepstack: bool = True
     prefill_piece: int = Field(256, ge=1)

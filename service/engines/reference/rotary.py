@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Rotary:
-    """Unit complex numbers by position and frequency, float32 angles as transformers has them.
+    """Unit complex numbers by position and frequency, from float32 angles as in transformers.
 
-    Frequency j follows the height when j mod 3 is 1, the width when it is 2, as far as their
-    sections reach, and the time otherwise.
+    Frequency j uses the height if j mod 3 is 1 and the width if it is 2, within the length of their
+    sections; all other frequencies use the time.
     """
 
     def __init__(
@@ -46,9 +46,9 @@ class Rotary:
 def to_pairs(rows: Tensor, heads: int) -> Tensor:
     """Reorder the rows of a query or key weight (or bias, or norm) into rotary pairs.
 
-    The checkpoint turns value j of a head together with value j + d/2; here they become neighbours,
-    which makes a rotation one complex product. Query and key are reordered alike, so their dot
-    product stays what it is.
+    In the checkpoint, values j and j + d/2 of a head form a pair. This function makes the pair
+    adjacent, so that a rotation is one complex product. Queries and keys have the same order, so
+    their dot product does not change.
     """
     half = rows.shape[0] // heads // 2
     split = rows.view(heads, 2, half, *rows.shape[1:])

@@ -1,4 +1,4 @@
-"""Builds forward passes out of sequences.
+"""Builds forward passes from sequences.
 
 Letters: R rows; M image rows; V vocabulary.
 """
@@ -19,17 +19,18 @@ from service.engines.reference.sequence import Sequence
 
 
 class Runner:
-    """Prompt pieces and answer steps on one decoder."""
+    """Runs parts of prompts and decode steps on one decoder."""
 
     def __init__(self, decoder: Decoder, cache: KeyValueCache, rotary: Rotary, piece: int) -> None:
-        """piece: rows of a prompt that are computed at once."""
+        """piece: number of prompt rows that are computed in one pass."""
         self._decoder, self._cache, self._rotary = decoder, cache, rotary
         self._piece = piece
 
     def prefill(self, sequence: Sequence) -> Tensor | None:
-        """Compute the next piece of a prompt; behind the last, logits float32 (1, V) on the CPU.
+        """Compute the next part of a prompt. After the last part, returns logits float32 (1, V) on
+        the CPU.
 
-        Pieces begin at multiples of the piece length, whatever else happens.
+        Parts always begin at multiples of ``piece``.
         """
         run = sequence.run
         if run is None:
@@ -61,9 +62,9 @@ class Runner:
         return self._decoder.logits(hidden).cpu()
 
     def decode(self, sequences: Many[Sequence]) -> list[Tensor]:
-        """Compute each sequence's last token and its draft.
+        """Compute the last token and the draft of each sequence.
 
-        Returns logits float32 (1 + draft, V) on the CPU for each.
+        Returns logits float32 (1 + draft, V) on the CPU for each sequence.
         """
         rows: list[tuple[int, int, int]] = []  # token, position, row of the pool
         spans: list[tuple[int, int]] = []
@@ -91,7 +92,8 @@ class Runner:
 
 
 def _place_inplace(hidden: Tensor, sequence: Sequence, begin: int, end: int) -> DeepStack | None:
-    """Put the image tokens' features into hidden (R, D); what of them DeepStack adds later."""
+    """Write the image embeddings into hidden (R, D); returns the features that DeepStack adds
+    later."""
     if not sequence.features:
         return None
     first, rows, taken = 0, [], []

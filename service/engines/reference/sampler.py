@@ -1,8 +1,8 @@
-"""Choosing the next token: transformers' definitions, in transformers' order.
+"""Chooses the next token with transformers' definitions, in transformers' order.
 
-Repetition penalty, grammar mask, temperature, top-k, top-p, draw. Each request has its own
-generator and draws once for each token, so a seed gives the same text whatever else is in the
-batch. Equal scores: the lowest id wins under greedy.
+The order is: repetition penalty, grammar mask, temperature, top-k, top-p, random draw. Each request
+has its own random generator and draws once per token, so a seed gives the same text in any batch.
+Greedy decoding takes the lowest id among equal scores.
 
 Letters: V width of the logits.
 """
@@ -21,7 +21,7 @@ class Sampler:
     """Chooses the tokens of one request."""
 
     def __init__(self, sampling: Sampling, prompt: Tensor, vocab_size: int) -> None:
-        """prompt: int64 (T,), whose tokens the repetition penalty counts as well."""
+        """prompt: int64 (T,); the repetition penalty also applies to its tokens."""
         self._sampling = sampling
         self._generator: torch.Generator | None = None
         if sampling.temperature > 0:
@@ -33,16 +33,16 @@ class Sampler:
             self._seen[prompt] = True
 
     def penalise_inplace(self, logits: Tensor) -> None:
-        """Apply the repetition penalty to logits (V,); the grammar's mask comes after it."""
+        """Apply the repetition penalty to logits (V,). Call this before the grammar's mask."""
         if self._seen is not None:
             penalty = self._sampling.repetition_penalty
             seen = logits[self._seen]
             logits[self._seen] = torch.where(seen < 0, seen * penalty, seen / penalty)
 
     def choose(self, logits: Tensor) -> int:
-        """The next token for logits float32 (V,) on the CPU, masked where the grammar forbids."""
+        """The next token for masked logits, float32 (V,) on the CPU."""
         if self._generator is None:
-            token = int(logits.numpy().argmax())  # the first of equals
+            token = int(logits.numpy().argmax())  # the lowest id among equal scores
         else:
             scores = _top_p(
                 _top_k(logits / self._sampling.temperature, self._sampling.top_k),
@@ -56,14 +56,14 @@ class Sampler:
 
 
 def _top_k(scores: Tensor, k: int) -> Tensor:
-    """Keep the k best, and what ties with the last of them."""
+    """Keep the k best tokens, and tokens with the same score as the k-th."""
     if not 0 < k < scores.shape[-1]:
         return scores
     return scores.masked_fill(scores < scores.topk(k).values[-1], -torch.inf)
 
 
 def _top_p(scores: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of best tokens whose shares sum to at least p."""
+    """Keep the smallest set of best tokens whose probabilities sum to at least p."""
     if p >= 1.0:
         return scores
     ascending, order = scores.sort(descending=False)
@@ -73,5 +73,5 @@ def _top_p(scores: Tensor, p: float) -> Tensor:
 
 
 def _signed(seed: int) -> int:
-    """torch takes int64; both halves of uint64 stay distinct."""
+    """A uint64 seed as int64 for torch; different seeds stay different."""
     return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -1,8 +1,8 @@
-"""Which sequence runs when.
+"""Schedules the sequences of one model.
 
-Each turn: drop what was cancelled, admit what fits, compute one piece of one prompt, decode one
-step for every answer. So a long prompt delays the others by one piece, and a cancelled request is
-gone after one step.
+Each turn drops cancelled sequences, admits sequences that fit, computes one part of one prompt, and
+decodes one step for every answer. So a long prompt delays the others by one part only, and a
+cancelled request ends after one step.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Waiting and running sequences of one model. Used by one thread."""
+    """The waiting and running sequences of one model. Used by one thread."""
 
     def __init__(self, model: Model, max_batch: int) -> None:
-        """max_batch: sequences that run at the same time."""
+        """max_batch: maximum number of sequences that run at the same time."""
         self._model = model
         self._max_batch = max_batch
         self._waiting: deque[Sequence] = deque()
@@ -34,7 +34,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether there are no sequences."""
         return not self._waiting and not self._running
 
     def add(self, sequence: Sequence) -> None:
@@ -42,7 +42,8 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def turn(self) -> None:
-        """One turn. An exception means that the model itself failed, not a request."""
+        """Run one turn. Raises only if the model itself fails, not for the failure of one
+        request."""
         self._drop([one for one in (*self._waiting, *self._running) if one.cancelled])
         self._admit()
         self._prefill()
@@ -56,7 +57,8 @@ class Scheduler:
         self._drop(everyone)
 
     def _admit(self) -> None:
-        """First come, first served: a request that does not fit yet is not overtaken."""
+        """Admit sequences, first come, first served: later requests do not overtake one that does
+        not fit yet."""
         while self._waiting and len(self._running) < self._max_batch:
             run = self._model.cache.runs.reserve(self._waiting[0].reserved)
             if run is None:
@@ -83,7 +85,8 @@ class Scheduler:
             self._guarded(sequence, partial(sequence.extend, logits))
 
     def _guarded(self, sequence: Sequence, work: Callable[[], None]) -> None:
-        """One request's own failure ends that request only; whatever is finished is dropped."""
+        """Run ``work`` for a sequence. Its failure ends only this sequence; a finished sequence is
+        dropped."""
         try:
             work()
         except ServiceError as error:

@@ -1,4 +1,4 @@
-"""One request on its way through the worker."""
+"""The state of one request in the worker."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ if TYPE_CHECKING:
     from service.engines.reference.sampler import Sampler
 
 Event = Chunk | Exception | None
-"""A piece of the answer, what ended it, or None when everything it held is free again."""
+"""A chunk of the answer, the error that ended it, or None when its memory is free again."""
 
 
 class Sequence:
-    """State of one request. The worker owns it; other threads only set ``cancelled``.
+    """The state of one request. Belongs to the worker; other threads only set ``cancelled``.
 
     Attributes:
-        features: embeddings and DeepStack features of the image tokens, each (M, D); none for text.
-        run: its rows of the key-value pool, once admitted.
-        computed: tokens of prompt and answer whose keys and values are in the pool.
-        answer: the tokens chosen so far, without the end token.
-        draft: tokens that probably come next.
+        features: embeddings and DeepStack features of the image tokens, each (M, D); empty for
+            text.
+        run: the request's rows of the key-value pool, once admitted.
+        computed: tokens of prompt and answer whose keys and values are in the pool. answer: the
+            tokens chosen so far, without the end token. draft: tokens that the grammar forces next,
+            probably split as the model would.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Sequence:
         self._admitted = self._first = received
 
     def admit(self, run: Run) -> None:
-        """Take its memory; the matcher and sampler are made by the thread that uses them."""
+        """Assign the memory, and create the matcher and sampler in the thread that uses them."""
         self.run = run
         self._admitted = time.monotonic()
         self.sampler = self._new_sampler()
@@ -77,10 +78,11 @@ class Sequence:
             self.matcher = self._new_matcher()
 
     def extend(self, logits: Tensor) -> None:
-        """Choose tokens from logits float32 (R, V): row i follows the i-th token of the draft.
+        """Choose tokens from logits float32 (R, V); row i belongs to the position after the i-th
+        draft token.
 
-        Stops at the first token that differs from the draft, for the rows behind it are void. The
-        tokens are the same as if each had been computed by itself.
+        Stops at the first token that differs from the draft, because the rows after it are not
+        valid. The tokens are the same as without a draft.
         """
         text = ""
         for row, expected in enumerate((*self.draft, -1)):
@@ -103,7 +105,7 @@ class Sequence:
         self._emit(error)
 
     def released(self) -> None:
-        """Say that nothing is held any more."""
+        """Report that the request holds no memory any more."""
         self.run = None
         self._emit(None)
 

@@ -1,7 +1,7 @@
-"""Features of the images of a prompt.
+"""Computes the features of the images of a prompt.
 
-Each image is encoded by itself, so that its features depend on nothing but the image, whatever
-arrives at the same time; that is also what makes remembering them exact.
+Each image is encoded separately, so that its features depend on the image alone and not on other
+requests. Cached features are therefore exact.
 
 Letters: M image tokens; D hidden size of the decoder.
 """
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class FeatureSource:
-    """The vision tower with a memory of the images that it saw last. Used by one thread."""
+    """The vision tower with a cache of recent images. Used by one thread."""
 
     def __init__(self, encoder: VisionEncoder, cache_bytes: int, deepstack: bool = True) -> None:
-        """deepstack: False leaves its features away, to see what they are worth."""
+        """deepstack: False leaves the DeepStack features out, to measure their effect."""
         self._encoder = encoder
         self.deepstack = deepstack
         self._limit = cache_bytes
@@ -33,7 +33,8 @@ class FeatureSource:
         self._size = 0
 
     def features(self, images: Sequence[PackedImage]) -> tuple[Tensor, ...]:
-        """Embeddings and then DeepStack features, each (M, D), of all images in order."""
+        """The embeddings, followed by the DeepStack features, of all images in order; each (M,
+        D)."""
         with torch.inference_mode():
             each = [self._of(image) for image in images]
             return tuple(torch.cat(streams) for streams in zip(*each, strict=True))

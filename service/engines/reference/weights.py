@@ -1,4 +1,4 @@
-"""Reads the decoder's tensors, and nothing else, from a safetensors checkpoint.
+"""Reads the decoder's tensors from a safetensors checkpoint.
 
 Letters: D hidden size; H query heads; K key-value heads; d head dimension; I intermediate size;
 E experts; V vocabulary.
@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 
 
 def expected_shapes(config: TextConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor of the decoder; expert tensors in transformers' axis order."""
+    """The name and shape of every decoder tensor; expert tensors in transformers' axis order."""
     size = config.hidden_size
     shapes: dict[str, Shape] = {EMBEDDING: (config.vocab_size, size), NORM: (size,)}
     if not config.tied:
@@ -43,10 +43,11 @@ def expected_shapes(config: TextConfig) -> dict[str, Shape]:
 
 
 class Checkpoint:
-    """The decoder's tensors by name, checked at once and read one at a time.
+    """The decoder's tensors by name. All are checked at first and then read one at a time.
 
     Raises:
-        CheckpointError: no weights; missing, left-over or wrong-shaped tensors, by name.
+        CheckpointError: no weights, or missing, unexpected or wrongly shaped tensors; the message
+        names them.
     """
 
     def __init__(self, folder: Path, config: TextConfig) -> None:
@@ -56,14 +57,15 @@ class Checkpoint:
 
     @property
     def num_values(self) -> int:
-        """Numbers in the decoder's tensors."""
+        """Number of values in the decoder's tensors."""
         return sum(
             math.prod(shape) for name, shape in self._shapes.items() if not name.startswith(VISION)
         )
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
-        """A copy of one tensor in ``dtype``; experts (E, 2I, D), (E, D, I) in either layout."""
-        # Opened anew each time, so that the pages of tensors already copied can be unmapped.
+        """A copy of one tensor in ``dtype``; expert tensors as (E, 2I, D) and (E, D, I), whatever
+        their layout in the file."""
+        # Open the file for each tensor, so that pages of copied tensors can be unmapped.
         with safe_open(self._files[name], framework="pt") as file:
             stored: Tensor = file.get_tensor(name)
             if stored.dtype not in FLOATS:
@@ -93,7 +95,7 @@ class Checkpoint:
         text = {name for name in self._shapes if not name.startswith(VISION)}
         problems = []
         missing = sorted(expected.keys() - text)
-        # A tied checkpoint may carry the head all the same; transformers ignores it as well.
+        # A tied checkpoint may still contain the head; like transformers, ignore it.
         unexpected = sorted(text - expected.keys() - ({HEAD} if config.tied else set()))
         if missing:
             problems.append(f"missing: {_some(missing)}")
@@ -115,8 +117,8 @@ class Checkpoint:
     def _is_transposed(self, name: str) -> bool:
         """Whether expert tensors are stored as (E, D, 2I) and (E, I, D), as the published ones are.
 
-        One of the two axes may be ambiguous when sizes coincide, both together cannot: D is the
-        first axis of one and the last of the other.
+        If sizes coincide, one of the two shapes may be ambiguous, but never both: D is the last
+        axis of one tensor and the second axis of the other.
         """
         prefix, dot, kind = name.rpartition(".experts.")
         if not dot or kind not in ("gate_up_proj", "down_proj"):

@@ -1,4 +1,4 @@
-"""The one thread that runs the model: it takes commands between two turns of the scheduler."""
+"""The thread that runs the model. It handles commands between two turns of the scheduler."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = 3  # turns in a row that may fail before the engine counts as broken
+_FAILURES = 3  # consecutive failed turns after which the engine counts as broken
 
 
 class Worker:
-    """Loads a model and runs sequences on it, in its own thread.
+    """Loads a model and runs sequences on it in its own thread.
 
     Args:
         load: builds the model; called in the worker's thread.
         max_batch: sequences that run at the same time.
-        flush: called behind every turn; the events that sequences emitted in it are complete.
+        flush: called after every turn, when all events of the turn have been emitted.
     """
 
     def __init__(
@@ -46,20 +46,21 @@ class Worker:
         self._thread = threading.Thread(target=self._main, name="reference-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin to load the model; ``loaded`` tells when that is done."""
+        """Start the thread, which loads the model and then completes the future ``loaded``."""
         self._thread.start()
 
     def submit(self, sequence: Sequence) -> None:
-        """Hand over a sequence. Thread-safe."""
+        """Add a sequence. Thread-safe."""
         self._commands.put(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Drop a sequence before the next step; it says when nothing is held. Thread-safe."""
+        """Drop a sequence before the next step; the sequence reports when its memory is free.
+        Thread-safe."""
         sequence.cancelled = True
         self._commands.put(None)
 
     def stop(self) -> None:
-        """End every sequence with EngineUnavailable, then the thread. Thread-safe."""
+        """End every sequence with EngineUnavailable, then end the thread. Thread-safe."""
         self._stopping = True
         self._commands.put(None)
 
@@ -69,7 +70,8 @@ class Worker:
             self._thread.join()
 
     def check(self, stall_s: float) -> None:
-        """Raises EngineUnavailable: the thread is dead, stands still, or fails again and again."""
+        """Raises EngineUnavailable if the thread has ended, makes no progress, or fails
+        repeatedly."""
         if not self._thread.is_alive():
             raise EngineUnavailable("the engine's thread has ended", reason="ENGINE_DEAD")
         if self._failures >= _FAILURES:
@@ -84,7 +86,7 @@ class Worker:
         self.loaded.set_running_or_notify_cancel()
         try:
             scheduler = Scheduler(model := self._load(), self._max_batch)
-        except BaseException as error:  # handed to whoever waits for the model
+        except BaseException as error:  # passed to the caller that waits for the model
             self.loaded.set_exception(error)
             return
         self.loaded.set_result(model)
@@ -108,7 +110,7 @@ class Worker:
         self._flush()
 
     def _take_commands(self, scheduler: Scheduler) -> None:
-        """Move new sequences to the scheduler; sleep while there is nothing to do."""
+        """Move new sequences to the scheduler; sleep while there is no work."""
         while True:
             wait = scheduler.idle and not self._stopping
             self._busy = not wait
