@@ -63,6 +63,10 @@ _ROWS = (
     ),
     _invalid("IMAGE_REQUIRED", "the task needs an image and got none"),
     _invalid("TOO_MANY_IMAGES", "more images than server, model or task take"),
+    _invalid(
+        "IMAGE_URL_REFUSED",
+        "over HTTP: an image by a URL that is not a `data:` URL; see docs/http.md",
+    ),
     _invalid("IMAGE_EMPTY", "an image has no bytes"),
     _invalid(
         "IMAGE_FORMAT_UNSUPPORTED",
@@ -122,12 +126,35 @@ _ROWS = (
     Reason("API_KEY_MISSING", "UNAUTHENTICATED", 401, False, "the server asks for an API key"),
     Reason("API_KEY_INVALID", "UNAUTHENTICATED", 401, False, "the server does not know the key"),
     Reason("UNKNOWN_TASK", "NOT_FOUND", 404, False, "no task is registered under the name"),
+    Reason("UNKNOWN_MODEL", "NOT_FOUND", 404, False, "the server has no model of the name"),
     Reason(
         "VISION_DISABLED",
         "FAILED_PRECONDITION",
         400,
         False,
         "an image for a model that runs without vision",
+    ),
+    Reason("UNKNOWN_PATH", "UNIMPLEMENTED", 404, False, "over HTTP: a path that is not served"),
+    Reason(
+        "METHOD_NOT_ALLOWED",
+        "UNIMPLEMENTED",
+        405,
+        False,
+        "over HTTP: the path takes another method",
+    ),
+    Reason(
+        "REQUEST_TOO_LARGE",
+        "INVALID_ARGUMENT",
+        413,
+        False,
+        "over HTTP: the body is over `Limits.max_message_bytes`; metadata: `limit`",
+    ),
+    Reason(
+        "CONTENT_TYPE_UNSUPPORTED",
+        "INVALID_ARGUMENT",
+        415,
+        False,
+        "over HTTP: the body is not `application/json`, or is compressed",
     ),
     Reason(
         "OUTPUT_TRUNCATED",

@@ -7,6 +7,7 @@ ServiceError
 │   ├── GrammarError          SCHEMA_…, GRAMMAR_…
 │   └── ContextTooLong
 ├── Unauthenticated           API_KEY_…
+├── UnknownModel
 ├── UnknownTask
 ├── VisionDisabled
 ├── OutputTruncated
@@ -132,6 +133,12 @@ class Unauthenticated(ServiceError):
     reason = "API_KEY_INVALID"
 
 
+class UnknownModel(ServiceError):
+    """The server has no model of this name."""
+
+    reason = "UNKNOWN_MODEL"
+
+
 class UnknownTask(ServiceError):
     """No task is registered under this name."""
 
@@ -188,3 +195,19 @@ class InternalError(ServiceError):
     """A bug in the server. The message is fixed; the log has the cause under the request id."""
 
     reason = "INTERNAL"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Cut the error, and those it came from, off the frames that they passed.
+
+    Frames hold requests and images, and often the error itself: such a circle stays in memory until
+    a collection finds it.
+    """
+    seen: set[int] = set()
+    rest: list[BaseException | None] = [error]
+    while rest:
+        one = rest.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            rest += [one.__cause__, one.__context__]

@@ -21,7 +21,7 @@ from typing import Protocol
 from service import metrics
 from service.auth import Access
 from service.engine import Engine
-from service.errors import InvalidRequest
+from service.errors import UnknownModel
 from service.heartbeat import Heartbeat, generate_one_token
 from service.inference.budgets import Budgets
 from service.inference.pipeline import Inference, schema_limits
@@ -114,7 +114,7 @@ class Runtime:
     def inference_for(self, model: str | None = None) -> Inference:
         """The inference of a model; that of the first engine for an empty name.
 
-        Raises ``InvalidRequest`` on the field ``model`` for a model that is not served.
+        Raises ``UnknownModel`` for a model that is not served.
         """
         if model is None:
             return self._inferences[0]
@@ -122,8 +122,8 @@ class Runtime:
             return self._models[model]
         except KeyError:
             known = ", ".join(sorted(self._models)) or "none yet"
-            raise InvalidRequest(
-                "model", f"there is no model of this name; served: {known}"
+            raise UnknownModel(
+                f"There is no model of this name. Served: {known}.", metadata={"known": known}
             ) from None
 
     async def start(self, front_ends: Sequence[FrontEnd]) -> None:

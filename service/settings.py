@@ -28,6 +28,7 @@ CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA", "CERT", "KEY"})
 """Variables with our prefix that the commands of a caller read."""
 GROUPS = {
     "host": "Address and access",
+    "http_port": "HTTP API",
     "engine": "Model and engine",
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
@@ -78,6 +79,25 @@ class ServerSettings(BaseSettings):
     )
     insecure: bool = Field(
         False, description="Listen beyond loopback without TLS or without API keys."
+    )
+
+    # OpenAI's API over HTTP, beside gRPC.
+    http_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port of OpenAI's API over HTTP; unset: no HTTP; 0 picks a free port.",
+    )
+    http_host: str = Field(
+        "127.0.0.1",
+        min_length=1,
+        description="Address of http_port. Certificate and API keys are those of gRPC; HTTP asks for "
+        "no client certificates.",
+    )
+    http_origins: str = Field(
+        "",
+        description="Web pages that may call the HTTP API from a browser: origins such as "
+        "https://example.org, with commas between them, or * for every page.",
     )
 
     # Which model, and how it runs.
@@ -238,12 +258,12 @@ class ServerSettings(BaseSettings):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the port."""
-        if self.host == "localhost" or self.socket is not None:
-            return True
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return False
+        return self.socket is not None or is_loopback(self.host)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins of http_origins."""
+        return tuple(one.strip() for one in self.http_origins.split(",") if one.strip())
 
     @property
     def socket(self) -> Path | None:
@@ -289,6 +309,20 @@ class ServerSettings(BaseSettings):
             )
         return name
 
+    def _check_http_access(self) -> None:
+        """Raise ``ValueError`` where the HTTP port would let in callers that gRPC keeps out."""
+        if self.api_keys_file is None and self.tls_client_ca is not None:
+            raise ValueError(
+                "http_port: HTTP asks for no client certificates, so it needs api_keys_file where "
+                "tls_client_ca is set. Set insecure=true to do without"
+            )
+        if not is_loopback(self.http_host) and not (self.tls and self.api_keys_file is not None):
+            raise ValueError(
+                f"http_host: {self.http_host} can be reached from other machines, which needs TLS "
+                "(tls_cert, tls_key) and API keys (api_keys_file). Set insecure=true to do without, "
+                "behind a gateway that does both"
+            )
+
     @model_validator(mode="after")
     def _of_the_engine(self) -> ServerSettings:
         """A setting without effect is refused."""
@@ -325,6 +359,8 @@ class ServerSettings(BaseSettings):
                 "(tls_cert, tls_key) and callers that prove who they are (api_keys_file or "
                 "tls_client_ca). Set insecure=true to do without, behind a gateway that does both"
             )
+        if self.http_port is not None and not self.insecure:
+            self._check_http_access()
         if self.max_message_bytes < self.max_image_bytes + PROTO_OVERHEAD_BYTES:
             raise ValueError(
                 "max_message_bytes: must be at least max_image_bytes plus "
@@ -337,6 +373,16 @@ class ServerSettings(BaseSettings):
             if getattr(self, name) < getattr(self, least):
                 raise ValueError(f"{name}: must be at least {least}, {getattr(self, least)}")
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a port at this address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _with_engines() -> type[ServerSettings]:

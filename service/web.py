@@ -52,7 +52,9 @@ class WebServer:
     """One listener for an application. ``start``, then ``stop``, however far it came.
 
     host: an address, a name, or ``unix:PATH``. port: 0 lets the system pick one. tls: see
-    ``server_tls``.
+    ``server_tls``. bad_request: JSON that answers bytes which are no HTTP request; a line of text
+    does without. The application may call ``scope["state"]["abort"]()``, which closes the connection
+    at once, whatever has not been sent.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class WebServer:
         port: int = 0,
         tls: ssl.SSLContext | None = None,
         limits: WebLimits | None = None,
+        bad_request: bytes | None = None,
     ) -> None:
         limits = limits or WebLimits()
         self._host, self._port = host, port
@@ -71,7 +74,7 @@ class WebServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_limited(limits),
+                http=_limited(limits, bad_request),
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -200,7 +203,7 @@ class _Server(uvicorn.Server):
         self._leaving.set()
 
 
-def _limited(limits: WebLimits) -> type[H11Protocol]:
+def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
     """The protocol of one connection, with the limits that uvicorn does not have."""
 
     class Limited(H11Protocol):
@@ -210,6 +213,7 @@ def _limited(limits: WebLimits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self.app_state = {**self.app_state, "abort": transport.abort}
             if len(self.connections) > limits.connections:
                 transport.abort()
             else:
@@ -225,6 +229,18 @@ def _limited(limits: WebLimits) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._forget()
             super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            if bad_request is None:
+                super().send_400_response(msg)
+                return
+            # h11 may have no state left in which it could write this answer.
+            head = f"content-type: application/json\r\ncontent-length: {len(bad_request)}\r\n"
+            self.transport.write(
+                f"HTTP/1.1 400 Bad Request\r\n{head}connection: close\r\n\r\n".encode()
+                + bad_request
+            )
+            self.transport.close()
 
         def _await_headers(self) -> None:
             self._late = self.loop.call_later(limits.header_s, self.transport.abort)

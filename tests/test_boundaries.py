@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "deadlines": set(),
     "logs": set(),
     "web": set(),
+    "request_ids": set(),
     "compile_errors": VALUES,
     "engine": {"types"},
     "metrics": {"types", "error_table", "observation"},
@@ -62,6 +63,11 @@ ALLOWED: dict[str, set[str]] = {
     "grpc_api": {
         *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",
         "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation", "metrics",
+        "request_ids",
+    },
+    "http_api": {
+        *VALUES, "error_table", "runtime", "inference", "schema_compiler", "settings", "lifecycle", "logs", "auth",
+        "quotas", "deadlines", "request_ids", "web",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the

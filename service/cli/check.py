@@ -11,9 +11,10 @@ import numpy as np
 import typer
 
 from service.cli.arguments import read_settings, with_flag
+from service.cli.front_ends import build_front_ends
 from service.errors import ServiceError
-from service.grpc_api.server import VisionServer
 from service.inference.pipeline import schema_limits
+from service.runtime import Runtime
 from service.schema_compiler.analysis import analyse
 from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.settings import Settings
@@ -61,7 +62,8 @@ def check_command(arguments: Sequence[str], progress: Callable[[str], None]) -> 
 
 
 async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
-    stage, server = "tasks", None
+    stage = "tasks"
+    runtime: Runtime | None = None
     try:
         registry = build_registry(settings)
         _passed(stage, ", ".join(task.name for task in registry.list()))
@@ -69,8 +71,8 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         engine = build_engine(settings, progress)
         pool = build_pool(settings)
         stage = "port"
-        server = VisionServer(settings, engine, registry, pool=pool)
-        await server.start()
+        runtime = Runtime(settings, [engine], registry, pool=pool)
+        await runtime.start(build_front_ends(runtime))
         _passed(stage, f"{settings.address} is free, {_security(settings)}")
         stage = "workers"
         started = time.monotonic()
@@ -111,8 +113,8 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
                 typer.echo(f"{'':<10}{line}", err=True)
         return FAILED
     finally:
-        if server is not None:
-            await server.stop(0)
+        if runtime is not None:
+            await runtime.stop(0)
     typer.echo("All is well. Start it with the same settings: qwen3vl serve")
     return 0
 

@@ -14,15 +14,18 @@ import typer
 
 from service import logs, metrics
 from service.cli.arguments import read_settings, with_flag
+from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
-from service.grpc_api.server import VisionServer, serve
+from service.grpc_api.server import GrpcFrontEnd, VisionServer
+from service.http_api.server import HttpFrontEnd
+from service.runtime import Runtime, serve
 from service.settings import SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
 
 log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
-PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port")
+PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port", "http_port")
 """Settings that a server without callers from outside does not need."""
 
 
@@ -36,7 +39,10 @@ def serve_command(arguments: Sequence[str]) -> int:
         registry = build_registry(settings)
         engine = build_engine(settings, partial(logs.console.info, "… %s"))
         pool = build_pool(settings)
-        asyncio.run(serve(settings, engine, registry, pool=pool, on_ready=_announce))
+        runtime = Runtime(settings, [engine], registry, pool=pool)
+        front_ends = build_front_ends(runtime)
+        ready = partial(_announce, front_ends)
+        asyncio.run(serve(runtime, front_ends, on_ready=ready))
     except (SettingsError, ServiceError, ValueError) as error:
         # Not printed: where nobody reads stderr, that would keep the process from ending.
         logs.console.error("qwen3vl serve: %s", _text(error))
@@ -86,9 +92,9 @@ def progress(message: str) -> None:
     print(f"… {message}", file=sys.stderr, flush=True)
 
 
-def _announce(server: VisionServer) -> None:
+def _announce(front_ends: Sequence[GrpcFrontEnd | HttpFrontEnd]) -> None:
     logs.trace_crashes()  # the engine has imported its libraries
-    logs.console.info("SERVING on %s. Stop with Ctrl-C.", server.place)
+    logs.console.info("SERVING on %s. Stop with Ctrl-C.", places(front_ends))
 
 
 def _text(error: Exception) -> str:

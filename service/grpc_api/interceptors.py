@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from service.errors import (
     InternalError,
     InvalidRequest,
     ServiceError,
+    forget_frames,
 )
 from service.grpc_api import guard as grpc_guard
 from service.grpc_api.status import DETAILS_KEY, status_of
@@ -38,11 +37,9 @@ from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
 from service.observation import Observation
 from service.quotas import ANONYMOUS
+from service.request_ids import REQUEST_ID_KEY, chosen_id
 from service.settings import Settings
 
-REQUEST_ID_KEY = "x-request-id"
-new_ids = random.Random()  # an id is a name, not a secret: no system call for each
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 OUR_PREFIX = "/qwen3vl.v1."
 OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
@@ -428,22 +425,6 @@ class Call:
             )
 
 
-def forget_frames(error: BaseException) -> None:
-    """Cut the error, and those it came from, off the frames that they passed.
-
-    Frames hold requests and images, and often the error itself: such a circle stays in memory until
-    a collection finds it.
-    """
-    seen: set[int] = set()
-    rest: list[BaseException | None] = [error]
-    while rest:
-        one = rest.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            one.__traceback__ = None
-            rest += [one.__cause__, one.__context__]
-
-
 def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
     """Turn bytes that are no such message into UNDECODABLE.
 
@@ -458,13 +439,6 @@ def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
             return UNDECODABLE
 
     return read
-
-
-def chosen_id(given: str | bytes | None) -> str:
-    """The caller's request id where it is a sensible one, else a new one."""
-    if isinstance(given, str) and REQUEST_ID.fullmatch(given):
-        return given
-    return f"{new_ids.getrandbits(64):016x}"
 
 
 def current_task() -> asyncio.Task[Any]:

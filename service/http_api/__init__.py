@@ -1,0 +1,1 @@
+"""The front end for HTTP: OpenAI's API on a ``Runtime``."""

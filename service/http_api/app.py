@@ -1,0 +1,192 @@
+"""The routes of the HTTP API, and their handlers: decode, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError
+from service.http_api.answers import Completion, dumps
+from service.http_api.codec import decode_chat
+from service.http_api.document import openapi_document
+from service.http_api.errors import body_of, headers_of
+from service.http_api.exchange import JSON, Endpoint, Exchange
+from service.inference.ahead import ahead
+from service.lifecycle import Phase
+from service.logs import request_id
+from service.request_ids import REQUEST_ID_KEY, chosen_id
+from service.runtime import Runtime
+from service.types import Capabilities
+
+INLINE_BYTES = 64 * 1024
+"""Size up to which a body is decoded on the event loop: a thread would cost more."""
+ROUTE_ERRORS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED"}
+CORS_HEADERS = ("authorization", "content-type", "x-api-key", REQUEST_ID_KEY)
+
+
+class Chat:
+    """POST /v1/chat/completions."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def __call__(self, exchange: Exchange) -> None:
+        body = await exchange.body()
+        settings, caller = self._runtime.settings, exchange.caller
+        if len(body) <= INLINE_BYTES:
+            asked = decode_chat(body, settings, caller)
+        else:
+            asked = await asyncio.to_thread(decode_chat, body, settings, caller)
+        del body  # the call has the images: one copy of them waits
+        exchange.fields = asked.fields
+        inference = self._runtime.inference_for(asked.model)
+        completion = Completion(f"chatcmpl-{exchange.request_id}", asked)
+        if not asked.stream:
+            answer = await exchange.while_connected(inference.answer(asked.call, None))
+            await exchange.answer(completion.whole(answer))
+            return
+        events = ahead(inference.events(asked.call, None))
+        await exchange.stream(completion.chunks(events, whole=self._tidied(asked.call.task)))
+
+    def _tidied(self, task: object) -> bool:
+        """Whether the text of an answer is not what the model wrote."""
+        return isinstance(task, str) and self._runtime.registry.get(task).document is not None
+
+
+class Models:
+    """GET /v1/models and /v1/models/NAME."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._created = int(time.time())
+
+    async def list(self, exchange: Exchange) -> None:
+        found = [self._described(name) for name in self._runtime.models]
+        await exchange.answer({"object": "list", "data": found})
+
+    async def one(self, exchange: Exchange) -> None:
+        name = exchange.scope["path_params"]["model"]
+        self._runtime.inference_for(name)
+        await exchange.answer(self._described(name))
+
+    def _described(self, name: str) -> dict[str, Any]:
+        return describe_model(self._runtime.models[name].capabilities, self._created)
+
+
+def describe_model(capabilities: Capabilities, created: int) -> dict[str, Any]:
+    """Capabilities -> model of OpenAI, with the length of the context and what a prompt is made of."""
+    return {
+        "id": capabilities.model,
+        "object": "model",
+        "created": created,
+        "owned_by": "qwen3vl",
+        "max_model_len": capabilities.context_length,
+        "input_modalities": sorted((one.value for one in capabilities.modalities), reverse=True),
+    }
+
+
+class Health:
+    """GET /livez, /readyz and /healthz."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._lifecycle = runtime.lifecycle
+
+    async def live(self, exchange: Exchange) -> None:
+        """The process answers."""
+        await exchange.answer({"status": "live"})
+
+    async def ready(self, exchange: Exchange) -> None:
+        """The server takes calls: 200, else 503."""
+        phase = self._lifecycle.phase
+        await exchange.answer({"status": phase.value}, 200 if phase is Phase.SERVING else 503)
+
+
+def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
+    """The whole application. routes: further ones, which are tried first."""
+    chat, models, health = Chat(runtime), Models(runtime), Health(runtime)
+    document = dumps(openapi_document())
+
+    async def show_document(exchange: Exchange) -> None:
+        await exchange.send(document, JSON)
+
+    found = [
+        *routes,
+        _route(runtime, "/v1/chat/completions", "chat.completions", chat, "POST"),
+        _route(runtime, "/v1/models", "models", models.list),
+        _route(runtime, "/v1/models/{model:path}", "models", models.one),
+        _route(runtime, "/openapi.json", "openapi", show_document, public=True),
+        _route(runtime, "/livez", "health", health.live, public=True),
+        _route(runtime, "/readyz", "health", health.ready, public=True),
+        _route(runtime, "/healthz", "health", health.ready, public=True),
+    ]
+    origins = runtime.settings.allowed_origins
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=CORS_HEADERS,
+        expose_headers=(REQUEST_ID_KEY, "retry-after"),
+    )
+    app = Starlette(
+        routes=found,
+        middleware=[cors] if origins else [],
+        exception_handlers={HTTPException: _not_served},
+    )
+    app.router.redirect_slashes = False
+    return Identified(app)
+
+
+def _route(
+    runtime: Runtime,
+    path: str,
+    name: str,
+    handler: Any,
+    method: str = "GET",
+    *,
+    public: bool = False,
+) -> Route:
+    return Route(path, Endpoint(runtime, name, handler, public=public), methods=[method])
+
+
+class Identified:
+    """Gives every request its id, and every answer the header with it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = REQUEST_ID_KEY.encode()
+        given = next((value for name, value in scope["headers"] if name == key), b"")
+        identity = chosen_id(given.decode("latin-1"))
+        request_id.set(identity)
+
+        async def identified(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (key, identity.encode())]
+            await send(message)
+
+        await self._app(scope, receive, identified)
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    """The answer to a path or method that is not served."""
+    assert isinstance(error, HTTPException)
+    allowed = (error.headers or {}).get("Allow", "")
+    if error.status_code == 405:
+        message = f"This path takes {allowed}, not {request.method[:20]}."
+    else:
+        message = "This path is not served. The document of this API is at /openapi.json."
+    refused = ServiceError(message, reason=ROUTE_ERRORS[error.status_code])
+    headers = {**dict(headers_of(refused)), **({"allow": allowed} if allowed else {})}
+    return Response(dumps(body_of(refused)), error.status_code, headers, JSON)

@@ -1,0 +1,220 @@
+"""The OpenAPI document of the HTTP API, made from the models of its requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from service import __version__
+from service.error_table import REASONS
+from service.http_api.models import ChatRequest
+
+REFERENCE = "#/components/schemas/{model}"
+STATUSES = {
+    400: "A field is wrong; `code` is a reason of docs/errors.md, `param` the field.",
+    401: "The server asks for an API key.",
+    404: "There is no such model, task or path.",
+    413: "The body is larger than the server allows.",
+    415: "The body is not application/json.",
+    422: "Under a grammar the answer was cut; no partial answer is given.",
+    429: "The queue is full, or a quota is used up; come again after `Retry-After`.",
+    500: "A defect, or an answer that does not fit the schema.",
+    503: "The server does not take calls now; come again after `Retry-After`.",
+    504: "The answer took too long.",
+}
+
+
+def openapi_document() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    _, made = models_json_schema(
+        [(ChatRequest, "validation")], ref_template=REFERENCE, title="Requests"
+    )
+    schemas = {**made["$defs"], **RESPONSES}
+    schemas["Error"] = _error()
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Qwen3-VL over HTTP",
+            "version": __version__,
+            "description": "OpenAI's chat completions with images, and answers that fit their "
+            "schema or are an error. Unknown fields are refused.",
+        },
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"key": []}, {}],
+        "paths": {
+            "/v1/chat/completions": {
+                "post": {
+                    "operationId": "createChatCompletion",
+                    "summary": "The answer to a conversation, whole or as a stream.",
+                    "requestBody": {"required": True, "content": _json("ChatRequest")},
+                    "responses": {
+                        "200": {
+                            "description": "The answer.",
+                            "content": {
+                                **_json("ChatCompletion"),
+                                "text/event-stream": {"schema": {"type": "string"}},
+                            },
+                        },
+                        **_errors(*STATUSES),
+                    },
+                }
+            },
+            "/v1/models": {
+                "get": {
+                    "operationId": "listModels",
+                    "summary": "The models that are served.",
+                    "responses": {
+                        "200": {"description": "The models.", "content": _json("ModelList")},
+                        **_errors(401, 503),
+                    },
+                }
+            },
+            "/v1/models/{model}": {
+                "get": {
+                    "operationId": "getModel",
+                    "summary": "One model.",
+                    "parameters": [
+                        {
+                            "name": "model",
+                            "in": "path",
+                            "required": True,
+                            "schema": {"type": "string"},
+                        }
+                    ],
+                    "responses": {
+                        "200": {"description": "The model.", "content": _json("Model")},
+                        **_errors(401, 404, 503),
+                    },
+                }
+            },
+            "/livez": _health("The process answers."),
+            "/readyz": _health("The server takes calls.", 503),
+            "/healthz": _health("The same as /readyz.", 503),
+        },
+    }
+
+
+def _json(name: str) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": REFERENCE.format(model=name)}}}
+
+
+def _errors(*statuses: int) -> dict[str, Any]:
+    return {
+        str(status): {"description": STATUSES[status], "content": _json("Error")}
+        for status in statuses
+    }
+
+
+def _health(summary: str, *others: int) -> dict[str, Any]:
+    phase = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+    content = {"application/json": {"schema": phase}}
+    responses = {
+        str(status): {"description": "The phase of the server.", "content": content}
+        for status in (200, *others)
+    }
+    return {"get": {"summary": summary, "security": [], "responses": responses}}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _error() -> dict[str, Any]:
+    text = {"type": "string"}
+    error = _object(
+        ["message", "type", "param", "code"],
+        message=text,
+        type=text,
+        param={"type": ["string", "null"]},
+        code={"type": "string", "enum": sorted(REASONS)},
+        violations={
+            "type": "array",
+            "items": _object(["param", "message"], param=text, message=text),
+        },
+        metadata={"type": "object", "additionalProperties": text},
+    )
+    return _object(["error"], error=error)
+
+
+_TEXT = {"type": "string"}
+_COUNT = {"type": "integer", "minimum": 0}
+_SECONDS = {"type": "number", "minimum": 0}
+_MODEL = _object(
+    ["id", "object", "created", "owned_by", "max_model_len", "input_modalities"],
+    id=_TEXT,
+    object={"const": "model"},
+    created=_COUNT,
+    owned_by=_TEXT,
+    max_model_len=_COUNT,
+    input_modalities={"type": "array", "items": {"enum": ["text", "image"]}},
+)
+_TOOL_CALL = _object(
+    ["id", "type", "function"],
+    id=_TEXT,
+    type={"const": "function"},
+    function=_object(["name", "arguments"], name=_TEXT, arguments=_TEXT),
+)
+_CHOICE = _object(
+    ["index", "message", "finish_reason"],
+    index={"const": 0},
+    message=_object(
+        ["role", "content"],
+        role={"const": "assistant"},
+        content={"type": ["string", "null"]},
+        refusal={"type": "null"},
+        tool_calls={"type": "array", "items": _TOOL_CALL},
+    ),
+    logprobs={"type": "null"},
+    finish_reason={"enum": ["stop", "length", "tool_calls"]},
+)
+_REPORT = _object(
+    ["enforcement", "checked", "checked_omitted", "warnings", "attempts"],
+    enforcement={"enum": ["enforced", "checked", "annotation"]},
+    checked={
+        "type": "array",
+        "items": _object(
+            ["pointer", "keyword", "reason"], pointer=_TEXT, keyword=_TEXT, reason=_TEXT
+        ),
+    },
+    checked_omitted=_COUNT,
+    warnings={
+        "type": "array",
+        "items": _object(["pointer", "kind", "message"], pointer=_TEXT, kind=_TEXT, message=_TEXT),
+    },
+    attempts=_COUNT,
+)
+RESPONSES: dict[str, Any] = {
+    "Model": _MODEL,
+    "ModelList": _object(
+        ["object", "data"],
+        object={"const": "list"},
+        data={"type": "array", "items": {"$ref": REFERENCE.format(model="Model")}},
+    ),
+    "ChatCompletion": _object(
+        ["id", "object", "created", "model", "choices", "usage", "timings"],
+        id=_TEXT,
+        object={"const": "chat.completion"},
+        created=_COUNT,
+        model=_TEXT,
+        choices={"type": "array", "items": _CHOICE, "minItems": 1, "maxItems": 1},
+        usage=_object(
+            ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
+            prompt_tokens=_COUNT,
+            completion_tokens=_COUNT,
+            total_tokens=_COUNT,
+            prompt_tokens_details=_object(["image_tokens"], image_tokens=_COUNT),
+        ),
+        timings=_object(
+            ["queue_seconds", "first_token_seconds", "total_seconds"],
+            queue_seconds=_SECONDS,
+            first_token_seconds=_SECONDS,
+            total_seconds=_SECONDS,
+        ),
+        structured_output=_REPORT,
+    ),
+}
+"""What the answers look like; fields without a value are left out."""

@@ -1,0 +1,335 @@
+"""What every HTTP request goes through: API key, phase, body, answer, errors, access log.
+
+The counterpart of `service.grpc_api.interceptors`. Errors leave here and nowhere else. The key is
+checked before the body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.types import Message, Receive, Scope, Send
+
+from service import auth
+from service.deadlines import Deadline
+from service.error_table import row_of
+from service.errors import (
+    EngineUnavailable,
+    InferenceTimeout,
+    InternalError,
+    InvalidRequest,
+    ServiceError,
+    forget_frames,
+)
+from service.http_api.answers import dumps
+from service.http_api.codec import FIELDS
+from service.http_api.errors import body_of, headers_of
+from service.http_api.reading import BODY
+from service.lifecycle import REFUSALS, Phase
+from service.logs import pairs, request_id
+from service.quotas import ANONYMOUS
+from service.runtime import Runtime
+
+T = TypeVar("T")
+
+TRANSPORT = "http"
+INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
+JSON = "application/json"
+PING_S = 15.0
+"""Time without an event after which a stream gets a comment, which keeps proxies from closing it."""
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+DROP_AFTER_S = 1.0
+"""How long after its deadline a stream is dropped that nobody reads."""
+STALL_S = 2.0
+"""How long an event may wait for its reader before a drain no longer waits for the call."""
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-store"),
+    ("x-accel-buffering", "no"),
+)
+
+access_log = logging.getLogger("service.access")
+error_log = logging.getLogger("service.errors")
+
+Handler = Callable[["Exchange"], Awaitable[None]]
+
+
+class CallerLeft(Exception):
+    """The connection was closed before the answer."""
+
+
+class Endpoint:
+    """A handler as an ASGI application.
+
+    name: of the method in logs and metrics. public: anybody may call it, in every phase.
+    """
+
+    def __init__(
+        self, runtime: Runtime, name: str, handler: Handler, *, public: bool = False
+    ) -> None:
+        self._runtime = runtime
+        self._name = name
+        self._handler = handler
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self._runtime, self._name, scope, receive, send)
+        try:
+            if not self._public:
+                exchange.admit()
+            await self._handler(exchange)
+        except asyncio.CancelledError as error:
+            await exchange.cancelled(error)
+        except CallerLeft:
+            exchange.left()
+        except Exception as error:
+            await exchange.fail(error)
+        else:
+            exchange.ended("OK")
+
+
+class Exchange:
+    """One request from its headers to the end of its answer.
+
+    fields: how errors of the inference layer name the fields of this request; see ``codec.path_of``.
+    """
+
+    def __init__(
+        self, runtime: Runtime, name: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self.runtime = runtime
+        self.scope = scope
+        self.request_id = request_id.get()
+        self.caller = ANONYMOUS
+        self.fields: Mapping[str, str] = FIELDS
+        self.headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        self._name = name
+        self._receive = receive
+        self._send = send
+        self._task = _current_task()
+        self._record = runtime.observation.begin(TRANSPORT, name, self.request_id)
+        self._begun = False
+        self._gone = self._dropped = False
+        self._stalling: asyncio.TimerHandle | None = None
+
+    def admit(self) -> None:
+        """Raise the ``ServiceError`` of a request that is refused by its key or by the phase."""
+        self.caller = self.runtime.access.caller(self.headers)
+        auth.current.set(self.caller)
+        self._record.caller = self.caller.name
+        self.runtime.lifecycle.enter(self._task)
+
+    # The request
+
+    async def body(self) -> bytes:
+        """The body of a request in JSON, refused as soon as it is too large, late or not JSON."""
+        self._check_type()
+        limit = self.runtime.settings.max_message_bytes
+        if int(self.headers.get("content-length", 0)) > limit:
+            raise _too_large(limit)
+        limit_s = self.runtime.settings.receive_timeout_s
+        return await Deadline(limit_s).wait(self._read(limit), lambda: _late(limit_s))
+
+    def _check_type(self) -> None:
+        given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != JSON:
+            raise InvalidRequest(
+                BODY, f"needs the header content-type: {JSON}", reason="CONTENT_TYPE_UNSUPPORTED"
+            )
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise InvalidRequest(
+                BODY, "must not be compressed; images are", reason="CONTENT_TYPE_UNSUPPORTED"
+            )
+
+    async def _read(self, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise CallerLeft
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > limit:
+                raise _too_large(limit)
+            pieces.append(piece)
+            more = message.get("more_body", False)
+        return b"".join(pieces)
+
+    # The answer
+
+    async def while_connected(self, work: Awaitable[T]) -> T:
+        """The result of the work, which is cancelled when the caller leaves."""
+        watching = asyncio.create_task(self._watch(), name="watch")
+        try:
+            return await work
+        finally:
+            watching.cancel()
+
+    async def answer(
+        self, content: Any, status: int = 200, headers: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Send a JSON value as the answer."""
+        await self.send(dumps(content), JSON, status, headers)
+
+    async def send(
+        self,
+        body: bytes,
+        content_type: str,
+        status: int = 200,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """Send a body as the answer."""
+        length = ("content-length", str(len(body)))
+        await self._begin(status, (("content-type", content_type), length, *headers))
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
+        """Send the data of server-sent events, then ``[DONE]``.
+
+        The status is sent with the first event, so that an error before it has a status of its own.
+        A reader who does not read is dropped soon after the time limit of a call.
+        """
+        loop = asyncio.get_running_loop()
+        limit_s = self.runtime.settings.inference_timeout_s + DROP_AFTER_S
+        dropping = loop.call_later(limit_s, self._drop)
+        watching = asyncio.create_task(self._watch(), name="watch")
+        pinging = asyncio.create_task(self._ping(), name="ping")
+        try:
+            async with aclosing(events) as opened:
+                async for data in opened:
+                    await self._event(b"data: " + data + b"\n\n")
+            await self._end_stream()
+        finally:
+            for task in (watching, pinging):
+                task.cancel()
+            dropping.cancel()
+
+    async def _event(self, event: bytes) -> None:
+        self._await_reader()
+        try:
+            await self._begin(200, STREAM_HEADERS)
+            await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        finally:
+            self._read_by_caller()
+
+    async def _end_stream(self) -> None:
+        await self._event(DONE)
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _begin(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        """Send status and headers, once."""
+        if self._begun:
+            return
+        self._begun = True
+        raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def _ping(self) -> None:
+        while True:
+            await asyncio.sleep(PING_S)
+            await self._event(PING)
+
+    async def _watch(self) -> None:
+        """Cancel the call when the caller leaves: ASGI does not."""
+        while True:
+            message: Message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self._gone = True
+                self._task.cancel()
+                return
+
+    def _drop(self) -> None:
+        """End a stream whose events nobody reads. An error could not be sent either."""
+        self._dropped = True
+        self._task.cancel()
+
+    def _await_reader(self) -> None:
+        """From now on something waits until the caller reads it."""
+        if self._stalling is None:
+            loop = asyncio.get_running_loop()
+            lifecycle = self.runtime.lifecycle
+            self._stalling = loop.call_later(STALL_S, lifecycle.stall, self._task)
+
+    def _read_by_caller(self) -> None:
+        if self._stalling is not None:
+            self._stalling.cancel()
+            self._stalling = None
+            self.runtime.lifecycle.move(self._task)
+
+    # The end
+
+    async def cancelled(self, error: asyncio.CancelledError) -> None:
+        """The task was cancelled: the caller left, does not read, or the server stops."""
+        if self._dropped:
+            self.scope["state"]["abort"]()
+            self.ended("DEADLINE_EXCEEDED", "NOT_READ")
+        elif self._gone or not self.runtime.lifecycle.cutting:
+            self.left()
+        else:
+            reason, message = REFUSALS[Phase.DRAINING]
+            await self.fail(EngineUnavailable(message, reason=reason))
+        forget_frames(error)
+
+    def left(self) -> None:
+        """The caller went before the answer was complete, which needs no answer."""
+        self.ended("CANCELLED")
+
+    async def fail(self, error: Exception) -> None:
+        """Send an error: as the answer, or in a stream as an event before its end."""
+        if isinstance(error, ServiceError) and not isinstance(error, InternalError):
+            refused: ServiceError = error
+        else:  # a defect: its own text and trace stay in the log
+            error_log.error("call failed %s", pairs(method=self._name), exc_info=error)
+            refused = InternalError(INTERNAL_TEXT)
+        row = row_of(refused)
+        self.ended(row.grpc, refused.reason)
+        content = body_of(refused, self.fields)
+        forget_frames(error)
+        if self._begun:
+            await self._event(b"data: " + dumps(content) + b"\n\n")
+            await self._end_stream()
+        else:
+            await self.answer(content, row.http, headers_of(refused))
+
+    def ended(self, code: str, reason: str = "-") -> None:
+        """Tell metrics and the access log how the call ended, by the name of gRPC's status."""
+        self._read_by_caller()
+        self.runtime.observation.end(self._record, code, reason)
+        if access_log.isEnabledFor(logging.INFO) and self._name != "health":
+            host, port = self.scope["client"] or ("-", "-")
+            access_log.info(
+                f"call method={self._name} code={code} reason={reason} "
+                f"seconds={self._record.seconds:.4f} caller={self.caller.name} "
+                f"peer={host}:{port}"
+            )
+
+
+def _too_large(limit: int) -> ServiceError:
+    return InvalidRequest(
+        BODY,
+        f"is larger than {limit} bytes",
+        reason="REQUEST_TOO_LARGE",
+        metadata={"limit": str(limit)},
+    )
+
+
+def _late(limit_s: float) -> InferenceTimeout:
+    return InferenceTimeout(
+        f"No complete request came within {limit_s:g} s.",
+        reason="RECEIVE_TIMEOUT",
+        metadata={"limit_s": f"{limit_s:g}"},
+    )
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
