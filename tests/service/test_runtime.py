@@ -16,7 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.engines.fake import FakeEngine
-from service.errors import EngineUnavailable, InvalidRequest
+from service.errors import EngineUnavailable, UnknownModel
 from service.grpc_api.server import GrpcFrontEnd
 from service.lifecycle import Phase
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub

@@ -181,6 +181,8 @@ OUTSIDE = [
     ("compile_workers", 0),
     ("compile_workers", 65),
     ("grammar_cache_bytes", 0),
+    ("http_port", -1),
+    ("http_port", 65_536),
     ("metrics_port", -1),
     ("metrics_port", 65_536),
     ("output_retries", -1),
@@ -396,3 +398,24 @@ def test_the_bound_of_compiled_grammars_reaches_the_engine(engine: str) -> None:
 def test_limits_of_analysis_reach_the_pool() -> None:
     pool = build_pool(load_settings(compile_workers=3, compile_timeout_s=0.5))
     assert (pool._count, pool._timeout_s) == (3, 0.5)
+
+
+@pytest.mark.parametrize("missing", ["tls", "keys"])
+def test_http_beyond_loopback_needs_tls_and_keys(tmp_path: Path, missing: str) -> None:
+    given = {name: tmp_path / name for name in ("tls_cert", "tls_key", "api_keys_file")}
+    for path in given.values():
+        path.touch()
+    everywhere = {"http_port": 8000, "http_host": "0.0.0.0"}
+    assert load_settings(**everywhere, **given).http_port == 8000
+    assert load_settings(**everywhere, insecure=True).http_port == 8000
+    for name in ("tls_cert", "tls_key") if missing == "tls" else ("api_keys_file",):
+        del given[name]
+    assert refused(**everywhere, **given).startswith("http_host: 0.0.0.0 can be reached")
+
+
+def test_http_needs_keys_where_grpc_needs_client_certificates(tmp_path: Path) -> None:
+    given = {name: tmp_path / name for name in ("tls_cert", "tls_key", "tls_client_ca")}
+    for path in given.values():
+        path.touch()
+    assert refused(http_port=8000, **given).startswith("http_port: HTTP asks for no client")
+    assert load_settings(http_port=8000, insecure=True, **given).http_port == 8000

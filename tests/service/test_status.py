@@ -36,6 +36,13 @@ HTTP_OF = {
     "UNAVAILABLE": 503,
     "DEADLINE_EXCEEDED": 504,
 }
+HTTP_ALONE = {
+    "UNKNOWN_PATH": 404,
+    "METHOD_NOT_ALLOWED": 405,
+    "REQUEST_TOO_LARGE": 413,
+    "CONTENT_TYPE_UNSUPPORTED": 415,
+}
+"""Reasons that only HTTP has; gRPC itself answers such calls."""
 TRAILER_LIMIT = 8 * 1024
 """What clients accept by default for all trailers together."""
 
@@ -77,7 +84,8 @@ def test_statuses_exist_and_a_retry_is_offered_where_it_can_help(row: Reason) ->
     assert row.name == row.name.upper()
     assert row.retry == (row.grpc in ("RESOURCE_EXHAUSTED", "UNAVAILABLE"))
     assert row.retry == (row.http in (429, 503))
-    assert HTTP_OF[row.grpc] == row.http
+    assert HTTP_ALONE.get(row.name) or HTTP_OF[row.grpc] == row.http
+    assert HTTP_ALONE.get(row.name, row.http) == row.http
 
 
 def test_an_error_has_the_status_of_its_reason_and_not_of_its_class() -> None:
