@@ -80,6 +80,11 @@ _ROWS = (
         "IMAGES_TOO_MANY_PIXELS",
         "the images of a request together are over `Limits.max_request_pixels`",
     ),
+    _invalid(
+        "IMAGE_NEEDS_TOO_MUCH_MEMORY",
+        "decoding the image would take more memory than the server has for one image; metadata: "
+        "`limit` and `actual` in bytes. A baseline JPEG or a PNG file needs the least",
+    ),
     _invalid("IMAGE_TOO_SMALL", "a side without pixels"),
     _invalid("IMAGE_ASPECT_RATIO", "one side more than 200 times the other"),
     _invalid("SCHEMA_NOT_JSON", "the schema is not JSON"),
@@ -200,14 +205,6 @@ _ROWS = (
         429,
         True,
         "the queue is full; come again after `RetryInfo.retry_delay`",
-    ),
-    Reason(
-        "QUOTA_EXCEEDED",
-        "RESOURCE_EXHAUSTED",
-        429,
-        True,
-        "the caller uses as much of the server as its quota allows; metadata: `quota`, its name, and "
-        "`limit`; come again after `RetryInfo.retry_delay`",
     ),
     _unavailable("ENGINE_LOADING", "the model is loading"),
     _unavailable("ENGINE_UNHEALTHY", "the engine makes no progress"),

@@ -20,7 +20,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engines.kind import EngineKind, EngineSettings
 from service.engines.registry import ENGINES, engine_fields, offered_engines
-from service.quotas import MAX_VALUE, QUOTA_NAMES, Quota
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,6 @@ GROUPS = {
     "engine": "Model and engine",
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
-    "caller_concurrent": "Quotas of callers",
     "metrics_port": "Metrics, tasks and reflection",
     "log_level": "Logs",
 }
@@ -45,14 +43,11 @@ PROTO_OVERHEAD_BYTES = MIB
 """Room in a message for everything that is not an image."""
 
 UNIX = "unix:"
-CALLER = "caller_"
-"""What the settings of quotas begin with."""
 MAX_SOCKET_BYTES = 107
 """Length of the path of a Unix socket, of the kernel."""
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Rate = Annotated[float | None, Field(gt=0, le=MAX_VALUE, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -189,9 +184,9 @@ class ServerSettings(BaseSettings):
     max_decoding_bytes: int = Field(
         1536 * MIB,
         ge=64 * MIB,
-        description="Maximum memory for decoding images, in bytes, by estimate: 7 per pixel of a PNG or "
-        "baseline JPEG, 13 of a progressive JPEG, 18 of a WebP. An image that needs more is "
-        "decoded alone.",
+        description="Maximum memory for decoding images, in bytes, by estimate: 4 per pixel of a PNG or "
+        "baseline JPEG, 7 to 12 of a progressive JPEG, 12 of a WebP. An image that needs more than "
+        "three quarters of it is refused.",
     )
     inference_timeout_s: Seconds = Field(
         300.0,
@@ -220,33 +215,6 @@ class ServerSettings(BaseSettings):
         le=86_400,
         allow_inf_nan=False,
         description="Time for running calls to finish when the server stops, in seconds.",
-    )
-
-    # How much one caller may use, where callers are known by key or by certificate.
-    caller_concurrent: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_VALUE,
-        description="Maximum number of calls of one API key or client certificate at the same time, "
-        "running or waiting; unset: no limit. This and the other quotas are for callers whose line "
-        "in api_keys_file or tls_client_names_file sets no value of its own.",
-    )
-    caller_queue: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_VALUE,
-        description="Maximum number of calls of one caller that wait in the queue; unset: no limit.",
-    )
-    caller_requests_per_minute: Rate = Field(
-        None, description="Maximum number of inference calls of one caller in a minute."
-    )
-    caller_megapixels_per_minute: Rate = Field(
-        None,
-        description="Maximum number of megapixels (millions of pixels) in the images that one caller "
-        "sends in a minute.",
-    )
-    caller_tokens_per_minute: Rate = Field(
-        None, description="Maximum number of tokens of one caller in a minute, prompts and answers."
     )
 
     # What it offers.
@@ -286,11 +254,6 @@ class ServerSettings(BaseSettings):
     def authenticated(self) -> bool:
         """Whether callers have to prove who they are, by key or by certificate."""
         return self.api_keys_file is not None or self.tls_client_ca is not None
-
-    @property
-    def quota(self) -> Quota:
-        """What a caller may use who has no values of its own."""
-        return Quota(**{name: getattr(self, f"{CALLER}{name}") for name in QUOTA_NAMES})
 
     @property
     def loopback(self) -> bool:
@@ -398,11 +361,6 @@ class ServerSettings(BaseSettings):
             )
         if self.http_port is not None and not self.insecure:
             self._check_http_access()
-        for name in QUOTA_NAMES:
-            if getattr(self, f"{CALLER}{name}") is not None and not self.authenticated:
-                raise ValueError(
-                    f"{CALLER}{name}: needs api_keys_file or tls_client_ca, which tell callers apart"
-                )
         if self.max_message_bytes < self.max_image_bytes + PROTO_OVERHEAD_BYTES:
             raise ValueError(
                 "max_message_bytes: must be at least max_image_bytes plus "

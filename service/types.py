@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     """(height, width, 3) uint8, RGB, C-contiguous, upright."""
 
 T = TypeVar("T")
+
+
+class ImageRows(Protocol):
+    """An upright RGB image of shape (height, width, 3), uint8, that gives its rows on demand.
+
+    ``rows[top:bottom]`` is an array of these rows. Read a large image in strips: it then needs no
+    second copy. A numpy array is one, and ``np.asarray`` makes one of any.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, rows: slice, /) -> Pixels: ...
 
 
 class GrammarKind(enum.Enum):
@@ -117,12 +131,13 @@ class ImageSource(Protocol):
     @property
     def max_pixels(self) -> int | None: ...
 
-    async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
-        """Decode the image, call ``reduce`` with its pixels in another thread, and return the
-        result. The pixels are then freed.
+    async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
+        """Decode the image, call ``reduce`` with it in another thread, and return the result. The
+        image is then freed.
 
-        Every call decodes the image again. Raises ``ImageError`` for a damaged file, ``Overloaded``
-        when there is not enough memory, and the errors of ``reduce``.
+        needs_bytes: memory that ``reduce`` takes beside the image. Every call decodes the image
+        again. Raises ``ImageError`` for a damaged file, ``Overloaded`` when there is not enough
+        memory, and the errors of ``reduce``.
         """
         ...
 
@@ -146,7 +161,7 @@ class Image:
     def height(self) -> int:
         return int(self.pixels.shape[0])
 
-    async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
+    async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
         """Call ``reduce`` with the pixels in another thread and return its result."""
         return await asyncio.to_thread(reduce, self.pixels)
 

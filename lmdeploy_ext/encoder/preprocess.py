@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,21 @@ MAX_ASPECT_RATIO = 200  # of an image's sides, the limit of transformers' smart_
 BICUBIC = 3  # Pillow's number, as the configuration files write it
 CHANNELS = 3
 _CHUNK = 128  # patches; one chunk of normalise stays in the second-level cache
+STRIP_PIXELS = 1 << 18  # of an image that is resized strip by strip
+
+
+class ImageRows(Protocol):
+    """An RGB image of shape (H, W, 3) and dtype uint8 that gives its rows on demand.
+
+    ``rows[top:bottom]`` is an array of these rows. A numpy array is one; a decoder may make the rows
+    when they are asked for, so that no second copy of a large image exists.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def __getitem__(self, rows: slice, /) -> npt.NDArray[np.uint8]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +163,7 @@ def smart_resize(
 
 
 def preprocess(
-    image: npt.NDArray[np.uint8],
+    image: ImageRows,
     config: ImageProcessorConfig,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
@@ -160,7 +175,7 @@ def preprocess(
     Raises:
         ValueError: not a uint8 RGB array, limits in the wrong order, or see `smart_resize`.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != CHANNELS:
+    if image.dtype != np.uint8 or len(image.shape) != 3 or image.shape[2] != CHANNELS:
         raise ValueError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
     low = config.min_pixels if min_pixels is None else min_pixels
     high = config.max_pixels if max_pixels is None else max_pixels
@@ -171,6 +186,16 @@ def preprocess(
     patches = _cut(planes, config.patch_size, config.merge_size)
     grid = (1, height // config.patch_size, width // config.patch_size)
     return PackedImage(patches, grid, config.merge_size)
+
+
+def preprocess_bytes(size: tuple[int, int], resized: tuple[int, int]) -> int:
+    """Most memory that `preprocess` takes beside an image.
+
+    size: (H, W) of the image; resized: (H, W) after resizing, see `smart_resize`.
+    """
+    narrow = size[0] * resized[1] if size[0] * size[1] > STRIP_PIXELS else 0
+    strip = min(size[0] * size[1], max(STRIP_PIXELS, size[1]))
+    return CHANNELS * (narrow + 2 * strip + 2 * resized[0] * resized[1])
 
 
 def normalise(
@@ -196,16 +221,33 @@ def normalise(
     return result.reshape(count, CHANNELS * frames * area)
 
 
-def _resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """uint8 (H, W, C) to uint8 (C, height, width), bicubic with antialias, as torchvision does."""
-    if image.shape[:2] == (height, width):
-        unchanged: npt.NDArray[np.uint8] = image.transpose(2, 0, 1)
+def _resize(image: ImageRows, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, C) to uint8 (C, height, width), bicubic with antialias, as torchvision does.
+
+    A large image goes strip by strip through the horizontal pass, which comes first in torch and
+    rounds to uint8, so the result is the same bit by bit.
+    """
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        unchanged: npt.NDArray[np.uint8] = image[0:rows].transpose(2, 0, 1)
         return unchanged
+    step = max(1, STRIP_PIXELS // columns)
+    if rows <= step or columns == width:
+        return _interpolated(image[0:rows], height, width)
+    narrow = np.empty((rows, width, CHANNELS), np.uint8)
+    for top in range(0, rows, step):
+        strip = image[top : min(top + step, rows)]
+        narrow[top : top + len(strip)] = _interpolated(strip, len(strip), width).transpose(1, 2, 0)
+    return narrow.transpose(2, 0, 1) if rows == height else _interpolated(narrow, height, width)
+
+
+def _interpolated(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """uint8 (H, W, C) to uint8 (C, height, width)."""
     # The view goes in as it is: torch's uint8 kernel reads interleaved channels without a copy.
     if not image.flags.writeable or min(image.strides) < 0:
         image = image.copy()  # torch has neither read-only tensors nor negative strides
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(image).permute(2, 0, 1)[None],
+        torch.from_numpy(image)[None].permute(0, 3, 1, 2),  # channels last, and so is the result
         size=(height, width),
         mode="bicubic",
         align_corners=False,

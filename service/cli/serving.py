@@ -18,18 +18,14 @@ from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.http_api.server import HttpFrontEnd
-from service.quotas import QUOTA_NAMES
 from service.runtime import Runtime, serve
-from service.settings import CALLER, SettingsError, load_settings
+from service.settings import SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
 
 log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
-PUBLIC = (
-    "tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port", "http_port",
-    *(f"{CALLER}{name}" for name in QUOTA_NAMES),
-)  # fmt: skip
+PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port", "http_port")
 """Settings that a server without callers from outside does not need."""
 
 

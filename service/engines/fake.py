@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from service.engines.common.context import answer_limit
 from service.engines.common.reducing import reduce_all
@@ -35,14 +35,12 @@ from service.types import (
     GenerateRequest,
     Grammar,
     GrammarKind,
+    ImageRows,
     ImageSource,
     TextPart,
     Timings,
     Usage,
 )
-
-if TYPE_CHECKING:
-    from service.types import Pixels
 
 PIECE = re.compile(r"\s*\S{1,8}|\s+")
 """A token of the fake engine: up to eight characters with the spaces before them."""
@@ -213,7 +211,7 @@ def _closed_error() -> EngineUnavailable:
     return EngineUnavailable("The engine is closed.", reason="ENGINE_CLOSED")
 
 
-def _looked_at(index: int, image: ImageSource, pixels: Pixels) -> None:
+def _looked_at(index: int, image: ImageSource, rows: ImageRows) -> None:
     """Decode the images, so that damaged files fail in this engine, too."""
 
 

@@ -1,4 +1,4 @@
-"""What all calls of a process share, whichever engine and front end they take: slots, memory, quotas."""
+"""What all calls of a process share, whichever engine and front end they take: slots and memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from service.inference.admission import Admission
 from service.inference.decoding import ImageDecoder
 from service.inference.images import ImageLimits
 from service.inference.memory import MemoryBudget
-from service.quotas import Quotas
 from service.settings import Settings
 
 MAX_VALIDATIONS = 8
@@ -20,7 +19,6 @@ class Budgets:
 
     def __init__(self, settings: Settings) -> None:
         slots, queue = settings.max_concurrent, settings.max_queue
-        self.quotas = Quotas()
         self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
         self.encoded = MemoryBudget(
             settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes

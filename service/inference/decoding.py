@@ -11,10 +11,9 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from service.errors import ServiceError
+from service.errors import ImageError, ServiceError
 from service.inference.image_headers import Header
 from service.inference.images import (
     THREADS,
@@ -26,10 +25,9 @@ from service.inference.images import (
     out_of_memory,
 )
 from service.inference.memory import MemoryBudget
-from service.types import EncodedImage
-
-if TYPE_CHECKING:
-    from service.types import Pixels
+from service.inference.turns import Turns
+from service.quotas import ANONYMOUS
+from service.types import EncodedImage, ImageRows
 
 T = TypeVar("T")
 
@@ -38,51 +36,65 @@ _ORDINARY = ThreadPoolExecutor(THREADS, thread_name_prefix="decode-image")
 _LARGE = ThreadPoolExecutor(max(1, THREADS // 2), thread_name_prefix="decode-large-image")
 
 
-@dataclass(slots=True)
-class _Lane:
-    """Threads for one kind of images. Waiting images take turns, first come, first served; of one
-    request only few wait at the same time, so that requests share the lane."""
+LARGE_PIXELS = 16_000_000
+"""Images of more pixels are large: a PNG file of that size takes a second."""
 
-    executor: Executor
-    turns: asyncio.Semaphore
+
+class _Lane:
+    """Threads for one kind of images. Callers take turns. Of one request few images wait at the same
+    time, so that the requests of a caller take turns, too."""
+
+    def __init__(self, executor: Executor, threads: int) -> None:
+        self.executor = executor
+        self.turns = Turns(threads)
 
 
 class ImageDecoder:
     """Reads headers and decodes images within limits. Lives on one event loop.
 
     max_decoding_bytes: most memory that decoding takes at the same time, by estimate. An image that
-    needs more than an eighth of it is large: large images have threads of their own.
+    needs more than three quarters of it is refused. One that needs more than an eighth of it, or
+    has more than ``LARGE_PIXELS``, is large: large images have threads of their own.
     """
 
     def __init__(self, limits: ImageLimits, max_decoding_bytes: int) -> None:
         self._limits = limits
         self.memory = MemoryBudget(max_decoding_bytes)
-        self._ordinary = _Lane(_ORDINARY, asyncio.Semaphore(THREADS))
-        self._large = _Lane(_LARGE, asyncio.Semaphore(max(1, THREADS // 2)))
+        self._ordinary = _Lane(_ORDINARY, THREADS)
+        self._large = _Lane(_LARGE, max(1, THREADS // 2))
 
-    async def open(self, encoded: Sequence[EncodedImage]) -> list[RequestImage]:
+    async def open(
+        self, encoded: Sequence[EncodedImage], caller: str = ANONYMOUS.name
+    ) -> list[RequestImage]:
         """Read and check the headers of all images of a request; nothing is decoded.
 
-        Raises ``ImageError`` for the first image that is not accepted, or for all together.
+        caller: who takes turns with other callers. Raises ``ImageError`` for the first image that is
+        not accepted, or for all together.
         """
         if not encoded:
             return []
         loop = asyncio.get_running_loop()
         headers = _value(await loop.run_in_executor(_HEADERS, self._headers, encoded))
-        return [RequestImage(self, *one) for one in zip(encoded, headers, strict=True)]
+        return [RequestImage(self, *one, caller) for one in zip(encoded, headers, strict=True)]
 
     def is_large(self, header: Header) -> bool:
         """Whether an image goes to the lane of large ones."""
-        return self.memory.is_large(decoding_bytes(header))
+        return header.file_pixels > LARGE_PIXELS or self.memory.is_large(decoding_bytes(header))
 
     async def decode(
-        self, data: bytes, header: Header, field: str, reduce: Callable[[Pixels], T]
+        self,
+        encoded: EncodedImage,
+        header: Header,
+        reduce: Callable[[ImageRows], T],
+        needs_bytes: int,
+        caller: str,
     ) -> T:
-        """``reduce`` of the pixels, called in the thread that decoded them."""
-        size = decoding_bytes(header)
-        lane = self._large if self.memory.is_large(size) else self._ordinary
-        async with lane.turns, self.memory.hold(size):
-            work = lane.executor.submit(_reduced, data, header, field, reduce)
+        """``reduce`` of the image, called in the thread that decoded it."""
+        size = decoding_bytes(header) + needs_bytes
+        self._check_memory(header, size, encoded.field)
+        lane = self._large if self.is_large(header) else self._ordinary
+        async with lane.turns.turn(caller), self.memory.hold(size, caller=caller):
+            work = lane.executor.submit(_reduced, encoded, header, self._limits, reduce)
             ended = asyncio.wrap_future(work)
             try:
                 found = await asyncio.shield(ended)
@@ -97,16 +109,34 @@ class ImageDecoder:
         try:
             headers = [check_header(one.data, one.field, self._limits) for one in encoded]
             check_request_pixels(headers, self._limits)
+            for one, header in zip(encoded, headers, strict=True):
+                self._check_memory(header, decoding_bytes(header), one.field)
         except ServiceError as error:
             return _bare(error)
         return headers
+
+    def _check_memory(self, header: Header, size: int, field: str) -> None:
+        """Refuse an image that would never fit into the budget."""
+        if size <= self.memory.largest:
+            return
+        raise ImageError(
+            field,
+            f"needs {size} bytes of memory to be decoded ({header.width}x{header.height} "
+            f"{header.format}), the server has {self.memory.largest} for an image; send fewer "
+            "pixels, or a baseline JPEG or a PNG file, which need the least",
+            reason="IMAGE_NEEDS_TOO_MUCH_MEMORY",
+            metadata={"limit": str(self.memory.largest), "actual": str(size)},
+        )
 
 
 class RequestImage:
     """An image of a request as it came, with its size; see `service.types.ImageSource`."""
 
-    def __init__(self, decoder: ImageDecoder, encoded: EncodedImage, header: Header) -> None:
+    def __init__(
+        self, decoder: ImageDecoder, encoded: EncodedImage, header: Header, caller: str
+    ) -> None:
         self._decoder = decoder
+        self._caller = caller
         self._encoded = encoded
         self._header = header
         self.width, self.height = header.upright
@@ -117,10 +147,11 @@ class RequestImage:
         """Whether it is decoded in the lane of large images."""
         return self._decoder.is_large(self._header)
 
-    async def reduced(self, reduce: Callable[[Pixels], T]) -> T:
-        """``reduce`` of the pixels. Raises ``ImageError`` where the file is damaged or cut."""
-        encoded = self._encoded
-        return await self._decoder.decode(encoded.data, self._header, encoded.field, reduce)
+    async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
+        """``reduce`` of the image. Raises ``ImageError`` where the file is damaged or cut, or where
+        all the memory for images does not suffice."""
+        decode = self._decoder.decode
+        return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
 
 
 @contextmanager
@@ -135,11 +166,11 @@ def emptied(encoded: Sequence[EncodedImage]) -> Iterator[None]:
 
 
 def _reduced(
-    data: bytes, header: Header, field: str, reduce: Callable[[Pixels], T]
+    encoded: EncodedImage, header: Header, limits: ImageLimits, reduce: Callable[[ImageRows], T]
 ) -> T | ServiceError:
     """An error is returned: raised, it would hold the frames of this thread, and their pixels."""
     try:
-        return reduce(decode(data, header, field))
+        return reduce(decode(encoded.data, header, encoded.field, limits))
     except ServiceError as error:
         return _bare(error)
     except MemoryError:

@@ -40,6 +40,10 @@ _EOI, _SOS = 0xD9, 0xDA
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _DECODED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
+_WEBP_CANVAS_BYTES = 8
+"""Bytes of a pixel that libwebp keeps beside the pixels: two canvases."""
+_GREY, _PALETTE = 0, 3
+"""Kinds of colours of a PNG file that take one value per pixel."""
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _ORIENTATION_TAG = 0x0112
@@ -52,11 +56,13 @@ class Header:
 
     width, height: as stored, in pixels. orientation: 1 to 8, as EXIF counts.
     icc: the embedded colour profile, empty without one.
+    pixel_bytes: bytes of a pixel as the decoder keeps it. kept_bytes: what the decoder needs beside
+        the pixels, such as the coefficients of a progressive JPEG.
+    scale: a JPEG file is decoded at 1/scale of its sides; width and height are those that come out.
     parts: the ranges of the file that hold pixels, None for all of it: what metadata a PNG file
         holds, and in what state, then does not matter to the decoder.
     first_scan: where the compressed data of a JPEG file begin. complete: whether the file has an end;
         always False for JPEG, see ``is_complete``.
-    extra_passes: whether a JPEG decoder keeps all coefficients because there are several scans.
     """
 
     format: Format
@@ -64,10 +70,17 @@ class Header:
     height: int
     orientation: int = 1
     icc: bytes = b""
+    pixel_bytes: int = 4
+    kept_bytes: int = 0
+    scale: int = 1
     parts: tuple[tuple[int, int], ...] | None = None
     first_scan: int = 0
     complete: bool = False
-    extra_passes: bool = False
+
+    @property
+    def file_pixels(self) -> int:
+        """Pixels of the file, whatever the scale at which it is decoded."""
+        return self.width * self.height * self.scale**2
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -120,8 +133,9 @@ def _too_many(field: str, limit: int, parts: str) -> ImageError:
 
 
 def _jpeg(data: bytes, field: str) -> Header:
-    size = orientation_of = None
-    components = filling = segments = 0
+    size = None
+    filling = segments = 0
+    sampling: list[tuple[int, int]] = []
     progressive = False
     exif, xmp = bytearray(), b""
     profile: dict[int, bytes] = {}
@@ -150,7 +164,10 @@ def _jpeg(data: bytes, field: str) -> Header:
             if len(body) < 6:
                 raise truncated(field) if position > len(data) else _damaged(field)
             height, width = struct.unpack_from(">HH", body, 1)
-            size, components, progressive = (width, height), body[5], marker in _PROGRESSIVE
+            size, progressive = (width, height), marker in _PROGRESSIVE
+            if len(body) < 6 + 3 * body[5]:
+                raise truncated(field) if position > len(data) else _damaged(field)
+            sampling = [(one >> 4, one & 15) for one in body[7 : 7 + 3 * body[5] : 3]]
         elif marker == 0xE1 and body.startswith(_EXIF):
             exif += body[6:]  # continued where it needs more than one segment
         elif marker == 0xE1 and body.startswith(_XMP):
@@ -161,15 +178,31 @@ def _jpeg(data: bytes, field: str) -> Header:
             break
     if size is None:
         raise truncated(field) if position > len(data) else _damaged(field)
-    several = progressive or (len(body) > 0 and body[0] < components)
+    several = progressive or (len(body) > 0 and body[0] < len(sampling))
     if several and _scans(data, position)[0] > MAX_JPEG_SCANS:
         what = f"is stored in more than {MAX_JPEG_SCANS} scans; save it again"
         raise ImageError(field, what, reason="IMAGE_INVALID")
-    orientation_of = _orientation(bytes(exif), xmp)
     icc = b"".join(part for _, part in sorted(profile.items()))
     return Header(
-        "JPEG", *size, orientation_of, _bounded(icc), first_scan=position, extra_passes=several
+        "JPEG",
+        *size,
+        _orientation(bytes(exif), xmp),
+        _bounded(icc),
+        pixel_bytes=1 if len(sampling) == 1 else 4,
+        kept_bytes=_coefficients(*size, sampling) if several else 0,
+        first_scan=position,
     )
+
+
+def _coefficients(width: int, height: int, sampling: list[tuple[int, int]]) -> int:
+    """Bytes of all coefficients of a JPEG file, which a decoder keeps where there are several scans.
+
+    sampling: horizontal and vertical factor of each component. A coefficient takes two bytes.
+    """
+    across = max((one for one, _ in sampling), default=1) or 1
+    down = max((one for _, one in sampling), default=1) or 1
+    units = -(-width // (8 * across)) * -(-height // (8 * down))
+    return sum(units * one * other * 128 for one, other in sampling)
 
 
 def _scans(data: bytes, position: int) -> tuple[int, bool]:
@@ -198,9 +231,9 @@ def _scans(data: bytes, position: int) -> tuple[int, bool]:
 def _png(data: bytes, field: str) -> Header:
     if data[12:16] != b"IHDR":
         raise truncated(field) if len(data) < 16 else _damaged(field)
-    if len(data) < 24:
+    if len(data) < 26:
         raise truncated(field)
-    width, height = struct.unpack_from(">II", data, 16)
+    width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     parts: list[tuple[int, int]] = [(0, 8)]
     exif = raw_exif = xmp = icc = b""
     position, complete = 8, False
@@ -251,9 +284,18 @@ def _png(data: bytes, field: str) -> Header:
         height,
         _orientation(exif or raw_exif, xmp),
         icc,
+        pixel_bytes=_png_bytes(depth, colours),
+        kept_bytes=0 if whole else sum(end - start for start, end in parts),
         parts=None if whole else tuple(parts),
         complete=complete,
     )
+
+
+def _png_bytes(depth: int, colours: int) -> int:
+    """Bytes of a pixel of a PNG file in Pillow."""
+    if colours in (_GREY, _PALETTE):
+        return 2 if depth > 8 else 1
+    return 4
 
 
 def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
@@ -295,11 +337,10 @@ def _raw_profile(text: bytes) -> bytes:
 def _webp(data: bytes, field: str) -> Header:
     width, height = _webp_size(data, field)
     complete = int.from_bytes(data[4:8], "little") + 8 <= len(data)
-    if data[12:16] != b"VP8X":
-        return Header("WebP", width, height, complete=complete)
+    extended = data[12:16] == b"VP8X"
     exif = xmp = icc = b""
     position = 12
-    for _ in range(MAX_CHUNKS):
+    for _ in range(MAX_CHUNKS if extended else 0):
         kind = data[position : position + 4]
         length = int.from_bytes(data[position + 4 : position + 8], "little")
         start, position = position + 8, position + 8 + length + (length & 1)
@@ -312,8 +353,17 @@ def _webp(data: bytes, field: str) -> Header:
         if position >= len(data):
             break
     else:
-        raise _too_many(field, MAX_CHUNKS, "chunks")
-    return Header("WebP", width, height, _orientation(exif, xmp), _bounded(icc), complete=complete)
+        if extended:
+            raise _too_many(field, MAX_CHUNKS, "chunks")
+    return Header(
+        "WebP",
+        width,
+        height,
+        _orientation(exif, xmp),
+        _bounded(icc),
+        kept_bytes=width * height * _WEBP_CANVAS_BYTES + len(data),
+        complete=complete,
+    )
 
 
 def _webp_size(data: bytes, field: str) -> tuple[int, int]:

@@ -8,47 +8,53 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile, _webp
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from service.errors import ImageError, Overloaded
 from service.inference.image_headers import Header, is_complete, read_header, truncated
+from service.inference.rows import (
+    STRIP_PIXELS,
+    ArrayFrame,
+    Colour,
+    DecodedImage,
+    Frame,
+    PillowFrame,
+)
 
 if TYPE_CHECKING:
     from service.types import Pixels
-
-Convert: TypeAlias = Callable[[Image.Image], Image.Image]
 
 THREADS = min(8, os.cpu_count() or 1)
 # Pillow keeps this many freed blocks of at most 16 MiB. Without, each image of some 100 KB costs
 # about 370 page faults, a third of the time of its decoding.
 Image.core.set_blocks_max(THREADS)  # type: ignore[attr-defined]  # documented, not exported
-_DECODERS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
-    "JPEG": JpegImageFile,
-    "PNG": PngImageFile,
-    "WebP": WebPImageFile,
-}
-_STRIP_PIXELS = 1 << 20
-"""Converted at a time, so that a large image needs no second copy in another mode."""
-_SAME_COLOUR = 4
-"""A colour profile that moves no channel by more, of 255, is taken for sRGB."""
 _RETRY_AFTER_S = 5.0
-_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-_PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_STRIP_PIXEL_BYTES = 32
+"""Of a pixel of the strip that is converted: in up to five modes, and as an array."""
+_WORKING_BYTES = 1 << 20
+"""What decoders allocate for an image of any size."""
+_JPEG_SCALES = (2, 4, 8)
+"""Parts of its sides at which libjpeg decodes."""
+SCALED_FACTOR = 4
+"""How many times the limit of pixels a JPEG file may have that is decoded at a part of its size."""
+WHITE: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds of encoded images. ``max_aspect_ratio`` is the longer side over the shorter.
+    """What is accepted as an image, and how it is decoded.
 
-    max_request_pixels: of all images of a request together.
+    max_request_pixels: of all images of a request together. max_aspect_ratio: the longer side over
+    the shorter. background: the colour behind transparent parts. jpeg_scaled_pixels: JPEG files of
+    more pixels are decoded at 1/2, 1/4 or 1/8 of their sides, and may have up to
+    ``SCALED_FACTOR`` times ``max_pixels``; None: never.
     """
 
     max_bytes: int = 20 * 1024 * 1024
@@ -56,19 +62,38 @@ class ImageLimits:
     max_request_pixels: int = 800_000_000
     min_side: int = 1
     max_aspect_ratio: float = 200.0
+    background: Colour = WHITE
+    jpeg_scaled_pixels: int | None = None
 
 
 def check_header(data: bytes, field: str, limits: ImageLimits) -> Header:
     """The header of an image that is within the limits. Raises ``ImageError`` on ``field``."""
     _check_bytes(data, field, limits)
     header = read_header(data, field)
-    _check_size(header.width, header.height, field, limits)
-    return header
+    most = limits.max_pixels
+    if header.format == "JPEG" and limits.jpeg_scaled_pixels is not None:
+        most *= SCALED_FACTOR
+    _check_size(header.width, header.height, field, limits, most)
+    return _scaled(header, limits)
+
+
+def _scaled(header: Header, limits: ImageLimits) -> Header:
+    """The header of a JPEG file that is decoded at a part of its size where it is above the bound."""
+    if header.format != "JPEG" or limits.jpeg_scaled_pixels is None:
+        return header
+    sides = (header.width, header.height)
+    found = header
+    for scale in _JPEG_SCALES:
+        if found.width * found.height <= limits.jpeg_scaled_pixels:
+            break
+        width, height = (-(-side // scale) for side in sides)
+        found = replace(header, width=width, height=height, scale=scale)
+    return found
 
 
 def check_request_pixels(headers: Sequence[Header], limits: ImageLimits) -> None:
     """Raises ``ImageError`` on ``images`` when they have too many pixels together."""
-    pixels = sum(header.width * header.height for header in headers)
+    pixels = sum(header.file_pixels for header in headers)
     if pixels > limits.max_request_pixels:
         raise ImageError(
             "images",
@@ -82,20 +107,21 @@ def check_request_pixels(headers: Sequence[Header], limits: ImageLimits) -> None
 def decode_image(data: bytes, field: str, limits: ImageLimits) -> Pixels:
     """Decode a JPEG, PNG or WebP file to (height, width, 3) uint8 RGB, upright, C-contiguous.
 
-    Transparent parts lie on white. Of an animation, the first frame counts. 16 bits become 8 by
+    Transparent parts lie on ``limits.background``. Of an animation, the first frame counts. 16 bits become 8 by
     scaling. Colours of an embedded profile other than sRGB are converted to sRGB.
     Raises ``ImageError`` on ``field``.
     """
-    return decode(data, check_header(data, field, limits), field)
+    return decode(data, check_header(data, field, limits), field, limits)[:]
 
 
-def decode(data: bytes, header: Header, field: str) -> Pixels:
-    """`decode_image` for a header that has been checked.
+def decode(data: bytes, header: Header, field: str, limits: ImageLimits) -> DecodedImage:
+    """`decode_image` for a header that has been checked; its rows are converted when they are read.
 
     Raises ``Overloaded`` where the memory of the machine does not suffice.
     """
     try:
-        return _decoded(data, header)
+        frame = _FRAMES[header.format](data, header)
+        return DecodedImage(frame, header, limits.background, field)
     except MemoryError:
         short_of_memory = True
     except Exception:  # decoders raise whatever they like on hostile data, and short of memory, too
@@ -109,10 +135,10 @@ def decode(data: bytes, header: Header, field: str) -> Pixels:
 
 
 def decoding_bytes(header: Header) -> int:
-    """Most memory that decoding takes, by measurement: Pillow's image, the result, and what the
-    decoder keeps beside them."""
-    beside = {"JPEG": 6 if header.extra_passes else 0, "PNG": 0, "WebP": 11}[header.format]
-    return header.width * header.height * (4 + 3 + beside)
+    """Most memory that decoding an image takes, by measurement: see ``benchmarks/image_memory.py``."""
+    pixels = header.width * header.height
+    strip = min(pixels, STRIP_PIXELS) * _STRIP_PIXEL_BYTES
+    return pixels * header.pixel_bytes + header.kept_bytes + strip + _WORKING_BYTES
 
 
 def out_of_memory() -> Overloaded:
@@ -144,14 +170,14 @@ def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
         )
 
 
-def _check_size(width: int, height: int, field: str, limits: ImageLimits) -> None:
+def _check_size(width: int, height: int, field: str, limits: ImageLimits, most: int) -> None:
     actual = f"{width}x{height}"
-    if width * height > limits.max_pixels:
+    if width * height > most:
         raise ImageError(
             field,
-            f"has {width * height} pixels ({actual}), at most {limits.max_pixels} are allowed",
+            f"has {width * height} pixels ({actual}), at most {most} are allowed",
             reason="IMAGE_TOO_MANY_PIXELS",
-            metadata={"limit": str(limits.max_pixels), "actual": str(width * height)},
+            metadata={"limit": str(most), "actual": str(width * height)},
         )
     short, long = sorted((width, height))
     least = max(1, limits.min_side)
@@ -172,118 +198,48 @@ def _check_size(width: int, height: int, field: str, limits: ImageLimits) -> Non
         )
 
 
-def _decoded(data: bytes, header: Header) -> Pixels:
+def _jpeg(data: bytes, header: Header) -> Frame:
+    image = JpegImageFile(io.BytesIO(data))
+    if header.scale > 1:
+        image.draft(None, (image.width // header.scale, image.height // header.scale))
+    return _loaded(image, header)
+
+
+def _png(data: bytes, header: Header) -> Frame:
     if header.parts is not None:
         data = b"".join(data[begin:end] for begin, end in header.parts)
-    # The class itself: Image.open would apply a global pixel limit and global warnings filters.
-    with _DECODERS[header.format](io.BytesIO(data)) as image:
-        if image.size != (header.width, header.height):
-            raise ValueError("the decoder sees another size than the header")
+    return _loaded(PngImageFile(io.BytesIO(data)), header)
+
+
+def _loaded(image: ImageFile.ImageFile, header: Header) -> Frame:
+    """The classes themselves: Image.open would apply a global pixel limit and warnings filters."""
+    with image:
+        _check_decoder(image.size, header)
         # Process-wide, and LMDeploy turns it on when it is imported: half an image would pass.
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         image.load()
-        return _pixels(image, header)
+    return PillowFrame(image)
 
 
-def _pixels(image: Image.Image, header: Header) -> Pixels:
-    """A loaded image as an upright RGB array, made strip by strip."""
-    convert = _conversion(image, header.icc)
-    width, height = header.upright
-    result = np.empty((height, width, 3), np.uint8)
-    stored = _as_stored(result, header.orientation)
-    for top, strip in _strips(image):
-        part = np.asarray(convert(strip))
-        stored[top : top + len(part)] = part
-    return result
+def _webp_frame(data: bytes, header: Header) -> Frame:
+    """Pillow's class would copy the pixels, and apply a global pixel limit."""
+    decoder = _webp.WebPAnimDecoder(data)
+    size, *_, mode = decoder.get_info()
+    _check_decoder(size, header)
+    found = decoder.get_next()
+    if found is None:
+        raise ValueError("the first frame cannot be decoded")
+    pixels = np.frombuffer(found[0], np.uint8).reshape(header.height, header.width, 4)
+    return ArrayFrame(pixels if mode == "RGBA" else pixels[..., :3])
 
 
-def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """Rows of an image, and where they begin."""
-    width, height = image.size
-    rows = max(1, _STRIP_PIXELS // width)
-    if rows >= height:
-        yield 0, image
-        return
-    for top in range(0, height, rows):
-        yield top, image.crop((0, top, width, min(top + rows, height)))
+def _check_decoder(size: tuple[int, int], header: Header) -> None:
+    if size != (header.width, header.height):
+        raise ValueError("the decoder sees another size than the header")
 
 
-def _as_stored(upright: Pixels, orientation: int) -> Pixels:
-    """A view of an upright image in which its pixels lie as they are stored."""
-    if orientation >= 5:
-        upright = upright.transpose(1, 0, 2)
-    # 1 to 8: which of the stored axes (rows, columns) run backwards.
-    rows = -1 if orientation in (3, 4, 6, 7) else 1
-    columns = -1 if orientation in (2, 3, 7, 8) else 1
-    return upright[::rows, ::columns]
-
-
-def _conversion(image: Image.Image, icc: bytes) -> Convert:
-    """What makes RGB of a strip of the image. RGB of sRGB passes as it is."""
-    if image.mode.startswith("I"):
-        return _eight_bits
-    profile = _profile(image.mode, icc) if icc else None
-    if profile is not None:
-        return profile
-    if image.mode != "RGB" or "transparency" in image.info:
-        return _flat
-    return lambda strip: strip
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale, scaled; ``convert`` would clip it. One value may stand for transparent."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = ((values + 128) // 257).clip(0, 255).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey[values == clear] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    """RGB of any other mode; transparent parts become white."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    return _on_white(image.convert("RGBA"))
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
-
-
-def _profile(mode: str, icc: bytes) -> Convert | None:
-    """Conversion of an embedded profile to sRGB.
-
-    None where the profile is sRGB, of another colour space than the pixels, or broken: a viewer, too,
-    then shows the pixels as they are.
-    """
-    source = {"P": "RGB", "RGBA": "RGB", "LA": "L", "1": "L"}.get(mode, mode)
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        if _PROFILE_MODES.get(profile.profile.xcolor_space) != source:
-            return None
-        transform = ImageCms.buildTransform(profile, _SRGB, source, "RGB")
-        if source != "CMYK" and _changes_nothing(transform, source):
-            return None
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return None
-
-    def convert(strip: Image.Image) -> Image.Image:
-        if not strip.has_transparency_data:
-            return transform.apply(strip if strip.mode == source else strip.convert(source))
-        clear = strip.convert("RGBA")
-        colours = transform.apply(clear.convert(source))
-        colours.putalpha(clear.getchannel("A"))
-        return _on_white(colours)
-
-    return convert
-
-
-def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
-    """Whether a transform leaves a grid of colours as they are, but for rounding."""
-    steps = np.linspace(0, 255, 16).astype(np.uint8)
-    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(64, 64, 3)
-    probe = Image.fromarray(grid if mode == "RGB" else np.ascontiguousarray(grid[..., 0]))
-    before, after = np.asarray(probe.convert("RGB")).astype(int), np.asarray(transform.apply(probe))
-    return bool(np.abs(before - after).max() <= _SAME_COLOUR)
+_FRAMES: dict[str, Callable[[bytes, Header], Frame]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WebP": _webp_frame,
+}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
+from service.inference.turns import FairQueue
+from service.quotas import ANONYMOUS
 
 SMALL_DIVISOR = 8
 """An amount is small when it is at most this part of the budget."""
@@ -21,6 +22,7 @@ RETRY_AFTER_S = 2.0
 @dataclass(slots=True, eq=False)
 class _Waiting:
     amount: int
+    caller: str
     turn: asyncio.Future[None]
 
 
@@ -29,9 +31,9 @@ class MemoryBudget:
 
     The rule: a quarter of the budget is for small amounts (up to an eighth of the budget) alone, so
     they never wait for large ones. They may use the rest too, as long as no large amount waits for
-    it, so large ones are not starved. Among themselves, small and large amounts are served first
-    come, first served. An amount above three quarters of the budget is served when no other
-    large one is.
+    it, so large ones are not starved. Among small and among large amounts callers take turns;
+    those of one caller are served first come, first served. An amount above ``largest``, three
+    quarters of the budget, is served when no other large one is.
 
     limit: bytes. max_waiting: bytes of amounts that wait; None means no bound.
     """
@@ -41,8 +43,8 @@ class MemoryBudget:
         self._max_waiting = max_waiting
         self._reserved = limit // RESERVED_DIVISOR
         self._small = self._large = 0
-        self._waiting_small: deque[_Waiting] = deque()
-        self._waiting_large: deque[_Waiting] = deque()
+        self._waiting_small: FairQueue[_Waiting] = FairQueue()
+        self._waiting_large: FairQueue[_Waiting] = FairQueue()
 
     @property
     def held(self) -> int:
@@ -54,23 +56,30 @@ class MemoryBudget:
         """Bytes that are waited for."""
         return sum(one.amount for one in (*self._waiting_small, *self._waiting_large))
 
+    @property
+    def largest(self) -> int:
+        """The largest amount with which the budget is never exceeded."""
+        return self.limit - self._reserved
+
     def is_large(self, amount: int) -> bool:
         """Whether an amount counts as large."""
         return amount > self.limit // SMALL_DIVISOR
 
     @asynccontextmanager
-    async def hold(self, amount: int, deadline: Deadline | None = None) -> AsyncIterator[None]:
+    async def hold(
+        self, amount: int, deadline: Deadline | None = None, caller: str = ANONYMOUS.name
+    ) -> AsyncIterator[None]:
         """Hold an amount for the body, waiting for it until ``deadline``.
 
         Raises ``Overloaded`` when too much waits already, ``InferenceTimeout`` when the time is over.
         """
-        await self._acquire(amount, deadline)
+        await self._acquire(amount, deadline, caller)
         try:
             yield
         finally:
             self._give_back(amount)
 
-    async def _acquire(self, amount: int, deadline: Deadline | None) -> None:
+    async def _acquire(self, amount: int, deadline: Deadline | None, caller: str) -> None:
         queue = self._waiting_large if self.is_large(amount) else self._waiting_small
         if not queue and self._fits(amount):
             self._take(amount)
@@ -81,14 +90,13 @@ class MemoryBudget:
                 retry_after_s=RETRY_AFTER_S,
             )
         loop = asyncio.get_running_loop()
-        one = _Waiting(amount, loop.create_future())
-        queue.append(one)
+        one = _Waiting(amount, caller, loop.create_future())
+        queue.append(caller, one)
         timer = None if deadline is None else loop.call_at(deadline.at, self._expire, one, queue)
         try:
             await one.turn
         except asyncio.CancelledError:
-            if one in queue:
-                queue.remove(one)
+            if queue.remove(caller, one):
                 self._admit()  # whoever waited behind it may fit
             elif one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
                 self._give_back(amount)  # given in the same turn in which the call ended
@@ -123,15 +131,15 @@ class MemoryBudget:
     def _admit(self) -> None:
         """Let in who fits, in order, large amounts first: they wait longer."""
         for queue in (self._waiting_large, self._waiting_small):
-            while queue and self._fits(queue[0].amount):
-                one = queue.popleft()
+            while queue and self._fits(queue.first.amount):
+                one = queue.pop()
                 if not one.turn.done():
                     self._take(one.amount)
                     one.turn.set_result(None)
 
-    def _expire(self, one: _Waiting, queue: deque[_Waiting]) -> None:
+    def _expire(self, one: _Waiting, queue: FairQueue[_Waiting]) -> None:
         if not one.turn.done():
-            queue.remove(one)
+            queue.remove(one.caller, one)
             one.turn.set_exception(
                 InferenceTimeout("The time was over before the server had memory for the images.")
             )

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import io
 import struct
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType
 from typing import Any
 
@@ -131,12 +133,12 @@ class Watched:
         self._decode = decoding.decode
         monkeypatch.setattr(decoding, "decode", self)
 
-    def __call__(self, data: bytes, header: Any, field: str) -> Any:
+    def __call__(self, data: bytes, header: Any, field: str, limits: Any) -> Any:
         with self._lock:
             self.inside += header.width > 1000
         if header.width > 1000:
             self.gate.wait(20)
-        pixels = self._decode(data, header, field)
+        pixels = self._decode(data, header, field, limits)
         with self._lock:
             self.decoded += 1
             self.alive = [*self._living(), weakref.ref(pixels)]
@@ -189,10 +191,10 @@ async def test_images_of_two_callers_take_turns(monkeypatch: pytest.MonkeyPatch)
     order: list[int] = []
     decode, go_on = decoding.decode, threading.Event()
 
-    def noted(data: bytes, header: Any, field: str) -> Any:
+    def noted(data: bytes, header: Any, field: str, limits: Any) -> Any:
         go_on.wait(20)
         order.append(header.width)
-        return decode(data, header, field)
+        return decode(data, header, field, limits)
 
     monkeypatch.setattr(decoding, "decode", noted)
     async with running() as started:
@@ -204,6 +206,59 @@ async def test_images_of_two_callers_take_turns(monkeypatch: pytest.MonkeyPatch)
         go_on.set()
         await asyncio.gather(many, one)
     assert order.index(64) < 12
+
+
+async def test_a_caller_with_many_calls_does_not_stand_before_another(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The images of all calls of one caller wait for a thread; the next turn is the other's."""
+    keys = tmp_path / "keys"
+    digests = (f"{name}:{hashlib.sha256(name.encode()).hexdigest()}\n" for name in ("many", "few"))
+    keys.write_text("".join(digests))
+    order: list[int] = []
+    decode, go_on = decoding.decode, threading.Event()
+
+    def noted(data: bytes, header: Any, field: str, limits: Any) -> Any:
+        go_on.wait(60)
+        order.append(header.width)
+        return decode(data, header, field, limits)
+
+    monkeypatch.setattr(decoding, "decode", noted)
+    async with running(api_keys_file=keys) as started:
+        inference = started.server.servicer.inference
+
+        def call(key: str, width: int) -> Any:
+            request = run_request(images=[image_bytes(width, 48)] * 2)
+            return started.stub.RunTask(request, timeout=120, metadata=[("x-api-key", key)])
+
+        many = [call("many", 80) for _ in range(20)]
+        await until(lambda: inference.admission.active == 20, 30)
+        few = call("few", 64)
+        await until(lambda: inference.admission.active == 21, 30)
+        go_on.set()
+        await asyncio.gather(few, *many)
+    # At most the images whose threads had begun, and one turn between the two of the other caller.
+    assert order.index(64) <= decoding.THREADS + 1
+    assert len(order) - order[::-1].index(64) <= decoding.THREADS + 4
+
+
+@pytest.mark.usefixtures("nothing_decoded")
+async def test_an_image_that_never_fits_into_memory_is_refused_by_its_header() -> None:
+    """With the numbers; one that fits does not have to wait for it."""
+    async with running(max_decoding_bytes=64 * MIB) as started:
+        for data, needs in (
+            (plain(4000, 4000, "PNG"), 64_000_000),
+            (plain(2400, 2400, "JPEG", progressive=True, subsampling=0), 57_600_000),
+            (tiny(2000, 2000), 50_000_000),
+        ):
+            request = run_request(images=[image_bytes(), data])
+            error = await failure(started.stub.RunTask(request, timeout=60))
+            assert error.code == grpc.StatusCode.INVALID_ARGUMENT
+            assert error.reason == "IMAGE_NEEDS_TOO_MUCH_MEMORY"
+            assert list(error.fields) == ["images[1].data"]
+            assert error.metadata["limit"] == str(48 * MIB)
+            assert needs < int(error.metadata["actual"]) < 1.5 * needs
+            assert error.metadata["actual"] in error.message
 
 
 # Encoded bytes
@@ -325,9 +380,9 @@ async def test_a_failed_call_keeps_no_image(
     sent: list[EncodedImage] = []
     opened = ImageDecoder.open
 
-    async def noted(self: ImageDecoder, encoded: tuple[EncodedImage, ...]) -> Any:
+    async def noted(self: ImageDecoder, encoded: tuple[EncodedImage, ...], caller: str) -> Any:
         sent.extend(encoded)
-        return await opened(self, encoded)
+        return await opened(self, encoded, caller)
 
     monkeypatch.setattr(ImageDecoder, "open", noted)
     engine = FakeEngine()

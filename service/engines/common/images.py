@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, preprocess, smart_resize
+from lmdeploy_ext.encoder.preprocess import (
+    ImageProcessorConfig,
+    preprocess,
+    preprocess_bytes,
+    smart_resize,
+)
 from lmdeploy_ext.packing import PackedImage
 from service.engines.common.reducing import reduce_all
 from service.errors import ImageError
-from service.types import ImageSource
-
-if TYPE_CHECKING:
-    from service.types import Pixels
+from service.types import ImageRows, ImageSource
 
 
 class ImagePreprocessor:
@@ -32,28 +33,39 @@ class ImagePreprocessor:
         Raises ImageError for an image that cannot be used. index: position of the image in the
         request.
         """
-        config = self._config
-        low, high = self._bounds(image)
-        low = config.min_pixels if low is None else low
-        high = config.max_pixels if high is None else high
         try:
-            sides = smart_resize(image.height, image.width, config.factor, low, high)
+            rows, columns = self._resized(image)
         except ValueError as error:
             raise ImageError(f"images[{index}].data", str(error)) from None
-        return sides[0] * sides[1] // config.factor**2
+        return rows * columns // self._config.factor**2
 
     async def pack(self, images: Sequence[ImageSource]) -> list[PackedImage]:
         """The patches of all images of a request, in order.
 
         Raises ImageError for an image that cannot be used.
         """
-        return await reduce_all(images, self._reduce)
+        return await reduce_all(images, self._reduce, self._needs_bytes)
 
-    def _reduce(self, index: int, image: ImageSource, pixels: Pixels) -> PackedImage:
+    def _reduce(self, index: int, image: ImageSource, rows: ImageRows) -> PackedImage:
         try:
-            return preprocess(pixels, self._config, *self._bounds(image))
+            return preprocess(rows, self._config, *self._bounds(image))
         except ValueError as error:
             raise ImageError(f"images[{index}].data", str(error)) from None
+
+    def _needs_bytes(self, image: ImageSource) -> int:
+        try:
+            resized = self._resized(image)
+        except ValueError:
+            return 0  # its reduction raises the same error
+        return preprocess_bytes((image.height, image.width), resized)
+
+    def _resized(self, image: ImageSource) -> tuple[int, int]:
+        """Height and width after resizing. Raises ``ValueError``."""
+        config = self._config
+        low, high = self._bounds(image)
+        low = config.min_pixels if low is None else low
+        high = config.max_pixels if high is None else high
+        return smart_resize(image.height, image.width, config.factor, low, high)
 
     def _bounds(self, image: ImageSource) -> tuple[int | None, int | None]:
         """The request's bounds; a maximum below the model's minimum lowers the minimum, too."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-from service.types import ImageSource
-
-if TYPE_CHECKING:
-    from service.types import Pixels
+from service.types import ImageRows, ImageSource
 
 T = TypeVar("T")
 
@@ -20,10 +17,13 @@ A small number, so that a request with many images does not delay the others."""
 
 
 async def reduce_all(
-    images: Sequence[ImageSource], reduce: Callable[[int, ImageSource, Pixels], T]
+    images: Sequence[ImageSource],
+    reduce: Callable[[int, ImageSource, ImageRows], T],
+    needs_bytes: Callable[[ImageSource], int] = lambda _: 0,
 ) -> list[T]:
-    """Call ``reduce(index, image, pixels)`` for every image; returns the results in order.
+    """Call ``reduce(index, image, rows)`` for every image; returns the results in order.
 
+    needs_bytes: memory that the reduction of an image takes beside the image.
     Raises the error of the first image that cannot be used; later images are not decoded. No work
     is left running when this function returns.
     """
@@ -35,7 +35,7 @@ async def reduce_all(
             if failed:
                 return None
             try:
-                return await image.reduced(partial(reduce, index, image))
+                return await image.reduced(partial(reduce, index, image), needs_bytes(image))
             except Exception:
                 failed.append(index)
                 raise

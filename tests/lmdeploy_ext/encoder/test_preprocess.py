@@ -95,6 +95,27 @@ def test_any_memory_layout() -> None:
         np.testing.assert_array_equal(preprocess(view, CONFIG).patches, expected.patches)
 
 
+@pytest.mark.parametrize("size", [(700, 1001), (1001, 97), (90, 1100), (480, 960), (64, 64)])
+def test_strips_give_the_same_bits(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large image is read and resized strip by strip, and never exists as a whole."""
+    image = np.random.default_rng(5).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+    class Strips:
+        shape, dtype, longest = image.shape, image.dtype, 0
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            found = image[rows].copy()
+            self.longest = max(self.longest, len(found))
+            return found
+
+    whole = preprocess(image, CONFIG).patches
+    monkeypatch.setattr("lmdeploy_ext.encoder.preprocess.STRIP_PIXELS", 5000)
+    strips = Strips()
+    np.testing.assert_array_equal(preprocess(strips, CONFIG).patches, whole)
+    if size[0] * size[1] > 256 * 256:
+        assert strips.longest <= 5000 // size[1] + 1
+
+
 def test_limits_of_one_image() -> None:
     image = np.zeros((600, 600, 3), np.uint8)
     assert preprocess(image, CONFIG, max_pixels=128 * 128).grid == (1, 8, 8)

@@ -115,3 +115,19 @@ async def test_nothing_is_lost_whatever_happens() -> None:
             await asyncio.sleep(0)
     await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
     assert budget.held == budget.waiting == 0
+
+
+async def test_callers_take_turns_in_their_wait_for_memory() -> None:
+    budget, order = MemoryBudget(80), []
+
+    async def hold(name: str) -> None:
+        async with budget.hold(60, caller=name[0]):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with budget.hold(60):
+        tasks = [asyncio.create_task(hold(name)) for name in ("a1", "a2", "a3", "b1")]
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+    assert order == ["a1", "b1", "a2", "a3"]
+    assert budget.held == budget.waiting == 0
