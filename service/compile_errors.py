@@ -29,8 +29,8 @@ def too_costly(field: str = "grammar") -> GrammarError:
     """The error for a grammar with which matching gets slower with every token."""
     return GrammarError(
         field,
-        "can read an answer in too many ways, which takes ever longer; avoid repeats of "
-        "what may be empty or repeats itself, rules that refer to themselves in a repeat, and large "
+        "can match an answer in too many ways, so that each token takes longer; avoid repetition of "
+        "parts that may be empty or repeat themselves, recursive rules in a repetition, and large "
         "counts such as a minLength of millions",
         reason="GRAMMAR_TOO_COSTLY",
     )

@@ -1,7 +1,7 @@
-"""The table of errors: what each reason means, its statuses, and whether the same call may succeed later.
+"""The table of errors: the meaning of each reason, its statuses, and whether a retry may succeed.
 
-Every front end takes its status from here, and ``docs/errors.md`` is generated from it
-(``python -m docs.generate``). A new reason is one row.
+Every front end takes its statuses from this table, and ``docs/errors.md`` is generated from it
+(``python -m docs.generate``). To add a reason, add a row.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ _ROWS = (
     _invalid("INVALID_FIELD", "a field is missing or out of range"),
     _invalid(
         "UNKNOWN_FIELD",
-        "a field that this server does not know: of a newer API, or another message",
+        "a field that this server does not know, from a newer API or another message type",
     ),
     _invalid(
         "MALFORMED_REQUEST",
-        "the bytes are not a message of the method, or text is not UTF-8",
+        "the bytes are not a message of the method's type, or a text is not UTF-8",
     ),
     _invalid(
         "SAMPLING_OPTION_INVALID",
-        "a sampling option is out of range, or the engine does not honour it; all that are "
-        "wrong are named",
+        "a sampling option is out of range, or the engine does not support it; the error names all "
+        "such options",
     ),
     _invalid("TEXT_EMPTY", "the user text of an inline task is empty or blank"),
-    _invalid("TEXT_TOO_LONG", "system and user text are over `Limits.max_text_bytes`"),
+    _invalid("TEXT_TOO_LONG", "the texts of the task are over `Limits.max_text_bytes`"),
     _invalid(
         "CONTEXT_TOO_LONG",
         "the prompt leaves no room for an answer in the context of the model (field `task`, or "
@@ -70,9 +70,9 @@ _ROWS = (
     _invalid("IMAGE_EMPTY", "an image has no bytes"),
     _invalid(
         "IMAGE_FORMAT_UNSUPPORTED",
-        "not a JPEG, PNG or WebP file; metadata: `found`, the format, where it is known",
+        "not a JPEG, PNG or WebP file; metadata: `found`, the format, if it is known",
     ),
-    _invalid("IMAGE_TRUNCATED", "the file ends before the image does"),
+    _invalid("IMAGE_TRUNCATED", "the file ends before the image is complete"),
     _invalid("IMAGE_INVALID", "the file is damaged, or has too many segments, chunks or scans"),
     _invalid("IMAGE_TOO_LARGE", "over `Limits.max_image_bytes`"),
     _invalid("IMAGE_TOO_MANY_PIXELS", "over `Limits.max_image_pixels`"),
@@ -88,15 +88,17 @@ _ROWS = (
     _invalid("IMAGE_TOO_SMALL", "a side without pixels"),
     _invalid("IMAGE_ASPECT_RATIO", "one side more than 200 times the other"),
     _invalid("SCHEMA_NOT_JSON", "the schema is not JSON"),
-    _invalid("SCHEMA_INVALID", "the JSON is not a JSON Schema of its draft"),
+    _invalid("SCHEMA_INVALID", "the JSON is not a valid JSON Schema of its draft"),
     _invalid(
         "SCHEMA_ENVELOPE",
-        'what holds a schema was sent in its place, such as `{"name", "strict", "schema"}` or the '
+        'an object that contains a schema was sent, such as `{"name", "strict", "schema"}` or the '
         "definition of a tool; metadata: `pointer` to the member to send",
     ),
-    _invalid("SCHEMA_TOO_LARGE", "over `Limits.max_schema_bytes`, or too much work to check"),
+    _invalid(
+        "SCHEMA_TOO_LARGE", "over `Limits.max_schema_bytes`, or checking takes too many steps"
+    ),
     _invalid("SCHEMA_TOO_DEEP", "over `Limits.max_schema_depth`"),
-    _invalid("SCHEMA_REMOTE_REF", "`$ref` leads out of the schema; nothing is fetched"),
+    _invalid("SCHEMA_REMOTE_REF", "`$ref` points outside the schema; the server fetches nothing"),
     _invalid(
         "SCHEMA_PATTERN_UNSUPPORTED",
         "a regular expression in the schema cannot be checked in bounded time: it has "
@@ -105,30 +107,39 @@ _ROWS = (
     _invalid("SCHEMA_UNSATISFIABLE", "no value is valid against the schema; metadata: `pointer`"),
     _invalid(
         "SCHEMA_NOT_ENFORCED",
-        "`strict` was asked for, and some keywords are only checked after generation, or misspelt: "
-        "a violation for each, as many as fit; metadata: `checked`, how many there are. Change "
-        "the schema as the violations say, or leave `strict` out; `ValidateSchema` tells "
-        "before",
+        "`strict` is set, and some keywords are only checked after generation, or misspelt: "
+        "one violation each, as many as fit; metadata: `checked`, their number. Change "
+        "the schema as the violations say, or leave out `strict`; `ValidateSchema` reports this "
+        "before a call",
     ),
-    _invalid("SCHEMA_UNSUPPORTED", "a valid schema that the engine cannot enforce"),
-    _invalid("GRAMMAR_INVALID", "a regular expression, EBNF grammar or choice that cannot be used"),
+    _invalid("SCHEMA_UNSUPPORTED", "a valid schema that cannot be compiled into a grammar"),
+    _invalid(
+        "GRAMMAR_INVALID",
+        "a regular expression, EBNF grammar or choice that is invalid or unsupported",
+    ),
     _invalid("GRAMMAR_UNSATISFIABLE", "no text matches the regular expression"),
     _invalid(
         "GRAMMAR_KIND_UNSUPPORTED",
-        "a kind of grammar that the engine does not have; see GetModel",
+        "a kind of grammar that the engine does not support; see GetModel",
     ),
     _invalid("GRAMMAR_COMPILE_TIMEOUT", "over `Limits.compile_timeout_seconds`"),
     _invalid(
         "GRAMMAR_COMPILE_CRASHED",
-        "the grammar ended the process that compiles it, and then a fresh one; nothing else was "
-        "harmed, and the same grammar will not fare better",
+        "compiling the grammar crashed a worker process, and then a second one; other calls are "
+        "not affected, and another attempt with this grammar will fail again",
     ),
     _invalid(
         "GRAMMAR_TOO_COSTLY",
-        "a grammar that can read the answer in ever more ways, or counts far, so that each "
-        "token takes longer; or one that takes too much memory",
+        "a grammar that is too ambiguous or has large counts, so that each "
+        "token takes longer; or a grammar that takes too much memory",
     ),
-    Reason("API_KEY_MISSING", "UNAUTHENTICATED", 401, False, "the server asks for an API key"),
+    Reason(
+        "API_KEY_MISSING",
+        "UNAUTHENTICATED",
+        401,
+        False,
+        "the server requires an API key, and the call has none",
+    ),
     Reason("API_KEY_INVALID", "UNAUTHENTICATED", 401, False, "the server does not know the key"),
     Reason("UNKNOWN_TASK", "NOT_FOUND", 404, False, "no task is registered under the name"),
     Reason("UNKNOWN_MODEL", "NOT_FOUND", 404, False, "the server has no model of the name"),
@@ -166,16 +177,16 @@ _ROWS = (
         "OUT_OF_RANGE",
         422,
         False,
-        "the answer needs more than `max_tokens` or, where that is unset, than 1024 tokens or what "
-        "the prompt leaves of the context; or it repeats itself; metadata: `finish_reason`, "
-        "`output_tokens`, `max_tokens`, the limit that held",
+        "the answer is longer than `max_tokens`, or without `max_tokens` longer than 1024 tokens or "
+        "the rest of the context; or the answer repeats itself; metadata: `finish_reason`, "
+        "`output_tokens`, `max_tokens` (the limit that applied)",
     ),
     Reason(
         "OUTPUT_INVALID",
         "INTERNAL",
         500,
         False,
-        "the answer does not fit the schema, after all attempts; never given out; metadata: "
+        "the answer is not valid against the schema, after all attempts; it is not returned; metadata: "
         "`pointer` into the answer, `keyword`, `attempts`",
     ),
     Reason(
@@ -183,14 +194,14 @@ _ROWS = (
         "INTERNAL",
         500,
         False,
-        "the analysis says nothing; `accept_empty` takes it",
+        "the analysis has no information; `accept_empty` accepts such an answer",
     ),
     Reason(
         "INFERENCE_TIMEOUT",
         "DEADLINE_EXCEEDED",
         504,
         False,
-        "over `Limits.inference_timeout_seconds`, or over the deadline of the caller",
+        "longer than `Limits.inference_timeout_seconds`, or than the deadline of the caller",
     ),
     Reason(
         "RECEIVE_TIMEOUT",
@@ -204,26 +215,26 @@ _ROWS = (
         "RESOURCE_EXHAUSTED",
         429,
         True,
-        "the queue is full; come again after `RetryInfo.retry_delay`",
+        "the queue is full; try again after `RetryInfo.retry_delay`",
     ),
     _unavailable("ENGINE_LOADING", "the model is loading"),
     _unavailable("ENGINE_UNHEALTHY", "the engine makes no progress"),
-    _unavailable("ENGINE_STALLED", "the engine stands still"),
+    _unavailable("ENGINE_STALLED", "the engine made no progress for too long"),
     _unavailable("ENGINE_DEAD", "the engine has ended"),
     _unavailable("ENGINE_DRAINING", "the server is stopping"),
     _unavailable("ENGINE_CLOSED", "the engine was closed"),
     _unavailable("ENGINE_UNAVAILABLE", "the engine cannot be used"),
     _unavailable(
         "GRAMMAR_WORKER_LOST",
-        "two processes that were compiling the grammar were ended or stopped from outside; the "
-        "grammar is not to blame",
+        "two processes that compiled the grammar were killed or stopped from outside; the "
+        "grammar is not the cause",
     ),
     Reason(
         "INTERNAL",
         "INTERNAL",
         500,
         False,
-        "a defect; the operator finds the cause in the log under the request id",
+        "a bug in the server; the operator finds the cause in the log under the request id",
     ),
 )
 

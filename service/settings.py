@@ -1,6 +1,6 @@
 """Settings of the server: environment variables ``QWEN3VL_…``, or arguments of ``Settings``.
 
-Wrong values end the start with one readable error that names the setting.
+Invalid values stop the start-up with one error that names each setting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "QWEN3VL_"
 CLIENT_VARIABLES = frozenset({"SERVER", "API_KEY", "CA", "CERT", "KEY"})
-"""Variables with our prefix that the commands of a caller read."""
+"""Variables with the same prefix that the client commands read."""
 GROUPS = {
     "host": "Address and access",
     "http_port": "HTTP API",
@@ -35,27 +35,28 @@ GROUPS = {
     "metrics_port": "Metrics, tasks and reflection",
     "log_level": "Logs",
 }
-"""First setting of a group of the server -> title of the group."""
+"""First setting of each group of server settings -> title of the group."""
 RENAMED = {"picture_pixels": "image_pixels"}
-"""Settings under their old names, which still work and warn."""
+"""Old names of settings, which still work with a warning -> new names."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
-"""Room in a message for everything that is not an image."""
+"""Bytes of a message for everything except images."""
 
 UNIX = "unix:"
 MAX_SOCKET_BYTES = 107
-"""Length of the path of a Unix socket, of the kernel."""
+"""Maximum length of the path of a Unix socket in the kernel, in bytes."""
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
-    """A setting, or a combination of settings, is wrong. The text names it and says what to do."""
+    """A setting, or a combination of settings, is invalid. The message names the setting and says
+    what to do."""
 
 
 class ServerSettings(BaseSettings):
-    """Every setting that is not one of an engine, with its unit, range and default."""
+    """All settings except those of an engine, with units, ranges and defaults."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
@@ -111,7 +112,7 @@ class ServerSettings(BaseSettings):
         description="'bundled', a folder, or a name on the Hugging Face hub.",
     )
     revision: str | None = Field(None, description="Commit or tag of a model from the hub.")
-    # What one request may ask for.
+    # Limits of one request.
     max_images: int = Field(64, ge=1, le=1024, description="Maximum number of images in a request.")
     max_image_bytes: Positive = Field(
         20 * MIB, description="Maximum size of one encoded image, in bytes."
@@ -161,7 +162,7 @@ class ServerSettings(BaseSettings):
         "used where the grammar does not enforce every keyword and temperature is above 0.",
     )
 
-    # How much at a time, and for how long.
+    # Concurrency and time limits.
     max_concurrent: int = Field(
         64,
         ge=1,
@@ -217,7 +218,7 @@ class ServerSettings(BaseSettings):
         description="Time for running calls to finish when the server stops, in seconds.",
     )
 
-    # What it offers.
+    # Optional features.
     metrics_port: int | None = Field(
         None,
         ge=0,
@@ -247,12 +248,12 @@ class ServerSettings(BaseSettings):
 
     @property
     def tls(self) -> bool:
-        """Whether the port speaks TLS."""
+        """Whether the port uses TLS."""
         return self.tls_cert is not None
 
     @property
     def authenticated(self) -> bool:
-        """Whether callers have to prove who they are, by key or by certificate."""
+        """Whether callers must authenticate, by API key or certificate."""
         return self.api_keys_file is not None or self.tls_client_ca is not None
 
     @property
@@ -267,12 +268,12 @@ class ServerSettings(BaseSettings):
 
     @property
     def socket(self) -> Path | None:
-        """The Unix socket to listen on; None where it is a port."""
+        """The path of the Unix socket to listen on; None for a TCP port."""
         return Path(self.host.removeprefix(UNIX)) if self.host.startswith(UNIX) else None
 
     @property
     def address(self) -> str:
-        """``host:port`` as gRPC wants it; IPv6 in brackets. ``unix:PATH`` for a socket."""
+        """The address for gRPC: ``host:port``, with IPv6 in brackets, or ``unix:PATH``."""
         if self.socket is not None:
             return f"{UNIX}{self.socket}"
         host = self.host.strip("[]")
@@ -280,7 +281,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def engine_settings(self) -> EngineSettings:
-        """The settings of the chosen engine; defaults are those of that engine."""
+        """The settings of the chosen engine, with its defaults."""
         given = {name: getattr(self, name) for name in engine_fields() if self._is_given(name)}
         return ENGINES[self.engine].settings(**given)
 
@@ -325,7 +326,7 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _of_the_engine(self) -> ServerSettings:
-        """A setting without effect is refused."""
+        """Refuse settings that have no effect on the chosen engine."""
         own = ENGINES[self.engine].settings
         for name, owners in sorted(engine_fields().items()):
             if name not in own.model_fields and self._is_given(name):
@@ -386,7 +387,8 @@ def is_loopback(host: str) -> bool:
 
 
 def _with_engines() -> type[ServerSettings]:
-    """The settings of the server and, optional, those of every engine: one flat set of flags."""
+    """A settings class with the server's settings and, as optional fields, those of every
+    engine."""
     fields: dict[str, Any] = {}
     for name, owners in engine_fields().items():
         offered = [field for kind, field in owners if kind.offered]
@@ -405,14 +407,14 @@ def _with_defaults(owners: list[tuple[EngineKind, FieldInfo]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """A default, with its unit where it is a large number of bytes."""
+    """A default as text; large numbers of bytes also in MiB."""
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
         return f"{value} ({value // MIB} MiB)"
     return str(value)
 
 
 def setting_groups() -> dict[str, str]:
-    """Every setting -> the title of its group in ``qwen3vl serve --help``."""
+    """Setting -> the title of its group in ``qwen3vl serve --help``."""
     found, title = {}, ""
     for name in Settings.model_fields:
         title = GROUPS.get(name, title)
@@ -425,7 +427,7 @@ def setting_groups() -> dict[str, str]:
 
 
 def _either(annotations: list[Any]) -> Any:
-    """One type for a setting that several engines have: literals take the values of all."""
+    """The common type of a setting that several engines have; literals are merged."""
     if all(get_origin(one) is Literal for one in annotations):
         return Literal[tuple(dict.fromkeys(v for one in annotations for v in get_args(one)))]
     return annotations[0]
@@ -438,10 +440,10 @@ else:
 
 
 def load_settings(**values: Any) -> Settings:
-    """Settings from the given values, then from the environment, then the defaults.
+    """Load the settings: given values first, then the environment, then the defaults.
 
-    Raises ``SettingsError`` with one line for each wrong setting. A variable of the environment
-    that looks like a misspelt setting is logged.
+    Raises ``SettingsError`` with one line for each invalid setting. Environment variables that look
+    like a misspelt setting are logged.
     """
     for name, meant in misspelt(os.environ):
         log.warning("%s is not a setting and has no effect; did you mean %s?", name, meant)
@@ -459,9 +461,10 @@ def load_settings(**values: Any) -> Settings:
 
 
 def misspelt(environment: Iterable[str]) -> list[tuple[str, str]]:
-    """Variables that are not settings but close to one, and the one that is close.
+    """Environment variables that are similar to a setting -> the name of that setting.
 
-    Others with the prefix may come from elsewhere: Kubernetes sets ``<SERVICE>_SERVICE_HOST``, …
+    Other variables with the prefix may be set by the environment: Kubernetes sets
+    ``<SERVICE>_SERVICE_HOST``, …
     """
     known = {name.upper() for name in (*Settings.model_fields, *RENAMED)}
     given = {name.upper().removeprefix(PREFIX): name for name in environment if _ours(name)}

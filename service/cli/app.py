@@ -1,4 +1,4 @@
-"""Commands and their options; what they do stands in ``calls``, ``serving`` and ``check``."""
+"""The commands and their options; ``calls``, ``serving`` and ``check`` implement them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ DEFAULT_SERVER = "localhost:50051"
 
 
 def _address(text: str | None) -> str | None:
-    """gRPC would call port 443 where none is given, and take a URL for the name of a host."""
+    """Check a server address. Without this check, gRPC would use port 443 by default, and take a
+    URL for a host name."""
     if text is None:
         return None
     if re.match(r"https?://", text) or not re.search(r":\d+$|^unix:.", text):
@@ -36,7 +37,7 @@ def _address(text: str | None) -> str | None:
 
 
 def _input(value: Any) -> Any:
-    """A file, several or none, of which - is standard input; a usage error before anything is read."""
+    """Check input files, where - is standard input. A usage error, before any file is read."""
     for path in value if isinstance(value, (list, tuple)) else [value]:
         if path is None or str(path) == STDIN:
             continue
@@ -62,8 +63,9 @@ Server = Annotated[
 
 
 def _api_key(text: str | None) -> str | None:
-    """gRPC fails on other characters with an error that says nothing; the key is not repeated."""
-    text = None if text is None else text.strip()  # a file's last line break
+    """Check an API key: for other characters, gRPC's own error is not helpful. The error does not
+    show the key."""
+    text = None if text is None else text.strip()  # the line break at the end of a key file
     if text is not None and not re.fullmatch(r"[ -~]+", text):
         raise typer.BadParameter("is empty or has characters other than printable ASCII")
     return text
@@ -99,7 +101,7 @@ CertKey = Annotated[
     ),
 ]
 Local = Annotated[
-    bool, typer.Option("--local", help="Run the model in this process instead of calling a server.")
+    bool, typer.Option("--local", help="Run the model in this process; no server is called.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole response as JSON.")]
 Images = Annotated[
@@ -177,7 +179,7 @@ def analyze(
     local: Local = False,
     as_json: AsJson = False,
     accept_empty: Annotated[
-        bool, typer.Option(help="Accept an answer that says nothing about the image.")
+        bool, typer.Option(help="Accept an answer without any information about the image.")
     ] = False,
     temperature: Temperature = None,
     top_p: TopP = None,
@@ -263,7 +265,8 @@ def run(
     cert: Cert = None,
     key: CertKey = None,
 ) -> None:
-    """Run a prompt, or a registered task, on images; the answer fits, or there is an error."""
+    """Run a prompt, or a registered task, on images. The answer matches the grammar, or the call
+    fails."""
     from service.cli import calls, inputs
 
     inputs.check_stdin(images=images, prompt=prompt, system=system, schema=schema, ebnf=ebnf)
@@ -286,7 +289,7 @@ def schema(
         ),
     ],
     everything: Annotated[
-        bool, typer.Option("--all", help="Print every keyword, and what was rewritten.")
+        bool, typer.Option("--all", help="Print every keyword and every rewrite.")
     ] = False,
     property_order: Order = None,
     server: Server = DEFAULT_SERVER,
@@ -298,7 +301,8 @@ def schema(
     cert: Cert = None,
     key: CertKey = None,
 ) -> None:
-    """Tell whether a schema is enforced, and what of it is only checked; exit code 0 or 3."""
+    """Show whether the grammar enforces a schema, and which keywords are only checked; exit code 0
+    or 3."""
     from service.cli import calls
     from service.cli.schema import validate
 

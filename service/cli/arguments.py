@@ -1,4 +1,4 @@
-"""Settings from flags and the environment, and what is wrong with them in the words of flags."""
+"""Reads settings from flags and the environment; errors name the flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNKNOWN_FLAG = re.compile(r"unrecognized arguments: (?P<flag>\S+)")
 
 
 def read_settings(command: str, arguments: Sequence[str]) -> Settings | None:
-    """The settings; None after a readable message about every one that is wrong.
+    """Read the settings. Prints an error for each invalid setting and returns None.
 
     ``--help`` prints the list of settings and ends the process with exit code 0.
     """
@@ -57,7 +57,7 @@ def flag_of(name: str) -> str:
 
 
 def _current(argument: str) -> str:
-    """The argument with the name that its flag has today; an old name still works and warns."""
+    """The argument with the current name of its flag. An old name still works, with a warning."""
     flag, equals, value = argument.partition("=")
     for old, new in RENAMED.items():
         if flag == flag_of(old):

@@ -1,4 +1,5 @@
-"""The commands that call a server: build the request, call, print the answer or the error."""
+"""The commands that call a server: they build a request, call, and print the answer or the
+error."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ PROPERTY_ORDERS = {
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a call shows and what it trusts; the arguments of ``open_channel``."""
+    """API key and certificates of a call: the arguments of ``open_channel``."""
 
     api_key: str | None = None
     ca: Path | None = None
@@ -58,7 +59,7 @@ class Credentials:
 def credentials(
     api_key: str | None, ca: Path | None, cert: Path | None, key: Path | None
 ) -> Credentials:
-    """Those of the options; a usage error where they do not belong together."""
+    """The credentials from the options; a usage error for an incomplete combination."""
     if (cert is None) != (key is None):
         raise typer.BadParameter("--cert and --key belong together, give both or neither")
     if cert is not None and ca is None:
@@ -68,7 +69,7 @@ def credentials(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a call goes: a server, or a model in this process."""
+    """The target of a call: a server, or a model in this process."""
 
     server: str
     credentials: Credentials
@@ -77,7 +78,7 @@ class Target:
 
     @contextmanager
     def channel(self) -> Iterator[grpc.Channel]:
-        """An open channel; for a local target the server behind it stops with the block."""
+        """Open a channel. For a local target, start a server that stops when the block ends."""
         if self.local:
             from service.cli.serving import local_server
 
@@ -96,7 +97,7 @@ def sampling(
     seed: int | None,
     max_tokens: int | None,
 ) -> pb.SamplingOptions:
-    """Only what was given is set, so that the server's defaults hold for the rest."""
+    """Set only the options that were given; the server's defaults apply to the others."""
     given: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
@@ -128,7 +129,7 @@ def task(
     property_order: str | None,
     examples: Path | None = None,
 ) -> pb.Task:
-    """The task that the options describe; a usage error where they contradict each other."""
+    """The task from the options; a usage error for contradicting options."""
     grammars: dict[str, Any] = {
         "json_schema": schema and read_text(schema, "--schema"),
         "regex": regex if regex is None else utf8(regex, "--regex"),
@@ -159,7 +160,8 @@ def task(
 
 
 def example_messages(file: Path) -> Iterator[pb.Message]:
-    """The messages of a file of examples: a list in YAML or JSON, as ``examples`` of a task file."""
+    """Read the messages of an example file: a list in YAML or JSON, like ``examples`` of a task
+    file."""
     text = read_text(file, "--examples")
     try:
         items = jsontext.decode(text) if file.suffix == ".json" else yamltext.decode(text)
@@ -183,7 +185,8 @@ def example_messages(file: Path) -> Iterator[pb.Message]:
 
 
 def asked(work: pb.Task, images: Sequence[pb.Image]) -> dict[str, Any]:
-    """Task and images of a request; behind examples, the question with its images is a message."""
+    """The task and images of a request. With examples, the question and its images become a
+    message."""
     inline = work.inline
     if not inline.messages:
         return {"task": work, "images": images}
@@ -202,7 +205,7 @@ def analyze(
     accept_empty: bool,
     as_json: bool,
 ) -> int:
-    """AnalyzeImage; prints one line a field."""
+    """Call AnalyzeImage and print one line per field."""
     request = pb.AnalyzeImageRequest(
         images=_read(images), sampling=options, accept_empty=accept_empty
     )
@@ -227,7 +230,7 @@ def run(
     stream: bool,
     as_json: bool,
 ) -> int:
-    """RunTask or StreamTask; prints the text of the answer."""
+    """Call RunTask or StreamTask and print the text of the answer."""
     fields = {**asked(work, _read(images)), "sampling": options, "strict": strict}
 
     def call(stub: VisionServiceStub) -> None:
@@ -244,7 +247,7 @@ def run(
 
 
 def tasks(target: Target, as_json: bool) -> int:
-    """ListTasks; prints a line a task."""
+    """Call ListTasks and print one line per task."""
 
     def call(stub: VisionServiceStub) -> None:
         response = stub.ListTasks(pb.ListTasksRequest(), timeout=target.timeout_s)
@@ -260,7 +263,8 @@ def tasks(target: Target, as_json: bool) -> int:
 
 
 def health(target: Target, wait_s: float = 0.0) -> int:
-    """The stock health check; exit code 0 only when SERVING. Asks again for ``wait_s`` seconds."""
+    """Call the standard health check; exit code 0 only for SERVING. Repeats the check for
+    ``wait_s`` seconds."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     serving = health_pb2.HealthCheckResponse.SERVING
@@ -287,7 +291,8 @@ def health(target: Target, wait_s: float = 0.0) -> int:
 def calling(
     target: Target, call: Callable[[VisionServiceStub], None], images: Sequence[Path] = ()
 ) -> int:
-    """Make a call and explain its error. Returns the exit code. images: as in the request."""
+    """Make a call and print an explanation of its error. Returns the exit code. images: files of
+    the request's images."""
     with target.channel() as channel:
         try:
             call(VisionServiceStub(channel))
@@ -323,7 +328,7 @@ def _read(images: Sequence[Path]) -> list[pb.Image]:
 
 
 def _pretty(result: pb.TaskResult) -> str:
-    """JSON indented where that changes no digit (1e400 or 1.10 would change); else as it came."""
+    """Indented JSON, or the unchanged text if parsing would change a number (1e400, 1.10)."""
     if not result.HasField("json"):
         return result.text
     value = json.loads(result.json)
@@ -333,7 +338,8 @@ def _pretty(result: pb.TaskResult) -> str:
 
 
 MAX_WARNINGS = 3
-"""Warnings on a schema that are printed with an answer; ``qwen3vl schema`` prints more."""
+"""The warnings on a schema that are printed with an answer; ``qwen3vl schema`` prints all of
+them."""
 
 
 def _items(values: list[str]) -> str:
@@ -341,7 +347,7 @@ def _items(values: list[str]) -> str:
 
 
 def _print_footer(response: pb.TaskResult | pb.AnalyzeImageResponse) -> None:
-    """Tokens and time, to stderr: stdout holds the answer alone."""
+    """Print tokens and time to stderr; stdout has only the answer."""
     usage, timings = response.usage, response.timings
     typer.echo(
         f"\n{response.model}: {usage.prompt_tokens} prompt tokens"
@@ -367,7 +373,8 @@ def print_json(message: Message) -> None:
 
 
 def _as_dict(message: Message) -> dict[str, Any]:
-    """Every field in the order of the proto; empty ones too, which MessageToDict puts last."""
+    """All fields in the order of the proto, including empty fields, which MessageToDict puts
+    last."""
     values = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -1,4 +1,5 @@
-"""``qwen3vl check``: does what ``serve`` does, step by step, and says which step fails and why."""
+"""``qwen3vl check``: runs the start-up steps of ``serve`` one by one; prints the failing step and
+the reason."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from service.wiring import build_engine, build_pool, build_registry
 FAILED, USAGE = 1, 2
 
 FIX = {
-    "tasks": "Mend the files, or point --tasks-dir (QWEN3VL_TASKS_DIR) at another folder.",
+    "tasks": "Fix the files, or set --tasks-dir (QWEN3VL_TASKS_DIR) to another folder.",
     "engine": "",
     "port": "",
     "workers": "They run as children of the server: python -m service.structured_output.worker.",
@@ -42,7 +43,7 @@ FIX = {
     ),
     "warm-up": "The model was loaded but does not generate. {remedy}",
 }
-"""Stage -> what to do when it fails."""
+"""Step -> advice when the step fails."""
 REMEDY = {
     "reference": "Try --dtype float32 --device cpu.",
     "lmdeploy": "LMDeploy's own log says more. Try --backend pytorch, or --engine reference.",
@@ -52,11 +53,11 @@ REINSTALL = "A package is missing or broken. Install this one again, with its de
 
 
 def check_command(arguments: Sequence[str], progress: Callable[[str], None]) -> int:
-    """Try settings, tasks, port, model and one warm-up. Returns the exit code."""
+    """Check settings, tasks, port, model and one warm-up. Returns the exit code."""
     settings = read_settings("check", arguments)
     if settings is None:
         return USAGE
-    logging.getLogger().addHandler(logging.NullHandler())  # the failed step says it all
+    logging.getLogger().addHandler(logging.NullHandler())  # the failed step has printed the error
     _passed("settings", "valid")
     return asyncio.run(_check(settings, progress))
 
@@ -120,7 +121,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
 
 
 def _warm_up(vision: bool) -> GenerateRequest:
-    """A choice, about a small grey image where the model takes images."""
+    """Run one choice task, with a small grey image if the model accepts images."""
     grey = Image(np.full((64, 64, 3), 128, np.uint8))
     choice = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
     return GenerateRequest(

@@ -1,4 +1,4 @@
-"""Errors of calls in the words of someone at a terminal: what is wrong, where, what to do next."""
+"""Explains the errors of calls at the terminal: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ FLAGS = {
     "task.inline.user": "--prompt",
     "task.name": "--task",
     "accept_empty": "--accept-empty",
+    "raise max_tokens": "raise --max-tokens",
     "ValidateSchema": "`qwen3vl schema`",
 }
-"""Path of a field in the request -> the option that fills it."""
+"""Words of an error -> the same with the option of the command line. Most are paths of request fields."""
 
-TLS = (  # part of gRPC's text -> what it means
+TLS = (  # part of gRPC's error text -> explanation
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "{server} shows a certificate that --ca (without it: QWEN3VL_TLS_CERT) did not sign. Give the "
+        "The certificate of {server} is not signed by --ca (default: QWEN3VL_TLS_CERT). Give the "
         "certificate of its CA.",
     ),
     (
@@ -40,7 +41,7 @@ TLS = (  # part of gRPC's text -> what it means
     ),
     (
         "WRONG_VERSION_NUMBER",
-        "{server} does not speak TLS. Leave --ca (QWEN3VL_CA) away.",
+        "{server} does not use TLS. Leave out --ca (QWEN3VL_CA).",
     ),
     (
         "security handshaker",
@@ -67,7 +68,7 @@ CONNECTION = (
 def explain(
     error: grpc.RpcError, server: str, timeout_s: float, images: Sequence[Path] = ()
 ) -> str:
-    """One readable text, of one line or a few.
+    """An explanation of one or more lines.
 
     server: HOST:PORT that was called. timeout_s: deadline of the call. images: the files that
     became ``images`` of the request, to name the one that is wrong.
@@ -88,7 +89,8 @@ def explain(
 
 
 def _without_reason(code: grpc.StatusCode, message: str, server: str, timeout_s: float) -> str:
-    """The error did not come from our server: there is none, or something stands in between."""
+    """Explain an error that a qwen3vl server did not send: no server, a proxy, or another
+    program."""
     proxy = proxy_of(server)
     direct = proxy and (
         f"the proxy {proxy.address} that {proxy.variable} names. Check the proxy, or add "
@@ -121,7 +123,7 @@ def _without_reason(code: grpc.StatusCode, message: str, server: str, timeout_s:
 
 
 def _in_options(text: str, images: Sequence[Path]) -> str:
-    """The text with fields of the request replaced by the options and files they came from."""
+    """The text, with request fields replaced by the options and files that set them."""
 
     def file(found: re.Match[str]) -> str:
         index = int(found[1])

@@ -1,4 +1,4 @@
-"""What a command reads: files, standard input where ``-`` stands for a file, and texts of options."""
+"""Reads the inputs of a command: files, standard input (``-``), and texts of options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def check_stdin(**given: object) -> None:
     """Refuse ``-`` in more than one place: standard input can be read once.
 
-    given: values of options and arguments by their names in the function of the command.
+    given: the values of options and arguments, by parameter name of the command's function.
     """
     found: list[str] = []
     for name, value in given.items():
@@ -30,12 +30,12 @@ def check_stdin(**given: object) -> None:
 
 
 def name_of(path: Path) -> str:
-    """A file in a message."""
+    """The name of a file for a message."""
     return "standard input" if str(path) == STDIN else str(path)
 
 
 def read_bytes(path: Path, flag: str) -> bytes:
-    """The bytes of a file or of standard input; a usage error where they cannot be read."""
+    """Read the bytes of a file or of standard input; a usage error if they cannot be read."""
     try:
         return sys.stdin.buffer.read() if str(path) == STDIN else path.read_bytes()
     except OSError as error:
@@ -44,10 +44,10 @@ def read_bytes(path: Path, flag: str) -> bytes:
 
 
 def read_text(path: Path, flag: str) -> str:
-    """The text of a file or of standard input, without a byte order mark.
+    """Read the text of a file or of standard input, without a byte order mark.
 
-    UTF-8, or UTF-16 where a byte order mark says so, as Windows PowerShell writes. A usage error
-    where there is no text.
+    Accepts UTF-8, and UTF-16 with a byte order mark, which Windows PowerShell writes. A usage error
+    for other bytes.
     """
     data = read_bytes(path, flag)
     encoding = "utf-16" if data.startswith(UTF16_MARKS) else "utf-8-sig"
@@ -58,15 +58,15 @@ def read_text(path: Path, flag: str) -> str:
 
 
 def option_text(value: str, flag: str) -> str:
-    """The text of an option, or of standard input where the option is ``-``."""
+    """The text of an option; ``-`` reads standard input."""
     return read_text(Path(STDIN), flag) if value == STDIN else utf8(value, flag)
 
 
 def utf8(value: str, flag: str) -> str:
-    """The text of an option; a usage error where its bytes were not UTF-8."""
+    """The text of an option; a usage error if its bytes were not UTF-8."""
     try:
         value.encode()
-    except UnicodeEncodeError:  # Python hides such bytes in half surrogate pairs
+    except UnicodeEncodeError:  # Python represents such bytes as unpaired surrogates
         raise typer.BadParameter(f"{flag} is not UTF-8 text") from None
     return value
 

@@ -10,9 +10,9 @@ JSON_ESCAPES = "json-escapes"
 
 
 def any_encoding(stream: TextIO) -> None:
-    """Write characters that the encoding of a stream lacks as JSON does: ``\\u00e9``.
+    """Make a stream write characters that its encoding lacks as JSON escapes: ``\\u00e9``.
 
-    In JSON such characters only stand inside strings, so that JSON stays JSON and the same.
+    In JSON such characters only occur inside strings, so the escaped JSON has the same value.
     """
     codecs.register_error(JSON_ESCAPES, json_escapes)
     if isinstance(stream, io.TextIOWrapper):
@@ -20,12 +20,14 @@ def any_encoding(stream: TextIO) -> None:
 
 
 def echo(text: str = "") -> None:
-    """Print a line on stdout, now. Unlike typer's, in the encoding that the user set, ASCII or not."""
+    """Print a line to stdout and flush. Unlike ``typer.echo``, keeps the encoding that the user
+    set, even ASCII."""
     print(text, flush=True)
 
 
 def json_escapes(error: UnicodeError) -> tuple[str, int]:
-    """Replace what cannot be encoded by escapes of JSON, in pairs beyond U+FFFF."""
+    """Error handler: replaces unencodable characters by JSON escapes, as surrogate pairs above
+    U+FFFF."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")

@@ -1,7 +1,7 @@
-"""The server that the settings of the environment start on this machine, as a caller finds it.
+"""Finds the server on this machine that runs with the settings of this environment.
 
-Docker's health check runs with the environment of the server and nothing else: the port, TLS and the
-name in the certificate follow from there. Flags of ``qwen3vl serve`` are not seen here.
+Docker's health check only has the environment of the server. The port, TLS and the name in the
+certificate follow from it. Flags of ``qwen3vl serve`` are not visible to it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from service.settings import Settings, SettingsError, load_settings
 ANY = ("0.0.0.0", "::")
 WILDCARD = "*."
 KINDS = ("DNS", "IP Address")
-"""Of subject alternative names: those that stand for a server."""
+"""Kinds of subject alternative names that identify a server."""
 
 
 def own_target(
     api_key: str | None, ca: Path | None, cert: Path | None, key: Path | None, timeout_s: float
 ) -> Target:
-    """Where a call to this server goes.
+    """The target of calls to this server.
 
-    ca: in place of the certificate that the settings name, which must then be for the host called.
-    Ends the command with a readable error where the settings are wrong.
+    ca: replaces the certificate of the settings; the server's certificate must then be valid for
+    the host that is called. Ends the command with an error message if the settings are invalid.
     """
     try:
         settings = load_settings()
@@ -45,25 +45,26 @@ def own_target(
 
 
 def certified_name(settings: Settings) -> str:
-    """A name that the certificate of the server is for; it need not be one of this machine."""
+    """A name for which the server's certificate is valid; it may be no name of this machine."""
     try:
         names = _names(str(settings.tls_cert), str(settings.tls_key))
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(f"tls_cert: cannot be used with tls_key: {error}") from None
     if not names:
-        raise SettingsError("tls_cert: the certificate is for no name")
+        raise SettingsError("tls_cert: the certificate has no subject alternative name")
     name = names[0]
     return f"any.{name.removeprefix(WILDCARD)}" if name.startswith(WILDCARD) else name
 
 
 def _names(cert: str, key: str) -> list[str]:
-    """Names and addresses in a certificate, from a handshake in memory: the standard library reads
-    certificates of peers only."""
+    """The names and addresses in a certificate, read by a handshake in memory, because the standard
+    library only parses certificates of peers."""
     here = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     here.load_cert_chain(cert, key, password=_no_password)
     there = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     there.check_hostname = False
-    there.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # its issuer need not be in the file
+    # The file may lack the issuer's certificate.
+    there.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     there.load_verify_locations(cert)
     up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
     server, client = here.wrap_bio(up, down, server_side=True), there.wrap_bio(down, up)
@@ -79,5 +80,5 @@ def _names(cert: str, key: str) -> list[str]:
 
 
 def _no_password() -> str:
-    """OpenSSL would ask a terminal."""
+    """Return no password; OpenSSL would ask for one at the terminal."""
     return ""

@@ -1,4 +1,4 @@
-"""``qwen3vl schema``: what of a JSON schema is enforced, for people or as JSON."""
+"""``qwen3vl schema``: shows which keywords of a JSON schema are enforced, as text or JSON."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 
 NOT_ENFORCED = 3
-"""Exit code: the schema can be used, but ``strict`` refuses it."""
+"""Exit code for a valid schema that ``strict`` refuses."""
 
 
 def validate(
     target: Target, schema: Path, property_order: str | None, everything: bool, as_json: bool
 ) -> int:
-    """ValidateSchema; prints warnings and the keywords of which there is something to say, or all.
+    """Call ValidateSchema; prints the warnings and the keywords that are not enforced, or all
+    keywords.
 
-    Returns 0 for a schema that ``strict`` takes, ``NOT_ENFORCED`` for another one that can be used.
+    Returns 0 for a schema that ``strict`` accepts, ``NOT_ENFORCED`` for another valid schema.
     """
     text = read_text(schema, "FILE")
     order = PROPERTY_ORDERS[property_order]
@@ -50,15 +51,15 @@ def validate(
 
 
 def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str]:
-    """The report: a summary, warnings, the keywords with their reasons, and what was rewritten."""
+    """The lines of the report: summary, warnings, keywords with reasons, and rewrites."""
     keywords = [one for one in response.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
     checked = [one for one in keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
     if response.enforcement == pb.ENFORCEMENT_ENFORCED:
-        yield "ENFORCED: the grammar keeps every keyword; a complete answer always fits."
+        yield "ENFORCED: the grammar enforces every keyword; a complete answer is always valid."
     else:
         yield (
             f"CHECKED: {len(checked)} of {len(keywords)} keywords can only be checked in the"
-            " finished answer; the grammar keeps the others."
+            " finished answer; the grammar enforces the others."
         )
     for warning in response.warnings:
         yield f"  {'warning':<11}{warning.pointer or 'the schema'}: {warning.message}"

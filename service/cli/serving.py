@@ -1,4 +1,4 @@
-"""Serve, and the server behind ``--local``."""
+"""Runs a server for ``qwen3vl serve``, or inside a command for ``--local``."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def serve_command(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def local_server() -> Iterator[str]:
-    """A server of this process on a free loopback port, with the settings of the environment.
+    """Run a server in this process on a free loopback port, with the settings of the environment.
 
-    Yields its address. Ends the command with a readable error when it cannot start.
+    Yields its address. Ends the command with an error message if the server cannot start.
     """
     try:
         settings = load_settings(host="127.0.0.1", port=0, **dict.fromkeys(PUBLIC))
@@ -88,7 +88,7 @@ def local_server() -> Iterator[str]:
 
 
 def progress(message: str) -> None:
-    """Tell what is being loaded; on stderr, so that stdout holds answers alone."""
+    """Print the current step of loading to stderr; stdout has only answers."""
     print(f"… {message}", file=sys.stderr, flush=True)
 
 

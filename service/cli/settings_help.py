@@ -1,4 +1,5 @@
-"""``qwen3vl serve --help``: every setting as a flag, in groups, printed like the help of other commands."""
+"""``qwen3vl serve --help``: lists every setting as a flag, in groups, in the style of the other
+commands."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def print_help(command: str) -> None:
 
 
 def _with_flags() -> Callable[..., None]:
-    """A function with one parameter for each setting: typer makes the page of its signature."""
+    """A function with one parameter per setting, from whose signature typer builds the help
+    page."""
 
     def page(**settings: object) -> None:
         raise NotImplementedError("the page is only printed")
@@ -67,7 +69,7 @@ def _option(name: str, field: FieldInfo, title: str) -> Any:
 
 
 def _text(field: FieldInfo) -> str:
-    """What the setting means, and the names that it takes."""
+    """The description of a setting and its allowed names."""
     kind = _without_none(field.annotation)
     names = f" One of {', '.join(get_args(kind))}." if get_origin(kind) is Literal else ""
     return (field.description or "") + names
@@ -87,7 +89,7 @@ def _without_none(annotation: Any) -> Any:
 
 
 def _metavar(kind: Any, field: FieldInfo) -> str:
-    """What a value looks like, with its range."""
+    """The placeholder for a value, with its range."""
     if get_origin(kind) is Literal:
         return "NAME"
     low, high = (_bound(field, *marks) for marks in (("ge", "gt"), ("le", "lt")))
@@ -98,7 +100,7 @@ def _metavar(kind: Any, field: FieldInfo) -> str:
 
 
 def _bound(field: FieldInfo, inclusive: str, exclusive: str) -> str:
-    """A bound as text; one that is itself out of range is in brackets."""
+    """A bound as text; brackets mark an exclusive bound."""
     for one in field.metadata:
         if hasattr(one, inclusive):
             return f"{getattr(one, inclusive)}"
@@ -108,7 +110,7 @@ def _bound(field: FieldInfo, inclusive: str, exclusive: str) -> str:
 
 
 def _shown(name: str, default: Any) -> Any:
-    """A default as a reader types it; bytes also in a larger unit."""
+    """A default as a user would type it; sizes also in a larger unit."""
     if not name.endswith("_bytes") or default is None:
         return default
     unit, size = ("MiB", 1024**2) if default >= 1024**2 else ("KiB", 1024)

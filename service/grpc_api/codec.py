@@ -1,6 +1,7 @@
-"""Proto <-> plain values. Pure functions; every rule about the fields of a request is here.
+"""Converts between proto messages and plain values. Pure functions; checks every field of a
+request.
 
-A rule that is broken raises ``InvalidRequest`` with the path of the field, as the caller wrote it
+An invalid field raises ``InvalidRequest`` with its path in the caller's request
 (``sampling.top_p``, ``images[2].min_pixels``).
 """
 
@@ -90,7 +91,7 @@ def decode_validate(request: pb.ValidateSchemaRequest) -> Grammar:
 
 
 def decode_task_name(name: str, field: str) -> str:
-    """A name of a task: not empty and of sensible length."""
+    """Check the name of a task: not empty and not too long."""
     if not name:
         raise InvalidRequest(field, "is required: the name of a registered task")
     if len(name) > TASK_NAME_LIMIT:
@@ -126,10 +127,10 @@ def decode_task(
 
 
 def decode_sampling(message: pb.SamplingOptions) -> Sampling:
-    """SamplingOptions -> Sampling. All options that are wrong are named in one error.
+    """SamplingOptions -> Sampling. One error names all invalid options.
 
-    An option that was sent is checked even where it has the value of one that was not: a ``top_k``
-    of 0 is refused.
+    An option that was sent is checked even if its value equals the default of an absent option: a
+    ``top_k`` of 0 is refused.
     """
     given = {field.name: value for field, value in message.ListFields()}
     if not given:
@@ -141,7 +142,8 @@ def decode_sampling(message: pb.SamplingOptions) -> Sampling:
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
     """Raise ``InvalidRequest`` for a field that this server does not know.
 
-    Proto3 would skip it, and with it a wish of a newer client: a weaker answer without a word.
+    Proto3 would ignore the field, and a newer client would not notice that its option has no
+    effect.
     """
     unknown = UnknownFieldSet(message)
     if len(unknown):
@@ -161,7 +163,7 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
 
 @cache
 def nested_fields(message: Descriptor) -> tuple[tuple[str, bool], ...]:
-    """The fields of a message type that hold messages, and whether they are repeated."""
+    """The fields of a message type whose values are messages, and whether they are repeated."""
     return tuple(
         (field.name, field.is_repeated)
         for field in message.fields
@@ -205,7 +207,7 @@ def encode_result(answer: Answer) -> pb.TaskResult:
 
 
 def encode_event(event: str | Answer) -> pb.StreamTaskResponse:
-    """A piece of text, or the complete answer -> one message of the stream."""
+    """A chunk of text, or the complete answer -> one message of the stream."""
     if isinstance(event, str):
         return pb.StreamTaskResponse(delta=event)
     return pb.StreamTaskResponse(result=encode_result(event))
@@ -252,7 +254,7 @@ def encode_task(task: TaskDescription) -> pb.TaskInfo:
 
 
 def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelResponse:
-    """What the engine can do and what the operator allows -> GetModelResponse."""
+    """The capabilities of the engine and the limits of the operator -> GetModelResponse."""
     return pb.GetModelResponse(
         name=capabilities.model,
         engine=capabilities.engine,
@@ -271,7 +273,7 @@ def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelRes
 
 
 def encode_limits(limits: Settings) -> pb.Limits:
-    """The settings that bound a request -> Limits."""
+    """The settings that limit a request -> Limits."""
     return pb.Limits(
         max_message_bytes=limits.max_message_bytes,
         max_images=limits.max_images,

@@ -1,4 +1,4 @@
-"""Proto <-> plain values for conversations: messages, images in their places, tools."""
+"""Converts between proto messages and plain values for conversations: messages, images, tools."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ WITH_IMAGES = (Role.USER, Role.TOOL)
 def decode_messages(
     messages: Sequence[pb.Message], path: str, max_images: int
 ) -> tuple[tuple[Message, ...], tuple[EncodedImage, ...]]:
-    """Messages with empty places for their images, and these images in order.
+    """The messages, with empty image parts, and their images in order.
 
-    Raises ``InvalidRequest`` on the path of the first field that is wrong.
+    Raises ``InvalidRequest`` on the path of the first invalid field.
     """
     if len(messages) > MAX_MESSAGES:
         raise InvalidRequest(
@@ -57,7 +57,7 @@ def decode_messages(
 
 
 def decode_tools(tools: Sequence[pb.ToolDefinition], path: str) -> tuple[ToolDefinition, ...]:
-    """Definitions of tools; their parameters are JSON objects."""
+    """The definitions of tools, whose parameters must be JSON objects."""
     if len(tools) > MAX_TOOLS:
         raise InvalidRequest(path, f"has {len(tools)} tools, at most {MAX_TOOLS} are allowed")
     found: dict[str, ToolDefinition] = {}
@@ -81,7 +81,7 @@ def _message(message: pb.Message, path: str, index: int, images: list[EncodedIma
     if message.tool_calls and role is not Role.ASSISTANT:
         raise InvalidRequest(f"{path}.tool_calls", "only ROLE_ASSISTANT calls tools")
     if not message.parts and not message.tool_calls:
-        raise InvalidRequest(f"{path}.parts", "is empty; say something")
+        raise InvalidRequest(f"{path}.parts", "is empty; add a text, an image or a tool call")
     parts = [
         _part(part, f"{path}.parts[{number}]", role, images)
         for number, part in enumerate(message.parts)

@@ -1,4 +1,5 @@
-"""Proto <-> plain values, of grammars and of what is known about them. Pure functions."""
+"""Converts between proto messages and plain values for grammars and their reports. Pure
+functions."""
 
 from __future__ import annotations
 
@@ -48,15 +49,16 @@ WARNING_KINDS = {
     WarningKind.UNUSED: pb.SCHEMA_WARNING_KIND_UNUSED,
 }
 REPORT_BYTES = 1024 * 1024
-"""Most bytes of the report on a grammar: callers refuse messages over 4 MiB unless told otherwise."""
+"""Maximum size of the report on a grammar, in bytes: by default, gRPC clients refuse messages over
+4 MiB."""
 CHECKED_BYTES = 64 * 1024
-"""Most bytes of the keywords that go with every answer."""
+"""Maximum size of the keywords in each answer, in bytes."""
 WARNING_BYTES = 16 * 1024
-"""Most bytes of the warnings that go with every answer."""
+"""Maximum size of the warnings in each answer, in bytes."""
 
 
 def decode_grammar(grammar: pb.Grammar, path: str) -> Grammar:
-    """Grammar -> Grammar. Its text is checked where grammars are known, not here."""
+    """Grammar -> Grammar. The text of the grammar is checked later, by the analysis."""
     kind = grammar.WhichOneof("kind")
     if kind is None:
         raise InvalidRequest(path, "one of json_schema, regex, ebnf and choice is required")
@@ -68,7 +70,7 @@ def decode_grammar(grammar: pb.Grammar, path: str) -> Grammar:
 
 
 def decode_property_order(grammar: pb.Grammar, path: str) -> PropertyOrder | None:
-    """Grammar.property_order -> PropertyOrder, or None where the caller leaves it to the server."""
+    """Grammar.property_order -> PropertyOrder; None for a caller that sets none."""
     if grammar.property_order not in PROPERTY_ORDERS:
         known = ", ".join(pb.PropertyOrder.Name(value) for value in PROPERTY_ORDERS)
         raise InvalidRequest(path, f"is {grammar.property_order}, which is none of {known}")
@@ -110,13 +112,13 @@ def encode_validation(validation: Validation) -> pb.ValidateSchemaResponse:
 
 
 ORDER = (pb.ENFORCEMENT_CHECKED, pb.ENFORCEMENT_ENFORCED, pb.ENFORCEMENT_ANNOTATION)
-"""What a caller asks for first."""
+"""Order of the keywords in a report: CHECKED keywords first."""
 
 
 def encode_report(
     report: GrammarReport | None,
 ) -> tuple[pb.Enforcement.ValueType, list[pb.KeywordReport], int]:
-    """The class of a grammar, its CHECKED keywords, and how many of these are left out."""
+    """Enforcement of a grammar, its CHECKED keywords, and the number of omitted keywords."""
     if report is None:
         return pb.ENFORCEMENT_UNSPECIFIED, [], 0
     checked = fitting(map(encode_keyword, report.checked), CHECKED_BYTES)
@@ -124,12 +126,12 @@ def encode_report(
 
 
 def encode_warnings(report: GrammarReport | None) -> list[pb.SchemaWarning]:
-    """The first warnings on a grammar, as they go with every answer."""
+    """The first warnings on a grammar, for an answer."""
     return fitting(map(encode_warning, report.warnings if report else ()), WARNING_BYTES)
 
 
 def fitting(messages: Iterable[M], limit_bytes: int) -> list[M]:
-    """The messages that have room, the first ones first. Pointers into a deep schema are long."""
+    """The first messages that fit into ``limit`` bytes. Pointers into a deep schema are long."""
     found: list[M] = []
     for message in messages:
         size = message.ByteSize()

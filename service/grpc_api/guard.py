@@ -1,14 +1,16 @@
-"""What grpcio's asyncio server lacks: it survives one bad packet, and can drop a call.
+"""Extends grpcio's asyncio server: it survives a malformed path, and can drop a call.
 
 grpcio (seen in 1.85.1) decodes the path of a call to an unregistered method as UTF-8, in the loop
-that accepts calls and without a ``try``. A path with other bytes ends that loop and with it the
-server, before any key is asked for. All our methods are registered and arrive by another way, so
-calls to all others are answered here with UNIMPLEMENTED, without looking at their path.
+that accepts calls and without a ``try``. A path that is not UTF-8 ends this loop and thereby the
+server, before any API key is checked. This service registers all its methods, which grpcio handles
+separately. So this module answers calls to all other methods with UNIMPLEMENTED and never reads
+their path.
 
-Remove when the server of an unguarded grpcio survives ``tests/service/test_wire.py``.
+Remove this module when grpcio passes ``tests/service/test_wire.py`` without it.
 
-grpcio has no way to end a call whose messages its caller does not read: a status cannot be sent
-while a message waits. ``drop`` ends the task that holds the call in core, and core resets the call.
+grpcio cannot end a call whose caller does not read its messages, because it cannot send a status
+while a message waits. ``drop`` cancels the grpcio task that keeps the call alive in gRPC core; core
+then resets the call.
 """
 
 from __future__ import annotations
@@ -28,13 +30,14 @@ log = logging.getLogger(__name__)
 NEEDED = ("AioServer", "_MethodResolver", "_RequestCallError", "_handle_rpc", "_schedule_rpc_coro")
 NAME = "unregistered method"
 holder: ContextVar[asyncio.Task[None] | None] = ContextVar("holder", default=None)
-"""Of a call: the task of grpcio that holds it in core until it has ended."""
+"""The grpcio task of the current call, which keeps the call alive in gRPC core."""
 
 
 def install() -> bool:
-    """Let ``grpc.aio.server`` make guarded servers from now on. Idempotent.
+    """Make ``grpc.aio.server`` return guarded servers from now on. Idempotent.
 
-    Returns False, and logs it, where grpcio is no longer built as it was when this was written.
+    Returns False, and logs a warning, if the internals of this grpcio differ from those that this
+    module knows.
     """
     if getattr(cygrpc.AioServer, "guarded", False):
         return True
@@ -49,11 +52,11 @@ def install() -> bool:
 
 
 def holding(schedule: Any) -> Any:
-    """grpcio's function that runs one call; notes its task for ``drop``."""
+    """Wrap grpcio's function that runs one call: remember its task for ``drop``."""
 
     async def scheduled(*arguments: Any) -> None:
         running = schedule(*arguments)
-        del arguments  # a task that was cancelled keeps this frame, and would keep the call with it
+        del arguments  # a cancelled task keeps this frame, and thus the call, in memory
         holder.set(asyncio.current_task())
         try:
             await running
@@ -64,15 +67,15 @@ def holding(schedule: Any) -> Any:
 
 
 def drop(call: asyncio.Task[Any], held: asyncio.Task[None] | None) -> None:
-    """Cancel a call, by the task of its handler, and reset it; the caller gets CANCELLED.
+    """Cancel the handler task of a call and reset the call; the caller gets CANCELLED.
 
-    held: what ``holder`` was in that task. Where it is None the call stays in core until the
-    caller goes. grpcio keeps the newest call of the server until another one comes.
+    held: the value of ``holder`` in that task. If it is None, the call stays in core until its
+    caller disconnects. grpcio keeps the newest call of the server until the next call arrives.
     """
 
     def release(_: object) -> None:
         if held is not None:
-            # A turn later: it may be waiting for this call as its last act.
+            # In the next turn of the event loop: the task may be about to end by itself.
             asyncio.get_running_loop().call_soon(held.cancel)
 
     call.add_done_callback(release)
@@ -80,13 +83,15 @@ def drop(call: asyncio.Task[Any], held: asyncio.Task[None] | None) -> None:
 
 
 def worth_a_line(record: logging.LogRecord) -> bool:
-    """Whether a record of grpcio says more than that a caller went while it was answered."""
+    """Whether to keep a log record of grpcio: False if it only reports that a caller
+    disconnected."""
     kind = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
     return kind is None or not issubclass(kind, cygrpc.ExecuteBatchError)
 
 
 def guarded(base: Any) -> Any:
-    """A subclass of grpcio's server that answers calls to unregistered methods itself."""
+    """A subclass of grpcio's server that answers calls to unregistered methods without reading
+    their path."""
 
     class GuardedServer(base):  # type: ignore[misc]
         guarded = True

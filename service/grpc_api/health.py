@@ -1,8 +1,8 @@
 """The gRPC health service.
 
-The stock servicer writes to a watcher while it holds the lock of its service: one watcher who does
-not read, and nobody hears of a change any more; the change itself waits, too, and with it the end
-of the server. It also has no ``List``. Here a change wakes the watchers and waits for none of them.
+The stock servicer writes to a watcher while it holds a lock. One watcher that does not read then
+blocks all other watchers, the change of status and the shutdown of the server. The stock servicer
+also lacks ``List``. In this servicer, a change wakes the watchers and waits for none of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # without types
-    """Tells the status of named services. Lives on one event loop."""
+    """Reports the status of services by name. Not thread-safe: belongs to one event loop."""
 
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}

@@ -1,4 +1,5 @@
-"""Proto <-> plain values for images: their number and their bounds. Their bytes are read later."""
+"""Converts images from proto messages to plain values. Checks their number and bounds, not their
+bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from service.types import EncodedImage
 
 
 def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, ...]:
-    """Images -> EncodedImages: their number and their bounds; their bytes are read later."""
+    """Images -> EncodedImages. Checks their number and bounds, not their bytes."""
     if len(images) > most:
         raise TooManyImages(len(images), most)
     return tuple(decode_image(image, f"images[{index}]") for index, image in enumerate(images))
@@ -18,7 +19,7 @@ def decode_images(images: Sequence[pb.Image], most: int) -> tuple[EncodedImage, 
 
 def decode_image(image: pb.Image, path: str) -> EncodedImage:
     """Image -> EncodedImage."""
-    data = image.data  # once: every access copies the bytes
+    data = image.data  # read once, because every access copies the bytes
     if not data:
         raise InvalidRequest(f"{path}.data", "has no bytes", reason="IMAGE_EMPTY")
     least = image.min_pixels if image.HasField("min_pixels") else None

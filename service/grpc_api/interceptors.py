@@ -1,11 +1,13 @@
-"""What every call goes through, unary or streaming: request id, API key, phase, errors, access log.
+"""The interceptor of every call: request id, API key, phase, errors, access log.
 
-One interceptor, because one order is right: the id comes first so that every refusal carries it,
-the status comes last so that every error gets one. Errors leave here and nowhere else.
+A single interceptor guarantees the order of these steps: the id comes first so that every refusal
+has one, the status comes last so that every error gets one. All errors reach the client through
+this module.
 
-Every method is given to gRPC as one that takes a stream of requests. gRPC would read the message of
-a unary method before any code of ours runs; of a stream it reads nothing until it is asked to. So a
-call without a key is refused before its body is read, and there is a time limit on the reading.
+Every method is registered with gRPC as a method with a stream of requests. For a unary method gRPC
+would read the message before any code of this service runs; from a stream it reads nothing until
+asked. So a call without a key is refused before its body is read, and receiving the body has a time
+limit.
 """
 
 from __future__ import annotations
@@ -46,15 +48,17 @@ OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
 TRANSPORT = "grpc"
 INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 PROBE_RECEIVE_S = 5.0
-"""Limit on receiving a health check. Anybody may send one, so it has to be short."""
+"""Time limit to receive a health check, in seconds. Short, because anybody may send one."""
 PROBE_SLOW_S = 0.25
 MAX_SLOW_PROBES = 8
-"""Health checks that may take longer than PROBE_SLOW_S to arrive. A message may be large, and memory
-holds what has come of it before its size can be known."""
+"""Maximum number of health checks that take longer than PROBE_SLOW_S to arrive. The parts of a
+large message take memory before its size is known."""
 DROP_AFTER_S = 1.0
-"""How long after its deadline a call is dropped that could not be ended in order."""
+"""Time after its deadline, in seconds, at which a call is dropped that could not be ended
+normally."""
 STALL_S = 2.0
-"""How long a message may wait for its reader before a drain no longer waits for the call."""
+"""Time, in seconds, that a message may wait for its reader; after it, a drain no longer waits for
+the call."""
 
 access_log = logging.getLogger("service.access")
 error_log = logging.getLogger("service.errors")
@@ -63,7 +67,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Undecodable:
-    """Stands in for a request whose bytes are not a message of its type."""
+    """Placeholder for a request whose bytes are not a valid message of its type."""
 
 
 UNDECODABLE = Undecodable()
@@ -71,12 +75,13 @@ UNDECODABLE = Undecodable()
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a method asks of its calls.
+    """The rules for the calls of a method.
 
     name: of the method in metrics, without the package and the service where they are ours.
-    ours: the phase decides, and a drain waits for the call. probe: a health check, which needs no key.
+    ours: a method of this service: the phase may refuse it, and a drain waits for it.
+    probe: a health check, which needs no key.
     receive_s: limit on receiving one message. call_s: limit on the rest of the call; of a method
-    that streams without end (``endless``), on each message to the caller.
+        that streams without end (``endless``), on each message to the caller.
     """
 
     method: str
@@ -89,7 +94,7 @@ class Rules:
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every method. Health answers in every phase, to probes that know no key."""
+    """Wraps every method. Health checks are answered in every phase and need no key."""
 
     def __init__(
         self,
@@ -112,7 +117,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Find the handler and wrap it. Wrapped once per method: only names that exist are kept."""
+        """Find the handler and wrap it, once per method. Only existing names are cached."""
         method = handler_call_details.method
         known = self._wrapped.get(method)
         if known is not None:
@@ -140,7 +145,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self, handler: grpc.RpcMethodHandler[Any, Any], rules: Rules
     ) -> grpc.RpcMethodHandler[Any, Any]:
         read = tolerant(handler.request_deserializer)
-        if handler.request_streaming:  # reflection; nothing of ours takes a stream
+        if handler.request_streaming:  # reflection; the vision service has no such method
             answer = self._streaming(handler.stream_stream, rules, Call.requests)
         elif handler.response_streaming:
             answer = self._streaming(handler.unary_stream, rules, Call.request)
@@ -153,7 +158,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def unary(_: object, context: Context) -> Any:
             call = Call(self, rules, context)
             async with call:
-                # The request is in no variable of this frame: gRPC keeps the frame after an abort.
+                # gRPC keeps this frame after an abort, so the request is in no variable of it.
                 return await behaviour(await call.request(), context)
             return await call.abort()
 
@@ -162,8 +167,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _streaming(self, behaviour: Any, rules: Rules, requests: Callable[[Call], Any]) -> Any:
         async def stream(_: object, context: Context) -> None:
             call = Call(self, rules, context)
-            # Written from here, not yielded: a call that is cancelled while a message is on its way
-            # then closes the handler at once, and with it the work in the engine.
+            # Written here instead of yielded: a call that is cancelled during a write then closes
+            # the handler, and the work in the engine, at once.
             async with (
                 call,
                 aclosing(behaviour(await requests(call), context)) as responses,
@@ -178,7 +183,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """How a call ends that has failed: arguments of gRPC's ``abort``."""
+    """The end of a failed call: arguments of gRPC's ``abort``."""
 
     code: grpc.StatusCode
     message: str
@@ -186,10 +191,10 @@ class Refusal:
 
 
 class Call:
-    """One call from its first to its last moment.
+    """One call from its start to its end.
 
-    The body of ``async with`` does the work. An error that leaves it is turned into a refusal and
-    goes no further; ``abort``, called behind it, sends the refusal.
+    The body of ``async with`` does the work. An error of the body is converted to a refusal and not
+    raised; call ``abort`` after the body to send the refusal.
     """
 
     __slots__ = (
@@ -242,23 +247,23 @@ class Call:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._await_reader()  # of the last message, or of the status
+        self._await_reader()  # time limit of the last message, or of the status
         if error is None:
             self._end("OK")
             return False
-        if isinstance(error, grpc.aio.AbortError):  # of a handler that is not ours
+        if isinstance(error, grpc.aio.AbortError):  # from a handler of another service
             self._observation.end(self._record, self._aborted_with())
             return False
         if isinstance(error, asyncio.CancelledError):
             if self._dropped or not self._lifecycle.cutting:
-                # The caller has gone, which needs no answer, or does not read one.
+                # The caller has disconnected, or does not read the answer.
                 self._end(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
                 return False
             reason, message = REFUSALS[Phase.DRAINING]
             refused: ServiceError = EngineUnavailable(message, reason=reason)
         elif isinstance(error, ServiceError) and not isinstance(error, InternalError):
             refused = error
-        elif isinstance(error, Exception):  # a defect: its own text and trace stay in the log
+        elif isinstance(error, Exception):  # a bug: its message and traceback go to the log only
             error_log.error("call failed %s", pairs(method=self._rules.method), exc_info=error)
             refused = InternalError(INTERNAL_TEXT)
         else:
@@ -271,8 +276,8 @@ class Call:
         return True
 
     async def request(self) -> Any:
-        """The message of a call that has one. Raises a ``ServiceError`` before it is read where the
-        call is refused whatever it holds."""
+        """The request message of a unary call. Raises a ``ServiceError``, before the message is
+        read, for a call that is refused independent of its content."""
         self._admit()
         request = await self._receive()
         if request is grpc.aio.EOF:
@@ -287,7 +292,7 @@ class Call:
         return request
 
     async def requests(self) -> AsyncIterator[Any]:
-        """The messages of a call that has many, as they come."""
+        """Yield the request messages of a streaming call."""
         self._admit()
 
         async def received() -> AsyncIterator[Any]:
@@ -297,10 +302,10 @@ class Call:
         return received()
 
     async def send(self, response: Any) -> None:
-        """Write one message of a stream; ``CancelledError`` when the call has ended under it.
+        """Write one message of a stream. Raises ``CancelledError`` if the call ends meanwhile.
 
-        The message of a caller who goes at that moment fails with an error of gRPC core's own,
-        often before this task is cancelled. It is no defect of ours.
+        If the caller disconnects during the write, gRPC core raises its own error, often before it
+        cancels this task. That is not a bug of the server.
         """
         if self._rules.endless:
             self._drop_in(self._rules.call_s)
@@ -315,20 +320,20 @@ class Call:
             self._keep()
 
     async def abort(self) -> None:
-        """Send the refusal. Always raises: gRPC's abort does.
+        """Send the refusal. Always raises, as gRPC's abort does.
 
-        Called outside of the handling of the error: gRPC keeps the exception that it raises here
-        for as long as the call, and with it what hangs on it.
+        Must be called outside the ``except`` block: gRPC keeps the exception that it raises here as
+        long as the call, including the exception's context.
         """
         assert self._refusal is not None
         refusal, self._refusal = self._refusal, None
         try:
             await self._context.abort(refusal.code, refusal.message, refusal.trailers)
-        except cygrpc.ExecuteBatchError:  # the caller went at this moment, or reads nothing
+        except cygrpc.ExecuteBatchError:  # the caller has just disconnected, or reads nothing
             raise asyncio.CancelledError from None
 
     def _admit(self) -> None:
-        """Raise the ``ServiceError`` of a call that is refused by its key or by the phase."""
+        """Raise a ``ServiceError`` if the API key or the phase refuses the call."""
         if not self._rules.probe:
             self._caller = self._access.caller(self._metadata)
             auth.current.set(self._caller)
@@ -350,7 +355,7 @@ class Call:
         return request
 
     async def _within(self, reading: Awaitable[Any]) -> Any:
-        """What is read, or the error of a request that did not come in time."""
+        """Await ``read``. Raises the error for a request that did not arrive in time."""
         return await Deadline(self._rules.receive_s).wait(reading, self._late)
 
     def _late(self) -> InferenceTimeout:
@@ -362,7 +367,7 @@ class Call:
         )
 
     async def _probe(self, reading: Awaitable[Any]) -> Any:
-        """What is read of a health check; few of them may be slow at the same time."""
+        """Receive a health check. Only a few may be slow at the same time."""
         work = asyncio.ensure_future(reading)
         slow = False
         try:
@@ -379,22 +384,23 @@ class Call:
             self._interceptor.slow_probes -= slow
 
     def _keep(self) -> None:
-        """Let the call last, whatever was said before."""
+        """Cancel the scheduled ``_drop``."""
         if self._dropping is not None:
             self._dropping.cancel()
 
     def _drop_in(self, seconds: float) -> None:
-        """Drop the call a little later than that, unless it has ended or this is called again."""
+        """Schedule ``_drop`` for a short time after the limit; replaces an earlier schedule."""
         self._keep()
         self._dropping = self._loop.call_later(seconds + DROP_AFTER_S, self._drop)
 
     def _drop(self) -> None:
-        """End a call whose messages nobody reads. Its status could not be sent either."""
+        """Drop a call whose caller reads no messages, so that its status could not be sent
+        either."""
         self._dropped = True
         grpc_guard.drop(self._task, self._held)
 
     def _await_reader(self) -> None:
-        """From now on something waits until the caller reads it."""
+        """Note that a message waits for the caller to read it."""
         if self._rules.ours and self._waiting is None:
             self._waiting = self._loop.call_later(STALL_S, self._lifecycle.stall, self._task)
 
@@ -405,7 +411,7 @@ class Call:
             self._lifecycle.move(self._task)
 
     def _ended(self, _: object) -> None:
-        """gRPC has sent the status, or given up."""
+        """Called when gRPC has sent the status, or given up."""
         for timer in (self._dropping, self._waiting):
             if timer is not None:
                 timer.cancel()
@@ -418,7 +424,7 @@ class Call:
     def _end(self, code: str, reason: str = "-") -> None:
         self._observation.end(self._record, code, reason)
         if not self._rules.probe and access_log.isEnabledFor(logging.INFO):
-            # Names of ours and of gRPC's: none of them needs the quotes of ``pairs``.
+            # None of these values needs the quoting of ``pairs``.
             access_log.info(
                 f"call method={self._rules.method} code={code} reason={reason} "
                 f"seconds={self._record.seconds:.4f} caller={self._caller.name} peer={self._context.peer()}"
@@ -426,23 +432,23 @@ class Call:
 
 
 def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Turn bytes that are no such message into UNDECODABLE.
+    """Wrap a deserialiser: it returns UNDECODABLE for bytes that are not a valid message.
 
-    gRPC would answer an exception of the deserialiser with UNKNOWN and the text of the exception.
+    gRPC would answer an exception with status UNKNOWN and the text of the exception.
     """
     assert deserialize is not None
 
     def read(data: bytes) -> Any:
         try:
             return deserialize(data)
-        except Exception:  # whatever the protobuf runtime raises: DecodeError, RecursionError, …
+        except Exception:  # the protobuf runtime raises DecodeError, RecursionError, …
             return UNDECODABLE
 
     return read
 
 
 def current_task() -> asyncio.Task[Any]:
-    """The task of this call; every call of grpc.aio has its own."""
+    """The asyncio task of this call; grpc.aio runs every call in its own task."""
     task = asyncio.current_task()
     assert task is not None
     return task

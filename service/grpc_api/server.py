@@ -1,7 +1,8 @@
-"""The front end for gRPC: port, TLS, health and reflection on a ``Runtime``.
+"""The gRPC front end of a ``Runtime``: port, TLS, health and reflection.
 
-The port is bound and health answers while the model loads; health turns SERVING after a warm-up
-generation. SIGTERM and SIGINT let calls in flight finish; a second signal cuts them.
+While the model loads, the port is bound and health checks are answered; health becomes SERVING
+after a warm-up generation. SIGTERM or SIGINT lets calls in flight finish; a second signal cancels
+them.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ STATUS_OF_PHASE = {
     Phase.DRAINING: health_pb2.HealthCheckResponse.NOT_SERVING,
 }
 IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
-"""Compressed requests are refused by their headers, with UNIMPLEMENTED and the name of the method."""
+"""Compression methods for which requests are refused, by their headers, with UNIMPLEMENTED and the
+name of the method."""
 DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
 
 
 class GrpcFrontEnd:
-    """gRPC on a runtime: one port with our service, health and reflection. See ``FrontEnd``."""
+    """The gRPC front end: one port with the vision service, health and reflection. See
+    ``FrontEnd``."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._settings = settings = runtime.settings
@@ -63,12 +66,12 @@ class GrpcFrontEnd:
 
     @property
     def place(self) -> str:
-        """Where it listens, for people."""
+        """The address for log messages and people."""
         settings = self._settings
         return settings.address if settings.socket is not None else f"port {self.port}"
 
     def enter(self, phase: Phase) -> None:
-        """Show the phase in health."""
+        """Report the phase through the health service."""
         for name in ("", SERVICE):
             self._health.set(name, STATUS_OF_PHASE[phase])
 
@@ -95,7 +98,7 @@ class GrpcFrontEnd:
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
     async def serve(self) -> None:
-        """Raises an error when gRPC's server has ended without being told to."""
+        """Wait while calls are served. Raises when gRPC's server ends unexpectedly."""
         assert self._server is not None
         # With a time limit gRPC shields its own future from the cancellation of this task.
         while await self._server.wait_for_termination(DAY_S):
@@ -106,7 +109,7 @@ class GrpcFrontEnd:
         """Close the port and every connection."""
         if self._server is not None:
             await self._server.stop(None)
-            self._server = None  # its destructor needs the loop, so not one moment later
+            self._server = None  # its destructor needs the event loop, so delete it now
 
     def _bind(self) -> int:
         assert self._server is not None
@@ -117,7 +120,7 @@ class GrpcFrontEnd:
             if self._settings.tls:
                 return self._server.add_secure_port(address, server_credentials(self._settings))
             return self._server.add_insecure_port(address)
-        except RuntimeError:  # ends here: its traceback would keep the server alive
+        except RuntimeError:  # do not chain the error: its traceback would keep the server alive
             log.debug("bind failed", exc_info=True)
         raise SettingsError(
             f"port: cannot listen on {address}; it is taken, or the address is not of this host"
@@ -125,10 +128,10 @@ class GrpcFrontEnd:
 
 
 class VisionServer:
-    """A runtime of one engine with gRPC as its one front end.
+    """A runtime with one engine and gRPC as its only front end.
 
-    ``start``, ``load``, then ``stop``, however far it came; see ``Runtime`` for them and for analyser
-    and pool.
+    Call ``start``, ``load``, and finally ``stop``, also after a failure. See ``Runtime`` for these
+    methods, analyser and pool.
     """
 
     def __init__(
@@ -152,16 +155,16 @@ class VisionServer:
 
     @property
     def place(self) -> str:
-        """Where gRPC listens, for people."""
+        """The address of the gRPC port for log messages and people."""
         return self.front_end.place
 
     @property
     def metrics_port(self) -> int | None:
-        """The TCP port of the metrics; None where there is none."""
+        """The TCP port of the metrics; None without metrics."""
         return self.runtime.metrics_port
 
     async def start(self) -> None:
-        """Bind the port and answer health checks; calls are refused until ``load`` is done."""
+        """Bind the port and answer health checks; calls are refused until ``load`` has finished."""
         await self.runtime.start([self.front_end])
 
     async def load(self) -> None:
@@ -169,7 +172,7 @@ class VisionServer:
         await self.runtime.load()
 
     async def stop(self, grace_s: float | None = None) -> bool:
-        """Drain and close. Returns False where the engine did not close in time."""
+        """Drain and close the server. Returns False if the engine did not close in time."""
         return await self.runtime.stop(grace_s)
 
 
@@ -183,7 +186,7 @@ async def serve(
 ) -> None:
     """Run a server until SIGTERM or SIGINT, then drain it; see ``service.runtime.serve``.
 
-    on_ready: called once, when health has turned SERVING.
+    on_ready: called once, when health has become SERVING.
     """
     server = VisionServer(settings, engine, registry, pool=pool)
     ready = None if on_ready is None else partial(on_ready, server)
@@ -191,11 +194,11 @@ async def serve(
 
 
 def _refuse_a_socket_in_use(path: Path) -> None:
-    """gRPC replaces the file of any socket, also of a server that still listens on it."""
+    """Refuse a Unix socket on which another process listens; gRPC would replace its file."""
     with socket.socket(socket.AF_UNIX) as attempt:
         try:
             attempt.connect(str(path))
-        except OSError:  # there is none, or the server that made it has ended
+        except OSError:  # no such file, or the server that created it has ended
             return
     raise SettingsError(f"host: cannot listen on unix:{path}; another process listens on it")
 
@@ -203,14 +206,14 @@ def _refuse_a_socket_in_use(path: Path) -> None:
 def options(settings: Settings) -> list[tuple[str, int]]:
     """Channel arguments of gRPC core.
 
-    Pings keep connections through NATs and find dead peers; a caller may ping every 10 s.
+    Pings keep connections through NATs alive and detect dead peers; a caller may ping every 10 s.
     """
     compression = [] if settings.compressed_requests else [IDENTITY_ONLY]
     return [
         *compression,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second server behind it
+        ("grpc.so_reuseport", 0),  # without it, two servers could share a port
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

@@ -24,7 +24,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class VisionServicer(pb_grpc.VisionServiceServicer):
-    """Errors leave the handlers as they are; the interceptor gives them their status."""
+    """The handlers. They let errors pass; the interceptor converts errors to a gRPC status."""
 
     def __init__(self, inference: Inference, registry: Registry, settings: Settings) -> None:
         self.inference = inference
@@ -82,6 +82,6 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
         return codec.encode_model(self.inference.capabilities, self._settings)
 
     def _described(self, task: Task) -> TaskDescription:
-        """What a task tells about itself on this engine."""
+        """The public description of a task on this engine."""
         report = task.report and under(self.inference.capabilities, task.report)
         return TaskDescription(task.name, task.description, task.needs_image, task.grammar, report)

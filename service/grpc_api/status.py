@@ -1,4 +1,4 @@
-"""ServiceError -> gRPC status with ``google.rpc`` details: where errors become bytes."""
+"""Converts a ServiceError to a gRPC status with ``google.rpc`` details."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from service.errors import DOMAIN, InvalidRequest, Overloaded, ServiceError
 
 DETAILS_KEY = "grpc-status-details-bin"
 TEXT_LIMIT = 500
-"""Bytes of UTF-8 of a message or a description."""
+"""Maximum length of a message or a description, in bytes of UTF-8."""
 DETAILS_LIMIT = 3000
-"""Bytes of all details. Clients refuse trailers above 8 KiB, in which details are base64."""
+"""Maximum size of all details, in bytes. Clients refuse trailers above 8 KiB, which carry the
+details as base64."""
 
 
 def status_of(error: ServiceError, request_id: str) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The status code and the rich status of an error.
 
-    Always an ErrorInfo; a BadRequest where fields are wrong; a RetryInfo where coming again helps.
-    What is too long for a trailer is cut: metadata and violations that come late are left out.
+    The details are an ErrorInfo, a BadRequest for invalid fields, and a RetryInfo if a retry may
+    succeed. To fit into a trailer, long texts are truncated and the last metadata and violations
+    are omitted.
     """
     code = code_of(error)
     status = status_pb2.Status(code=code.value[0], message=shortened(error.message))
@@ -48,7 +50,7 @@ def error_info(error: ServiceError, request_id: str) -> error_details_pb2.ErrorI
 
 
 def bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
-    """The violations, in their order, as many as fit into half of the details; at least one."""
+    """The first violations that fit into half of the details; at least one."""
     bad = error_details_pb2.BadRequest()
     for violation in error.violations:
         bad.field_violations.add(
@@ -61,12 +63,12 @@ def bad_request(error: InvalidRequest) -> error_details_pb2.BadRequest:
 
 
 def code_of(error: ServiceError) -> grpc.StatusCode:
-    """The status of the error's row."""
+    """The gRPC status of an error, from its row in the table of errors."""
     return grpc.StatusCode[row_of(error).grpc]
 
 
 def shortened(text: str, limit: int = TEXT_LIMIT) -> str:
-    """At most ``limit`` bytes of UTF-8, with an ellipsis where something was cut."""
+    """The text, truncated to ``limit`` bytes of UTF-8; an ellipsis marks the truncation."""
     data = text.encode("utf-8", "replace")
     if len(data) <= limit:
         return data.decode()

@@ -1,4 +1,4 @@
-"""Credentials of the server's port; renewed files are used from the next connection on."""
+"""TLS credentials of the server's port. Renewed certificate files are used for new connections."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 
 
 def server_credentials(settings: Settings) -> grpc.ServerCredentials:
-    """TLS, or mTLS where ``tls_client_ca`` is set. Raises ``SettingsError`` for unusable files."""
+    """Credentials for TLS, or for mTLS if ``tls_client_ca`` is set. Raises ``SettingsError`` for
+    unusable files."""
     try:
         files = CertificateFiles(settings)
     except ssl.SSLError as error:
@@ -32,7 +33,7 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials:
 
 
 class CertificateFiles:
-    """The certificate files and the state in which they were last read."""
+    """The certificate files and their timestamps when they were last read."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.tls_cert is not None
@@ -44,23 +45,25 @@ class CertificateFiles:
         self.current = self._read()
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The configuration if a file has changed, else None. gRPC asks before each handshake."""
+        """The new configuration if a file has changed, else None. gRPC calls this before each
+        handshake."""
         try:
             stamp = self._stamped()
             if stamp == self._stamp:
                 return None
             self.current = self._read()
             self._stamp = stamp
-        except OSError as error:  # in the middle of a renewal: the old ones stay in use
+        except OSError as error:  # a renewal is incomplete: keep the old certificates
             log.warning("certificate files cannot be used now: %s", error.strerror)
             return None
         log.info("certificate files were renewed")
         return self.current
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
-        """The files, if they are what they should be; gRPC itself would only fail to listen.
+        """Read and check the files; with invalid files gRPC would only fail to listen.
 
-        Raises ``OSError``, also for a key that is not the certificate's or that needs a password.
+        Raises ``OSError``, also for a key that does not belong to the certificate or that needs a
+        password.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._cert, self._key, password=lambda: "")

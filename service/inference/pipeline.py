@@ -185,7 +185,9 @@ class Inference:
         limit_s = self._settings.inference_timeout_s
         budget_s = limit_s if time_left_s is None else min(limit_s, time_left_s)
         if budget_s <= 0:
-            raise InferenceTimeout("The deadline of the call had passed before the work began.")
+            raise InferenceTimeout(
+                "The deadline passed before the server started to work on the call."
+            )
         return Deadline(budget_s)
 
 
@@ -208,4 +210,4 @@ def left_for_engine(deadline: Deadline) -> float:
 
 def late() -> InferenceTimeout:
     """The error of a call whose deadline passed before the engine started it."""
-    return InferenceTimeout("The time was over before the engine could begin.")
+    return InferenceTimeout("The deadline passed before the engine could start.")

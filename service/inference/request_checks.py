@@ -72,7 +72,7 @@ def check_kind(grammar: Grammar, capabilities: Capabilities, field: str) -> None
     supported = ", ".join(sorted(kind.value for kind in kinds)) or "none"
     raise GrammarError(
         field,
-        f"{grammar.kind.value} is not a kind of grammar that this engine has; it has: {supported}",
+        f"{grammar.kind.value} is not a kind of grammar that this engine supports; it supports: {supported}",
         reason="GRAMMAR_KIND_UNSUPPORTED",
         metadata={"kind": grammar.kind.value, "supported": supported},
     )
@@ -98,9 +98,9 @@ def check_enforced(task: Task) -> None:
         reason="SCHEMA_NOT_ENFORCED",
         metadata={"checked": str(max(1, len(found)))},
         more=tuple(more),
-        summary="is not fully enforced, as strict asks: "
+        summary="is not fully enforced, which strict requires: "
         f"{several if more else ''}{first.description}. "
-        "Change it (ValidateSchema tells more), or leave strict out",
+        "Change the schema (ValidateSchema lists all keywords), or leave out strict",
     )
 
 
@@ -119,7 +119,7 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
     found = list(violations(given))
     honoured = capabilities.sampling_options
     known = ", ".join(sorted(honoured)) or "none"
-    description = f"is not honoured by this engine, which has: {known}; leave it out"
+    description = f"is not supported by this engine, which supports: {known}; leave it out"
     found += [
         FieldViolation(f"sampling.{name}", description) for name in given if name not in honoured
     ]

@@ -183,7 +183,7 @@ def _together(thrown_away: Sequence[Chunk], result: Answer) -> Answer:
 def _too_slow(timeout_s: float) -> InferenceTimeout:
     return InferenceTimeout(
         f"Inference took longer than {timeout_s:g} s. Send fewer or smaller images, "
-        "ask for fewer tokens, or try again when the server has less to do.",
+        "ask for fewer tokens, or try again when the server is less busy.",
         metadata={"timeout_s": f"{timeout_s:g}"},
     )
 
@@ -242,7 +242,7 @@ class _Chunks:
     def ended(self) -> Chunk:
         """The chunk with the finish reason."""
         if self.last is None or self.last.finish_reason is None:
-            raise InternalError("The engine ended without saying why.")
+            raise InternalError("The engine ended without a finish reason.")
         return self.last
 
 
@@ -287,7 +287,7 @@ def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTr
     reason, tokens = last.finish_reason, last.usage.output_tokens
     limit = sampling.answer_limit(context_length - last.usage.prompt_tokens)
     if reason is FinishReason.LOOP:
-        why = f"it began to repeat itself and was ended after {tokens} tokens; change the prompt"
+        why = f"it began to repeat itself and was stopped after {tokens} tokens; change the prompt"
     elif sampling.max_tokens is None and limit < DEFAULT_MAX_TOKENS:
         why = (
             f"it needs more than the {limit} tokens that the prompt leaves of the context; "
@@ -316,8 +316,8 @@ def read_answer(
     value = parser(text)
     if task.usable is not None and not accept_empty and not task.usable(value):
         raise NoUsableFields(
-            "The answer says nothing usable about the images; "
-            "set accept_empty to get such answers, too."
+            "The answer has no usable information about the images; "
+            "set accept_empty to accept such answers."
         )
     if task.document is not None:
         written: str | None = json.dumps(task.document(value), ensure_ascii=False)

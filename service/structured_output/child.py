@@ -41,7 +41,7 @@ class Child:
             await asyncio.wait_for(child._read(), START_LIMIT_S)
         except asyncio.TimeoutError:
             await child.end()
-            raise ChildEnded("it does not get ready") from None
+            raise ChildEnded("it did not start in time") from None
         except BaseException:
             await child.end()
             raise
@@ -67,7 +67,7 @@ class Child:
                 self._process.stdin.write(frame(request))
                 await self._process.stdin.drain()
             except (BrokenPipeError, ConnectionResetError):
-                raise ChildEnded("it does not listen") from None
+                raise ChildEnded("it reads no requests") from None
             return await self._read()
 
         return await asyncio.wait_for(exchange(), limit_s)
@@ -104,12 +104,12 @@ class Child:
         try:
             (length,) = LENGTH.unpack(await self._process.stdout.readexactly(LENGTH.size))
             if length > MAX_FRAME:
-                raise ChildEnded("it answers too much")
+                raise ChildEnded("its answer is too long")
             found = json.loads(await self._process.stdout.readexactly(length))
         except asyncio.IncompleteReadError:
             raise ChildEnded("it ended") from None
         except ValueError:
             raise ChildEnded("its answer is not JSON") from None
         if not isinstance(found, dict):
-            raise ChildEnded("its answer is no object")
+            raise ChildEnded("its answer is not an object")
         return found

@@ -81,7 +81,7 @@ class Trial:
                 metadata={"limit": str(MAX_BYTES), "actual": str(compiled.memory_size_bytes)},
             )
         if not self._allowed(self._xgrammar.GrammarMatcher(compiled)).any():
-            raise refusal(kind, ValueError("no text fits it"))
+            raise refusal(kind, ValueError("it matches no text"))
         if kind is GrammarKind.EBNF:  # other grammars are unambiguous by construction
             for choose in _choices():
                 self._walk(compiled, choose)

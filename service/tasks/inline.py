@@ -68,7 +68,9 @@ async def inline_task(
 
 def _check_texts(prompt: InlinePrompt, max_bytes: int | None, field: str) -> None:
     if not prompt.messages and not prompt.user.strip():
-        raise InvalidRequest(f"{field}.user", "is empty; say what to do", reason="TEXT_EMPTY")
+        raise InvalidRequest(
+            f"{field}.user", "is empty; describe what the model should do", reason="TEXT_EMPTY"
+        )
     size = sum(len(text.encode("utf-8", "surrogatepass")) for text in prompt.texts())
     if max_bytes is not None and size > max_bytes:
         raise InvalidRequest(

@@ -119,7 +119,7 @@ class GrammarCompiler:
         is_json = grammar.kind is GrammarKind.JSON_SCHEMA
         compiled = CompiledGrammar(automaton, is_json, grammar.forces_little)
         if not Matcher(compiled, self).can_go_on():
-            raise refusal(grammar.kind, ValueError("no text fits it"))
+            raise refusal(grammar.kind, ValueError("it matches no text"))
         return compiled
 
 
@@ -256,7 +256,7 @@ class Matcher:
         if logits.shape[-1] != width:
             raise InternalError(f"logits of width {logits.shape[-1]} for {width} tokens")
         if not self._next_bits().any():
-            raise InternalError("the grammar leaves no token")
+            raise InternalError("the grammar allows no token")
         self._apply(logits, self._mask)
 
     def accept(self, token: int) -> None:

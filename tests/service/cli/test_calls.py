@@ -383,7 +383,7 @@ async def test_tls_where_the_server_has_none(tmp_path: Path, certificate: Path) 
     async with running() as started:
         done = await called("tasks", *at(started), "--ca", certificate)
     assert done.code == 1
-    assert f"{started.address} does not speak TLS" in done.err
+    assert f"{started.address} does not use TLS" in done.err
 
 
 async def test_tls_with_every_kind_of_certificate(tmp_path: Path, certificate: Path) -> None:

@@ -57,7 +57,7 @@ async def test_another_server_on_the_port_is_not_healthy(tmp_path: Path) -> None
     async with running(tls_cert=other, tls_key=other_key) as started:
         done = await checked(started, tls_cert=cert, tls_key=key)
     assert done.code == 1
-    assert "QWEN3VL_TLS_CERT) did not sign" in done.err
+    assert "is not signed by --ca (default: QWEN3VL_TLS_CERT)" in done.err
 
 
 async def test_a_certificate_of_callers_is_asked_for(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_serve_announces_itself_answers_and_ends_with_ctrl_c() -> None:
         ("needs_image: on", 'bad.yaml: needs_image: must be true or false, not "on"'),
         ("regex: '(?=a)(?!b)\\1'", "bad.yaml: regex: "),
         ("ebnf: 'root ::= ('", "bad: ebnf: ebnf cannot be compiled: EBNF parser error"),
-        ("ebnf: 'root ::= root'", "bad: ebnf: ebnf cannot be compiled: no text fits it"),
+        ("ebnf: 'root ::= root'", "bad: ebnf: ebnf cannot be compiled: it matches no text"),
     ],
 )
 @pytest.mark.parametrize("words", ["serve", "check"])

@@ -25,7 +25,10 @@ async def test_a_schema_that_is_enforced() -> None:
     async with running() as started:
         done = await called("schema", *at(started), EXAMPLES / "objects.json")
     assert done.code == 0
-    assert done.out == "ENFORCED: the grammar keeps every keyword; a complete answer always fits.\n"
+    assert (
+        done.out
+        == "ENFORCED: the grammar enforces every keyword; a complete answer is always valid.\n"
+    )
     assert " bytes of grammar, analysed in 0." in done.err
 
 
@@ -35,7 +38,7 @@ async def test_a_schema_that_is_partly_checked() -> None:
     assert done.code == 3
     summary, keyword = done.out.splitlines()
     assert summary.startswith("CHECKED: 1 of ")
-    assert summary.endswith(" checked in the finished answer; the grammar keeps the others.")
+    assert summary.endswith(" checked in the finished answer; the grammar enforces the others.")
     assert keyword.startswith(f"  checked    {POINTER}: ")
 
 
@@ -50,7 +53,7 @@ async def test_a_schema_in_any_order_as_far_as_it_goes(tmp_path: Path) -> None:
     async with running() as started:
         declared = await called(*words, *at(started))
         any_order = await called(*words, "--property-order", "any", *at(started))
-    enforced = "ENFORCED: the grammar keeps every keyword; a complete answer always fits.\n"
+    enforced = "ENFORCED: the grammar enforces every keyword; a complete answer is always valid.\n"
     kept = "in the declared order: 9 names, any order is for up to 8"
     assert (declared.code, declared.out) == (0, enforced)
     assert (any_order.code, any_order.out) == (0, f"{enforced}  enforced   /properties: {kept}\n")
@@ -150,7 +153,7 @@ def test_the_lines_of_a_long_report() -> None:
     )
     summary = (
         "CHECKED: 1 of 2 keywords can only be checked in the finished answer; "
-        "the grammar keeps the others."
+        "the grammar enforces the others."
     )
     more = "  … and 5 more"
     assert list(lines(report, everything=False)) == [summary, "  checked    /not: is hard", more]
@@ -180,7 +183,7 @@ async def test_strict(how: list[str]) -> None:
     assert (refused.code, refused.out) == (1, "")
     assert "INVALID_ARGUMENT (SCHEMA_NOT_ENFORCED): --schema: is not fully enforced" in refused.err
     assert POINTER in refused.err
-    assert "`qwen3vl schema` tells more" in refused.err
+    assert "`qwen3vl schema` lists all keywords" in refused.err
 
 
 async def test_strict_takes_what_is_enforced() -> None:

@@ -69,9 +69,9 @@ def test_ordinary_grammars_pass(ebnf: str) -> None:
     [
         (GrammarKind.EBNF, "root ::= (", "GRAMMAR_INVALID", "ebnf cannot be compiled: EBNF parser"),
         (GrammarKind.EBNF, "rule ::= no root", "GRAMMAR_INVALID", "cannot be compiled: "),
-        (GrammarKind.EBNF, "root ::= root", "GRAMMAR_INVALID", "no text fits it"),
-        (GrammarKind.EBNF, 'root ::= ""', "GRAMMAR_INVALID", "no text fits it"),
-        (GrammarKind.JSON_SCHEMA, "root ::= [\\x01-\\x1f]", "SCHEMA_UNSUPPORTED", "no text fits it"),
+        (GrammarKind.EBNF, "root ::= root", "GRAMMAR_INVALID", "it matches no text"),
+        (GrammarKind.EBNF, 'root ::= ""', "GRAMMAR_INVALID", "it matches no text"),
+        (GrammarKind.JSON_SCHEMA, "root ::= [\\x01-\\x1f]", "SCHEMA_UNSUPPORTED", "it matches no text"),
         (GrammarKind.REGEX, "root ::= (", "GRAMMAR_INVALID", "regex cannot be compiled: "),
     ],
 )  # fmt: skip
