@@ -64,7 +64,7 @@ class Echo(pb_grpc.VisionServiceServicer):
 
 
 async def serve_echo() -> None:
-    server = grpc.aio.server(options=options(Settings()))
+    server = grpc.aio.server(options=options(Settings(), 1000))
     pb_grpc.add_VisionServiceServicer_to_server(Echo(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

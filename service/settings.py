@@ -32,6 +32,7 @@ GROUPS = {
     "engine": "Model and engine",
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
+    "max_connections": "Connections",
     "metrics_port": "Metrics, tasks and reflection",
     "log_level": "Logs",
 }
@@ -48,6 +49,7 @@ MAX_SOCKET_BYTES = 107
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -218,6 +220,27 @@ class ServerSettings(BaseSettings):
         description="Time for running calls to finish when the server stops, in seconds.",
     )
 
+    # Connections of the gRPC port.
+    max_connections: Positive | None = Field(
+        None,
+        description="Maximum number of connections; further ones are closed at once. Unset: as many "
+        "as the limit of file descriptors allows.",
+    )
+    max_streams: Positive = Field(
+        1024,
+        description="Maximum number of calls at the same time on one connection; a client waits "
+        "with further ones. A proxy sends the calls of many clients over few connections.",
+    )
+    max_connection_idle_s: SecondsOrNever = Field(
+        900.0,
+        description="Time after which a connection without calls is closed, in seconds; 0 is never.",
+    )
+    max_connection_age_s: SecondsOrNever = Field(
+        3600.0,
+        description="Time after which a client is asked to open a new connection, in seconds, so "
+        "that a balancer can send it to another server; calls may finish. 0 is never.",
+    )
+
     # Optional features.
     metrics_port: int | None = Field(
         None,
@@ -237,7 +260,7 @@ class ServerSettings(BaseSettings):
         True, description="Offer gRPC reflection, so that grpcurl works without proto files."
     )
 
-    # What it logs, to stderr.
+    # Logs, to stderr.
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="Least severe log lines that are written; info has a line for each call.",

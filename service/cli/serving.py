@@ -16,6 +16,7 @@ from service import logs, metrics
 from service.cli.arguments import read_settings, with_flag
 from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
+from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.http_api.server import HttpFrontEnd
 from service.runtime import Runtime, serve
@@ -35,6 +36,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     if settings is None:
         return USAGE
     logs.configure(settings.log_level, settings.log_format, on_drop=metrics.log_lines_dropped.inc)
+    raise_descriptor_limit()
     try:
         registry = build_registry(settings)
         engine = build_engine(settings, partial(logs.console.info, "… %s"))

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from service import runtime
 from service.engine import Engine
 from service.grpc_api import guard as grpc_guard
+from service.grpc_api.connections import ConnectionWatch, connection_limit, connection_options
 from service.grpc_api.health import HealthServicer
 from service.grpc_api.interceptors import CallInterceptor
 from service.grpc_api.servicer import VisionServicer
@@ -61,6 +63,8 @@ class GrpcFrontEnd:
         self._observation = runtime.observation
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._connections: ConnectionWatch | None = None
+        self._watching: asyncio.Task[None] | None = None
         self.servicer = VisionServicer(runtime.inference_for(), runtime.registry, settings)
         self.port = settings.port
 
@@ -74,6 +78,8 @@ class GrpcFrontEnd:
         """Report the phase through the health service."""
         for name in ("", SERVICE):
             self._health.set(name, STATUS_OF_PHASE[phase])
+        if phase is Phase.SERVING and self._connections is not None:
+            self._connections.begin()
 
     async def start(self) -> None:
         """Bind the port and answer health checks.
@@ -82,11 +88,12 @@ class GrpcFrontEnd:
         """
         settings = self._settings
         grpc_guard.install()
+        limit = connection_limit(settings)
         self._server = grpc.aio.server(
             interceptors=[
                 CallInterceptor(self._lifecycle, self._access, self._observation, settings)
             ],
-            options=options(settings),
+            options=options(settings, limit),
         )
         pb_grpc.add_VisionServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -95,6 +102,8 @@ class GrpcFrontEnd:
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind()
         await self._server.start()
+        self._connections = ConnectionWatch(limit)
+        self._watching = asyncio.create_task(self._connections.run(), name="connections")
         log.info("listening %s", pairs(address=settings.address, port=self.port, tls=settings.tls))
 
     async def serve(self) -> None:
@@ -107,6 +116,8 @@ class GrpcFrontEnd:
 
     async def stop(self) -> None:
         """Close the port and every connection."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._server is not None:
             await self._server.stop(None)
             self._server = None  # its destructor needs the event loop, so delete it now
@@ -203,19 +214,13 @@ def _refuse_a_socket_in_use(path: Path) -> None:
     raise SettingsError(f"host: cannot listen on unix:{path}; another process listens on it")
 
 
-def options(settings: Settings) -> list[tuple[str, int]]:
-    """Channel arguments of gRPC core.
-
-    Pings keep connections through NATs alive and detect dead peers; a caller may ping every 10 s.
-    """
+def options(settings: Settings, connections: int) -> list[tuple[str, int]]:
+    """Channel arguments of gRPC core. connections: maximum number of them."""
     compression = [] if settings.compressed_requests else [IDENTITY_ONLY]
     return [
         *compression,
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.so_reuseport", 0),  # without it, two servers could share a port
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
+        *connection_options(settings, connections),
     ]

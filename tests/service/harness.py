@@ -85,16 +85,18 @@ def separate(
     pieces: int,
     log: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    descriptors: int | None = None,
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server on the fake engine in a process of its own, and its address; killed at the end.
 
     It serves when this returns. See ``serve_fake`` for the arguments. log: gets its stderr.
-    environment: more variables, such as settings.
+    environment: more variables, such as settings. descriptors: limit of file descriptors.
     """
     arguments = [str(value) for value in (grace_s, delay_s, pieces)]
+    limited = ["sh", "-c", f'ulimit -n {descriptors}; exec "$0" "$@"'] if descriptors else []
     with open(log or os.devnull, "w") as stderr:  # no pipe: nobody would empty it
         server = subprocess.Popen(
-            [sys.executable, "-m", "tests.service.serve_fake", *arguments],
+            [*limited, sys.executable, "-m", "tests.service.serve_fake", *arguments],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
