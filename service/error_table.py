@@ -61,8 +61,8 @@ _ROWS = (
         "`images` where the text alone would fit), or less than the `max_tokens` of the request "
         "(field `sampling.max_tokens`)",
     ),
-    _invalid("IMAGE_REQUIRED", "the task needs an image and got none"),
-    _invalid("TOO_MANY_IMAGES", "more images than server, model or task take"),
+    _invalid("IMAGE_REQUIRED", "the task needs an image, and the request has none"),
+    _invalid("TOO_MANY_IMAGES", "more images than the server, the model or the task accepts"),
     _invalid(
         "IMAGE_URL_REFUSED",
         "over HTTP: an image by a URL that is not a `data:` URL; see docs/http.md",
@@ -85,8 +85,8 @@ _ROWS = (
         "decoding the image would take more memory than the server has for one image; metadata: "
         "`limit` and `actual` in bytes. A baseline JPEG or a PNG file needs the least",
     ),
-    _invalid("IMAGE_TOO_SMALL", "a side without pixels"),
-    _invalid("IMAGE_ASPECT_RATIO", "one side more than 200 times the other"),
+    _invalid("IMAGE_TOO_SMALL", "the width or the height is 0 pixels"),
+    _invalid("IMAGE_ASPECT_RATIO", "one side is more than 200 times the other"),
     _invalid("SCHEMA_NOT_JSON", "the schema is not JSON"),
     _invalid("SCHEMA_INVALID", "the JSON is not a valid JSON Schema of its draft"),
     _invalid(

@@ -103,7 +103,7 @@ class ServerSettings(BaseSettings):
         "https://example.org, with commas between them, or * for every page.",
     )
 
-    # Which model, and how it runs.
+    # The model and its engine.
     engine: str = Field(
         "reference",
         description="Engine that generates tokens: reference on any machine, lmdeploy on NVIDIA GPUs.",
@@ -281,7 +281,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach the port."""
+        """Whether the port can only be reached from this machine."""
         return self.socket is not None or is_loopback(self.host)
 
     @property

@@ -116,7 +116,7 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
     finally:
         if runtime is not None:
             await runtime.stop(0)
-    typer.echo("All is well. Start it with the same settings: qwen3vl serve")
+    typer.echo("All checks passed. Start the server with the same settings: qwen3vl serve")
     return 0
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
 PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port", "http_port")
-"""Settings that a server without callers from outside does not need."""
+"""Settings that a server for ``--local`` does not use."""
 
 
 def serve_command(arguments: Sequence[str]) -> int:
@@ -95,7 +95,7 @@ def progress(message: str) -> None:
 
 
 def _announce(front_ends: Sequence[GrpcFrontEnd | HttpFrontEnd]) -> None:
-    logs.trace_crashes()  # the engine has imported its libraries
+    logs.trace_crashes()  # after the engine has imported its libraries
     logs.console.info("SERVING on %s. Stop with Ctrl-C.", places(front_ends))
 
 
