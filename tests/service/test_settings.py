@@ -195,6 +195,12 @@ OUTSIDE = [
     ("receive_timeout_s", 0),
     ("health_interval_s", -1),
     ("unhealthy_exit_s", 0),
+    ("max_connections", 0),
+    ("max_streams", 0),
+    ("max_connection_idle_s", -1),
+    ("max_connection_age_s", 86_401),
+    ("log_level", "loud"),
+    ("log_format", "xml"),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),
 ]
