@@ -222,7 +222,7 @@ def main() -> int:
     rows, wrong = [], []
     for name, grammars in ((f"{count} fuzzed", schemas), (f"{len(hostile)} hostile", hostile)):
         port = free_port()
-        with server("--metrics-port", str(port)) as (process, address):
+        with server("--admin-port", str(port)) as (process, address):
             found = asyncio.run(attack(address, process, grammars))
             rows.append(row(name, found, replaced(port)))
         wrong += found.wrong()

@@ -6,9 +6,9 @@ An engine is chosen once, at start-up. The rest of the service uses only this pr
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from service.types import Capabilities, Chunk, GenerateRequest, Grammar
+from service.types import Capabilities, Chunk, EngineLoad, GenerateRequest, Grammar
 
 
 class Engine(Protocol):
@@ -58,3 +58,17 @@ class Engine(Protocol):
         """Stop the engine and free its memory. Requests in flight end with
         ``EngineUnavailable``."""
         ...
+
+
+@runtime_checkable
+class TellsLoad(Protocol):
+    """An engine that can say how busy it is, for metrics and load balancers. Optional."""
+
+    async def load(self) -> EngineLoad | None:
+        """The load at this moment; None where that cannot be told soon, as before the start."""
+        ...
+
+
+async def load_of(engine: Engine) -> EngineLoad | None:
+    """The load of an engine; None where the engine does not tell."""
+    return await engine.load() if isinstance(engine, TellsLoad) else None

@@ -1,16 +1,23 @@
-"""What the server counts, for Prometheus; served over HTTP where ``metrics_port`` is set."""
+"""What the server counts, for Prometheus; ``service.admin`` serves it."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import Counter, Gauge, Histogram, Info, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+)
 
+from service import __version__
 from service.error_table import REASONS
+from service.lifecycle import Phase
 from service.observation import CallRecord
 from service.types import Capabilities
 
@@ -204,18 +211,76 @@ def describe_engine(capabilities: Capabilities) -> None:
     deepstack_active.set(details.get("deepstack") == "on")
 
 
-@contextmanager
-def serving(port: int, host: str) -> Iterator[int]:
-    """Serve the numbers at ``/metrics`` for the time of the body; yields the port.
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What a server is doing at one moment.
 
-    port: 0 lets the system pick. Raises ``OSError`` where it is taken.
+    in_flight: calls that were accepted and have not ended. running: requests that have a slot and are
+    in the engine. queued: requests that wait, for memory, for a slot or in the engine's queue. memory:
+    name of a budget -> bytes in use, and the limit. kv_cache: model -> part of the key-value cache in
+    use, 0 to 1; without engines that do not tell.
     """
-    server: WSGIServer
-    thread: threading.Thread
-    server, thread = start_http_server(port, addr=host)
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+
+    phase: Phase
+    in_flight: int
+    running: int
+    running_limit: int
+    queued: int
+    queued_limit: int
+    memory: Mapping[str, tuple[int, int]]
+    kv_cache: Mapping[str, float]
+
+
+class _Page:
+    """The counters of the process, and one server at one moment."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        yield from REGISTRY.collect()
+        state = self._state
+        yield InfoMetricFamily("qwen3vl_build", "Version of the server.", {"version": __version__})
+        yield StateSetMetricFamily(
+            "qwen3vl_phase",
+            "1 for what the server is doing, 0 for the rest.",
+            {one.value: one is state.phase for one in Phase},
+        )
+        for name, text, value in (
+            ("calls_in_flight", "Calls that were accepted and have not ended.", state.in_flight),
+            ("requests_running", "Requests that have a slot and are in the engine.", state.running),
+            ("requests_running_limit", "Most requests that have a slot.", state.running_limit),
+            (
+                "requests_queued",
+                "Requests that wait for memory, for a slot or in the engine's queue.",
+                state.queued,
+            ),
+            ("requests_queued_limit", "Most requests that wait for a slot.", state.queued_limit),
+        ):
+            yield GaugeMetricFamily(f"qwen3vl_{name}", text, value)
+        used = GaugeMetricFamily(
+            "qwen3vl_image_memory_bytes", "Bytes of a budget in use.", labels=["budget"]
+        )
+        limit = GaugeMetricFamily(
+            "qwen3vl_image_memory_limit_bytes", "Bytes of a budget.", labels=["budget"]
+        )
+        for name, (held, most) in state.memory.items():
+            used.add_metric([name], held)
+            limit.add_metric([name], most)
+        cache = GaugeMetricFamily(
+            "qwen3vl_kv_cache_utilization_ratio",
+            "Part of the key-value cache in use, 0 to 1; only of engines that tell.",
+            labels=["model"],
+        )
+        for model, part in state.kv_cache.items():
+            cache.add_metric([model], part)
+        yield from (used, limit, cache)
+
+
+def page(state: ServerState, accepted: str) -> tuple[bytes, str]:
+    """The metrics as text, and its content type.
+
+    accepted: the header ``accept`` of the request, which may ask for OpenMetrics.
+    """
+    encode, content_type = choose_encoder(accepted)
+    return encode(_Page(state)), content_type

@@ -14,13 +14,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
-from service import metrics
+from service import __version__, metrics
+from service.admin import AdminServer
 from service.auth import Access
-from service.engine import Engine
+from service.engine import Engine, load_of
 from service.errors import UnknownModel
 from service.heartbeat import Heartbeat, generate_one_token
 from service.inference.budgets import Budgets
@@ -28,7 +28,7 @@ from service.inference.pipeline import Inference, schema_limits
 from service.lifecycle import Lifecycle, Phase
 from service.logs import pairs
 from service.observation import Observation
-from service.settings import Settings, SettingsError
+from service.settings import Settings
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.pool import GrammarPool
 from service.tasks.registry import Registry, try_grammars
@@ -92,7 +92,9 @@ class Runtime:
         self.budgets = Budgets(settings)
         self.lifecycle = Lifecycle()
         self.observation = Observation(metrics.count)
-        self.metrics_port: int | None = None
+        self._admin = None
+        if settings.admin_port is not None:
+            self._admin = AdminServer(settings, self.lifecycle, self.state, self.version)
         self._engines = tuple(engines)
         self._pool = pool
         analyser = analyser if pool is None else pool.analyse
@@ -101,7 +103,6 @@ class Runtime:
         )
         self._models: dict[str, Inference] = {}
         self._front_ends: tuple[FrontEnd, ...] = ()
-        self._metrics = ExitStack()
         self._heartbeats: list[asyncio.Task[None]] = []
         self._found: dict[Inference, Phase] = {}
 
@@ -134,7 +135,8 @@ class Runtime:
         self._front_ends = tuple(front_ends)
         self.access.read()
         self._enter(Phase.LOADING)
-        self.metrics_port = self._serve_metrics()
+        if self._admin is not None:
+            await self._admin.start()
         for front_end in self._front_ends:
             await front_end.start()
 
@@ -206,7 +208,8 @@ class Runtime:
         closed = all([await _closed(engine) for engine in self._engines])
         if self._pool is not None:
             await self._pool.close()
-        await asyncio.to_thread(self._metrics.close)
+        if self._admin is not None:
+            await self._admin.stop()
         log.info("stopped %s", pairs(calls_cut=cut))
         return closed
 
@@ -214,19 +217,39 @@ class Runtime:
         """End the grace period of ``stop`` now."""
         self.lifecycle.hurry()
 
-    def _serve_metrics(self) -> int | None:
-        settings = self.settings
-        if settings.metrics_port is None:
-            return None
-        try:
-            serving = metrics.serving(settings.metrics_port, settings.metrics_host)
-            return self._metrics.enter_context(serving)
-        except OSError:
-            address = f"{settings.metrics_host}:{settings.metrics_port}"
-            raise SettingsError(
-                f"metrics_port: cannot listen on {address}; it is taken, or the address is not of "
-                "this host"
-            ) from None
+    @property
+    def admin_port(self) -> int | None:
+        """The TCP port of the admin pages; None where there is none."""
+        return None if self._admin is None else self._admin.port
+
+    async def state(self) -> metrics.ServerState:
+        """What the server is doing at this moment."""
+        budgets, settings = self.budgets, self.settings
+        loads = [load for engine in self._engines if (load := await load_of(engine)) is not None]
+        in_engine_queue = sum(load.waiting for load in loads)
+        slots = budgets.admission
+        return metrics.ServerState(
+            phase=self.lifecycle.phase,
+            in_flight=self.lifecycle.calls_in_flight,
+            running=max(0, slots.active - in_engine_queue),
+            running_limit=settings.max_concurrent,
+            queued=budgets.waiting.calls + in_engine_queue,
+            queued_limit=settings.max_queue,
+            memory=budgets.memory,
+            kv_cache={
+                load.model: load.kv_cache_used for load in loads if load.kv_cache_used is not None
+            },
+        )
+
+    def version(self) -> dict[str, str]:
+        """Of the server, and what is known of its first model."""
+        found = {"version": __version__}
+        if self._models:
+            capabilities = self._engines[0].capabilities
+            found |= {"model": capabilities.model, "engine": capabilities.engine}
+            commit = capabilities.details.get("commit")
+            found |= {} if commit is None else {"commit": commit}
+        return found
 
     async def _start_parts(self) -> None:
         """Start the engines and the grammar workers side by side; the workers then test the

@@ -33,11 +33,15 @@ GROUPS = {
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
     "max_connections": "Connections",
-    "metrics_port": "Metrics, tasks and reflection",
+    "admin_port": "Admin port, tasks and reflection",
     "log_level": "Logs",
 }
 """First setting of each group of server settings -> title of the group."""
-RENAMED = {"picture_pixels": "image_pixels"}
+RENAMED = {
+    "picture_pixels": "image_pixels",
+    "metrics_port": "admin_port",
+    "metrics_host": "admin_host",
+}
 """Old names of settings, which still work with a warning -> new names."""
 MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
@@ -242,16 +246,17 @@ class ServerSettings(BaseSettings):
     )
 
     # Optional features.
-    metrics_port: int | None = Field(
+    admin_port: int | None = Field(
         None,
         ge=0,
         le=65_535,
-        description="Port of the Prometheus metrics; unset: no metrics are served.",
+        description="Port of /livez, /readyz, /metrics and /version over HTTP; 0 picks a free port; "
+        "unset: these pages are not served.",
     )
-    metrics_host: str = Field(
+    admin_host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="Address of metrics_port. The page is plain HTTP without API keys.",
+        description="Address of admin_port. Its pages are plain HTTP without API keys.",
     )
     tasks_dir: Path | None = Field(
         None, description="Folder with your own tasks, YAML or JSON files."

@@ -369,3 +369,18 @@ class Capabilities:
     enforcer: Enforcer = Enforcer.MASK
     details: Mapping[str, str] = field(default_factory=dict)
     """Details for operators, shown by GetModel: dtype, device, DeepStack mode, versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy an engine is.
+
+    running: requests in its batch. waiting: requests that it has and that wait for a place in the
+    batch. kv_cache_used: part of the key-value cache that cannot be given to a new request, 0 to 1;
+    None where the engine cannot tell.
+    """
+
+    model: str
+    running: int
+    waiting: int
+    kv_cache_used: float | None = None

@@ -42,7 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "request_ids": set(),
     "compile_errors": VALUES,
     "engine": {"types"},
-    "metrics": {"types", "error_table", "observation"},
+    "metrics": {"types", "error_table", "observation", "lifecycle"},
+    "admin": {"metrics", "web", "lifecycle", "settings"},
     "lifecycle": {"errors"},
     "heartbeat": {*VALUES, "engine", "lifecycle", "logs", "settings"},
     "schema_compiler": VALUES,
@@ -58,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
-        "logs", "metrics", "observation",
+        "logs", "metrics", "admin", "observation",
     },
     "grpc_api": {
         *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",

@@ -26,7 +26,7 @@ from service.wiring import build_engine, build_pool, build_registry
 log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
-PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "metrics_port", "http_port")
+PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "admin_port", "http_port")
 """Settings that a server for ``--local`` does not use."""
 
 

@@ -31,6 +31,7 @@ from service.types import (
     Capabilities,
     Chunk,
     Enforcer,
+    EngineLoad,
     FinishReason,
     GenerateRequest,
     Grammar,
@@ -96,6 +97,7 @@ class FakeEngine:
         self.crash_after: int | None = None
         self.hang_after: int | None = None
         self.healthy = True
+        self.kv_cache_used: float | None = None
         self.active_requests = 0
         self.finished_requests = 0
         self.cancelled_requests = 0
@@ -116,6 +118,11 @@ class FakeEngine:
             enforcer=self.enforcer,
             details={"device": "none"},
         )
+
+    async def load(self) -> EngineLoad | None:
+        if not self._started:
+            return None
+        return EngineLoad(self.capabilities.model, self.active_requests, 0, self.kv_cache_used)
 
     async def start(self) -> None:
         if not self._started:

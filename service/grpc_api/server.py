@@ -170,9 +170,9 @@ class VisionServer:
         return self.front_end.place
 
     @property
-    def metrics_port(self) -> int | None:
-        """The TCP port of the metrics; None without metrics."""
-        return self.runtime.metrics_port
+    def admin_port(self) -> int | None:
+        """The TCP port of the admin pages; None without them."""
+        return self.runtime.admin_port
 
     async def start(self) -> None:
         """Bind the port and answer health checks; calls are refused until ``load`` has finished."""

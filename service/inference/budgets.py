@@ -30,6 +30,26 @@ class Budgets:
         # images meanwhile are as many as may wait.
         self.analyses = Admission(slots + queue, 0)
         self.validations = Admission(MAX_VALIDATIONS, queue)
+        self.waiting = Waiting()
+
+    @property
+    def memory(self) -> dict[str, tuple[int, int]]:
+        """Name of a budget -> bytes in use, and the limit."""
+        budgets = {"encoded": self.encoded, "decoding": self.decoder.memory}
+        return {name: (budget.held, budget.limit) for name, budget in budgets.items()}
+
+
+class Waiting:
+    """Counts the calls that wait for memory or a slot: those in the body of ``with``."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __enter__(self) -> None:
+        self.calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.calls -= 1
 
 
 def image_limits(settings: Settings) -> ImageLimits:

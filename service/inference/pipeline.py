@@ -56,6 +56,7 @@ class Inference:
         budgets = budgets or Budgets(settings)
         self.decoder, self.encoded = budgets.decoder, budgets.encoded
         self.admission, self.large = budgets.admission, budgets.large
+        self.waiting = budgets.waiting
         self.analyses, self.validations = budgets.analyses, budgets.validations
 
     @property
@@ -172,7 +173,7 @@ class Inference:
             record.images, record.image_bytes = len(images), size
             record.pixels = sum(image.width * image.height for image in images)
             async with AsyncExitStack() as stack:
-                with record.queueing():
+                with record.queueing(), self.waiting:
                     if images:
                         await stack.enter_async_context(self.encoded.hold(size, deadline, caller))
                     if any(image.large for image in images):

@@ -221,9 +221,9 @@ def page(port: int | None, host: str = "127.0.0.1") -> str:
 
 
 async def test_metrics_are_served_where_a_port_is_set() -> None:
-    async with running(metrics_port=0) as started:
-        assert started.server.metrics_port
-        text = await asyncio.to_thread(page, started.server.metrics_port)
+    async with running(admin_port=0) as started:
+        assert started.server.admin_port
+        text = await asyncio.to_thread(page, started.server.admin_port)
         assert 'qwen3vl_engine_info{deepstack_by="",deepstack_mode="",engine="fake"' in text
         assert "qwen3vl_deepstack_active 0.0" in text
         for name in ("cache_hits_total", "cache_misses_total", "cache_evictions_total"):
@@ -231,17 +231,17 @@ async def test_metrics_are_served_where_a_port_is_set() -> None:
         assert "# TYPE qwen3vl_grammar_compile_seconds histogram" in text
         assert "# TYPE qwen3vl_grammar_worker_restarts_total counter" in text
         taken = VisionServer(
-            Settings(port=0, metrics_port=started.server.metrics_port),
+            Settings(port=0, admin_port=started.server.admin_port),
             FakeEngine(),
             load_registry(None),
         )
-        with pytest.raises(SettingsError, match="metrics_port: cannot listen on 127"):
+        with pytest.raises(SettingsError, match="admin_port: cannot listen on 127"):
             await taken.start()
         await taken.stop(0)
     with pytest.raises(OSError, match="refused"):
-        await asyncio.to_thread(page, started.server.metrics_port)
+        await asyncio.to_thread(page, started.server.admin_port)
     async with running() as quiet:
-        assert quiet.server.metrics_port is None
+        assert quiet.server.admin_port is None
 
 
 async def numbers(port: int | None) -> dict[str, float]:
@@ -262,8 +262,8 @@ async def more(port: int | None, before: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.slow
 async def test_metrics_tell_what_was_shared_kept_and_thrown_away() -> None:
-    async with serving(cache_bytes=6000, metrics_port=0) as (started, pool):
-        port = started.server.metrics_port
+    async with serving(cache_bytes=6000, admin_port=0) as (started, pool):
+        port = started.server.admin_port
 
         async def run(schema: str) -> None:
             await started.stub.RunTask(run_request(inline(json_schema=schema)))
@@ -289,7 +289,7 @@ async def test_metrics_tell_what_was_shared_kept_and_thrown_away() -> None:
 
 @pytest.mark.slow
 async def test_metrics_tell_what_the_engine_compiled() -> None:
-    async with bending.serving(metrics_port=0, grammar_cache_bytes=1 << 20) as (server, _, stub):
+    async with bending.serving(admin_port=0, grammar_cache_bytes=1 << 20) as (server, _, stub):
 
         async def run(number: int) -> None:
             lists = {"type": "array", "items": {"const": f"{number:0600}"}, "maxItems": 1}
@@ -298,10 +298,10 @@ async def test_metrics_tell_what_the_engine_compiled() -> None:
                 pb.ValidateSchemaRequest(grammar=task.inline.grammar), timeout=30
             )
 
-        before = await numbers(server.metrics_port)
+        before = await numbers(server.admin_port)
         for number in (1, 1, *range(40)):
             await run(number)
-        found = await more(server.metrics_port, before)
+        found = await more(server.admin_port, before)
     assert found['cache_hits_total{cache="engine"}'] == 2
     assert found['cache_misses_total{cache="engine"}'] == 40
     assert found['compile_seconds_count{cache="engine"}'] == 40
@@ -320,7 +320,7 @@ class WithDeepStack(FakeEngine):
 
 
 async def test_metrics_say_whether_deepstack_is_on() -> None:
-    async with running(WithDeepStack(), metrics_port=0) as started:
-        text = await asyncio.to_thread(page, started.server.metrics_port)
+    async with running(WithDeepStack(), admin_port=0) as started:
+        text = await asyncio.to_thread(page, started.server.admin_port)
         assert "qwen3vl_deepstack_active 1.0" in text
         assert 'deepstack_by="hooks",deepstack_mode="auto"' in text

@@ -157,6 +157,11 @@ def resolve_model(model: str | Path, revision: str | None = None) -> Path:
     return snapshot
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkpoint in the cache of the hub; None for a folder of another origin."""
+    return folder.name if folder.parent.name == "snapshots" else None
+
+
 def _download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

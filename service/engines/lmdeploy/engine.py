@@ -22,7 +22,15 @@ from service.errors import (
     TooManyImages,
     VisionDisabled,
 )
-from service.types import Capabilities, Chunk, GenerateRequest, Grammar, GrammarKind, Sampling
+from service.types import (
+    Capabilities,
+    Chunk,
+    EngineLoad,
+    GenerateRequest,
+    Grammar,
+    GrammarKind,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from service.engines.lmdeploy.guidance import Constraint
@@ -35,7 +43,7 @@ NOT_INSTALLED = (
     "LMDeploy is not installed. It runs on Linux on x86-64 with NVIDIA GPUs; neither the cpu image nor "
     "an installation on another system has it. Use --engine reference, or the cuda image"
 )
-HEALTH_LIMIT_S = 5.0
+HEALTH_LIMIT_S, LOAD_LIMIT_S = 5.0, 1.0
 PROBE = Grammar(
     GrammarKind.CHOICE,
     '["guided-decoding-is-on-4711"]',
@@ -154,6 +162,21 @@ class LMDeployEngine:
             raise EngineUnavailable(
                 f"the engine has made no progress for {silence:.0f} s", reason="ENGINE_STALLED"
             )
+
+    async def load(self) -> EngineLoad | None:
+        """See `service.engine.TellsLoad`; as LMDeploy's scheduler tells it."""
+        loaded = self._loaded
+        if loaded is None:
+            return None
+        try:
+            status = await asyncio.wait_for(loaded.host.native.get_health_status(), LOAD_LIMIT_S)
+        except asyncio.TimeoutError:
+            return None
+        found = status["schedule_metrics"]
+        if found is None:
+            return None
+        model = loaded.capabilities.model
+        return EngineLoad(model, found.active_seqs, found.waiting_seqs, found.cache_usage)
 
     async def close(self) -> None:
         """Stop the engine and free its memory. Requests in flight end with EngineUnavailable."""

@@ -14,7 +14,7 @@ import torch
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
 from lmdeploy_ext.packing import PackedRequest
 from service.engines.common.chat import Chat
-from service.engines.common.config import CheckpointError, TextConfig, resolve_model
+from service.engines.common.config import CheckpointError, TextConfig, commit_of, resolve_model
 from service.engines.common.context import answer_limit
 from service.engines.common.grammar import GrammarCache
 from service.engines.common.images import ImagePreprocessor
@@ -68,6 +68,8 @@ class Loaded:
             host.compiler, options.grammar_cache_bytes, options.grammar_threads
         )
         self.gate = ImageGate(options.vision_batch)
+        commit = commit_of(folder)
+        origin = {} if commit is None else {"commit": commit}
         self.capabilities = Capabilities(
             model=Path(options.model).name,
             engine="lmdeploy",
@@ -76,7 +78,7 @@ class Loaded:
             sampling_options=sampling.HONOURED,
             context_length=length,
             max_images=options.max_images if options.vision else 0,
-            details=describe(host, options, config),
+            details=describe(host, options, config) | origin,
         )
 
     def check_sampling(self, options: Sampling) -> None:

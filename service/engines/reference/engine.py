@@ -26,6 +26,7 @@ from service.types import (
     TEXT_ONLY,
     Capabilities,
     Chunk,
+    EngineLoad,
     GenerateRequest,
     Grammar,
     GrammarKind,
@@ -173,6 +174,14 @@ class ReferenceEngine:
         """Return if the decoder makes progress; raise EngineUnavailable otherwise."""
         _, worker = self._ready()
         worker.check(self._options.stall_s)
+
+    async def load(self) -> EngineLoad | None:
+        """See `service.engine.TellsLoad`. A request reserves its part of the memory when it begins."""
+        if self._model is None or self._worker is None:
+            return None
+        running, waiting = self._worker.counts
+        used = self.reserved_rows / self._model.cache.runs.size
+        return EngineLoad(self.capabilities.model, running, waiting, used)
 
     async def close(self) -> None:
         """Stop the engine and free its memory. Requests in flight end with EngineUnavailable."""

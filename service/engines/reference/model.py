@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from service.engines.common.chat import Chat
-from service.engines.common.config import CheckpointError, TextConfig
+from service.engines.common.config import CheckpointError, TextConfig, commit_of
 from service.engines.common.detokenizer import Detokenizer
 from service.engines.common.grammar import (
     CompiledGrammar,
@@ -65,6 +65,7 @@ class Model:
     vision: FeatureSource | None
     context_length: int
     drafts: dict[str, list[int]]
+    commit: str | None
 
     @property
     def batch_invariant(self) -> bool:
@@ -77,7 +78,8 @@ class Model:
 
     def details(self) -> dict[str, str]:
         """Details for operators."""
-        return {
+        origin = {} if self.commit is None else {"commit": self.commit}
+        return origin | {
             "dtype": str(self.decoder.dtype).removeprefix("torch."),
             "device": str(self.decoder.device),
             "torch": torch.__version__,
@@ -185,6 +187,7 @@ def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) ->
         vision=vision,
         context_length=context,
         drafts={},
+        commit=commit_of(folder),
     )
     on_progress("warming up")
     _warm_up(model, options)

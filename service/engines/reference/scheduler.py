@@ -37,6 +37,11 @@ class Scheduler:
         """Whether there are no sequences."""
         return not self._waiting and not self._running
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sequences that run, and that wait. May be read in any thread."""
+        return len(self._running), len(self._waiting)
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
         self._waiting.append(sequence)

@@ -42,6 +42,7 @@ class Worker:
         self._failures = 0
         self._beat = time.monotonic()
         self._busy = False
+        self._scheduler: Scheduler | None = None
         self.loaded: Future[Model] = Future()
         self._thread = threading.Thread(target=self._main, name="reference-engine", daemon=True)
 
@@ -69,6 +70,11 @@ class Worker:
         if self._thread.ident is not None:
             self._thread.join()
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Sequences that run, and those that wait for a place in the batch. Thread-safe."""
+        return (0, 0) if self._scheduler is None else self._scheduler.counts
+
     def check(self, stall_s: float) -> None:
         """Raises EngineUnavailable if the thread has ended, makes no progress, or fails
         repeatedly."""
@@ -85,7 +91,7 @@ class Worker:
     def _main(self) -> None:
         self.loaded.set_running_or_notify_cancel()
         try:
-            scheduler = Scheduler(model := self._load(), self._max_batch)
+            self._scheduler = scheduler = Scheduler(model := self._load(), self._max_batch)
         except BaseException as error:  # passed to the caller that waits for the model
             self.loaded.set_exception(error)
             return

@@ -29,7 +29,7 @@ def test_what_is_shown(
     metrics, log = free_port(), tmp_path / "log"
     flags = ["--deepstack", flag] if flag else []
     with (
-        serving(log, "--metrics-port", str(metrics), *flags) as (_, address),
+        serving(log, "--admin-port", str(metrics), *flags) as (_, address),
         grpc.insecure_channel(address) as channel,
     ):
         details = VisionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=10).details
