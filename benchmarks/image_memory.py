@@ -16,7 +16,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -169,37 +169,50 @@ CASES: dict[str, Callable[[int, int], bytes]] = {
     "WebP animated": _animated,
 }
 """Name -> makes the bytes of a file of (width, height)."""
+HALF = " at half size"
+"""Behind the name of a case: decoded with ``jpeg_scaled_pixels`` of a quarter of the pixels."""
+NAMES = (*CASES, "JPEG" + HALF, "progressive JPEG" + HALF)
 
 
-def measure(make: Callable[[int, int], bytes], width: int, height: int) -> Figures:
-    """Decode an image in a process of its own."""
+def measure(name: str, width: int, height: int) -> Figures:
+    """Decode an image of a case in a process of its own."""
+    make = CASES[name.removesuffix(HALF)]
+    scaled = str(-(-width // 2) * -(-height // 2)) if name.endswith(HALF) else "0"
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "small", Path(folder) / "image"]
         files[0].write_bytes(make(64, 48))
         files[1].write_bytes(make(width, height))
-        command = [sys.executable, "-m", "benchmarks.image_memory", "--child", *map(str, files)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.image_memory",
+            "--child",
+            *map(str, files),
+            scaled,
+        ]
         found = subprocess.run(
             command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
         )
         return Figures(**json.loads(found.stdout))
 
 
-def _child(small: Path, image: Path) -> None:
-    _read(small.read_bytes())  # what is loaded once
-    data = image.read_bytes()
+def _child(small: str, image: str, scaled: str) -> None:
+    limits = replace(LIMITS, jpeg_scaled_pixels=int(scaled) or None)
+    _read(Path(small).read_bytes(), limits)  # what is loaded once
+    data = Path(image).read_bytes()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
     before = _status("VmHWM")
-    reserved = _read(data)
+    reserved = _read(data, limits)
     print(
         json.dumps({"encoded": len(data), "peak": _status("VmHWM") - before, "reserved": reserved})
     )
 
 
-def _read(data: bytes) -> int:
+def _read(data: bytes, limits: ImageLimits) -> int:
     """Decode and read all rows in strips. Returns what the server reserves."""
-    header = check_header(data, "image", LIMITS)
-    rows = decode(data, header, "image", LIMITS)
+    header = check_header(data, "image", limits)
+    rows = decode(data, header, "image", limits)
     height, width, _ = rows.shape
     step = max(1, STRIP_PIXELS // width)
     for top in range(0, height, step):
@@ -216,7 +229,7 @@ def _status(name: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megapixels", type=float, default=64)
-    parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", help="default: all")
     options = parser.parse_args()
     if options.child:
@@ -227,8 +240,8 @@ def main() -> None:
     print(
         f"| {width}x{height} | file, MB | peak, MB | reserved, MB | reserved / peak |\n|---|---|---|---|---|"
     )
-    for name in options.names or CASES:
-        found = measure(CASES[name], width, height)
+    for name in options.names or NAMES:
+        found = measure(name, width, height)
         print(
             f"| {name} | {found.encoded / MB:.1f} | {found.peak / MB:.0f} | {found.reserved / MB:.0f} | "
             f"{found.reserved / found.peak:.2f} |",

@@ -6,6 +6,7 @@ Invalid values stop the start-up with one error that names each setting.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -47,6 +48,8 @@ MIB = 1024 * 1024
 PROTO_OVERHEAD_BYTES = MIB
 """Bytes of a message for everything except images."""
 
+IMAGE_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "heic": "HEIC"}
+"""Values of image_formats -> names of the formats."""
 UNIX = "unix:"
 MAX_SOCKET_BYTES = 107
 """Maximum length of the path of a Unix socket in the kernel, in bytes."""
@@ -130,6 +133,23 @@ class ServerSettings(BaseSettings):
         800_000_000,
         description="Maximum number of pixels of all images of a request together; the default "
         "accepts 64 photos of 12 megapixels.",
+    )
+    image_formats: str = Field(
+        "jpeg,png,webp",
+        description="Accepted image formats, of jpeg, png, webp and heic, with commas between them; "
+        "heic needs the extra heif.",
+    )
+    image_background: str = Field(
+        "#ffffff",
+        pattern="^#[0-9a-fA-F]{6}$",
+        description="Colour behind transparent parts of images, as #rrggbb.",
+    )
+    jpeg_scaled_pixels: int | None = Field(
+        None,
+        ge=1_000_000,
+        description="Number of pixels above which a JPEG image is decoded at 1/2, 1/4 or 1/8 of its "
+        "sides: faster and in less memory, with slightly different pixels. Files of up to 4 "
+        "times max_image_pixels are then accepted. Unset: never.",
     )
     max_message_bytes: int = Field(
         64 * MIB, ge=1024, le=2**31 - 1, description="Maximum size of a request message, in bytes."
@@ -308,6 +328,17 @@ class ServerSettings(BaseSettings):
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     @property
+    def accepted_formats(self) -> tuple[str, ...]:
+        """``image_formats`` as names of `service.inference.image_formats.FORMATS`."""
+        return tuple(IMAGE_FORMATS[name.strip().lower()] for name in self.image_formats.split(","))
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """``image_background`` as numbers from 0 to 255."""
+        red, green, blue = bytes.fromhex(self.image_background[1:])
+        return red, green, blue
+
+    @property
     def engine_settings(self) -> EngineSettings:
         """The settings of the chosen engine, with its defaults."""
         given = {name: getattr(self, name) for name in engine_fields() if self._is_given(name)}
@@ -328,6 +359,19 @@ class ServerSettings(BaseSettings):
             if path.exists() and not path.is_socket():
                 raise ValueError(f"{path} exists and is not a socket")
         return host
+
+    @field_validator("image_formats")
+    @classmethod
+    def _known_formats(cls, formats: str) -> str:
+        names = [name.strip().lower() for name in formats.split(",")]
+        for name in names:
+            if name not in IMAGE_FORMATS:
+                raise ValueError(
+                    f"there is no format {name!r}; there are {', '.join(IMAGE_FORMATS)}"
+                )
+        if "heic" in names and importlib.util.find_spec("pi_heif") is None:
+            raise ValueError("heic needs the extra heif: pip install 'qwen3vl-grpc[heif]'")
+        return formats
 
     @field_validator("engine")
     @classmethod
@@ -394,6 +438,10 @@ class ServerSettings(BaseSettings):
             raise ValueError(
                 "max_message_bytes: must be at least max_image_bytes plus "
                 f"{PROTO_OVERHEAD_BYTES} bytes for the rest of the request"
+            )
+        if (self.jpeg_scaled_pixels or 0) > self.max_image_pixels:
+            raise ValueError(
+                f"jpeg_scaled_pixels: must be at most max_image_pixels, {self.max_image_pixels}"
             )
         for name, least in (
             ("max_request_pixels", "max_image_pixels"),

@@ -58,4 +58,7 @@ def image_limits(settings: Settings) -> ImageLimits:
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
         max_request_pixels=settings.max_request_pixels,
+        formats=settings.accepted_formats,
+        background=settings.background_rgb,
+        jpeg_scaled_pixels=settings.jpeg_scaled_pixels,
     )

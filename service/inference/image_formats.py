@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
-ACCEPTED = "JPEG, PNG and WebP"
+FORMATS = ("JPEG", "PNG", "WebP", "HEIC")
+"""Every format that the server can read; HEIC needs the extra ``heif``."""
+DEFAULT_FORMATS = ("JPEG", "PNG", "WebP")
 _HEAD = 4096
 """Bytes at the beginning of a file that decide what it is."""
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
@@ -40,12 +43,12 @@ _MAGIC: tuple[tuple[bytes, Found], ...] = (
     (b"\x1f\x8b", Found("gzip-compressed data", "decompress it")),
     (b"PK\x03\x04", Found("a ZIP archive", "send the images that it holds")),
 )
+_HEIC = Found("HEIC", _TO_JPEG)
 _BRANDS = {
     b"avif": Found("AVIF", _TO_JPEG),
     b"avis": Found("AVIF", _TO_JPEG),
     **dict.fromkeys(
-        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
-        Found("HEIC", _TO_JPEG),
+        (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIC
     ),
 }
 """Brands of ISO base media files that hold images."""
@@ -64,13 +67,37 @@ def found_format(data: bytes) -> Found | None:
     return _text(data[:_HEAD])
 
 
-def accepted_format(data: bytes) -> str | None:
-    """JPEG, PNG or WebP, by the first bytes."""
+def known_format(data: bytes) -> str | None:
+    """One of ``FORMATS``, by the first bytes."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
-    return "WebP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    return "HEIC" if data[4:8] == b"ftyp" and _iso_media(data) is _HEIC else None
+
+
+def refusal(data: bytes, accepted: Sequence[str]) -> tuple[str, str]:
+    """Why ``data`` is not accepted, with what to do instead; and the name of its format, if known.
+
+    accepted: of ``FORMATS``.
+    """
+    several = " and ".join(filter(None, (", ".join(accepted[:-1]), accepted[-1])))
+    known = known_format(data)
+    found = _HEIC if known == "HEIC" else known and Found(known, _TO_JPEG)
+    found = found or found_format(data)
+    if not found:
+        return f"is not in a format that is accepted; accepted are {several}", ""
+    advice = found.advice
+    for name, other in (("JPEG", "PNG"), ("PNG", "JPEG")):
+        if advice.endswith(name) and name not in accepted:
+            advice = advice.removesuffix(name) + (other if other in accepted else accepted[0])
+    if found is _HEIC:
+        advice += ", or ask the operator to accept it: extra `heif`, setting image_formats"
+    elif known is not None:
+        advice += ", or ask the operator to accept it: setting image_formats"
+    return f"is {found.name}, not an accepted image; {advice} (accepted are {several})", found.name
 
 
 def _iso_media(data: bytes) -> Found:
@@ -107,7 +134,7 @@ def _base64(text: bytes) -> Found | None:
         start = base64.b64decode(letters[: len(letters) // 4 * 4])
     except binascii.Error:
         return None
-    inner = accepted_format(start)
+    inner = known_format(start)
     if inner is None:
         known = next((found for magic, found in _MAGIC if start.startswith(magic)), None)
         if start[4:8] == b"ftyp":

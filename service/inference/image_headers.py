@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from service.errors import ImageError
-from service.inference.image_formats import ACCEPTED, accepted_format, found_format
+from service.inference.image_formats import DEFAULT_FORMATS, known_format, refusal
 
 Format = Literal["JPEG", "PNG", "WebP"]
 
@@ -89,22 +90,14 @@ class Header:
         return (self.height, self.width) if turned else (self.width, self.height)
 
 
-def read_header(data: bytes, field: str) -> Header:
-    """The header of a JPEG, PNG or WebP file. Raises ``ImageError`` on ``field``."""
-    kind = accepted_format(data)
-    if kind == "JPEG":
-        return _jpeg(data, field)
-    if kind == "PNG":
-        return _png(data, field)
-    if kind == "WebP":
-        return _webp(data, field)
-    found = found_format(data)
-    if found is None:
-        what, metadata = f"is not in a format that is accepted; accepted are {ACCEPTED}", {}
-    else:
-        what = f"is {found.name}, not an accepted image; {found.advice} (accepted are {ACCEPTED})"
-        metadata = {"found": found.name}
-    raise ImageError(field, what, reason="IMAGE_FORMAT_UNSUPPORTED", metadata=metadata)
+def read_header(data: bytes, field: str, formats: Sequence[str] = DEFAULT_FORMATS) -> Header:
+    """The header of a file in one of the accepted formats. Raises ``ImageError`` on ``field``."""
+    kind = known_format(data)
+    if kind is None or kind not in formats:
+        what, found = refusal(data, formats)
+        metadata = {"found": found} if found else {}
+        raise ImageError(field, what, reason="IMAGE_FORMAT_UNSUPPORTED", metadata=metadata)
+    return _READERS[kind](data, field)
 
 
 def is_complete(data: bytes, header: Header) -> bool:
@@ -420,3 +413,6 @@ def _exif_orientation(exif: bytes) -> int | None:
     except struct.error:
         return None
     return None
+
+
+_READERS: dict[str, Callable[[bytes, str], Header]] = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}

@@ -18,6 +18,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from service.errors import ImageError, Overloaded
+from service.inference.image_formats import DEFAULT_FORMATS
 from service.inference.image_headers import Header, is_complete, read_header, truncated
 from service.inference.rows import (
     STRIP_PIXELS,
@@ -52,9 +53,9 @@ class ImageLimits:
     """What is accepted as an image, and how it is decoded.
 
     max_request_pixels: of all images of a request together. max_aspect_ratio: the longer side over
-    the shorter. background: the colour behind transparent parts. jpeg_scaled_pixels: JPEG files of
-    more pixels are decoded at 1/2, 1/4 or 1/8 of their sides, and may have up to
-    ``SCALED_FACTOR`` times ``max_pixels``; None: never.
+    the shorter. formats: of ``FORMATS``. background: the colour behind transparent parts.
+    jpeg_scaled_pixels: JPEG files of more pixels are decoded at 1/2, 1/4 or 1/8 of their sides, and
+    may have up to ``SCALED_FACTOR`` times ``max_pixels``; None: never.
     """
 
     max_bytes: int = 20 * 1024 * 1024
@@ -62,6 +63,7 @@ class ImageLimits:
     max_request_pixels: int = 800_000_000
     min_side: int = 1
     max_aspect_ratio: float = 200.0
+    formats: tuple[str, ...] = DEFAULT_FORMATS
     background: Colour = WHITE
     jpeg_scaled_pixels: int | None = None
 
@@ -69,7 +71,7 @@ class ImageLimits:
 def check_header(data: bytes, field: str, limits: ImageLimits) -> Header:
     """The header of an image that is within the limits. Raises ``ImageError`` on ``field``."""
     _check_bytes(data, field, limits)
-    header = read_header(data, field)
+    header = read_header(data, field, limits.formats)
     most = limits.max_pixels
     if header.format == "JPEG" and limits.jpeg_scaled_pixels is not None:
         most *= SCALED_FACTOR

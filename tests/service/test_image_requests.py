@@ -261,6 +261,41 @@ async def test_an_image_that_never_fits_into_memory_is_refused_by_its_header() -
             assert error.metadata["actual"] in error.message
 
 
+# Settings of images
+
+
+async def test_settings_of_images_reach_every_call() -> None:
+    """Formats, the colour of the background, and JPEG files that are decoded at a part of their size."""
+    seen: list[tuple[int, ...]] = []
+
+    class Seeing(FakeEngine):
+        async def generate(self, request: Any) -> Any:
+            for image in request.all_images:
+                pixels = await image.reduced(np.copy)
+                seen.append((*pixels.shape[:2], *pixels[0, 0]))
+            async for chunk in super().generate(request):
+                yield chunk
+
+    clear = io.BytesIO()
+    Image.new("RGBA", (20, 10), (0, 0, 0, 0)).save(clear, "PNG")
+    large = plain(2000, 1500, "JPEG")
+    options = {"image_formats": "jpeg,png", "image_background": "#0a141e"}
+    async with running(
+        Seeing(), max_image_pixels=1_000_000, jpeg_scaled_pixels=1_000_000, **options
+    ) as started:
+        request = run_request(images=[clear.getvalue(), large])
+        usage = (await started.stub.RunTask(request, timeout=60)).result.usage
+        webp = await failure(started.stub.RunTask(run_request(images=[BOMB]), timeout=60))
+        over = plain(2100, 2000, "JPEG")
+        refused = await failure(started.stub.RunTask(run_request(images=[over]), timeout=60))
+    assert seen == [(10, 20, 10, 20, 30), (750, 1000, 0, 0, 0)]
+    assert usage.image_tokens == 1 + round(750 * 1000 / 1024)
+    assert (webp.reason, webp.metadata["found"]) == ("IMAGE_FORMAT_UNSUPPORTED", "WebP")
+    assert "convert it to JPEG" in webp.message
+    assert refused.reason == "IMAGE_TOO_MANY_PIXELS"
+    assert (refused.metadata["limit"], refused.metadata["actual"]) == ("4000000", "4200000")
+
+
 # Encoded bytes
 
 

@@ -169,6 +169,7 @@ OUTSIDE = [
     ("max_images", 0),
     ("max_image_bytes", 0),
     ("max_image_pixels", 0),
+    ("jpeg_scaled_pixels", 999_999),
     ("max_message_bytes", 2**31),
     ("max_request_pixels", 0),
     ("max_encoded_bytes", MIB - 1),
@@ -211,6 +212,36 @@ def test_out_of_range(name: str, value: object) -> None:
     text = refused(**{name: value})
     assert text.startswith(f"{name}: ")
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("image_formats", "jpeg,gif", "there is no format 'gif'; there are jpeg, png, webp, heic"),
+        ("image_formats", "", "there is no format ''"),
+        ("image_background", "white", "image_background: "),
+        ("image_background", "#fff", "image_background: "),
+        ("jpeg_scaled_pixels", 64_000_001, "must be at most max_image_pixels, 64000000"),
+    ],
+)
+def test_wrong_settings_of_images(name: str, value: object, words: str) -> None:
+    text = refused(**{name: value})
+    assert text.startswith(f"{name}: ")
+    assert words in text
+
+
+def test_heic_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refused(image_formats="jpeg,heic") == (
+        "image_formats: heic needs the extra heif: pip install 'qwen3vl-grpc[heif]'"
+    )
+
+
+def test_settings_of_images() -> None:
+    settings = load_settings(image_formats="PNG, webp", image_background="#0A80ff")
+    assert settings.accepted_formats == ("PNG", "WebP")
+    assert settings.background_rgb == (10, 128, 255)
+    assert load_settings().accepted_formats == ("JPEG", "PNG", "WebP")
 
 
 def test_every_number_has_a_range_that_is_tested() -> None:

@@ -164,7 +164,7 @@ class Closed:
     min_pixels: int
     max_pixels: int
 
-    async def reduced(self, reduce: object) -> None:
+    async def reduced(self, reduce: object, needs_bytes: int = 0) -> None:
         raise AssertionError("its pixels were asked for")
 
 

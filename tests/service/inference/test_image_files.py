@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-from benchmarks.image_memory import CASES as MEMORY_CASES
+from benchmarks.image_memory import NAMES as MEMORY_CASES
 from benchmarks.image_memory import measure
 from service.errors import ImageError, Overloaded
 from service.inference import images, rows
@@ -391,6 +392,91 @@ def test_a_refusal_names_the_format_and_what_to_do(name: str) -> None:
     assert error.metadata["found"] in error.message
 
 
+def test_formats_can_be_left_out() -> None:
+    only_png = ImageLimits(formats=("PNG",))
+    assert decode(VALID["png"], only_png).shape == (24, 40, 3)
+    error = refused(VALID["jpeg"], only_png)
+    assert (error.reason, error.metadata["found"]) == ("IMAGE_FORMAT_UNSUPPORTED", "JPEG")
+    assert "is JPEG" in error.message
+    assert "convert it to PNG" in error.message
+    assert "image_formats" in error.message
+    assert "(accepted are PNG)" in error.message
+    assert "convert it to WebP" in refused(VALID["png"], ImageLimits(formats=("WebP",))).message
+    assert (
+        "convert it to JPEG" in refused(VALID["webp"], ImageLimits(formats=("JPEG", "PNG"))).message
+    )
+
+
+# Background
+
+
+def test_transparent_parts_get_the_colour_of_the_background() -> None:
+    limits = ImageLimits(background=(10, 200, 30))
+    image = Image.new("RGBA", (2, 1), (100, 100, 100, 255))
+    image.putpixel((0, 0), (10, 20, 30, 0))
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True})):
+        assert decode(encoded(image, kind, **options), limits).tolist() == [
+            [[10, 200, 30], [100, 100, 100]]
+        ]
+    half = Image.new("RGBA", (1, 1), (0, 0, 0, 51))
+    assert decode(encoded(half, "PNG"), limits).tolist() == [[[8, 160, 24]]]
+    profiled = encoded(image, "PNG", icc_profile=swapped_profile())
+    assert decode(profiled, limits).tolist()[0][0] == [10, 200, 30]
+    data = encoded(Image.fromarray(np.array([[257, 514]], np.uint16)), "PNG")
+    end = data.index(b"IDAT") - 4
+    data = data[:end] + png_chunk(b"tRNS", struct.pack(">H", 257)) + data[end:]
+    assert decode(data, limits).tolist() == [[[10, 200, 30], [2, 2, 2]]]
+
+
+# JPEG at a part of its size
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "bound", "scale"),
+    [
+        (64, 48, 3072, 1), (64, 48, 3071, 2), (63, 47, 32 * 24, 2), (63, 47, 32 * 24 - 1, 4),
+        (64, 48, 16 * 12, 4), (65, 49, 16 * 12, 8), (640, 480, 1, 8),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
+    width: int, height: int, bound: int, scale: int, mode: str, progressive: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = gradient(width, height).convert(mode)
+    data = encoded(image, "JPEG", quality=95, progressive=progressive, exif=exif)
+    limits = ImageLimits(jpeg_scaled_pixels=bound)
+    header = images.check_header(data, "f", limits)
+    assert header.scale == scale
+    assert header.upright == (-(-height // scale), -(-width // scale))
+    assert abs(header.file_pixels - width * height) <= 8 * (width + height) + 64
+    pixels = decode(data, limits)
+    assert pixels.shape == (header.upright[1], header.upright[0], 3)
+    stored = Image.fromarray(np.rot90(decode(data)))
+    assert np.abs(np.rot90(pixels).astype(int) - np.asarray(stored.reduce(scale))).mean() < 3
+
+
+def test_other_formats_and_the_default_are_decoded_in_full() -> None:
+    limits = ImageLimits(jpeg_scaled_pixels=10)
+    for name in ("png", "webp", "palette"):
+        assert decode(VALID[name], limits).shape == (24, 40, 3)
+    assert decode(VALID["jpeg"]).shape == (24, 40, 3)
+
+
+def test_a_jpeg_above_the_limit_is_accepted_where_it_is_scaled() -> None:
+    limits = ImageLimits(max_pixels=240, jpeg_scaled_pixels=240)
+    assert decode(VALID["jpeg"], limits).shape == (12, 20, 3)
+    error = refused(VALID["jpeg"], replace(limits, max_pixels=239, jpeg_scaled_pixels=100))
+    assert error.reason == "IMAGE_TOO_MANY_PIXELS"
+    assert error.metadata == {"limit": "956", "actual": "960"}
+    assert refused(VALID["png"], limits).metadata["limit"] == "240"
+    assert (
+        refused(VALID["jpeg"], replace(limits, jpeg_scaled_pixels=None)).metadata["limit"] == "240"
+    )
+
+
 # Memory
 
 
@@ -424,7 +510,7 @@ def test_too_little_memory_is_not_the_fault_of_the_image(
 )
 def test_the_estimate_is_never_below_the_memory_that_decoding_takes(name: str) -> None:
     """And at most twice as much. Measured at 16 megapixels, in a process of its own."""
-    found = measure(MEMORY_CASES[name], 4608, 3456)
+    found = measure(name, 4608, 3456)
     assert found.peak <= found.reserved <= 2 * found.peak, found
 
 
