@@ -1,8 +1,8 @@
 """Who calls: API keys, kept as SHA-256 digests and compared in constant time.
 
 A key is a long random string (``openssl rand -hex 32``), so that a plain digest cannot be guessed.
-Its line in the file: ``name:`` and ``printf %s "$KEY" | sha256sum``. Empty lines and lines that
-start with ``#`` are skipped.
+Its line in the file: ``name:`` and ``printf %s "$KEY" | sha256sum``, and behind it the quotas of the
+key, such as ``concurrent=4``. Empty lines and lines that start with ``#`` are skipped.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from service.errors import Unauthenticated
-from service.quotas import ANONYMOUS, Caller
+from service.quotas import ANONYMOUS, UNBOUNDED, Caller, Quota, read_quota
 from service.settings import Settings, SettingsError
 
-LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-fA-F]{64})")
+LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(?P<quota>\s.*)?")
 
 current: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
 """Who makes the call that the current task works for."""
@@ -34,7 +34,7 @@ class Access:
     def read(self) -> None:
         """Read the files of the settings. Raises ``SettingsError`` for what cannot be used."""
         path = self._settings.api_keys_file
-        self._keys = ApiKeys.read(path) if path is not None else None
+        self._keys = ApiKeys.read(path, self._settings.quota) if path is not None else None
 
     def caller(self, metadata: Mapping[str, str | bytes]) -> Caller:
         """Who sends a call with this metadata, or with these headers; names are in lower case.
@@ -45,15 +45,22 @@ class Access:
 
 
 class ApiKeys:
-    """The keys that a server knows: name -> SHA-256 of the key, in lower-case hex."""
+    """The keys that a server knows, and whose they are.
 
-    def __init__(self, digests: Mapping[str, str]) -> None:
-        self._digests = {name: bytes.fromhex(digest) for name, digest in digests.items()}
+    callers: SHA-256 of a key -> the caller who has it.
+    """
+
+    def __init__(self, callers: Mapping[bytes, Caller]) -> None:
+        self._callers = dict(callers)
 
     @classmethod
-    def read(cls, path: Path) -> ApiKeys:
-        """Read a file of keys. Raises ``SettingsError`` that names the line which is wrong."""
-        digests: dict[str, str] = {}
+    def read(cls, path: Path, default: Quota = UNBOUNDED) -> ApiKeys:
+        """Read a file of keys. default: quotas of lines that set none.
+
+        Raises ``SettingsError`` that names the line which is wrong.
+        """
+        found: dict[bytes, Caller] = {}
+        names: set[str] = set()
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
@@ -64,16 +71,21 @@ class ApiKeys:
             text = line.strip()
             if not text or text.startswith("#"):
                 continue
-            found = LINE.fullmatch(text)
-            if found is None or found["name"] in digests:
+            parts = LINE.fullmatch(text)
+            if parts is None or parts["name"] in names:
                 raise SettingsError(
                     f"api_keys_file: line {number} must be 'name:SHA-256 of the key in hex', "
                     "with a name that no other line has"
                 )
-            digests[found["name"]] = found["digest"]
-        if not digests:
+            try:
+                quota = read_quota((parts["quota"] or "").split(), default)
+            except ValueError as error:
+                raise SettingsError(f"api_keys_file: line {number}: {error}") from None
+            names.add(parts["name"])
+            found.setdefault(bytes.fromhex(parts["digest"]), Caller(parts["name"], quota))
+        if not found:
             raise SettingsError("api_keys_file: there is no key in the file")
-        return cls(digests)
+        return cls(found)
 
     def caller(self, metadata: Mapping[str, str | bytes]) -> Caller:
         """Who has the key in ``authorization: Bearer …`` or ``x-api-key``.
@@ -89,10 +101,10 @@ class ApiKeys:
             )
         digest = hashlib.sha256(key.encode()).digest()
         # Every digest is compared, so that the time tells nothing about which one came close.
-        matches = [name for name, known in self._digests.items() if _same(known, digest)]
+        matches = [caller for known, caller in self._callers.items() if _same(known, digest)]
         if not matches:
             raise Unauthenticated("The API key is not known to this server.")
-        return Caller(matches[0])
+        return matches[0]
 
 
 def _same(known: bytes, given: bytes) -> bool:

@@ -217,6 +217,14 @@ _ROWS = (
         True,
         "the queue is full; try again after `RetryInfo.retry_delay`",
     ),
+    Reason(
+        "QUOTA_EXCEEDED",
+        "RESOURCE_EXHAUSTED",
+        429,
+        True,
+        "the caller uses as much of the server as its quota allows; metadata: `quota`, its name, and "
+        "`limit`; try again after `RetryInfo.retry_delay`",
+    ),
     _unavailable("ENGINE_LOADING", "the model is loading"),
     _unavailable("ENGINE_UNHEALTHY", "the engine makes no progress"),
     _unavailable("ENGINE_STALLED", "the engine made no progress for too long"),

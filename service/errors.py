@@ -15,6 +15,7 @@ ServiceError
 ├── NoUsableFields
 ├── InferenceTimeout
 ├── Overloaded
+│   └── QuotaExceeded
 ├── EngineUnavailable         ENGINE_…
 └── InternalError
 
@@ -180,9 +181,17 @@ class Overloaded(ServiceError):
 
     reason = "OVERLOADED"
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
-        super().__init__(message)
+    def __init__(
+        self, message: str, *, retry_after_s: float, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, metadata=metadata)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(Overloaded):
+    """The caller uses as much of the server as it may; ``retry_after_s`` tells when to come again."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class EngineUnavailable(ServiceError):

@@ -1,8 +1,37 @@
-"""Who makes a call, and how much of the server that caller may use."""
+"""Who makes a call, how much of the server that caller may use, and how much of it is used."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+from service.errors import (
+    InferenceTimeout,
+    NoUsableFields,
+    OutputInvalid,
+    OutputTruncated,
+    Overloaded,
+    QuotaExceeded,
+    ServiceError,
+)
+
+UNLIMITED = "unlimited"
+"""In place of a number: no bound, whatever the server's default is."""
+MINUTE_S = 60.0
+MAX_VALUE = 10**12
+SMOOTHING = 0.1
+"""Weight of the newest call in the running mean of call times."""
+RETRY_MIN_S = 0.1
+ROUNDING_S = 1e-6
+"""A caller that comes at the very time it was told is not refused for a rounding error."""
+KEPT_ACCOUNTS = 4096
+"""Accounts of callers above which those that owe nothing are forgotten."""
+
+jitter = random.Random()
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +50,9 @@ class Quota:
     tokens_per_minute: float | None = None
 
 
+UNBOUNDED = Quota()
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call.
@@ -34,3 +66,252 @@ class Caller:
 
 ANONYMOUS = Caller("-")
 """The caller of every call to a server that asks for no key and no certificate."""
+
+LEAST = {"concurrent": 1, "queue": 0}
+"""Quotas that are whole numbers, and the lowest value of each."""
+QUOTA_NAMES = tuple(field.name for field in fields(Quota))
+
+
+def read_quota(words: Sequence[str], default: Quota) -> Quota | None:
+    """A quota from words such as ``concurrent=4``; what no word sets is as in ``default``.
+
+    None where nothing is bounded. Raises ``ValueError`` with the word that is wrong and what is
+    allowed.
+    """
+    found: dict[str, float | None] = {}
+    for number, word in enumerate(words, start=1):
+        name, equals, value = word.partition("=")
+        if name not in QUOTA_NAMES or not equals:
+            # What stands there may be a key: it is not repeated.
+            shown = f"{name}=…" if equals and name.isidentifier() else f"word {number}"
+            raise ValueError(
+                f"{shown} is not a quota; allowed: {', '.join(f'{n}=' for n in QUOTA_NAMES)}"
+            )
+        if name in found:
+            raise ValueError(f"{name} is set twice")
+        found[name] = None if value == UNLIMITED else _number(name, value)
+    given = {name: getattr(default, name) for name in QUOTA_NAMES}
+    quota = Quota(**{**given, **found})
+    return quota if quota != UNBOUNDED else None
+
+
+def _number(name: str, text: str) -> float:
+    least = LEAST.get(name)
+    try:
+        value: float = int(text) if least is not None else float(text)
+    except ValueError:
+        value = math.nan
+    if not (value <= MAX_VALUE and (value > 0 if least is None else value >= least)):
+        allowed = "a number above 0" if least is None else f"a whole number of at least {least}"
+        raise ValueError(f"{name}={text[:20]} must be {allowed}, or {UNLIMITED}")
+    return value
+
+
+WORDS = {
+    "concurrent": "calls at the same time",
+    "queue": "waiting calls",
+    "requests_per_minute": "requests per minute",
+    "megapixels_per_minute": "megapixels per minute",
+    "tokens_per_minute": "tokens per minute",
+}
+
+
+def exceeded(name: str, limit: float, retry_after_s: float) -> QuotaExceeded:
+    """The error of a call above a quota. name: of the field of ``Quota``."""
+    shown = f"{limit:.12g}"
+    return QuotaExceeded(
+        f"Your quota of {shown} {WORDS[name]} is used up. Try again after the time in RetryInfo.",
+        retry_after_s=retry_after_s,
+        metadata={"quota": name, "limit": shown},
+    )
+
+
+class Bucket:
+    """A token bucket that holds one minute of its rate, and is full at first.
+
+    What is used may be known only afterwards, so that the level may fall below 0. A use larger than
+    a minute needs a full bucket. The rate is an argument of every method: it may change at any time.
+    """
+
+    __slots__ = ("_at", "_level", "_promised")
+
+    def __init__(self) -> None:
+        self._level = math.inf
+        self._at = self._promised = 0.0
+
+    def wait_s(self, amount: float, per_minute: float, now: float) -> float:
+        """Seconds until an amount is there, not below 0; nothing is taken."""
+        missing = min(amount, per_minute) - self._filled(per_minute, now)
+        wait_s = missing * MINUTE_S / per_minute
+        return wait_s if wait_s > ROUNDING_S else 0.0
+
+    def promise_s(self, amount: float, per_minute: float, now: float) -> float:
+        """When a refused call should come again, in seconds from now.
+
+        The calls that are refused one after the other get different times, one behind the other:
+        at the same time only one of them would find something. Never above two minutes.
+        """
+        ready = now + self.wait_s(amount, per_minute, now)
+        step_s = min(amount / per_minute, 1.0) * MINUTE_S
+        self._promised = min(max(ready, self._promised + step_s), max(ready, now + 2 * MINUTE_S))
+        return self._promised - now
+
+    def take(self, amount: float, per_minute: float, now: float) -> None:
+        """Use an amount; a negative one is given back."""
+        self._level = self._filled(per_minute, now) - amount
+
+    def full(self, per_minute: float, now: float) -> bool:
+        """Whether nothing is owed."""
+        return self._filled(per_minute, now) >= per_minute
+
+    def _filled(self, per_minute: float, now: float) -> float:
+        gained = (now - self._at) * per_minute / MINUTE_S
+        self._level, self._at = min(per_minute, self._level + gained), now
+        return self._level
+
+
+class Account:
+    """What one caller uses."""
+
+    __slots__ = ("calls", "mean_s", "megapixels", "requests", "tokens")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.mean_s = 1.0
+        self.requests, self.megapixels, self.tokens = Bucket(), Bucket(), Bucket()
+
+    def idle(self, quota: Quota, now: float) -> bool:
+        """Whether a new account would say the same."""
+        rates = (
+            (self.requests, quota.requests_per_minute),
+            (self.megapixels, quota.megapixels_per_minute),
+            (self.tokens, quota.tokens_per_minute),
+        )
+        return not self.calls and all(
+            rate is None or bucket.full(rate, now) for bucket, rate in rates
+        )
+
+
+class Use:
+    """What one call uses of its caller's quota. Of a caller without one, nothing is counted."""
+
+    def spend_pixels(self, pixels: int) -> None:
+        """Count the pixels of the images, before any of them is decoded.
+
+        Raises ``QuotaExceeded``.
+        """
+
+    def spend_tokens(self, tokens: int) -> None:
+        """Count the tokens of prompt and answer, in place of those that were reserved."""
+
+
+class _Counted(Use):
+    __slots__ = ("_account", "_clock", "_megapixels", "_quota", "_reserved")
+
+    def __init__(
+        self, account: Account, quota: Quota, tokens: int, clock: Callable[[], float]
+    ) -> None:
+        """tokens: to reserve. Raises ``QuotaExceeded``, and then nothing is used."""
+        self._account, self._quota, self._clock = account, quota, clock
+        self._megapixels = 0.0
+        self._reserved = 0.0
+        now = clock()
+        if quota.concurrent is not None and account.calls >= quota.concurrent:
+            wait_s = max(account.mean_s / quota.concurrent, RETRY_MIN_S) * jitter.uniform(1, 2)
+            raise exceeded("concurrent", quota.concurrent, wait_s)
+        self._check("requests_per_minute", account.requests, 1, now)
+        self._check("tokens_per_minute", account.tokens, tokens, now)
+        self._take(account.requests, quota.requests_per_minute, 1)
+        if quota.tokens_per_minute is not None:
+            self._reserved = min(tokens, quota.tokens_per_minute)
+            self._take(account.tokens, quota.tokens_per_minute, self._reserved)
+        account.calls += 1
+
+    def spend_pixels(self, pixels: int) -> None:
+        megapixels = pixels / 1e6
+        self._check("megapixels_per_minute", self._account.megapixels, megapixels, self._clock())
+        self._take(self._account.megapixels, self._quota.megapixels_per_minute, megapixels)
+        self._megapixels = megapixels
+
+    def spend_tokens(self, tokens: int) -> None:
+        self._take(self._account.tokens, self._quota.tokens_per_minute, tokens - self._reserved)
+        self._reserved = 0.0
+
+    def give_back(self, error: BaseException) -> None:
+        """A call that was refused for its load uses nothing; one that failed before the engine wrote
+        anything uses no tokens. What others wrote is not known: the reserved tokens stay used."""
+        if isinstance(error, Overloaded):
+            self._take(self._account.requests, self._quota.requests_per_minute, -1)
+            self._take(
+                self._account.megapixels, self._quota.megapixels_per_minute, -self._megapixels
+            )
+        if isinstance(error, ServiceError) and not isinstance(error, WROTE):
+            self.spend_tokens(0)
+
+    def end(self, seconds: float) -> None:
+        """The call has left the server."""
+        self._account.calls -= 1
+        self._account.mean_s += SMOOTHING * (seconds - self._account.mean_s)
+
+    def _check(self, name: str, bucket: Bucket, amount: float, now: float) -> None:
+        per_minute = getattr(self._quota, name)
+        if per_minute is not None and bucket.wait_s(amount, per_minute, now) > 0:
+            raise exceeded(name, per_minute, bucket.promise_s(amount, per_minute, now))
+
+    def _take(self, bucket: Bucket, per_minute: float | None, amount: float) -> None:
+        if per_minute is not None and amount:
+            bucket.take(amount, per_minute, self._clock())
+
+
+WROTE = (OutputTruncated, OutputInvalid, NoUsableFields, InferenceTimeout)
+"""Errors of calls for which the engine may have worked."""
+UNCOUNTED = Use()
+
+
+class Quotas:
+    """The accounts of all callers of a process. Lives on one event loop.
+
+    clock: seconds that never go back.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+
+    @contextmanager
+    def use(self, caller: Caller, max_tokens: int) -> Iterator[Use]:
+        """Count one call, for the time of the body.
+
+        max_tokens: what is reserved of the tokens, until ``Use.spend_tokens``. Raises
+        ``QuotaExceeded``.
+        """
+        quota = caller.quota
+        if quota is None:
+            yield UNCOUNTED
+            return
+        began = self._clock()
+        use = _Counted(self._account(caller.name, quota), quota, max_tokens, self._clock)
+        try:
+            yield use
+        except BaseException as error:
+            use.give_back(error)
+            raise
+        finally:
+            use.end(self._clock() - began)
+
+    def _account(self, name: str, quota: Quota) -> Account:
+        account = self._accounts.get(name)
+        if account is None:
+            if len(self._accounts) >= KEPT_ACCOUNTS:
+                self._forget_idle(quota)
+            account = self._accounts[name] = Account()
+        return account
+
+    def _forget_idle(self, quota: Quota) -> None:
+        """So many callers are those of certificates: they have the quota of the server's defaults."""
+        now = self._clock()
+        self._accounts = {
+            name: account
+            for name, account in self._accounts.items()
+            if not account.idle(quota, now)
+        }

@@ -50,12 +50,13 @@ ALLOWED: dict[str, set[str]] = {
     "structured_output": {*VALUES, "schema_compiler", "engine", "deadlines", "logs", "metrics", "compile_errors"},
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
     "engines": {*VALUES, "engine", "metrics", "compile_errors"},
-    "settings": {"engines"},
-    "quotas": set(),
+    "settings": {"engines", "quotas"},
+    "fairness": set(),
+    "quotas": {"errors"},
     "auth": {"errors", "quotas", "settings"},
     "inference": {
         *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
-        "quotas", "observation",
+        "quotas", "observation", "fairness",
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",

@@ -19,14 +19,18 @@ from service.errors import ServiceError
 from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.http_api.server import HttpFrontEnd
+from service.quotas import QUOTA_NAMES
 from service.runtime import Runtime, serve
-from service.settings import SettingsError, load_settings
+from service.settings import CALLER, SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
 
 log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
-PUBLIC = ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "admin_port", "http_port")
+PUBLIC = (
+    "tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "admin_port", "http_port",
+    *(f"{CALLER}{name}" for name in QUOTA_NAMES),
+)  # fmt: skip
 """Settings that a server for ``--local`` does not use."""
 
 

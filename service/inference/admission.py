@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
+from service.fairness import FairQueue
+from service.quotas import ANONYMOUS, Caller, exceeded
 
 SMOOTHING = 0.1
 """Weight of the newest call in the running mean of call times."""
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 60.0
+ROOM_FACTOR = 7
+"""Where nothing may wait, one caller gets at most this many times the slots that are then left: 7 of 8
+for the first caller, 7 of 8 of the rest for the second."""
+FULL = "The server is busy and its queue is full."
+
+jitter = random.Random()
 
 
 class Admission:
-    """First come, first served. Lives on one event loop.
+    """Slots, given out fairly between callers; see ``FairQueue``. Lives on one event loop.
 
-    max_concurrent: most calls in work. max_queue: most calls that wait; 0 means no queue.
+    max_concurrent: most calls in work. max_queue: most calls that wait; 0 means no queue. When the queue
+    is full, a caller with few waiting calls takes the place of the newest call of the caller with
+    the most.
     """
 
     def __init__(self, max_concurrent: int, max_queue: int) -> None:
         self._max_concurrent = max_concurrent
         self._max_queue = max_queue
         self._active = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
         self._mean_s = 1.0
 
     @property
@@ -36,66 +46,87 @@ class Admission:
     @property
     def waiting(self) -> int:
         """Calls in the queue."""
-        return len(self._waiting)
+        return len(self._queue)
+
+    @property
+    def retry_after_s(self) -> float:
+        """When a call that is refused now should come again: when all calls that wait have slots.
+
+        A random part spreads out the callers that were refused at the same moment.
+        """
+        drained_s = (len(self._queue) + 1) * self._mean_s / self._max_concurrent
+        return min(max(drained_s, RETRY_MIN_S), RETRY_MAX_S) * jitter.uniform(0.75, 1.25)
 
     @asynccontextmanager
-    async def slot(self, deadline: Deadline) -> AsyncIterator[None]:
-        """Hold one place for the body, waiting for it until ``deadline``.
+    async def slot(self, deadline: Deadline, caller: Caller = ANONYMOUS) -> AsyncIterator[None]:
+        """Hold one slot for the body, waiting for it until ``deadline``.
 
-        Raises ``Overloaded`` when the queue is full, ``InferenceTimeout`` when the time is over.
+        Raises ``Overloaded`` when the queue is full, ``QuotaExceeded`` when too many calls of the
+        caller wait, ``InferenceTimeout`` when the time is over.
         """
-        await self._acquire(deadline)
+        await self._acquire(deadline, caller)
         started = asyncio.get_running_loop().time()
         try:
             yield
         finally:
             took = asyncio.get_running_loop().time() - started
             self._mean_s += SMOOTHING * (took - self._mean_s)
-            self._release()
+            self._release(caller)
 
-    async def _acquire(self, deadline: Deadline) -> None:
-        if self._active < self._max_concurrent:
+    async def _acquire(self, deadline: Deadline, caller: Caller) -> None:
+        if self._active < self._max_concurrent and self._leaves_room(caller):
             self._active += 1
+            self._queue.hold(caller.name)
             return
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(
-                "The server is busy and its queue is full.", retry_after_s=self._retry_after_s()
-            )
+        self._check_queue(caller)
         loop = asyncio.get_running_loop()
         place: asyncio.Future[None] = loop.create_future()
-        self._waiting.append(place)
-        timer = loop.call_at(deadline.at, self._expire, place)
+        self._queue.put(caller.name, place)
+        timer = loop.call_at(deadline.at, self._expire, place, caller)
         try:
             await place
         except asyncio.CancelledError:
             if place.cancelled():
-                self._forget(place)
+                self._queue.discard(caller.name, place)
             elif place.exception() is None:  # given in the same turn in which the call ended
-                self._release()
+                self._release(caller)
             raise
         finally:
             timer.cancel()
 
-    def _release(self) -> None:
-        """Hand the place to the next in the queue, or give it back."""
-        while self._waiting:
-            place = self._waiting.popleft()
+    def _leaves_room(self, caller: Caller) -> bool:
+        """Whether the caller may have one more slot. Where calls wait, their order takes care of it."""
+        if self._max_queue or caller == ANONYMOUS:
+            return True
+        return self._queue.held(caller.name) < ROOM_FACTOR * (self._max_concurrent - self._active)
+
+    def _check_queue(self, caller: Caller) -> None:
+        """Raise the error of a call that may not wait."""
+        limit = None if caller.quota is None else caller.quota.queue
+        if limit is not None and self._queue.waiting(caller.name) >= limit:
+            raise exceeded("queue", limit, self.retry_after_s)
+        if len(self._queue) < self._max_queue:
+            return
+        last = self._queue.make_room(caller.name)
+        if last is None:
+            raise Overloaded(FULL, retry_after_s=self.retry_after_s)
+        if not last.done():
+            last.set_exception(Overloaded(FULL, retry_after_s=self.retry_after_s))
+
+    def _release(self, caller: Caller) -> None:
+        """Hand the slot to the next in the queue, or give it back."""
+        self._queue.give_back(caller.name)
+        while self._queue:
+            name, place = self._queue.take()
             if not place.done():
                 place.set_result(None)
                 return
+            self._queue.give_back(name)
         self._active -= 1
 
-    def _expire(self, place: asyncio.Future[None]) -> None:
+    def _expire(self, place: asyncio.Future[None], caller: Caller) -> None:
         if not place.done():
-            self._forget(place)
+            self._queue.discard(caller.name, place)
             place.set_exception(
                 InferenceTimeout("The time was over before the call left the queue of the server.")
             )
-
-    def _forget(self, place: asyncio.Future[None]) -> None:
-        if place in self._waiting:
-            self._waiting.remove(place)
-
-    def _retry_after_s(self) -> float:
-        """When a place in the queue should be free: as soon as one of the calls in work ends."""
-        return min(max(self._mean_s / self._max_concurrent, RETRY_MIN_S), RETRY_MAX_S)

@@ -1,4 +1,4 @@
-"""What all calls of a process share, whichever engine and front end they take: slots and memory."""
+"""What all calls of a process share, whichever engine and front end they take: slots, memory, quotas."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from service.inference.admission import Admission
 from service.inference.decoding import ImageDecoder
 from service.inference.images import ImageLimits
 from service.inference.memory import MemoryBudget
+from service.quotas import Quotas
 from service.settings import Settings
 
 MAX_VALIDATIONS = 8
@@ -19,6 +20,7 @@ class Budgets:
 
     def __init__(self, settings: Settings) -> None:
         slots, queue = settings.max_concurrent, settings.max_queue
+        self.quotas = Quotas()
         self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
         self.encoded = MemoryBudget(
             settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes

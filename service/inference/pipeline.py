@@ -17,7 +17,7 @@ from service.inference.request_checks import check_enforced, check_kind, on_engi
 from service.inference.runner import run, stream
 from service.logs import request_id
 from service.observation import current
-from service.quotas import ANONYMOUS, Caller
+from service.quotas import ANONYMOUS, Caller, Use
 from service.schema_compiler.report import under
 from service.schema_compiler.schema import SchemaLimits
 from service.settings import Settings
@@ -26,7 +26,7 @@ from service.structured_output.compilation import prepare
 from service.tasks.contract import Task
 from service.tasks.inline import InlinePrompt, inline_task
 from service.tasks.registry import Registry
-from service.types import Capabilities, Grammar, PropertyOrder
+from service.types import DEFAULT_MAX_TOKENS, Capabilities, Grammar, PropertyOrder
 
 
 class Inference:
@@ -54,6 +54,7 @@ class Inference:
         """Counter that increases with every answer, and every chunk of an answer, from the
         engine."""
         budgets = budgets or Budgets(settings)
+        self._quotas = budgets.quotas
         self.decoder, self.encoded = budgets.decoder, budgets.encoded
         self.admission, self.large = budgets.admission, budgets.large
         self.waiting = budgets.waiting
@@ -67,8 +68,7 @@ class Inference:
     async def answer(self, call: Call, time_left_s: float | None) -> Answer:
         """The answer, validated."""
         deadline = self._deadline(time_left_s)
-        task = await self._task(call, deadline)
-        async with self._admitted(call, task, deadline) as images:
+        async with self._admitted(call, deadline) as (task, images, use):
             answer = await run(
                 self._engine,
                 task,
@@ -84,6 +84,7 @@ class Inference:
                 retries=self._settings.output_retries,
             )
             self.progress += 1
+            use.spend_tokens(_tokens(answer))
         return answer
 
     async def events(
@@ -91,8 +92,7 @@ class Inference:
     ) -> AsyncGenerator[str | Answer, None]:
         """Yield the chunks of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
-        task = await self._task(call, deadline)
-        async with self._admitted(call, task, deadline) as images:
+        async with self._admitted(call, deadline) as (task, images, use):
             events: Any = stream(
                 self._engine,
                 task,
@@ -109,6 +109,8 @@ class Inference:
             async with aclosing(events) as open_events:
                 async for event in open_events:
                     self.progress += 1
+                    if isinstance(event, Answer):
+                        use.spend_tokens(_tokens(event))
                     yield event
 
     async def validate(
@@ -121,7 +123,9 @@ class Inference:
         """
         deadline = self._deadline(time_left_s)
         field = f"grammar.{grammar.kind.value}"
-        async with self.validations.slot(deadline):
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self._quotas.use(caller, 0))
+            await stack.enter_async_context(self.validations.slot(deadline, caller))
             asked = grammar.with_defaults(self._property_order)
             analysed = await deadline.wait(self._analyser(asked, self._schema_limits), late)
             check_kind(grammar, self._engine.capabilities, field)
@@ -134,7 +138,7 @@ class Inference:
     async def _task(self, call: Call, deadline: Deadline) -> Task:
         """The task, registered or inline. Raises where ``strict`` refuses its grammar."""
         if isinstance(call.task, InlineTask):
-            task = await self._inline(call.task, deadline)
+            task = await self._inline(call.task, deadline, call.caller)
         else:
             task = self._registry.get(call.task)
         record = current()
@@ -144,8 +148,8 @@ class Inference:
             check_enforced(on_engine(task, self.capabilities))
         return task
 
-    async def _inline(self, inline: InlineTask, deadline: Deadline) -> Task:
-        async with self.analyses.slot(deadline):
+    async def _inline(self, inline: InlineTask, deadline: Deadline, caller: Caller) -> Task:
+        async with self.analyses.slot(deadline, caller):
             work = inline_task(
                 InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
                 inline.grammar and inline.grammar.with_defaults(self._property_order),
@@ -157,29 +161,34 @@ class Inference:
 
     @asynccontextmanager
     async def _admitted(
-        self, call: Call, task: Task, deadline: Deadline
-    ) -> AsyncIterator[list[RequestImage]]:
-        """Hold memory and a slot for a call; yields its images, those of the task's examples first.
+        self, call: Call, deadline: Deadline
+    ) -> AsyncIterator[tuple[Task, list[RequestImage], Use]]:
+        """Hold memory and a slot for a call; yields its task, its images, those of the task's examples
+        first, and what the call uses of its caller's quota.
 
         The headers of the images are checked; nothing is decoded yet. The call waits for memory
         before it takes a slot. The bytes of the images are released when the body ends.
         """
         record = current()
-        with emptied(call.images):
+        reserved = call.sampling.max_tokens or DEFAULT_MAX_TOKENS
+        with emptied(call.images), self._quotas.use(call.caller, reserved) as use:
+            task = await self._task(call, deadline)
             encoded = [*task.example_images, *call.images]
             caller = call.caller.name
             images = await deadline.wait(self.decoder.open(encoded, caller), late)
             size = sum(len(image.data) for image in encoded)
             record.images, record.image_bytes = len(images), size
             record.pixels = sum(image.width * image.height for image in images)
+            own = images[len(task.example_images) :]
+            use.spend_pixels(sum(image.width * image.height for image in own))
             async with AsyncExitStack() as stack:
                 with record.queueing(), self.waiting:
                     if images:
                         await stack.enter_async_context(self.encoded.hold(size, deadline, caller))
                     if any(image.large for image in images):
-                        await stack.enter_async_context(self.large.slot(deadline))
-                    await stack.enter_async_context(self.admission.slot(deadline))
-                yield images
+                        await stack.enter_async_context(self.large.slot(deadline, call.caller))
+                    await stack.enter_async_context(self.admission.slot(deadline, call.caller))
+                yield task, images, use
 
     def _deadline(self, time_left_s: float | None) -> Deadline:
         """The deadline of the call: that of the caller or of the server, whichever is earlier."""
@@ -190,6 +199,10 @@ class Inference:
                 "The deadline passed before the server started to work on the call."
             )
         return Deadline(budget_s)
+
+
+def _tokens(answer: Answer) -> int:
+    return answer.usage.prompt_tokens + answer.usage.output_tokens
 
 
 def schema_limits(settings: Settings) -> SchemaLimits:

@@ -12,6 +12,7 @@ from service.cli.arguments import read_settings
 from service.engines.lmdeploy import LMDeployEngine
 from service.engines.lmdeploy.options import LMDeploySettings
 from service.engines.reference.options import ReferenceSettings
+from service.quotas import Quota
 from service.settings import (
     MIB,
     Settings,
@@ -204,6 +205,11 @@ OUTSIDE = [
     ("log_format", "xml"),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),
+    ("caller_concurrent", 0),
+    ("caller_queue", -1),
+    ("caller_requests_per_minute", 0),
+    ("caller_megapixels_per_minute", float("nan")),
+    ("caller_tokens_per_minute", 0),
 ]
 
 
@@ -409,6 +415,12 @@ def test_loopback_in_its_forms(host: str, address: str) -> None:
     settings = load_settings(host=host)
     assert settings.loopback
     assert settings.address == address
+
+
+def test_quotas_need_callers_that_are_known(file: Path) -> None:
+    assert refused(caller_queue=1).startswith("caller_queue: needs api_keys_file or tls_client_ca")
+    settings = load_settings(caller_queue=1, api_keys_file=file)
+    assert settings.quota == Quota(queue=1)
 
 
 def test_a_message_has_room_for_the_largest_image() -> None:

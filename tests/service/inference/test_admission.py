@@ -9,6 +9,7 @@ import pytest
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
 from service.inference.admission import Admission
+from service.quotas import ANONYMOUS
 
 
 async def settle() -> None:
@@ -114,8 +115,8 @@ async def test_expired_and_cancelled_in_the_same_turn_frees_nothing_twice() -> N
     holder = Holder(admission)
     first, second = holder.start("a"), holder.start("b", within_s=60)
     await settle()
-    place = admission._waiting[0]
-    admission._expire(place)
+    place = admission._queue._waiting[ANONYMOUS.name][0]
+    admission._expire(place, ANONYMOUS)
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)
     assert (admission.active, admission.waiting) == (1, 0)
