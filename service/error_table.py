@@ -141,6 +141,13 @@ _ROWS = (
         "the server requires an API key, and the call has none",
     ),
     Reason("API_KEY_INVALID", "UNAUTHENTICATED", 401, False, "the server does not know the key"),
+    Reason(
+        "CERTIFICATE_NOT_ALLOWED",
+        "PERMISSION_DENIED",
+        403,
+        False,
+        "the name in the client certificate is not on the list of the server",
+    ),
     Reason("UNKNOWN_TASK", "NOT_FOUND", 404, False, "no task is registered under the name"),
     Reason("UNKNOWN_MODEL", "NOT_FOUND", 404, False, "the server has no model of the name"),
     Reason(

@@ -28,6 +28,7 @@ from service.inference.pipeline import Inference, schema_limits
 from service.lifecycle import Lifecycle, Phase
 from service.logs import pairs
 from service.observation import Observation
+from service.reload import Reloader
 from service.settings import Settings
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.pool import GrammarPool
@@ -89,6 +90,7 @@ class Runtime:
         self.settings = settings
         self.registry = registry
         self.access = Access(settings)
+        self.reloader = Reloader()
         self.budgets = Budgets(settings)
         self.lifecycle = Lifecycle()
         self.observation = Observation(metrics.count)
@@ -104,6 +106,7 @@ class Runtime:
         self._models: dict[str, Inference] = {}
         self._front_ends: tuple[FrontEnd, ...] = ()
         self._heartbeats: list[asyncio.Task[None]] = []
+        self._reloading: asyncio.Task[None] | None = None
         self._found: dict[Inference, Phase] = {}
 
     @property
@@ -133,12 +136,15 @@ class Runtime:
         Raises ``SettingsError`` when a port, the certificates or the keys cannot be used.
         """
         self._front_ends = tuple(front_ends)
+        for path, read in self.access.files:
+            self.reloader.watch([path], read)
         self.access.read()
         self._enter(Phase.LOADING)
         if self._admin is not None:
             await self._admin.start()
         for front_end in self._front_ends:
             await front_end.start()
+        self._reloading = asyncio.create_task(self.reloader.run(), name="reload")
 
     async def load(self) -> None:
         """Load the engines, warm them up, enter SERVING and start to watch their health.
@@ -196,6 +202,8 @@ class Runtime:
             return True
         for heartbeat in self._heartbeats:
             heartbeat.cancel()
+        if self._reloading is not None:
+            self._reloading.cancel()
         grace_s = self.settings.drain_grace_s if grace_s is None else grace_s
         log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
         self._enter(Phase.DRAINING)
@@ -314,7 +322,8 @@ async def serve(
     *,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Run a runtime with its front ends until SIGTERM or SIGINT, then drain it and return.
+    """Run a runtime with its front ends until SIGTERM or SIGINT, then drain it and return. SIGHUP
+    reloads keys, names and certificates.
 
     on_ready: called once, when the server enters SERVING. Raises ``SettingsError`` when a port
     cannot be used, ``EngineUnavailable`` when an engine or the pool cannot be started or an engine
@@ -336,6 +345,7 @@ async def serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
+    loop.add_signal_handler(signal.SIGHUP, runtime.reloader.now)
     running = asyncio.create_task(runtime.run(front_ends, ready), name="run")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
@@ -348,7 +358,7 @@ async def serve(
         stopping.cancel()
         if not await runtime.stop():
             _end_without_the_engine()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

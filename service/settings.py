@@ -52,6 +52,7 @@ PROTO_OVERHEAD_BYTES = MIB
 
 IMAGE_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "heic": "HEIC"}
 """Values of image_formats -> names of the formats."""
+FILES = ("tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file")
 UNIX = "unix:"
 CALLER = "caller_"
 """What the settings of quotas begin with."""
@@ -87,10 +88,17 @@ class ServerSettings(BaseSettings):
         None,
         description="CA of client certificates, a PEM file; when set, callers need a certificate (mTLS).",
     )
+    tls_client_names_file: Path | None = Field(
+        None,
+        description="File with the names of the client certificates that may call, one per line: the "
+        "common name or a subject alternative name, then quotas as in api_keys_file. Unset: every "
+        "certificate of tls_client_ca. Changes are used without a restart.",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="File with the API keys of callers, one 'name:SHA-256 of the key in hex' per "
-        "line; when set, callers need a key.",
+        "line, then quotas such as 'concurrent=4 requests_per_minute=60'; when set, callers need a "
+        "key. Changes are used without a restart.",
     )
     insecure: bool = Field(
         False, description="Listen beyond loopback without TLS or without API keys."
@@ -457,7 +465,9 @@ class ServerSettings(BaseSettings):
             )
         if self.tls_client_ca is not None and not self.tls:
             raise ValueError("tls_client_ca: needs tls_cert and tls_key")
-        for name in ("tls_cert", "tls_key", "tls_client_ca", "api_keys_file"):
+        if self.tls_client_names_file is not None and self.tls_client_ca is None:
+            raise ValueError("tls_client_names_file: needs tls_client_ca")
+        for name in FILES:
             path = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name}: there is no file {path}")

@@ -23,6 +23,8 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from service.reload import stamp
+
 UNIX = "unix:"
 BACKLOG = 512
 """Connections that the kernel keeps until they are accepted."""
@@ -150,18 +152,16 @@ def server_tls(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLC
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def stamped() -> tuple[int, ...]:
-        return tuple(path.stat().st_mtime_ns for path in (cert, key, client_ca) if path is not None)
-
-    stamp, current = stamped(), read()
+    paths = [path for path in (cert, key, client_ca) if path is not None]
+    known, current = stamp(paths), read()
 
     def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        nonlocal stamp, current
+        nonlocal known, current
         try:
-            found = stamped()
-            if found != stamp:
+            found = stamp(paths)
+            if found != known:
                 current = read()
-                stamp = found
+                known = found
         except OSError:  # in the middle of a renewal: the old files stay in use
             pass
         connection.context = current

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "observation": {*VALUES, "error_table"},
     "deadlines": set(),
     "logs": set(),
-    "web": set(),
+    "web": {"reload"},
     "request_ids": set(),
     "compile_errors": VALUES,
     "engine": {"types"},
@@ -53,18 +53,19 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"engines", "quotas"},
     "fairness": set(),
     "quotas": {"errors"},
-    "auth": {"errors", "quotas", "settings"},
+    "reload": {"settings"},
+    "auth": {"errors", "logs", "quotas", "settings"},
     "inference": {
         *VALUES, "tasks", "structured_output", "schema_compiler", "engine", "deadlines", "logs", "settings",
         "quotas", "observation", "fairness",
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
-        "logs", "metrics", "admin", "observation",
+        "logs", "metrics", "admin", "observation", "reload",
     },
     "grpc_api": {
-        *VALUES, "error_table", "runtime", "inference", "tasks", "structured_output", "schema_compiler", "engine",
-        "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation", "metrics",
+        *VALUES, "error_table", "reload", "runtime", "inference", "tasks", "structured_output", "schema_compiler",
+        "engine", "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation", "metrics",
         "request_ids",
     },
     "http_api": {

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
 PUBLIC = (
-    "tls_cert", "tls_key", "tls_client_ca", "api_keys_file", "admin_port", "http_port",
+    "tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file", "admin_port", "http_port",
     *(f"{CALLER}{name}" for name in QUOTA_NAMES),
 )  # fmt: skip
 """Settings that a server for ``--local`` does not use."""

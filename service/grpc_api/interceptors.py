@@ -42,6 +42,7 @@ from service.quotas import ANONYMOUS
 from service.request_ids import REQUEST_ID_KEY, chosen_id
 from service.settings import Settings
 
+CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
 OUR_PREFIX = "/qwen3vl.v1."
 OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
@@ -335,11 +336,19 @@ class Call:
     def _admit(self) -> None:
         """Raise a ``ServiceError`` if the API key or the phase refuses the call."""
         if not self._rules.probe:
-            self._caller = self._access.caller(self._metadata)
+            self._caller = self._access.caller(self._metadata, self._certificate())
             auth.current.set(self._caller)
             self._record.caller = self._caller.name
         if self._rules.ours:
             self._lifecycle.enter(self._task)
+
+    def _certificate(self) -> list[str] | None:
+        """The names in the certificate of the caller; None where callers have none."""
+        if not self._access.mutual_tls:
+            return None
+        found = self._context.auth_context()
+        names = [name for kind in CERTIFICATE_NAMES for name in found.get(kind, ())]
+        return [name.decode("utf-8", "replace") for name in names if name]
 
     async def _receive(self) -> Any:
         """The next message, or EOF."""

@@ -60,6 +60,7 @@ class GrpcFrontEnd:
         self._settings = settings = runtime.settings
         self._lifecycle = runtime.lifecycle
         self._access = runtime.access
+        self._reloader = runtime.reloader
         self._observation = runtime.observation
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
@@ -129,7 +130,9 @@ class GrpcFrontEnd:
             _refuse_a_socket_in_use(self._settings.socket)
         try:
             if self._settings.tls:
-                return self._server.add_secure_port(address, server_credentials(self._settings))
+                return self._server.add_secure_port(
+                    address, server_credentials(self._settings, self._reloader)
+                )
             return self._server.add_insecure_port(address)
         except RuntimeError:  # do not chain the error: its traceback would keep the server alive
             log.debug("bind failed", exc_info=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,11 +17,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from service.auth import ApiKeys
+from service.auth import Access, ApiKeys, CertificateNames
+from service.client import read_error
 from service.engines.fake import FakeEngine
 from service.errors import Unauthenticated
 from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.quotas import ANONYMOUS, Caller, Quota
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
 from tests.service.certificates import Authority, openssl
@@ -213,3 +217,110 @@ async def test_a_key_that_is_not_of_the_certificate(authority: Authority) -> Non
     with pytest.raises(SettingsError, match="tls_key the key of tls_cert"):
         async with secure(tls_cert=cert, tls_key=key):
             pass
+
+
+# Names of client certificates
+
+
+@asynccontextmanager
+async def mutual(authority: Authority, **settings: Any) -> AsyncIterator[VisionServer]:
+    cert, key = authority.issue("server")
+    files = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.cert}
+    async with secure(**files, **settings) as server:
+        yield server
+
+
+async def reason(
+    server: VisionServer, authority: Authority, name: str, metadata: Any = (), san: str = ""
+) -> str:
+    """The reason of the error of a call with a certificate of this common name, or OK."""
+    if san:
+        (authority.folder / "names").write_text(f"subjectAltName={san}\n")
+    cert, key = authority.issue(name)
+    credentials = grpc.ssl_channel_credentials(
+        authority.cert.read_bytes(), key.read_bytes(), cert.read_bytes()
+    )
+    async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as channel:
+        try:
+            await VisionServiceStub(channel).RunTask(run_request(), timeout=10, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            found = read_error(error)
+            return f"{found.code.name} {found.reason}"
+    return "OK"
+
+
+def callers(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Who called, from the access log."""
+    found = [re.search(r"caller=(\S+)", line) for line in caplog.messages if "RunTask" in line]
+    return [one[1] for one in found if one]
+
+
+async def test_the_common_name_of_a_certificate_is_the_caller(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    async with mutual(authority, caller_requests_per_minute=1) as server:
+        assert await reason(server, authority, "phone") == "OK"
+        assert await reason(server, authority, "phone") == "RESOURCE_EXHAUSTED QUOTA_EXCEEDED"
+        assert await reason(server, authority, "shop") == "OK"
+    assert callers(caplog) == ["phone", "phone", "shop"]
+
+
+async def test_only_listed_certificates_may_call(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    allowed = tmp_path / "allowed"
+    allowed.write_text(
+        '# who may call\nphone requests_per_minute=1\n"Acme \\"App\\""\nspiffe://acme/vision\n'
+    )
+    async with mutual(authority, tls_client_names_file=allowed) as server:
+        assert await reason(server, authority, "phone") == "OK"
+        assert await reason(server, authority, "phone") == "RESOURCE_EXHAUSTED QUOTA_EXCEEDED"
+        refused = "PERMISSION_DENIED CERTIFICATE_NOT_ALLOWED"
+        assert await reason(server, authority, "shop") == refused
+        spiffe = "URI:spiffe://acme/vision,DNS:localhost"
+        assert await reason(server, authority, "shop", san=spiffe) == "OK"
+    assert callers(caplog) == ["phone", "phone", "-", "spiffe://acme/vision"]
+
+
+async def test_certificate_and_key_where_both_are_set(
+    authority: Authority, tmp_path: Path, keys_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service.access")
+    allowed = tmp_path / "allowed"
+    allowed.write_text("gateway\n")
+    key = (("x-api-key", KEY),)
+    both = {"tls_client_names_file": allowed, "api_keys_file": keys_file}
+    async with mutual(authority, **both) as server:
+        assert await reason(server, authority, "gateway") == "UNAUTHENTICATED API_KEY_MISSING"
+        refused = "PERMISSION_DENIED CERTIFICATE_NOT_ALLOWED"
+        assert await reason(server, authority, "shop", key) == refused
+        assert await reason(server, authority, "gateway", key) == "OK"
+    assert callers(caplog)[-1] == "phone"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "there is no name in the file"),
+        ("phone\n'shop", "line 2: a quote is not closed"),
+        ("phone\nphone queue=1", "line 2 must be a name of a certificate that no other line has"),
+        ("a b\n", "line 1: word 1 is not a quota"),
+        ("'a b'\n'a\tb'\n", "line 2 must be a name .* not even with other blanks"),
+        ("phone queue=x", "line 1: queue=x must be a whole number of at least 0"),
+    ],
+)
+def test_lists_of_names_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "allowed"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=f"tls_client_names_file: {says}"):
+        CertificateNames.read(path)
+
+
+def test_names_with_blanks_are_one_word_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "allowed"
+    path.write_text('"Acme App=1" queue=2\n')
+    caller = CertificateNames.read(path).caller(["Acme App=1", "acme.example"])
+    assert caller == Caller("Acme_App_1", Quota(queue=2))
+    assert Access(Settings()).caller({}, ["Acme"]) == ANONYMOUS
