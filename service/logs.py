@@ -16,6 +16,7 @@ import os
 import queue
 import re
 import select
+import signal
 import sys
 import threading
 import time
@@ -243,6 +244,12 @@ def trace_crashes() -> None:
     if sys.stderr is not None:
         faulthandler.disable()
         faulthandler.enable()
+
+
+def dump_on_signal() -> None:
+    """Let SIGUSR1 write the Python stack of every thread to stderr; the process goes on."""
+    if sys.stderr is not None and hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def pairs(**values: object) -> Pairs:

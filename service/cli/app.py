@@ -165,7 +165,8 @@ def serve(context: typer.Context) -> None:
     add_help_option=False,
 )
 def check(context: typer.Context) -> None:
-    """Check settings, tasks, port, model and one warm-up; takes the settings of `serve`."""
+    """Check settings, tasks, port, model and one warm-up; takes the settings of `serve`. With
+    --print-settings, print the settings in effect."""
     from service.cli.check import check_command
     from service.cli.serving import progress
 

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from service.cli.arguments import read_settings, with_flag
+from service.cli.effective import FLAG, print_settings
 from service.cli.front_ends import build_front_ends
 from service.errors import ServiceError
 from service.inference.pipeline import schema_limits
@@ -54,9 +55,13 @@ REINSTALL = "A package is missing or broken. Install this one again, with its de
 
 def check_command(arguments: Sequence[str], progress: Callable[[str], None]) -> int:
     """Check settings, tasks, port, model and one warm-up. Returns the exit code."""
-    settings = read_settings("check", arguments)
+    flags = [argument for argument in arguments if argument != FLAG]
+    settings = read_settings("check", flags)
     if settings is None:
         return USAGE
+    if len(flags) < len(arguments):
+        print_settings(settings, flags)
+        return 0
     logging.getLogger().addHandler(logging.NullHandler())  # the failed step has printed the error
     _passed("settings", "valid")
     return asyncio.run(_check(settings, progress))

@@ -40,6 +40,7 @@ def serve_command(arguments: Sequence[str]) -> int:
     if settings is None:
         return USAGE
     logs.configure(settings.log_level, settings.log_format, on_drop=metrics.log_lines_dropped.inc)
+    logs.dump_on_signal()
     raise_descriptor_limit()
     try:
         registry = build_registry(settings)

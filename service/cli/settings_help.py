@@ -16,7 +16,8 @@ from service.settings import PREFIX, Settings, setting_groups
 
 INTRODUCTION = {
     "serve": "Run the gRPC server until SIGTERM or Ctrl-C.",
-    "check": "Check the settings of `serve`, the tasks, the port, the model and one warm-up.",
+    "check": "Check the settings of `serve`, the tasks, the port, the model and one warm-up. With "
+    "--print-settings: print each setting, its value and where the value comes from, and end.",
 }
 
 

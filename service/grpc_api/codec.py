@@ -14,6 +14,7 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from service import __version__
 from service.errors import InvalidRequest
 from service.grpc_api.conversation_codec import decode_messages, decode_tools
 from service.grpc_api.grammar_codec import (
@@ -269,6 +270,7 @@ def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelRes
         ),
         limits=encode_limits(limits),
         details=dict(capabilities.details),
+        server_version=__version__,
     )
 
 

@@ -16,6 +16,7 @@ import grpc
 import psutil
 import pytest
 
+from service import __version__
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, InferenceTimeout
 from service.inference import runner
@@ -122,6 +123,7 @@ async def test_tasks_and_model() -> None:
         assert found.task.needs_image
         assert json.loads(found.task.grammar.json_schema)["type"] == "object"
         model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        assert model.server_version == __version__
         assert (model.name, model.engine) == ("fake", "fake")
         assert pb.GRAMMAR_KIND_JSON_SCHEMA in model.capabilities.grammar_kinds
         assert model.limits.max_images == 64

@@ -306,3 +306,14 @@ async def test_what_callers_send_and_get_stays_out_of_the_log(written: Written) 
     assert secret not in text
     assert "IHDR" not in text
     assert repr(data[:8])[2:-1] not in text
+
+
+def test_a_signal_writes_the_stack_of_every_thread_and_the_server_goes_on() -> None:
+    with process("serve", "--engine", "fake", "--port", 0) as server:
+        assert server.stderr is not None
+        wait_for(server.stderr, "SERVING on port ")
+        server.send_signal(signal.SIGUSR1)
+        dump = wait_for(server.stderr, "in main\n")
+        assert any("Current thread" in line for line in dump)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0

@@ -258,3 +258,42 @@ def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done.code == 1
     assert "cannot fetch model 'somebody/a-model-that-nobody-has'" in done.err
     assert "give a local folder" in done.err
+
+
+# --print-settings
+
+
+def printed(done: Outcome) -> dict[str, tuple[str, str]]:
+    """Name of a setting -> value and origin."""
+    found = {}
+    for line in done.out.splitlines():
+        name, rest = line.split(None, 1)
+        value, _, origin = rest.rpartition("(")
+        found[name] = value.strip(), origin.removesuffix(")")
+    return found
+
+
+def test_settings_are_printed_with_their_origin() -> None:
+    env = {"QWEN3VL_MAX_BATCH": "7", "QWEN3VL_METRICS_PORT": "9090", "QWEN3VL_MAX_IMAGES": "3"}
+    done = qwen3vl(
+        "check", "--print-settings", "--max-images=5", "--no-reflection", "--port", 0, env=env
+    )
+    found = printed(done)
+    assert done.code == 0
+    assert found["max_images"] == ("5", "flag --max-images"), "a flag wins over a variable"
+    assert found["port"] == ("0", "flag --port")
+    assert found["reflection"] == ("False", "flag --no-reflection")
+    assert found["max_batch"] == ("7", "variable QWEN3VL_MAX_BATCH")
+    assert found["admin_port"] == ("9090", "variable QWEN3VL_METRICS_PORT")
+    assert found["host"] == ("127.0.0.1", "default")
+    assert found["tls_cert"] == ("unset", "default")
+    assert found["dtype"] == ("auto", "default"), "as the engine has it"
+    assert "backend" not in found, "a setting of another engine"
+    every = set(printed(qwen3vl("check", "--print-settings", "--engine", "lmdeploy")))
+    assert every | found.keys() == set(Settings.model_fields) - {"script"}
+
+
+def test_settings_that_are_wrong_are_not_printed() -> None:
+    done = qwen3vl("check", "--print-settings", "--max-images", 0)
+    assert (done.code, done.out) == (2, "")
+    assert "--max-images" in done.err

@@ -721,12 +721,15 @@ class GetModelResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    SERVER_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model: a hub name, or the name of its folder."""
     engine: _builtins.str
     """Engine that runs it: "lmdeploy" (TurboMind or LMDeploy's PyTorch engine; "backend" of `details` says which),
     "reference" (torch, on any machine) or "fake" (answers without a model, for tests of clients).
     """
+    server_version: _builtins.str
+    """Version of the server, such as "0.1.0". Empty from servers older than this field."""
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
         """What the engine can do with this model."""
@@ -747,10 +750,11 @@ class GetModelResponse(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         limits: Global___Limits | None = ...,
         details: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        server_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "details", b"details", "engine", b"engine", "limits", b"limits", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "details", b"details", "engine", b"engine", "limits", b"limits", "name", b"name", "server_version", b"server_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
