@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import typer
 
 from service.cli.arguments import flag_of
-from service.engines.registry import engine_fields
-from service.settings import PREFIX, RENAMED, Settings
+from service.settings import PREFIX, RENAMED, ServerSettings, Settings
 
 FLAG = "--print-settings"
 
@@ -23,10 +22,9 @@ def print_settings(settings: Settings, arguments: Sequence[str]) -> None:
     arguments: the flags that were given.
     """
     own = settings.engine_settings
-    of_engines = engine_fields()
     lines = []
     for name in Settings.model_fields:
-        if name not in of_engines:
+        if name in ServerSettings.model_fields:
             value = getattr(settings, name)
         elif name in type(own).model_fields:
             value = getattr(own, name)
