@@ -7,7 +7,7 @@ A rule that is broken raises ``InvalidRequest`` with the path of the field, as t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.errors import InvalidRequest, TooManyImages
@@ -354,7 +354,7 @@ def _sampling(request: ChatRequest, fields: dict[str, str]) -> Sampling:
     if most is not None:
         given["max_tokens"] = most
         fields["sampling.max_tokens"] = "max_tokens" if newer is None else "max_completion_tokens"
-    refuse(tuple(violations(given)))
+    refuse([replace(one, field=path_of(one.field, fields)) for one in violations(given)])
     return Sampling(**given)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.error_table import row_of
 from service.errors import InvalidRequest, Overloaded, ServiceError
-from service.http_api.codec import FIELDS, path_of
+from service.http_api.codec import path_of
 from service.http_api.reading import BODY
 
 TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -34,9 +34,9 @@ def headers_of(error: ServiceError) -> list[tuple[str, str]]:
     ]
 
 
-def body_of(error: ServiceError, fields: Mapping[str, str] = FIELDS) -> dict[str, Any]:
+def body_of(error: ServiceError, fields: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The body of an error. fields: see ``codec.path_of``."""
-    violations = _violations(error, fields)
+    violations = _violations(error, fields or {})
     found: dict[str, Any] = {
         "message": _message(error, violations)[:MAX_TEXT],
         "type": _type(row_of(error).http),

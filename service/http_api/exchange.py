@@ -26,7 +26,6 @@ from service.errors import (
     forget_frames,
 )
 from service.http_api.answers import dumps
-from service.http_api.codec import FIELDS
 from service.http_api.errors import body_of, headers_of
 from service.http_api.reading import BODY
 from service.lifecycle import REFUSALS, Phase
@@ -106,7 +105,7 @@ class Exchange:
         self.scope = scope
         self.request_id = request_id.get()
         self.caller = ANONYMOUS
-        self.fields: Mapping[str, str] = FIELDS
+        self.fields: Mapping[str, str] = {}
         self.headers = {
             name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }

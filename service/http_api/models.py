@@ -18,6 +18,8 @@ MAX_TOOLS = 128
 INT32_MAX = 2**31 - 1
 NAME = r"^[A-Za-z0-9_-]{1,64}$"
 
+UNKNOWN_KIND = "unknown_kind"
+"""Type of the error of an object whose kind is missing or unknown. Its message: ``key|known kinds``."""
 HONOURED, NEUTRAL, NO_EFFECT, REFUSED = "honoured", "neutral", "no effect", "refused"
 
 
@@ -29,6 +31,32 @@ def _field(treatment: str, description: str, default: Any = None, **more: Any) -
 def _from_decimal(value: Any) -> Any:
     """JSON numbers are read as exact decimals, which schemas need and other fields do not."""
     return float(value) if isinstance(value, Decimal) else value
+
+
+def _by(key: str, *known: str) -> Discriminator:
+    """Tells objects of a union apart by a key. Tags are in angle brackets, as no key of ours is, so
+    that they can be told from keys in the location of an error."""
+
+    def tag(value: Any) -> str:
+        return f"<{value.get(key)}>" if isinstance(value, dict) else "<>"
+
+    return Discriminator(
+        tag,
+        custom_error_type=UNKNOWN_KIND,
+        custom_error_message=f"{key}|{', '.join(known)}",
+    )
+
+
+def _text_or_object(value: Any) -> str:
+    return "<text>" if isinstance(value, str) else "<object>"
+
+
+def _text_or_parts(value: Any) -> str:
+    return "<parts>" if isinstance(value, list) else "<text>"
+
+
+def _word_or_tool(value: Any) -> str:
+    return "<word>" if isinstance(value, str) else "<tool>"
 
 
 Number = Annotated[float, BeforeValidator(_from_decimal)]
@@ -66,23 +94,22 @@ class ImagePart(Model):
 
     type: Literal["image_url"]
     image_url: Annotated[
-        Annotated[str, Tag("text")] | Annotated[ImageUrl, Tag("object")],
-        Discriminator(lambda value: "text" if isinstance(value, str) else "object"),
+        Annotated[str, Tag("<text>")] | Annotated[ImageUrl, Tag("<object>")],
+        Discriminator(_text_or_object),
     ]
 
 
-def _content(value: Any) -> str:
-    return "parts" if isinstance(value, list) else "text"
-
-
 Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
+    _by("type", "text", "image_url"),
+]
 Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
 TextContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Texts, Tag("parts")], Discriminator(_content)
+    Annotated[str, Tag("<text>")] | Annotated[Texts, Tag("<parts>")], Discriminator(_text_or_parts)
 ]
 AnyContent = Annotated[
-    Annotated[str, Tag("text")] | Annotated[Parts, Tag("parts")], Discriminator(_content)
+    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<parts>")], Discriminator(_text_or_parts)
 ]
 Name = Annotated[str | None, Field(description="Taken without effect.")]
 
@@ -140,7 +167,12 @@ class ToolMessage(Model):
 
 
 Message = Annotated[
-    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+    Annotated[SystemMessage, Tag("<system>")]
+    | Annotated[SystemMessage, Tag("<developer>")]
+    | Annotated[UserMessage, Tag("<user>")]
+    | Annotated[AssistantMessage, Tag("<assistant>")]
+    | Annotated[ToolMessage, Tag("<tool>")],
+    _by("role", "system", "developer", "user", "assistant", "tool"),
 ]
 
 
@@ -178,7 +210,10 @@ class JsonSchemaFormat(Model):
 
 
 ResponseFormat = Annotated[
-    TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")
+    Annotated[TextFormat, Tag("<text>")]
+    | Annotated[JsonObjectFormat, Tag("<json_object>")]
+    | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+    _by("type", "text", "json_object", "json_schema"),
 ]
 
 
@@ -187,8 +222,8 @@ class StructuredOutputs(Model):
 
     json_: (
         Annotated[
-            Annotated[str, Tag("text")] | Annotated[dict[str, Any], Tag("object")],
-            Discriminator(lambda value: "text" if isinstance(value, str) else "object"),
+            Annotated[str, Tag("<text>")] | Annotated[dict[str, Any], Tag("<object>")],
+            Discriminator(_text_or_object),
         ]
         | None
     ) = Field(None, alias="json", description="A JSON Schema, as JSON or as its text.")
@@ -226,13 +261,10 @@ class NamedTool(Model):
     function: FunctionName
 
 
-def _choice(value: Any) -> str:
-    return "word" if isinstance(value, str) else "tool"
-
-
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("word")] | Annotated[NamedTool, Tag("tool")],
-    Discriminator(_choice),
+    Annotated[Literal["none", "auto", "required"], Tag("<word>")]
+    | Annotated[NamedTool, Tag("<tool>")],
+    Discriminator(_word_or_tool),
 ]
 
 
@@ -248,7 +280,8 @@ class StreamOptions(Model):
 
 
 Stops = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[str], Tag("parts")], Discriminator(_content)
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<parts>")],
+    Discriminator(_text_or_parts),
 ]
 
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from service.errors import FieldViolation, InvalidRequest
-from service.http_api.models import HINTS, NEUTRAL, REFUSED
+from service.http_api.models import HINTS, NEUTRAL, REFUSED, UNKNOWN_KIND
 from service.schema_compiler import jsontext
 
 M = TypeVar("M", bound=BaseModel)
@@ -98,19 +98,17 @@ def _spelt(path: Iterable[str | int]) -> str:
 
 def _description(kind: type[BaseModel], path: Sequence[str | int], error: ErrorDetails) -> str:
     what = error["type"]
-    context = error.get("ctx", {})
     if what == "missing":
         return "is required"
     if what == "extra_forbidden":
         return _unknown(kind, path)
-    if what == "union_tag_not_found":
-        key = str(context.get("discriminator", "type")).strip("'")
-        return f"must be an object with the field {key}"
-    if what == "union_tag_invalid":
-        key = str(context.get("discriminator", "type")).strip("'")
-        expected = str(context.get("expected_tags", "")).replace("'", "")
-        tag = jsontext.short(str(context.get("tag", "")))
-        return f"has the {key} {tag}; this server takes: {expected}"
+    if what == UNKNOWN_KIND:
+        key, _, known = error["msg"].partition("|")
+        given = error["input"].get(key) if isinstance(error["input"], dict) else None
+        found = (
+            f"has the {key} {jsontext.short(given)}" if isinstance(given, str) else f"needs a {key}"
+        )
+        return f"{found}; this server takes: {known}"
     if what == "none_required":
         return "is not supported; leave it out"
     if what == "string_pattern_mismatch":
