@@ -115,7 +115,7 @@ class Exchange:
         self._task = _current_task()
         self._record = runtime.observation.begin(TRANSPORT, name, self.request_id)
         self._begun = False
-        self._gone = self._dropped = False
+        self._gone = self._dropped = self._stalled = False
         self._stalling: asyncio.TimerHandle | None = None
 
     def admit(self) -> None:
@@ -213,11 +213,9 @@ class Exchange:
 
     async def _event(self, event: bytes) -> None:
         self._await_reader()
-        try:
-            await self._begin(200, STREAM_HEADERS)
-            await self._send({"type": "http.response.body", "body": event, "more_body": True})
-        finally:
-            self._read_by_caller()
+        await self._begin(200, STREAM_HEADERS)
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+        self._read_by_caller()
 
     async def _end_stream(self) -> None:
         await self._event(DONE)
@@ -253,29 +251,39 @@ class Exchange:
     def _await_reader(self) -> None:
         """From now on something waits until the caller reads it."""
         if self._stalling is None:
-            loop = asyncio.get_running_loop()
-            lifecycle = self.runtime.lifecycle
-            self._stalling = loop.call_later(STALL_S, lifecycle.stall, self._task)
+            self._stalling = asyncio.get_running_loop().call_later(STALL_S, self._stall)
+
+    def _stall(self) -> None:
+        """The caller does not read: a drain does not wait for this call."""
+        self._stalled = True
+        self.runtime.lifecycle.stall(self._task)
 
     def _read_by_caller(self) -> None:
         if self._stalling is not None:
             self._stalling.cancel()
             self._stalling = None
+            self._stalled = False
             self.runtime.lifecycle.move(self._task)
 
     # The end
 
     async def cancelled(self, error: asyncio.CancelledError) -> None:
         """The task was cancelled: the caller left, does not read, or the server stops."""
-        if self._dropped:
-            self.scope["state"]["abort"]()
+        if self._dropped or self._stalled:
             self.ended("DEADLINE_EXCEEDED", "NOT_READ")
+            await self._abort()
         elif self._gone or not self.runtime.lifecycle.cutting:
             self.left()
         else:
             reason, message = REFUSALS[Phase.DRAINING]
             await self.fail(EngineUnavailable(message, reason=reason))
         forget_frames(error)
+
+    async def _abort(self) -> None:
+        """Close the connection, with everything that waits for its reader."""
+        self.scope["state"]["abort"]()
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
 
     def left(self) -> None:
         """The caller went before the answer was complete, which needs no answer."""

@@ -77,7 +77,7 @@ class Serving:
         connection = await self.connect()
         try:
             await connection.send(method, path, body, {**self.headers, **(headers or {})})
-            return await connection.reply()
+            return await connection.reply(empty=method == "HEAD")
         finally:
             connection.close()
 
@@ -121,8 +121,11 @@ class Connection:
         pairs = (line.partition(": ") for line in rest)
         return int(first.split()[1]), {name.lower(): value for name, _, value in pairs}
 
-    async def reply(self) -> Reply:
+    async def reply(self, *, empty: bool = False) -> Reply:
+        """The next response. empty: one without a body, whatever its headers say."""
         status, headers = await self.head()
+        if empty:
+            return Reply(status, headers, b"")
         if headers.get("transfer-encoding") == "chunked":
             return Reply(status, headers, b"".join([piece async for piece in self.pieces()]))
         size = int(headers.get("content-length", 0))
