@@ -1,6 +1,6 @@
 """Qwen3-VL for LMDeploy's TurboMind: position packing, split vision encoder, model registration.
 
-Importing this package changes nothing; `install` does.
+Importing this package does not change LMDeploy; calling `install` does.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ def install(deepstack: str | None = None) -> None:
     """Register Qwen3-VL with the installed LMDeploy, in this process. A second call does nothing.
 
     Args:
-        deepstack: ``auto``, ``require`` or ``off``; see `lmdeploy_ext.deepstack`. None: as the
-            variable ``LMDEPLOY_QWEN3VL_DEEPSTACK`` says, else ``auto``. Where ``auto`` finds that
-            TurboMind cannot be given DeepStack, a warning says so and TurboMind is not offered for
-            Qwen3-VL: LMDeploy takes its PyTorch engine.
+        deepstack: ``auto``, ``require`` or ``off``; see `lmdeploy_ext.deepstack`. None uses the
+        variable ``LMDEPLOY_QWEN3VL_DEEPSTACK``, else ``auto``. If ``auto`` cannot add DeepStack to
+        TurboMind, it logs a warning and does not register TurboMind for Qwen3-VL: LMDeploy then
+        uses its PyTorch engine.
 
     Raises:
         lmdeploy_ext.host.HostUnavailable: LMDeploy is missing or its native module does not load.
         lmdeploy_ext.patch.HostDrift: LMDeploy is not the one that the extension was written for.
-        lmdeploy_ext.deepstack.DeepStackUnavailable: it is required and cannot be had, or the
-            extension is installed with another mode.
-            All are `lmdeploy_ext.patch.ExtensionError`, say what to do, and leave LMDeploy as
-            it was.
+        lmdeploy_ext.deepstack.DeepStackUnavailable: DeepStack is required and not available, or the
+        extension is already installed with another mode.
+            All are `lmdeploy_ext.patch.ExtensionError`. Their messages say what to do, and LMDeploy
+            is unchanged.
     """
     from lmdeploy_ext import host
     from lmdeploy_ext.autoload import announce
@@ -47,7 +47,7 @@ def install(deepstack: str | None = None) -> None:
 
 
 def uninstall() -> None:
-    """Give LMDeploy back as it was before `install`. Engines that already run stay as they are."""
+    """Undo `install`. Running engines are not affected."""
     from lmdeploy_ext.deepstack import modes
     from lmdeploy_ext.patch import revert_all
 
@@ -56,7 +56,8 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether every record of `lmdeploy_ext.patches.PATCHES` is in force: TurboMind serves Qwen3-VL."""
+    """Whether every record of `lmdeploy_ext.patches.PATCHES` is applied, so that TurboMind serves
+    Qwen3-VL."""
     from lmdeploy_ext.patch import applied
     from lmdeploy_ext.patches import PATCHES
 

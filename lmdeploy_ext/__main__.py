@@ -1,4 +1,5 @@
-"""``python -m lmdeploy_ext …`` is ``lmdeploy …`` with the extension, in this process and its workers."""
+"""``python -m lmdeploy_ext …`` runs ``lmdeploy …`` with the extension, in this process and its
+workers."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> None:
     """Run LMDeploy's command line with the extension.
 
     Raises:
-        SystemExit: as LMDeploy says; 1 if LMDeploy is missing, or the extension cannot be installed.
+        SystemExit: with LMDeploy's exit code; 1 if LMDeploy is missing or the extension cannot be
+        installed.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
@@ -67,7 +69,7 @@ def _verify(arguments: list[str]) -> NoReturn:
     from lmdeploy_ext import verify
     from lmdeploy_ext.patch import ExtensionError
 
-    os.environ[autoload.VARIABLE] = autoload.OFF[0]  # LMDeploy as it is
+    os.environ[autoload.VARIABLE] = autoload.OFF[0]  # on the unchanged LMDeploy
     try:
         sys.exit(verify.main(arguments))
     except ExtensionError as error:
@@ -75,7 +77,8 @@ def _verify(arguments: list[str]) -> NoReturn:
 
 
 def workers_get_it() -> bool:
-    """Whether a Python that starts from this one runs the line that arms the extension."""
+    """Whether child Python processes run the line of ``autoload.pth`` that activates the
+    extension."""
     folders = [*site.getsitepackages(), site.getusersitepackages()]
     return any((Path(folder) / LINE).is_file() for folder in folders)
 

@@ -1,8 +1,9 @@
-"""Installs the extension where a process imports LMDeploy and an environment variable asks for it.
+"""Installs the extension when a process imports LMDeploy and an environment variable is set.
 
-The wheel puts `autoload.pth` into site-packages as ``qwen3vl_lmdeploy_ext.pth``. Python runs its
-one line at every start, also in workers that LMDeploy spawns: they inherit the variable. Without
-the variable the line costs one look-up in ``os.environ`` and imports nothing of ours.
+The wheel puts `autoload.pth` into site-packages as ``qwen3vl_lmdeploy_ext.pth``. Python runs the
+single line of this file at every start, also in workers of LMDeploy, which inherit the variable.
+Without the variable, the line looks up one key in ``os.environ`` and imports nothing of this
+package.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ HOST = "lmdeploy"
 
 
 def arm() -> None:
-    """Install the extension once `lmdeploy` is imported; at once if it is already.
+    """Install the extension when `lmdeploy` is imported, or at once if it is already imported.
 
-    An error of the installation, or a value of the variable that is neither on nor off, ends the
-    process when it imports LMDeploy: what was asked for is never replaced by the stock behaviour.
-    Programs that do not import LMDeploy are left alone.
+    If the installation fails, or the value of the variable is invalid, the process ends when it
+    imports LMDeploy, so that it never runs stock LMDeploy by mistake. Programs that do not import
+    LMDeploy are not affected.
     """
     if _value() in ("", *OFF) or any(isinstance(finder, _Finder) for finder in sys.meta_path):
         return
@@ -40,7 +41,8 @@ def arm() -> None:
 
 
 def announce() -> None:
-    """One line in LMDeploy's log: the extension is active, for what, and on which release."""
+    """Log one line through LMDeploy's logger: the active extension, its models and LMDeploy's
+    release."""
     from lmdeploy_ext import host
 
     logging.getLogger(HOST).info(
@@ -52,7 +54,8 @@ def announce() -> None:
 
 
 class _Finder:
-    """Finds `lmdeploy` as the other finders do and has the extension installed after it."""
+    """An import finder: finds `lmdeploy` with the other finders, and installs the extension after
+    its import."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -69,14 +72,15 @@ class _Finder:
 
 
 class _Loader(Loader):
-    """Loads `lmdeploy` with its own loader, which then stands in its place again."""
+    """Loads `lmdeploy` with its original loader, which it then restores in the module's spec."""
 
     def __init__(self, loader: Any, finder: Any) -> None:
         self._loader = loader
         self._finder = finder
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)  # whoever only looks for the package asks for its files
+        # Code that only looks up the package asks its loader for files.
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         created: ModuleType | None = self._loader.create_module(spec)
@@ -90,7 +94,7 @@ class _Loader(Loader):
         self._loader.exec_module(module)
         _install()
         if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)  # last: an import that fails may be tried again
+            sys.meta_path.remove(self._finder)  # last, because a failed import may be repeated
 
 
 def _check_value() -> None:
@@ -115,7 +119,7 @@ def _install() -> None:
 
 
 def _end(message: str) -> NoReturn:
-    # Printed here: a thread that ends with SystemExit says nothing.
+    # Print here: a thread that ends with SystemExit prints nothing.
     print(f"Qwen3-VL extension of LMDeploy: {message}", file=sys.stderr, flush=True)
     raise SystemExit(1)
 
@@ -129,5 +133,5 @@ def _own_version() -> str:
 
     try:
         return version("qwen3vl-grpc")
-    except PackageNotFoundError:  # run from a source tree that is not installed
+    except PackageNotFoundError:  # from a source tree that is not installed
         return "(not installed)"

@@ -1,7 +1,7 @@
-"""Model families as data: what differs between the models that this project runs.
+"""Model families as data: the differences between the models that this project supports.
 
-A family is one record in `FAMILIES`. Code asks the record instead of comparing names of
-architectures, so that a family can be added without a change elsewhere. Imports nothing heavy.
+A family is one record in `FAMILIES`. Code reads the record instead of comparing names of
+architectures, so that a new family needs no other change. Imports no heavy packages.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """Models that are computed alike.
+    """Models with the same computation.
 
     Attributes:
-        name: for people, as in "Qwen3-VL".
+        name: display name, such as "Qwen3-VL".
         dense: values of ``architectures`` in config.json of checkpoints without experts.
-        moe: those of checkpoints with a mixture of experts.
+        moe: values of ``architectures`` for checkpoints with a mixture of experts.
         rotary_fraction: share of each attention head that mRoPE rotates; ``mrope_section`` sums to
             half of that share of the head dimension.
-        deepstack: whether features of vision blocks are added behind the first decoder layers, so
-            that an engine without DeepStack gives other tokens.
-        thinking_prefix: what the chat template of the Thinking editions writes behind
-            ``<|im_start|>assistant`` and a newline; empty for a family without such editions.
-        thinking_closed: the same with thoughts that are over at once.
+        deepstack: whether features of vision blocks are added after the first decoder layers, so
+        that an engine without DeepStack generates other tokens. thinking_prefix: text that the chat
+        template of the Thinking editions writes after ``<|im_start|>assistant`` and a newline;
+        empty for a family without such editions. thinking_closed: the same text with immediately
+        closed thoughts.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The LMDeploy that the extension is written for: its versions and every name of it that we touch.
+"""The supported versions of LMDeploy, and every name of LMDeploy that the extension uses.
 
-`NAMES` lists what our modules import, override or replace. A name that is missing in the installed
-LMDeploy is drift: `lmdeploy_ext.install` says so in one error before anything is changed.
+`NAMES` lists the names that the extension imports, overrides or replaces. If the installed LMDeploy
+lacks a name, `lmdeploy_ext.install` raises one error before it changes anything.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from lmdeploy_ext.families import QWEN3_VL
 from lmdeploy_ext.patch import ExtensionError, HostDrift, drift
 
 FIRST, BEFORE = (0, 18, 0), (0, 19)
-"""Verified releases: from FIRST on, before BEFORE."""
+"""Verified releases: FIRST <= release < BEFORE."""
 
 ARCHITECTURES = QWEN3_VL.architectures
-"""Those that the extension adds to TurboMind."""
+"""The architectures that the extension adds to TurboMind."""
 
 REMEDY = (
     "Install a verified release (pip install 'lmdeploy>=0.18.0,<0.19'), use a newer release of "
@@ -84,19 +84,19 @@ NAMES: dict[str, str | None] = {
     **deepstack.NAMES,
     **vision_off.NAMES,
 }
-"""``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`, None if only the name
-counts. A method stands at the class that defines it. Targets of records need not stand here."""
+"""``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`; None if only the name
+matters. Methods are listed at the class that defines them. Targets of records are not listed."""
 
 
 class HostUnavailable(ExtensionError):
-    """LMDeploy is not there, or its TurboMind module cannot be loaded on this machine."""
+    """LMDeploy is not installed, or its TurboMind module cannot be loaded on this machine."""
 
 
 def installed_version() -> str:
-    """The release of the installed LMDeploy, as its distribution says.
+    """The release of the installed LMDeploy, from its package metadata.
 
     Raises:
-        HostUnavailable: there is none.
+        HostUnavailable: LMDeploy is not installed.
     """
     try:
         return version("lmdeploy")
@@ -107,18 +107,18 @@ def installed_version() -> str:
 
 
 def check() -> None:
-    """Refuse an LMDeploy that the extension is not for. Imports LMDeploy, changes nothing.
+    """Refuse an LMDeploy that the extension does not support. Imports LMDeploy, changes nothing.
 
     Raises:
         HostUnavailable: LMDeploy is missing, or its native module does not load.
-        HostDrift: another release, or one that has Qwen3-VL on TurboMind itself.
+        HostDrift: another release, or a release that supports Qwen3-VL on TurboMind itself.
     """
     found = installed_version()
     if not FIRST <= _release(found) < BEFORE:
         raise HostDrift([f"LMDeploy {found} is not verified"], REMEDY)
     _check_native_module()
     if drift(SUPPORTED_ARCHS):
-        return  # `problems` says it
+        return  # reported by `problems`
     module, _, attribute = SUPPORTED_ARCHS.partition(":")
     supported = getattr(importlib.import_module(module), attribute)
     present = [name for name in ARCHITECTURES if name in supported]
@@ -131,9 +131,9 @@ def check() -> None:
 
 
 def problems() -> list[str]:
-    """What is missing or different in the installed LMDeploy, one sentence for each of `NAMES`.
+    """The differences of the installed LMDeploy, one sentence for each of `NAMES`.
 
-    A class that is missing counts once and not again for each of its methods.
+    A missing class is reported once, not again for each of its methods.
     """
     found: dict[str, str] = {}
     for name, signature in NAMES.items():

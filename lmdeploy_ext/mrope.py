@@ -1,10 +1,11 @@
 """Multimodal rotary positions (mRoPE) of Qwen3-VL, in plain numpy.
 
-Every token has three positions: temporal, height and width. Text advances all three together. An
-image of merged grid (rows, columns) that begins at position ``base`` keeps ``base`` in the temporal
-stream, counts ``base + row`` and ``base + column`` in the others, and the text behind it continues
-at ``base + max(rows, columns)``. The numbers are those of transformers'
-``Qwen3VLModel.get_rope_index``; the idea is from the Qwen2-VL paper (arXiv 2409.12191, 2.1).
+Every token has three positions: temporal, height and width. Text tokens increment all three. For an
+image of merged grid (rows, columns) that begins at position ``base``, the temporal position is
+``base`` for all tokens, the height position is ``base + row`` and the width position is ``base +
+column``; the next text continues at ``base + max(rows, columns)``. The numbers equal those of
+transformers' ``Qwen3VLModel.get_rope_index``; the method is from the Qwen2-VL paper (arXiv
+2409.12191, 2.1).
 
 Letters: T tokens of the prompt, N images.
 """
@@ -40,7 +41,8 @@ def mrope_positions(
         three streams.
 
     Raises:
-        ValueError: spans and grids do not fit each other or the prompt; the message names which.
+        ValueError: spans and grids do not match each other or the prompt; the message names the
+        image.
     """
     rows_columns = merged_grids(length, spans, grids, merge_size)
     positions = np.empty((3, length), dtype=np.int32)
@@ -65,7 +67,7 @@ def merged_grids(
 ) -> list[tuple[int, int]]:
     """Merged (rows, columns) of each image.
 
-    Takes the arguments of `mrope_positions`, and raises ValueError where they do not fit each other.
+    Takes the arguments of `mrope_positions`. Raises ValueError if they do not match each other.
     """
     if length < 0 or merge_size < 1:
         raise ValueError(f"length {length} must be >= 0 and merge_size {merge_size} >= 1")

@@ -1,8 +1,8 @@
-"""The packed request: the one data structure that every engine eats.
+"""The packed request: the input data structure of every engine.
 
-Token ids with image placeholders already expanded, the span of each image among them, the pixels as
-uint8 patches, and the mRoPE positions. Plain numpy, so that it can be built in a process that never
-imports torch.
+It contains token ids with expanded image placeholders, the span of each image, the pixels as uint8
+patches, and the mRoPE positions. Everything is plain numpy, so a process without torch can build a
+packed request.
 
 Letters: T tokens, h and w the image's sides in patches, C channels, p pixels per patch side.
 """
@@ -23,12 +23,10 @@ class PackedImage:
     """One still image or one pair of video frames, cut into patches.
 
     Attributes:
-        patches: uint8 (h*w, C*p*p) for a still image or (h*w, C*2*p*p) for a frame pair, with the
-            values of a patch in the order channel, frame, row, column. The patches that are merged
-            into one token are neighbours: order (block row, block column, row in block, column in
-            block).
-        grid: (1, h, w) in patches.
-        merge_size: patches per side that are merged into one token.
+        patches: uint8 (h*w, C*p*p) for a still image or (h*w, C*2*p*p) for a frame pair. The values
+        of a patch have the order channel, frame, row, column. The patches have the order block row,
+        block column, row in block, column in block, so that the patches of one token are adjacent.
+        grid: (1, h, w) in patches. merge_size: patches per side that are merged into one token.
     """
 
     patches: npt.NDArray[np.uint8]
@@ -48,7 +46,7 @@ class PackedImage:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the image takes in the prompt, after merging."""
+        """Number of tokens of the image in the prompt, after merging."""
         return len(self.patches) // self.merge_size**2
 
 
@@ -59,7 +57,7 @@ class PackedRequest:
     Attributes:
         token_ids: int32 (T,), one image-pad id per merged image token.
         spans: for each image, the half-open range ``[begin, end)`` of its tokens.
-        images: in the order of the spans.
+        images: the images, in the order of the spans.
         position_ids: int32 (3, T), see `lmdeploy_ext.mrope.mrope_positions`.
         position_delta: position of a generated token minus its index in the sequence.
     """
@@ -76,14 +74,14 @@ def pack(
     image_token_id: int,
     merge_size: int = 2,
 ) -> PackedRequest:
-    """Join runs of text token ids and images, in prompt order, into one request.
+    """Join text token ids and images, in prompt order, into one request.
 
-    Each image becomes ``num_tokens`` times ``image_token_id``. The vision-start and vision-end ids
-    around an image belong to the text runs.
+    Each image is replaced by ``num_tokens`` times ``image_token_id``. The vision-start and
+    vision-end ids around an image belong to the text segments.
 
     Raises:
-        ValueError: a text run contains ``image_token_id`` (a forged placeholder), is not a flat run
-            of non-negative int32 ids, or an image has another merge size.
+        ValueError: a text segment contains ``image_token_id`` (a forged placeholder) or is not a
+        flat sequence of non-negative int32 ids, or an image has another merge size.
     """
     runs: list[npt.NDArray[np.int32]] = []
     spans: list[tuple[int, int]] = []

@@ -1,9 +1,9 @@
-"""Intrusions into LMDeploy as records: what is changed, why, and when it may go.
+"""Changes to LMDeploy as records: the change, its reason, and the condition for its removal.
 
 A `Patch` replaces one attribute, an `Entry` adds one key to a dict or an mmengine registry.
-`apply_all` checks every record against the installed LMDeploy before it touches anything, and
-`revert_all` puts everything back. What the records are is in `lmdeploy_ext.patches`; this module
-knows nothing of LMDeploy.
+`apply_all` checks every record against the installed LMDeploy before it changes anything, and
+`revert_all` undoes all changes. `lmdeploy_ext.patches` lists the records; this module does not
+depend on LMDeploy.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Undo = Callable[[], None]
 
 
 class ExtensionError(RuntimeError):
-    """The extension cannot be installed; the message says why and what to do. Nothing is changed."""
+    """The extension cannot be installed; the message says why and what to do. LMDeploy is
+    unchanged."""
 
 
 class HostDrift(ExtensionError):
-    """The installed LMDeploy is not the one that the extension was written for.
+    """The installed LMDeploy differs from the versions that the extension supports.
 
     Attributes:
         problems: one sentence for each difference.
@@ -44,7 +45,7 @@ class Record(Protocol):
 
     @property
     def name(self) -> str:
-        """Short and unique; stands in the log."""
+        """A short, unique name for the log."""
 
     @property
     def target(self) -> str:
@@ -52,17 +53,17 @@ class Record(Protocol):
 
     @property
     def why(self) -> str:
-        """What does not work without it."""
+        """The reason: what does not work without the record."""
 
     @property
     def remove_when(self) -> str:
-        """What must happen upstream for the record to go."""
+        """The upstream change after which the record can be removed."""
 
     def problem(self) -> str | None:
-        """What keeps the record from being applied, None if nothing does. Changes nothing."""
+        """The reason why the record cannot be applied; None if it can. Changes nothing."""
 
     def apply(self) -> Undo:
-        """Make the change; the result takes it back."""
+        """Make the change; returns a function that undoes it."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class Patch:
     """Replaces an attribute of a module or a class.
 
     Attributes:
-        signature: parameters of the function that is replaced, without annotations, as in
-            ``"(self, multimodal, *, limit=4)"``. None for a value that is no function.
-        replace: gets the original and gives the replacement. For a static or class method it gets
-            and gives the plain function, for a property the getter; the kind stays what it was.
+        signature: parameters of the replaced function, without annotations, as in ``"(self,
+        multimodal, *, limit=4)"``. None for a value that is not a function. replace: takes the
+        original and returns the replacement. For a static or class method, both are the plain
+        function; for a property, both are the getter. The kind of attribute does not change.
     """
 
     name: str
@@ -95,7 +96,7 @@ class Patch:
         def undo() -> None:
             if own:
                 setattr(owner, attribute, original)
-            else:  # it was inherited: an own copy would hide later changes of the base
+            else:  # it was inherited: a copy would hide later changes of the base class
                 delattr(owner, attribute)
 
         return undo
@@ -106,7 +107,7 @@ class Entry:
     """Adds a key to a dict or to an mmengine ``Registry``.
 
     Attributes:
-        value: makes the value; called when the record is applied, so that it may import LMDeploy.
+        value: returns the value; called when the record is applied, so it may import LMDeploy.
     """
 
     name: str
@@ -145,20 +146,20 @@ _applied: dict[str, Undo] = {}
 
 
 def applied() -> tuple[str, ...]:
-    """Names of the records in force, in the order in which they were applied."""
+    """Names of the applied records, in the order of their application."""
     return tuple(_applied)
 
 
 def apply_all(records: Sequence[Record], remedy: str = "", found: Sequence[str] = ()) -> None:
-    """Apply every record that is not in force yet, or none.
+    """Apply every record that is not applied yet, or none.
 
     Args:
-        remedy: what to do about drift; ends the error's message.
-        found: problems that are known already; they are raised together with those of the records.
+        remedy: advice for the user; the end of the error message.
+        found: other known problems, which are raised together with those of the records.
 
     Raises:
-        HostDrift: a target is missing, has another signature or already has the key. The one error
-            names all of them, each once.
+        HostDrift: a target is missing, has another signature or already has the key. One error
+        names all problems, each once.
     """
     names = [record.name for record in records]
     if len(set(names)) != len(names):
@@ -193,7 +194,7 @@ def _problems(records: Sequence[Record], found: Sequence[str]) -> list[str]:
 
 
 def revert_all() -> None:
-    """Take every applied record back, last first."""
+    """Undo every applied record, in reverse order."""
     with _lock:
         _revert(reversed(list(_applied)))
 
@@ -204,16 +205,16 @@ def _revert(names: Iterator[str]) -> None:
 
 
 def drift(target: str, signature: str | None = None, own: bool = False) -> str | None:
-    """What is wrong with ``module:attribute`` in one sentence; None if it is there as expected.
+    """The problem with ``module:attribute`` in one sentence; None if it exists as expected.
 
     Args:
         signature: as in `Patch`; None if the attribute only has to exist.
-        own: a function with a signature must be defined where the target says and not in a base.
+        own: a function with a signature must be defined in the named class, not in a base class.
     """
     try:
         owner, attribute = _locate(target)
         if signature is None:
-            getattr(owner, attribute)  # finds members of enums, too
+            getattr(owner, attribute)  # also finds members of enums
             return None
         found = vars(owner).get(attribute) if own else inspect.getattr_static(owner, attribute)
         if found is None:
@@ -236,7 +237,7 @@ def plain_signature(function: Callable[..., Any]) -> str:
 
 
 def _locate(target: str) -> tuple[Any, str]:
-    """The object that holds the attribute, and the attribute's name."""
+    """The object with the attribute, and the attribute's name."""
     module, _, path = target.partition(":")
     *parents, attribute = path.split(".")
     owner: Any = importlib.import_module(module)
@@ -254,7 +255,7 @@ def _unwrap(found: Any) -> Any:
 
 
 def _rewrap(original: Any, replacement: Any) -> Any:
-    """The replacement as the kind of attribute that the original is."""
+    """Wrap the replacement as the same kind of attribute as the original."""
     if isinstance(original, staticmethod | classmethod):
         return type(original)(replacement)
     if isinstance(original, property):

@@ -1,4 +1,4 @@
-"""Every intrusion into LMDeploy, in the order in which they are applied."""
+"""Every change to LMDeploy, in the order of application."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ from lmdeploy_ext.vision_off.records import RECORDS as VISION_OFF
 PATCHES: tuple[Record, ...] = (*TURBOMIND, *DEEPSTACK, *VISION_OFF)
 
 WITHOUT_TURBOMIND: tuple[Record, ...] = VISION_OFF
-"""What is left where TurboMind is not offered for Qwen3-VL."""
+"""The changes that remain if TurboMind is not registered for Qwen3-VL."""

@@ -1,9 +1,9 @@
-"""``python -m lmdeploy_ext verify``: what another LMDeploy has changed of what this extension uses.
+"""``python -m lmdeploy_ext verify``: compares the installed LMDeploy with the verified release.
 
-`verified.json` holds what the verified release has: the functions of the native module that the hook
-takes over and how often each is called through the module's table, the parameters of every function
-that we import, override or replace, the fields of configurations and outcomes. ``--record`` writes
-it anew, once the tests have passed on a new release.
+`verified.json` records the parts of the verified release that this extension uses: the native
+functions that the hook intercepts and the number of call slots of each, the parameters of every
+function that the extension imports, overrides or replaces, and the fields of configurations and
+outcomes. ``--record`` rewrites the file, after the tests have passed on a new release.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CALLED = {
     (62, 6),
     (183, 1026),
     (183, 1025),
-}  # x86-64 and AArch64: slots of calls and addresses
+}  # relocation types of calls and addresses on x86-64 and AArch64
 _FLAGS, _FLAGS_1, _SYMBOLIC, _NOW = 30, 0x6FFFFFFB, 16, 24
 _HOOKED = (
     "_ZN9turbomind22invokeMropePositionIdsEPiPKNS_12MropeSegmentEiiP11CUstream_st",
@@ -49,14 +49,14 @@ _HOOKED = (
     "_ZN9turbomind27invokeResidualBiasLayerNormEPvS0_PKvS2_S2_NS_8DataTypeEiifP11CUstream_st",
     "_ZN9turbomind25invokeResidualBiasRMSNormEPvS0_PKvS2_NS_8DataTypeEiifbP11CUstream_st",
 )
-"""As in ``hook.c``; a test compares them."""
+"""The same as in ``hook.c``; a test compares both."""
 
 Listing = dict[str, dict[str, Any]]
-"""Kind of thing -> its name -> what it is like."""
+"""Kind of item -> name -> description."""
 
 
 def run(record: bool) -> int:
-    """Print what differs from the verified release. Returns the exit code: 0 where nothing does.
+    """Print the differences from the verified release. Returns the exit code: 0 for no differences.
 
     Raises:
         lmdeploy_ext.host.HostUnavailable: LMDeploy is missing, or its native module does not load.
@@ -80,7 +80,7 @@ def run(record: bool) -> int:
 
 
 def listing() -> Listing:
-    """What the installed LMDeploy has."""
+    """The items of the installed LMDeploy."""
     turbomind = importlib.import_module("lmdeploy.turbomind")
     symbols = Symbols(Path(turbomind._tm.__file__))
     return {
@@ -91,7 +91,7 @@ def listing() -> Listing:
 
 
 def differences(verified: Mapping[str, Mapping[str, Any]], found: Listing) -> Iterator[str]:
-    """One line for each thing that is gone, new or different."""
+    """One line for each removed, new or changed item."""
     for kind in found:
         old, new = verified.get(kind, {}), found[kind]
         for name in sorted({*old, *new}):
@@ -141,10 +141,10 @@ def _native_fields(module: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 class Symbols:
-    """The functions of a native module, read from its file: nothing is loaded.
+    """The functions of a native module, read from its file without loading it.
 
     Args:
-        path: an ELF file of 64 bits, least significant byte first.
+        path: a 64-bit, little-endian ELF file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -194,7 +194,7 @@ class Symbols:
             self.sealed |= tag == _FLAGS_1 and bool(value & 1)
 
     def hooked(self) -> dict[str, str]:
-        """What there is of each function that the hook takes over."""
+        """Description of each function that the hook intercepts."""
         found = {}
         for name in _HOOKED:
             if name in self.defined:
@@ -208,7 +208,7 @@ class Symbols:
         return found
 
     def _namesakes(self, name: str) -> list[str]:
-        """Exported functions whose plain name has a part of this one's."""
+        """Exported functions with a similar name."""
         plain = name.partition("invoke")[2].partition("E")[0] or name
         return [one for one in self.defined if plain[:8] in one or plain[-8:] in one]
 

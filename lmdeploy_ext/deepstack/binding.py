@@ -1,4 +1,4 @@
-"""The hook library from Python: taking calls of TurboMind over, and being told of them."""
+"""Python binding of the hook library: intercepts functions of TurboMind and reports their calls."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from lmdeploy_ext.deepstack import library
 
 MOST_BLOCKS = 64
-"""The library has one bit for each vision block."""
+"""Maximum number of vision blocks: the library has one bit for each."""
 SEGMENT_FIELDS = 6
 
 
 class Kind(IntEnum):
-    """What an `Event` is about; `hook.c` says more."""
+    """The kind of an `Event`; see `hook.c`."""
 
     SEGMENTS = 0
     VISION_BEGINS = 1
@@ -31,10 +31,10 @@ class Event:
     """One call inside TurboMind.
 
     Attributes:
-        data: address of device memory: (count, width) int32 for segments, else numbers of ``dtype``.
-        stream: the CUDA stream in whose order the memory holds what it should.
-        index: of the vision block or the decoder layer.
-        dtype: TurboMind's number of a data type.
+        data: address of device memory: (count, width), int32 for segments, else of type ``dtype``.
+        stream: the CUDA stream on which the memory is valid.
+        index: index of the vision block or decoder layer.
+        dtype: TurboMind's number of the data type.
     """
 
     kind: Kind
@@ -62,7 +62,8 @@ _Listener = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Event))
 
 
 class Hook:
-    """The loaded library. It stays in the process: TurboMind's threads may be inside it."""
+    """The loaded library. It is never unloaded, because TurboMind's threads may be running its
+    code."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -77,28 +78,31 @@ class Hook:
         atexit.register(self.silence)  # threads of TurboMind outlive the interpreter
 
     def check(self, module: str) -> str | None:
-        """What keeps the calls of a loaded module from being taken over; changes nothing."""
+        """Why the functions of a loaded module cannot be intercepted; None if they can. Changes
+        nothing."""
         return self._text(self._library.hook_check(module.encode()))
 
     def attach(self, module: str) -> str | None:
-        """Take the calls of a loaded module over, by its path; what is wrong, or None."""
+        """Intercept the functions of a loaded module, given its path. Returns the problem, or
+        None."""
         return self._text(self._library.hook_attach(module.encode()))
 
     def bound(self) -> int:
-        """The number of TurboMind's call slots that lead here; 0 unless all of them do."""
+        """The number of TurboMind's call slots that point to this library; 0 unless all of them
+        do."""
         return int(self._library.hook_bound())
 
     def detach(self) -> None:
-        """Give the calls back."""
+        """Restore the original functions."""
         self._library.hook_detach()
 
     def listen(self, tell: Callable[[Event], None], blocks: Sequence[int], layers: int) -> None:
-        """Have a function called on TurboMind's threads.
+        """Register a listener, which is called on TurboMind's threads.
 
         Args:
-            tell: must not raise.
-            blocks: vision blocks whose end is told.
-            layers: the end of so many first decoder layers is told.
+            tell: the listener; must not raise.
+            blocks: vision blocks whose end is reported.
+            layers: number of first decoder layers whose end is reported.
         """
         if not all(0 <= block < MOST_BLOCKS for block in blocks):
             raise ValueError(f"vision blocks {list(blocks)} are not all below {MOST_BLOCKS}")
@@ -107,7 +111,7 @@ class Hook:
         self._library.hook_listen(self._listener, mask, layers)
 
     def silence(self) -> None:
-        """Tell nobody. Not while a forward with images is under way."""
+        """Remove the listener. Must not be called during a forward with images."""
         self._library.hook_listen(_Listener(), 0, 0)
         self._tell = None
 
@@ -131,7 +135,7 @@ def hook() -> Hook:
     """The library of this process, loaded once.
 
     Raises:
-        library.LibraryUnavailable: it cannot be found, built or loaded.
+        library.LibraryUnavailable: the library cannot be found, built or loaded.
     """
     path = library.find()
     try:

@@ -1,4 +1,5 @@
-"""DeepStack for a model that TurboMind loads: its weights, and from when to when it listens."""
+"""Starts and stops DeepStack for a model that TurboMind loads: loads its weights and registers its
+listener."""
 
 from __future__ import annotations
 
@@ -31,19 +32,19 @@ def start(
     dtype: torch.dtype,
     groups: Mapping[str, int],
 ) -> None:
-    """Load the mergers and listen to the engine that is being built, unless DeepStack is off.
+    """Load the mergers and register a listener for the engine that is being built, unless DeepStack
+    is off.
 
     Args:
-        owner: lives as long as the engine; for one model at a time.
-        tower: LMDeploy's ``Prefix`` of the vision tower in the checkpoint.
-        vision, text: transformers' configurations.
-        dtype: in which the tower computes.
-        groups: number of GPUs in each way in which work can be spread.
+        owner: an object that lives as long as the engine. Only one model at a time can have
+        DeepStack. tower: LMDeploy's ``Prefix`` of the vision tower in the checkpoint. vision, text:
+        transformers' configurations. dtype: dtype in which the vision tower computes.
+        groups: number of GPUs of each kind of parallelism.
 
     Raises:
-        DeepStackUnavailable: the model is spread over several GPUs, another one with DeepStack
-            runs in this process, or the self-test failed.
-        KeyError, ValueError: tensors are missing or have other shapes.
+        DeepStackUnavailable: the model uses several GPUs, another model with DeepStack runs in this
+        process, or the self-test failed.
+        KeyError, ValueError: tensors are missing or have wrong shapes.
     """
     taps = list(vision.deepstack_visual_indexes)[: text.num_hidden_layers]
     if not taps:
@@ -75,14 +76,14 @@ def start(
 
 
 def stop(owner: Any) -> None:
-    """The owner's engine is closed. Does nothing for others."""
+    """Called when the engine of ``owner`` is closed. Does nothing for other engines."""
     if STATE.owner is not None and STATE.owner() is owner:
         _forget()
 
 
 def _listen(owner: Any, features: Features, taps: list[int]) -> None:
     STATE.features = features
-    # Nobody else calls `_forget` for an engine that is dropped without being closed.
+    # An engine may be garbage-collected without being closed.
     STATE.owner = weakref.ref(owner, lambda one: _forget() if STATE.owner is one else None)
     hook().listen(features.tell, taps, len(taps))
 
@@ -102,7 +103,7 @@ def _check_alone(groups: Mapping[str, int]) -> None:
             f"PyTorch engine (--backend pytorch), or {VARIABLE}=off for TurboMind without DeepStack."
         )
     if running():
-        gc.collect()  # an engine that was dropped may only wait for that
+        gc.collect()  # a dropped engine may only wait for garbage collection
     if running():
         raise DeepStackUnavailable(
             "another engine with DeepStack runs in this process: close it first (TurboMind.close), "

@@ -1,9 +1,10 @@
-"""DeepStack for one engine: computes features when a vision block ends, adds them when a layer does.
+"""DeepStack for one engine: computes features after a vision block, adds them after a decoder
+layer.
 
-Two threads of TurboMind come here. The scheduling thread sets batches up, ahead of the forward by
-one batch when the engine is asynchronous; the forward's thread runs them in the same order. So the
-plans of batches with images wait in a queue, and each vision forward takes the oldest. A request
-that is cancelled in between stays in its batch.
+Two threads of TurboMind call this module. The scheduling thread prepares batches; in an
+asynchronous engine, it is one batch ahead of the forward. The forward thread runs the batches in
+the same order. So the plans of batches with images are queued, and each vision forward takes the
+oldest plan. A request that is cancelled in between stays in its batch.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from lmdeploy_ext.deepstack.plan import Plan, plan
 logger = logging.getLogger("lmdeploy_ext")
 
 RESERVED_ROWS = 8192
-"""Image tokens in one forward for which memory is taken before the KV cache gets the rest: as many
-as LMDeploy prefills at once by default. More are possible."""
+"""Number of image tokens per forward for which memory is allocated before the KV cache takes the
+rest: LMDeploy's default prefill size. The memory grows if a forward has more."""
 _PATCHES = 4
 
 
 class Features:
-    """Listener of the hook.
+    """The listener of the hook library.
 
     Args:
         mergers: one for each entry of ``taps``, at most one for each decoder layer.
-        taps: the vision blocks whose output they take; feature k is added behind decoder layer k.
-        width: hidden size of the decoder.
-        dtype: type of the vision tower.
-        dtypes: TurboMind's numbers of data types.
+        taps: the vision blocks whose output the mergers read; feature k is added after decoder
+            layer k.
+        width: hidden size of the decoder. dtype: dtype of the vision tower.
+        dtypes: TurboMind's numbers of data types -> torch dtypes.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class Features:
         shape = (len(mergers), RESERVED_ROWS, width)
         self._features = torch.empty(shape, dtype=dtype, device=device)
         self.forwards = 0
-        """Forwards with images so far."""
+        """Number of forwards with images so far."""
 
     def tell(self, event: Event) -> None:
-        """Called by the hook, on TurboMind's threads.
+        """Called by the hook library, on TurboMind's threads.
 
-        An error ends the process, as a failed check of TurboMind's own does: the answers that are
-        under way would be wrong without anybody noticing.
+        An error ends the process, like a failed check of TurboMind itself, because running answers
+        would otherwise be silently wrong.
         """
         try:
             with on_stream(event.stream, self._device):
@@ -89,7 +90,8 @@ class Features:
             self._add(event)
 
     def _set_up(self, event: Event) -> None:
-        """Read how the images lie in a batch. Waits for the scheduling thread's own copies only."""
+        """Read the positions of the images in a batch. Waits only for copies of the scheduling
+        thread."""
         table = view(event.data, (event.count, SEGMENT_FIELDS), torch.int32, self._device)
         found = plan(table.tolist())
         if found is not None:
@@ -106,7 +108,7 @@ class Features:
             self._grow(self._plan.rows)
 
     def _grow(self, rows: int) -> None:
-        if self._device.type != "cpu":  # the forward before may still read the old memory
+        if self._device.type != "cpu":  # the previous forward may still read the old memory
             self._features.record_stream(torch.cuda.current_stream(self._device))
         self._features = self._features.new_empty((self._features.shape[0], rows, self._width))
 

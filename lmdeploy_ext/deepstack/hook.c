@@ -1,15 +1,15 @@
-// Tells Python when TurboMind passes the places that DeepStack needs: how images lie in a batch, the output
-// of a vision block, the end of a decoder layer.
+// Reports to Python the points of TurboMind's forward that DeepStack needs: the positions of images
+// in a batch, the output of a vision block, the end of a decoder layer.
 //
-// LMDeploy's module calls its own exported functions through a table of addresses (the "global offset table"),
-// as position-independent code does for every symbol that another library might replace. `hook_attach` looks the
-// entries of four functions up in the module's dynamic section and points them to the functions below, which
-// call the originals. Nothing of the module's code or of its classes is touched, and `hook_detach` puts
-// everything back. Needs libc and libdl; no CUDA.
+// LMDeploy's module calls its own exported functions through a table of addresses (the "global
+// offset table"), as position-independent code does for every symbol that another library might
+// replace. `hook_attach` finds the entries of four functions through the module's dynamic section
+// and replaces them by the functions below, which call the originals. The module's code and classes
+// are not changed, and `hook_detach` restores the entries. Needs libc and libdl, not CUDA.
 //
-// Cost: three functions are called for vision and for prompts with images only. The fourth, the norm behind
-// each half of a decoder layer, is called in every step of every request; unless a forward with images is
-// under way it costs one comparison, see `residual_rms_norm`.
+// Cost: three functions are called only for vision and for prompts with images. The fourth, the
+// norm after each half of a decoder layer, is called in every step of every request; without a
+// running forward with images it costs one comparison, see `residual_rms_norm`.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -50,7 +50,8 @@ static _Atomic(Listener) listener;
 static _Atomic(uint64_t) wanted_blocks;  // bit b: report the end of vision block b
 static atomic_int wanted_layers;         // report the end of so many first decoder layers
 
-// The forward that a thread is in, and what is wanted of it: an engine may be closed while it runs.
+// The forward that a thread runs, and the events to report for it: an engine may be closed
+// meanwhile.
 static _Thread_local struct {
     bool with_images;
     int block_norms, layer_norms, layers;
@@ -97,13 +98,13 @@ static _Atomic(Function *) originals[FUNCTIONS];  // calls may come while `hook_
 
 static inline Function *original(int f) { return atomic_load_explicit(&originals[f], memory_order_relaxed); }
 
-// Set-up of a batch in which prompts with images are prefilled.
+// Called to prepare a batch in which prompts with images are prefilled.
 static void mrope_position_ids(int *ids, const void *segments, int count, int longest, void *stream) {
     tell(SEGMENTS, 0, segments, count, 6, 0, stream);
     ((MropePositionIds *)original(MROPE))(ids, segments, count, longest, stream);
 }
 
-// Positions are added to the patches: the vision tower of a forward begins.
+// Adds positions to the patches, which is the begin of the vision tower in a forward.
 static void fused_pos_embed_merge(void *hidden, const void *embeds, const void *weights, const int *mapped,
                                   const void *bias, int rows, int dim, int dtype, void *stream) {
     begin_forward();
@@ -111,7 +112,8 @@ static void fused_pos_embed_merge(void *hidden, const void *embeds, const void *
     ((FusedPosEmbedMerge *)original(MERGE))(hidden, embeds, weights, mapped, bias, rows, dim, dtype, stream);
 }
 
-// Behind attention and behind the MLP of each vision block: adds the branch to `residual`, then normalises.
+// Called after attention and after the MLP of each vision block: adds the branch to `residual`,
+// then normalises.
 static void residual_layer_norm(void *hidden, void *residual, const void *weight, const void *bias,
                                 const void *residual_bias, int dtype, int dim, int rows, float epsilon,
                                 void *stream) {
@@ -125,14 +127,15 @@ static void residual_layer_norm(void *hidden, void *residual, const void *weight
 
 __attribute__((noinline, cold))
 static void before_residual_rms_norm(void *residual, int dtype, int dim, int rows, void *stream) {
-    if (!forward.with_images) return;  // another thread's forward has images
+    if (!forward.with_images) return;  // only another thread's forward has images
     const int call = forward.layer_norms++, layer = call / 2;
     if (call % 2 && layer < forward.layers) tell(LAYER_ENDS, layer, residual, rows, dim, dtype, stream);
     if (call >= 2 * forward.layers - 1) end_forward();
 }
 
-// Behind attention and behind the MLP of each decoder layer: adds the branch to `residual`, then normalises. What
-// is added to `residual` before, the second time, is added to the layer's output.
+// Called after attention and after the MLP of each decoder layer: adds the branch to `residual`,
+// then normalises. Features that are added to `residual` before the second call are thus part of
+// the layer's output.
 static void residual_rms_norm(void *hidden, void *residual, const void *weight, const void *bias, int dtype, int dim,
                               int rows, float epsilon, bool zero_centered, void *stream) {
     if (__builtin_expect(atomic_load_explicit(&forwards_with_images, memory_order_relaxed), 0))
@@ -216,7 +219,7 @@ static void find_slots(const struct Module *module) {
     }
 }
 
-// Where an address lies; the file of its library, or NULL.
+// The file of the library that contains an address, or NULL.
 static const char *home(Function *address, uintptr_t *base) {
     Dl_info info;
     *base = 0;
@@ -239,14 +242,14 @@ static const char *check_function(const struct Module *module, void *handle, int
         if (slot >= module->sealed_begin && slot < module->sealed_end)
             FAIL("its table of calls is read-only (%s)", symbol);
         const char *name = home(*slots[f][s], &found);
-        // An unbound slot points back into the module, too.
+        // An unbound slot also points into the module.
         if (*slots[f][s] != functions[f].replacement && found != base)
             FAIL("%s is already taken over by %s", symbol, name ? name : "something unknown");
     }
     return NULL;
 }
 
-// Looks everything up in a loaded module, by its path, and changes nothing. NULL, or what is wrong.
+// Checks a loaded module, given its path, and changes nothing. Returns NULL, or the problem.
 const char *hook_check(const char *path) {
     void *handle = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
     if (!handle) FAIL("%s is not loaded", path);
@@ -262,7 +265,8 @@ const char *hook_check(const char *path) {
     return wrong;
 }
 
-// Takes the calls of a loaded module over. NULL, or what is wrong; then nothing is changed.
+// Intercepts the functions of a loaded module. Returns NULL, or the problem; then nothing is
+// changed.
 const char *hook_attach(const char *path) {
     const char *wrong = hook_check(path);
     if (wrong) return wrong;
@@ -272,7 +276,8 @@ const char *hook_attach(const char *path) {
     return NULL;
 }
 
-// How many calls of the module lead here; 0 when it is not attached or another library came later.
+// The number of the module's call slots that point to this library; 0 if it is not attached, or if
+// another library has replaced a slot.
 int hook_bound(void) {
     int bound = 0;
     for (int f = 0; f < FUNCTIONS; ++f) {
@@ -284,7 +289,7 @@ int hook_bound(void) {
     return bound;
 }
 
-// Gives the calls back that still lead here.
+// Restores the slots that still point to this library.
 void hook_detach(void) {
     for (int f = 0; f < FUNCTIONS; ++f)
         for (int s = 0; s < slot_count[f]; ++s)
@@ -292,8 +297,8 @@ void hook_detach(void) {
                 __atomic_store_n(slots[f][s], original(f), __ATOMIC_RELEASE);
 }
 
-// Who is told, and of what. NULL: nobody. A forward that has begun goes on with what was wanted then; one call may
-// still be under way to who was told before.
+// Sets the listener and the events to report; NULL removes the listener. A forward that has begun
+// keeps its events, and one call to the previous listener may still be running.
 void hook_listen(Listener listen, uint64_t blocks, int layers) {
     atomic_store_explicit(&wanted_blocks, blocks, memory_order_relaxed);
     atomic_store_explicit(&wanted_layers, layers, memory_order_relaxed);

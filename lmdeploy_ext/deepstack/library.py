@@ -1,7 +1,8 @@
-"""Finds the hook library, or builds it from `hook.c` with the system's C compiler.
+"""Finds the hook library, or compiles it from `hook.c` with the system's C compiler.
 
-Looked for beside the source, where a wheel that was built for one platform has it, and in the
-user's cache. Its name has a hash of the source in it, so that no other version is ever taken.
+The library is searched next to the source, where platform-specific wheels have it, and in the
+user's cache folder. Its name contains a hash of the source, so that a library of another version is
+never used.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ TIMEOUT_S = 120
 
 
 class LibraryUnavailable(Exception):
-    """There is no hook library and none can be built; the text says why and what to do."""
+    """The hook library was not found and cannot be compiled; the message says why and what to
+    do."""
 
 
 def find() -> Path:
-    """The hook library for this machine, built now if need be, in less than a second.
+    """The path of the hook library for this machine. Compiles the library if needed, in less than a
+    second.
 
     Raises:
-        LibraryUnavailable: another system than Linux, or neither a library nor a compiler.
+        LibraryUnavailable: the system is not Linux, or there is neither a library nor a compiler.
     """
     if sys.platform != "linux":
         raise LibraryUnavailable(f"it needs Linux; this is {sys.platform}")
@@ -40,7 +43,7 @@ def find() -> Path:
     if (HERE / name).is_file():
         return HERE / name
     folder = cache_folder()
-    if folder is None:  # for this process alone
+    if folder is None:  # a temporary folder for this process
         folder = Path(tempfile.mkdtemp(prefix="lmdeploy-ext-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     target = folder / name
@@ -56,10 +59,10 @@ def file_name() -> str:
 
 
 def build(target: Path) -> None:
-    """Compile the library to a path, whole or not at all.
+    """Compile the library to a path, atomically.
 
     Raises:
-        LibraryUnavailable: there is no compiler, or it fails.
+        LibraryUnavailable: there is no compiler, or the compilation fails.
     """
     compiler = find_compiler()
     partial = target.with_name(f"{target.name}.{os.getpid()}")
@@ -92,9 +95,9 @@ def find_compiler() -> str:
 
 
 def cache_folder() -> Path | None:
-    """A folder that only this user can write to; None where there is none.
+    """A cache folder that only this user can write to; None if there is none.
 
-    What lies in it is loaded into the process, so nobody else may put anything there.
+    Libraries in the folder are loaded into the process, so no other user may write to it.
     """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(root) / "qwen3vl-lmdeploy-ext"

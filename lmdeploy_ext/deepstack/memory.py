@@ -15,17 +15,17 @@ _CODES = {1: "|u1", 2: "<i2", 4: "<i4"}
 
 
 def view(address: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that somebody else owns, as a tensor that may be written to.
+    """A writable tensor on memory that TurboMind owns.
 
     Args:
-        address: of contiguous memory on the device. A device "cpu" means that what TurboMind takes
-            for a GPU has its memory in the host's, where torch's GPU tensors are plain ones too.
+        address: address of contiguous memory on the device. The device "cpu" is for tests, in which
+        TurboMind runs on a simulated GPU with host memory.
     """
     if device.type == "cpu":
         size = prod(shape) * dtype.itemsize
         memory = (ctypes.c_char * size).from_address(address)
         return torch.frombuffer(memory, dtype=dtype).view(shape)
-    # The interface has no bfloat16: integers of its size pass for it.
+    # The interface has no bfloat16: use integers of the same size.
     raw = _Raw(address, shape, _CODES[dtype.itemsize])
     found = torch.as_tensor(raw, device=device)
     assert found.dtype == _PLAIN[dtype.itemsize]
@@ -33,7 +33,7 @@ def view(address: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch
 
 
 def on_stream(stream: int, device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, torch's work goes into a stream of TurboMind's."""
+    """Context manager: torch uses a CUDA stream of TurboMind."""
     stack = ExitStack()
     stack.enter_context(torch.inference_mode())
     if device.type != "cpu":
@@ -44,7 +44,8 @@ def on_stream(stream: int, device: torch.device) -> AbstractContextManager[Any]:
 
 
 class _Raw:
-    """See numba's CUDA array interface, version 3; without a stream nothing is waited for."""
+    """Implements the CUDA array interface, version 3, without a stream, so that torch does not
+    synchronise."""
 
     def __init__(self, address: int, shape: tuple[int, ...], code: str) -> None:
         self.__cuda_array_interface__ = {

@@ -1,8 +1,8 @@
-"""DeepStack's mergers: from the output of a vision block to features of image tokens.
+"""DeepStack's mergers: compute features of image tokens from the output of a vision block.
 
 The numbers are those of transformers' ``Qwen3VLVisionPatchMerger`` with ``use_postshuffle_norm``.
 
-Letters: R patches; M image tokens, each of 2×2 patches that are neighbours in memory; D hidden size
+Letters: R patches; M image tokens, each of 2×2 patches that are adjacent in memory; D hidden size
 of the tower; O hidden size of the decoder.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 _EPS = 1e-6
 CHUNK = 2048
-"""Tokens that are computed at once: bounds the memory for what lies between the layers."""
+"""Number of tokens that are computed at once; limits the memory for intermediate values."""
 NAMES = tuple(
     f"{layer}.{kind}"
     for layer in ("norm", "linear_fc1", "linear_fc2")
@@ -25,14 +25,14 @@ NAMES = tuple(
 
 
 class Merger:
-    """One merger: LayerNorm over the 2×2 patches together, linear, GELU (erf), linear.
+    """One merger: LayerNorm over the values of all 2×2 patches, linear, GELU (erf), linear.
 
     Args:
-        load: gives the tensor of a name in `NAMES`, on the device and in the type of the tower.
+        load: returns the tensor of a name in `NAMES`, with the device and dtype of the tower.
         width: 4·D.
 
     Raises:
-        ValueError: a tensor of another shape.
+        ValueError: a tensor has the wrong shape.
     """
 
     def __init__(self, load: Callable[[str], Tensor], width: int, out_width: int) -> None:
@@ -48,12 +48,12 @@ class Merger:
         self._fc1, self._fc1_bias, self._fc2, self._fc2_bias = tensors[2:]
 
     def __call__(self, patches: Tensor, ranges: Sequence[tuple[int, int]], out: Tensor) -> None:
-        """Write the features of some tokens.
+        """Compute the features of some tokens.
 
         Args:
             patches: (R, D), merge blocks contiguous.
-            ranges: the tokens, as ranges of M = R / 4.
-            out: (number of these tokens, O) in the type of the tower, is overwritten.
+            ranges: the tokens, as ranges within M = R / 4.
+            out: output, (number of these tokens, O), with the dtype of the tower.
         """
         blocks = patches.view(-1, self.width)
         row = 0

@@ -1,4 +1,5 @@
-"""Whether TurboMind gets DeepStack in this process. Imports neither torch nor LMDeploy by itself."""
+"""Decides whether TurboMind has DeepStack in this process. Importing this module imports neither
+torch nor LMDeploy."""
 
 from __future__ import annotations
 
@@ -16,19 +17,19 @@ logger = logging.getLogger("lmdeploy_ext")
 
 
 class DeepStackUnavailable(ExtensionError):
-    """DeepStack is wanted and cannot be had; the message says why and what to do."""
+    """DeepStack is required and not available; the message says why and what to do."""
 
 
 def fell_back() -> bool:
-    """Whether the extension is installed without TurboMind, as ``auto`` does it."""
+    """Whether the mode ``auto`` has installed the extension without TurboMind."""
     return status().mode is Mode.AUTO and not status().active
 
 
 def chosen(argument: str | Mode | None) -> Mode:
-    """The mode: the argument, else the environment, else ``auto``.
+    """The mode: from the argument, else from the environment, else ``auto``.
 
     Raises:
-        DeepStackUnavailable: there is no such mode.
+        DeepStackUnavailable: the mode does not exist.
     """
     if isinstance(argument, Mode):
         return argument
@@ -40,10 +41,11 @@ def chosen(argument: str | Mode | None) -> Mode:
 
 
 def enter(mode: Mode) -> Status:
-    """Take TurboMind's calls over, if the mode says so. LMDeploy's module must be loaded.
+    """Intercept TurboMind's functions, unless the mode is ``off``. LMDeploy's module must be
+    loaded.
 
     Raises:
-        DeepStackUnavailable: the mode is ``require`` and the calls cannot be taken over.
+        DeepStackUnavailable: the mode is ``require`` and the functions cannot be intercepted.
     """
     if mode is Mode.OFF:
         logger.warning(
@@ -72,14 +74,14 @@ def enter(mode: Mode) -> Status:
 
 
 def reject(problem: str) -> None:
-    """What was taken over does not compute what it should: from here on there is no DeepStack."""
+    """Turn DeepStack off in this process, because its results are wrong."""
     logger.warning("TurboMind cannot be given DeepStack: %s", problem)
     hook().detach()
     STATE.status = Status(STATE.status.mode, False, problem)
 
 
 def leave() -> None:
-    """Give the calls back, unless an engine that still runs needs them."""
+    """Restore the original functions, unless a running engine needs the hook."""
     if STATE.status.active:
         if STATE.running:
             logger.warning("An engine with DeepStack still runs: its hook stays in place.")
@@ -89,10 +91,10 @@ def leave() -> None:
 
 
 def check_unchanged(wanted: Mode) -> None:
-    """Refuse another mode for an extension that is installed already.
+    """Refuse a different mode for an extension that is already installed.
 
     Raises:
-        DeepStackUnavailable: the mode in force does something else.
+        DeepStackUnavailable: the current mode has another effect.
     """
     found = status()
     same = not found.active if wanted is Mode.OFF else found.active or wanted is found.mode
@@ -105,7 +107,7 @@ def check_unchanged(wanted: Mode) -> None:
 
 
 def _attach() -> str | None:
-    """None once every call leads to the hook; otherwise why it does not."""
+    """Attach the hook. Returns None if every call leads to the hook, otherwise the problem."""
     module = importlib.import_module("lmdeploy.turbomind")._tm.__file__
     try:
         library = hook()

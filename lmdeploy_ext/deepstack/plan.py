@@ -1,8 +1,9 @@
-"""Where the features of a forward come from and where they go. Plain numbers: no torch, no LMDeploy.
+"""Plans which features of a forward are added to which rows. Plain numbers, without torch and
+LMDeploy.
 
-A prompt may be prefilled in several forwards, and an image may lie in two of them: TurboMind then
-encodes the whole image each time and takes the rows that it needs. Tokens in the prefix cache do
-not come again; their keys and values have the features in them.
+A prompt may be prefilled in several forwards, and the tokens of an image may be split between two
+of them: TurboMind then encodes the whole image each time and uses the rows that it needs. Tokens
+from the prefix cache are not computed again; their keys and values already include the features.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Plan:
     """One forward in which images are prefilled.
 
     Attributes:
-        tokens: of all images in the vision tower, whole ones.
-        rows: image tokens among the forward's tokens; no more than ``tokens``.
-        sources: the rows as ranges of the tower's tokens.
+        tokens: number of tokens of all images in the vision tower, counting whole images.
+        rows: number of image tokens among the forward's tokens; at most ``tokens``.
+        sources: these rows as ranges of the tower's tokens.
         targets: the same rows, in the same order, as ranges of the forward's tokens.
     """
 
@@ -32,16 +33,16 @@ class Plan:
 
 
 def plan(segments: Iterable[Sequence[int]]) -> Plan | None:
-    """The plan of a batch; None when no image enters the tower.
+    """The plan of a batch; None if no image enters the tower.
 
     Args:
-        segments: of each run of text or image tokens in the forward: first token of the forward,
-            tokens, base position, height and width of the image in tokens (0 for text), tokens
-            of the image before this forward. Images stand in the order in which the tower
-            gets them; each is one frame, as `lmdeploy_ext.packing` sends them.
+        segments: for each run of text or image tokens in the forward: index of its first token in
+        the forward, number of tokens, base position, height and width of the image in tokens (0 for
+        text), number of the image's tokens before this forward. Images have the order in which the
+        tower gets them; each is one frame, as in `lmdeploy_ext.packing`.
 
     Raises:
-        ValueError: a segment that is none.
+        ValueError: a segment is invalid.
     """
     sources: list[Range] = []
     targets: list[Range] = []
@@ -61,7 +62,7 @@ def plan(segments: Iterable[Sequence[int]]) -> Plan | None:
 
 
 def _append(ranges: list[Range], begin: int, end: int) -> None:
-    """Add a range, joined with the last one where it follows it."""
+    """Append a range, merged with the last range if both are adjacent."""
     if ranges and ranges[-1][1] == begin:
         begin = ranges.pop()[0]
     ranges.append((begin, end))

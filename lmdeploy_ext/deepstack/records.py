@@ -1,4 +1,4 @@
-"""The changes of LMDeploy's Python that DeepStack needs."""
+"""The changes to LMDeploy's Python code that DeepStack needs."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Whether TurboMind with DeepStack computes what it should on this machine, found out once.
+"""The self-test: checks once on each machine that TurboMind with DeepStack computes correct
+results.
 
-That calls can be taken over does not prove that they are made where they were when the hook was
-written. So before the first model with images runs on a machine, `trial` has a tiny random model
-answer in a process of its own, and the answers must be transformers'. What has passed is noted in
-the user's cache under everything that it depends on: later starts look at a file. A failure is not
-noted: the next start tries again.
+A function that can be intercepted may still be called at other points of the forward than when the
+hook was written. So before the first model with images runs on a machine, `trial` runs a tiny
+random model in a separate process and compares its answers with transformers. A success is recorded
+in the user's cache folder, in a file whose name is a hash of everything that the result depends on.
+A failure is not recorded: the next start repeats the test.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from lmdeploy_ext.deepstack.state import Mode, running, status
 logger = logging.getLogger("lmdeploy_ext")
 
 VARIABLE = "LMDEPLOY_QWEN3VL_SELFTEST"
-"""``off`` leaves the test out, ``force`` repeats one that has passed."""
+"""``off`` skips the test, ``force`` repeats a test that has passed."""
 TIMEOUT_S = 300
 _OUTPUT_SHOWN = 400
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -37,10 +38,10 @@ _passed: set[str] = set()
 
 
 def verify() -> str | None:
-    """As `check`, for the mode in force: where the test fails, DeepStack is given up.
+    """Run `check` for the current mode. If the test fails, DeepStack is turned off.
 
     Returns:
-        Why there is no DeepStack although it is wanted; None where there is, or it is switched off.
+        The reason why DeepStack is not available; None if it is available or switched off.
     """
     found = status()
     if found.active and not running():
@@ -52,10 +53,9 @@ def verify() -> str | None:
 
 
 def check() -> str | None:
-    """Why TurboMind with DeepStack must not be trusted on the first GPU; None if it may be.
+    """The problem of TurboMind with DeepStack on the first GPU; None if it works.
 
-    Takes some seconds where this machine has not passed yet. Needs a GPU; without one nothing is
-    tested, as nothing can run.
+    Takes some seconds if this machine has not passed the test yet. Without a GPU nothing is tested.
     """
     import torch
 
@@ -76,7 +76,7 @@ def check() -> str | None:
 
 
 def run() -> str | None:
-    """Make the test in a process of its own. None, or what is wrong."""
+    """Run the test in a separate process. Returns None, or the problem."""
     with tempfile.TemporaryDirectory(prefix="lmdeploy-ext-") as folder:
         result, log = Path(folder) / "result.json", Path(folder) / "log"
         variables = {**os.environ, VARIABLE: "off", "LMDEPLOY_QWEN3VL": "0"}
@@ -99,7 +99,7 @@ def run() -> str | None:
 
 
 def _key() -> str:
-    """A hash of all that the outcome depends on."""
+    """A hash of everything that the result of the test depends on."""
     import torch
 
     parts = [
@@ -115,7 +115,7 @@ def _key() -> str:
 
 
 def _driver() -> str:
-    """What the kernel says of NVIDIA's driver; nothing where it is not visible."""
+    """The version text of NVIDIA's kernel driver; empty if it is not visible."""
     try:
         return _DRIVER.read_text()
     except OSError:
@@ -135,5 +135,5 @@ def _noted(key: str) -> bool:
 def _note(key: str) -> None:
     path = _path(key)
     if path is not None:
-        with contextlib.suppress(OSError):  # then the next start tests again
+        with contextlib.suppress(OSError):  # the next start repeats the test
             path.touch()

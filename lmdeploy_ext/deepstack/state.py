@@ -1,6 +1,6 @@
-"""The state of DeepStack in this process: the mode in force, and the engine that listens to the hook.
+"""The state of DeepStack in this process: its mode, and the engine that receives the hook's events.
 
-All of it is here; other modules read and change it through `STATE`. Imports neither torch nor LMDeploy.
+All other modules read and change this state through `STATE`. Imports neither torch nor LMDeploy.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """DeepStack in this process.
+    """The status of DeepStack in this process.
 
     Attributes:
-        mode: what was asked for; None before `lmdeploy_ext.install`.
-        active: whether models with vision get it on TurboMind.
-        reason: why it is not active, for people; empty when it is.
+        mode: the requested mode; None before `lmdeploy_ext.install`.
+        active: whether models with vision have DeepStack on TurboMind.
+        reason: text that explains why DeepStack is not active; empty if it is.
     """
 
     mode: Mode | None = None
@@ -39,12 +39,13 @@ class Status:
 
 @dataclass(slots=True)
 class State:
-    """What changes while the process runs.
+    """The mutable state.
 
     Attributes:
         status: set by `lmdeploy_ext.deepstack.modes`.
-        owner: lives as long as the engine that listens; set by `lmdeploy_ext.deepstack.engine`.
-        features: computes for that engine.
+        owner: an object that lives as long as the engine with DeepStack; set by
+            `lmdeploy_ext.deepstack.engine`.
+        features: the listener of that engine.
     """
 
     status: Status = Status()
@@ -61,7 +62,7 @@ STATE = State()
 
 
 def status() -> Status:
-    """The mode in force."""
+    """The current status."""
     return STATE.status
 
 

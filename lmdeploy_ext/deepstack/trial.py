@@ -1,9 +1,10 @@
-"""The self-test's own process: ``python -m lmdeploy_ext.deepstack.trial RESULT``. See `selftest`.
+"""The process of the self-test: ``python -m lmdeploy_ext.deepstack.trial RESULT``. See `selftest`.
 
-A tiny random Qwen3-VL is made, with DeepStack features as large as its hidden states. Stock
-TurboMind with the hook continues prompts with images, some in several prefill chunks, and
-transformers reads each prompt with TurboMind's answer behind it, in float32 on the processor: every
-token must be the best, or closer to the best than 16-bit numbers tell apart.
+It creates a tiny random Qwen3-VL whose DeepStack features are as large as its hidden states. Stock
+TurboMind with the hook continues prompts with images, some in several prefill chunks. Then
+transformers computes the logits of each prompt with TurboMind's answer, in float32 on the CPU.
+Every token of the answer must have the best logit, or one that 16-bit numbers cannot distinguish
+from the best.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from torch import Tensor
 
 VOCAB, IMAGE, VIDEO = 512, 500, 501
 TIE = 0.15
-"""Of the logits, whose standard deviation is near 1."""
+"""Maximum difference to the best logit. The standard deviation of the logits is near 1."""
 ANSWER = 6
-"""Tokens of each answer."""
+"""Number of tokens of each answer."""
 LOUD = 2.5
-"""Size of the features: of the order of the hidden states, so that adding them twice matters, too."""
+"""Scale of the features. As large as the hidden states, so that the test also notices features that
+are added twice."""
 LIMIT_S = 240
 CHUNK = 64
-"""Tokens in one prefill forward: the last of `PROMPTS` are longer, and the cuts lie in images."""
+"""Number of tokens in one prefill forward. The last `PROMPTS` are longer and are cut inside
+images."""
 PROMPTS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...] = (
     ((5, 4), ((4, 4),)),
     ((1, 7), ((8, 6),)),
@@ -44,7 +47,8 @@ PROMPTS: tuple[tuple[tuple[int, ...], tuple[tuple[int, int], ...]], ...] = (
     ((30, 2), ((12, 16),)),
     ((50, 3), ((10, 12),)),
 )
-"""Words before each image and behind the last, and the images' patches (height, width)."""
+"""Number of words before each image and after the last, and the grids of the images (height, width)
+in patches."""
 
 _alive: list[Any] = []
 
@@ -60,7 +64,7 @@ class Prompt:
 
 
 def write_model(folder: Path) -> None:
-    """Write the random checkpoint, in bfloat16 and in sizes for which TurboMind has kernels."""
+    """Write the random checkpoint, in bfloat16 and with sizes for which TurboMind has kernels."""
     from tokenizers import Tokenizer, models
     from transformers import (
         PreTrainedTokenizerFast,
@@ -101,7 +105,8 @@ def write_model(folder: Path) -> None:
 
 
 def _values(name: str, like: Tensor, source: torch.Generator) -> Tensor:
-    """Sizes with which every layer matters, and a token is decided by the model, not by rounding."""
+    """Random weights, scaled so that every layer affects the answer and rounding does not decide
+    tokens."""
     values = torch.randn(like.shape, generator=source)
     if "norm" in name and name.endswith("weight"):
         return torch.rand(like.shape, generator=source) + 0.5
@@ -137,7 +142,7 @@ def answers(folder: Path, asked: Sequence[Prompt]) -> list[list[int]]:
     """TurboMind's greedy tokens, all prompts at once.
 
     Raises:
-        lmdeploy_ext.patch.ExtensionError: the calls cannot be taken over.
+        lmdeploy_ext.patch.ExtensionError: the functions cannot be intercepted.
     """
     import lmdeploy_ext
 
@@ -150,7 +155,8 @@ def answers(folder: Path, asked: Sequence[Prompt]) -> list[list[int]]:
         cache_max_entry_count=0.1,
     )  # fmt: skip
     engine = TurboMind.from_pretrained(str(folder), engine_config=settings)
-    # LMDeploy 0.18.0 aborts when an engine goes while its thread still reports a finished request.
+    # LMDeploy 0.18.0 aborts if an engine is deleted while its thread still reports a finished
+    # request.
     _alive.append(engine)
 
     async def ask_all() -> list[list[int]]:
@@ -185,7 +191,7 @@ async def _ask(engine: Any, number: int, prompt: Prompt) -> list[int]:
 
 
 def reference(folder: Path) -> Any:
-    """transformers' model of the checkpoint in float32, on the processor."""
+    """transformers' model of the checkpoint, in float32 on the CPU."""
     from transformers import Qwen3VLForConditionalGeneration
 
     model: Any = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
@@ -194,9 +200,10 @@ def reference(folder: Path) -> Any:
 
 @torch.inference_mode()
 def lag(model: Any, prompt: Prompt, answer: Sequence[int]) -> float:
-    """How far the logit of a token of an answer is behind the best one, at most."""
+    """The largest difference between the best logit and the logit of the answer's token."""
     ids = torch.tensor([[*prompt.tokens, *answer[:-1]]])
-    # A placeholder that the model chose itself has no image, and ends what can be compared.
+    # If the model itself generates an image placeholder, there is no image: stop the comparison
+    # there.
     ids[0, len(prompt.tokens) :][ids[0, len(prompt.tokens) :] == IMAGE] = 0
     values: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if prompt.pixels:
@@ -210,7 +217,7 @@ def lag(model: Any, prompt: Prompt, answer: Sequence[int]) -> float:
 
 
 def compare(folder: Path, asked: Sequence[Prompt], given: Sequence[Sequence[int]]) -> str | None:
-    """What is wrong with TurboMind's answers in a few words; None if nothing is."""
+    """A short description of the problem with TurboMind's answers; None if there is none."""
     short = [len(answer) for answer in given if len(answer) != ANSWER]
     if short:
         return f"an answer of a random model has {short[0]} tokens instead of {ANSWER}"
@@ -227,7 +234,7 @@ def compare(folder: Path, asked: Sequence[Prompt], given: Sequence[Sequence[int]
 
 def main(result: Path) -> None:
     """Write ``{"problem": text or null}`` to a file and end the process."""
-    # Nothing of TurboMind can hang for ever: whoever waits is told so by the missing file.
+    # If TurboMind hangs, the alarm ends this process; the parent notices that the file is missing.
     timer = threading.Timer(LIMIT_S, os._exit, [1])
     timer.daemon = True
     timer.start()
@@ -239,7 +246,7 @@ def main(result: Path) -> None:
     result.write_text(json.dumps({"problem": problem}))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # an engine's threads wait for requests for ever
+    os._exit(0)  # the engine's threads would wait for requests forever
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Qwen3-VL's vision tower on its own, and the image pre-processing in front of it.
+"""Qwen3-VL's vision tower as a separate encoder, with its image pre-processing.
 
-Names are resolved on first use: pre-processing alone never imports timm.
+Names are imported on first use, so pre-processing alone does not import timm.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads the vision tower's tensors, and nothing else, from a safetensors checkpoint."""
+"""Reads the vision tower's tensors from a safetensors checkpoint."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MAPPED_BYTES = 8 << 20
 
 
 class CheckpointError(ValueError):
-    """The checkpoint's vision tensors are not those that its configuration asks for."""
+    """The checkpoint's vision tensors do not match its configuration."""
 
 
 def visual_files(folder: Path) -> dict[str, tuple[Path, str]]:
-    """For each tensor of the tower: its file and its key there; the names have no prefix."""
+    """Tensor name without prefix -> its file and its key in the file."""
     index = folder / _INDEX
     if index.is_file():
         weight_map: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
@@ -42,7 +42,8 @@ def visual_files(folder: Path) -> dict[str, tuple[Path, str]]:
 def check_tensors(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Raise one `CheckpointError` that names every missing, unexpected and wrong-shaped tensor."""
+    """Raise one `CheckpointError` that names every missing, unexpected and wrongly shaped
+    tensor."""
     problems = []
     for title, names in (
         ("missing", expected.keys() - found.keys()),
@@ -64,9 +65,9 @@ def check_tensors(
 def read_visual(
     folder: Path, expected: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor on the CPU) one after the other, after all shapes have been checked.
+    """Check all shapes, then yield (name, tensor on the CPU) one by one.
 
-    A yielded tensor may be a view into the mapped file: copy it before the next one is asked for.
+    A tensor may be a view into the mapped file: copy it before requesting the next one.
     """
     files: dict[Path, list[tuple[str, str]]] = {}
     for name, (path, key) in visual_files(folder).items():
@@ -76,13 +77,13 @@ def read_visual(
         with safe_open(path, framework="pt") as file:
             stored = set(file.keys())
             for name, key in names:
-                if key in stored:  # an index may promise what the shard lacks: that is "missing"
+                if key in stored:  # an index may list a tensor that its shard lacks
                     shapes[name] = tuple(file.get_slice(key).get_shape())
     check_tensors(expected, shapes)
     for path, names in files.items():
         while names:
             mapped = 0
-            # Pages of the file count as memory while it is mapped: open it anew now and then.
+            # Mapped pages count as memory of the process: reopen the file from time to time.
             with safe_open(path, framework="pt") as file:
                 while names and mapped < _MAPPED_BYTES:
                     name, key = names.pop()

@@ -43,10 +43,10 @@ class VisionConfig:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> VisionConfig:
-        """From ``config["vision_config"]``; absent keys keep transformers' defaults.
+        """Read ``config["vision_config"]``; missing keys get transformers' defaults.
 
         Raises:
-            ValueError: a tower that this encoder cannot run.
+            ValueError: the encoder does not support the tower.
         """
         known = {field.name for field in fields(cls)}
         values = {key: value for key, value in settings.items() if key in known}
@@ -65,15 +65,15 @@ class VisionConfig:
 
     @property
     def grid_side(self) -> int:
-        """Sides of the learned position grid."""
+        """Side length of the learned position grid."""
         return int(self.num_position_embeddings**0.5)
 
     @property
     def merged_size(self) -> int:
-        """Values of one merge block: what the mergers read for each token."""
+        """Number of values in one merge block, which is the input of the mergers for one token."""
         return self.hidden_size * self.spatial_merge_size**2
 
     @property
     def frame_values(self) -> int:
-        """Pixel values of one frame of one patch."""
+        """Number of pixel values in one frame of one patch."""
         return self.in_channels * self.patch_size**2

@@ -1,4 +1,4 @@
-"""Tables that depend on nothing but an image's grid: position taps and rotary factors.
+"""Tables that depend only on the grid of an image: position taps and rotary factors.
 
 Letters: h, w the image's sides in patches; P = h*w patches in merge-block order; S sides of the
 learned position grid; d head dimension.
@@ -19,8 +19,8 @@ class GridTables(NamedTuple):
     Attributes:
         taps: int64 (P, 4), rows of the learned position grid (flattened, S*S).
         weights: float32 (P, 4), their bilinear weights.
-        rotary: complex64 (P, d/2), cos + i sin of each pair's angle: first d/4 pairs turn with the
-            row, the others with the column.
+        rotary: complex64 (P, d/2), cos + i sin of each pair's angle. The first d/4 pairs rotate
+        with the row, the others with the column.
     """
 
     taps: Tensor
@@ -28,11 +28,11 @@ class GridTables(NamedTuple):
     rotary: Tensor
 
 
-@lru_cache(maxsize=16)  # about 300 bytes a patch: 20 MB for the largest image of 16 megapixels
+@lru_cache(maxsize=16)  # about 300 bytes per patch: 20 MB for the largest image, 16 megapixels
 def grid_tables(
     h: int, w: int, merge_size: int, side: int, head_dim: int, theta: float, device: torch.device
 ) -> GridTables:
-    """The tables of an (h, w) grid; the last few grids are remembered. Do not write to them."""
+    """The tables of an (h, w) grid; the tables of recent grids are cached. Do not modify them."""
     with torch.inference_mode(False):
         rows, columns = _merge_order(h, w, merge_size)
         low_rows, high_rows, row_weight = _axis_taps(h, side)
@@ -57,7 +57,7 @@ def grid_tables(
 
 
 def _merge_order(h: int, w: int, merge_size: int) -> tuple[Tensor, Tensor]:
-    """Row and column, int64 (P,) each, of the patches in merge-block order."""
+    """The rows and columns of the patches in merge-block order, int64 (P,) each."""
     blocks = (h // merge_size, merge_size, w // merge_size, merge_size)
     index = torch.arange(h * w).reshape(blocks).transpose(1, 2).flatten()
     return index // w, index % w
@@ -66,7 +66,7 @@ def _merge_order(h: int, w: int, merge_size: int) -> tuple[Tensor, Tensor]:
 def _axis_taps(size: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lower tap, upper tap and weight of the upper one, for ``size`` points over ``side`` entries.
 
-    The corners are aligned: the first and last point hit the first and last entry.
+    The corners are aligned: the first and last point coincide with the first and last entry.
     """
     source = torch.arange(size, dtype=torch.float32) * (side - 1) / max(size - 1, 1)
     low = source.floor().long()

@@ -24,9 +24,9 @@ _EPS = 1e-6
 class PatchEmbed(nn.Module):
     """Patches (R, C*p*p) or (R, C*2*p*p), uint8 values minus 128, to (R, D).
 
-    The 3-D convolution of the checkpoint covers exactly one patch, so it is a linear layer. A still
-    image shows the same frame twice: the two halves of the weight are summed once, for half the
-    work. Normalisation of the pixels is folded into weight and bias.
+    The 3-D convolution of the checkpoint covers exactly one patch, so it is equivalent to a linear
+    layer. A still image has the same frame twice, so the two halves of the weight are summed at
+    load time, which halves the work. The normalisation of pixels is folded into weight and bias.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -45,8 +45,8 @@ class Attention(nn.Module):
     """Full attention within each image.
 
     Query and key rows are stored in rotary pairs, see `weights.pair_up`. Queries, keys and values
-    are laid out head by head before they are multiplied: torch's CPU kernel is about a tenth faster
-    on contiguous heads than on interleaved ones, and the rotation writes that layout for nothing.
+    are stored head by head before the attention kernel: torch's CPU kernel is about 10 % faster on
+    contiguous heads than on interleaved ones, and the rotation writes this layout at no extra cost.
     """
 
     def __init__(self, config: VisionConfig) -> None:
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-LayerNorm transformer block; changes its input."""
+    """A pre-LayerNorm transformer block; modifies its input in place."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Block(nn.Module):
 
 
 class Merger(nn.Module):
-    """Each block of neighbouring patches to one token: (R, D) to (M, O).
+    """Merges each block of adjacent patches into one token: (R, D) -> (M, O).
 
     The main merger normalises each patch, a DeepStack merger the whole block.
     """
@@ -109,7 +109,7 @@ class Merger(nn.Module):
 
 
 def run_mlp(mlp: Mlp, x: Tensor) -> Tensor:
-    """timm's Mlp on x (rows, inputs); on a CPU the GELU runs inside oneDNN's matrix product."""
+    """timm's Mlp on x (rows, inputs); on a CPU, oneDNN fuses the GELU into the matrix product."""
     approximate = "tanh" if isinstance(mlp.act, GELUTanh) else "none"
     if x.device.type != "cpu" or not _gelu_fuses(x.dtype, approximate):
         result: Tensor = mlp(x)
@@ -123,10 +123,10 @@ def run_mlp(mlp: Mlp, x: Tensor) -> Tensor:
 
 @cache
 def _gelu_fuses(dtype: torch.dtype, approximate: str) -> bool:
-    """Whether oneDNN's linear-with-GELU exists here and gives the right numbers.
+    """Whether oneDNN's fused linear-with-GELU operator exists and computes correct numbers.
 
-    Aten's GELU takes as long as a sixth of the matrix product in front of it. The operator is one
-    that torch's own compiler emits, but it is no public interface: hence the trial.
+    Aten's GELU takes a sixth of the time of the preceding matrix product. torch's compiler emits
+    the fused operator, but the operator is not a public interface, so this function tests it.
     """
     x = torch.linspace(-3, 3, 64, dtype=dtype).reshape(4, 16)
     weight = torch.eye(16, dtype=dtype)
@@ -140,7 +140,8 @@ def _gelu_fuses(dtype: torch.dtype, approximate: str) -> bool:
 
 
 def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
-    """Turn the rotary pairs of x (heads, R, d) by complex64 (R, d/2), in float32; contiguous."""
+    """Rotate the pairs of x (heads, R, d) by complex64 (R, d/2), in float32; returns a contiguous
+    tensor."""
     turned = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     pairs = torch.view_as_complex(turned.view(*x.shape[:-1], -1, 2))
     if x.dtype == torch.float32:

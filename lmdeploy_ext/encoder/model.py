@@ -1,8 +1,9 @@
-"""Qwen3-VL's vision tower: uint8 patches of many images in, image-token embeddings out.
+"""Qwen3-VL's vision tower: computes image-token embeddings from uint8 patches of many images.
 
-Images of all sizes and requests share one run of rows, without padding: linear layers see all
-rows at once, attention sees one image (or frame pair) at a time, equal sizes in one call. The
-numbers are those of transformers' ``Qwen3VLVisionModel``, with DeepStack (arXiv 2406.04334).
+Images of all sizes and requests are concatenated along the rows, without padding. Linear layers
+process all rows at once; attention processes each image (or frame pair) separately, images of equal
+size in one call. The numbers equal those of transformers' ``Qwen3VLVisionModel``, with DeepStack
+(arXiv 2406.04334).
 
 Letters: R rows = patches of all images; D hidden size; d head dimension; M merged tokens;
 O output size.
@@ -42,10 +43,10 @@ class VisionFeatures:
     """Features of a batch of images, in the order in which they were given.
 
     Attributes:
-        embeddings: (M, O), what replaces the image placeholders' embeddings.
-        deepstack: one (M, O) for each entry of ``deepstack_visual_indexes``; number k is added to
-            the residual stream behind decoder layer k, at the image tokens only.
-        lengths: tokens of each image; they sum to M.
+        embeddings: (M, O), replace the embeddings of the image placeholders.
+        deepstack: one (M, O) for each entry of ``deepstack_visual_indexes``; entry k is added to
+        the residual stream after decoder layer k, at the image tokens only. lengths: tokens of each
+        image; they sum to M.
     """
 
     embeddings: Tensor
@@ -54,7 +55,7 @@ class VisionFeatures:
 
 
 class VisionEncoder(nn.Module):
-    """The whole tower, for inference. Build it with `from_checkpoint` or `from_tensors`."""
+    """The vision tower, for inference. Create it with `from_checkpoint` or `from_tensors`."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -74,15 +75,15 @@ class VisionEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> VisionEncoder:
-        """Load the tower of a Qwen3-VL checkpoint (dense or MoE), tensor by tensor.
+        """Load the tower of a Qwen3-VL checkpoint (dense or MoE), one tensor at a time.
 
         Reads config.json, the pre-processing file for mean and std, and the ``visual.*`` tensors of
-        the safetensors files; never needs more memory than the tower and one tensor.
+        the safetensors files. Peak memory is the tower plus one tensor.
 
         Raises:
             FileNotFoundError: a file is missing.
             CheckpointError: tensors are missing, unexpected or have the wrong shape.
-            ValueError: a configuration that this encoder cannot run.
+            ValueError: the encoder does not support the configuration.
         """
         folder = Path(folder)
         content = json.loads((folder / "config.json").read_text())
@@ -102,7 +103,8 @@ class VisionEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> VisionEncoder:
-        """From tensors with the checkpoint's names, without prefix; may share memory with them.
+        """Create the tower from tensors with the checkpoint's names, without prefix. It may share
+        their memory.
 
         Raises:
             CheckpointError: tensors are missing, unexpected or have the wrong shape.
@@ -135,7 +137,7 @@ class VisionEncoder(nn.Module):
                 continue
             if ".attn.qkv." in name:
                 tensor = pair_up(tensor, config.num_heads)
-            # The resampled grid is summed in float32, as transformers does.
+            # Like transformers, sum the resampled grid in float32.
             target = torch.float32 if name == "pos_embed.weight" else dtype
             encoder._assign(module_name(name), tensor.to(device, target, copy=copy))
         for name, tensor in fold_patch_embed(**patch_tensors, processor=processor).items():
@@ -156,15 +158,16 @@ class VisionEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Sequence[PackedImage]) -> VisionFeatures:
-        """Features of all images; an image's features do not depend on its neighbours.
+        """Compute the features of all images. The features of an image do not depend on the other
+        images.
 
         Raises:
-            ValueError: patches that do not fit the tower, with the image's number.
+            ValueError: the patches do not fit the tower; the message has the number of the image.
         """
         for number, image in enumerate(images):
             self._check_image(number, image)
         lengths = tuple(image.num_tokens for image in images)
-        # Images of one size become neighbours, so that attention can take them as a plain view.
+        # Sort the images by size, so that attention can use a plain view of images of equal size.
         order = sorted(range(len(images)), key=lambda i: images[i].patches.shape)
         if not order:
             nothing = torch.empty(
@@ -181,7 +184,7 @@ class VisionEncoder(nn.Module):
         return VisionFeatures(restore(merged), tuple(map(restore, deepstack)), lengths)
 
     def _run(self, images: Sequence[PackedImage]) -> tuple[Tensor, list[Tensor]]:
-        """Merged features (M, O) and DeepStack features of images sorted by size."""
+        """Merged features (M, O), and DeepStack features, of images sorted by size."""
         x, rotary = self._embed(images)
         groups = [
             (len(list(same)), length) for length, same in groupby(len(i.patches) for i in images)
@@ -195,7 +198,8 @@ class VisionEncoder(nn.Module):
         return self.merger(x), deepstack
 
     def _embed(self, images: Sequence[PackedImage]) -> tuple[Tensor, Tensor]:
-        """Patch plus position embedding (R, D), and rotary factors complex64 (R, d/2)."""
+        """Patch embeddings plus position embeddings (R, D), and rotary factors complex64 (R,
+        d/2)."""
         config = self.config
         rows, rotary = [], []
         for _, same in groupby(images, key=lambda image: image.patches.shape[1]):

@@ -1,8 +1,9 @@
-"""Pixels to patches: smart resize, bicubic resampling and patch order of Qwen3-VL.
+"""Converts pixels to patches with the smart resize, bicubic resampling and patch order of Qwen3-VL.
 
-The product is uint8. transformers rounds the resized image to uint8 as well before it normalises,
-so uint8 patches of one frame hold exactly the same information as its float32 ``pixel_values`` with
-both frames of a still image: 768 bytes instead of 6144 per patch. `normalise` makes the latter.
+The patches are uint8. transformers also rounds the resized image to uint8 before it normalises, so
+uint8 patches of one frame have exactly the same information as transformers' float32
+``pixel_values``, which contain a still image as two frames: 768 bytes instead of 6144 per patch.
+`normalise` computes ``pixel_values``.
 
 Letters: H, W the image in pixels; h, w its grid in patches; P = h*w patches; C = 3 channels;
 p pixels per patch side; m patches per merged side.
@@ -23,18 +24,18 @@ import torch
 
 from lmdeploy_ext.packing import PackedImage
 
-MAX_ASPECT_RATIO = 200  # of an image's sides, the limit of transformers' smart_resize
-BICUBIC = 3  # Pillow's number, as the configuration files write it
+MAX_ASPECT_RATIO = 200  # of the sides of an image; the limit of transformers' smart_resize
+BICUBIC = 3  # Pillow's number, used in the configuration files
 CHANNELS = 3
-_CHUNK = 128  # patches; one chunk of normalise stays in the second-level cache
-STRIP_PIXELS = 1 << 18  # of an image that is resized strip by strip
+_CHUNK = 128  # number of patches; one chunk of normalise fits into the second-level cache
+STRIP_PIXELS = 1 << 18  # minimum size of an image that is resized in strips
 
 
 class ImageRows(Protocol):
-    """An RGB image of shape (H, W, 3) and dtype uint8 that gives its rows on demand.
+    """An RGB image of shape (H, W, 3) and dtype uint8 that returns its rows on demand.
 
-    ``rows[top:bottom]`` is an array of these rows. A numpy array is one; a decoder may make the rows
-    when they are asked for, so that no second copy of a large image exists.
+    ``rows[top:bottom]`` is an array of these rows. A numpy array has this interface; a decoder may
+    produce rows on demand, so that a large image exists in memory only once.
     """
 
     @property
@@ -46,7 +47,7 @@ class ImageRows(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessorConfig:
-    """What pre-processing needs from a checkpoint.
+    """The pre-processing parameters of a checkpoint.
 
     Attributes:
         min_pixels, max_pixels: limits of height * width after resizing.
@@ -76,15 +77,16 @@ class ImageProcessorConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels per side of one merged token; both sides of a resized image are multiples."""
+        """Pixels per side of one merged token; both sides of a resized image are multiples of
+        it."""
         return self.patch_size * self.merge_size
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> ImageProcessorConfig:
-        """From the content of preprocessor_config.json, in either of its styles.
+        """Read the content of preprocessor_config.json, in either of its formats.
 
         Raises:
-            ValueError: the file asks for another resampling or scale than Qwen3-VL's.
+            ValueError: the file has another resampling or scale than Qwen3-VL's.
         """
         for switch in ("do_resize", "do_rescale", "do_normalize"):
             if not settings.get(switch, True):
@@ -113,7 +115,7 @@ class ImageProcessorConfig:
 
     @classmethod
     def from_checkpoint(cls, folder: str | Path) -> ImageProcessorConfig:
-        """From preprocessor_config.json, or processor_config.json as transformers 5 writes it.
+        """Read preprocessor_config.json, or processor_config.json, which transformers 5 writes.
 
         Raises:
             FileNotFoundError: the folder has neither file.
@@ -189,7 +191,7 @@ def preprocess(
 
 
 def preprocess_bytes(size: tuple[int, int], resized: tuple[int, int]) -> int:
-    """Most memory that `preprocess` takes beside an image.
+    """Maximum memory of `preprocess` in addition to the image, in bytes.
 
     size: (H, W) of the image; resized: (H, W) after resizing, see `smart_resize`.
     """
@@ -201,7 +203,8 @@ def preprocess_bytes(size: tuple[int, int], resized: tuple[int, int]) -> int:
 def normalise(
     patches: npt.NDArray[np.uint8], config: ImageProcessorConfig
 ) -> npt.NDArray[np.float32]:
-    """transformers' ``pixel_values``: float32 (P, C*2*p*p), a still image doubled to two frames."""
+    """transformers' ``pixel_values``: float32 (P, C*2*p*p), with a still image repeated as two
+    frames."""
     count, frames = len(patches), config.temporal_patch_size
     area = config.patch_size**2
     if patches.shape[1] == CHANNELS * area:
@@ -224,8 +227,8 @@ def normalise(
 def _resize(image: ImageRows, height: int, width: int) -> npt.NDArray[np.uint8]:
     """uint8 (H, W, C) to uint8 (C, height, width), bicubic with antialias, as torchvision does.
 
-    A large image goes strip by strip through the horizontal pass, which comes first in torch and
-    rounds to uint8, so the result is the same bit by bit.
+    The horizontal pass of a large image is computed in strips. In torch this pass comes first and
+    rounds to uint8, so the result is equal bit by bit.
     """
     rows, columns = image.shape[:2]
     if (rows, columns) == (height, width):
@@ -243,11 +246,11 @@ def _resize(image: ImageRows, height: int, width: int) -> npt.NDArray[np.uint8]:
 
 def _interpolated(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
     """uint8 (H, W, C) to uint8 (C, height, width)."""
-    # The view goes in as it is: torch's uint8 kernel reads interleaved channels without a copy.
+    # Pass the view without a copy: torch's uint8 kernel can read interleaved channels.
     if not image.flags.writeable or min(image.strides) < 0:
-        image = image.copy()  # torch has neither read-only tensors nor negative strides
+        image = image.copy()  # torch supports neither read-only tensors nor negative strides
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(image)[None].permute(0, 3, 1, 2),  # channels last, and so is the result
+        torch.from_numpy(image)[None].permute(0, 3, 1, 2),  # channels last, like the result
         size=(height, width),
         mode="bicubic",
         align_corners=False,
@@ -258,7 +261,7 @@ def _interpolated(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.
 
 
 def _cut(planes: npt.NDArray[np.uint8], p: int, m: int) -> npt.NDArray[np.uint8]:
-    """uint8 (C, H, W) to uint8 (P, C*p*p); the m*m patches of a merged token are neighbours."""
+    """uint8 (C, H, W) to uint8 (P, C*p*p); the m*m patches of a merged token are adjacent."""
     channels, height, width = planes.shape
     blocks = planes.reshape(channels, height // (p * m), m, p, width // (p * m), m, p)
     ordered = blocks.transpose(1, 4, 2, 5, 0, 3, 6)

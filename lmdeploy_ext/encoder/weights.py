@@ -1,4 +1,5 @@
-"""From the checkpoint's tensors to those of this tower: names, expected shapes, and what is folded.
+"""Converts the checkpoint's tensors to those of this tower: names, expected shapes and folded
+weights.
 
 Letters: D hidden size; C channels; T frames per patch; p pixels per patch side; H heads; d = D/H.
 """
@@ -11,11 +12,11 @@ from torch import Tensor
 from lmdeploy_ext.encoder.config import VisionConfig
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig
 
-ZERO_LEVEL = 128  # subtracted from uint8 pixels: what is left is exact even in bfloat16
+ZERO_LEVEL = 128  # subtracted from uint8 pixels; the difference is exact even in bfloat16
 
 
 def checkpoint_shapes(config: VisionConfig) -> dict[str, tuple[int, ...]]:
-    """Name (without prefix) and shape of every tensor that the checkpoint must hold."""
+    """Name (without prefix) and shape of every tensor that the checkpoint must contain."""
     size, wide, merged = config.hidden_size, config.intermediate_size, config.merged_size
     patch = (config.in_channels, config.temporal_patch_size, config.patch_size, config.patch_size)
     shapes: dict[str, tuple[int, ...]] = {
@@ -58,9 +59,9 @@ def module_name(name: str) -> str:
 def pair_up(qkv: Tensor, num_heads: int) -> Tensor:
     """Reorder the query and key rows of a packed qkv weight or bias into rotary pairs.
 
-    The checkpoint turns value i together with value i + d/2. With the two next to each other, a
-    query is d/2 complex numbers and the rotation one multiplication; scores do not change, as
-    queries and keys are reordered alike.
+    In the checkpoint, values i and i + d/2 form a pair. With adjacent pairs, a query is d/2 complex
+    numbers and the rotation is one multiplication. Attention scores do not change, because queries
+    and keys have the same order.
     """
     size = qkv.shape[0] // 3
     half = size // num_heads // 2
@@ -88,7 +89,7 @@ def fold_patch_embed(
 
 
 def check_processor(config: VisionConfig, processor: ImageProcessorConfig) -> None:
-    """Raise ValueError where the pre-processing cuts other patches than the tower reads."""
+    """Raise ValueError if the patches of the pre-processing do not fit the tower."""
     for name, ours, theirs in (
         ("patch_size", config.patch_size, processor.patch_size),
         ("temporal_patch_size", config.temporal_patch_size, processor.temporal_patch_size),

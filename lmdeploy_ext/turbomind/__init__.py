@@ -1,1 +1,2 @@
-"""Qwen3-VL as a source model of TurboMind. `records` and `names` do not import LMDeploy, the others do."""
+"""Qwen3-VL as a source model of TurboMind. All modules except `records` and `names` import
+LMDeploy."""

@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense and MoE, as TurboMind's loader takes it: decoder and vision tower together."""
+"""Qwen3-VL, dense and MoE, for TurboMind's loader: decoder and vision tower together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ logger = logging.getLogger("lmdeploy_ext")
 
 
 class Qwen3VLSourceModel:
-    """What ``get_tm_config`` builds and ``ModelLoader`` drives.
+    """The source model that ``get_tm_config`` creates and ``ModelLoader`` uses.
 
     Args:
         cfg: transformers' configuration of Qwen3-VL.
         resolver: weight formats of the decoder.
         vision_resolver: weight format of the tower.
         vision_data_type: TurboMind's data type of the tower.
-        language_model_only: leave the tower out.
+        language_model_only: do not load the tower.
     """
 
-    _vision = True  # get_tm_config passes the vision arguments only to such classes
+    _vision = True  # get_tm_config passes vision arguments only to classes with this attribute
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Qwen3VLSourceModel:
         model_tp: Any,
         dense_tp: Any,
     ) -> None:
-        """Hand devices and parallel groups to both parts."""
+        """Pass devices and parallel groups to both parts."""
         self.text_model.bind_runtime(
             ctx=ctx,
             root_handles=root_handles,
@@ -89,10 +89,10 @@ class Qwen3VLSourceModel:
         return list(self.text_model._loader_mappings)
 
     def model(self, pfx: Any) -> None:
-        """Build both trees; the decoder first, as TurboMind wants it.
+        """Build both trees. TurboMind requires the decoder first.
 
-        A tensor that is missing is an error of LMDeploy's; one that nobody read is named in a
-        warning, as it may be a scale without which the weights are wrong.
+        A missing tensor is an error of LMDeploy. An unread tensor is named in a warning, because it
+        may be a scale without which the weights are wrong.
         """
         self.text_model.model(pfx)
         if self.vision_model is not None:
@@ -130,10 +130,10 @@ class Qwen3VLSourceModel:
         return any(pattern.fullmatch(name) for pattern in (DEEPSTACK, UNREAD))
 
     def to_turbomind_multimodal(self, multimodal: Sequence[dict[str, Any]]) -> Any:
-        """Images and video frames of one request as TurboMind takes them.
+        """Convert the images and video frames of one request for TurboMind.
 
         Raises:
-            ValueError: the tower is not loaded, or an item does not fit Qwen3-VL.
+            ValueError: the tower is not loaded, or an item is invalid for Qwen3-VL.
         """
         if self.vision_model is None:
             raise ValueError("vision is disabled: the model takes no images or videos")

@@ -1,4 +1,4 @@
-"""Names of tensors in Qwen3-VL checkpoints that need more than reading. Imports nothing heavy."""
+"""Tensor names of Qwen3-VL checkpoints that need special handling. Imports no heavy packages."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ TOWER = "model.visual"
 DEEPSTACK = re.compile(
     rf"{re.escape(TOWER)}\.deepstack_merger_list\.\d+\.(norm|linear_fc1|linear_fc2)\.(weight|bias)"
 )
-"""Tensors that TurboMind's tree has no place for."""
+"""Tensors that TurboMind's model does not have."""
 
 UNREAD = re.compile(r".*\.(rotary_emb\.inv_freq|g_idx|weight_shape)")
-"""Tensors that a checkpoint may have and nobody needs: constants, and book-keeping of quantisers."""
+"""Tensors that a checkpoint may contain and no model needs: constants, and metadata of
+quantisers."""
 
 _PACKED = re.compile(r"(\.mlp\.experts\.(?:gate_up|down)_proj)(?:_scale_inv)?$")
 
 
 def map_packed_experts(name: str) -> str:
-    """The name of packed experts with the suffix that LMDeploy's weight formats look for."""
+    """The name of packed experts with the suffix that LMDeploy's weight formats expect."""
     found = _PACKED.search(name)
     if found is None:
         return name

@@ -1,4 +1,4 @@
-"""What makes LMDeploy send Qwen3-VL checkpoints to TurboMind."""
+"""The records that make LMDeploy run Qwen3-VL checkpoints on TurboMind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UPSTREAM = "LMDeploy supports Qwen3-VL on TurboMind (issues 4122, 4187, 4553)"
 
 
 class _OnlyOwnClass:
-    """A class attribute that subclasses do not inherit: they see the value from before."""
+    """A class attribute that subclasses do not inherit: they keep the previous value."""
 
     def __init__(self, value: object, inherited: object) -> None:
         self.value = value

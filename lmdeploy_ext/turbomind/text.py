@@ -1,7 +1,8 @@
-"""The decoder of Qwen3-VL as a TurboMind source model: LMDeploy's Qwen3 under other tensor names.
+"""The decoder of Qwen3-VL as a TurboMind source model: LMDeploy's Qwen3 with other tensor names.
 
-What differs from Qwen3: names below ``model.language_model``, interleaved mRoPE, a head that may be
-tied by the outer configuration, and experts that may be packed, with either order of their axes.
+Differences from Qwen3: tensor names begin with ``model.language_model``, mRoPE is interleaved, the
+outer configuration may tie the output head, and experts may be packed, with either order of their
+axes.
 
 Letters: E experts, D hidden size, I expert's intermediate size.
 """
@@ -19,16 +20,17 @@ from lmdeploy.turbomind.models.utils import make_model_weight_config
 from lmdeploy_ext.turbomind.names import map_packed_experts
 
 MROPE_SECTION = (24, 20, 20)
-"""What transformers' ``Qwen3VLTextRotaryEmbedding`` takes when the configuration has no section."""
+"""The default of transformers' ``Qwen3VLTextRotaryEmbedding`` for a configuration without
+sections."""
 
 
 NO_KERNEL = "no GEMM kernel family"
-"""What LMDeploy says, and no more, when it can multiply by a weight on no kernel of the GPU. So it is
-with unquantised experts in float16 on compute capability 9.0; on 8.0 and 10.0 it has them."""
+"""LMDeploy's message when it has no kernel for a weight on this GPU. This happens for unquantised
+experts in float16 on compute capability 9.0, not on 8.0 and 10.0."""
 
 
 class Qwen3VLTextModel(Qwen3TextModel):
-    """Dense and MoE decoder.
+    """The dense or MoE decoder.
 
     Args:
         cfg: transformers' text configuration of Qwen3-VL; not changed.
@@ -41,7 +43,7 @@ class Qwen3VLTextModel(Qwen3TextModel):
     def __init__(self, cfg: Any, *, tied: bool, resolver: Any) -> None:
         cfg = _as_qwen3(cfg)
         super().__init__(cfg, resolver=resolver)
-        # The text configuration of MoE says "tied" by default in transformers 5, and means nothing.
+        # In transformers 5 the MoE text configuration is "tied" by default; ignore it.
         self._tied = tied or (self._n_experts == 0 and bool(cfg.tie_word_embeddings))
         rope = self._attn_cfg.rope
         rope.mrope_interleaved = True
@@ -71,9 +73,9 @@ class Qwen3VLTextModel(Qwen3TextModel):
         builder.build()
 
     def _head(self, own: Any, embedding: Any) -> Linear:
-        """The output projection: its own tensor where there is one, else the tied embedding.
+        """The output projection: its own tensor if the checkpoint has one, else the tied embedding.
 
-        A checkpoint that says "tied" and has a head all the same uses the head, as transformers 5.
+        Like transformers 5, a checkpoint with a tied configuration and a head uses the head.
         """
         head = self._linear(own, optional=True)
         if head is None and not self._tied:
@@ -99,7 +101,7 @@ class Qwen3VLTextModel(Qwen3TextModel):
         return built
 
     def ffn(self, pfx: Any, is_expert: bool = False, *, tp: Any) -> Any:
-        """One MLP; an expert is read from the packed tensors if the checkpoint has them."""
+        """One MLP; experts are read from the packed tensors if the checkpoint has them."""
         experts, _, index = pfx.prefix.rpartition(".")
         packed = type(pfx)(pfx.ckpt, experts)
         if not is_expert or not packed.has("gate_up_proj.weight"):
@@ -114,13 +116,13 @@ class Qwen3VLTextModel(Qwen3TextModel):
         """(gate, down, up) of one expert, each (in, out).
 
         The published checkpoints and transformers 4.57 have gate_up (E, D, 2I) and down (E, I, D);
-        files that transformers 5 makes afresh may have the last two axes swapped.
+        files that transformers 5 creates may have the last two axes swapped.
         """
         gate_up, down = (
             _build_linear(*self._resolver.resolve(packed + name, index=index))
             for name in ("gate_up_proj", "down_proj")
         )
-        # LMDeploy's formats expect (out, in) in the file and have swapped the axes.
+        # LMDeploy's formats expect (out, in) in the file and swap the axes.
         rows, columns = gate_up.tensors["weight"].shape
         inner, outer = down.tensors["weight"].shape
         if (rows, columns) == (2 * outer, inner):
@@ -138,7 +140,7 @@ def _as_qwen3(cfg: Any) -> Any:
     """A copy of the configuration with the fields that LMDeploy's Qwen3 reads and Qwen3-VL lacks."""
     cfg = copy.copy(cfg)
     if getattr(cfg, "num_experts", 0):
-        # Qwen3-VL's router always normalises; transformers 5 has no such field any more.
+        # Qwen3-VL's router always normalises; transformers 5 has removed the field.
         cfg.norm_topk_prob = True
         step = getattr(cfg, "decoder_sparse_step", 1)
         dense = set(cfg.mlp_only_layers or ())
@@ -148,14 +150,14 @@ def _as_qwen3(cfg: Any) -> Any:
 
 
 def _forget(pfx: Any, *names: str) -> None:
-    """Take tensors that were read in parts out of the checkpoint, without copying them."""
+    """Remove tensors that were read in parts from the checkpoint, without copying them."""
     for name in names:
         if pfx.has(name):
             pfx.pop(name, index=slice(0, 0))
 
 
 def _transposed(linear: Linear) -> Linear:
-    """The same weight with input and output axes swapped; scales of square blocks go along."""
+    """The weight with swapped input and output axes; scales of square blocks are swapped, too."""
     swapped = {kind: tensor.t().contiguous() for kind, tensor in linear.tensors.items()}
     return Linear(tensors=swapped, weight_format=linear.weight_format)
 

@@ -1,8 +1,7 @@
-"""The vision tower of Qwen3-VL as a TurboMind source model: Qwen3.5's, which is the same tower.
+"""The vision tower of Qwen3-VL as a TurboMind source model, based on LMDeploy's Qwen3.5 tower.
 
-Both have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a merger
-of 2×2 patches. Qwen3-VL's DeepStack mergers have no place in TurboMind's tree: see
-`lmdeploy_ext.deepstack`.
+Both towers have a learned position grid, pre-LayerNorm blocks with packed qkv and GELU(tanh), and a
+merger of 2×2 patches. TurboMind's tower has no DeepStack mergers: see `lmdeploy_ext.deepstack`.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ _FIELDS = {
     Modality.IMAGE: ("pixel_values", "image_grid_thw"),
     Modality.VIDEO: ("pixel_values_videos", "video_grid_thw"),
 }
-"""Where an item of the front end has its pixels and its grid."""
+"""Modality of an item -> the keys of its pixels and its grid."""
 
 
 class Qwen3VLVisionModel(Qwen3_5VisionModel):
-    """Vision tower without DeepStack.
+    """The vision tower without DeepStack.
 
     Args:
         cfg: transformers' vision configuration of Qwen3-VL.
         resolver: LMDeploy's plain weight format; a tower with quantised weights is refused.
 
     Raises:
-        ValueError: an activation or a head size that TurboMind has no kernel for.
+        ValueError: TurboMind has no kernel for the activation or the head size.
     """
 
     def __init__(self, cfg: Any, *, resolver: Any) -> None:
@@ -50,8 +49,8 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
         """Build the vision tree from the checkpoint.
 
         Raises:
-            ValueError: the tower's weights are quantised. Their plain part would load without an
-                error and give noise.
+            ValueError: the tower's weights are quantised. TurboMind would load them without an
+            error and compute noise.
         """
         names = [name for name in pfx.ckpt.keys() if name.startswith(TOWER + ".")]  # noqa: SIM118
         quantised = [name for name in names if not name.endswith((".weight", ".bias"))]
@@ -63,10 +62,10 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
         super().model(pfx)
 
     def to_turbomind_multimodal(self, multimodal: Sequence[Mapping[str, Any]]) -> Any:
-        """Images and video frames of one request as TurboMind takes them.
+        """Convert the images and video frames of one request for TurboMind.
 
-        TurboMind computes the mRoPE positions from spans and grids, and finds an image again in the
-        prefix cache by its fingerprint: a hash of modality, grid and pixels as the tower sees them.
+        TurboMind computes the mRoPE positions from spans and grids. It identifies an image in the
+        prefix cache by its fingerprint, a hash of modality, grid and the tower's input pixels.
 
         Args:
             multimodal: items of LMDeploy's front end, in any order, each with ``modality``,
@@ -76,7 +75,7 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
                 one item for each of its frame groups, as its prompt has a timestamp between them.
 
         Raises:
-            ValueError: an item does not fit Qwen3-VL; the message names which.
+            ValueError: an item is invalid for Qwen3-VL; the message names the item.
         """
         items = [dict(item) for item in multimodal]
         items.sort(key=lambda item: self._offset_pair(item["offset"]))
@@ -94,7 +93,7 @@ class Qwen3VLVisionModel(Qwen3_5VisionModel):
         return super().to_turbomind_multimodal(items)
 
     def _patches(self, index: int, pixels: Any, grid: tuple[int, int, int]) -> torch.Tensor:
-        """The pixels in the type that the tower computes in, checked against their grid."""
+        """The pixels in the dtype of the tower, checked against their grid."""
         if not isinstance(pixels, torch.Tensor) or not pixels.is_floating_point():
             kind = getattr(pixels, "dtype", type(pixels).__name__)
             raise ValueError(f"item {index}: pixels must be a floating tensor, got {kind}")

@@ -1,7 +1,8 @@
-"""Text only: with `--disable-vision` or `--language-model-only`, images, video and audio are refused.
+"""The text-only mode: with `--disable-vision` or `--language-model-only`, images, video and audio
+are refused.
 
-Stock LMDeploy leaves the vision tower out in this mode, but drops content parts that it does not
-know, and some that it does, and answers as if they had not been sent.
+Stock LMDeploy does not load the vision tower in this mode, but it silently drops images and other
+content parts from requests and answers without them.
 """
 
 from __future__ import annotations
@@ -18,4 +19,5 @@ NAMES: dict[str, str | None] = {
     "lmdeploy.utils:get_model": None,
     "lmdeploy.messages:TurbomindEngineConfig.language_model_only": None,
 }
-"""What this package uses of LMDeploy beside the targets of its records; see `lmdeploy_ext.host`."""
+"""Names of LMDeploy that this package uses, in addition to the targets of its records; see
+`lmdeploy_ext.host`."""

@@ -1,7 +1,7 @@
-"""Where LMDeploy is changed so that nothing but text gets in while vision is disabled.
+"""Replacements for functions of LMDeploy that accept only text while vision is disabled.
 
-Each function makes the replacement of one record in `lmdeploy_ext.vision_off.records`. In any other
-mode every replacement does what the original does.
+Each function returns the replacement for one record in `lmdeploy_ext.vision_off.records`. While
+vision is enabled, every replacement behaves like the original.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ REASON = "VISION_DISABLED"
 
 
 class VisionDisabledError(RequestError, ValueError):  # type: ignore[misc]  # LMDeploy has no types
-    """Something else than text came while vision is disabled.
+    """A request contains something other than text while vision is disabled.
 
-    HTTP 400 in every API of `lmdeploy serve`, which render a ``RequestError`` in their own shape;
-    a ``ValueError`` for callers of `pipeline`.
+    A subclass of ``RequestError``, which every API of `lmdeploy serve` returns as HTTP 400 in its
+    own format, and of ``ValueError`` for callers of `pipeline`.
     """
 
     def __init__(self, found: str) -> None:
@@ -38,19 +38,20 @@ class VisionDisabledError(RequestError, ValueError):  # type: ignore[misc]  # LM
 
 
 def disabled(config: Any) -> bool:
-    """Whether an engine configuration, of TurboMind or PyTorch, leaves the vision tower out."""
+    """Whether an engine configuration, of TurboMind or PyTorch, disables the vision tower."""
     return bool(getattr(config, "language_model_only", False))
 
 
 def refuse(conversation: Any, where: str) -> None:
-    """Raise `VisionDisabledError` unless all of the conversation is text."""
+    """Raise `VisionDisabledError` unless the whole conversation is text."""
     found = find(conversation, where)
     if found is not None:
         raise VisionDisabledError(found)
 
 
 def mount_metrics(original: Callable[..., None]) -> Callable[..., None]:
-    """The one call of `serve` that has the application with all its routes and the configuration."""
+    """Patches the only call of `serve` with access to both the complete application and the
+    configuration."""
 
     @functools.wraps(original)
     def replacement(app: Any, backend_config: Any) -> None:
@@ -62,7 +63,7 @@ def mount_metrics(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def engine_init(original: Callable[..., None]) -> Callable[..., None]:
-    """Every request of every front end passes the engine's prompt processor."""
+    """Patches the engine's prompt processor, which every request of every front end passes."""
 
     @functools.wraps(original)
     def replacement(self: Any, *arguments: Any, **keywords: Any) -> None:
@@ -82,9 +83,9 @@ def engine_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def pipeline_requests(original: Callable[..., Any]) -> Callable[..., Any]:
-    """All forms of a pipeline call meet here, still in the caller's thread.
+    """Patches the function that all forms of a pipeline call use, in the caller's thread.
 
-    Later errors become a `Response` with an empty text, which is easy to take for an answer.
+    Later errors become a `Response` with an empty text, which users may mistake for an answer.
     """
 
     @functools.wraps(original)
@@ -101,7 +102,7 @@ def pipeline_requests(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _forget(manager: Any, sessions: Any) -> None:
-    """As stock LMDeploy does with the sessions of a request that is refused."""
+    """Remove the sessions of a refused request, as stock LMDeploy does."""
     for session in sessions if isinstance(sessions, list) else [sessions]:
         if session is not None and session._handle is None:
             manager.remove(session)
@@ -122,7 +123,7 @@ def pipeline_init(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> tuple[str, Any]:
-    """A local folder, and the given configuration or the automatic one, with vision disabled."""
+    """A local model folder, and the given or automatic configuration with vision disabled."""
     from lmdeploy.archs import autoget_backend_config
     from lmdeploy.utils import get_model
 
@@ -131,13 +132,14 @@ def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> t
             model_path = get_model(model_path)
         trust = keywords.get("trust_remote_code", False)
         _, config = autoget_backend_config(model_path, trust_remote_code=trust)
-    config = copy.copy(config)  # the caller's own object stays as it is
+    config = copy.copy(config)  # do not modify the caller's object
     config.language_model_only = True
     return model_path, config
 
 
 def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The last step before the engine, which stock LMDeploy answers with a warning and no images."""
+    """Patches the last step before the engine, where stock LMDeploy only warns and drops the
+    images."""
 
     @functools.wraps(original)
     def replacement(self: Any, multimodal: Any) -> Any:
@@ -149,7 +151,7 @@ def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def command_line(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--disable-vision` wherever LMDeploy has `--language-model-only`."""
+    """Adds `--disable-vision` to every command with `--language-model-only`."""
 
     @functools.wraps(original)
     def replacement(parser: Any) -> Any:
@@ -171,7 +173,7 @@ _text_chat: ContextVar[bool] = ContextVar("text_chat", default=False)
 
 
 def chat(original: Callable[..., None]) -> Callable[..., None]:
-    """Remembers for `chat_prompt` that this chat has no vision."""
+    """Records for `chat_prompt` that this chat has no vision."""
 
     @functools.wraps(original)
     def replacement(*arguments: Any, **keywords: Any) -> None:
@@ -185,7 +187,8 @@ def chat(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def chat_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
-    """`lmdeploy chat` prints a ``ValueError`` of its prompt parser and goes on."""
+    """Refuses images in `lmdeploy chat`, which prints a ``ValueError`` of its prompt parser and
+    continues."""
 
     @functools.wraps(original)
     def replacement(prompt: str) -> Any:

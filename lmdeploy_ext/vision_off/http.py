@@ -1,7 +1,7 @@
-"""The check on the request bodies of `lmdeploy serve`, in front of every API's own translation.
+"""Checks the request bodies of `lmdeploy serve` before LMDeploy translates them.
 
-The Anthropic API leaves images out of system and tool messages and turns documents into text
-before a conversation reaches the engine; others ignore fields that they do not know.
+LMDeploy's Anthropic API drops images from system and tool messages and converts documents to text
+before a conversation reaches the engine; other APIs ignore unknown fields.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ ROUTES = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
     "/v1/messages/count_tokens", "/generate",
 })  # fmt: skip
-"""POST routes whose body has a conversation."""
+"""POST routes whose body contains a conversation."""
 
 
 class RefuseMedia:
-    """ASGI middleware that answers 400, in the shape of the route's API, unless all is text.
+    """ASGI middleware that answers 400, in the format of the route's API, unless the body is text
+    only.
 
     Args:
-        error: makes the error of what was found.
+        error: creates the error from a description.
     """
 
     def __init__(self, app: App, error: Callable[[str], Exception]) -> None:
@@ -61,7 +62,7 @@ def _route(scope: Message) -> str:
 
 
 async def _read(receive: Receive) -> deque[Message]:
-    """The messages of the body, up to its end or the caller's disconnection."""
+    """The ASGI messages of the body, up to its end or the caller's disconnection."""
     messages: deque[Message] = deque()
     while True:
         messages.append(await receive())
@@ -73,5 +74,5 @@ def _find(body: bytes) -> str | None:
     try:
         parsed = json.loads(body)
     except (ValueError, RecursionError):
-        return None  # LMDeploy parses it the same way and answers 400
+        return None  # LMDeploy parses the body the same way and answers 400
     return find_in_body(parsed)

@@ -1,7 +1,8 @@
-"""Finds what is not text in a conversation, in the forms of every API that LMDeploy serves. Pure.
+"""Finds parts of a conversation that are not text, for the formats of every API of LMDeploy. Pure
+functions.
 
-A list of what is allowed, not of what is forbidden: a part whose type says neither text nor tool is
-reported, so that a new name for an image cannot slip through.
+The module has lists of allowed types, not of forbidden ones: a part of any type other than text and
+tool is reported, so that a new name for an image is refused, too.
 """
 
 from __future__ import annotations
@@ -14,32 +15,36 @@ TEXT = frozenset({
     "text", "input_text", "output_text", "summary_text", "reasoning_text", "refusal", "message",
     "thinking", "redacted_thinking", "reasoning", "search_result",
 })  # fmt: skip
-"""Types of parts and items that carry text alone."""
+"""Types of parts and items with text only."""
 TOOL = re.compile(r"(\w+_)?(call|call_output|use|result)")
-"""Types of tool calls and their results: names and JSON, and parts in ``content`` or ``output``."""
+"""Types of tool calls and their results, which have names, JSON, and parts in ``content`` or
+``output``."""
 MEDIUM = re.compile(r"image|image|video|audio|time_series|document|file|screenshot")
-"""In the name of a type; stands before `TOOL`: an ``image_generation_call`` brings an image."""
+"""Words in the name of a type that mean media. Checked before `TOOL`: an ``image_generation_call``
+contains an image."""
 MEDIUM_KEY = re.compile(r"(input_)?(image|video|audio|time_series)s?(_(url|data|path|file|id)s?)?")
-"""Keys of a message, a part or a request body that hold images, video, audio or time series."""
+"""Keys of a message, a part or a request body with images, video, audio or time series."""
 NESTED = ("content", "output")
-"""Where a message, an item or a tool result has its parts."""
+"""Keys under which a message, an item or a tool result has its parts."""
 CONVERSATION = ("messages", "system", "input", "prompt")
-"""Fields of a request body that hold a conversation."""
+"""Fields of a request body with a conversation."""
 SHOWN = 40
-"""Characters of a caller's word that a report repeats."""
+"""Maximum number of characters of a caller's word in a report."""
 
 
 def find(conversation: Any, where: str) -> str | None:
-    """The first thing in a conversation that is not text.
+    """The first part of a conversation that is not text.
 
     Args:
-        conversation: a text, token ids, a message, a part, or lists of these, nested as they come.
+        conversation: a text, token ids, a message, a part, or nested lists of these.
         where: name of the conversation in the report.
 
     Returns:
-        Place and kind, as in ``messages[0].content[1] is of type 'image_url'``; None if all is text.
+        Its path and type, as in ``messages[0].content[1] is of type 'image_url'``; None if
+        everything is text.
     """
-    pending = [(conversation, where)]  # a stack, first on top: callers decide how deep it nests
+    # An explicit stack instead of recursion, because callers choose the nesting depth.
+    pending = [(conversation, where)]
     while pending:
         value, place = pending.pop()
         if _is_scalar(value):
@@ -85,6 +90,6 @@ def _is_text(kind: Any) -> bool:
 
 def _media_keys(node: dict[Any, Any], prefix: str) -> Iterator[str]:
     for key, value in node.items():
-        empty = value is None or value in ("", [], {})  # as SDKs write fields that are not used
+        empty = value is None or value in ("", [], {})  # SDKs send unused fields as null or empty
         if isinstance(key, str) and MEDIUM_KEY.fullmatch(key) and not empty:
             yield f"{prefix}{key} is set"

@@ -1,4 +1,5 @@
-"""What keeps LMDeploy from dropping images while vision is disabled."""
+"""The records that make LMDeploy refuse images instead of dropping them while vision is
+disabled."""
 
 from __future__ import annotations
 
