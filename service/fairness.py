@@ -49,14 +49,16 @@ class FairQueue(Generic[T]):
         if not self._held[caller]:
             del self._held[caller]
 
+    def peek(self) -> T:
+        """The item whose turn it is, which goes on waiting. Raises ``IndexError`` when nothing waits."""
+        return self._waiting[self._next()][0]
+
     def take(self) -> tuple[str, T]:
         """The caller and the item whose turn it is; the turn is held from now on.
 
         Raises ``IndexError`` when nothing waits.
         """
-        if not self._waiting:
-            raise IndexError("nothing waits")
-        caller = min(self._waiting, key=self._held.__getitem__)  # the first of equals
+        caller = self._next()
         queue = self._waiting.pop(caller)
         item = queue.popleft()
         if queue:
@@ -89,6 +91,11 @@ class FairQueue(Generic[T]):
         item = queue.pop()
         self._shrunk(longest, queue)
         return item
+
+    def _next(self) -> str:
+        if not self._waiting:
+            raise IndexError("nothing waits")
+        return min(self._waiting, key=self._held.__getitem__)  # the first of equals
 
     def _shrunk(self, caller: str, queue: deque[T]) -> None:
         self._size -= 1

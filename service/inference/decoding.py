@@ -143,6 +143,11 @@ class RequestImage:
         self.min_pixels, self.max_pixels = encoded.min_pixels, encoded.max_pixels
 
     @property
+    def file_pixels(self) -> int:
+        """Pixels of the file as it was sent, whatever the scale at which it is decoded."""
+        return self._header.file_pixels
+
+    @property
     def large(self) -> bool:
         """Whether it is decoded in the lane of large images."""
         return self._decoder.is_large(self._header)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
-from service.inference.turns import FairQueue
+from service.fairness import FairQueue
 from service.quotas import ANONYMOUS
 
 SMALL_DIVISOR = 8
@@ -31,8 +31,8 @@ class MemoryBudget:
 
     The rule: a quarter of the budget is for small amounts (up to an eighth of the budget) alone, so
     they never wait for large ones. They may use the rest too, as long as no large amount waits for
-    it, so large ones are not starved. Among small and among large amounts callers take turns;
-    those of one caller are served first come, first served. An amount above ``largest``, three
+    it, so large ones are not starved. Among small and among large amounts callers take turns, as
+    in `FairQueue`. An amount above ``largest``, three
     quarters of the budget, is served when no other large one is.
 
     limit: bytes. max_waiting: bytes of amounts that wait; None means no bound.
@@ -43,6 +43,8 @@ class MemoryBudget:
         self._max_waiting = max_waiting
         self._reserved = limit // RESERVED_DIVISOR
         self._small = self._large = 0
+        self.waiting = 0
+        """Bytes that are waited for."""
         self._waiting_small: FairQueue[_Waiting] = FairQueue()
         self._waiting_large: FairQueue[_Waiting] = FairQueue()
 
@@ -50,11 +52,6 @@ class MemoryBudget:
     def held(self) -> int:
         """Bytes in use."""
         return self._small + self._large
-
-    @property
-    def waiting(self) -> int:
-        """Bytes that are waited for."""
-        return sum(one.amount for one in (*self._waiting_small, *self._waiting_large))
 
     @property
     def largest(self) -> int:
@@ -77,40 +74,57 @@ class MemoryBudget:
         try:
             yield
         finally:
-            self._give_back(amount)
+            self._give_back(amount, caller)
 
     async def _acquire(self, amount: int, deadline: Deadline | None, caller: str) -> None:
-        queue = self._waiting_large if self.is_large(amount) else self._waiting_small
+        queue = self._queue(amount)
         if not queue and self._fits(amount):
             self._take(amount)
+            queue.hold(caller)
             return
-        if self._max_waiting is not None and self.waiting + amount > self._max_waiting:
-            raise Overloaded(
-                "The images of other calls take the memory that the server has for them.",
-                retry_after_s=RETRY_AFTER_S,
-            )
+        if not self._has_room(amount, caller):
+            raise _full()
         loop = asyncio.get_running_loop()
         one = _Waiting(amount, caller, loop.create_future())
-        queue.append(caller, one)
-        timer = None if deadline is None else loop.call_at(deadline.at, self._expire, one, queue)
+        queue.put(caller, one)
+        self.waiting += amount
+        timer = None if deadline is None else loop.call_at(deadline.at, self._expire, one)
         try:
             await one.turn
         except asyncio.CancelledError:
-            if queue.remove(caller, one):
+            if queue.discard(caller, one):
+                self.waiting -= amount
                 self._admit()  # whoever waited behind it may fit
             elif one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
-                self._give_back(amount)  # given in the same turn in which the call ended
+                self._give_back(amount, caller)  # given in the same turn in which the call ended
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _give_back(self, amount: int) -> None:
+    def _has_room(self, amount: int, caller: str) -> bool:
+        """Whether an amount may wait; those of callers with more waiting amounts make room for it."""
+        if self._max_waiting is None:
+            return True
+        while self.waiting + amount > self._max_waiting:
+            one = self._queue(amount).make_room(caller)
+            if one is None:
+                return False
+            self.waiting -= one.amount
+            if not one.turn.done():
+                one.turn.set_exception(_full())
+        return True
+
+    def _give_back(self, amount: int, caller: str) -> None:
         if self.is_large(amount):
             self._large -= amount
         else:
             self._small -= amount
+        self._queue(amount).give_back(caller)
         self._admit()
+
+    def _queue(self, amount: int) -> FairQueue[_Waiting]:
+        return self._waiting_large if self.is_large(amount) else self._waiting_small
 
     def _fits(self, amount: int) -> bool:
         borrowed = max(0, self._small - self._reserved)
@@ -131,16 +145,27 @@ class MemoryBudget:
     def _admit(self) -> None:
         """Let in who fits, in order, large amounts first: they wait longer."""
         for queue in (self._waiting_large, self._waiting_small):
-            while queue and self._fits(queue.first.amount):
-                one = queue.pop()
-                if not one.turn.done():
+            while queue and self._fits(queue.peek().amount):
+                _, one = queue.take()
+                self.waiting -= one.amount
+                if one.turn.done():
+                    queue.give_back(one.caller)
+                else:
                     self._take(one.amount)
                     one.turn.set_result(None)
 
-    def _expire(self, one: _Waiting, queue: FairQueue[_Waiting]) -> None:
+    def _expire(self, one: _Waiting) -> None:
         if not one.turn.done():
-            queue.remove(one.caller, one)
+            self._queue(one.amount).discard(one.caller, one)
+            self.waiting -= one.amount
             one.turn.set_exception(
                 InferenceTimeout("The time was over before the server had memory for the images.")
             )
             self._admit()
+
+
+def _full() -> Overloaded:
+    return Overloaded(
+        "The images of other calls take the memory that the server has for them.",
+        retry_after_s=RETRY_AFTER_S,
+    )

@@ -180,7 +180,7 @@ class Inference:
             record.images, record.image_bytes = len(images), size
             record.pixels = sum(image.width * image.height for image in images)
             own = images[len(task.example_images) :]
-            use.spend_pixels(sum(image.width * image.height for image in own))
+            use.spend_pixels(sum(image.file_pixels for image in own))
             async with AsyncExitStack() as stack:
                 with record.queueing(), self.waiting:
                     if images:

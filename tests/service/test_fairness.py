@@ -25,6 +25,7 @@ def test_callers_take_turns() -> None:
     queue: FairQueue[str] = FairQueue()
     for item in ("a1", "a2", "a3", "b1", "b2", "c1"):
         queue.put(item[0], item)
+    assert queue.peek() == queue.peek() == "a1"
     assert taken(queue) == ["a1", "b1", "c1", "a2", "b2", "a3"]
 
 

@@ -296,6 +296,19 @@ async def test_settings_of_images_reach_every_call() -> None:
     assert (refused.metadata["limit"], refused.metadata["actual"]) == ("4000000", "4200000")
 
 
+async def test_a_quota_counts_the_pixels_of_a_file_that_is_decoded_at_a_part_of_its_size(
+    tmp_path: Path,
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"caller:{hashlib.sha256(b'key').hexdigest()} megapixels_per_minute=3.01\n")
+    large = run_request(images=[plain(2000, 1500, "JPEG")])
+    async with running(api_keys_file=keys, jpeg_scaled_pixels=1_000_000) as started:
+        metadata = [("x-api-key", "key")]
+        await started.stub.RunTask(large, timeout=60, metadata=metadata)
+        error = await failure(started.stub.RunTask(large, timeout=60, metadata=metadata))
+    assert (error.reason, error.metadata["quota"]) == ("QUOTA_EXCEEDED", "megapixels_per_minute")
+
+
 # Encoded bytes
 
 

@@ -131,3 +131,23 @@ async def test_callers_take_turns_in_their_wait_for_memory() -> None:
     await asyncio.gather(*tasks)
     assert order == ["a1", "b1", "a2", "a3"]
     assert budget.held == budget.waiting == 0
+
+
+async def test_what_waits_makes_room_for_a_caller_with_less() -> None:
+    budget = MemoryBudget(80, max_waiting=60)
+
+    async def hold(name: str) -> str:
+        try:
+            async with budget.hold(20, caller=name[0]):
+                return name
+        except Overloaded:
+            return f"{name} refused"
+
+    async with budget.hold(60):
+        tasks = [asyncio.create_task(hold(name)) for name in ("a1", "a2", "a3", "a4", "b1", "b2")]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert budget.waiting == 60
+    found = await asyncio.gather(*tasks)
+    assert found == ["a1", "a2", "a3 refused", "a4 refused", "b1", "b2 refused"]
+    assert budget.held == budget.waiting == 0

@@ -7,28 +7,7 @@ import random
 
 import pytest
 
-from service.inference.turns import FairQueue, Turns
-
-
-def test_callers_take_turns_and_keep_their_own_order() -> None:
-    queue: FairQueue[str] = FairQueue()
-    for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
-        queue.append(item[0], item)
-    assert queue.first == "a1"
-    assert sorted(queue) == ["a1", "a2", "a3", "b1", "b2", "c1"]
-    assert [queue.pop() for _ in range(6)] == ["a1", "b1", "c1", "a2", "b2", "a3"]
-    assert not queue
-
-
-def test_an_item_that_is_taken_out_leaves_the_others() -> None:
-    queue: FairQueue[str] = FairQueue()
-    for item in ("a1", "b1", "b2"):
-        queue.append(item[0], item)
-    assert queue.remove("a", "a1")
-    assert not queue.remove("a", "a1")
-    assert not queue.remove("b", "other")
-    assert [queue.pop(), queue.pop()] == ["b1", "b2"]
-    assert not queue
+from service.inference.turns import Turns
 
 
 async def test_a_caller_with_many_waits_does_not_stand_before_another() -> None:
