@@ -149,10 +149,12 @@ async def test_calls_that_hang_do_not_hold_up_that_end() -> None:
     server, task = await served(
         engine, health_interval_s=0.02, unhealthy_exit_s=0.2, drain_grace_s=600
     )
-    engine.hang_after, engine.healthy = 0, False
+    engine.hang_after = 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         method = channel.unary_unary("/qwen3vl.v1.VisionService/RunTask")
         call = asyncio.ensure_future(failure(method(run_request().SerializeToString())))
+        await until(lambda: engine.active_requests == 1)  # however slow the machine is
+        engine.healthy = False
         with pytest.raises(EngineUnavailable, match="made no progress"):
             await asyncio.wait_for(task, 10)
         assert (await call).code is grpc.StatusCode.UNAVAILABLE
