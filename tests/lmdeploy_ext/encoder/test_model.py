@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lmdeploy_ext.encoder import VisionConfig, VisionEncoder, VisionFeatures
+from lmdeploy_ext.encoder import VisionConfig, VisionEncoder, VisionFeatures, layers
 from lmdeploy_ext.encoder.grids import grid_tables
 from lmdeploy_ext.packing import PackedImage
 from tests.lmdeploy_ext.encoder.towers import oracle, ours, random_image, run_oracle
@@ -44,6 +44,25 @@ def test_equals_transformers(hidden_size: int, seed: int) -> None:
     features = ours(model).encode(images)
     assert features.lengths == tuple(image.num_tokens for image in images)
     assert_close(features, run_oracle(model, images), TOLERANCE)
+
+
+@pytest.mark.parametrize("missing", [AttributeError, RuntimeError, TypeError])
+def test_without_the_fused_gelu_the_numbers_are_the_same(
+    missing: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds of torch lack the operator, refuse to run it, or give it other arguments."""
+
+    def absent(*_: object) -> torch.Tensor:
+        raise missing("no such operator")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", absent)
+    layers._gelu_fuses.cache_clear()
+    try:
+        model = oracle(3)
+        images = some_images(np.random.default_rng(3))
+        assert_close(ours(model).encode(images), run_oracle(model, images), TOLERANCE)
+    finally:
+        layers._gelu_fuses.cache_clear()
 
 
 @HEADS

@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 
-from service.errors import UnknownTask
-from service.schema_compiler.report import Enforcement
+from service.errors import GrammarError, UnknownTask
+from service.schema_compiler.analysis import analyse
+from service.schema_compiler.report import Analysed, Enforcement
+from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
 from service.settings import Settings
 from service.tasks import registry
 from service.tasks.contract import Task
 from service.tasks.image_analysis import IMAGE_ANALYSIS
-from service.tasks.registry import TaskSourceError, load_registry
+from service.tasks.registry import TaskSourceError, load_registry, try_grammars
 from service.types import Grammar, GrammarKind, PropertyOrder
 from service.wiring import build_registry
 
@@ -366,6 +368,34 @@ def test_a_name_belongs_to_one_task(tmp_path: Path) -> None:
     message = problems(tmp_path)
     assert "a.yaml: name: image-analysis is already the name of a task (built in)" in message
     assert "x.yml: name: x is already the name of a task (b.yaml)" in message
+
+
+async def test_grammars_that_the_workers_refuse_end_the_start(tmp_path: Path) -> None:
+    """The syntax of EBNF is only read there. Every task is tried, and all problems are told at once."""
+    asked: list[Grammar] = []
+
+    async def workers(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+        asked.append(grammar)
+        if "(" in grammar.source:
+            raise GrammarError("grammar.ebnf", "has a bracket that nothing closes")
+        return analyse(grammar, limits)
+
+    texts = {"fine__yaml": "regex: a+", "free__yaml": "", "two__yaml": "ebnf: 'root ::= (\"a\"'"}
+    every = {name: BASE + text for name, text in texts.items()}
+    loaded = load_registry(write(tmp_path, one__yaml=BASE + "ebnf: 'root ::= ('", **every))
+    with pytest.raises(TaskSourceError) as caught:
+        await try_grammars(loaded, workers, DEFAULT_LIMITS)
+    assert str(caught.value) == (
+        "Tasks cannot be used:\n"
+        "  one: ebnf: has a bracket that nothing closes\n"
+        "  two: ebnf: has a bracket that nothing closes"
+    )
+    grammars = [task.grammar for task in loaded.list() if task.grammar]
+    assert {(one.kind, one.source) for one in asked} == {(g.kind, g.source) for g in grammars}
+    assert {grammar.ebnf for grammar in asked} == {""}
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).unlink()
+    await try_grammars(load_registry(tmp_path), workers, DEFAULT_LIMITS)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
