@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench soak demo lock sbom clean
+.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench mutants soak demo lock sbom clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 
@@ -51,6 +51,13 @@ test-slow: $(STAMP)  ## what is too long for CI: the tests marked long, and prop
 bench: $(STAMP)  ## every benchmark, side by side with its peers; tables and plots in benchmarks/results/
 	$(BIN)/python -m benchmarks
 
+SEED ?=
+SAMPLE ?= 100
+ONLY ?=
+mutants: $(STAMP)  ## change SAMPLE (100) places of the code and see whether a test fails: make mutants SEED=7 ONLY=service/tasks
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(BIN)/python -m tests.mutants --sample $(SAMPLE) $(if $(SEED),--seed $(SEED)) $(ONLY)
+
 MINUTES ?= 30
 soak: $(STAMP)  ## a mixed load for MINUTES (30); memory, descriptors, threads, tasks and slots go to benchmarks/results/
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
@@ -61,7 +68,7 @@ demo: $(STAMP)  ## server on the bundled model, one drawing analysed, one schema
 lock: $(STAMP)  ## renew constraints.txt and requirements.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	@echo '# Exact versions that CI installs, for every supported Python. Renewed by `make lock`.' > constraints.txt
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 pyproject.toml --extra dev \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 pyproject.toml --extra dev --extra mutants \
 	    --no-header --no-annotate >> constraints.txt
 	@echo '# What the service needs, with hashes, for every supported Python and platform. Renewed by `make lock`.' > requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml \

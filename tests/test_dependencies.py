@@ -79,7 +79,7 @@ def test_every_dependency_has_a_lower_bound() -> None:
         assert any(part.operator == ">=" for part in requirement.specifier), name
 
 
-@pytest.mark.parametrize("extra", ["", "dev"])
+@pytest.mark.parametrize("extra", ["", "dev", "mutants"])
 def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
     texts = project()["optional-dependencies"][extra] if extra else project()["dependencies"]
     pins: dict[str, set[str]] = {}
