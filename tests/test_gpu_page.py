@@ -95,7 +95,7 @@ def test_defaults_on_the_page_are_those_of_the_settings() -> None:
 def test_the_steps_of_the_kit_are_those_of_its_plan() -> None:
     from benchmarks.gpu_kit.plan import STEPS, planned_s
 
-    assert rows("What the steps prove") == [
-        [f"`{step.name}`", step.part, f"{step.limit_s:g}", step.proves] for step in STEPS
+    assert rows("The steps") == [
+        [f"`{step.name}`", step.part, f"{step.limit_s:g}", step.checks] for step in STEPS
     ]
     assert f"are {planned_s():g} s together" in PAGE

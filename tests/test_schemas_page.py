@@ -56,7 +56,7 @@ def test_the_formats_are_those_of_the_page() -> None:
     listed, others, kept, partly = re.split(r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split()))
     names = re.compile(r"`([a-z0-9-]+)`")
     assert set(names.findall(listed)) - {"format"} == FORMATS.keys()
-    assert "says nothing" in others
+    assert "has no effect" in others
     assert set(names.findall(kept)) == FORMATS.keys() - FORMAT_PATTERNS.keys()
     narrower = {name for name, pattern in FORMAT_PATTERNS.items() if not pattern.exact}
     assert set(names.findall(partly)) == narrower

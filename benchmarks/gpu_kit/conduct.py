@@ -153,7 +153,7 @@ class Conductor:
             if one.session != step.session:
                 self._worker(one.session, ahead=True)
                 break
-        self._say(f"{step.name}: {step.proves} (at most {limit_s:.0f} s)")
+        self._say(f"{step.name}: {step.checks} (at most {limit_s:.0f} s)")
         outcome = worker.order({"step": step.name, "limit_s": limit_s}, limit_s + GRACE_S)
         seconds = time.monotonic() - begun
         found = read(path) or {}

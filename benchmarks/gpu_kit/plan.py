@@ -50,7 +50,7 @@ class Step:
 
     name: also that of its function in `steps` or `workload`, with a model behind a hyphen.
     part: the letter under which it was asked for. limit_s: planned; time that earlier steps did not
-    use is added. needs: what `prepare` makes for it. proves: for the summary and the documentation.
+    use is added. needs: what `prepare` makes for it. checks: description for the summary and the documentation.
     """
 
     name: str
@@ -58,39 +58,40 @@ class Step:
     session: str
     limit_s: float
     needs: tuple[str, ...]
-    proves: str
+    checks: str
 
 
 STEPS = (
     Step("load", "a", "bundled", 45, (),
-         "TurboMind loads the bundled model with the extension, obeys a grammar, answers"),
+         "TurboMind loads the bundled model with the extension, obeys a grammar and answers"),
     Step("text", "b", "bundled", 10, ("truth",),
-         "greedy tokens of texts are those of the reference engine, short and in several chunks"),
+         "greedy tokens for text equal those of the reference engine, short and in several chunks"),
     Step("images", "b", "bundled", 10, ("truth",),
-         "greedy tokens with one to three images are those of the reference engine, DeepStack on"),
+         "greedy tokens with one to three images equal those of the reference engine, DeepStack on"),
     Step("guided", "c", "bundled", 20, ("truth-guided",),
-         "200 AnalyzeImage answers: every one valid JSON of the schema, equal to the reference's"),
+         "200 AnalyzeImage answers: all are valid against the schema and equal the reference's"),
     Step("mixed", "e", "bundled", 25, (),
-         "64 mixed requests at once are answered as alone; prefix cache; prompts in chunks"),
-    Step("cancel", "e", "bundled", 15, (), "200 cancellations leave nothing behind"),
-    Step("memory", "e", "bundled", 20, (), "1,000 requests leave the memory as it was"),
+         "64 concurrent mixed requests get the same answers as alone; prefix cache; prompts in chunks"),
+    Step("cancel", "e", "bundled", 15, (), "200 cancellations leave no request and no memory behind"),
+    Step("memory", "e", "bundled", 20, (), "1,000 requests do not increase the memory"),
     Step("off", "b", "bundled-off", 30, ("truth",),
-         "without DeepStack the answers differ, and are the reference engine's without it"),
+         "without DeepStack the answers differ, and equal the reference engine's without DeepStack"),
     Step("selftest", "d", "alone", 30, (), "the self-test of DeepStack passes"),
     Step("overhead", "d", "2B", 35, ("2B",),
-         "the hook is bound; what DeepStack adds to prefill and decode, hooked and not, in turns"),
+         "the hook is bound; cost of DeepStack in prefill and decode, in turns with and without it"),
     Step("speed-2B", "g", "2B", 50, ("2B", "images"),
-         "2B on TurboMind: 32 images one at a time, 1,200 at 64 at once, 200 with the schema"),
+         "2B on TurboMind: 32 images one at a time, 1,200 with 64 at a time, 200 with the schema"),
     Step("no_vision", "f", "2B-text", 25, ("2B",),
-         "what leaving the vision tower out gains for keys and values"),
+         "the memory for keys and values that `--no-vision` frees"),
     Step("speed-2B-pytorch", "g", "2B-pytorch", 80, ("2B", "images"),
          "the same on LMDeploy's PyTorch engine"),
     Step("judge-2B", "g", "2B-transformers", 25, ("2B", "images"),
-         "answers of 2B are transformers' in float32; the time of its generate"),
+         "answers of 2B equal those of transformers in float32; the time of its `generate`"),
     Step("speed-8B", "g", "8B", 65, ("8B", "images"), "8B on TurboMind, as 2B"),
     Step("speed-8B-pytorch", "g", "8B-pytorch", 75, ("8B", "images"),
          "8B on LMDeploy's PyTorch engine"),
-    Step("judge-8B", "g", "8B-transformers", 25, ("8B", "images"), "answers of 8B are transformers'"),
+    Step("judge-8B", "g", "8B-transformers", 25, ("8B", "images"),
+         "answers of 8B equal those of transformers"),
 )  # fmt: skip
 
 

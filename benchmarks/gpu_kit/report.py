@@ -70,7 +70,7 @@ def _row(step: Step, result: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "part": step.part,
         "step": step.name,
-        "proves": step.proves,
+        "checks": step.checks,
         "result": result["status"],
         "s": result.get("seconds", ""),
         "limit s": step.limit_s,
