@@ -30,6 +30,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 OURS = ("service", "lmdeploy_ext")
 """Loggers that may be set to debug. Debug lines of libraries can hold what callers sent: Pillow's
 repeat the text chunks of an image."""
+OUTPUT_LOGGER = "service.output"
+"""Gets raw answers of the model, at debug, for calls that ask for it where the operator allows that."""
 QUEUE_LINES = 4096
 """Lines that wait for the writer; a line of a call has about 300 bytes."""
 BATCH_LINES = 64
@@ -226,6 +228,7 @@ def configure(
     for name in OURS:
         logging.getLogger(name).setLevel(chosen)
     console.setLevel(logging.INFO)
+    logging.getLogger(OUTPUT_LOGGER).setLevel(logging.DEBUG)  # written only where it is asked for
     atexit.unregister(flush)
     atexit.register(flush)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
 
 from service.error_table import row_of
 from service.errors import InternalError, ServiceError
@@ -19,6 +21,26 @@ from service.types import Chunk, Usage
 
 OK, CANCELLED = "OK", "CANCELLED"
 NO_TOKENS = Usage()
+NO_METADATA: Mapping[str, Any] = MappingProxyType({})
+
+
+_NO_SPAN: AbstractContextManager[None] = nullcontext()
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """A part of a call, for its trace. Times are in nanoseconds since 1970.
+
+    attempt: number of the attempt that the part belongs to, from 1; 0 for parts of the whole call.
+    error: why the part failed; empty where it did not.
+    """
+
+    name: str
+    begun_ns: int
+    ended_ns: int = 0
+    attempt: int = 0
+    error: str = ""
+    attributes: dict[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +52,11 @@ class CallRecord:
     one. task: name of a registered task; "inline" for one that came with the call. images, pixels,
     image_bytes: of the examples of the task as well. queued_s: waits for memory, for a slot and in the
     engine's queue. first_token_s: from the beginning of the call. usage: of all attempts together.
-    token_s: mean time of the tokens behind the first one.
+    token_s: mean time of the tokens behind the first one. path: the method as callers name it, where
+    that is longer. peer: address of the caller. probe: a health check, which is counted, but neither
+    logged nor traced. traceparent: of the call's own span, by the W3C; empty without traces. spans:
+    None where no trace of the call is recorded. open_span: the tracer's own. log_output:
+    whether the log gets the raw answer.
     """
 
     transport: str
@@ -51,6 +77,15 @@ class CallRecord:
     code: str = ""
     reason: str = "-"
     seconds: float = 0.0
+    path: str = ""
+    peer: str = "-"
+    probe: bool = False
+    traceparent: str = ""
+    spans: list[Span] | None = None
+    open_span: Any = None
+    log_output: bool = False
+    generations: int = 0
+    _first_chunk_ns: int = 0
     _begun: float = field(default_factory=time.perf_counter)
     _decode_s: float = 0.0
     _decoded: int = 0
@@ -64,15 +99,69 @@ class CallRecord:
         """The body is a wait for memory and a slot, in vain where it raises."""
         begun = time.perf_counter()
         try:
-            yield
+            with self.span("queue"):
+                yield
             self.admitted = True
         finally:
             self.queued_s += time.perf_counter() - begun
+
+    def span(
+        self, name: str, *, wanted: bool = True, **attributes: int | str
+    ) -> AbstractContextManager[None]:
+        """The body is a part of the call that its trace shows. wanted: False leaves the part out."""
+        return self._span(name, attributes) if wanted and self.spans is not None else _NO_SPAN
+
+    @contextmanager
+    def _span(
+        self, name: str, attributes: dict[str, int | str], attempt: int = 0
+    ) -> Iterator[None]:
+        assert self.spans is not None
+        span = Span(name, time.time_ns(), attempt=attempt, attributes=attributes)
+        try:
+            yield
+        except BaseException as error:
+            span.error = _name_of(error)
+            raise
+        finally:
+            span.ended_ns = time.time_ns()
+            self.spans.append(span)
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """The body is an attempt: the engine generates an answer."""
+        self.generations += 1
+        if self.spans is None:
+            yield
+            return
+        number, self._first_chunk_ns = self.generations, 0
+        prefill = Span("prefill", time.time_ns(), attempt=number)
+        generation = Span("generate", 0, attempt=number)
+        try:
+            yield
+        except BaseException as error:
+            generation.error = prefill.error = _name_of(error)
+            raise
+        finally:
+            ended = time.time_ns()
+            prefill.ended_ns = self._first_chunk_ns or ended
+            self.spans.append(prefill)
+            if self._first_chunk_ns:
+                prefill.error = ""
+                generation.begun_ns, generation.ended_ns = self._first_chunk_ns, ended
+                self.spans.append(generation)
+
+    def validating(self) -> AbstractContextManager[None]:
+        """The body checks the answer of the latest attempt."""
+        if self.spans is None:
+            return _NO_SPAN
+        return self._span("validate", {}, self.generations)
 
     def generated(self, chunk: Chunk) -> None:
         """The engine gave a chunk."""
         if self.first_token_s is None:
             self.first_token_s = time.perf_counter() - self._begun
+        if self.spans is not None and not self._first_chunk_ns:
+            self._first_chunk_ns = time.time_ns()
         if chunk.finish_reason is None:
             return
         usage, timings = chunk.usage, chunk.timings
@@ -101,15 +190,57 @@ Listener = Callable[[CallRecord], None]
 """Told of every call that has ended. Must be quick and must not raise."""
 
 
+class Tracing(Protocol):
+    """Makes traces of records, see ``service.traces``."""
+
+    def begin(self, record: CallRecord, metadata: Mapping[str, Any]) -> None:
+        """A call has begun: set ``traceparent`` and, where the trace is recorded, ``spans``."""
+        ...
+
+    def end(self, record: CallRecord) -> None:
+        """The call has ended."""
+        ...
+
+    def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
+LOG_OUTPUT_KEY = "x-log-output"
+"""Metadata with which a caller asks for the raw answer in the log; the value is 1."""
+
+
 class Observation:
-    """Begins and ends the records of calls. Front ends find it in ``Runtime.observation``."""
+    """Begins and ends the records of calls. Front ends find it in ``Runtime.observation``.
 
-    def __init__(self, *listeners: Listener) -> None:
+    log_output: whether callers may have their raw answers written to the log.
+    """
+
+    def __init__(self, *listeners: Listener, log_output: bool = False) -> None:
         self.listeners = list(listeners)
+        self.tracing: Tracing | None = None
+        self._log_output = log_output
 
-    def begin(self, transport: str, method: str, request_id: str = "-") -> CallRecord:
-        """A new record, which is the current one of this task and of the tasks that it starts."""
-        record = CallRecord(transport, method, request_id)
+    def begin(
+        self,
+        transport: str,
+        method: str,
+        request_id: str = "-",
+        *,
+        path: str = "",
+        peer: str = "-",
+        probe: bool = False,
+        metadata: Mapping[str, Any] = NO_METADATA,
+    ) -> CallRecord:
+        """A new record, which is the current one of this task and of the tasks that it starts.
+
+        metadata: of the caller, keys in lower case; headers in HTTP. For the rest see ``CallRecord``.
+        """
+        record = CallRecord(transport, method, request_id, path=path, peer=peer, probe=probe)
+        if self._log_output and metadata.get(LOG_OUTPUT_KEY) == "1":
+            record.log_output = True
+        if self.tracing is not None and not probe:
+            self.tracing.begin(record, metadata)
         _current.set(record)
         return record
 
@@ -121,6 +252,8 @@ class Observation:
         record.seconds = time.perf_counter() - record._begun
         for listener in self.listeners:
             listener(record)
+        if self.tracing is not None and record.traceparent:
+            self.tracing.end(record)
 
     @contextmanager
     def call(self, transport: str, method: str, request_id: str = "-") -> Iterator[CallRecord]:
@@ -137,3 +270,8 @@ class Observation:
             self.end(record, row.grpc, row.name)
             raise
         self.end(record, OK)
+
+
+def _name_of(error: BaseException) -> str:
+    """The reason of an error, or its class where it has none: its text may repeat what callers sent."""
+    return error.reason if isinstance(error, ServiceError) else type(error).__name__

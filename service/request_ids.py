@@ -6,6 +6,8 @@ import random
 import re
 
 REQUEST_ID_KEY = "x-request-id"
+TRACE_KEY = "traceresponse"
+"""Names the span of a call in its answer; from the draft of the W3C's Trace Context Level 2."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 new_ids = random.Random()  # an id is a name, not a secret: no system call for each
 

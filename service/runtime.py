@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from service import __version__, metrics
+from service import __version__, metrics, traces
+from service.access_log import AccessLog
 from service.admin import AdminServer
 from service.auth import Access
 from service.engine import Engine, load_of
@@ -29,7 +30,7 @@ from service.lifecycle import Lifecycle, Phase
 from service.logs import pairs
 from service.observation import Observation
 from service.reload import Reloader
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.pool import GrammarPool
 from service.tasks.registry import Registry, try_grammars
@@ -93,7 +94,9 @@ class Runtime:
         self.reloader = Reloader()
         self.budgets = Budgets(settings)
         self.lifecycle = Lifecycle()
-        self.observation = Observation(metrics.count)
+        self.observation = Observation(
+            metrics.count, AccessLog(settings.log_every), log_output=settings.log_output
+        )
         self._admin = None
         if settings.admin_port is not None:
             self._admin = AdminServer(settings, self.lifecycle, self.state, self.version)
@@ -138,6 +141,8 @@ class Runtime:
         self._front_ends = tuple(front_ends)
         for path, read in self.access.files:
             self.reloader.watch([path], read)
+        if self.settings.traces:
+            self.observation.tracing = _traces()
         self.access.read()
         self._enter(Phase.LOADING)
         if self._admin is not None:
@@ -218,6 +223,8 @@ class Runtime:
             await self._pool.close()
         if self._admin is not None:
             await self._admin.stop()
+        if self.observation.tracing is not None:
+            await asyncio.to_thread(self.observation.tracing.close)
         log.info("stopped %s", pairs(calls_cut=cut))
         return closed
 
@@ -360,6 +367,16 @@ async def serve(
             _end_without_the_engine()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+def _traces() -> traces.Traces:
+    try:
+        return traces.from_environment()
+    except ImportError:
+        text = "traces: the extra otel is not installed: pip install 'qwen3vl-grpc[otel]'"
+    except ValueError as error:
+        text = f"traces: {error}"
+    raise SettingsError(text)
 
 
 async def _closed(engine: Engine) -> bool:

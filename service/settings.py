@@ -37,7 +37,7 @@ GROUPS = {
     "max_connections": "Connections",
     "caller_concurrent": "Quotas of callers",
     "admin_port": "Admin port, tasks and reflection",
-    "log_level": "Logs",
+    "log_level": "Logs and traces",
 }
 """First setting of each group of server settings -> title of the group."""
 RENAMED = {
@@ -325,13 +325,26 @@ class ServerSettings(BaseSettings):
         True, description="Offer gRPC reflection, so that grpcurl works without proto files."
     )
 
-    # Logs, to stderr.
+    # Logs, to stderr, and traces.
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info",
         description="Least severe log lines that are written; info has a line for each call.",
     )
     log_format: Literal["pairs", "json"] = Field(
         "pairs", description="Form of log lines: pairs (key=value), or json, one object per line."
+    )
+    log_every: Positive = Field(
+        1, description="Log one of so many calls that succeed; calls that fail are always logged."
+    )
+    log_output: bool = Field(
+        False,
+        description="Write the raw answer of the model to the log for calls with the metadata "
+        "x-log-output: 1. The log then holds what callers asked for and what they got.",
+    )
+    traces: bool = Field(
+        False,
+        description="Send OpenTelemetry traces; the variables OTEL_… say where to. Needs the extra "
+        "otel: pip install 'qwen3vl-grpc[otel]'.",
     )
 
     @property

@@ -38,6 +38,8 @@ ALLOWED: dict[str, set[str]] = {
     "observation": {*VALUES, "error_table"},
     "deadlines": set(),
     "logs": set(),
+    "access_log": {"logs", "observation"},
+    "traces": {"observation"},
     "web": {"reload"},
     "request_ids": set(),
     "compile_errors": VALUES,
@@ -47,7 +49,9 @@ ALLOWED: dict[str, set[str]] = {
     "lifecycle": {"errors"},
     "heartbeat": {*VALUES, "engine", "lifecycle", "logs", "settings"},
     "schema_compiler": VALUES,
-    "structured_output": {*VALUES, "schema_compiler", "engine", "deadlines", "logs", "metrics", "compile_errors"},
+    "structured_output": {
+        *VALUES, "schema_compiler", "engine", "deadlines", "logs", "metrics", "compile_errors", "observation",
+    },
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
     "engines": {*VALUES, "engine", "metrics", "compile_errors"},
     "settings": {"engines", "quotas"},
@@ -61,7 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
-        "logs", "metrics", "admin", "observation", "reload",
+        "logs", "metrics", "admin", "observation", "reload", "access_log", "traces",
     },
     "grpc_api": {
         *VALUES, "error_table", "reload", "runtime", "inference", "tasks", "structured_output", "schema_compiler",
@@ -70,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "http_api": {
         *VALUES, "error_table", "runtime", "inference", "schema_compiler", "settings", "lifecycle", "logs", "auth",
-        "quotas", "deadlines", "request_ids", "web",
+        "quotas", "deadlines", "request_ids", "web", "observation",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the
@@ -83,6 +87,7 @@ DEFERRED = {
     "service/cli": "the command line answers --help without loading what a command needs",
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
     "service/schema_compiler/regexes.py": "look-aheads need automata, which ask the matcher for sets",
+    "service/traces.py": "OpenTelemetry is an extra, and imported where traces are on",
     "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",
     "service/structured_output/worker.py": "the process tells that it is there before it imports",
     "lmdeploy_ext": "LMDeploy and torch are imported when the extension is installed or used",

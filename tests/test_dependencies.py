@@ -23,8 +23,16 @@ else:
 
 ROOT = Path(__file__).parents[1]
 OURS = {"service", "lmdeploy_ext"}
-NAMESPACES = {"google.protobuf": "protobuf", "google.rpc": "googleapis-common-protos"}
-"""Packages that share the top-level name ``google``."""
+OTLP = "opentelemetry-exporter-otlp-proto"
+NAMESPACES = {
+    "google.protobuf": "protobuf",
+    "google.rpc": "googleapis-common-protos",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry.exporter.otlp.proto.grpc": f"{OTLP}-grpc",
+    "opentelemetry.exporter.otlp.proto.http": f"{OTLP}-http",
+    "opentelemetry": "opentelemetry-api",
+}
+"""Packages that share the top-level names ``google`` and ``opentelemetry``."""
 
 
 def project() -> Any:
@@ -34,6 +42,14 @@ def project() -> Any:
 def declared() -> dict[str, Requirement]:
     found = [Requirement(text) for text in project()["dependencies"]]
     return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def optional() -> set[str]:
+    """What users can add: the extras but those of developers."""
+    extras = project()["optional-dependencies"]
+    ours = ("dev", "mutants")
+    texts = [text for extra, texts in extras.items() if extra not in ours for text in texts]
+    return {canonicalize_name(Requirement(text).name) for text in texts}
 
 
 def foreign_modules() -> set[str]:
@@ -71,7 +87,7 @@ def test_declared_is_what_is_imported() -> None:
     modules = {name for name in foreign_modules() if name.partition(".")[0] not in absent}
     imported = {distribution(module) for module in modules}
     assert {"grpcio", "jsonschema", "torch"} <= imported
-    assert imported == declared().keys() - absent
+    assert imported == (declared().keys() - absent) | optional()
 
 
 def test_every_dependency_has_a_lower_bound() -> None:
@@ -79,7 +95,7 @@ def test_every_dependency_has_a_lower_bound() -> None:
         assert any(part.operator == ">=" for part in requirement.specifier), name
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "mutants"])
+@pytest.mark.parametrize("extra", ["", "dev", "otel", "mutants"])
 def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
     texts = project()["optional-dependencies"][extra] if extra else project()["dependencies"]
     pins: dict[str, set[str]] = {}
@@ -87,6 +103,8 @@ def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
         if match := re.match(r"([A-Za-z0-9._-]+)==([^\s;]+)", line):
             pins.setdefault(canonicalize_name(match[1]), set()).add(match[2])
     for requirement in map(Requirement, texts):
+        if requirement.name == project()["name"]:  # an extra of ours
+            continue
         versions = pins.get(canonicalize_name(requirement.name), set())
         assert versions, f"{requirement.name} has no pin"
         assert all(requirement.specifier.contains(version) for version in versions), requirement

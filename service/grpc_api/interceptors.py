@@ -39,7 +39,7 @@ from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
 from service.observation import Observation
 from service.quotas import ANONYMOUS
-from service.request_ids import REQUEST_ID_KEY, chosen_id
+from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.settings import Settings
 
 CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
@@ -61,7 +61,6 @@ STALL_S = 2.0
 """Time, in seconds, that a message may wait for its reader; after it, a drain no longer waits for
 the call."""
 
-access_log = logging.getLogger("service.access")
 error_log = logging.getLogger("service.errors")
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -235,11 +234,19 @@ class Call:
         self._metadata = dict(context.invocation_metadata() or ())
         self._id = chosen_id(self._metadata.get(REQUEST_ID_KEY))
         self._observation = interceptor.observation
-        self._record = self._observation.begin(TRANSPORT, rules.name, self._id)
+        self._record = self._observation.begin(
+            TRANSPORT,
+            rules.name,
+            self._id,
+            path=rules.method,
+            peer=context.peer(),
+            probe=rules.probe,
+            metadata=self._metadata,
+        )
 
     async def __aenter__(self) -> None:
         request_id.set(self._id)
-        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._id),))
+        self._context.set_trailing_metadata(self._names())
         self._task.add_done_callback(self._ended)
 
     async def __aexit__(
@@ -270,7 +277,7 @@ class Call:
         else:
             return False
         code, status = status_of(refused, self._id)
-        trailers = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, self._id))
+        trailers = ((DETAILS_KEY, status.SerializeToString()), *self._names())
         self._refusal = Refusal(code, status.message, trailers)
         self._end(code.name, refused.reason)
         forget_frames(error)
@@ -432,12 +439,12 @@ class Call:
 
     def _end(self, code: str, reason: str = "-") -> None:
         self._observation.end(self._record, code, reason)
-        if not self._rules.probe and access_log.isEnabledFor(logging.INFO):
-            # None of these values needs the quoting of ``pairs``.
-            access_log.info(
-                f"call method={self._rules.method} code={code} reason={reason} "
-                f"seconds={self._record.seconds:.4f} caller={self._caller.name} peer={self._context.peer()}"
-            )
+
+    def _names(self) -> tuple[tuple[str, str], ...]:
+        """Trailers that name the call, in the log and in a trace."""
+        found = ((REQUEST_ID_KEY, self._id),)
+        traced = self._record.traceparent
+        return (*found, (TRACE_KEY, traced)) if traced else found
 
 
 def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:

@@ -25,14 +25,18 @@ from service.http_api.exchange import JSON, Endpoint, Exchange
 from service.inference.ahead import ahead
 from service.lifecycle import Phase
 from service.logs import request_id
-from service.request_ids import REQUEST_ID_KEY, chosen_id
+from service.observation import LOG_OUTPUT_KEY
+from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.runtime import Runtime
 from service.types import Capabilities
 
 INLINE_BYTES = 64 * 1024
 """Size up to which a body is decoded on the event loop: a thread would cost more."""
 ROUTE_ERRORS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED"}
-CORS_HEADERS = ("authorization", "content-type", "x-api-key", REQUEST_ID_KEY)
+CORS_HEADERS = (
+    *("authorization", "content-type", "x-api-key"),
+    *(REQUEST_ID_KEY, LOG_OUTPUT_KEY, "traceparent", "tracestate"),
+)
 
 
 class Chat:
@@ -136,7 +140,7 @@ def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=CORS_HEADERS,
-        expose_headers=(REQUEST_ID_KEY, "retry-after"),
+        expose_headers=(REQUEST_ID_KEY, TRACE_KEY, "retry-after"),
     )
     app = Starlette(
         routes=found,

@@ -31,6 +31,7 @@ from service.http_api.reading import BODY
 from service.lifecycle import REFUSALS, Phase
 from service.logs import pairs, request_id
 from service.quotas import ANONYMOUS
+from service.request_ids import TRACE_KEY
 from service.runtime import Runtime
 
 T = TypeVar("T")
@@ -52,7 +53,6 @@ STREAM_HEADERS = (
     ("x-accel-buffering", "no"),
 )
 
-access_log = logging.getLogger("service.access")
 error_log = logging.getLogger("service.errors")
 
 Handler = Callable[["Exchange"], Awaitable[None]]
@@ -113,7 +113,15 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._task = _current_task()
-        self._record = runtime.observation.begin(TRANSPORT, name, self.request_id)
+        host, port = scope["client"] or ("-", "-")
+        self._record = runtime.observation.begin(
+            TRANSPORT,
+            name,
+            self.request_id,
+            peer=f"{host}:{port}",
+            probe=name == "health",
+            metadata=self.headers,
+        )
         self._begun = False
         self._gone = self._dropped = self._stalled = False
         self._stalling: asyncio.TimerHandle | None = None
@@ -226,6 +234,8 @@ class Exchange:
         if self._begun:
             return
         self._begun = True
+        traced = self._record.traceparent
+        headers = [*headers, (TRACE_KEY, traced)] if traced else headers
         raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -307,16 +317,9 @@ class Exchange:
             await self.answer(content, row.http, headers_of(refused))
 
     def ended(self, code: str, reason: str = "-") -> None:
-        """Tell metrics and the access log how the call ended, by the name of gRPC's status."""
+        """Tell metrics, log and trace how the call ended, by the name of gRPC's status."""
         self._read_by_caller()
         self.runtime.observation.end(self._record, code, reason)
-        if access_log.isEnabledFor(logging.INFO) and self._name != "health":
-            host, port = self.scope["client"] or ("-", "-")
-            access_log.info(
-                f"call method={self._name} code={code} reason={reason} "
-                f"seconds={self._record.seconds:.4f} caller={self.caller.name} "
-                f"peer={host}:{port}"
-            )
 
 
 def _too_large(limit: int) -> ServiceError:

@@ -26,6 +26,7 @@ from service.inference.images import (
 )
 from service.inference.memory import MemoryBudget
 from service.inference.turns import Turns
+from service.observation import current
 from service.quotas import ANONYMOUS
 from service.types import EncodedImage, ImageRows
 
@@ -156,7 +157,8 @@ class RequestImage:
         """``reduce`` of the image. Raises ``ImageError`` where the file is damaged or cut, or where
         all the memory for images does not suffice."""
         decode = self._decoder.decode
-        return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
+        with current().span("decode image", pixels=self.width * self.height):
+            return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
 
 
 @contextmanager

@@ -157,7 +157,8 @@ class Inference:
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,
             )
-            return await deadline.wait(work, late)
+            with current().span("analyse grammar", wanted=inline.grammar is not None):
+                return await deadline.wait(work, late)
 
     @asynccontextmanager
     async def _admitted(
@@ -175,7 +176,8 @@ class Inference:
             task = await self._task(call, deadline)
             encoded = [*task.example_images, *call.images]
             caller = call.caller.name
-            images = await deadline.wait(self.decoder.open(encoded, caller), late)
+            with record.span("read image headers", wanted=bool(encoded), images=len(encoded)):
+                images = await deadline.wait(self.decoder.open(encoded, caller), late)
             size = sum(len(image.data) for image in encoded)
             record.images, record.image_bytes = len(images), size
             record.pixels = sum(image.width * image.height for image in images)

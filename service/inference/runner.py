@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from service.errors import (
 from service.inference.calls import Answer
 from service.inference.request_checks import check_request, on_engine, takes_any_text
 from service.inference.stops import until_stop
+from service.logs import OUTPUT_LOGGER, pairs
 from service.observation import CallRecord, current
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.report import Enforcement
@@ -46,6 +48,8 @@ from service.types import (
     Timings,
     Usage,
 )
+
+output_log = logging.getLogger(OUTPUT_LOGGER)
 
 CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
 """Finish reasons of a text that is not complete."""
@@ -202,8 +206,9 @@ async def _generating(
     if stop:
         chunks = until_stop(chunks, stop)
     try:
-        async with naming(task.grammar_field, task.prompt_field):
-            yield chunks
+        with current().generating():
+            async with naming(task.grammar_field, task.prompt_field):
+                yield chunks
     finally:
         close = getattr(chunks, "aclose", None)
         if close is not None:
@@ -239,6 +244,12 @@ class _Chunks:
         self.parts.append(chunk.text)
         self.last = chunk
 
+    def log_output(self, finish_reason: FinishReason) -> None:
+        """Write the text to the log, where the operator allows it and the caller asks for it."""
+        if self.record.log_output:
+            text = "".join(self.parts)
+            output_log.debug("output %s", pairs(finish_reason=finish_reason.value, text=text))
+
     def ended(self) -> Chunk:
         """The chunk with the finish reason."""
         if self.last is None or self.last.finish_reason is None:
@@ -259,6 +270,7 @@ async def _finish(
     time runs outside the event loop."""
     last = collected.ended()
     assert last.finish_reason is not None
+    collected.log_output(last.finish_reason)
     free = takes_any_text(task)
     if last.finish_reason in CUT and not (accept_cut and free):
         raise _truncated(last, sampling, capabilities.context_length)
@@ -266,11 +278,12 @@ async def _finish(
     complete = last.finish_reason is FinishReason.STOP
     if complete and task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
-    value, as_json = (
-        (text, None)
-        if free
-        else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
-    )
+    with collected.record.validating():
+        value, as_json = (
+            (text, None)
+            if free
+            else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
+        )
     return Answer(
         text=text,
         value=value,

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from service.deadlines import Deadline
 from service.engine import Engine
 from service.errors import ContextTooLong, GrammarError
+from service.observation import current
 from service.types import Grammar
 
 COMPILE_TIMEOUT_S = 5.0
@@ -32,7 +33,8 @@ async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float
         async with naming(field):
             await engine.prepare(grammar)
 
-    await Deadline(timeout_s).wait(prepared(), late)
+    with current().span("compile grammar"):
+        await Deadline(timeout_s).wait(prepared(), late)
 
 
 @asynccontextmanager

@@ -203,6 +203,7 @@ OUTSIDE = [
     ("max_connection_age_s", 86_401),
     ("log_level", "loud"),
     ("log_format", "xml"),
+    ("log_every", 0),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),
     ("caller_concurrent", 0),
