@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,18 @@ async def serve_echo() -> None:
     await server.wait_for_termination()
 
 
-async def serve_ours() -> None:
+async def serve_ours(*, metrics: bool = True) -> None:
     def announce(server: VisionServer) -> None:
+        if not metrics:
+            server.runtime.observation.listeners.clear()
         print(server.port, flush=True)
 
     logs.configure()
     await serve(Settings(port=0), FakeEngine(TEXT), load_registry(None), on_ready=announce)
+
+
+SERVERS = {"echo": serve_echo, "ours": serve_ours, "uncounted": partial(serve_ours, metrics=False)}
+"""``uncounted`` is ours without metrics of calls."""
 
 
 @dataclass(frozen=True)
@@ -260,10 +267,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", choices=("echo", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve_echo() if arguments.serve == "echo" else serve_ours())
+        asyncio.run(SERVERS[arguments.serve]())
         return
     if arguments.quick:
         arguments.seconds, arguments.rounds = 0.2, 2
