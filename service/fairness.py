@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Line(Generic[T]):
+    """One caller. held: turns that it holds; last: number of its last turn."""
+
+    items: deque[T] = field(default_factory=deque)
+    held: int = 0
+    last: int = 0
 
 
 class FairQueue(Generic[T]):
@@ -13,14 +23,16 @@ class FairQueue(Generic[T]):
 
     The next turn goes to the waiting caller that holds the fewest; among equals, to the caller whose
     last turn is the longest ago. Items of one caller are served first come, first served, so the
-    items of one caller alone are, too. Callers are known by their names.
+    items of one caller alone are, too. Callers are known by their names, and forgotten when they
+    neither wait nor hold a turn.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[T]] = {}
-        """In the order in which callers take turns; no queue is empty."""
-        self._held: Counter[str] = Counter()
+        self._lines: dict[str, _Line[T]] = {}
+        self._waiting: dict[str, _Line[T]] = {}
+        """Those of the lines that have items."""
         self._size = 0
+        self._turns = 0
 
     def __len__(self) -> int:
         """Items that wait."""
@@ -28,52 +40,57 @@ class FairQueue(Generic[T]):
 
     def waiting(self, caller: str) -> int:
         """Items of a caller that wait."""
-        return len(self._waiting.get(caller, ()))
+        line = self._lines.get(caller)
+        return len(line.items) if line else 0
 
     def held(self, caller: str) -> int:
         """Turns that a caller holds."""
-        return self._held[caller]
+        line = self._lines.get(caller)
+        return line.held if line else 0
 
     def put(self, caller: str, item: T) -> None:
         """Let an item wait."""
-        self._waiting.setdefault(caller, deque()).append(item)
+        line = self._line(caller)
+        line.items.append(item)
+        self._waiting[caller] = line
         self._size += 1
 
     def hold(self, caller: str) -> None:
         """Count a turn that nobody had to wait for."""
-        self._held[caller] += 1
+        self._turns += 1
+        line = self._line(caller)
+        line.held += 1
+        line.last = self._turns
 
     def give_back(self, caller: str) -> None:
         """End a turn of a caller."""
-        self._held[caller] -= 1
-        if not self._held[caller]:
-            del self._held[caller]
+        line = self._lines[caller]
+        line.held -= 1
+        if not (line.held or line.items):
+            del self._lines[caller]
 
     def peek(self) -> T:
         """The item whose turn it is, which goes on waiting. Raises ``IndexError`` when nothing waits."""
-        return self._waiting[self._next()][0]
+        return self._next()[1].items[0]
 
     def take(self) -> tuple[str, T]:
         """The caller and the item whose turn it is; the turn is held from now on.
 
         Raises ``IndexError`` when nothing waits.
         """
-        caller = self._next()
-        queue = self._waiting.pop(caller)
-        item = queue.popleft()
-        if queue:
-            self._waiting[caller] = queue  # behind all others
-        self._size -= 1
+        caller, line = self._next()
+        item = line.items.popleft()
         self.hold(caller)
+        self._shrunk(caller, line)
         return caller, item
 
     def discard(self, caller: str, item: T) -> bool:
         """Take an item out of the queue. Returns whether it was there."""
-        queue = self._waiting.get(caller)
-        if queue is None or item not in queue:
+        line = self._waiting.get(caller)
+        if line is None or item not in line.items:
             return False
-        queue.remove(item)
-        self._shrunk(caller, queue)
+        line.items.remove(item)
+        self._shrunk(caller, line)
         return True
 
     def make_room(self, caller: str) -> T | None:
@@ -85,19 +102,33 @@ class FairQueue(Generic[T]):
         if not self._waiting:
             return None
         longest = max(self._waiting, key=self.waiting)
-        queue = self._waiting[longest]
-        if len(queue) <= self.waiting(caller) + 1:
+        line = self._waiting[longest]
+        if len(line.items) <= self.waiting(caller) + 1:
             return None
-        item = queue.pop()
-        self._shrunk(longest, queue)
+        item = line.items.pop()
+        self._shrunk(longest, line)
         return item
 
-    def _next(self) -> str:
+    def _next(self) -> tuple[str, _Line[T]]:
         if not self._waiting:
             raise IndexError("nothing waits")
-        return min(self._waiting, key=self._held.__getitem__)  # the first of equals
+        return min(self._waiting.items(), key=_order)
 
-    def _shrunk(self, caller: str, queue: deque[T]) -> None:
+    def _line(self, caller: str) -> _Line[T]:
+        line = self._lines.get(caller)
+        if line is None:
+            line = self._lines[caller] = _Line()
+        return line
+
+    def _shrunk(self, caller: str, line: _Line[T]) -> None:
+        """An item has left a line."""
         self._size -= 1
-        if not queue:
+        if not line.items:
             del self._waiting[caller]
+            if not line.held:
+                del self._lines[caller]
+
+
+def _order(entry: tuple[str, _Line[T]]) -> tuple[int, int]:
+    _, line = entry
+    return line.held, line.last

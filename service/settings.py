@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engines.kind import EngineKind, EngineSettings
 from service.engines.registry import ENGINES, engine_fields, offered_engines
-from service.quotas import MAX_VALUE, QUOTA_NAMES, Quota
+from service.quotas import QUOTA_NAMES, Quota
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ GROUPS = {
     "max_images": "Limits of a request",
     "max_concurrent": "Load and time",
     "max_connections": "Connections",
-    "caller_concurrent": "Quotas of callers",
+    "key_concurrent": "Quotas of callers",
     "admin_port": "Admin port, tasks and reflection",
     "log_level": "Logs and traces",
 }
@@ -54,7 +54,7 @@ IMAGE_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "heic": "HEIC"}
 """Values of image_formats -> names of the formats."""
 FILES = ("tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file")
 UNIX = "unix:"
-CALLER = "caller_"
+KEY = "key_"
 """What the settings of quotas begin with."""
 MAX_SOCKET_BYTES = 107
 """Maximum length of the path of a Unix socket in the kernel, in bytes."""
@@ -62,7 +62,6 @@ MAX_SOCKET_BYTES = 107
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-Rate = Annotated[float | None, Field(gt=0, le=MAX_VALUE, allow_inf_nan=False)]
 
 
 class SettingsError(ValueError):
@@ -279,30 +278,31 @@ class ServerSettings(BaseSettings):
     )
 
     # How much one caller may use, where callers are known by key or by certificate.
-    caller_concurrent: int | None = Field(
+    key_concurrent: int | None = Field(
         None,
         ge=1,
-        le=MAX_VALUE,
         description="Maximum number of calls of one API key or client certificate at the same time, "
         "running or waiting; unset: no limit. This and the other quotas are for callers whose line "
         "in api_keys_file or tls_client_names_file sets no value of its own.",
     )
-    caller_queue: int | None = Field(
+    key_queue: int | None = Field(
         None,
         ge=0,
-        le=MAX_VALUE,
         description="Maximum number of calls of one caller that wait in the queue; unset: no limit.",
     )
-    caller_requests_per_minute: Rate = Field(
-        None, description="Maximum number of inference calls of one caller in a minute."
+    key_requests_per_minute: int | None = Field(
+        None, ge=1, description="Maximum number of inference calls of one caller in a minute."
     )
-    caller_megapixels_per_minute: Rate = Field(
+    key_megapixels_per_minute: int | None = Field(
         None,
+        ge=1,
         description="Maximum number of megapixels (millions of pixels) in the images that one caller "
         "sends in a minute.",
     )
-    caller_tokens_per_minute: Rate = Field(
-        None, description="Maximum number of tokens of one caller in a minute, prompts and answers."
+    key_tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of tokens of one caller in a minute, prompts and answers.",
     )
 
     # Optional features.
@@ -360,7 +360,7 @@ class ServerSettings(BaseSettings):
     @property
     def quota(self) -> Quota:
         """What a caller may use who has no values of its own."""
-        return Quota(**{name: getattr(self, f"{CALLER}{name}") for name in QUOTA_NAMES})
+        return Quota(**{name: getattr(self, f"{KEY}{name}") for name in QUOTA_NAMES})
 
     @property
     def loopback(self) -> bool:
@@ -495,9 +495,9 @@ class ServerSettings(BaseSettings):
         if self.http_port is not None and not self.insecure:
             self._check_http_access()
         for name in QUOTA_NAMES:
-            if getattr(self, f"{CALLER}{name}") is not None and not self.authenticated:
+            if getattr(self, f"{KEY}{name}") is not None and not self.authenticated:
                 raise ValueError(
-                    f"{CALLER}{name}: needs api_keys_file or tls_client_ca, which tell callers apart"
+                    f"{KEY}{name}: needs api_keys_file or tls_client_ca, which tell callers apart"
                 )
         if self.max_message_bytes < self.max_image_bytes + PROTO_OVERHEAD_BYTES:
             raise ValueError(

@@ -51,6 +51,7 @@ ALLOWED: dict[str, set[str]] = {
     "schema_compiler": VALUES,
     "structured_output": {
         *VALUES, "schema_compiler", "engine", "deadlines", "logs", "metrics", "compile_errors", "observation",
+        "fairness",
     },
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
     "engines": {*VALUES, "engine", "metrics", "compile_errors"},

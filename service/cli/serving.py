@@ -21,7 +21,7 @@ from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.http_api.server import HttpFrontEnd
 from service.quotas import QUOTA_NAMES
 from service.runtime import Runtime, serve
-from service.settings import CALLER, SettingsError, load_settings
+from service.settings import KEY, SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FAILED, USAGE = 1, 2
 PUBLIC = (
     "tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file", "admin_port", "http_port",
-    *(f"{CALLER}{name}" for name in QUOTA_NAMES),
+    *(f"{KEY}{name}" for name in QUOTA_NAMES),
 )  # fmt: skip
 """Settings that a server for ``--local`` does not use."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from service.deadlines import Deadline
@@ -127,7 +128,8 @@ class Inference:
             stack.enter_context(self._quotas.use(caller, 0))
             await stack.enter_async_context(self.validations.slot(deadline, caller))
             asked = grammar.with_defaults(self._property_order)
-            analysed = await deadline.wait(self._analyser(asked, self._schema_limits), late)
+            work = self._analyser(asked, self._schema_limits, caller.name)
+            analysed = await deadline.wait(work, late)
             check_kind(grammar, self._engine.capabilities, field)
             begun = time.perf_counter()
             limit_s = self._settings.compile_timeout_s
@@ -153,7 +155,7 @@ class Inference:
             work = inline_task(
                 InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
                 inline.grammar and inline.grammar.with_defaults(self._property_order),
-                self._analyser,
+                partial(self._analyser, caller=caller.name),
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,
             )

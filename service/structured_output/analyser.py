@@ -12,16 +12,23 @@ from service.schema_compiler.report import Analysed
 from service.schema_compiler.schema import SchemaLimits
 from service.types import Grammar
 
+ANYBODY = "-"
+"""The caller of a grammar that comes from no caller who is known by name."""
+
 
 class Analyser(Protocol):
     """Analyses the grammar of a caller, outside the event loop, so that engines can compile it."""
 
-    def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Awaitable[Analysed]:
-        """Raises ``GrammarError``, on a field at or below ``grammar``, for a grammar that cannot be
+    def __call__(
+        self, grammar: Grammar, limits: SchemaLimits, caller: str = ANYBODY
+    ) -> Awaitable[Analysed]:
+        """caller: name of the caller; those who wait take turns.
+
+        Raises ``GrammarError``, on a field at or below ``grammar``, for a grammar that cannot be
         used."""
         ...
 
 
-async def in_thread(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+async def in_thread(grammar: Grammar, limits: SchemaLimits, caller: str = ANYBODY) -> Analysed:
     """The analysis in a thread of this process: for tests, and for servers with trusted callers."""
     return await asyncio.to_thread(analyse, grammar, limits)

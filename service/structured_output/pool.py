@@ -20,10 +20,12 @@ from typing import Any
 
 from service import metrics
 from service.errors import EngineUnavailable, GrammarError, Overloaded
+from service.fairness import FairQueue
 from service.schema_compiler.grammar_checks import check_grammar
 from service.schema_compiler.report import Analysed
 from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import wire
+from service.structured_output.analyser import ANYBODY
 from service.structured_output.child import COMMAND, Child, ChildEnded
 from service.types import Grammar, PropertyOrder
 
@@ -77,12 +79,18 @@ class _Tried:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A grammar to analyse, and the future of its result, for which callers wait."""
+    """A grammar to analyse, and the future of its result, for which callers wait.
+
+    callers: those in whose queues it was put; queued: the queues that it is still in.
+    """
 
     key: Key
     grammar: Grammar
     limits: SchemaLimits
     result: asyncio.Future[Analysed] = field(repr=False)
+    callers: set[str] = field(default_factory=set)
+    queued: int = 0
+    begun: bool = False
 
 
 class GrammarPool:
@@ -109,8 +117,9 @@ class GrammarPool:
         self._cache_bytes = cache_bytes
         self._command = tuple(command)
         self._max_waiting = max_waiting
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
-        self._running: dict[Key, asyncio.Future[Analysed]] = {}
+        self._jobs: FairQueue[_Job] = FairQueue()
+        self._arrived = asyncio.Event()
+        self._running: dict[Key, _Job] = {}
         self._known: OrderedDict[Key, _Known] = OrderedDict()
         self._children: dict[int, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -144,7 +153,9 @@ class GrammarPool:
             work = asyncio.create_task(self._work(place), name=f"grammar-worker-{place}")
             self._tasks.append(work)
 
-    async def analyse(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    async def analyse(
+        self, grammar: Grammar, limits: SchemaLimits, caller: str = ANYBODY
+    ) -> Analysed:
         """See ``Analyser``. Also raises ``Overloaded`` when too many grammars wait, and
         ``EngineUnavailable`` when the processes that had the grammar were ended or stopped by others."""
         if len(grammar.source) > limits.max_bytes:
@@ -156,14 +167,16 @@ class GrammarPool:
         if known is not None:
             metrics.grammar_cache_hits.labels(CACHE).inc()
             return _given(known)
-        shared = self._running.get(key)
-        if shared is None:
+        job = self._running.get(key)
+        if job is None:
             metrics.grammar_cache_misses.labels(CACHE).inc()
-            shared = self._enqueue(key, grammar, limits)
+            job = self._job(key, grammar, limits, caller)
         else:
             metrics.grammar_cache_hits.labels(CACHE).inc()
+            if not job.begun and caller not in job.callers:
+                self._put(job, caller)  # its turn may come before that of the first caller
         # A caller that is cancelled must not cancel the analysis for which other callers wait.
-        return await asyncio.shield(shared)
+        return await asyncio.shield(job.result)
 
     async def close(self) -> None:
         """End the processes. Waiting callers get ``EngineUnavailable``."""
@@ -172,25 +185,51 @@ class GrammarPool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for future in list(self._running.values()):
-            if not future.done():
+        for job in list(self._running.values()):
+            if not job.result.done():
                 error = EngineUnavailable("The server is stopping.", reason="ENGINE_CLOSED")
-                future.set_exception(error)
+                job.result.set_exception(error)
         children, self._children = list(self._children.values()), {}
         await asyncio.gather(*(child.end() for child in children))
 
-    def _enqueue(
-        self, key: Key, grammar: Grammar, limits: SchemaLimits
-    ) -> asyncio.Future[Analysed]:
-        if self._jobs.qsize() >= self._max_waiting:
-            raise Overloaded(
-                "Too many new grammars are waiting to be analysed.", retry_after_s=self._timeout_s
-            )
-        result: asyncio.Future[Analysed] = asyncio.get_running_loop().create_future()
-        self._running[key] = result
-        result.add_done_callback(lambda done: self._forget(key, done))
-        self._jobs.put_nowait(_Job(key, grammar, limits, result))
-        return result
+    def _job(self, key: Key, grammar: Grammar, limits: SchemaLimits, caller: str) -> _Job:
+        """A new job, which waits for a process. Raises ``Overloaded``."""
+        if len(self._jobs) >= self._max_waiting:
+            last = self._jobs.make_room(caller)
+            if last is None:
+                raise self._full()
+            last.queued -= 1
+            if not (last.queued or last.begun or last.result.done()):
+                last.result.set_exception(self._full())
+        job = _Job(key, grammar, limits, asyncio.get_running_loop().create_future())
+        self._running[key] = job
+        job.result.add_done_callback(lambda done: self._forget(key, done))
+        self._put(job, caller)
+        return job
+
+    def _put(self, job: _Job, caller: str) -> None:
+        job.callers.add(caller)
+        job.queued += 1
+        self._jobs.put(caller, job)
+        self._arrived.set()
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            "Too many new grammars are waiting to be analysed.", retry_after_s=self._timeout_s
+        )
+
+    async def _next(self) -> tuple[str, _Job]:
+        """Wait for the job whose turn it is, and its caller."""
+        while True:
+            while not len(self._jobs):
+                self._arrived.clear()
+                await self._arrived.wait()
+            caller, job = self._jobs.take()
+            job.queued -= 1
+            if not job.begun:
+                job.begun = True
+                return caller, job
+            self._jobs.give_back(caller)  # done in the turn of another caller
 
     def _forget(self, key: Key, done: asyncio.Future[Analysed]) -> None:
         self._running.pop(key, None)
@@ -200,7 +239,7 @@ class GrammarPool:
     async def _work(self, place: int) -> None:
         """Run jobs on one worker process, and replace the process when it can no longer be used."""
         while True:
-            job = await self._jobs.get()
+            caller, job = await self._next()
             tried = await self._attempt(job, await self._fresh(place))
             if tried.why in (CRASH, OUTSIDE):
                 # Earlier grammars may have damaged the process, or it was killed from outside. A
@@ -209,6 +248,7 @@ class GrammarPool:
                 await self._replace(place, first)
                 tried = self._second(job, first, await self._attempt(job, self._children[place]))
             self._settle(job, tried)
+            self._jobs.give_back(caller)
             if tried.why is not None:
                 await self._replace(place, tried.why)
 

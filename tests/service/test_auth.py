@@ -259,7 +259,7 @@ async def test_the_common_name_of_a_certificate_is_the_caller(
     authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "service.access")
-    async with mutual(authority, caller_requests_per_minute=1) as server:
+    async with mutual(authority, key_requests_per_minute=1) as server:
         assert await reason(server, authority, "phone") == "OK"
         assert await reason(server, authority, "phone") == "RESOURCE_EXHAUSTED QUOTA_EXCEEDED"
         assert await reason(server, authority, "shop") == "OK"

@@ -471,7 +471,7 @@ class Endless:
     def __init__(self) -> None:
         self.waiting = 0
 
-    async def __call__(self, grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    async def __call__(self, grammar: Grammar, limits: SchemaLimits, caller: str = "-") -> Analysed:
         self.waiting += 1
         try:
             await asyncio.Event().wait()
@@ -520,7 +520,7 @@ async def test_the_analyser_of_the_server_is_asked() -> None:
     asked: list[tuple[str, int]] = []
     ready = Grammar(GrammarKind.REGEX, "a+", ebnf='root ::= "a"+')
 
-    async def analyser(grammar: Grammar, limits: SchemaLimits) -> Analysed:
+    async def analyser(grammar: Grammar, limits: SchemaLimits, caller: str = "-") -> Analysed:
         asked.append((grammar.source, limits.max_regex_length))
         return Analysed(ready, GrammarReport(Enforcement.CHECKED, why="is too large; shorten it"))
 

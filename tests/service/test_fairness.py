@@ -44,6 +44,22 @@ def test_the_caller_with_the_fewest_turns_is_next() -> None:
     assert queue.take() == ("b", "b5")
 
 
+def test_a_newcomer_is_before_a_caller_that_had_a_turn() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for item in ("a1", "a2", "a3"):
+        queue.put("a", item)
+    assert queue.take() == ("a", "a1")
+    queue.put("b", "b1")
+    queue.put("b", "b2")
+    queue.give_back("a")
+    assert queue.take() == ("b", "b1")
+    queue.give_back("b")
+    assert taken(queue) == ["a2", "b2", "a3"]
+    for caller in "aab":
+        queue.give_back(caller)
+    assert queue._lines == {}, "nothing is kept of callers that have gone"
+
+
 def test_a_discarded_item_is_gone() -> None:
     queue: FairQueue[str] = FairQueue()
     queue.put("a", "a1")

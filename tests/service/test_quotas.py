@@ -313,7 +313,7 @@ async def test_share_of_the_queue(keys: Path) -> None:
 
 async def test_defaults_of_the_server(keys: Path) -> None:
     keys.write_text(line("phone") + line("shop", "requests_per_minute=2"))
-    async with running(api_keys_file=keys, caller_requests_per_minute=1) as started:
+    async with running(api_keys_file=keys, key_requests_per_minute=1) as started:
         await send(started, "phone")
         assert (await refused(started, "phone")).metadata["limit"] == "1"
         await send(started, "shop")

@@ -206,11 +206,11 @@ OUTSIDE = [
     ("log_every", 0),
     ("drain_grace_s", -1),
     ("drain_grace_s", 86_401),
-    ("caller_concurrent", 0),
-    ("caller_queue", -1),
-    ("caller_requests_per_minute", 0),
-    ("caller_megapixels_per_minute", float("nan")),
-    ("caller_tokens_per_minute", 0),
+    ("key_concurrent", 0),
+    ("key_queue", -1),
+    ("key_requests_per_minute", 0),
+    ("key_megapixels_per_minute", 0),
+    ("key_tokens_per_minute", 0),
 ]
 
 
@@ -419,8 +419,8 @@ def test_loopback_in_its_forms(host: str, address: str) -> None:
 
 
 def test_quotas_need_callers_that_are_known(file: Path) -> None:
-    assert refused(caller_queue=1).startswith("caller_queue: needs api_keys_file or tls_client_ca")
-    settings = load_settings(caller_queue=1, api_keys_file=file)
+    assert refused(key_queue=1).startswith("key_queue: needs api_keys_file or tls_client_ca")
+    settings = load_settings(key_queue=1, api_keys_file=file)
     assert settings.quota == Quota(queue=1)
 
 

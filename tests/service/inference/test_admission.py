@@ -115,7 +115,7 @@ async def test_expired_and_cancelled_in_the_same_turn_frees_nothing_twice() -> N
     holder = Holder(admission)
     first, second = holder.start("a"), holder.start("b", within_s=60)
     await settle()
-    place = admission._queue._waiting[ANONYMOUS.name][0]
+    place = admission._queue._waiting[ANONYMOUS.name].items[0]
     admission._expire(place, ANONYMOUS)
     second.cancel()
     await asyncio.gather(second, return_exceptions=True)

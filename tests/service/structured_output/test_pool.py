@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from service.structured_output import pool as pool_module
 from service.structured_output import worker
 from service.structured_output.pool import GrammarPool
 from service.types import Grammar, GrammarKind
+from tests.service.harness import until
 from tests.service.structured_output import misbehaving
 
 LIMITS = SchemaLimits()
@@ -254,6 +255,60 @@ async def test_what_is_kept_is_bounded_and_the_oldest_leaves() -> None:
         await pool.analyse(kept[0], LIMITS)
         assert count("cache_misses", cache="analysis") == misses + 9
     assert count("cache_evictions", cache="analysis") > evictions
+
+
+def in_order(pool: GrammarPool, caller: str, sources: Sequence[str], done: list[str]) -> Any:
+    """Analyse grammars of one caller; ``done`` gets their sources in the order in which they end."""
+
+    async def one(source: str) -> str:
+        try:
+            await pool.analyse(schema(source), LIMITS, caller)
+        except Overloaded:
+            return "OVERLOADED"
+        done.append(source)
+        return "OK"
+
+    return asyncio.gather(*(one(source) for source in sources))
+
+
+@pytest.mark.slow
+async def test_many_grammars_of_one_caller_do_not_keep_another_waiting() -> None:
+    done: list[str] = []
+    many = [f'{{"title": "slow {number}"}}' for number in range(8)]
+    few = ['{"title": "few 1"}', '{"title": "few 2"}']
+    async with running() as pool:
+        waiting = in_order(pool, "many", many, done)
+        await asyncio.sleep(0)  # they are in the queue now
+        await in_order(pool, "few", few, done)
+        await waiting
+    assert done == [many[0], few[0], many[1], few[1], *many[2:]]
+
+
+@pytest.mark.slow
+async def test_a_grammar_for_which_two_callers_wait_takes_the_first_turn_of_either() -> None:
+    done: list[str] = []
+    many = [f'{{"title": "slow {number}"}}' for number in range(5)]
+    async with running() as pool:
+        waiting = in_order(pool, "many", many, done)
+        await asyncio.sleep(0)
+        await in_order(pool, "few", [many[4]], done)
+        await waiting
+        assert len(pool._jobs) == 0
+    assert [done.index(source) for source in many] == [0, 3, 4, 5, 1]
+
+
+@pytest.mark.slow
+async def test_a_full_queue_makes_room_for_a_caller_with_few_grammars() -> None:
+    done: list[str] = []
+    many = [f'{{"title": "slow {number}"}}' for number in range(5)]
+    async with running(max_waiting=3) as pool:
+        waiting = in_order(pool, "many", many[:1], done)
+        await until(lambda: len(pool._jobs) == 0)
+        waiting = asyncio.gather(waiting, in_order(pool, "many", many[1:], done))
+        await asyncio.sleep(0)
+        assert await in_order(pool, "few", ['{"title": "few"}'], done) == ["OK"]
+        assert await waiting == [["OK"], ["OK", "OK", "OVERLOADED", "OVERLOADED"]]
+    assert done == [many[0], '{"title": "few"}', *many[1:3]]
 
 
 @pytest.mark.slow
