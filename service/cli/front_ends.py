@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from starlette.routing import BaseRoute, Route
+
 from service.grpc_api.server import GrpcFrontEnd
 from service.http_api.server import HttpFrontEnd
 from service.runtime import Runtime
@@ -13,8 +15,19 @@ def build_front_ends(runtime: Runtime) -> list[GrpcFrontEnd | HttpFrontEnd]:
     """gRPC, and HTTP where it has a port."""
     found: list[GrpcFrontEnd | HttpFrontEnd] = [GrpcFrontEnd(runtime)]
     if runtime.settings.http_port is not None:
-        found.append(HttpFrontEnd(runtime))
+        found.append(HttpFrontEnd(runtime, connect_routes(runtime)))
     return found
+
+
+def connect_routes(runtime: Runtime) -> list[BaseRoute]:
+    """The gRPC API as JSON over HTTP, where the library for it is installed."""
+    try:
+        from service.grpc_api import connect
+    except ModuleNotFoundError as error:
+        if error.name != "connectrpc":
+            raise
+        return []
+    return [Route(connect.PATH, connect.ConnectApi(runtime))]
 
 
 def places(front_ends: Sequence[GrpcFrontEnd | HttpFrontEnd]) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Sequence
+
+from starlette.routing import BaseRoute
 
 from service.errors import InvalidRequest
 from service.http_api.answers import dumps
@@ -27,11 +30,15 @@ BAD_REQUEST = dumps(
 
 
 class HttpFrontEnd:
-    """HTTP on a runtime. See ``FrontEnd``."""
+    """HTTP on a runtime. See ``FrontEnd``.
 
-    def __init__(self, runtime: Runtime) -> None:
+    routes: further ones on the same port, tried before those of OpenAI's API.
+    """
+
+    def __init__(self, runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> None:
         assert runtime.settings.http_port is not None
         self._runtime = runtime
+        self._routes = routes
         self._server: WebServer | None = None
         self._port = runtime.settings.http_port
 
@@ -54,7 +61,7 @@ class HttpFrontEnd:
         """Listen. Raises ``SettingsError`` when the port or the certificate cannot be used."""
         settings = self._runtime.settings
         self._server = WebServer(
-            build_app(self._runtime),
+            build_app(self._runtime, self._routes),
             host=settings.http_host,
             port=self._port,
             tls=self._tls(),
