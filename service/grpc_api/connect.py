@@ -22,9 +22,9 @@ from connectrpc.interceptor import MetadataInterceptor
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
+from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 from google.protobuf.message import DecodeError, Message
-from protobuf.wkt import Any as AnyMessage
 from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
@@ -210,11 +210,7 @@ class _Call:
         code, status = status_of(refused, request_id.get())
         self.ended(code.name, refused.reason)
         connect = Code.CANCELED if code.name == "CANCELLED" else Code[code.name]
-        details = [
-            ErrorDetail(AnyMessage(type_url=one.type_url, value=one.value))
-            for one in status.details
-        ]
-        return ConnectError(connect, status.message, details)
+        return ConnectError(connect, status.message, [_Detail(one) for one in status.details])
 
     def ended(self, code: str, reason: str = "-") -> None:
         """Tell metrics and the access log how the call ended; the first end counts."""
@@ -281,6 +277,24 @@ class _Guard(MetadataInterceptor[None]):
         ctx.response_headers[REASON_KEY] = call.reason
 
 
+class _Detail(ErrorDetail):
+    """A detail of a status of gRPC. The library's own class takes messages of another protobuf."""
+
+    def __init__(self, detail: AnyMessage) -> None:
+        self._detail = detail
+
+    @property
+    def type_name(self) -> str:
+        return self._detail.type_url.rpartition("/")[2]
+
+    @property
+    def message_bytes(self) -> bytes:
+        return self._detail.value
+
+    def value(self, desc: Any = None, /) -> None:
+        """None: no readable form beside the bytes."""
+
+
 class _Body:
     """The bytes of a request, which its handler decodes: in a thread where they are many."""
 
@@ -333,7 +347,10 @@ class _Json(Codec[Message, Any]):
 def _parse_json(data: bytes, message: Message) -> None:
     if not data:
         raise ParseError("the body is empty; send a JSON object")
-    Parse(data.decode("utf-8"), message, max_recursion_depth=MAX_DEPTH)
+    text = data.decode("utf-8")
+    if not text.lstrip().startswith("{"):  # which the parser takes for an empty message
+        raise ParseError("the body is not a JSON object")
+    Parse(text, message, max_recursion_depth=MAX_DEPTH)
 
 
 class _Context:
