@@ -26,7 +26,7 @@ from service.errors import UnknownModel
 from service.heartbeat import Heartbeat, generate_one_token
 from service.inference.budgets import Budgets
 from service.inference.pipeline import Inference, schema_limits
-from service.lifecycle import Lifecycle, Phase
+from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs
 from service.observation import Observation
 from service.reload import Reloader
@@ -301,17 +301,21 @@ class Runtime:
             heartbeat = Heartbeat(
                 engine,
                 self.settings,
-                idle=lambda: self.budgets.admission.active == 0,
+                idle=partial(_idle, inference),
                 progress=partial(getattr, inference, "progress"),
                 enter=partial(self._follow, inference),
             )
             self._heartbeats.append(asyncio.create_task(heartbeat.run(), name="heartbeat"))
 
     def _follow(self, inference: Inference, phase: Phase) -> None:
-        """Enter the phase that a heartbeat reports. One unhealthy engine makes the server
-        unhealthy."""
+        """Follow what the heartbeat of an engine reports. Calls to an unhealthy engine are refused;
+        the server is unhealthy when no engine is healthy."""
+        if phase is not self._found[inference]:
+            model = inference.capabilities.model
+            log.info("engine %s", pairs(model=model, phase=phase.value))
         self._found[inference] = phase
-        healthy = all(found is Phase.SERVING for found in self._found.values())
+        inference.refusal = REFUSALS.get(phase)
+        healthy = any(found is Phase.SERVING for found in self._found.values())
         phase = Phase.SERVING if healthy else Phase.UNHEALTHY
         if phase is not self.lifecycle.phase:
             log.info("phase %s", pairs(now=phase.value))
@@ -367,6 +371,11 @@ async def serve(
             _end_without_the_engine()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+def _idle(inference: Inference) -> bool:
+    """Whether no call is in the engine."""
+    return inference.active == 0
 
 
 def _traces() -> traces.Traces:

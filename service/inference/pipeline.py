@@ -10,7 +10,7 @@ from typing import Any
 
 from service.deadlines import Deadline
 from service.engine import Engine
-from service.errors import InferenceTimeout
+from service.errors import EngineUnavailable, InferenceTimeout
 from service.inference.budgets import Budgets
 from service.inference.calls import Answer, Call, InlineTask, Validation
 from service.inference.decoding import RequestImage, emptied
@@ -54,6 +54,10 @@ class Inference:
         self.progress = 0
         """Counter that increases with every answer, and every chunk of an answer, from the
         engine."""
+        self.active = 0
+        """Calls that hold a slot for this engine."""
+        self.refusal: tuple[str, str] | None = None
+        """Reason and message of the error for all calls while the engine is unhealthy."""
         budgets = budgets or Budgets(settings)
         self._quotas = budgets.quotas
         self.decoder, self.encoded = budgets.decoder, budgets.encoded
@@ -192,10 +196,20 @@ class Inference:
                     if any(image.large for image in images):
                         await stack.enter_async_context(self.large.slot(deadline, call.caller))
                     await stack.enter_async_context(self.admission.slot(deadline, call.caller))
-                yield task, images, use
+                self.active += 1
+                try:
+                    yield task, images, use
+                finally:
+                    self.active -= 1
 
     def _deadline(self, time_left_s: float | None) -> Deadline:
-        """The deadline of the call: that of the caller or of the server, whichever is earlier."""
+        """The deadline of a call: that of the caller or of the server, whichever is earlier.
+
+        Raises ``EngineUnavailable`` while the engine is unhealthy.
+        """
+        if self.refusal is not None:
+            reason, message = self.refusal
+            raise EngineUnavailable(message, reason=reason)
         limit_s = self._settings.inference_timeout_s
         budget_s = limit_s if time_left_s is None else min(limit_s, time_left_s)
         if budget_s <= 0:

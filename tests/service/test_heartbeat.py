@@ -177,6 +177,32 @@ async def test_an_engine_that_makes_progress_is_not_given_up() -> None:
         await asyncio.wait_for(task, 10)
 
 
+BROKEN = """
+import sys
+from service.cli.serving import serve_command
+from service.engines.fake import FakeEngine
+from service.errors import EngineUnavailable
+
+async def check_health(self):
+    raise EngineUnavailable("broken")
+
+FakeEngine.check_health = check_health
+limits = ["--health-interval-s", "0.05", "--unhealthy-exit-s", "0.2"]
+sys.exit(serve_command(["--engine", "fake", "--port", "0", *limits]))
+"""
+
+
+@pytest.mark.slow  # a server of its own
+def test_the_process_of_an_engine_that_does_not_come_back_ends_with_a_code() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last == "qwen3vl serve: The engine was unhealthy and made no progress for 0.2 s."
+    assert "Traceback" not in done.stderr
+
+
 HANGING = """
 import asyncio, threading
 from service import runtime

@@ -18,12 +18,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, UnknownModel
 from service.grpc_api.server import GrpcFrontEnd
+from service.inference.calls import Call, InlineTask
 from service.lifecycle import Phase
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.runtime import Runtime, serve
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
-from service.types import Capabilities
+from service.types import Capabilities, Sampling
 from tests.service.harness import ROOT, failure, run_request, until
 from tests.service.line_front_end import LineFrontEnd, ask
 
@@ -216,16 +217,55 @@ async def test_engines_are_found_by_the_name_of_their_model() -> None:
         assert large.admission is runtime.inference_for("small").admission, "limits of the server"
         with pytest.raises(UnknownModel, match=r"Served: large, small"):
             runtime.inference_for("huge")
-        engines[1].healthy = False  # one is enough
-        await until(lambda: runtime.lifecycle.phase is Phase.UNHEALTHY)
-        engines[1].healthy = True
-        await until(lambda: runtime.lifecycle.phase is Phase.SERVING)
-        assert lines.phases[1:] == [Phase.SERVING, Phase.UNHEALTHY, Phase.SERVING]
     finally:
         await runtime.stop(0)
     for engine in engines:
         with pytest.raises(EngineUnavailable):
             await engine.check_health()
+
+
+async def test_an_unhealthy_engine_refuses_its_own_calls_and_no_others() -> None:
+    small, large = named("small", "large")
+    runtime = Runtime(Settings(health_interval_s=0.02), [small, large], load_registry(None))
+    lines = LineFrontEnd(runtime)
+    await runtime.start([lines])
+    try:
+        await runtime.load()
+        call = Call(InlineTask("", "Hello", None), (), Sampling())
+        large.healthy = False
+        await until(lambda: runtime.inference_for("large").refusal is not None)
+        assert runtime.lifecycle.phase is Phase.SERVING
+        assert (await runtime.inference_for("small").answer(call, None)).text == "of small"
+        with pytest.raises(EngineUnavailable) as caught:
+            await runtime.inference_for("large").answer(call, None)
+        assert caught.value.reason == "ENGINE_UNHEALTHY"
+        small.healthy = False
+        await until(lambda: runtime.lifecycle.phase is Phase.UNHEALTHY)
+        large.healthy = True
+        await until(lambda: runtime.lifecycle.phase is Phase.SERVING)
+        assert (await runtime.inference_for("large").answer(call, None)).text == "of large"
+        assert lines.phases[1:] == [Phase.SERVING, Phase.UNHEALTHY, Phase.SERVING]
+    finally:
+        await runtime.stop(0)
+
+
+async def test_an_engine_is_tried_again_while_another_one_is_busy() -> None:
+    small, large = named("small", "large")
+    runtime = Runtime(Settings(health_interval_s=0.02), [small, large], load_registry(None))
+    await runtime.start([])
+    try:
+        await runtime.load()
+        small.hang_after = 0
+        call = Call(InlineTask("", "Hello", None), (), Sampling())
+        busy = asyncio.create_task(runtime.inference_for("small").answer(call, None))
+        await until(lambda: small.active_requests == 1)
+        large.healthy = False
+        await until(lambda: runtime.inference_for("large").refusal is not None)
+        large.healthy = True
+        await until(lambda: runtime.inference_for("large").refusal is None)
+        busy.cancel()
+    finally:
+        await runtime.stop(0)
 
 
 async def test_two_engines_with_one_name_are_refused() -> None:
