@@ -116,6 +116,21 @@ async def test_the_oldest_leaves_and_a_refusal_is_not_kept(
     assert len(compiler.seen) == 8, "larger than the cache"
 
 
+@pytest.mark.parametrize(("size", "kept"), [(125, 2), (126, 1), (250, 1), (251, 0)])
+async def test_the_cache_may_be_filled_to_its_limit(
+    cache: GrammarCache[Compiled], compiler: Compiler, size: int, kept: int
+) -> None:
+    compiler.size_bytes = size
+    for number in (1, 2):
+        await cache.get(one(number))
+    assert cache.size_bytes == kept * size
+    hits = count("hits")
+    await cache.get(one(2))
+    if kept == 2:
+        await cache.get(one(1))
+    assert count("hits") == hits + kept
+
+
 async def test_too_many_that_wait_are_refused(
     cache: GrammarCache[Compiled], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
