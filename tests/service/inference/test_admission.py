@@ -8,7 +8,7 @@ import pytest
 
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
-from service.inference.admission import Admission
+from service.inference.admission import RETRY_MIN_S, Admission
 from service.quotas import ANONYMOUS
 
 
@@ -46,6 +46,15 @@ async def test_first_come_first_served() -> None:
     await asyncio.gather(*calls)
     assert holder.order == ["a", "b", "c", "d"]
     assert (admission.active, admission.waiting) == (0, 0)
+
+
+async def test_the_time_to_return_follows_how_long_calls_take() -> None:
+    admission = Admission(max_concurrent=1, max_queue=1)
+    assert 0.75 <= admission.retry_after_s <= 1.25  # a guess, before any call has ended
+    for _ in range(60):
+        async with admission.slot(Deadline(60)):
+            pass
+    assert admission.retry_after_s <= RETRY_MIN_S * 1.25
 
 
 async def test_full_queue_is_refused_with_a_time_to_return() -> None:

@@ -209,6 +209,10 @@ CASES = (
     Case("oneOf", EVERY, {"oneOf": [{"type": "integer"}, {"minimum": 2}], "type": "number"}, (1, 2.5), (3, 1.5)),
     Case("oneOf", EVERY, {"oneOf": [_closed(a={}), _closed(b={})], "type": "object"},
          ({"a": 1}, {"b": 1}), ({}, {"a": 1, "b": 1})),
+    Case("oneOf", EVERY, {"oneOf": [{"type": ["null", "string"]}, {"type": ["null", "integer"]}]},
+         ("a", 1), (None, 1.5)),  # the branches overlap in null alone
+    Case("oneOf", EVERY, {"oneOf": [{"enum": [None, True, "a"]}, {"enum": [None, True, 1]}]},
+         ("a", 1), (None, True, False)),
     Case("not", EVERY, {"not": {"type": ["integer", "string"]}}, (None, 1.5, []), (1, "a")),
     Case("not", EVERY, {"type": "object", "not": {"required": ["a"]}}, ({}, {"b": 1}), ({"a": 1},)),
     Case("not", EVERY, {"type": "string", "not": {"enum": ["a", "b"]}}, ("", "ab"), ("a", "b")),
