@@ -122,8 +122,8 @@ def test_lmdeploy_is_only_where_it_has_wheels(system: str, machine: str, expecte
     assert marker.evaluate(place) is expected
     pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]]
     here = {one.name for one in pins if one.marker is None or one.marker.evaluate(place)}
-    assert {"lmdeploy", "ray", "openai"} & here == (
-        {"lmdeploy", "ray", "openai"} if expected else set()
+    assert {"lmdeploy", "ray", "openai-harmony"} & here == (
+        {"lmdeploy", "ray", "openai-harmony"} if expected else set()
     )
     assert {"torch", "xgrammar", "grpcio"} <= here
     assert ("nvidia-cublas" in here) is (system == "linux")

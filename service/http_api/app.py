@@ -189,6 +189,8 @@ async def _not_served(request: Request, error: Exception) -> Response:
     allowed = (error.headers or {}).get("Allow", "")
     if error.status_code == 405:
         message = f"This path takes {allowed}, not {request.method[:20]}."
+    elif request.url.path == "/v1/responses":
+        message = "The Responses API is not served; use POST /v1/chat/completions."
     else:
         message = "This path is not served. The document of this API is at /openapi.json."
     refused = ServiceError(message, reason=ROUTE_ERRORS[error.status_code])

@@ -57,7 +57,7 @@ FIELDS = {
     "images": "messages",
     "task": "messages",
     "task.name": "task",
-    "task.inline": "messages",
+    "task.inline": "",
 }
 """Paths of errors of the inference layer -> the fields of a request that they are about."""
 

@@ -284,7 +284,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
 ) -> None:
     monkeypatch.setattr(exchange, "DROP_AFTER_S", 0.1)
     caplog.set_level("INFO", "service.access")
-    engine = FakeEngine("word " * 100_000, context_length=2_000_000)
+    engine = FakeEngine("word " * 30_000, context_length=2_000_000)
     async with serving(engine, inference_timeout_s=1.0) as server, not_reading(server):
         await until(lambda: "reason=NOT_READ" in caplog.text, 30)
         await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 20)
@@ -297,7 +297,7 @@ async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exchange, "STALL_S", 0.1)
-    engine = FakeEngine("word " * 100_000, context_length=2_000_000)
+    engine = FakeEngine("word " * 30_000, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
         await until(lambda: engine.finished_requests > 1, 30)  # the warm-up, and this one
         await asyncio.wait_for(server.runtime.stop(LIMIT_S * 4), LIMIT_S)
