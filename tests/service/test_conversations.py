@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,41 @@ async def test_examples_of_the_command_line(tmp_path: Path) -> None:
         )  # fmt: skip
     assert (done.code, done.out) == (0, "square\n"), done.err
     assert spoken(seen[1]) == FEW_SHOT
+
+
+@pytest.mark.parametrize(
+    ("examples", "says"),
+    [
+        ("- user: a", "--examples: 0.assistant: Field required"),
+        ("- {user: a, assistant: b}\n- {assistant: ' '}", "--examples: 1.assistant: "),
+        ("user: a", "--examples: examples.yaml: Input should be a valid list"),
+        ("- [", "--examples: is not YAML"),
+        ("- {images: [no.png], assistant: b}", "--examples: examples[0].images[0]: there is no"),
+    ],
+)
+async def test_examples_of_the_command_line_that_are_wrong(
+    tmp_path: Path, examples: str, says: str
+) -> None:
+    (tmp_path / "examples.yaml").write_text(examples)
+    done = await asyncio.to_thread(
+        qwen3vl, "run", "--server", "127.0.0.1:1", "--prompt", "x",
+        "--examples", tmp_path / "examples.yaml",
+    )  # fmt: skip
+    assert (done.code, done.out) == (2, "")
+    assert says in " ".join(re.sub("[│╭╮╰╯─]", " ", done.err).split())
+
+
+def test_the_images_of_examples_have_a_limit_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = image_bytes(40, 30, "PNG")
+    write_task(tmp_path, EXAMPLES)
+    settings = load_settings(tasks_dir=tmp_path)
+    monkeypatch.setattr("service.tasks.examples.MAX_EXAMPLE_BYTES", len(image))
+    assert build_registry(settings).get("shapes").example_images[0].data == image
+    monkeypatch.setattr("service.tasks.examples.MAX_EXAMPLE_BYTES", len(image) - 1)
+    with pytest.raises(TaskSourceError, match=f"have more than {len(image) - 1} bytes of images"):
+        build_registry(settings)
 
 
 @pytest.mark.parametrize(

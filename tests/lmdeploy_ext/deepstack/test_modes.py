@@ -12,7 +12,7 @@ import pytest
 
 from lmdeploy_ext.deepstack import DeepStackUnavailable, Mode, modes
 from lmdeploy_ext.deepstack.modes import VARIABLE
-from lmdeploy_ext.deepstack.state import status
+from lmdeploy_ext.deepstack.state import STATE, Status, status
 from tests.host_runtime.runner import environment, run
 
 ROOT = Path(__file__).parents[3]
@@ -32,6 +32,43 @@ def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "maybe")
     with pytest.raises(DeepStackUnavailable, match="'maybe' is not one of auto, require, off"):
         modes.chosen(None)
+
+
+def test_off_is_never_shown_as_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(STATE, "status", Status())
+    found = modes.enter(Mode.OFF)
+    assert found == status() == Status(Mode.OFF, False, f"switched off ({VARIABLE}=off)")
+    assert "DeepStack is off" in caplog.text
+    assert not modes.fell_back()
+    modes.check_unchanged(Mode.OFF)
+    for other in (Mode.AUTO, Mode.REQUIRE):
+        with pytest.raises(DeepStackUnavailable, match=f"asked for as '{other.value}'.* 'off'"):
+            modes.check_unchanged(other)
+    modes.leave()
+    assert status() == Status()
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"),
+    [
+        (Status(Mode.AUTO, True, ""), {Mode.AUTO, Mode.REQUIRE}),
+        (Status(Mode.REQUIRE, True, ""), {Mode.AUTO, Mode.REQUIRE}),
+        (Status(Mode.AUTO, False, "no compiler"), {Mode.AUTO, Mode.OFF}),
+    ],
+)
+def test_another_mode_fits_where_its_effect_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, found: Status, fits: set[Mode]
+) -> None:
+    monkeypatch.setattr(STATE, "status", found)
+    assert modes.fell_back() is (found.mode is Mode.AUTO and not found.active)
+    for wanted in Mode:
+        if wanted in fits:
+            modes.check_unchanged(wanted)
+        else:
+            with pytest.raises(DeepStackUnavailable, match="already installed"):
+                modes.check_unchanged(wanted)
 
 
 # What follows needs the real LMDeploy: each function without a test's name runs in a child.

@@ -195,6 +195,18 @@ BASE = "description: d\nuser: u\n"
             "file: a number is too large or too small at line 3, column 24\n",
         ),
         (BASE + "json_schema: {? [a] : b}", "file: a key must be text at line 3"),
+        (BASE + "json_schema: !!map a", "file: is not a mapping at line 3, column 14\n"),
+        (BASE + "choice: !!seq a", "file: is not a list at line 3, column 9\n"),
+        (BASE + "max_images: !!int x1", 'file: "x1" is not an integer at line 3, column 13\n'),
+        (BASE + "needs_image: !!bool yes", 'file: "yes" is not true or false at line 3'),
+        (BASE + "system: !!null none", 'file: "none" is not null at line 3, column 9\n'),
+        (BASE + "json_schema: {maximum: !!float a}", 'file: "a" is not a number at line 3'),
+        (BASE + f"max_images: {'9' * 5000}", "file: too many digits at line 3, column 13\n"),
+        (
+            BASE + f"json_schema: {{maximum: 1e{'9' * 20}}}",
+            "file: a number is too large or too small at line 3, column 24\n",
+        ),
+        (BASE + "system: a\x07b", "file: is not YAML: the character U+0007 at line 3 is not"),
     ],
 )
 def test_a_bad_file_is_named_with_field_and_reason(
