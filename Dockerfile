@@ -5,8 +5,9 @@
 #     docker run --gpus all … qwen3vl:cuda serve --engine lmdeploy --model Qwen/Qwen3-VL-8B-Instruct   (docs/gpu.md)
 # The server refuses to listen beyond loopback without TLS and API keys: set QWEN3VL_TLS_CERT, QWEN3VL_TLS_KEY and
 # QWEN3VL_API_KEYS_FILE, or QWEN3VL_INSECURE=true behind a gateway that does both.
-# Give settings as variables, not as flags: the health check reads port and TLS there. Where QWEN3VL_TLS_CLIENT_CA
-# asks callers for certificates, QWEN3VL_CERT and QWEN3VL_KEY name the one that the health check shows.
+# The health check asks the admin port, which is open to the container alone and speaks neither TLS nor mTLS. Give its
+# number as the variable QWEN3VL_ADMIN_PORT, not as a flag; QWEN3VL_ADMIN_HOST=0.0.0.0 opens it to Prometheus and kubelet.
+# The root file system may be read-only: docs/platforms.md.
 
 ARG PYTHON_VERSION=3.12
 
@@ -41,11 +42,15 @@ RUN pip install --no-deps .
 
 FROM python:${PYTHON_VERSION}-slim-bookworm AS runtime
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin qwen3vl
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 QWEN3VL_HOST=0.0.0.0 QWEN3VL_PORT=50051
+ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 QWEN3VL_HOST=0.0.0.0 QWEN3VL_PORT=50051 QWEN3VL_ADMIN_PORT=9090
+# Importing torchvision makes torch look for a folder that it can write to, and fail where the root is read-only.
+# Nothing is compiled with Inductor: any folder that exists will do.
+ENV TORCHINDUCTOR_CACHE_DIR=/tmp
 USER 10001
 WORKDIR /home/qwen3vl
 EXPOSE 50051
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 CMD ["qwen3vl", "health"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \
+    CMD ["python", "-c", "import http.client, os; page = http.client.HTTPConnection('127.0.0.1', int(os.environ['QWEN3VL_ADMIN_PORT']), timeout=4); page.request('GET', '/readyz'); raise SystemExit(page.getresponse().status != 200)"]
 ENTRYPOINT ["qwen3vl"]
 CMD ["serve"]
 

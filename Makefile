@@ -62,6 +62,9 @@ MINUTES ?= 30
 soak: $(STAMP)  ## a mixed load for MINUTES (30); memory, descriptors, threads, tasks and slots go to benchmarks/results/
 	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+attack: $(STAMP)  ## every hostile case against the real server; figures go to benchmarks/results/
+	$(BIN)/python -m benchmarks.attack
+
 demo: $(STAMP)  ## server on the bundled model, one drawing analysed, one schema task run
 	$(BIN)/python examples/demo.py
 

@@ -24,6 +24,8 @@ TITLES = {
     "large_vocabulary": "Grammars over a large vocabulary",
     "schema_answers": "Answers under schemas, end to end",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
+    "attack": "Attacks and faults",
+    "soak": "Soak",
 }
 SHOWN_PACKAGES = ("python", "torch", "transformers", "timm", "numpy", "pillow", "grpcio")
 HEAD = """# Results

@@ -1,7 +1,9 @@
-"""The lock file with hashes, the SBOM, and the CI job that installs from the lock."""
+"""The lock file with hashes, the SBOM, the CI job that installs from the lock, Docker's health check."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import re
 import shutil
 import subprocess
@@ -14,8 +16,14 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from benchmarks.attack.lifecycle import health_command
 from deploy.sbom import version, with_root
 from service import __version__
+from service.engines.fake import FakeEngine
+from service.grpc_api.server import VisionServer
+from service.settings import Settings
+from service.tasks.registry import load_registry
+from tests.service.certificates import Authority
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -116,6 +124,36 @@ def test_the_gpu_image_installs_from_the_lock() -> None:
     stage = text.split("FROM build AS build-cuda")[1].split("\nFROM ")[0]
     assert "RUN pip install --require-hashes -r requirements.lock\n" in stage
     assert "RUN pip install --no-deps .\n" in stage
+
+
+# Docker's health check
+
+
+@pytest.mark.slow
+async def test_dockers_health_check_follows_readiness(tmp_path: Path) -> None:
+    """Under mutual TLS and with a proxy: it asks the admin port of the container's own loopback."""
+    authority = Authority.create(tmp_path)
+    cert, key = authority.issue("server")
+    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.cert}
+    server = VisionServer(Settings(port=0, admin_port=0, **tls), FakeEngine(), load_registry(None))
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")
+    environment = {**os.environ, **proxies}
+
+    async def exit_code() -> int:
+        environment["QWEN3VL_ADMIN_PORT"] = str(server.admin_port)
+        process = await asyncio.create_subprocess_exec(
+            *health_command(), env=environment, stderr=asyncio.subprocess.DEVNULL
+        )
+        return await process.wait()
+
+    await server.start()
+    try:
+        assert await exit_code() == 1, "the model is not loaded"
+        await server.load()
+        assert await exit_code() == 0
+    finally:
+        await server.stop(0)
+    assert await exit_code() == 1, "nobody answers"
 
 
 def test_the_sbom_names_the_version_and_all_that_it_needs() -> None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
-import hashlib
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,17 @@ import grpc
 import psutil
 
 from benchmarks import common
+from benchmarks.attack.servers import free_port
 from benchmarks.common import environment, markdown, write_results
-from benchmarks.soak.load import Material, World, caller, kill_workers, until
+from benchmarks.soak.load import (
+    Material,
+    World,
+    caller,
+    kill_workers,
+    rotate_keys,
+    until,
+    write_keys,
+)
 from benchmarks.soak.samples import Sample, growth_percent, last_line, look, minutes, plot
 from service.client import CHANNEL_OPTIONS
 
@@ -38,16 +48,52 @@ SETTLE_MINUTES = 5.0
 GROWTH_MINUTES = 30.0
 MAX_GROWTH_PERCENT = 1.0
 START_LIMIT_S, IDLE_LIMIT_S, STOP_LIMIT_S = 120.0, 60.0, 60.0
+MEMORY = {
+    "pss_mib": "memory of server and workers (PSS)",
+    "server_rss_mib": "memory of the server (RSS)",
+}
+COUNTS = (
+    "descriptors", "threads", "workers", "tasks", "calls", "slots", "queued", "metric_lines",
+)  # fmt: skip
 SPARE_TASKS = 4
 """Tasks of the server that come and go by themselves, such as those of health watchers."""
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server: its process, its ports, and the files that it reads and writes."""
+
+    process: psutil.Popen
+    port: int
+    http_port: int
+    admin_port: int
+    folder: Path
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def probe(self) -> Path:
+        return self.folder / "probe"
+
+    def metric_lines(self) -> int:
+        """Lines of the metrics page: labels that grow with callers would show."""
+        url = f"http://127.0.0.1:{self.admin_port}/metrics"
+        with urllib.request.urlopen(url, timeout=30) as page:
+            return len(page.read().splitlines())
+
+
 @contextmanager
-def server(folder: Path, extra: Sequence[str]) -> Iterator[tuple[psutil.Popen, str, Path]]:
-    """The command in a process of its own: the process, its address, the file of the probe."""
-    keys, probe, log = folder / "keys", folder / "probe", folder / "log"
-    keys.write_text(f"soak:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
-    arguments = ["--port", "0", "--api-keys-file", str(keys), "--max-concurrent", "16", *extra]
+def serving(folder: Path, extra: Sequence[str]) -> Iterator[Running]:
+    """The command in a process of its own; it serves."""
+    probe, log = folder / "probe", folder / "log"
+    write_keys(folder / "keys", {"soak": KEY})
+    ports = [free_port() for _ in range(3)]
+    arguments = [
+        *("--port", str(ports[0]), "--http-port", str(ports[1]), "--admin-port", str(ports[2])),
+        *("--api-keys-file", str(folder / "keys"), "--max-concurrent", "16", *extra),
+    ]
     with (
         log.open("w") as stderr,
         psutil.Popen(
@@ -63,36 +109,40 @@ def server(folder: Path, extra: Sequence[str]) -> Iterator[tuple[psutil.Popen, s
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"The server did not start:\n{log.read_text()}")
                 time.sleep(0.1)
-            (line,) = [one for one in log.read_text().splitlines() if " listening " in one]
-            yield process, f"127.0.0.1:{line.rpartition(' port=')[2].split()[0]}", probe
+            yield Running(process, *ports, folder)
         finally:
             if process.poll() is None:
                 process.kill()
 
 
 async def run(
-    process: psutil.Popen, address: str, probe: Path, options: argparse.Namespace
+    server: Running, options: argparse.Namespace
 ) -> tuple[World, list[Sample], list[str]]:
     """Load the server for the time that was asked for. Returns what was seen, and the problems."""
+    process, probe = server.process, server.probe
+    address = f"127.0.0.1:{server.port}"
     begun = time.time()
     stop = asyncio.Event()
     samples: list[Sample] = []
     problems: list[str] = []
     before = last_line(probe)
     async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        material, rng = Material.make(SEED), random.Random(SEED)
         world = World(
-            address, KEY, process, Material.make(SEED), random.Random(SEED), channel
+            address, server.http_port, KEY, server.keys, process, material, rng, channel
         )  # fmt: skip
         load = [
             asyncio.create_task(caller(world, stop, options.pause_s))
             for _ in range(options.callers)
         ]
         load.append(asyncio.create_task(kill_workers(world, stop, options.kill_every_s)))
+        load.append(asyncio.create_task(rotate_keys(world, stop, options.rotate_every_s)))
         while (passed := time.time() - begun) < options.minutes * 60:
             if process.poll() is not None:
                 problems.append(f"the server ended with exit code {process.returncode}")
                 break
             seen = {**await asyncio.to_thread(look, process), **last_line(probe)}
+            seen["metric_lines"] = await asyncio.to_thread(server.metric_lines)
             samples.append({**seen, "minute": passed / 60})
             await asyncio.sleep(options.sample_s)
         stop.set()
@@ -138,19 +188,14 @@ def tracebacks(log: Path) -> list[str]:
 def summary(samples: Sequence[Sample], settle: float) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of the table, and what of them is a problem."""
     problems = []
-    growth = growth_percent(minutes(samples, "pss_mib", settle), GROWTH_MINUTES)
-    if growth is not None and growth > MAX_GROWTH_PERCENT:
-        problems.append(f"memory grows by {growth:.2f} % in {GROWTH_MINUTES:g} minutes")
-    rows: list[dict[str, Any]] = [
-        {
-            "what": f"memory of server and workers, growth in {GROWTH_MINUTES:g} minutes, %",
-            "value": "too short to tell" if growth is None else round(growth, 2),
-        }
-    ]
-    for name in (
-        "pss_mib", "server_rss_mib", "descriptors", "threads", "workers", "tasks", "calls",
-        "slots", "queued",
-    ):  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name, what in MEMORY.items():
+        growth = growth_percent(minutes(samples, name, settle), GROWTH_MINUTES)
+        if growth is not None and growth > MAX_GROWTH_PERCENT:
+            problems.append(f"{what} grows by {growth:.2f} % in {GROWTH_MINUTES:g} minutes")
+        shown = "too short to tell" if growth is None else round(growth, 2)
+        rows.append({"what": f"{what}: growth in {GROWTH_MINUTES:g} minutes, %", "value": shown})
+    for name in (*MEMORY, *COUNTS):
         settled = [one[name] for one in samples if one["minute"] >= settle] or [0.0]
         rows.append(
             {
@@ -182,6 +227,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--pause-s", type=float, default=0.2, help="between calls of one caller")
     parser.add_argument("--sample-s", type=float, default=5.0, help="between two samples")
     parser.add_argument("--kill-every-s", type=float, default=20.0, help="a grammar worker")
+    parser.add_argument("--rotate-every-s", type=float, default=15.0, help="an API key")
     parser.add_argument("--results", type=Path, help="another folder for the results")
     parser.add_argument("--note", default="", help="one sentence for the record")
     options, extra = parser.parse_known_args(words)
@@ -189,9 +235,9 @@ def main(words: Sequence[str] | None = None) -> int:
         common.RESULTS = options.results
         options.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        with server(Path(folder), extra) as (process, address, probe):
-            world, samples, problems = asyncio.run(run(process, address, probe, options))
-            problems += stop_server(process)
+        with serving(Path(folder), extra) as server:
+            world, samples, problems = asyncio.run(run(server, options))
+            problems += stop_server(server.process)
         problems += tracebacks(Path(folder) / "log")
     rows, grown = summary(samples, SETTLE_MINUTES)
     failures = collections.Counter(world.failures)
@@ -206,8 +252,8 @@ def main(words: Sequence[str] | None = None) -> int:
     ]
     notes = (
         "`make soak`: `qwen3vl serve` on the bundled model under a mixed load with callers who "
-        "cancel, do not read, send wrong images and requests, and with grammar workers that are "
-        "killed. Memory is PSS of the server and its workers. Its growth: the median of every "
+        "cancel, do not read, send wrong images and requests, over gRPC and HTTP, while grammar "
+        "workers are killed and keys replaced. Growth of memory: the median of every "
         f"minute from minute {SETTLE_MINUTES:g} on, the median of the slopes between all pairs of "
         f"these (Theil–Sen), times {GROWTH_MINUTES:g} minutes, in percent of the trend's value at "
         f"minute {SETTLE_MINUTES:g}. {options.note}\n\n![Samples](soak.svg)"

@@ -7,15 +7,20 @@ under a schema that does not validate.
 from __future__ import annotations
 
 import asyncio
+import base64
 import collections
 import dataclasses
+import hashlib
+import http.client
 import io
 import json
 import random
 import re
+import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -37,6 +42,7 @@ WORKER = "service.structured_output.worker"
 DRAWINGS, SCHEMAS = 60, 300
 """How many different images and schemas recur: callers of a real server have their set of both."""
 LIMIT_S = 120.0
+RELOAD_LIMIT_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,9 @@ class World:
     """A server under load and what was seen of it. server: its process, whose workers are killed."""
 
     address: str
+    http_port: int
     key: str
+    keys_file: Path
     server: psutil.Process
     material: Material
     rng: random.Random
@@ -291,6 +299,75 @@ async def lookups(world: World) -> None:
             raise Unexpected("health is not SERVING")
 
 
+async def new_schema(world: World) -> None:
+    """A schema that nobody has sent before: work for a process that analyses grammars."""
+    content = json.loads(world.rng.choice(world.material.schemas))
+    content["title"] = f"{world.rng.random()}"
+    grammar = pb.Grammar(json_schema=json.dumps(content))
+    await world.call("ValidateSchema", pb.ValidateSchemaRequest(grammar=grammar))
+
+
+def _post(
+    world: World, body: dict[str, Any] | bytes, lines: int | None = None
+) -> tuple[int, bytes]:
+    """Status and body of a chat completion. lines: leave after so many."""
+    connection = http.client.HTTPConnection("127.0.0.1", world.http_port, timeout=LIMIT_S)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {world.key}"}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        connection.request("POST", "/v1/chat/completions", data, headers)
+        response = connection.getresponse()
+        if lines is None:
+            return response.status, response.read()
+        return response.status, b"".join(response.readline() for _ in range(lines))
+    finally:
+        connection.close()
+
+
+def _chat(world: World, wanted: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chat completion about a drawing, under a schema where one is wanted."""
+    url = "data:;base64," + base64.b64encode(world.rng.choice(world.material.drawings)).decode()
+    content = [
+        {"type": "text", "text": "What is it?"},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+    if wanted is not None:
+        form = {"name": "answer", "schema": json.loads(wanted)}
+        more["response_format"] = {"type": "json_schema", "json_schema": form}
+    return {"model": "drawings", "messages": [{"role": "user", "content": content}], **more}
+
+
+async def http_chat(world: World) -> None:
+    wanted = world.rng.choice(world.material.schemas)
+    status, body = await asyncio.to_thread(_post, world, _chat(world, wanted, max_tokens=400))
+    if status == 429:
+        return
+    if status != 200:
+        raise Unexpected(f"HTTP {status}: {body[:300]!r}")
+    text = json.loads(body)["choices"][0]["message"]["content"]
+    jsonschema.Draft202012Validator(json.loads(wanted)).validate(json.loads(text))
+
+
+async def http_stream(world: World) -> None:
+    """Read to the end, or leave after a few lines."""
+    lines = world.rng.choice([None, 3])
+    body = _chat(world, stream=True, max_tokens=100)
+    status, found = await asyncio.to_thread(_post, world, body, lines)
+    if status == 200 and (lines or found.endswith(b"data: [DONE]\n\n")):
+        return
+    if status != 429:
+        raise Unexpected(f"HTTP {status}: {found[-300:]!r}")
+
+
+async def http_bad(world: World) -> None:
+    body = world.rng.choice(
+        [b"{", _chat(world, max_tokens=-1), _chat(world, '{"type": "nothing"}')]
+    )
+    status, found = await asyncio.to_thread(_post, world, body)
+    if status != 400:
+        raise Unexpected(f"HTTP {status}: {found[:300]!r}")
+
+
 async def burst(world: World) -> None:
     """More calls at once than there are slots."""
     request = pb.RunTaskRequest(task=world.task(regex="[a-z]{5}"))
@@ -347,6 +424,10 @@ KINDS = (
     _ends(truncated, 3, "OUTPUT_TRUNCATED", "OVERLOADED"),
     _ends(wrong_key, 2, "API_KEY_INVALID"),
     Kind(lookups, 4, BUSY),
+    Kind(new_schema, 2, BUSY),
+    Kind(http_chat, 6),
+    Kind(http_stream, 4),
+    Kind(http_bad, 2),
     Kind(burst, 1, BUSY),
 )
 
@@ -391,6 +472,45 @@ async def kill_workers(world: World, stop: asyncio.Event, every_s: float) -> Non
         if workers:
             world.rng.choice(workers).kill()
             world.counts["killed worker"]["done"] += 1
+
+
+async def rotate_keys(world: World, stop: asyncio.Event, every_s: float) -> None:
+    """Replace one of the keys now and then: the new one must work soon, the old one must not."""
+    old, number = "", 0
+    while not await _stopped(stop, every_s):
+        number += 1
+        new = f"rotating key {number}"
+        write_keys(world.keys_file, {"soak": world.key, "rotating": new})
+        if number % 2:
+            world.server.send_signal(signal.SIGHUP)
+        if await _ends_with(world, new, "OK") and await _ends_with(world, old, "API_KEY_INVALID"):
+            world.counts["rotated key"]["done"] += 1
+        else:
+            world.failures.append(f"keys were not reloaded within {RELOAD_LIMIT_S:g} s")
+        old = new
+
+
+async def _ends_with(world: World, key: str, wanted: str) -> bool:
+    """Whether a call with this key comes to end so. No key: nothing to ask."""
+    end = time.monotonic() + RELOAD_LIMIT_S
+    while key and time.monotonic() < end:
+        try:
+            await dataclasses.replace(world, key=key).call("GetModel", pb.GetModelRequest())
+            found = "OK"
+        except grpc.aio.AioRpcError as error:
+            found = read_error(error).reason or error.code().name
+        if found == wanted:
+            return True
+        await asyncio.sleep(0.2)
+    return not key
+
+
+def write_keys(path: Path, keys: dict[str, str]) -> None:
+    """A keys file, put in place of the old one at once."""
+    fresh = path.with_suffix(".new")
+    lines = [f"{name}:{hashlib.sha256(key.encode()).hexdigest()}" for name, key in keys.items()]
+    fresh.write_text("\n".join(lines) + "\n")
+    fresh.replace(path)
 
 
 async def _stopped(stop: asyncio.Event, after_s: float) -> bool:

@@ -10,45 +10,52 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from service.cli import serving
-from service.grpc_api.server import VisionServer
+from service.runtime import FrontEnd, Runtime
 
 PROBE_S = 1.0
 
 
-def counts(server: VisionServer) -> dict[str, float]:
+def counts(runtime: Runtime) -> dict[str, float]:
     """Time, tasks of the event loop, and what calls hold."""
-    budgets = server.runtime.budgets
+    budgets = runtime.budgets
     return {
         "time": time.time(),
         "tasks": len(asyncio.all_tasks()),
-        "calls": server.lifecycle.calls_in_flight,
+        "calls": runtime.lifecycle.calls_in_flight,
         "slots": budgets.admission.active,
         "queued": budgets.admission.waiting,
         "encoded_bytes": budgets.encoded.held,
     }
 
 
-async def report(server: VisionServer, path: Path) -> None:
+async def report(runtime: Runtime, path: Path) -> None:
     """Append the counts to the file until cancelled."""
     with path.open("a", buffering=1) as file:
         while True:
-            file.write(json.dumps(counts(server)) + "\n")
+            file.write(json.dumps(counts(runtime)) + "\n")
             await asyncio.sleep(PROBE_S)
 
 
 def main() -> int:
     path, *arguments = sys.argv[1:]
-    announce = serving._announce
-    probes: list[asyncio.Task[None]] = []
+    serve = serving.serve
 
-    def announce_and_probe(server: VisionServer) -> None:
-        announce(server)
-        probes.append(asyncio.get_running_loop().create_task(report(server, Path(path))))
+    async def serve_with_probe(
+        runtime: Runtime, front_ends: Sequence[FrontEnd], *, on_ready: Callable[[], None]
+    ) -> None:
+        probes: list[asyncio.Task[None]] = []
 
-    serving._announce = announce_and_probe
+        def ready() -> None:
+            on_ready()
+            probes.append(asyncio.create_task(report(runtime, Path(path))))
+
+        await serve(runtime, front_ends, on_ready=ready)
+
+    serving.serve = serve_with_probe
     return serving.serve_command(arguments)
 
 

@@ -1,0 +1,1 @@
+"""Every hostile or unlucky case against the real server in one run, with figures."""
