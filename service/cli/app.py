@@ -357,7 +357,6 @@ def health(
     from service.cli import calls, own
 
     if server is None:
-        target = own.own_target(api_key, ca, cert, key, timeout)
-    else:
-        target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout)
+        raise typer.Exit(own.own_health(api_key, ca, cert, key, timeout, wait))
+    target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout)
     raise typer.Exit(calls.health(target, wait))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from service.lifecycle import Phase
 from tests.service.certificates import Authority, openssl
 from tests.service.cli.terminal import Outcome, called, qwen3vl
-from tests.service.harness import Running, running
+from tests.service.harness import Running, running, until
 
 
 async def checked(started: Running, **env: object) -> Outcome:
-    variables = {f"QWEN3VL_{name.upper()}": str(value) for name, value in env.items()}
+    proxy = {name: str(env.pop(name)) for name in ("http_proxy",) if name in env}
+    variables = {f"QWEN3VL_{name.upper()}": str(value) for name, value in env.items()} | proxy
     port = {"QWEN3VL_PORT": str(started.server.port)}
     return await called("health", env={**port, **variables})
 
@@ -71,6 +74,40 @@ async def test_a_certificate_of_callers_is_asked_for(tmp_path: Path) -> None:
     assert without.code == 1
     assert "--cert and --key" in without.err
     assert (with_one.code, with_one.out) == (0, "SERVING\n")
+
+
+# The admin port
+
+
+async def test_the_admin_port_is_asked_where_callers_need_certificates(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path)
+    cert, key = authority.issue("server")
+    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.cert}
+    async with running(**tls, admin_port=0, health_interval_s=0.02) as started:
+        admin = {"admin_port": started.server.admin_port, "admin_host": "0.0.0.0"}
+        done = await checked(started, **tls, **admin)
+        proxied = await checked(started, **tls, **admin, http_proxy="http://192.0.2.1:3128")
+        started.engine.healthy = False
+        await until(lambda: started.server.lifecycle.phase is Phase.UNHEALTHY)
+        unhealthy = await checked(started, **tls, **admin)
+    gone = await checked(started, **tls, **admin)
+    assert (done.code, done.out, done.err) == (0, "SERVING\n", "")
+    assert (proxied.code, proxied.out) == (0, "SERVING\n")
+    assert (unhealthy.code, unhealthy.out) == (1, "NOT_SERVING (unhealthy)\n")
+    assert (gone.code, gone.out) == (1, "")
+    assert gone.err.startswith("No admin port answers at 127.0.0.1:")
+
+
+async def test_the_admin_port_is_waited_for() -> None:
+    async with running(load=False, admin_port=0) as started:
+        port = {"QWEN3VL_ADMIN_PORT": str(started.server.admin_port)}
+        loading = await called("health", env=port)
+        waiting = asyncio.ensure_future(called("health", "--wait", 60, env=port))
+        await asyncio.sleep(0)
+        await started.server.load()
+        served = await waiting
+    assert (loading.code, loading.out) == (1, "NOT_SERVING (loading)\n")
+    assert (served.code, served.out) == (0, "SERVING\n")
 
 
 def test_settings_that_are_wrong_are_named(tmp_path: Path) -> None:
