@@ -130,7 +130,7 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> None:
-        self._retries = _Retries(attempts, timeout_s)
+        self._retries = _Retries(address, attempts, timeout_s)
         self._metadata = _metadata(api_key)
         self._channel = open_channel(
             address, tls=tls, ca=ca, cert=cert, key=key, tls_name=tls_name, attempts=attempts
@@ -242,7 +242,7 @@ class AsyncClient:
         timeout_s: float = TIMEOUT_S,
         attempts: int = ATTEMPTS,
     ) -> None:
-        self._retries = _Retries(attempts, timeout_s)
+        self._retries = _Retries(address, attempts, timeout_s)
         self._metadata = _metadata(api_key)
         credentials, options = (
             _credentials(tls, ca, cert, key),
@@ -346,8 +346,9 @@ class AsyncClient:
 
 @dataclass(frozen=True)
 class _Retries:
-    """How often a call is tried, and its deadline in seconds."""
+    """How often a call to an address is tried, and its deadline in seconds."""
 
+    address: str
     attempts: int
     timeout_s: float
 
@@ -358,13 +359,15 @@ class _Retries:
             raise ValueError(f"timeout_s must be above 0, not {self.timeout_s:g}")
 
     def begin(self, timeout_s: float | None) -> _Tries:
-        return _Tries(self.attempts, time.monotonic() + (timeout_s or self.timeout_s))
+        deadline = time.monotonic() + (timeout_s or self.timeout_s)
+        return _Tries(self.address, self.attempts, deadline)
 
 
 class _Tries:
     """The attempts of one call that follow a RetryInfo; those of gRPC itself are within each."""
 
-    def __init__(self, attempts: int, deadline: float) -> None:
+    def __init__(self, address: str, attempts: int, deadline: float) -> None:
+        self._address = address
         self._more = attempts - 1
         self._deadline = deadline
 
@@ -377,6 +380,9 @@ class _Tries:
         begun: whether part of an answer has arrived.
         """
         found = read_error(error)
+        proxy = None if found.reason else proxy_of(self._address)
+        if proxy is not None:  # the error may be that of the proxy
+            found.message += f" (through the proxy {proxy.address} that {proxy.variable} names)"
         if found.retry_after_s is None or begun or not self._more:
             raise found from error
         # Callers that were refused together do not come back together.

@@ -86,7 +86,7 @@ class JsonFormatter(logging.Formatter):
                     found |= one.fields
         if isinstance(record.exc_info, tuple):
             found["exception"] = self.formatException(record.exc_info)
-        return json.dumps(found, ensure_ascii=False, default=str)
+        return json.dumps(found, default=str)  # in ASCII, whatever the encoding of stderr is
 
 
 FORMATTERS: dict[str, type[logging.Formatter]] = {"pairs": KeyValueFormatter, "json": JsonFormatter}
@@ -114,6 +114,7 @@ class QueueHandler(logging.handlers.QueueHandler):
         self._on_drop = on_drop
         self._unsaid = 0
         self._write = write
+        self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         threading.Thread(target=self._run, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -184,7 +185,8 @@ class QueueHandler(logging.handlers.QueueHandler):
                     break
                 entry = self.queue.get_nowait()  # this thread alone takes from the queue
             if lines:
-                self._write("".join(line + "\n" for line in lines).encode("utf-8", "replace"))
+                text = "".join(line + "\n" for line in lines)
+                self._write(text.encode(self._encoding, "backslashreplace"))
             if isinstance(entry, threading.Event):
                 entry.set()
             elif entry is None:

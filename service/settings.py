@@ -471,6 +471,8 @@ class ServerSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _combinations(self) -> ServerSettings:
+        if self.socket is not None and "port" in self.model_fields_set:
+            raise ValueError("port: has no effect beside host=unix:PATH; leave one of them out")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise ValueError(

@@ -47,6 +47,8 @@ HEALTH_PREFIX = "/grpc.health.v1.Health/"
 OUR_PREFIX = "/qwen3vl.v1."
 OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
 TRANSPORT = "grpc"
+NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""Trailer that keeps the retry policy of a client from sending the call again."""
 INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 PROBE_RECEIVE_S = 5.0
 """Time limit to receive a health check, in seconds. Short, because anybody may send one."""
@@ -278,6 +280,8 @@ class Call:
             return False
         code, status = status_of(refused, self._id)
         trailers = ((DETAILS_KEY, status.SerializeToString()), *self._names())
+        if code is grpc.StatusCode.UNAVAILABLE and self._generated(refused):
+            trailers = (*trailers, NO_RETRY)
         self._refusal = Refusal(code, status.message, trailers)
         self._end(code.name, refused.reason)
         forget_frames(error)
@@ -439,6 +443,12 @@ class Call:
 
     def _end(self, code: str, reason: str = "-") -> None:
         self._observation.end(self._record, code, reason)
+
+    def _generated(self, refused: ServiceError) -> bool:
+        """Whether the engine failed while it generated the answer. The request may be the cause, and
+        would then harm one server after the other; that of a drain is not."""
+        draining, _ = REFUSALS[Phase.DRAINING]
+        return self._record.first_token_s is not None and refused.reason != draining
 
     def _names(self) -> tuple[tuple[str, str], ...]:
         """Trailers that name the call, in the log and in a trace."""

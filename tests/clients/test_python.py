@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -30,7 +31,9 @@ from qwen3vl.v1.vision_pb2_grpc import (
     add_VisionServiceServicer_to_server,
 )
 from service.engines.fake import FakeEngine
+from service.errors import EngineUnavailable
 from service.pb.qwen3vl.v1 import vision_pb2 as service_pb
+from service.types import Chunk, GenerateRequest
 from tests.service.certificates import Authority
 from tests.service.harness import Running, image_bytes, running, until
 
@@ -204,6 +207,47 @@ async def test_a_stream_is_made_again_only_before_its_first_piece(
         await server.stop(None)
     assert error.retry_after_s == 0.01
     assert refusing.calls == calls
+
+
+class Dying(FakeEngine):
+    """Every request ends the engine, after a number of chunks."""
+
+    def __init__(self, chunks: int) -> None:
+        super().__init__("one two three")
+        self.chunks, self.requests = chunks, 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        if request.request_id != "warm-up":
+            self.requests += 1
+            for _ in range(self.chunks):
+                yield Chunk("one ")
+            raise EngineUnavailable("The engine has ended.", reason="ENGINE_DEAD")
+        async for chunk in super().generate(request):
+            yield chunk
+
+
+@pytest.mark.parametrize("name", ["run_task", "stream_task"])
+@pytest.mark.parametrize(("chunks", "requests"), [(0, 3), (2, 1)])
+async def test_a_call_is_not_sent_again_where_an_engine_died_of_it(
+    call: Both, name: str, chunks: int, requests: int
+) -> None:
+    engine = Dying(chunks)
+    async with running(engine) as started:
+        asked = pb.StreamTaskRequest if name == "stream_task" else pb.RunTaskRequest
+        inline = pb.Task(inline=pb.InlineTask(user="x"))
+        error = await call.error(started, name, asked(task=inline), attempts=3, timeout_s=60)
+    assert (error.reason, engine.requests) == ("ENGINE_DEAD", requests)
+
+
+async def test_an_error_names_the_proxy(call: Both, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        proxy = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", f"http://me:secret@{proxy}")
+        error = await call.error("gpu.example.internal:50051", "get_model", None, attempts=1)
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert error.message.endswith(f" (through the proxy {proxy} that http_proxy names)")
+    assert "secret" not in str(error)
 
 
 async def test_a_deadline_ends_the_call(call: Both) -> None:

@@ -7,7 +7,10 @@ import contextlib
 import io
 import json
 import logging
+import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -131,6 +134,21 @@ def test_json_lines(levels: None) -> None:
     assert third["message"] == "it failed"
     assert third["exception"].endswith("OSError: broken")
     assert fourth["message"] == "SERVING"
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [("pairs", b"\\u2026 \\xe9t\\xe9\n"), ("json", b'"message": "\\u2026 \\u00e9t\\u00e9"}\n')],
+)
+def test_stderr_that_is_not_utf_8(form: str, expected: bytes) -> None:
+    code = f"from service import logs; logs.configure('info', {form!r}); logs.console.info('… été')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr.endswith(expected)
 
 
 def test_levels(levels: None) -> None:

@@ -75,3 +75,12 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match=problem):
             load_settings(host=f"unix:{path}")
+
+
+def test_a_port_beside_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = f"unix:{tmp_path}/server.sock"
+    with pytest.raises(SettingsError, match="port: has no effect beside host=unix:PATH"):
+        load_settings(host=host, port=50051)
+    monkeypatch.setenv("QWEN3VL_PORT", "50051")
+    with pytest.raises(SettingsError, match="port: has no effect beside host=unix:PATH"):
+        load_settings(host=host)
