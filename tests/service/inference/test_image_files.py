@@ -94,11 +94,12 @@ def xmp(orientation: int, as_element: bool = False) -> bytes:
     return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description {said}/></x:xmpmeta>'.encode()
 
 
-def raw_profile(kind: str, exif: bytes) -> bytes:
-    """Keyword and compressed text, as ImageMagick writes EXIF into PNG files."""
+def raw_profile(kind: str, exif: bytes, compressed: bool = True) -> bytes:
+    """Keyword and text, as ImageMagick writes EXIF into PNG files; older versions compress nothing."""
     digits = "\n".join(exif.hex()[at : at + 72] for at in range(0, len(exif.hex()), 72))
     text = f"\n{kind}\n{len(exif):8}\n{digits}\n"
-    return f"Raw profile type {kind}".encode() + b"\0\0" + zlib.compress(text.encode())
+    written = b"\0" + zlib.compress(text.encode()) if compressed else text.encode()
+    return f"Raw profile type {kind}".encode() + b"\0" + written
 
 
 def wrong_checksum(chunk: bytes) -> bytes:
@@ -157,11 +158,14 @@ def test_a_wrong_checksum_of_pixels_or_palette_still_counts() -> None:
         lambda o: png(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(o, True)))),
         lambda o: png(png_chunk(b"zTXt", raw_profile("exif", tiff(o)))),
         lambda o: png(png_chunk(b"zTXt", raw_profile("APP1", b"Exif\0\0" + tiff(o, ">")))),
+        lambda o: png(png_chunk(b"tEXt", raw_profile("exif", tiff(o), compressed=False))),
+        lambda o: png(png_chunk(b"tEXt", b"XML:com.adobe.xmp\0" + xmp(o))),
         lambda o: png(behind=png_chunk(b"eXIf", tiff(o))),
         lambda o: webp(EXIF=tiff(o, ">")),
         lambda o: webp(XMP=xmp(o)),
     ],
-    ids=["iTXt", "compressed iTXt", "raw exif", "raw APP1", "eXIf behind", "WebP EXIF", "WebP XMP"],
+    ids=["iTXt", "compressed iTXt", "raw exif", "raw APP1", "raw exif in tEXt",
+         "XMP in tEXt", "eXIf behind", "WebP EXIF", "WebP XMP"],
 )  # fmt: skip
 def test_orientation_wherever_it_stands(stored: Callable[[int], bytes], orientation: int) -> None:
     with Image.open(io.BytesIO(png(png_chunk(b"eXIf", tiff(orientation))))) as reference:
