@@ -1,9 +1,9 @@
-# One command each. Everything runs in .venv, which `make setup` builds once and renews when the pins change.
+# All commands use .venv, which `make setup` creates, and updates when the pinned versions change.
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Test files side by side, one core and about 2 GB each.
+# Test files run in parallel, each with one core and about 2 GB.
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
@@ -20,10 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 proto: $(STAMP)  ## regenerate the code of the service and of the light client from protos/
 	$(BIN)/python -m protos.generate
 
-docs: $(STAMP)  ## rewrite what docs/ takes from the code: the table of errors
+docs: $(STAMP)  ## update the generated parts of the pages: errors and import directions
 	$(BIN)/python -m docs.generate
 
-lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
+lint: $(STAMP)  ## formatting, types, protos: the checks before the tests in CI
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -32,19 +32,22 @@ lint: $(STAMP)  ## formatting, types, protos: what CI checks before the tests
 	$(BIN)/python -m protos.generate --check
 	$(BIN)/python -m docs.generate --check
 
-test: $(STAMP)  ## the full ring: unit, property and end-to-end tests, and the parity of stock TurboMind on the CPU
+test: $(STAMP)  ## unit, property and end-to-end tests, and the comparison of stock TurboMind on the
+CPU
 	$(PYTEST) -m "(parity or not host) and not long"
 
-test-fast: $(STAMP)  ## the fast ring: under a minute, for every save
+test-fast: $(STAMP)  ## the fast tests: under a minute, for every save
 	$(PYTEST) -m "not slow and not gpu and not long"
 
-test-host: $(STAMP)  ## what else runs the stock LMDeploy wheel: contract, HTTP and DeepStack tests
+test-host: $(STAMP)  ## the other tests that run the stock LMDeploy wheel: contract, HTTP and
+DeepStack tests
 	$(PYTEST) -m "host and not parity and not long"
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-test-slow: $(STAMP)  ## what is too long for CI: the tests marked long, and property tests with 20 times the examples
+test-slow: $(STAMP)  ## tests that are too long for CI: those marked long, and property tests with
+20 times the examples
 	$(PYTEST) -m long
 	$(PYTEST) -m "hypothesis and not gpu and not host" --examples-times 20 --timeout 7200
 

@@ -1,7 +1,9 @@
-"""Puts the hook library of `lmdeploy_ext.deepstack` into the wheel, where ``QWEN3VL_BUILD_HOOK=1`` asks for it.
+"""Adds the hook library of `lmdeploy_ext.deepstack` to the wheel if ``QWEN3VL_BUILD_HOOK=1`` is
+set.
 
-Without it the wheel is the same for every platform, and the library is built on first use, which
-needs a C compiler on the machine. With it the wheel is for this machine's platform alone.
+Without the variable, the wheel is the same for every platform, and the library is compiled on first
+use, which needs a C compiler on the machine. With the variable, the wheel only works on the
+platform of the build machine.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class HookLibrary(BuildHookInterface):  # type: ignore[type-arg]
 
 
 def _load(path: Path) -> Any:
-    """The module alone: importing its package would need what it depends on."""
+    """Load the module without its package, whose dependencies may be missing."""
     spec = importlib.util.spec_from_file_location("library", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""Writes the parts of the pages that come from the code: ``python -m docs.generate [--check]``."""
+"""Updates the generated parts of the pages: ``python -m docs.generate [--check]``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def error_table() -> str:
 def directions_table(allowed: Mapping[str, set[str]]) -> str:
     """The import directions of the service as Markdown.
 
-    allowed: module or package below ``service/`` -> what it imports of the service.
+    allowed: module or package in ``service/`` -> the parts of the service that it may import.
     """
     lines = ["| part of `service/` | imports |", "|---|---|"]
     for unit, others in allowed.items():
@@ -37,25 +37,25 @@ def directions_table(allowed: Mapping[str, set[str]]) -> str:
 
 
 def errors_page() -> str:
-    """docs/errors.md with the table of today."""
+    """docs/errors.md with the current table."""
     return _replaced(PAGE, BEGIN, error_table(), END)
 
 
 def architecture_page(allowed: Mapping[str, set[str]]) -> str:
-    """ARCHITECTURE.md with the import directions of today. allowed: see ``directions_table``."""
+    """ARCHITECTURE.md with the current import directions. allowed: see ``directions_table``."""
     table = directions_table(allowed)
     return _replaced(ARCHITECTURE, DIRECTIONS_BEGIN, table, DIRECTIONS_END)
 
 
 def _replaced(page: Path, begin: str, text: str, end: str) -> str:
-    """The page with another text between two marks."""
+    """The page with a new text between two markers."""
     before, _, rest = page.read_text(encoding="utf-8").partition(begin)
     _, _, after = rest.partition(end)
     return before + begin + text + end + after
 
 
 def main() -> int:
-    """Write the pages, or say whether they are up to date."""
+    """Write the pages, or check whether they are up to date."""
     from tests.test_boundaries import ALLOWED
 
     pages = {

@@ -1,9 +1,9 @@
 """Generate code from protos/: ``python -m protos.generate``; ``--check`` only reports drift.
 
-Messages, typed stubs and gRPC code come from grpc_tools and mypy-protobuf. They are written twice: as
-``qwen3vl.v1`` into the light client, and below ``service.pb`` with their imports rewritten, so that the
-installed service owns no top-level name but its own and needs no other distribution. For the same
-reason ``service/client.py`` is a copy of the module of the light client
+grpc_tools and mypy-protobuf generate messages, typed stubs and gRPC code. The files are written
+twice: as ``qwen3vl.v1`` into the light client, and into ``service.pb`` with changed imports, so
+that the installed service has only one top-level package and needs no other distribution. For the
+same reason ``service/client.py`` is a copy of the light client's module
 (docs/decisions/0004-light-client.md).
 """
 
@@ -32,7 +32,7 @@ def generate() -> dict[Path, str]:
 
     sources = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
-        # The plug-ins stand beside the running interpreter, which need not be on PATH.
+        # The plug-ins are in the interpreter's folder, which may not be on PATH.
         plugins = Path(sys.executable).parent
         arguments = [
             "protoc",
@@ -53,7 +53,7 @@ def generate() -> dict[Path, str]:
 
 
 def collect(folder: Path) -> dict[Path, str]:
-    """Read what protoc wrote and place it; every folder is a package."""
+    """Read the output of protoc and assign target paths; every folder is a package."""
     files: dict[Path, str] = {SERVICE / "__init__.py": INIT}
     for path in sorted(folder.rglob("*.py*")):
         relative = path.relative_to(folder)
@@ -68,12 +68,12 @@ def collect(folder: Path) -> dict[Path, str]:
 
 
 def within_service(text: str) -> str:
-    """The text with imports of ``qwen3vl`` as the service has it."""
+    """The text with imports of ``qwen3vl`` replaced by those of the service."""
     return PROTO_IMPORT.sub(rf"\1 {PACKAGE}.qwen3vl", text)
 
 
 def committed() -> dict[Path, str]:
-    """The generated files as they are."""
+    """The generated files in the repository."""
     found = {
         path
         for folder in (SERVICE, CLIENT / "qwen3vl/v1")
@@ -93,7 +93,7 @@ def write(files: dict[Path, str]) -> None:
 
 
 def drift(files: dict[Path, str]) -> list[str]:
-    """Names of files that differ from what the protos give, or that only one side has."""
+    """Names of files that differ from the generated ones, are missing or are left over."""
     present = committed()
     return sorted(
         str(name) for name in files.keys() | present.keys() if files.get(name) != present.get(name)

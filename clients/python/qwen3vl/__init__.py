@@ -1,7 +1,7 @@
 """A client of the qwen3vl server: structured vision inference with Qwen3-VL over gRPC.
 
-`Client` blocks, `AsyncClient` is for asyncio; both raise `CallError`. Requests and responses are the
-messages of ``qwen3vl.v1.vision_pb2``.
+`Client` is blocking, `AsyncClient` is for asyncio; both raise `CallError`. Requests and responses
+are the messages of ``qwen3vl.v1.vision_pb2``.
 """
 
 from qwen3vl.client import AsyncClient, CallError, Client

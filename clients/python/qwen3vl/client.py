@@ -1,4 +1,4 @@
-"""Calls a server: channels, the blocking and the asyncio client, and errors that can be read."""
+"""The blocking and the asyncio client for a qwen3vl server, with channels and parsed errors."""
 
 from __future__ import annotations
 
@@ -39,29 +39,32 @@ _Response = TypeVar("_Response")
 
 DIRECTLY = ("grpc.enable_http_proxy", 0)
 PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
-"""Where gRPC looks for a proxy, in this order; it reads neither upper case nor ``all_proxy``."""
+"""Variables in which gRPC looks for a proxy, in this order. gRPC reads neither upper-case names nor
+``all_proxy``."""
 EXCLUSION_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy: HOST:PORT without user and password, and the variable that names it."""
+    """An HTTP proxy: its HOST:PORT, without user and password, and the variable that sets it."""
 
     address: str
     variable: str
 
 
 class CallError(Exception):
-    """An error of a call, unpacked; ``__cause__`` is the error of gRPC.
+    """The parsed error of a call; ``__cause__`` is the error of gRPC.
 
     Attributes:
-        code: status of gRPC.
-        message: what to change; for people, may change.
-        reason: of ErrorInfo, stable; empty where the error did not come from our server.
-        metadata: of ErrorInfo, such as limits and actual values.
-        field_violations: path of a field and what is wrong with it; a field may come several times.
-        retry_after_s: seconds after which to call again, where the server says so.
-        request_id: name of the call in the log of the server.
+        code: gRPC status.
+        message: a text for people that says what to change; its wording may change.
+        reason: stable reason from ErrorInfo; empty if the error does not come from a qwen3vl
+            server.
+        metadata: metadata from ErrorInfo, such as limits and actual values.
+        field_violations: pairs of a field's path and a description of the problem; a field may have
+            several.
+        retry_after_s: seconds to wait before a retry, if the server recommends one.
+        request_id: id of the call in the server's log.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class CallError(Exception):
 
     @property
     def fields(self) -> dict[str, str]:
-        """Path of a field -> the first thing that is wrong with it."""
+        """Path of a field -> its first problem."""
         found: dict[str, str] = {}
         for path, what in self.field_violations:
             found.setdefault(path, what)
@@ -100,20 +103,20 @@ class CallError(Exception):
 
 
 class Client:
-    """A blocking client. Use it in a ``with`` block, or close it. Threads may share it.
+    """A blocking client. Use it in a ``with`` block, or close it. Thread-safe.
 
     Args:
         address: HOST:PORT.
-        api_key: sent with every call, where the server asks for a key.
-        tls: encrypt, and check the certificate of the server with the roots that gRPC brings.
-        ca: file with the certificate of a CA, PEM; turns TLS on.
-        cert, key: files with the caller's certificate and its key, PEM, for mutual TLS.
-        tls_name: the name that the certificate of the server must be for, in place of the host's.
-        timeout_s: deadline of a call, in seconds, all attempts together.
-        attempts: most attempts of a call, 1 to 5; 1 turns retries off.
+        api_key: API key, sent with every call.
+        tls: use TLS, and verify the server's certificate with the root certificates of gRPC.
+        ca: PEM file with the certificate of a CA; turns TLS on.
+        cert, key: PEM files with the caller's certificate and private key, for mutual TLS.
+        tls_name: expected name in the server's certificate, if it differs from the host name.
+        timeout_s: deadline of a call, in seconds, for all attempts together.
+        attempts: maximum number of attempts of a call, 1 to 5; 1 turns retries off.
 
-    A call is tried again only where nothing of an answer has arrived: gRPC does it for UNAVAILABLE,
-    this class for errors that say when to call again (RetryInfo). Every method raises `CallError`.
+    A call is retried only if no part of an answer has arrived. gRPC retries UNAVAILABLE, and this
+    class retries errors with a retry delay (RetryInfo). Every method raises `CallError`.
     """
 
     def __init__(
@@ -166,8 +169,8 @@ class Client:
     def stream_task(
         self, request: pb.StreamTaskRequest, *, timeout_s: float | None = None
     ) -> Iterator[pb.StreamTaskResponse]:
-        """Run a task; text while it is generated, then the result. The call starts with the first
-        event that is asked for, and is cancelled when the iterator is closed."""
+        """Run a task; yields the text while it is generated, then the result. The call starts when
+        the first event is requested, and is cancelled when the iterator is closed."""
         tries = self._retries.begin(timeout_s)
         while True:
             call = self._stub.StreamTask(request, timeout=tries.left_s(), metadata=self._metadata)
@@ -198,7 +201,7 @@ class Client:
     def validate_schema(
         self, request: pb.ValidateSchemaRequest, *, timeout_s: float | None = None
     ) -> pb.ValidateSchemaResponse:
-        """Tell what is enforced of a schema."""
+        """Report which keywords of a schema are enforced."""
         return self._call(self._stub.ValidateSchema, request, timeout_s)
 
     def get_model(
@@ -223,9 +226,9 @@ class Client:
 
 
 class AsyncClient:
-    """The client for asyncio: the arguments, methods and errors of `Client`.
+    """The client for asyncio, with the same arguments, methods and errors as `Client`.
 
-    Use it in an ``async with`` block, or close it; it belongs to one event loop.
+    Use it in an ``async with`` block, or close it. It belongs to one event loop.
     """
 
     def __init__(
@@ -363,7 +366,8 @@ class _Retries:
 
 
 class _Tries:
-    """The attempts of one call that follow a RetryInfo; those of gRPC itself are within each."""
+    """The attempts of one call after errors with RetryInfo. gRPC's own retries happen within each
+    attempt."""
 
     def __init__(self, address: str, attempts: int, deadline: float) -> None:
         self._address = address
@@ -374,7 +378,7 @@ class _Tries:
         return max(0.0, self._deadline - time.monotonic())
 
     def pause_s(self, error: grpc.RpcError, begun: bool = False) -> float:
-        """Seconds until the next attempt. Raises ``CallError`` where there is none.
+        """Seconds to wait before the next attempt. Raises ``CallError`` if there is none.
 
         begun: whether part of an answer has arrived.
         """
@@ -384,7 +388,7 @@ class _Tries:
             found.message += f" (through the proxy {proxy.address} that {proxy.variable} names)"
         if found.retry_after_s is None or begun or not self._more:
             raise found from error
-        # Callers that were refused together do not come back together.
+        # Random, so that callers that were refused together do not retry at the same time.
         pause_s = found.retry_after_s * random.uniform(1, 1.25)
         if pause_s >= self.left_s():
             raise found from error
@@ -407,9 +411,9 @@ def open_channel(
     tls_name: str | None = None,
     attempts: int = 1,
 ) -> grpc.Channel:
-    """A blocking channel, for calls with a stub; for the arguments see `Client`.
+    """Open a blocking channel, for calls with a stub. For the arguments see `Client`.
 
-    A proxy of the environment is used as gRPC does, but never for this machine.
+    A proxy from the environment is used as in gRPC, but never for servers on the same machine.
     """
     credentials, options = _credentials(tls, ca, cert, key), _options(address, tls_name, attempts)
     channel = (
@@ -436,7 +440,7 @@ def _credentials(
 
 
 def _options(address: str, tls_name: str | None, attempts: int) -> tuple[tuple[str, Any], ...]:
-    """Channel arguments. With more than one attempt, gRPC retries UNAVAILABLE by its own policy."""
+    """Channel arguments. With more than one attempt, gRPC's retry policy retries UNAVAILABLE."""
     options: tuple[tuple[str, Any], ...] = CHANNEL_OPTIONS
     if is_loopback(address):
         options = (*options, DIRECTLY)
@@ -456,19 +460,20 @@ def _options(address: str, tls_name: str | None, attempts: int) -> tuple[tuple[s
     return (
         *options,
         ("grpc.service_config", json.dumps(config)),
-        # gRPC gives up retrying a request above 256 KiB otherwise, and images are larger.
+        # By default gRPC does not retry requests above 256 KiB, and images are larger.
         ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),
     )
 
 
 def host_of(address: str) -> str:
-    """The host of HOST:PORT, or of an address with a scheme of gRPC; IPv6 without brackets."""
+    """The host of HOST:PORT, or of an address with a gRPC scheme; IPv6 without brackets."""
     target = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?/*", "", address)
     return re.sub(r":\d+$", "", target).strip("[]")
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine: localhost, 127.0.0.1, [::1], 0.0.0.0, a socket file."""
+    """Whether an address belongs to this machine: localhost, 127.0.0.1, [::1], 0.0.0.0, a socket
+    file."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     host = host_of(address).lower().rstrip(".")
@@ -482,7 +487,8 @@ def is_loopback(address: str) -> bool:
 
 
 def proxy_of(address: str) -> Proxy | None:
-    """The proxy through which ``open_channel`` calls an address; None where it calls directly."""
+    """The proxy through which ``open_channel`` connects to an address; None for a direct
+    connection."""
     variable = _first_set(PROXY_VARIABLES)
     if variable is None or is_loopback(address):
         return None
@@ -499,7 +505,7 @@ def _first_set(variables: tuple[str, ...]) -> str | None:
 
 
 def _covers(entry: str, host: str) -> bool:
-    """Whether an entry of ``no_proxy``, the end of a name or a network, covers a host."""
+    """Whether an entry of ``no_proxy``, a name suffix or a network, matches a host."""
     if entry and host.lower().endswith(entry.lower()):
         return True
     try:
@@ -509,7 +515,7 @@ def _covers(entry: str, host: str) -> bool:
 
 
 def read_error(error: grpc.RpcError) -> CallError:
-    """Unpack the status and the ``google.rpc`` details of a failed call, blocking or asyncio."""
+    """Parse the status and the ``google.rpc`` details of a failed call, blocking or asyncio."""
     call: Any = error
     metadata = dict(call.trailing_metadata() or ())
     code, message = call.code(), call.details() or ""
@@ -533,12 +539,12 @@ def read_error(error: grpc.RpcError) -> CallError:
 def _status(data: Any) -> status_pb2.Status:
     try:
         return status_pb2.Status.FromString(data)
-    except DecodeError:  # a proxy's own trailer: the code and the message still say something
+    except DecodeError:  # a trailer from a proxy: use only the code and the message
         return status_pb2.Status()
 
 
 def _unpacked(status: status_pb2.Status, into: Any) -> Any:
-    """The detail of the type of ``into``, or None."""
+    """The detail of the same type as ``into``, or None."""
     for detail in status.details:
         if detail.Unpack(into):
             return into
@@ -552,11 +558,11 @@ class _Details(
     ),
     grpc.ClientCallDetails,
 ):
-    """Details of a call with other metadata; gRPC has no public class to build one."""
+    """The details of a call with changed metadata; gRPC has no public class for this."""
 
 
 class _ApiKey(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Sends the key with every call."""
+    """Adds the API key to every call."""
 
     def __init__(self, key: str) -> None:
         self._entry = ("authorization", f"Bearer {key}")

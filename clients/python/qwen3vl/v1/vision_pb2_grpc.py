@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VisionServiceStub:
-    """VisionService answers questions about images, in a form that the caller chooses.
+    """VisionService answers questions about images. The caller chooses the form of the answer.
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class VisionServiceStub:
 
 
 class VisionServiceServicer:
-    """VisionService answers questions about images, in a form that the caller chooses.
+    """VisionService answers questions about images. The caller chooses the form of the answer.
     """
 
     def AnalyzeImage(self, request, context):
@@ -91,8 +91,8 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamTask(self, request, context):
-        """Like RunTask, and sends the text while it is generated. Text is provisional until `result` has arrived: throw it
-        away when the stream ends with an error.
+        """Like RunTask, but also sends the text while it is generated. The text is provisional until `result` has arrived:
+        discard it when the stream ends with an error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,24 +106,24 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTask(self, request, context):
-        """Tells what one registered task expects and answers.
+        """Describes one registered task.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ValidateSchema(self, request, context):
-        """Tells, before any image is sent, whether a schema is enforced while the answer is generated or partly checked
-        afterwards, keyword by keyword, with the reason. It compiles the schema for the served engine, so that a schema that
-        passes is one that RunTask takes; one that cannot be used is the same error that RunTask gives. Needs no place in the
-        queue of inference. Meant for JSON Schemas; the other kinds of grammar are checked and compiled, too.
+        """Reports for each keyword of a schema whether it is enforced during generation or checked afterwards, with the
+        reason. It compiles the schema for the served engine: RunTask accepts every schema that passes, and an unusable
+        schema gives the same error as in RunTask. It needs no slot of inference. Meant for JSON Schemas; other kinds of
+        grammar are also checked and compiled.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Tells which model is served, what it can do, and the limits of this server.
+        """Describes the served model, its capabilities, and the limits of this server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,7 +176,7 @@ def add_VisionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VisionService:
-    """VisionService answers questions about images, in a form that the caller chooses.
+    """VisionService answers questions about images. The caller chooses the form of the answer.
     """
 
     @staticmethod
