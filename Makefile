@@ -32,22 +32,19 @@ lint: $(STAMP)  ## formatting, types, protos: the checks before the tests in CI
 	$(BIN)/python -m protos.generate --check
 	$(BIN)/python -m docs.generate --check
 
-test: $(STAMP)  ## unit, property and end-to-end tests, and the comparison of stock TurboMind on the
-CPU
+test: $(STAMP)  ## unit, property and end-to-end tests, and the comparison of stock TurboMind on the CPU
 	$(PYTEST) -m "(parity or not host) and not long"
 
 test-fast: $(STAMP)  ## the fast tests: under a minute, for every save
 	$(PYTEST) -m "not slow and not gpu and not long"
 
-test-host: $(STAMP)  ## the other tests that run the stock LMDeploy wheel: contract, HTTP and
-DeepStack tests
+test-host: $(STAMP)  ## the other tests that run the stock LMDeploy wheel: contract, HTTP and DeepStack tests
 	$(PYTEST) -m "host and not parity and not long"
 
 test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-test-slow: $(STAMP)  ## tests that are too long for CI: those marked long, and property tests with
-20 times the examples
+test-slow: $(STAMP)  ## tests that are too long for CI: those marked long, and property tests with 20 times the examples
 	$(PYTEST) -m long
 	$(PYTEST) -m "hypothesis and not gpu and not host" --examples-times 20 --timeout 7200
 
