@@ -1,10 +1,13 @@
-"""The main job in one command: start the server on the bundled model, analyse a drawing, run a schema task, stop.
+"""The main job in one command: serve the bundled model, analyse a drawing, run a schema task, ask over HTTP, stop.
 
-Every step is a command that you can type yourself; the script prints each one before it runs it.
+Every step is a command that you can type yourself; the script prints each one before it runs it. The
+call over HTTP is what an OpenAI SDK sends.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import shlex
 import signal
 import socket
@@ -12,7 +15,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 DRAWING = HERE / "drawings" / "samples" / "night-desert.png"
@@ -45,6 +50,32 @@ def step(*words: str) -> None:
         raise SystemExit(code)
 
 
+def ask_over_http(base: str) -> None:
+    """Ask for the objects of the drawing as an OpenAI SDK does, and print the answer."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def sent(path: str, body: object = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(base + path, data, {"content-type": "application/json"})
+        with direct.open(request, timeout=60) as response:
+            return json.load(response)
+
+    image = base64.b64encode(DRAWING.read_bytes()).decode()
+    schema = {"name": "objects", "schema": json.loads(SCHEMA.read_text())}
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        {"type": "text", "text": PROMPT},
+    ]
+    body = {
+        "model": sent("/v1/models")["data"][0]["id"],
+        "messages": [{"role": "user", "content": content}],
+        "response_format": {"type": "json_schema", "json_schema": schema},
+    }
+    print(f"\nPOST {base}/v1/chat/completions", flush=True)
+    text = sent("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+    print(f"  {json.dumps(json.loads(text))}", flush=True)
+
+
 def wait_until_serving(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
     words = command("health", "--server", address, "--wait", str(START_LIMIT_S))
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as health:
@@ -65,20 +96,22 @@ def stopped(server: subprocess.Popen[bytes]) -> int:
 
 
 def main() -> None:
-    port = str(free_port())
+    port, http_port = str(free_port()), str(free_port())
     address = f"127.0.0.1:{port}"
+    serve = ("serve", "--port", port, "--http-port", http_port)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        print(shown("serve", "--port", port), flush=True)
+        print(shown(*serve), flush=True)
         started = time.monotonic()
         with log.open("wb") as out:
-            server = subprocess.Popen(command("serve", "--port", port), stdout=out, stderr=out)
+            server = subprocess.Popen(command(*serve), stdout=out, stderr=out)
         try:
             wait_until_serving(server, address, log)
             print(f"SERVING on {address} after {time.monotonic() - started:.1f} s")
             step("analyze", "--server", address, str(DRAWING))
             call = ("run", "--server", address, "--schema", str(SCHEMA), "--prompt", PROMPT)
             step(*call, str(DRAWING))
+            ask_over_http(f"http://127.0.0.1:{http_port}")
         finally:
             server.send_signal(signal.SIGTERM)
             code = stopped(server)

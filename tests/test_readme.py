@@ -149,7 +149,7 @@ def anchors(text: str) -> set[str]:
 def structure(printed: str) -> list[str]:
     """What stays the same from run to run: commands, names of fields, the shape of the JSON."""
     found = []
-    text = re.sub(r"(127\.0\.0\.1:|--port )\d+", r"\1PORT", printed)
+    text = re.sub(r"(127\.0\.0\.1:|port )\d+", r"\1PORT", printed)
     for answer in re.findall(r"^\{.*?^\}$", text, re.MULTILINE | re.DOTALL):
         text = text.replace(answer, f"JSON {sorted(shape(json.loads(answer)))}")
     for line in text.splitlines():
@@ -196,3 +196,8 @@ def test_the_demo_prints_what_the_page_shows() -> None:
     assert done.returncode == 0, done.stdout
     (shown,) = blocks(section(README, "demo"), "console")
     assert structure(shown) == structure(done.stdout), done.stdout
+    http = re.search(
+        r"^POST http://127\.0\.0\.1:\d+/v1/chat/completions\n  (.*)$", done.stdout, re.M
+    )
+    assert http is not None, done.stdout
+    assert {one["shape"] for one in json.loads(http[1])["objects"]} == {"star", "cross", "triangle"}
