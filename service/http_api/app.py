@@ -30,7 +30,7 @@ from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.runtime import Runtime
 from service.types import Capabilities
 
-INLINE_BYTES = 64 * 1024
+INLINE_BYTES = 256 * 1024
 """Size up to which a body is decoded on the event loop: a thread would cost more."""
 ROUTE_ERRORS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED"}
 CORS_HEADERS = (

@@ -30,6 +30,7 @@ from service.http_api.models import (
 from service.http_api.models import (
     TextPart as TextPartModel,
 )
+from service.http_api.payloads import Payloads
 from service.http_api.reading import read_json, read_model
 from service.inference.calls import Call, InlineTask
 from service.inference.sampling import refuse, violations
@@ -83,15 +84,23 @@ def decode_chat(body: bytes, limits: Settings, caller: Caller = ANONYMOUS) -> As
 
     Takes milliseconds for megabytes, so large bodies are decoded outside of the event loop.
     """
-    request = read_model(ChatRequest, read_json(body))
+    payloads = Payloads(body)
+    asked = _decode(payloads, limits, caller)
+    if not payloads.all_used:  # what looks like an image stands somewhere else, such as in a text
+        asked = _decode(Payloads(body, keep=True), limits, caller)
+    return asked
+
+
+def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
+    request = read_model(ChatRequest, read_json(payloads.lean))
     fields = dict(FIELDS)
     forced = _forced_tool(request)
     grammar = _grammar(request, forced, fields)
     task: str | InlineTask
     if request.task is not None:
-        task, images = _registered(request, grammar, limits.max_images)
+        task, images = _registered(request, grammar, limits.max_images, payloads)
     else:
-        messages, images = _conversation(request, limits.max_images)
+        messages, images = _conversation(request, limits.max_images, payloads)
         task = InlineTask("", "", grammar, messages)
     stream = bool(request.stream)
     call = Call(
@@ -127,7 +136,7 @@ def path_of(name: str, fields: Mapping[str, str]) -> str:
 
 
 def _conversation(
-    request: ChatRequest, max_images: int
+    request: ChatRequest, max_images: int, payloads: Payloads
 ) -> tuple[tuple[Message, ...], tuple[EncodedImage, ...]]:
     images: list[EncodedImage] = []
     found: list[Message] = []
@@ -141,13 +150,13 @@ def _conversation(
                 )
             found.append(Message(Role.SYSTEM, _texts(message.content)))
         elif isinstance(message, UserMessage):
-            found.append(Message(Role.USER, _parts(message.content, path, images)))
+            found.append(Message(Role.USER, _parts(message.content, path, images, payloads)))
         elif isinstance(message, AssistantMessage):
             found.append(_assistant(message, path))
             calls |= {call.id for call in message.tool_calls or ()}
         else:
             _check_tool_result(message, path, calls)
-            found.append(Message(Role.TOOL, _parts(message.content, path, images)))
+            found.append(Message(Role.TOOL, _parts(message.content, path, images, payloads)))
     if len(images) > max_images:
         raise TooManyImages(len(images), max_images, "messages")
     if found[-1].role not in (Role.USER, Role.TOOL):
@@ -169,7 +178,10 @@ def _texts(content: str | Sequence[TextPartModel] | None) -> tuple[TextPart, ...
 
 
 def _parts(
-    content: str | Sequence[TextPartModel | ImagePartModel], path: str, images: list[EncodedImage]
+    content: str | Sequence[TextPartModel | ImagePartModel],
+    path: str,
+    images: list[EncodedImage],
+    payloads: Payloads,
 ) -> tuple[TextPart | ImagePart, ...]:
     if isinstance(content, str):
         return (TextPart(content),)
@@ -178,7 +190,7 @@ def _parts(
         if isinstance(part, TextPartModel):
             found.append(TextPart(part.text))
         else:
-            images.append(decode_image(part, f"{path}.content[{index}]"))
+            images.append(decode_image(part, f"{path}.content[{index}]", payloads))
             found.append(ImagePart())
     return tuple(found)
 
@@ -213,7 +225,7 @@ def _check_tool_result(message: ToolMessage, path: str, calls: set[str]) -> None
 
 
 def _registered(
-    request: ChatRequest, grammar: Grammar | None, max_images: int
+    request: ChatRequest, grammar: Grammar | None, max_images: int, payloads: Payloads
 ) -> tuple[str, tuple[EncodedImage, ...]]:
     """The name of a registered task, and the images of the one message that stands beside it."""
     name = request.task
@@ -230,7 +242,7 @@ def _registered(
             "messages", "beside task there is one message, of the user, with the images alone"
         )
     images: list[EncodedImage] = []
-    for index, part in enumerate(_parts(message.content, "messages[0]", images)):
+    for index, part in enumerate(_parts(message.content, "messages[0]", images, payloads)):
         if isinstance(part, TextPart) and part.text.strip():
             place = "" if isinstance(message.content, str) else f"[{index}]"
             raise InvalidRequest(

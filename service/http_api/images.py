@@ -7,6 +7,7 @@ import re
 
 from service.errors import ImageError, InvalidRequest
 from service.http_api.models import ImagePart
+from service.http_api.payloads import Payloads
 from service.schema_compiler import jsontext
 from service.types import EncodedImage
 
@@ -15,52 +16,55 @@ LOW_DETAIL_PIXELS = 512 * 512
 STEP = 256 * 1024
 """Characters of base64 that are decoded at a time: the interpreter runs nothing else meanwhile."""
 BLANKS = re.compile(r"[\t\n\r ]+")
-PLAIN = re.compile(r"[A-Za-z0-9+/]*")
 
 
-def decode_image(part: ImagePart, path: str) -> EncodedImage:
+def decode_image(part: ImagePart, path: str, payloads: Payloads) -> EncodedImage:
     """A part of a message -> EncodedImage; its bytes are looked at later.
 
-    path: of the part in the request. Raises ``InvalidRequest`` for a URL that is not a data URL with
-    base64.
+    path: of the part in the request. payloads: base64 that was taken out of the body. Raises
+    ``InvalidRequest`` for a URL that is not a data URL with base64.
     """
     given = part.image_url
-    url, field = (
-        (given, f"{path}.image_url")
-        if isinstance(given, str)
-        else (given.url, f"{path}.image_url.url")
-    )
-    low = not isinstance(given, str) and given.detail == "low"
-    return EncodedImage(field, _bytes(url, field), None, LOW_DETAIL_PIXELS if low else None)
+    if isinstance(given, str):
+        field = f"{path}.image_url"
+        return EncodedImage(field, _bytes(given, field, payloads))
+    field = f"{path}.image_url.url"
+    most = LOW_DETAIL_PIXELS if given.detail == "low" else None
+    return EncodedImage(field, _bytes(given.url, field, payloads), None, most)
 
 
-def _bytes(url: str, field: str) -> bytes:
+def _bytes(url: str, field: str, payloads: Payloads) -> bytes:
     if url[:5].lower() != "data:":
         raise _refused(url, field)
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise InvalidRequest(field, "must be a data: URL with base64, data:image/…;base64,…")
-    return decode_base64(data, field)
+    taken = payloads.get(data)
+    if taken is not None:
+        return decode_base64(taken, field)
+    return decode_base64(BLANKS.sub("", data).encode(), field)
 
 
-def decode_base64(text: str, field: str) -> bytes:
-    """Bytes of base64 text; blanks and missing padding are accepted, nothing else is.
+def decode_base64(text: bytes | memoryview, field: str) -> bytes:
+    """Bytes of base64 text; missing padding is accepted, nothing else is.
 
     Takes milliseconds for megabytes, so large texts are decoded outside of the event loop.
     """
-    if any(blank in text for blank in "\n\r\t "):
-        text = BLANKS.sub("", text)
-    digits = text.rstrip("=")
-    padding = len(text) - len(digits)
-    if not PLAIN.fullmatch(digits) or padding > 2 or len(digits) % 4 == 1:
+    padding = next((count for count in (2, 1) if bytes(text[-count:]) == b"=" * count), 0)
+    digits = memoryview(text)[: len(text) - padding]
+    try:
+        pieces = [
+            binascii.a2b_base64(digits[begin : begin + STEP])
+            for begin in range(0, len(digits) - STEP, STEP)
+        ]
+        last = bytes(digits[len(pieces) * STEP :])
+        pieces.append(binascii.a2b_base64(last + b"=" * (-len(last) % 4)))
+        data = b"".join(pieces)
+    except binascii.Error:
+        data = None
+    # Characters outside of the alphabet are skipped by the decoder, and so are missing here.
+    if data is None or len(digits) % 4 == 1 or len(data) != len(digits) * 3 // 4:
         raise ImageError(field, "is not base64 in the standard alphabet", reason="IMAGE_INVALID")
-    pieces = [
-        binascii.a2b_base64(digits[begin : begin + STEP])
-        for begin in range(0, len(digits) - STEP, STEP)
-    ]
-    last = digits[len(pieces) * STEP :]
-    pieces.append(binascii.a2b_base64(last + "=" * (-len(last) % 4)))
-    data = b"".join(pieces)
     if not data:
         raise ImageError(field, "has no bytes", reason="IMAGE_EMPTY")
     return data
