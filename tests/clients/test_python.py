@@ -32,6 +32,7 @@ from qwen3vl.v1.vision_pb2_grpc import (
 )
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable
+from service.inference import admission
 from service.pb.qwen3vl.v1 import vision_pb2 as service_pb
 from service.types import Chunk, GenerateRequest
 from tests.service.certificates import Authority
@@ -151,7 +152,10 @@ async def test_a_call_that_was_refused_is_made_again_when_the_server_says(
         assert await again
 
 
-async def test_no_retry_where_it_is_off_or_the_deadline_is_before_it(call: Both) -> None:
+async def test_no_retry_where_it_is_off_or_the_deadline_is_before_it(
+    call: Both, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission.jitter, "uniform", lambda low, high: 1.0)
     async with full() as (started, _, _):
         begun = time.monotonic()
         for options in ({"attempts": 1}, {"timeout_s": 0.9}):

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from service.client import CallError, open_channel, read_error
 from service.engines.fake import FakeEngine
 from service.grpc_api.status import DETAILS_KEY
+from service.inference import admission
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from tests.service.harness import inline, run_request, running, until
@@ -67,7 +68,8 @@ async def test_an_error_is_unpacked() -> None:
         assert [path for path, _ in found.field_violations] == list(found.fields)
 
 
-async def test_overload_says_when_to_come_again() -> None:
+async def test_overload_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission.jitter, "uniform", lambda low, high: 1.0)
     engine = FakeEngine()
     async with running(engine, max_concurrent=1, max_queue=0) as started:
         engine.hang_after = 0
