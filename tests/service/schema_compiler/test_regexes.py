@@ -156,6 +156,26 @@ def test_explosive_patterns_are_refused_at_once(pattern: str) -> None:
     assert time.process_time() - began < 2
 
 
+@pytest.mark.parametrize(
+    ("pattern", "states"),
+    [
+        ("abc", 3),
+        ("[a-z]", 1),
+        ("a|b", 3),
+        ("ab|c|de", 7),
+        ("(a|b){3}", 9),
+        ("a*", 1),
+        ("(ab){2,}", 4),
+        ("(ab){2,5}", 10),
+        ("(ab)?", 2),
+        ("((a|b){2}c){3}", 21),
+    ],
+)
+def test_states_are_counted_with_repeats_written_out(pattern: str, states: int) -> None:
+    """The work of a match is taken from the budget by them."""
+    assert compile_pattern(pattern).states == states
+
+
 def test_the_bound_on_states() -> None:
     assert compile_pattern(f"a{{{MAX_STATES}}}").states == MAX_STATES
     with pytest.raises(PatternError):
