@@ -98,6 +98,9 @@ def test_dialect(pattern: str, yes: str, no: str | None) -> None:
         ("a(?!b*^)", "begins with ^"),
         (r"a(?!(?:b|\B)c)", "begins with ^ or a word boundary"),
         (r"a(?=(?=\b))", "begins with ^ or a word boundary"),
+        (r"a(?=(?=x)\bx)", "begins with ^ or a word boundary"),
+        ("a(?=(?!y)(?:^|x))", "begins with ^"),
+        (r"a(?=(?:x|)\b)", "begins with ^ or a word boundary"),
         pytest.param(
             "a(?=.{900})(?!.{800}x){2}", "too large for an automaton", marks=pytest.mark.slow
         ),
