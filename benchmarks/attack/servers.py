@@ -123,7 +123,8 @@ def paced(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         port = free_port()
-        variables = {"QWEN3VL_PORT": str(port), **(environment or {})}
+        # gRPC's own log is off, as in the command.
+        variables = {"GRPC_VERBOSITY": "NONE", "QWEN3VL_PORT": str(port), **(environment or {})}
         if keys:
             write_keys(folder / "keys", KEYS)
             variables["QWEN3VL_API_KEYS_FILE"] = str(folder / "keys")
