@@ -22,10 +22,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
+from benchmarks.heic_files import PLAIN, heic, turned
+from service.inference.image_formats import FORMATS
 from service.inference.images import ImageLimits, check_header, decode, decoding_bytes
 
 MB = 1e6
-LIMITS = ImageLimits(max_bytes=1 << 40, max_pixels=1 << 40, max_request_pixels=1 << 40)
+LIMITS = ImageLimits(
+    max_bytes=1 << 40, max_pixels=1 << 40, max_request_pixels=1 << 40, formats=FORMATS
+)
 STRIP_PIXELS = 1 << 18
 
 
@@ -125,6 +129,16 @@ def _animated(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
+def _heic(*properties: bytes) -> Callable[[int, int], bytes]:
+    """A grid of tiles, as phones write it."""
+
+    def made(width: int, height: int) -> bytes:
+        across, down = -(-width // PLAIN.side), -(-height // PLAIN.side)
+        return heic(PLAIN, across, down, size=(width, height), properties=properties)
+
+    return made
+
+
 def _tiny(width: int, height: int) -> bytes:
     """A lossless WebP file of 36 bytes: every code has one symbol, so pixels take no bits."""
     bits = (width - 1) | (height - 1) << 14
@@ -167,6 +181,8 @@ CASES: dict[str, Callable[[int, int], bytes]] = {
     "WebP lossless with alpha": _saved("WEBP", "RGBA", lossless=True, method=0, quality=0),
     "WebP lossless of 36 bytes": _tiny,
     "WebP animated": _animated,
+    "HEIC": _heic(),
+    "HEIC turned": _heic(turned(1)),
 }
 """Name -> makes the bytes of a file of (width, height)."""
 HALF = " at half size"

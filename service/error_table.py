@@ -70,7 +70,7 @@ _ROWS = (
     _invalid("IMAGE_EMPTY", "an image has no bytes"),
     _invalid(
         "IMAGE_FORMAT_UNSUPPORTED",
-        "not a JPEG, PNG or WebP file; metadata: `found`, the format, if it is known",
+        "not a file in a format that the server accepts; metadata: `found`, the format, if it is known",
     ),
     _invalid("IMAGE_TRUNCATED", "the file ends before the image is complete"),
     _invalid("IMAGE_INVALID", "the file is damaged, or has too many segments, chunks or scans"),

@@ -89,6 +89,7 @@ DEFERRED = {
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
     "service/schema_compiler/regexes.py": "look-aheads need automata, which ask the matcher for sets",
     "service/traces.py": "OpenTelemetry is an extra, and imported where traces are on",
+    "service/inference/images.py": "pi-heif is an extra, and imported where HEIC is accepted",
     "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",
     "service/structured_output/worker.py": "the process tells that it is there before it imports",
     "lmdeploy_ext": "LMDeploy and torch are imported when the extension is installed or used",

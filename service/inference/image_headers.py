@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from service.errors import ImageError
+from service.inference.heif_headers import MAX_PARTS, Damaged, Flood, read_heif
 from service.inference.image_formats import DEFAULT_FORMATS, known_format, refusal
 
-Format = Literal["JPEG", "PNG", "WebP"]
+Format = Literal["JPEG", "PNG", "WebP", "HEIC"]
 
 MAX_JPEG_SCANS = 100
 """Encoders write about ten. Each one is a pass over all pixels, and 95 bytes ask for it: without a
@@ -376,6 +377,27 @@ def _webp_size(data: bytes, field: str) -> tuple[int, int]:
     return width, height
 
 
+# HEIC
+
+
+def _heic(data: bytes, field: str) -> Header:
+    """Decoders turn the image upright themselves."""
+    try:
+        found = read_heif(data)
+    except Flood:
+        raise _too_many(field, MAX_PARTS, "boxes or items") from None
+    except (Damaged, IndexError, struct.error):
+        raise _damaged(field) from None
+    return Header(
+        "HEIC",
+        found.width,
+        found.height,
+        pixel_bytes=found.channels,
+        kept_bytes=int(found.width * found.height * found.kept_bytes) + len(data),
+        complete=found.complete,
+    )
+
+
 # Metadata
 
 
@@ -415,4 +437,9 @@ def _exif_orientation(exif: bytes) -> int | None:
     return None
 
 
-_READERS: dict[str, Callable[[bytes, str], Header]] = {"JPEG": _jpeg, "PNG": _png, "WebP": _webp}
+_READERS: dict[str, Callable[[bytes, str], Header]] = {
+    "JPEG": _jpeg,
+    "PNG": _png,
+    "WebP": _webp,
+    "HEIC": _heic,
+}

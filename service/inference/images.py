@@ -235,6 +235,24 @@ def _webp_frame(data: bytes, header: Header) -> Frame:
     return ArrayFrame(pixels if mode == "RGBA" else pixels[..., :3])
 
 
+def _heic_frame(data: bytes, header: Header) -> Frame:
+    """pi-heif's extension module: its Python classes would copy the metadata of all images first."""
+    from _pi_heif import load_file
+
+    threads, eight_bits, bgr, packed, sixteen_bits, decoder, unlimited = (
+        1, True, False, True, False, "", False,
+    )  # fmt: skip
+    found = load_file(data, threads, eight_bits, bgr, packed, sixteen_bits, decoder, unlimited)
+    image = next(one for one in found if one is not None and one.primary)
+    size, mode = image.size_mode
+    _check_decoder(size, header)
+    channels = {"RGB": 3, "RGBA": 4, "L": 1}[mode]
+    pixels = np.frombuffer(image.data, np.uint8).reshape(header.height, header.width, channels)
+    profile = image.color_profile or {}
+    icc = profile["data"] if profile.get("type") in ("rICC", "prof") else b""
+    return ArrayFrame(pixels[..., 0] if mode == "L" else pixels, icc, owner=image)
+
+
 def _check_decoder(size: tuple[int, int], header: Header) -> None:
     if size != (header.width, header.height):
         raise ValueError("the decoder sees another size than the header")
@@ -244,4 +262,5 @@ _FRAMES: dict[str, Callable[[bytes, Header], Frame]] = {
     "JPEG": _jpeg,
     "PNG": _png,
     "WebP": _webp_frame,
+    "HEIC": _heic_frame,
 }

@@ -35,6 +35,9 @@ _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 class Frame(Protocol):
     """The pixels of an image as its decoder left them."""
 
+    icc: bytes
+    """The colour profile that the decoder has found; empty where the header has it, or none."""
+
     @property
     def sample(self) -> Image.Image:
         """An image of the same mode, with the same palette and transparent colour."""
@@ -47,6 +50,8 @@ class Frame(Protocol):
 
 class PillowFrame:
     """An image that Pillow has loaded."""
+
+    icc = b""
 
     def __init__(self, image: Image.Image) -> None:
         self._image = image
@@ -61,10 +66,15 @@ class PillowFrame:
 
 
 class ArrayFrame:
-    """(height, width, 3 or 4) uint8: RGB or RGBA, with any strides."""
+    """uint8 of shape (height, width, 3 or 4), RGB or RGBA, or (height, width), grey; any strides.
 
-    def __init__(self, pixels: Pixels) -> None:
+    owner: what has the memory of the pixels, where the array does not keep it.
+    """
+
+    def __init__(self, pixels: Pixels, icc: bytes = b"", owner: object = None) -> None:
         self._pixels = pixels
+        self._owner = owner
+        self.icc = icc
 
     @property
     def sample(self) -> Image.Image:
@@ -89,7 +99,7 @@ class DecodedImage:
         self._frame = frame
         self._stored = (header.width, header.height)
         self._orientation = header.orientation
-        self._convert = _conversion(frame.sample, header.icc, ground)
+        self._convert = _conversion(frame.sample, header.icc or frame.icc, ground)
         self._field = field
 
     def __getitem__(self, rows: slice) -> Pixels:

@@ -15,6 +15,7 @@ import psutil
 from tests.service.harness import separate
 
 KEY = "the key of an ordinary caller"
+OTHER_KEY = "the key of a caller who sends too much"
 SERVICE = b"/qwen3vl.v1.VisionService/"
 
 
@@ -63,7 +64,9 @@ def target(
         environment = {}
         if keys:
             path = Path(folder) / "keys"
-            path.write_text(f"ordinary:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+            named = (("ordinary", KEY), ("other", OTHER_KEY))
+            lines = (f"{name}:{hashlib.sha256(key.encode()).hexdigest()}\n" for name, key in named)
+            path.write_text("".join(lines))
             environment["QWEN3VL_API_KEYS_FILE"] = str(path)
         with separate(grace_s=30, delay_s=delay_s, pieces=pieces, environment=environment) as (
             process,
