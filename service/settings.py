@@ -121,6 +121,11 @@ class ServerSettings(BaseSettings):
         description="Web pages that may call the HTTP API from a browser: origins such as "
         "https://example.org, with commas between them, or * for every page.",
     )
+    playground: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="The page /playground of the HTTP API, for people with a browser; auto: where "
+        "http_host is loopback.",
+    )
 
     # The model and its engine.
     engine: str = Field(
@@ -366,6 +371,13 @@ class ServerSettings(BaseSettings):
     def loopback(self) -> bool:
         """Whether the port can only be reached from this machine."""
         return self.socket is not None or is_loopback(self.host)
+
+    @property
+    def serves_playground(self) -> bool:
+        """Whether the HTTP API has the page /playground."""
+        if self.playground == "auto":
+            return is_loopback(self.http_host)
+        return self.playground == "on"
 
     @property
     def allowed_origins(self) -> tuple[str, ...]:

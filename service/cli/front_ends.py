@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.routing import BaseRoute, Route
 
 from service.grpc_api.server import GrpcFrontEnd
+from service.http_api.playground import playground_routes
 from service.http_api.server import HttpFrontEnd
 from service.runtime import Runtime
 
@@ -15,8 +16,14 @@ def build_front_ends(runtime: Runtime) -> list[GrpcFrontEnd | HttpFrontEnd]:
     """gRPC, and HTTP where it has a port."""
     found: list[GrpcFrontEnd | HttpFrontEnd] = [GrpcFrontEnd(runtime)]
     if runtime.settings.http_port is not None:
-        found.append(HttpFrontEnd(runtime, connect_routes(runtime)))
+        found.append(HttpFrontEnd(runtime, further_routes(runtime)))
     return found
+
+
+def further_routes(runtime: Runtime) -> list[BaseRoute]:
+    """What the HTTP port serves beside OpenAI's API."""
+    page = playground_routes() if runtime.settings.serves_playground else []
+    return [*page, *connect_routes(runtime)]
 
 
 def connect_routes(runtime: Runtime) -> list[BaseRoute]:

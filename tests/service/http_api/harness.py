@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.cli.front_ends import connect_routes
+from service.cli.front_ends import further_routes
 from service.engine import Engine
 from service.engines.fake import FakeEngine
 from service.grpc_api.server import GrpcFrontEnd
@@ -202,7 +202,7 @@ async def serving(
     chosen = Settings(port=0, http_port=0, **settings)
     engine = engine or FakeEngine()
     runtime = Runtime(chosen, [engine], build_registry(chosen), pool=pool)
-    grpc, http = GrpcFrontEnd(runtime), HttpFrontEnd(runtime, connect_routes(runtime))
+    grpc, http = GrpcFrontEnd(runtime), HttpFrontEnd(runtime, further_routes(runtime))
     await runtime.start([grpc, http])
     try:
         if load:

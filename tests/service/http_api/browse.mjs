@@ -1,0 +1,46 @@
+// Uses the playground as a person would and prints what it shows. Arguments: address, image, browser.
+
+import { chromium } from "playwright-core";
+
+const [, , address, image, executablePath] = process.argv;
+const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
+const found = { problems: [] };
+const page = await browser.newPage();
+page.on("pageerror", (error) => found.problems.push(error.message));
+page.on("console", (message) => {
+  if (message.type() === "error" && !message.text().includes("status of 400")) found.problems.push(message.text());
+});
+const text = (selector) => page.textContent(selector);
+const texts = (selector) => page.locator(selector).allTextContents();
+const attributes = (selector, names) =>
+  page.locator(selector).evaluate((one, wanted) => wanted.map((name) => one.getAttribute(name)), names);
+
+await page.goto(`${address}/playground`);
+await page.waitForFunction(() => document.querySelector("#server").textContent.includes("engine"));
+found.server = await text("#server");
+await page.setInputFiles("#files", image);
+await page.fill("#constraint", JSON.stringify({ type: "object", properties: { objects: { type: "array", maxLenght: 3 }, s: { type: "string", maxLength: 5000 } } }));
+await page.waitForSelector("#verdict.warn");
+found.verdict = await text("#verdict");
+found.marks = await texts("#keywords .mark");
+await page.keyboard.press("Control+Enter");
+await page.waitForSelector("#facts:not([hidden])");
+found.answer = await text("#text");
+found.cells = await texts("#view table table td");
+found.box = await attributes("#boxes rect", ["x", "y", "width", "height"]);
+found.point = await attributes("#boxes circle", ["cx", "cy"]);
+found.labels = await texts("#boxes text");
+found.facts = await text("#facts");
+found.code = await text("#snippet");
+await page.fill("#constraint", "{");
+await page.waitForSelector("#verdict.bad");
+found.wrong_schema = await text("#verdict");
+await page.selectOption("#form", "text");
+await page.locator("#temperature").evaluate((one) => { one.max = "9"; one.value = "9"; });
+await page.keyboard.press("Control+Enter");
+await page.waitForSelector("#error:not([hidden])");
+found.refused = await text("#error");
+await page.setViewportSize({ width: 360, height: 700 });
+found.fits_a_phone = await page.evaluate(() => document.documentElement.scrollWidth <= window.innerWidth);
+console.log(JSON.stringify(found));
+await browser.close();
