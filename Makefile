@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench mutants soak demo lock sbom clean
+.PHONY: setup proto docs lint test test-fast test-host test-gpu test-slow bench mutants soak demo lock sbom attack clean
 
 setup: $(STAMP)  ## install everything into .venv (about 3 minutes and 8 GB: LMDeploy brings CUDA builds)
 

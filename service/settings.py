@@ -348,8 +348,8 @@ class ServerSettings(BaseSettings):
     )
     traces: bool = Field(
         False,
-        description="Send OpenTelemetry traces; the variables OTEL_… say where to. Needs the extra "
-        "otel: pip install 'qwen3vl-grpc[otel]'.",
+        description="Send OpenTelemetry traces. Environment variables of OpenTelemetry, such as "
+        "OTEL_EXPORTER_OTLP_ENDPOINT, say where to. Needs the extra otel.",
     )
 
     @property
