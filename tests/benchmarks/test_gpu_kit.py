@@ -137,7 +137,7 @@ def required(names: Sequence[str]) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.host
 @pytest.mark.timeout(2 * LIMIT_S)
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_after_its_last_finished_step(tmp_path: Path) -> None:
     if layout.find_compiler() is None:
         pytest.skip("the host runtime needs a compiler")
     work, steps = tmp_path / "work", ["load", "cancel", "mixed", "off"]
@@ -220,7 +220,7 @@ def conductor(context: Context, steps: Sequence[Any], **options: Any) -> conduct
 
 
 @pytest.mark.slow
-def test_a_step_that_dies_hangs_or_fails_stops_no_other(
+def test_a_step_that_crashes_hangs_or_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conduct, "GRACE_S", 0.2)
@@ -244,7 +244,7 @@ def test_a_step_that_dies_hangs_or_fails_stops_no_other(
     assert "**crashed**: its process ended with 7" in page
 
 
-def test_results_of_other_code_do_not_count(tmp_path: Path) -> None:
+def test_results_of_another_code_version_are_ignored(tmp_path: Path) -> None:
     context = context_of(tmp_path)
     steps = some_steps("load", "cancel", "mixed")
     for step, code, status in zip(steps, (code_version(), "other", code_version()),
@@ -253,7 +253,7 @@ def test_results_of_other_code_do_not_count(tmp_path: Path) -> None:
     assert [step.name for step in conductor(context, steps).left()] == ["mixed", "cancel"]
 
 
-def test_time_that_was_not_used_is_given_to_others_and_no_step_begins_too_late(
+def test_unused_time_is_given_to_later_steps_and_no_step_starts_too_late(
     tmp_path: Path,
 ) -> None:
     context = context_of(tmp_path)
@@ -267,7 +267,7 @@ def test_time_that_was_not_used_is_given_to_others_and_no_step_begins_too_late(
     assert not context.result("load").exists()
 
 
-def test_a_step_whose_needs_are_not_ready_lets_others_go_first(tmp_path: Path) -> None:
+def test_a_step_whose_inputs_are_not_ready_runs_after_others(tmp_path: Path) -> None:
     context = context_of(tmp_path)
     steps = some_steps("text", "cancel", "off")
     context.done("truth").unlink()
@@ -364,7 +364,7 @@ def test_parts_for_another_python_are_refused(packed: Path, tmp_path: Path) -> N
         parts.receive(sent, tmp_path / "store")
 
 
-def test_without_a_manifest(tmp_path: Path) -> None:
+def test_parts_without_a_manifest_are_refused(tmp_path: Path) -> None:
     with pytest.raises(parts.PartsError, match=r"there is no parts\.json in"):
         parts.receive(tmp_path, tmp_path / "store")
 
@@ -377,7 +377,7 @@ def test_parts_of_another_packing_are_dropped(packed: Path, tmp_path: Path) -> N
     assert len(parts.receive(sent, store).missing) == len(names)
 
 
-def test_the_start_unpacks_the_project_and_hands_over(
+def test_start_py_unpacks_the_project_and_runs_it(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [path.name for path in packed.glob("part-*-project")]
@@ -414,7 +414,7 @@ def test_only_what_the_machine_lacks_is_installed(
     ]  # fmt: skip
 
 
-def test_what_the_machine_must_have_is_named(
+def test_missing_packages_of_the_machine_are_named(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "MACHINE", ("torch", "no-such-thing"))
@@ -502,7 +502,9 @@ def test_calls_of_cublas_12_reach_cublas_13_with_their_arguments(forwarder: Path
     }  # fmt: skip
 
 
-def test_without_cublas_13_the_forwarder_says_so(forwarder: Path, tmp_path: Path) -> None:
+def test_without_cublas_13_the_forwarder_fails_with_a_message(
+    forwarder: Path, tmp_path: Path
+) -> None:
     shutil.copy(forwarder / "libcublas.so.12", tmp_path)
     code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).cublasCreate_v2(None)"
     command = [sys.executable, "-c", code, str(tmp_path / "libcublas.so.12")]

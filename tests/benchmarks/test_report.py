@@ -45,23 +45,23 @@ def line(text: str, start: str) -> str:
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(20.0, "yes"), (19.9, "**no**"), (400.0, "yes")])
-def test_a_target_is_met_or_not(ratio: float, met: str, tmp_path: Path) -> None:
+def test_targets_with_lower_and_upper_bounds(ratio: float, met: str, tmp_path: Path) -> None:
     text = written(tmp_path, mrope=mrope(ratio))
     assert line(text, "| [mrope]").endswith(f"| ≥ 20× | {ratio:.3g}× | {met} |")
 
 
-def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+def test_benchmarks_without_results_are_reported_as_not_measured(tmp_path: Path) -> None:
     text = written(tmp_path, mrope=mrope(30.0))
     for target in TARGETS:
         if target.benchmark != "mrope":
             assert f"| {target.text} | {target.wanted()} | not measured | - |" in text
 
 
-def test_the_noise_is_said(tmp_path: Path) -> None:
+def test_the_report_shows_the_noise_of_each_benchmark(tmp_path: Path) -> None:
     assert "| 4.00× |" in line(written(tmp_path, mrope=mrope(30.0)), "| mrope |")
 
 
-def test_the_worst_row_counts_unless_the_user_has_the_choice() -> None:
+def test_the_worst_row_counts_unless_the_target_takes_the_best() -> None:
     rows = [{"x": 1.0}, {"x": 3.0}]
     bounds = {"bound": 2.0, "rows": lambda row: True, "value": lambda row: row["x"]}
     more = Target("b", "t", **bounds)

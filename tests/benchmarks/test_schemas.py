@@ -32,7 +32,7 @@ OUTCOMES = [
 ]
 
 
-def test_each_outcome_counts_where_it_belongs() -> None:
+def test_each_outcome_is_counted_in_its_column() -> None:
     found = row("ours", OUTCOMES)
     assert {key: found[key] for key in list(found)[2:14]} == {
         "exact": 2,
@@ -65,12 +65,14 @@ def test_each_schema_is_drawn_once(tmp_path: Path) -> None:
     assert not write_outcome_plot({}, plot)
 
 
-def test_a_collection_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_collection_is_skipped_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert read_collection(tmp_path / "none.jsonl") is None
     assert "Left out: there is no collection" in capsys.readouterr().out
 
 
-def test_lines_end_where_json_ends(tmp_path: Path) -> None:
+def test_only_newlines_separate_the_lines_of_a_collection(tmp_path: Path) -> None:
     """A line separator of Unicode within a string is no end of a line."""
     path = tmp_path / "some.jsonl"
     entry = {"name": "a", "schema": {"const": "x\u2028y"}}
@@ -107,12 +109,12 @@ def test_lines_end_where_json_ends(tmp_path: Path) -> None:
           "exclusiveMaximum": True}, "1", "invalid"),
     ],
 )  # fmt: skip
-def test_the_judge(schema: Any, text: str, verdict: str) -> None:
+def test_the_judge_returns_valid_invalid_or_unknown(schema: Any, text: str, verdict: str) -> None:
     assert judged(json.dumps(schema), text) == verdict
 
 
 @pytest.mark.slow
-async def test_the_judge_gives_up_where_a_pattern_does_not_end(
+async def test_the_judge_returns_unknown_for_a_pattern_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("benchmarks.judge.LIMIT_S", 3.0)
@@ -122,7 +124,7 @@ async def test_the_judge_gives_up_where_a_pattern_does_not_end(
     await judge.close()
 
 
-def test_calls_are_counted_by_what_came_of_them() -> None:
+def test_calls_are_counted_by_outcome() -> None:
     calls = [
         Call(0, "OK", 1.0, "valid", enforcement=1),
         Call(0, "OK", 1.0, "invalid", attempts=2),
@@ -158,7 +160,7 @@ def test_the_documented_reasons_are_found() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENGINES)
-def test_engines_follow_a_text(name: str) -> None:
+def test_engines_match_a_text_byte_by_byte(name: str) -> None:
     if name == "llguidance":
         pytest.importorskip("llguidance", reason="llguidance is not installed")
     schema = {"type": "object", "properties": {"é": {"type": "integer"}}, "required": ["é"],

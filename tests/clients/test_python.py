@@ -109,7 +109,7 @@ async def test_every_method_calls(call: Both) -> None:
         assert "".join(event.delta for event in events) == events[-1].result.text
 
 
-async def test_an_error_is_typed_and_readable(call: Both) -> None:
+async def test_an_error_has_typed_fields_and_a_readable_text(call: Both) -> None:
     async with running() as started:
         wrong = task(sampling=pb.SamplingOptions(temperature=3))
         error = await call.error(started, "run_task", wrong)
@@ -140,7 +140,7 @@ async def full() -> AsyncIterator[tuple[Running, FakeEngine, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "request_"), [("run_task", task()), ("stream_task", stream())])
-async def test_a_call_that_was_refused_is_made_again_when_the_server_says(
+async def test_a_refused_call_is_retried_after_the_retry_delay(
     call: Both, name: str, request_: Any
 ) -> None:
     async with full() as (started, engine, hanging):
@@ -160,12 +160,14 @@ async def test_no_retry_where_it_is_off_or_the_deadline_is_before_it(
         begun = time.monotonic()
         for options in ({"attempts": 1}, {"timeout_s": 0.9}):
             error = await call.error(started, "run_task", task(), **options)
-            assert (error.reason, error.retry_after_s) == ("OVERLOADED", 1.0)
+            assert error.reason == "OVERLOADED"
+            assert error.retry_after_s is not None
+            assert 0.75 <= error.retry_after_s <= 1.25  # one second, and a random part
         assert time.monotonic() - begun < 0.9  # it never waited the second
 
 
 @pytest.mark.parametrize("size", [0, 600_000], ids=["small", "above the default of gRPC"])
-async def test_grpc_makes_a_call_again_while_the_model_loads(call: Both, size: int) -> None:
+async def test_grpc_retries_a_call_while_the_model_loads(call: Both, size: int) -> None:
     """Its own policy, also for a request that it would not keep by default."""
     request = task(images=[pb.Image(data=image_bytes() + bytes(size))] if size else [])
     async with running(load=False) as started:
@@ -197,7 +199,7 @@ class Refusing(VisionServiceServicer):
 
 
 @pytest.mark.parametrize(("pieces", "calls"), [(0, 3), (1, 1)])
-async def test_a_stream_is_made_again_only_before_its_first_piece(
+async def test_a_stream_is_retried_only_before_its_first_event(
     call: Both, pieces: int, calls: int
 ) -> None:
     refusing = Refusing(pieces)
@@ -263,7 +265,7 @@ async def test_a_deadline_ends_the_call(call: Both) -> None:
         await until(lambda: engine.active_requests == 0)
 
 
-async def test_a_stream_that_is_left_is_cancelled() -> None:
+async def test_closing_a_stream_early_cancels_the_call() -> None:
     engine = FakeEngine()
     async with running(engine) as started:
         engine.hang_after = 1
@@ -305,7 +307,7 @@ async def test_tls_and_a_key(call: Both, tmp_path: Path) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_arguments_that_make_no_sense(kind: Any, options: dict[str, Any], says: str) -> None:
+def test_invalid_arguments_are_refused(kind: Any, options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         kind("localhost:1", **options)
 
@@ -347,7 +349,7 @@ print(sorted(name for name in sys.modules if name.startswith("service.")))
 
 
 @pytest.mark.slow
-async def test_the_wheel_works_beside_a_service_of_the_callers_own(tmp_path: Path) -> None:
+async def test_the_wheel_works_beside_the_callers_own_package_named_service(tmp_path: Path) -> None:
     (built,) = WheelBuilder(str(FOLDER)).build(
         directory=str(tmp_path / "dist"), versions=["standard"]
     )

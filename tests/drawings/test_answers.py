@@ -70,7 +70,7 @@ def test_every_schema_is_admitted() -> None:
 
 
 @given(SEEDS)
-def test_answers_tell_the_truth(seed: int) -> None:
+def test_answers_match_the_facts_of_the_scene(seed: int) -> None:
     facts, rng = scene(seed), random.Random(seed)
 
     def answer(name: str) -> tuple[str, Any]:
@@ -92,7 +92,7 @@ def test_answers_tell_the_truth(seed: int) -> None:
 
 @settings(max_examples=40)
 @given(SEEDS)
-def test_the_tokenizer_gives_every_answer_back(words: Any, seed: int) -> None:
+def test_the_tokenizer_round_trips_every_answer(words: Any, seed: int) -> None:
     texts = [dumps(analysis(scene(seed))), dumps(analysis(keyframes(seed))), PROMPT]
     texts += [text for put in asked(seed) for text in (put.prompt, put.answer)]
     for text in texts:

@@ -35,7 +35,7 @@ def is_late(arrangement: Arrangement, grid: Any) -> bool:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_the_center_of_each_cell_goes_to_the_mark_of_its_new_cell(grid: Any) -> None:
+def test_the_centre_of_each_cell_moves_to_its_new_cell(grid: Any) -> None:
     rng, late = random.Random(0), 0
     for _ in range(60):
         arrangement = arrange(grid, rng, {0})
@@ -48,7 +48,7 @@ def test_the_center_of_each_cell_goes_to_the_mark_of_its_new_cell(grid: Any) -> 
     assert 3 <= late <= 25
 
 
-def test_rows_and_columns_change_places_as_a_whole() -> None:
+def test_rows_and_columns_are_permuted_as_a_whole() -> None:
     """Every one of the 36 ways occurs; cells of one row stay in one row, in one order."""
     seen = set()
     for seed in range(2000):
@@ -60,7 +60,7 @@ def test_rows_and_columns_change_places_as_a_whole() -> None:
     assert len(seen) == 36
 
 
-def test_share_zero_leaves_everything_in_place() -> None:
+def test_share_zero_moves_nothing() -> None:
     for seed in range(50):
         grid, arrangement = arranged(seed, set(), share=0.0)
         assert arrangement.source.tolist() == list(range(grid.tokens))
@@ -125,7 +125,7 @@ def test_keyframes_keep_their_move(seed: int) -> None:
     assert changes == {arrangement.marks[new.target]: 1, arrangement.marks[new.moved.cell]: 2}
 
 
-def test_a_batch_answers_for_its_arrangement() -> None:
+def test_a_batch_has_the_answers_of_its_arranged_images() -> None:
     """The places that an answer names are those in which the decoder should see objects."""
     words: Any = tokenizer.load(BUNDLED_MODEL)
     moved = 0

@@ -133,7 +133,7 @@ def test_answers_equal_transformers(trainer: Trainer, words: Any, kind: str) -> 
 
 
 @torch.no_grad()
-def test_answers_are_those_of_arranged_features(trainer: Trainer, words: Any) -> None:
+def test_logits_equal_transformers_on_arranged_features(trainer: Trainer, words: Any) -> None:
     for kind in SMALL:
         batch = joint(5, words, kind, share=1.0)
         plain = joint(5, words, kind, share=0.0)
@@ -227,7 +227,7 @@ def test_ranks_draw_images_of_one_size(words: Any) -> None:
         assert len({batch.images.grid for batches_ in rounds for batch in batches_}) == 1
 
 
-def test_a_run_from_a_checkpoint_starts_hard(words: Any) -> None:
+def test_a_run_from_a_checkpoint_skips_the_easy_questions(words: Any) -> None:
     kinds = {
         easy: {joint_round(n, 10**6, 0, words, easy_first=easy)[0].kind for n in range(16)}
         for easy in (True, False)
@@ -261,7 +261,7 @@ def test_probes_look_at_the_centres_of_cells() -> None:
     assert {stream for stream, _ in TOKEN_PROBES.values()} == {1, 2, 3}, "one for each DeepStack"
 
 
-def test_the_learning_rate() -> None:
+def test_the_learning_rate_schedule() -> None:
     rates = [optim.learning_rate(1.0, step, 1000, warm=100) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)
     assert max(rates) == rates[150] == 1.0
@@ -269,7 +269,7 @@ def test_the_learning_rate() -> None:
     assert rates[-1] == pytest.approx(0.02, abs=1e-3)
 
 
-def test_a_run_that_starts_from_a_checkpoint(tmp_path: Path) -> None:
+def test_training_can_start_from_a_checkpoint(tmp_path: Path) -> None:
     trainer = Trainer(options(tmp_path / "run", init=BUNDLED_MODEL), token_ids(BUNDLED_MODEL))
     assert trainer.phase == "joint"
     saved = load_file(BUNDLED_MODEL / "model.safetensors")
@@ -327,7 +327,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 
 @pytest.mark.slow
-def test_training_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_reduces_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the same few answers over and over, the loss goes down."""
     monkeypatch.setattr(
         train, "prefetch", lambda make, start, stop: (make(0) for _ in range(start, stop))

@@ -56,19 +56,19 @@ async def test_inline_tasks() -> None:
         assert score.share(name) >= WEAK.get(name, 0.9), score.table()
 
 
-def test_every_fault_has_a_limit() -> None:
+def test_every_fault_has_an_accuracy_limit() -> None:
     assert set(BROKEN) == set(FAULTS)
 
 
 @pytest.mark.parametrize(("fault", "most"), BROKEN.items(), ids=BROKEN)
-async def test_a_broken_engine_is_noticed(fault: str, most: float) -> None:
+async def test_a_fault_in_the_engine_lowers_the_accuracy(fault: str, most: float) -> None:
     async with serving(BUNDLED_MODEL, fault) as stub:
         score = await score_analyses(stub, 96)
     assert score.share("whole object list") <= most, score.table()
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.json")))
-async def test_samples(name: str) -> None:
+async def test_sample_drawings_are_described_correctly(name: str) -> None:
     expected = json.loads((FOLDER / f"{name}.json").read_text())
     files = sorted([*FOLDER.glob(f"{name}.png"), *FOLDER.glob(f"{name}-[0-9].png")])
     images = [pb.Image(data=file.read_bytes()) for file in files]

@@ -58,7 +58,7 @@ async def outcome(stub: Any, seed: int) -> tuple[str, int]:
     return result.text, result.attempts
 
 
-async def test_reports(stub: Any) -> None:
+async def test_answers_satisfy_enforced_keywords_of_reports(stub: Any) -> None:
     for schema, enforcement in (
         (CLOSED, pb.ENFORCEMENT_ENFORCED),
         (DIGITS, pb.ENFORCEMENT_CHECKED),
@@ -72,7 +72,7 @@ async def test_reports(stub: Any) -> None:
         assert again.compile_seconds < max(report.compile_seconds, 0.005)
 
 
-async def test_strict(stub: Any) -> None:
+async def test_strict_refuses_checked_schemas(stub: Any) -> None:
     """What passes is kept by the grammar alone, however adversarial the sampling."""
     task = inline("How many?", json_schema=json.dumps(CLOSED))
     for seed in range(8):
@@ -86,7 +86,7 @@ async def test_strict(stub: Any) -> None:
     assert (await failure(stub.RunTask(refused, timeout=60))).reason == "SCHEMA_NOT_ENFORCED"
 
 
-async def test_attempts(stub: Any) -> None:
+async def test_invalid_answers_are_generated_again(stub: Any) -> None:
     """Nothing invalid is an answer; a second attempt helps; a seed decides all of it."""
     found = await asyncio.gather(*(outcome(stub, seed) for seed in range(CALLS)))
     assert await asyncio.gather(*(outcome(stub, seed) for seed in range(CALLS))) == found

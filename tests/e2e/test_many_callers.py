@@ -151,7 +151,7 @@ def _pairs(text: str) -> bool:
     return re.fullmatch(r"[a-z]{1,6}=[0-9]{1,2}(; [a-z]{1,6}=[0-9]{1,2}){0,2}", text) is not None
 
 
-async def test_64_callers_get_the_answers_that_they_get_alone() -> None:
+async def test_64_concurrent_callers_get_the_same_answers_as_alone() -> None:
     callers = [caller(number) for number in range(CALLERS)]
     async with running() as started:
         alone = [await one.answer(started.stub) for one in callers]
@@ -225,7 +225,7 @@ def _lasting_threads() -> int:
     return sum(re.search(r"_\d+$", one.name) is None for one in threading.enumerate())
 
 
-async def test_a_cancelled_call_makes_room_at_once() -> None:
+async def test_a_cancelled_call_frees_its_slot_at_once() -> None:
     """With one slot and a long answer in it, the next caller waits for the cancel alone."""
     engine = ReferenceEngine(BUNDLED_MODEL, max_batch=1)
     server = VisionServer(Settings(port=0), engine, load_registry(None))
@@ -259,7 +259,7 @@ async def _until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_grammar_that_takes_ever_longer_stalls_nobody() -> None:
+async def test_a_slow_grammar_does_not_stall_other_callers() -> None:
     async with running() as started:
         grammar = pb.Grammar(ebnf='root ::= ((("a"{1,100}){1,100}){1,100}){90,100}')
         task = pb.Task(inline=pb.InlineTask(user="Say a.", grammar=grammar))

@@ -136,7 +136,7 @@ async def test_tls_and_a_key(client: tuple[Path, str], tmp_path: Path) -> None:
         says("UNAUTHENTICATED", "reason API_KEY_MISSING, request id ")(err)
 
 
-async def test_what_goes_wrong_is_said(client: tuple[Path, str]) -> None:
+async def test_errors_are_printed_with_their_reason(client: tuple[Path, str]) -> None:
     folder, run = client
     async with running(FakeEngine(vision=False)) as started:
         code, _, err = await shell(run.replace("localhost:50051", started.address), folder)

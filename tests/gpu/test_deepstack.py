@@ -135,7 +135,9 @@ def cases(token: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", ["two_billion", "eight_billion"])
-def test_random_checkpoints(size: str, request: pytest.FixtureRequest, measured: Measured) -> None:
+def test_answers_about_random_checkpoints_equal_transformers(
+    size: str, request: pytest.FixtureRequest, measured: Measured
+) -> None:
     """Each token is transformers' best in float32 on the CPU, or as near as bfloat16 tells apart:
     one request after the other, and all at once."""
     from tests.host_runtime.checkpoints import image_token
@@ -154,13 +156,13 @@ def test_random_checkpoints(size: str, request: pytest.FixtureRequest, measured:
     assert max(wrong) > TIE, "the checkpoint must tell"
 
 
-async def test_what_it_costs(two_billion: Path, worker: Any) -> None:
+async def test_cost_of_deepstack(two_billion: Path, worker: Any) -> None:
     """Prefill with 1,024 image tokens, and decode steps, hooked and not, in turns."""
     async with started(two_billion, context_length=4096, cache_share=0.5) as engine:
         await steps.check_overhead(worker, engine, TURNS)
 
 
-async def test_5000_requests_leave_nothing(worker: Any) -> None:
+async def test_5000_requests_do_not_increase_the_memory(worker: Any) -> None:
     async with started(BUNDLED_MODEL, context_length=2048, cache_share=0.2) as engine:
         await steps.check_memory(worker, engine, LEAK_REQUESTS // 5, LEAK_REQUESTS * 4 // 5)
 

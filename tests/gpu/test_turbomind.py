@@ -139,7 +139,7 @@ async def test_an_equal_beginning_comes_from_the_prefix_cache(folder: Path, work
         await steps.check_prefix_cache(worker, engine, "word " * 400)
 
 
-def test_without_vision_its_memory_is_free(two_billion: Path) -> None:
+def test_without_vision_the_kv_cache_gets_the_memory_of_the_tower(two_billion: Path) -> None:
     used = {vision: _memory(two_billion, vision) for vision in (True, False)}
     tower = sum(
         entry["bytes"] for name, entry in _tensors(two_billion).items() if ".visual." in name

@@ -33,9 +33,7 @@ def _pipeline(checkpoint: str) -> list[list[Any]]:
     return [[one.token_ids, one.finish_reason, one.generate_token_len] for one in answers]
 
 
-def test_a_raw_request_takes_its_way_through_the_stock_engine(
-    text_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_raw_request_runs_through_the_stock_engine(text_checkpoint: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     answer = run(_raw, text_checkpoint, trace=trace, extra={"HOST_RUNTIME_NULL_TOKEN": "9"})
     assert answer["tokens"] == [9, 9, 9]

@@ -147,7 +147,7 @@ def sharing(token: int) -> tuple[list[Case], list[int], set[str]]:
     return cases, cached, kinds
 
 
-def test_what_the_prefix_cache_has_of_an_image(folder: Path) -> None:
+def test_no_some_and_all_tokens_of_an_image_from_the_prefix_cache(folder: Path) -> None:
     cases, cached, kinds = sharing(image_token(folder))
     assert kinds == {"none", "part", "whole"}
     wanted = [expected(folder, case) for case in cases]
@@ -175,7 +175,7 @@ def phases(found: Sequence[dict[str, Any]]) -> set[str]:
     return {phase for one in found for phase in one["phases"]}
 
 
-def test_neighbours_of_cancelled_requests(folder: Path) -> None:
+def test_requests_next_to_cancelled_requests_are_unaffected(folder: Path) -> None:
     """Others go: before they are sent, in the queue or while they are prefilled, in the middle of
     their answer. Two run at a time, so that most wait."""
     cases = clear(folder, plain_cases(image_token(folder), 40, 500, 6), 8)

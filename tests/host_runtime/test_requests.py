@@ -38,7 +38,7 @@ def launches(trace: Path, kernel: str) -> list[int]:
     return [int(line.split(" grid ")[1].split(",")[0]) for line in lines]
 
 
-def test_a_long_prompt_goes_in_pieces_and_images_are_encoded_where_they_lie(
+def test_a_long_prompt_is_prefilled_in_chunks_and_images_are_encoded_in_theirs(
     vision_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = vision_checkpoint(vision_head=64)
@@ -178,7 +178,7 @@ async def _refusals(checkpoint: str, image: int) -> dict[str, Any]:
     return found
 
 
-def test_what_does_not_fit_is_refused_and_the_engine_lives_on(
+def test_requests_that_do_not_fit_are_refused_and_the_engine_continues(
     vision_checkpoint: Callable[..., Path],
 ) -> None:
     folder = vision_checkpoint(vision_head=64)
@@ -209,7 +209,7 @@ async def _free_memory(checkpoint: str, language_only: bool) -> int:
     return free.value
 
 
-def test_without_vision_its_memory_goes_to_the_cache(
+def test_without_vision_the_kv_cache_gets_the_memory_of_the_tower(
     vision_checkpoint: Callable[..., Path],
 ) -> None:
     folder = vision_checkpoint(vision_head=64)

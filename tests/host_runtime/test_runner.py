@@ -50,7 +50,7 @@ def _import_with_stub_driver() -> dict[str, Any]:
     return {"names": names, "batch": config.max_batch_size, "cuda": torch.cuda.is_available()}
 
 
-def test_a_child_gets_arguments_and_answers_and_the_parent_keeps_nothing(tmp_path: Path) -> None:
+def test_a_child_gets_arguments_and_returns_a_result_without_side_effects(tmp_path: Path) -> None:
     before, modules = dict(os.environ), set(sys.modules)
     answer = run(_look_around, "née", path=tmp_path, memory_mib=300)
     assert answer == {
@@ -69,7 +69,7 @@ def _leave_a_mark() -> list[Any]:
     return [*found, os.environ["HOST_RUNTIME_MODE"], os.environ.get("HOST_RUNTIME_DELAY_US")]
 
 
-def test_calls_in_forks_know_nothing_of_each_other() -> None:
+def test_calls_in_forks_are_isolated() -> None:
     with ThreadPoolExecutor(2) as both:
         slow = both.submit(run, _leave_a_mark, extra={"HOST_RUNTIME_DELAY_US": "5"})
         plain = both.submit(run, _leave_a_mark, mode="numbers")

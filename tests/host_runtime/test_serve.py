@@ -111,7 +111,7 @@ def test_the_answer_about_images_is_that_of_transformers(
     assert len([piece for piece in pieces if piece]) > 1
 
 
-def test_a_schema_binds_the_answer(client: openai.OpenAI) -> None:
+def test_an_answer_is_valid_against_its_schema(client: openai.OpenAI) -> None:
     schema = {
         "type": "object",
         "properties": {

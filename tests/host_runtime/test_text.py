@@ -87,7 +87,7 @@ def _options(checkpoint: str) -> dict[str, Any]:
     return asyncio.run(ask_all())
 
 
-def test_sampling_options_do_what_they_say(text_checkpoint: Path) -> None:
+def test_sampling_options_have_their_documented_effect(text_checkpoint: Path) -> None:
     found = run(_options, text_checkpoint, mode="numbers")
     greedy = found["greedy"]
     want = expected(text_checkpoint, Case(list(range(20, 60)), max_new_tokens=12), vision=False)

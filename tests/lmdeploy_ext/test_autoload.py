@@ -49,7 +49,9 @@ def armed() -> int:
 
 
 @pytest.mark.parametrize("value", [None, "", " ", "0", "false", "Off", "no"])
-def test_off(value: str | None, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_variable_nothing_is_installed(
+    value: str | None, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if value is not None:
         monkeypatch.setenv(autoload.VARIABLE, value)
     autoload.arm()
@@ -59,7 +61,9 @@ def test_off(value: str | None, events: list[str], monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON", " yes "])
-def test_on(value: str, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_installs_the_extension(
+    value: str, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(autoload.VARIABLE, value)
     autoload.arm()
     autoload.arm()
@@ -83,7 +87,9 @@ def test_the_host_keeps_its_loader(events: list[str], monkeypatch: pytest.Monkey
     assert host.__spec__.origin == host.__file__
 
 
-def test_looking_for_the_host(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_up_lmdeploy_does_not_install_the_extension(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(autoload.VARIABLE, "1")
     autoload.arm()
     spec = importlib.util.find_spec(HOST)
@@ -94,7 +100,7 @@ def test_looking_for_the_host(events: list[str], monkeypatch: pytest.MonkeyPatch
     assert events == []
 
 
-def test_a_finder_that_others_removed(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_removed_finder_is_tolerated(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(autoload.VARIABLE, "1")
     autoload.arm()
     monkeypatch.setattr(lmdeploy_ext, "install", lambda: sys.meta_path.pop(0))
@@ -102,14 +108,16 @@ def test_a_finder_that_others_removed(events: list[str], monkeypatch: pytest.Mon
     assert armed() == 0
 
 
-def test_a_host_that_is_there_already(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_imported_lmdeploy_gets_the_extension_at_once(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     importlib.import_module(HOST)
     monkeypatch.setenv(autoload.VARIABLE, "1")
     autoload.arm()
     assert events == ["__init__", "install"]
 
 
-def test_an_import_that_fails_may_be_tried_again(
+def test_a_failed_import_can_be_repeated(
     events: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(autoload.VARIABLE, "1")
@@ -122,7 +130,9 @@ def test_an_import_that_fails_may_be_tried_again(
     assert events == ["__init__", "__init__", "install"]
 
 
-def test_no_host(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_lmdeploy_is_an_import_error(
+    events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(autoload.VARIABLE, "1")
     monkeypatch.setattr(autoload, "HOST", "no_such_host")
     autoload.arm()
@@ -131,7 +141,7 @@ def test_no_host(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert armed() == 1
 
 
-def test_finders_of_others_come_first(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_finders_come_first(events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     class Old:
         """Has no ``find_spec``, which Python skips."""
 
@@ -149,7 +159,7 @@ def test_finders_of_others_come_first(events: list[str], monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("imported", [False, True])
-def test_a_value_that_is_neither(
+def test_an_invalid_value_of_the_variable_ends_the_process(
     imported: bool,
     events: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -171,7 +181,7 @@ def test_a_value_that_is_neither(
     assert all(word in line for word in (*autoload.ON, *autoload.OFF))
 
 
-def test_an_installation_that_is_refused(
+def test_a_refused_installation_ends_the_process(
     events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
@@ -190,7 +200,7 @@ def test_an_installation_that_is_refused(
         assert told.out == ""
 
 
-def test_an_installation_that_fails(
+def test_a_failed_installation_ends_the_process(
     events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(lmdeploy_ext, "install", lambda: {}["missing"])
@@ -209,7 +219,9 @@ def test_an_installation_that_fails(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
-def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_module_prints_its_help(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     command.main(arguments)
     shown = capsys.readouterr().out
     assert "serve api_server" in shown
@@ -228,7 +240,7 @@ def test_this_environment_has_the_line() -> None:
     assert command.workers_get_it()
 
 
-def test_the_line_is_one_look_up() -> None:
+def test_the_pth_line_only_looks_up_the_variable() -> None:
     (line,) = Path(autoload.__file__).with_suffix(".pth").read_text().splitlines()
     look_up, _, rest = line.partition(" and ")
     assert look_up == f'import os; os.environ.get("{autoload.VARIABLE}")'
@@ -245,7 +257,7 @@ def start(value: str | None, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow  # starts Python
-def test_what_a_start_of_python_imports() -> None:
+def test_a_start_of_python_imports_nothing_of_the_extension() -> None:
     unset = start(None, "-X", "importtime")
     assert "lmdeploy_ext" not in unset.stdout
     assert "lmdeploy_ext" not in unset.stderr
@@ -254,7 +266,7 @@ def test_what_a_start_of_python_imports() -> None:
     assert loaded.isdisjoint({"lmdeploy", "torch", "numpy", "lmdeploy_ext.patches", "asyncio"})
 
 
-def test_the_page_says_how() -> None:
+def test_the_page_documents_the_variable() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lmdeploy.md").read_text()
     assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {autoload.VARIABLE, deepstack.VARIABLE}
     assert all(f"`{mode.value}`" in page for mode in deepstack.Mode)

@@ -67,7 +67,7 @@ def test_without_the_variable_check_env_is_stock() -> None:
     assert rest == stock
 
 
-def test_registries() -> None:
+def test_the_registries_have_qwen3_vl() -> None:
     show = f"{LISTING}\nprint(*listing(), sep='\\n')"
     stock = ask(sys.executable, "-S", "-c", PLAIN + show).stdout.splitlines()
     assert len(stock) > 100
@@ -81,7 +81,7 @@ def test_registries() -> None:
     assert "Pipeline._request_generator" in added
 
 
-def test_a_value_that_is_neither_ends_the_command() -> None:
+def test_an_invalid_value_of_the_variable_ends_the_command() -> None:
     done = ask(*LMDEPLOY, "check_env", value="maybe", code=1)
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

@@ -37,14 +37,16 @@ def test_verified_releases(lmdeploy: Any, monkeypatch: pytest.MonkeyPatch, versi
 
 
 @pytest.mark.parametrize("version", ["0.17.9", "0.19.0", "0.19.0rc1", "0.19", "1.0", "0.18a"])
-def test_other_releases(lmdeploy: Any, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_other_releases_are_refused(
+    lmdeploy: Any, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     monkeypatch.setattr(host, "version", lambda _: version)
     with pytest.raises(HostDrift, match=f"LMDeploy {version} is not verified") as caught:
         host.check()
     assert "pip install 'lmdeploy>=0.18.0,<0.19'" in str(caught.value)
 
 
-def test_lmdeploy_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_lmdeploy_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         raise PackageNotFoundError(name)
 
@@ -54,7 +56,7 @@ def test_lmdeploy_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("architecture", host.ARCHITECTURES)
-def test_lmdeploy_has_the_model_itself(lmdeploy: Any, architecture: str) -> None:
+def test_a_lmdeploy_with_native_qwen3_vl_is_refused(lmdeploy: Any, architecture: str) -> None:
     supported = lmdeploy["lmdeploy.turbomind.supported_models"].SUPPORTED_ARCHS
     supported[architecture] = "qwen3_vl"
     with pytest.raises(HostDrift, match=f"itself supports {architecture}") as caught:
@@ -62,7 +64,7 @@ def test_lmdeploy_has_the_model_itself(lmdeploy: Any, architecture: str) -> None
     assert "no longer needed" in str(caught.value)
 
 
-def test_no_driver(lmdeploy: Any) -> None:
+def test_a_missing_driver_is_named(lmdeploy: Any) -> None:
     cause = ImportError("libcuda.so.1: cannot open shared object file: No such file or directory")
     lmdeploy["lmdeploy.turbomind"] = SimpleNamespace(
         is_available=lambda: False, _import_error=cause
@@ -72,7 +74,7 @@ def test_no_driver(lmdeploy: Any) -> None:
     assert isinstance(caught.value, ExtensionError)
 
 
-def test_another_library_is_missing(lmdeploy: Any) -> None:
+def test_a_missing_library_is_named(lmdeploy: Any) -> None:
     cause = OSError("libnccl.so.2: cannot open shared object file")
     lmdeploy["lmdeploy.turbomind"] = SimpleNamespace(
         is_available=lambda: False, _import_error=cause

@@ -68,7 +68,9 @@ def test_other_merge_size() -> None:
         (-1, [], [], "length"),
     ],
 )
-def test_refuses(length: int, spans: list, grids: list, message: str) -> None:
+def test_invalid_spans_and_grids_are_refused(
+    length: int, spans: list, grids: list, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         mrope_positions(length, spans, grids)
 

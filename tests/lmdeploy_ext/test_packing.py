@@ -27,7 +27,7 @@ def test_expands_images_between_text() -> None:
     assert request.position_delta == delta
 
 
-def test_images_alone_and_nothing() -> None:
+def test_images_without_text_and_an_empty_prompt() -> None:
     request = pack([still(2, 2), still(2, 4)], PAD)
     assert request.spans == ((0, 1), (1, 3))
     empty = pack([], PAD)
@@ -49,7 +49,7 @@ def test_images_alone_and_nothing() -> None:
         ([True], "integers"),
     ],
 )
-def test_refuses_text(run: object, message: str) -> None:
+def test_invalid_text_segments_are_refused(run: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pack([still(2, 2), run], PAD)  # type: ignore[list-item]
 

@@ -68,7 +68,7 @@ def entry(target: str, key: str, value: Any = 9) -> Entry:
     return Entry(f"{target} {key}", f"made_up_host:{target}", key, lambda: value, "why", "when")
 
 
-def test_method(host: Any) -> None:
+def test_a_method_is_replaced_and_restored(host: Any) -> None:
     def replace(original: Any) -> Any:
         return lambda self, x, *, y=1: 10 * original(self, x, y=y)
 
@@ -135,7 +135,7 @@ def test_entries_in_a_dict_and_in_a_registry(host: Any) -> None:
     assert list(host.MODELS.module_dict.items()) == models
 
 
-def test_twice_is_once(host: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_applying_twice_changes_nothing(host: Any, caplog: pytest.LogCaptureFixture) -> None:
     records = [record("limit", lambda original: original + 1), entry("ARCHS", "c")]
     with caplog.at_level(logging.INFO, "lmdeploy_ext"):
         apply_all(records)
@@ -169,7 +169,9 @@ def test_two_records_on_one_target_stack_and_come_off_in_turn(host: Any) -> None
         ("limit", "(x)", "no longer a function"),
     ],
 )
-def test_drift_of_a_target(host: Any, target: str, signature: str | None, message: str) -> None:
+def test_a_changed_target_is_drift(
+    host: Any, target: str, signature: str | None, message: str
+) -> None:
     good = record("limit", lambda original: 0, name="good")
     with pytest.raises(HostDrift, match=message) as caught:
         apply_all([good, record(target, lambda original: original, signature)], "Do this.")
@@ -185,7 +187,7 @@ def test_missing_module(host: Any) -> None:
         apply_all([broken])
 
 
-def test_an_entry_replaces_nothing(host: Any) -> None:
+def test_an_entry_never_replaces_an_existing_key(host: Any) -> None:
     with pytest.raises(HostDrift, match="already has 'a'"):
         apply_all([entry("ARCHS", "a")])
     assert host.ARCHS == {"a": 1, "b": 2}

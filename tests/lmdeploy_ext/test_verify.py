@@ -64,13 +64,13 @@ def test_a_module_is_read_from_its_file(
     assert (found["table of calls"] == "read-only once loaded") >= sealed
 
 
-def test_what_is_no_module(tmp_path: Path) -> None:
+def test_a_file_that_is_no_elf_module_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no module at all")
     with pytest.raises(ValueError, match=r"text\.so is no ELF file"):
         verify.Symbols(tmp_path / "text.so")
 
 
-def test_an_unknown_option(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert verify.main(["--all"]) == 2
     assert "there is no option --all" in capsys.readouterr().err
 

@@ -56,7 +56,7 @@ def test_drift_is_seen() -> None:
     assert drift({**files, name: files[name] + "# changed\n"}) == [str(name)]
 
 
-def test_lint() -> None:
+def test_buf_lint_passes() -> None:
     found = buf("lint")
     assert (found.returncode, found.stdout) == (0, "")
 
@@ -141,7 +141,7 @@ REQUESTS |= {
 }
 
 
-def test_fields_of_requests_say_whether_they_are_needed_or_what_else_holds(
+def test_comments_of_request_fields_name_a_default_or_required(
     file: FileDescriptorProto,
 ) -> None:
     silent = []

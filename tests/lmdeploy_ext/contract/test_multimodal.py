@@ -138,7 +138,9 @@ def checked() -> dict[str, dict[str, str]]:
     return found
 
 
-def test_fingerprints_tell_what_the_tower_sees(checked: dict[str, dict[str, str]]) -> None:
+def test_fingerprints_differ_whenever_the_input_of_the_tower_differs(
+    checked: dict[str, dict[str, str]],
+) -> None:
     found = checked["fingerprints"]
     plain = found.pop("plain")
     same = ("again", "elsewhere", "rounded before")

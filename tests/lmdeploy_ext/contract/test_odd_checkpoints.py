@@ -155,11 +155,13 @@ def tried(
         (experts_of_another_size, "down_proj (64, 256) are no pair of packed expert weights"),
     ],
 )
-def test_refused(tried: dict[str, Any], change: Change, error: str) -> None:
+def test_unsupported_checkpoints_are_refused(
+    tried: dict[str, Any], change: Change, error: str
+) -> None:
     assert error in tried[change.__name__]["error"]
 
 
-def test_a_head_of_its_own_is_used_whatever_the_configuration_says(tried: dict[str, Any]) -> None:
+def test_an_output_head_in_the_checkpoint_is_used_even_if_tied(tried: dict[str, Any]) -> None:
     held = tried["tied_with_a_head"]["held"]
     assert (held["text_model.output.weight"] == 0.5).all()
 
@@ -170,7 +172,7 @@ def test_tied_by_the_text_configuration(tried: dict[str, Any]) -> None:
     assert torch.equal(found["held"]["text_model.output.weight"], embedding.T)
 
 
-def test_a_tensor_that_nobody_reads_is_named(tried: dict[str, Any]) -> None:
+def test_an_unread_tensor_is_named_in_a_warning(tried: dict[str, Any]) -> None:
     said = tried["scale_that_nobody_reads"]["said"]
     assert (
         f"1 tensors of the checkpoint were not read: {LAYER}.self_attn.q_proj.input_scale" in said
@@ -191,7 +193,7 @@ def test_yarn_keeps_mrope(tried: dict[str, Any]) -> None:
     assert rope["yarn_attention_factor"] == pytest.approx(1.10986, abs=1e-4)
 
 
-def test_layers_of_both_kinds(tried: dict[str, Any]) -> None:
+def test_checkpoints_with_dense_and_moe_layers(tried: dict[str, Any]) -> None:
     held = tried["every_second_layer_sparse"]["held"]
     assert (held["text_model.layers.0.feed_forward.w2.weight"] == 0.5).all()
     assert "text_model.layers.1.moe_ffn.gate.weight" in held

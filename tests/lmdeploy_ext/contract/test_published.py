@@ -123,7 +123,7 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_published(name: str, configured: dict[str, Any]) -> None:
+def test_published_configurations_are_accepted(name: str, configured: dict[str, Any]) -> None:
     size, found = SIZES[name], configured[name]
     assert found["engine"] == ["bfloat16", 262144, "fp8" if size.fp8 else None]
     assert found["vocabulary"] == 151936

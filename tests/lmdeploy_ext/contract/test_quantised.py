@@ -57,7 +57,7 @@ def exported(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_engine_holds_the_values_that_the_file_stands_for(name: str, exported: Any) -> None:
+def test_the_engine_has_the_dequantised_values_of_the_file(name: str, exported: Any) -> None:
     expected, seen, held = exported[name]
     values = dequantised(held, seen["configs"])
     assert values.keys() == expected.tensors.keys()
@@ -74,7 +74,7 @@ def test_the_engine_holds_the_values_that_the_file_stands_for(name: str, exporte
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_only_deepstack_and_book_keeping_are_left(name: str, exported: Any) -> None:
+def test_only_deepstack_and_quantiser_metadata_are_unread(name: str, exported: Any) -> None:
     from lmdeploy_ext.turbomind.names import DEEPSTACK, UNREAD
 
     _, seen, _ = exported[name]

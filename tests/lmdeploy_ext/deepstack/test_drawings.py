@@ -50,5 +50,5 @@ def test_held_out_drawings_are_read_as_by_the_reference_engine() -> None:
     assert right["scene"] == COUNT, right
 
 
-def test_without_deepstack_they_are_not() -> None:
+def test_without_deepstack_drawings_are_read_worse() -> None:
     assert _right("off")["whole object list"] <= COUNT // 4

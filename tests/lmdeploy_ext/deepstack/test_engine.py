@@ -93,7 +93,7 @@ async def _out_of_step(checkpoint: str, case: dict[str, Any]) -> None:
     gc.collect()
 
 
-def test_what_cannot_be_right_ends_the_process(loud: Callable[..., Path]) -> None:
+def test_an_inconsistency_ends_the_process(loud: Callable[..., Path]) -> None:
     from tests.host_runtime.cases import make_case
     from tests.host_runtime.checkpoints import image_token
 

@@ -36,7 +36,7 @@ def segments(*rows: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def test_plans_wait_in_line(features: Features, merger: Merger) -> None:
+def test_plans_are_used_in_the_order_of_their_batches(features: Features, merger: Merger) -> None:
     """Two batches are set up before the first of them runs; a batch of text has no turn."""
     tables = [
         segments((0, 2, 0, 0, 0, 0), (2, 9, 2, 3, 3, 0)),
@@ -57,7 +57,7 @@ def test_plans_wait_in_line(features: Features, merger: Merger) -> None:
     assert features.forwards == 2
 
 
-def test_what_does_not_fit_is_an_error(features: Features) -> None:
+def test_unexpected_events_are_errors(features: Features) -> None:
     patches, residual = torch.randn(36, HIDDEN), torch.randn(15, OUT)
     with pytest.raises(RuntimeError, match="was not set up"):
         features._handle(event(Kind.VISION_BEGINS, patches))

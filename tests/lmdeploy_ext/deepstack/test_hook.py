@@ -104,7 +104,7 @@ def attached(hook: Hook, path: Path) -> tuple[Module, list[Event]]:
     return module, events
 
 
-def test_a_forward_with_images_is_told_in_order(hook: Hook, build: Build) -> None:
+def test_events_of_a_forward_with_images_are_reported_in_order(hook: Hook, build: Build) -> None:
     module, events = attached(hook, build())
     assert hook.bound() == 4
     module.set_up()
@@ -128,7 +128,9 @@ def test_a_forward_with_images_is_told_in_order(hook: Hook, build: Build) -> Non
     assert events[4] == Event(Kind.LAYER_ENDS, 0, hidden, 20, 48, 8, 78)
 
 
-def test_blocks_are_told_after_the_function_and_layers_before_it(hook: Hook, build: Build) -> None:
+def test_blocks_are_reported_after_and_layers_before_the_original_function(
+    hook: Hook, build: Build
+) -> None:
     module = Module(build())
     assert hook.attach(module.path) is None
     seen: list[tuple[Kind, int, int]] = []
@@ -162,7 +164,7 @@ def test_originals_get_every_call_with_its_arguments(hook: Hook, build: Build) -
     assert ctypes.c_void_p.in_dll(module.library, "seen_stream").value == 78
 
 
-def test_forwards_without_images_are_not_told(hook: Hook, build: Build) -> None:
+def test_forwards_without_images_are_not_reported(hook: Hook, build: Build) -> None:
     module, events = attached(hook, build())
     for _ in range(5):
         module.forward(0, 4)
@@ -214,7 +216,7 @@ def test_silence_and_detach(hook: Hook, build: Build) -> None:
 
 
 @pytest.mark.parametrize("name", list(NAMES))
-def test_a_function_that_is_gone_is_named(hook: Hook, build: Build, name: str) -> None:
+def test_a_missing_function_is_named(hook: Hook, build: Build, name: str) -> None:
     module = Module(build(without=name))
     assert hook.attach(module.path) == f"it has no function {NAMES[name]}"
     assert hook.bound() == 0
@@ -222,20 +224,22 @@ def test_a_function_that_is_gone_is_named(hook: Hook, build: Build, name: str) -
     assert module.calls() == [0, 1, 6, 8]
 
 
-def test_calls_that_are_bound_already(hook: Hook, build: Build) -> None:
+def test_calls_bound_at_link_time_are_refused(hook: Hook, build: Build) -> None:
     wrong = hook.attach(Module(build("-Wl,-Bsymbolic")).path)
     assert wrong is not None
     assert "calls _ZN9turbomind22invokeMropePositionIds" in wrong
     assert "directly" in wrong
 
 
-def test_a_sealed_table_of_calls(hook: Hook, build: Build) -> None:
+def test_a_read_only_table_of_calls_is_refused(hook: Hook, build: Build) -> None:
     wrong = hook.attach(Module(build("-Wl,-z,relro,-z,now")).path)
     assert wrong is not None
     assert wrong.startswith("its table of calls is read-only")
 
 
-def test_another_hook_is_respected(hook: Hook, build: Build, tmp_path: Path) -> None:
+def test_a_function_hooked_by_another_library_is_refused(
+    hook: Hook, build: Build, tmp_path: Path
+) -> None:
     module, _ = attached(hook, build())
     other = tmp_path / "other.so"
     library.build(other)
@@ -243,10 +247,10 @@ def test_another_hook_is_respected(hook: Hook, build: Build, tmp_path: Path) -> 
     assert wrong == f"{NAMES['mrope']} is already taken over by {tmp_path}/hook.so"
 
 
-def test_a_module_that_is_not_loaded(hook: Hook, tmp_path: Path) -> None:
+def test_a_module_that_is_not_loaded_is_refused(hook: Hook, tmp_path: Path) -> None:
     assert hook.attach(f"{tmp_path}/none.so") == f"{tmp_path}/none.so is not loaded"
 
 
-def test_blocks_beyond_what_fits(hook: Hook) -> None:
+def test_vision_blocks_above_the_maximum_are_refused(hook: Hook) -> None:
     with pytest.raises(ValueError, match="not all below 64"):
         hook.listen(lambda event: None, [64], 1)

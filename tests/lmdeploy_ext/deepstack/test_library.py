@@ -30,7 +30,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow  # compiles
 @pytest.mark.usefixtures("compiler")
-def test_it_is_built_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_library_is_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = library.find()
     assert found == cache / library.file_name()
     monkeypatch.setenv("CC", "no-such-compiler")
@@ -52,7 +52,7 @@ def test_the_wheels_own_library_comes_first(
     assert library.find() == package / library.file_name()
 
 
-def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(library.LibraryUnavailable, match=r"CC=no-such-compiler.*Install one"):
         library.find()
@@ -65,7 +65,7 @@ def test_no_compiler(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_compiler_that_fails(cache: Path, package: Path) -> None:
+def test_a_failing_compiler_is_an_error(cache: Path, package: Path) -> None:
     library.SOURCE.write_text("no C at all")
     with pytest.raises(library.LibraryUnavailable, match=r"failed: .*error"):
         library.find()
@@ -91,7 +91,7 @@ def test_without_a_cache_it_is_built_for_the_process(cache: Path) -> None:
     assert found.parent.stat().st_uid == os.getuid()
 
 
-def test_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_other_than_linux_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.sys, "platform", "darwin")
     with pytest.raises(library.LibraryUnavailable, match="needs Linux"):
         library.find()

@@ -150,7 +150,7 @@ def _without_a_library(mode: str, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.host
-def test_auto_leaves_the_model_to_the_other_engine(tmp_path: Path) -> None:
+def test_auto_falls_back_to_the_pytorch_engine(tmp_path: Path) -> None:
     state = _without_a_library("auto", tmp_path)
     assert not state["error"]
     assert not state["active"]
@@ -163,7 +163,7 @@ def test_auto_leaves_the_model_to_the_other_engine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.host
-def test_require_refuses(tmp_path: Path) -> None:
+def test_require_raises_if_deepstack_is_unavailable(tmp_path: Path) -> None:
     state = _without_a_library("require", tmp_path)
     assert "no-such-compiler" in state["error"]
     assert f"{VARIABLE}=auto" in state["error"]
@@ -173,7 +173,7 @@ def test_require_refuses(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.host
-def test_off_is_a_choice(tmp_path: Path) -> None:
+def test_off_runs_turbomind_without_deepstack(tmp_path: Path) -> None:
     state = _without_a_library("off", tmp_path)
     assert not state["error"]
     assert not state["active"]
@@ -225,7 +225,9 @@ def _install_on_another_module(folder: str, what: str) -> list[str]:
                        "is already taken over by FOLDER/other.so"),
     ],
 )  # fmt: skip
-def test_a_module_that_does_not_fit(what: str, problem: str, tmp_path: Path, compiler: str) -> None:
+def test_a_module_that_cannot_be_hooked(
+    what: str, problem: str, tmp_path: Path, compiler: str
+) -> None:
     extra = {"XDG_CACHE_HOME": str(tmp_path)}
     required, auto = run(_install_on_another_module, tmp_path, what, mode="driver", extra=extra)
     assert auto == f"LMDeploy's module MODULE does not fit: {problem}"
@@ -259,7 +261,7 @@ def test_a_second_mode_is_refused() -> None:
 
 @pytest.mark.slow
 @pytest.mark.host
-def test_what_is_said(tmp_path: Path) -> None:
+def test_the_log_explains_the_mode(tmp_path: Path) -> None:
     code = "import lmdeploy_ext; lmdeploy_ext.install()"
     said = {}
     for mode in ("auto", "off"):

@@ -29,7 +29,7 @@ def test_one_image_between_texts() -> None:
     assert found == Plan(tokens=16, rows=16, sources=((0, 16),), targets=((3, 19),))
 
 
-def test_neighbours_are_joined_and_others_are_not() -> None:
+def test_adjacent_ranges_are_merged() -> None:
     found = plan([image(0, 6, 2, 3), image(6, 4, 2, 2), text(10, 5), image(15, 4, 2, 2)])
     assert found == Plan(tokens=14, rows=14, sources=((0, 14),), targets=((0, 10), (15, 19)))
 
@@ -49,7 +49,7 @@ def test_the_middle_of_an_image() -> None:
     [image(0, 17, 4, 4), image(0, 4, 4, 4, 13), image(0, 0, 2, 2), image(-1, 4, 2, 2),
      image(0, 4, 2, 2, -1), image(0, 4, -2, -2)],
 )  # fmt: skip
-def test_what_is_no_part_of_an_image_is_refused(segment: Segment) -> None:
+def test_an_invalid_segment_is_refused(segment: Segment) -> None:
     with pytest.raises(ValueError, match="no part of an image"):
         plan([text(0, 1), segment])
 

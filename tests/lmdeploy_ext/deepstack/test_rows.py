@@ -143,7 +143,9 @@ def check_lags(
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_every_token_and_every_row(loud: Checkpoints, tmp_path: Path, name: str) -> None:
+def test_every_token_and_every_added_row_equal_transformers(
+    loud: Checkpoints, tmp_path: Path, name: str
+) -> None:
     fields = CHECKPOINTS[name]
     folder = loud(**fields)
     cases = mixed_cases(image_token(folder), 12)

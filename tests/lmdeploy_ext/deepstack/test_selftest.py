@@ -48,7 +48,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_a_machine_is_tested_once(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_self_test_runs_once_per_machine(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert [selftest.check(), selftest.check()] == [None, None]
     monkeypatch.setattr(selftest, "_passed", set())  # as in another process
     assert selftest.check() is None
@@ -56,7 +58,7 @@ def test_a_machine_is_tested_once(machine: dict[str, Any], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("change", ["name", "driver", "release", "hook"])
-def test_what_it_depends_on(
+def test_a_changed_dependency_repeats_the_self_test(
     machine: dict[str, Any], change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     selftest.check()
@@ -70,7 +72,7 @@ def test_what_it_depends_on(
     assert machine["runs"] == 2
 
 
-def test_a_failure_is_tried_again(machine: dict[str, Any]) -> None:
+def test_a_failed_self_test_is_repeated_at_the_next_start(machine: dict[str, Any]) -> None:
     machine["problem"] = "wrong"
     assert [selftest.check(), selftest.check()] == ["wrong", "wrong"]
     machine["problem"] = None
@@ -78,7 +80,9 @@ def test_a_failure_is_tried_again(machine: dict[str, Any]) -> None:
     assert machine["runs"] == 3
 
 
-def test_choices(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_skips_or_forces_the_self_test(
+    machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(VARIABLE, "off")
     assert selftest.check() is None
     assert machine["runs"] == 0
@@ -88,7 +92,7 @@ def test_choices(machine: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
     assert machine["runs"] == 2
 
 
-def test_a_child_that_dies_is_a_failure(
+def test_a_crash_of_the_self_test_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def dies(command: list[str], *, stdout: Any, **rest: Any) -> subprocess.CompletedProcess[str]:
@@ -103,7 +107,7 @@ def test_a_child_that_dies_is_a_failure(
     assert "loading" in caplog.text
 
 
-def test_what_a_failure_does_to_the_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_self_test_turns_deepstack_off(monkeypatch: pytest.MonkeyPatch) -> None:
     for mode, wanted in ((Mode.AUTO, "wrong"), (Mode.REQUIRE, "wrong")):
         monkeypatch.setattr(STATE, "status", Status(mode, True, ""))
         monkeypatch.setattr(selftest, "check", lambda: "wrong")
@@ -207,7 +211,7 @@ def _with_faults(folder: str, faults: list[str]) -> dict[str, str | None]:
 
 @pytest.mark.slow
 @pytest.mark.host
-def test_finer_faults_are_caught(tmp_path: Path) -> None:
+def test_subtle_faults_are_caught(tmp_path: Path) -> None:
     from tests.lmdeploy_ext.deepstack.faults import FAULTS
 
     found = run(_with_faults, tmp_path, list(FAULTS), mode="numbers", timeout_s=280)

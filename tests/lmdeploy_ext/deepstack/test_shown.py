@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.host]
     [("", "require", "require"), ("off", "", "off"), ("off", "auto", "auto")],
     ids=["flag", "variable", "a flag comes before the variable"],
 )
-def test_what_is_shown(
+def test_the_engine_shows_the_state_of_deepstack(
     variable: str, flag: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable:

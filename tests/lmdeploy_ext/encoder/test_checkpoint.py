@@ -70,7 +70,7 @@ def test_converts_the_stored_type(tmp_path: Path) -> None:
         assert not any(parameter.is_meta for parameter in encoder.parameters())
 
 
-def test_owns_its_memory(tmp_path: Path) -> None:
+def test_the_encoder_does_not_reference_the_mapped_file(tmp_path: Path) -> None:
     """A checkpoint that is overwritten later must not change a loaded tower."""
     model = oracle()
     write_checkpoint(tmp_path, model.state_dict(), TINY)
@@ -99,7 +99,7 @@ def test_one_error_names_all_problems(tmp_path: Path, shards: int) -> None:
     assert "merger.linear_fc2.weight has [5, 512] instead of [96, 512]" in message
 
 
-def test_index_that_promises_too_much(tmp_path: Path) -> None:
+def test_a_tensor_of_the_index_that_its_shard_lacks_is_missing(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, oracle().state_dict(), TINY, shards=2)
     path = tmp_path / "model-00001-of-00002.safetensors"
     save_file({"nothing": torch.zeros(1)}, path)

@@ -116,7 +116,7 @@ def test_bfloat16(hidden_size: int) -> None:
 
 
 @pytest.mark.parametrize("damage", ["drop", "swap", "shift", "none"])
-def test_deepstack_damage_is_noticed(damage: str) -> None:
+def test_a_fault_in_deepstack_changes_the_features(damage: str) -> None:
     """What `assert_close` must catch: a DeepStack feature dropped, swapped or shifted by a row."""
     model = oracle()
     images = [random_image(np.random.default_rng(11), 8, 10)]

@@ -187,7 +187,7 @@ def test_config_files_of_both_styles(tmp_path: Path) -> None:
         ({"image_std": [0.5, 0.0, 0.5]}, "std"),
     ],
 )
-def test_refuses_other_processing(settings: dict, message: str) -> None:
+def test_unsupported_processing_is_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageProcessorConfig.from_dict(settings)
 

@@ -117,7 +117,7 @@ def test_text_is_answered(refusing: Scripted, name: str, request_: calls.Request
         assert refusing.reached_engine() > before
 
 
-def test_a_body_in_pieces_and_a_body_that_is_no_json(refusing: Scripted) -> None:
+def test_chunked_bodies_and_bodies_that_are_not_json(refusing: Scripted) -> None:
     for (path, body), expected in ((calls.chat(), 200), (calls.chat(calls.PARTS["image"]), 400)):
         text = json.dumps(body).encode()
         connection = http.client.HTTPConnection(refusing.server.host, refusing.server.port)
@@ -135,7 +135,7 @@ def test_a_body_in_pieces_and_a_body_that_is_no_json(refusing: Scripted) -> None
         connection.close()
 
 
-def test_who_has_no_key_is_told_nothing_else(refusing: Scripted) -> None:
+def test_a_request_without_a_key_gets_only_401(refusing: Scripted) -> None:
     headers = {**calls.HEADERS, "Authorization": "Bearer another"}
     for make in (calls.chat, calls.messages):
         status, text = calls.post(refusing.server, make(calls.PARTS["image"]), headers)

@@ -297,7 +297,7 @@ async def test_a_prompt_with_examples_that_fills_the_context_is_named(tmp_path: 
     assert first.startswith("INVALID_ARGUMENT (CONTEXT_TOO_LONG): the prompt: 5")
 
 
-async def test_an_analysis_that_says_nothing(image: Path) -> None:
+async def test_an_empty_analysis_is_an_error_with_advice(image: Path) -> None:
     empty = {name: [] if isinstance(value, list) else "" for name, value in ANALYSIS.items()}
     async with running(FakeEngine(json.dumps(empty))) as started:
         done = await called("analyze", *at(started), image)
@@ -307,7 +307,7 @@ async def test_an_analysis_that_says_nothing(image: Path) -> None:
     assert "--accept-empty" in done.err
 
 
-async def test_a_file_that_is_no_schema(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_schema_is_named(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text("properties: {}")
     async with running() as started:
@@ -324,7 +324,7 @@ async def test_an_unknown_task_names_those_that_are_known() -> None:
     assert "Did you mean: image-analysis?" in done.err
 
 
-async def test_an_api_key_that_is_missing_or_wrong(tmp_path: Path) -> None:
+async def test_a_missing_or_wrong_api_key_is_explained(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"me:{hashlib.sha256(b'secret').hexdigest()}\n")
     async with running(api_keys_file=keys) as started:
@@ -339,14 +339,14 @@ async def test_an_api_key_that_is_missing_or_wrong(tmp_path: Path) -> None:
     assert "guess" not in wrong.err
 
 
-async def test_a_model_that_is_still_loading() -> None:
+async def test_a_loading_model_is_explained() -> None:
     async with running(load=False) as started:
         done = await called("tasks", *at(started))
     assert done.code == 1
     assert "UNAVAILABLE (ENGINE_LOADING)" in done.err
 
 
-async def test_a_deadline_that_is_too_short() -> None:
+async def test_a_short_deadline_is_explained() -> None:
     engine = FakeEngine("one two")
     async with running(engine) as started:
         engine.token_delay_s = 5.0
@@ -367,19 +367,19 @@ def test_without_a_server_the_next_step_is_named(words: tuple[str, ...]) -> None
 
 
 @pytest.mark.parametrize("address", ["http://localhost:50051", "", "localhost", "localhost:port"])
-def test_an_address_that_is_none(address: str) -> None:
+def test_an_invalid_address_is_a_usage_error(address: str) -> None:
     done = qwen3vl("tasks", "--server", address)
     assert done.code == 2
     assert "is not HOST:PORT, for example localhost:50051" in plain(done.err)
 
 
-def test_a_host_that_does_not_exist() -> None:
+def test_an_unknown_host_is_explained() -> None:
     done = qwen3vl("tasks", "--server", "nobody.invalid:50051")
     assert done.code == 1
     assert "nobody.invalid:50051" in done.err
 
 
-async def test_tls_where_the_server_has_none(tmp_path: Path, certificate: Path) -> None:
+async def test_tls_to_a_server_without_tls_is_explained(tmp_path: Path, certificate: Path) -> None:
     async with running() as started:
         done = await called("tasks", *at(started), "--ca", certificate)
     assert done.code == 1
@@ -429,13 +429,13 @@ async def test_tls_with_every_kind_of_certificate(tmp_path: Path, certificate: P
         (["paint"], "No such command 'paint'"),
     ],
 )
-def test_wrong_use_is_said_before_a_server_is_asked(words: list[str], says: str) -> None:
+def test_usage_errors_come_before_a_call(words: list[str], says: str) -> None:
     done = qwen3vl(*words)
     assert (done.code, done.out) == (2, "")
     assert says in plain(done.err)
 
 
-def test_a_schema_file_that_is_no_text(image: Path) -> None:
+def test_a_schema_file_that_is_not_text_is_refused(image: Path) -> None:
     done = qwen3vl("run", "--prompt", "x", "--schema", image)
     assert done.code == 2
     assert "cannot be read as UTF-8 text" in plain(done.err)

@@ -33,7 +33,7 @@ def copy_of_the_model(folder: Path) -> Path:
     return folder
 
 
-def test_all_is_well() -> None:
+def test_check_passes_with_valid_settings() -> None:
     done = check("--engine", "fake")
     assert (done.code, done.err) == (0, "")
     assert steps(done) == [
@@ -62,7 +62,7 @@ def test_the_bundled_model() -> None:
 
 
 @pytest.mark.slow
-def test_tls_and_keys_that_are_fine(certificate: Path, tmp_path: Path) -> None:
+def test_valid_tls_and_keys_pass(certificate: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"me:{hashlib.sha256(b'secret').hexdigest()}\n")
     key = certificate.with_suffix(".key")
@@ -91,7 +91,7 @@ def test_tls_and_keys_that_are_fine(certificate: Path, tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "--host (QWEN3VL_HOST): 0.0.0.0 can be reached from other"),
     ],
 )
-def test_settings_that_are_wrong(words: list[str], says: str) -> None:
+def test_invalid_settings_fail_the_check(words: list[str], says: str) -> None:
     done = check(*words)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
@@ -122,7 +122,7 @@ def test_help_lists_every_setting() -> None:
 # Tasks, port, keys, certificates
 
 
-def test_task_files_that_are_wrong(tmp_path: Path) -> None:
+def test_invalid_task_files_fail_the_check(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     (tmp_path / "b.yaml").write_text("user: Count.\nshema: {}\n")
     done = check("--engine", "fake", "--tasks-dir", tmp_path)
@@ -134,14 +134,14 @@ def test_task_files_that_are_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_task_file_that_is_fine(tmp_path: Path) -> None:
+def test_a_valid_task_file_passes(tmp_path: Path) -> None:
     (tmp_path / "count.yaml").write_text("description: Counts.\nuser: Count.\nregex: '[0-9]'\n")
     done = check("--engine", "fake", "--tasks-dir", tmp_path)
     assert done.code == 0
     assert "tasks     ok  count, image-analysis" in done.out
 
 
-def test_a_port_that_is_taken() -> None:
+def test_a_port_in_use_fails_the_check() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -160,7 +160,7 @@ def test_a_port_that_is_taken() -> None:
         (b"# none yet\n", "there is no key in the file"),
     ],
 )
-def test_a_file_of_keys_that_is_wrong(content: bytes, says: str, tmp_path: Path) -> None:
+def test_an_invalid_keys_file_fails_the_check(content: bytes, says: str, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_bytes(content)
     done = check("--engine", "fake", "--api-keys-file", keys)
@@ -170,7 +170,7 @@ def test_a_file_of_keys_that_is_wrong(content: bytes, says: str, tmp_path: Path)
     assert "secret" not in done.err
 
 
-def test_a_certificate_that_is_none(tmp_path: Path) -> None:
+def test_an_invalid_certificate_fails_the_check(tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("hello")
     done = check("--engine", "fake", "--tls-cert", text, "--tls-key", text)
@@ -203,7 +203,7 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_configuration_that_is_cut_off(tmp_path: Path) -> None:
+def test_a_truncated_config_json_is_named(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     text = (model / "config.json").read_text()
     (model / "config.json").write_text(text[:100])
@@ -225,7 +225,7 @@ def test_a_model_without_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_that_are_cut_off(tmp_path: Path) -> None:
+def test_truncated_weights_are_named(tmp_path: Path) -> None:
     model = copy_of_the_model(tmp_path / "model")
     whole = (BUNDLED_MODEL / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[:1_000_000])
@@ -233,7 +233,7 @@ def test_weights_that_are_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_device_that_is_not_here() -> None:
+def test_a_missing_device_is_named() -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
@@ -243,7 +243,7 @@ def test_a_device_that_is_not_here() -> None:
 
 
 @pytest.mark.slow
-def test_an_installation_that_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_installation_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "service.engines.reference.worker", None)
     done = check()
     assert done.code == 1

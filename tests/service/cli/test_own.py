@@ -21,7 +21,7 @@ async def checked(started: Running, **env: object) -> Outcome:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])
-async def test_the_port_of_the_environment(host: str) -> None:
+async def test_the_target_has_the_port_of_the_environment(host: str) -> None:
     async with running() as started:
         done = await checked(started, host=host, insecure=True)
     assert (done.code, done.out, done.err) == (0, "SERVING\n", "")
@@ -32,7 +32,9 @@ async def test_the_port_of_the_environment(host: str) -> None:
     ["DNS:grpc.example.com,DNS:other.example.com", "DNS:*.example.com", "IP:192.0.2.7"],
 )
 @pytest.mark.parametrize("issued", [True, False])
-async def test_a_certificate_for_any_name(tmp_path: Path, names: str, issued: bool) -> None:
+async def test_the_target_uses_a_name_of_the_certificate(
+    tmp_path: Path, names: str, issued: bool
+) -> None:
     """Issued by an authority that the container does not know, or self-signed."""
     authority = Authority.create(tmp_path)
     if issued:

@@ -109,7 +109,7 @@ def test_addresses_of_this_machine(address: str, is_ours: bool) -> None:
     assert is_loopback(address) is is_ours
 
 
-def test_which_proxy_grpc_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpc_uses_the_same_proxy_as_proxy_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "no_grpc_proxy"):
         monkeypatch.delenv(name, raising=False)
     assert proxy_of(f"{HOST}:1") is None

@@ -59,7 +59,7 @@ async def test_a_schema_in_any_order_as_far_as_it_goes(tmp_path: Path) -> None:
     assert (any_order.code, any_order.out) == (0, f"{enforced}  enforced   /properties: {kept}\n")
 
 
-async def test_all_keywords() -> None:
+async def test_all_prints_every_keyword() -> None:
     async with running() as started:
         done = await called("schema", "--all", *at(started), EXAMPLES / "tags.json")
     assert done.code == 3
@@ -127,7 +127,7 @@ async def test_nullable_is_a_warning_alone(tmp_path: Path) -> None:
     assert 'write "type": ["string", "null"]' in done.out
 
 
-async def test_an_envelope(tmp_path: Path) -> None:
+async def test_an_envelope_is_refused(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text(json.dumps({"name": "n", "input_schema": {"type": "object"}}))
     async with running() as started:
@@ -171,7 +171,7 @@ def test_the_lines_of_a_long_report() -> None:
 
 
 @pytest.mark.parametrize("how", [[], ["--stream"]])
-async def test_strict(how: list[str]) -> None:
+async def test_strict_refuses_a_checked_schema(how: list[str]) -> None:
     words = ["run", "--prompt", "Tag it.", "--schema", EXAMPLES / "tags.json", *how]
     async with running(FakeEngine('{"tags": ["a"]}')) as started:
         taken = await called(*words, *at(started))
@@ -186,7 +186,7 @@ async def test_strict(how: list[str]) -> None:
     assert "`qwen3vl schema` lists all keywords" in refused.err
 
 
-async def test_strict_takes_what_is_enforced() -> None:
+async def test_strict_accepts_an_enforced_schema() -> None:
     async with running() as started:
         done = await called(
             "run", *at(started), "--prompt", "Go.", "--strict", "--choice", "a", "--choice", "b"
