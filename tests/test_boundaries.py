@@ -130,7 +130,7 @@ def outdated(page: str, allowed: Mapping[str, set[str]] = ALLOWED) -> bool:
 
 
 @pytest.mark.parametrize("unit", ALLOWED)
-def test_directions(unit: str) -> None:
+def test_imports_follow_the_allowed_directions(unit: str) -> None:
     assert wrong_directions(SOURCES, unit) == set()
 
 
@@ -222,7 +222,7 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_rules(rule: str) -> None:
+def test_no_module_breaks_an_import_rule(rule: str) -> None:
     assert RULES[rule](SOURCES) == set()
 
 
@@ -346,7 +346,7 @@ EXTENSION = "the extension never imports the service"
         ),
     ],
 )
-def test_what_breaks_a_rule_is_noticed(rule: str, folder: str, text: str) -> None:
+def test_a_broken_import_rule_is_noticed(rule: str, folder: str, text: str) -> None:
     file, sources = with_module(folder, text)
     assert RULES[rule]({**sources, "service/new_api/server.py": ""}) == {file}
 

@@ -82,7 +82,7 @@ def distribution(module: str) -> str:
     return names.pop()
 
 
-def test_declared_is_what_is_imported() -> None:
+def test_declared_dependencies_equal_imports() -> None:
     absent = {name for name, one in declared().items() if one.marker and not one.marker.evaluate()}
     modules = {name for name in foreign_modules() if name.partition(".")[0] not in absent}
     imported = {distribution(module) for module in modules}

@@ -124,7 +124,7 @@ def test_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     text = page.read_text()
     missing = []
     for target in LINK.findall(FENCE.sub("", text)):
@@ -173,7 +173,7 @@ def shape(value: object, path: str = "") -> set[str]:
     return set().union(*inner) or {path}
 
 
-def test_the_structure_tells_outputs_apart() -> None:
+def test_readme_blocks_are_commands_or_outputs() -> None:
     printed = '$ qwen3vl serve --port 1\nscene:       desert\n{\n  "a": [{"b": 1}, {"b": 2}]\n}\n'
     assert structure(printed) == [
         "$ qwen3vl serve --port PORT",

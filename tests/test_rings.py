@@ -53,7 +53,7 @@ def test_ci_runs_every_test_once_unless_it_is_long(markers: set[str]) -> None:
     assert runs("test-slow", {*markers, "long"})
 
 
-def test_ci_runs_both_rings() -> None:
+def test_ci_runs_the_fast_and_the_host_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & stat.S_IXUSR
     lines = script.read_text().splitlines()

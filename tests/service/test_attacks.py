@@ -83,7 +83,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("errors")
-async def test_unread_streams_hold_no_slot(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unread_streams_do_not_occupy_a_slot(caplog: pytest.LogCaptureFixture) -> None:
     """The slot is free when the engine is done; the call is reset at its deadline."""
     caplog.set_level(logging.INFO, "service.access")
     async with running(max_concurrent=2, max_queue=32, inference_timeout_s=2) as started:
@@ -149,7 +149,7 @@ async def test_a_drain_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) 
         await stopping
 
 
-async def test_a_watcher_who_does_not_read_holds_up_nobody() -> None:
+async def test_a_watcher_that_does_not_read_does_not_block_others() -> None:
     async with running(health_interval_s=0.02) as started, connected(started, 0) as connection:
         connection.call(WATCH, message(b""))
         stub = health_pb2_grpc.HealthStub(started.channel)
@@ -166,7 +166,7 @@ async def test_a_watcher_who_does_not_read_holds_up_nobody() -> None:
 
 
 @pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, REFLECTION])
-async def test_without_a_key_nothing_of_a_request_is_read(keys: Path, path: bytes) -> None:
+async def test_without_a_key_the_request_is_not_read(keys: Path, path: bytes) -> None:
     async with (
         running(api_keys_file=keys, compressed_requests=True) as started,
         connected(started) as connection,
@@ -178,7 +178,7 @@ async def test_without_a_key_nothing_of_a_request_is_read(keys: Path, path: byte
         assert await status(connection, call) == UNAUTHENTICATED
 
 
-async def test_while_the_model_loads_nothing_of_a_request_is_read() -> None:
+async def test_while_the_model_loads_requests_are_not_read() -> None:
     async with running(load=False) as started, connected(started) as connection:
         assert await status(connection, connection.call(RUN_TASK, None)) == UNAVAILABLE
 
@@ -192,7 +192,7 @@ async def test_a_compressed_request_is_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, REFLECTION])
-async def test_a_request_that_does_not_come_to_its_end(path: bytes) -> None:
+async def test_an_incomplete_request_times_out(path: bytes) -> None:
     async with running(receive_timeout_s=0.3) as started, connected(started) as connection:
         call = connection.call(path, None)
         await connection.send(call, message(bytes(1000), length=2000))
@@ -204,7 +204,7 @@ async def test_a_request_without_a_message() -> None:
         assert await status(connection, connection.call(RUN_TASK, b"")) == INVALID_ARGUMENT
 
 
-async def test_few_health_checks_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_slow_health_checks_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interceptors, "PROBE_RECEIVE_S", 60.0)
     async with running() as started, connected(started) as connection:
         calls = [connection.call(CHECK, None) for _ in range(20)]
@@ -220,7 +220,7 @@ async def test_few_health_checks_may_be_slow(monkeypatch: pytest.MonkeyPatch) ->
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
 
 
-async def test_all_health_is_told_without_a_key(
+async def test_health_methods_need_no_key(
     keys: Path, errors: list[logging.LogRecord]
 ) -> None:
     async with running(api_keys_file=keys) as started:
@@ -324,7 +324,7 @@ async def let_fail(started: Running, kind: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("no_collections")
-async def test_no_image_of_a_failed_call_is_kept(kind: str) -> None:
+async def test_no_image_of_a_failed_call_stays_in_memory(kind: str) -> None:
     engine = Watching()
     engine.images = []
     limit_s = 0.3 if kind == "hang" else 10.0
@@ -341,7 +341,7 @@ async def test_no_image_of_a_failed_call_is_kept(kind: str) -> None:
     "data", [bytes(4_000_000), pytest.param(b"\xff" * 4_000_000, marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("no_collections")
-async def test_no_bytes_of_a_refused_request_are_kept(data: bytes) -> None:
+async def test_no_bytes_of_a_refused_request_stay_in_memory(data: bytes) -> None:
     """One that is not an image, and one that is not even a request."""
     request = run_request(images=[data]).SerializeToString() if data[0] == 0 else data
     body = message(request)

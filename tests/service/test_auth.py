@@ -202,7 +202,7 @@ def grpc_certificate(server: VisionServer) -> bytes:
     return ssl.get_server_certificate(("localhost", server.port)).encode()
 
 
-async def test_certificates_that_are_none(tmp_path: Path) -> None:
+async def test_invalid_certificates_are_refused(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     cert.write_text("not a certificate")
     key.write_text("not a key")
@@ -211,7 +211,7 @@ async def test_certificates_that_are_none(tmp_path: Path) -> None:
             pass
 
 
-async def test_a_key_that_is_not_of_the_certificate(authority: Authority) -> None:
+async def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:
     cert, _ = authority.issue("server")
     _, key = authority.issue("other")
     with pytest.raises(SettingsError, match="tls_key the key of tls_cert"):

@@ -280,7 +280,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_refused(server: Running, case: Bad) -> None:
+async def test_bad_requests_are_refused_with_reason_and_field(server: Running, case: Bad) -> None:
     before = server.engine.finished_requests
     error = await failure(server.stub.RunTask(case.request, timeout=20))
     assert (error.code, error.reason) == (case.code, case.reason)
@@ -291,7 +291,7 @@ async def test_refused(server: Running, case: Bad) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_refused_in_a_stream_alike(server: Running, case: Bad) -> None:
+async def test_streams_refuse_the_same_bad_requests(server: Running, case: Bad) -> None:
     request = pb.StreamTaskRequest.FromString(case.request.SerializeToString())
     events, error = await stream_failure(server.stub.StreamTask(request, timeout=20))
     assert events == []
@@ -331,7 +331,7 @@ async def test_unknown_task(server: Running, method: str) -> None:
         ("x" * 129, INVALID, "INVALID_FIELD"),
     ],
 )
-async def test_get_task_of_no_task(
+async def test_get_task_with_an_unknown_name(
     server: Running, name: str, code: grpc.StatusCode, reason: str
 ) -> None:
     error = await failure(server.stub.GetTask(pb.GetTaskRequest(name=name), timeout=20))
@@ -411,7 +411,7 @@ async def test_compressed_requests_are_refused_by_default(server: Running) -> No
     assert "gzip" in error.message
 
 
-async def test_an_unknown_kind_of_grammar_or_enum_is_never_taken_for_a_known_one(
+async def test_unknown_grammar_kinds_and_enum_values_are_refused(
     server: Running,
 ) -> None:
     """No request has an enum (see test_codec); where one is put as a number, it is refused."""

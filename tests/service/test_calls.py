@@ -74,7 +74,7 @@ async def test_an_empty_analysis_is_an_error_unless_accepted() -> None:
         assert response.analysis == pb.ImageAnalysis()
 
 
-async def test_json_comes_exactly_as_the_model_wrote_it() -> None:
+async def test_json_is_the_exact_text_of_the_model() -> None:
     text = '{"x":  123456789012345678901234567890, "b": 1.10}'
     async with running(FakeEngine(text)) as started:
         response = await started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=10)
@@ -227,7 +227,7 @@ async def test_200_callers_at_once() -> None:
         await started.stub.RunTask(run_request(), timeout=5)
 
 
-async def test_200_callers_all_fit() -> None:
+async def test_200_concurrent_callers_within_the_limits_all_succeed() -> None:
     async with running() as started:
         done = await asyncio.gather(
             *(started.stub.RunTask(run_request(inline(str(i))), timeout=60) for i in range(200))
@@ -337,7 +337,7 @@ async def test_cancelled_in_a_stream() -> None:
 
 
 @pytest.mark.slow
-async def test_a_reader_that_stops_reading_holds_no_memory() -> None:
+async def test_a_reader_that_stops_reading_keeps_no_memory() -> None:
     """The server waits for the reader, so the engine waits too, until the deadline."""
     engine = FakeEngine("x" * 8 * 500_000, context_length=10**7)
     async with running(engine) as started:
@@ -389,7 +389,7 @@ async def abandon(stub: Any, calls: int, data: bytes) -> None:
 
 
 @pytest.mark.slow
-async def test_2000_cancelled_calls_leave_nothing_behind(
+async def test_2000_cancelled_calls_leave_no_request_and_slot_behind(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     engine = FakeEngine("word " * 1000, token_delay_s=0.001)
@@ -459,7 +459,7 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer() -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
 
 
-async def test_a_crash_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_crash_of_the_engine_shows_no_internals_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
     async with running(FakeEngine("one two three")) as started:
         caplog.set_level(logging.INFO, "service")
         async for error, events in crashed_calls(started):
@@ -475,7 +475,7 @@ async def test_a_crash_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixt
         await started.stub.RunTask(run_request(), timeout=5)
 
 
-async def test_an_answer_that_was_cut_is_no_answer() -> None:
+async def test_a_truncated_answer_is_an_error() -> None:
     async with running(FakeEngine('{"x": 1, "y": [1, 2, 3, 4, 5, 6, 7]}')) as started:
         request = run_request(inline(json_schema=POINT), max_tokens=3)
         error = await failure(started.stub.RunTask(request, timeout=5))
@@ -484,7 +484,7 @@ async def test_an_answer_that_was_cut_is_no_answer() -> None:
         assert '"x"' not in str(error)
 
 
-async def test_unset_max_tokens_takes_what_a_nearly_full_context_leaves(tmp_path: Path) -> None:
+async def test_unset_max_tokens_uses_the_rest_of_a_nearly_full_context(tmp_path: Path) -> None:
     """The caller sent no number, so no number can be the mistake."""
     long, full = (" ".join(["word"] * number) for number in (95, 100))
     (tmp_path / "long.yaml").write_text(f"description: d\nuser: {long}\n")
@@ -528,7 +528,7 @@ async def test_a_conversation_that_fills_the_context_is_named() -> None:
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
 
 
-async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
+async def test_an_analysis_uses_the_rest_of_a_nearly_full_context() -> None:
     analysis = {name: [] if name not in STRING_FIELDS else "x" for name in FIELDS}
     text = json.dumps(analysis)
     roomy = FakeEngine(text)
@@ -544,7 +544,7 @@ async def test_an_analysis_takes_what_a_nearly_full_context_leaves() -> None:
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["images"])
 
 
-async def test_an_answer_that_does_not_fit_is_no_answer() -> None:
+async def test_an_invalid_answer_is_an_error() -> None:
     async with running(FakeEngine('{"x": "one"}')) as started:
         error = await failure(
             started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=5)

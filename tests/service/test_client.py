@@ -110,7 +110,7 @@ class Failed(grpc.RpcError):
     [Failed(), Failed((DETAILS_KEY, b"\xff\xff")), Failed(("server", "proxy"), (DETAILS_KEY, b""))],
     ids=["no trailers", "bytes that are no status", "of a proxy"],
 )
-def test_errors_of_others(error: Failed) -> None:
+def test_errors_without_details_of_the_service_are_parsed(error: Failed) -> None:
     assert vars(read_error(error)) == vars(CallError(grpc.StatusCode.INTERNAL, ""))
 
 
@@ -125,7 +125,7 @@ def test_a_field_may_have_several_violations() -> None:
     assert list(found.fields.items()) == [("b", "one"), ("a", "two")]
 
 
-def test_details_of_others_are_skipped() -> None:
+def test_unknown_details_are_skipped() -> None:
     status = status_pb2.Status()
     status.details.add().Pack(error_details_pb2.DebugInfo(detail="theirs"))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason="THEIRS", domain="proxy"))

@@ -193,7 +193,7 @@ def test_property_order(number: pb.PropertyOrder.ValueType, order: PropertyOrder
     assert grammar_codec.encode_grammar(decoded) == grammar
 
 
-def test_an_order_that_is_not_known() -> None:
+def test_an_unknown_property_order_is_refused() -> None:
     grammar = pb.Grammar.FromString(
         b"\x28\x03" + pb.Grammar(json_schema="true").SerializeToString()
     )
@@ -208,7 +208,7 @@ def test_an_order_that_is_not_known() -> None:
 @pytest.mark.parametrize(
     "grammar", [pb.Grammar(regex="a"), pb.Grammar(choice=pb.Choice(options=["a"]))]
 )
-def test_an_order_of_what_has_no_properties(grammar: pb.Grammar) -> None:
+def test_a_property_order_without_a_json_schema_is_refused(grammar: pb.Grammar) -> None:
     grammar.property_order = pb.PROPERTY_ORDER_DECLARED
     with pytest.raises(InvalidRequest) as found:
         codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
@@ -402,7 +402,7 @@ def reported(keywords: Any) -> list[tuple[str, str, int, str]]:
     return [(one.pointer, one.keyword, one.enforcement, one.reason) for one in keywords]
 
 
-def test_a_result_tells_what_is_checked_and_nothing_else() -> None:
+def test_a_result_lists_only_checked_keywords() -> None:
     result = codec.encode_result(ANSWER)
     assert result.enforcement == pb.ENFORCEMENT_CHECKED
     assert reported(result.checked) == [("/uniqueItems", "uniqueItems", 2, "is relational")]
@@ -411,7 +411,7 @@ def test_a_result_tells_what_is_checked_and_nothing_else() -> None:
     assert (plain.enforcement, list(plain.checked)) == (pb.ENFORCEMENT_UNSPECIFIED, [])
 
 
-def test_a_validation_tells_everything_that_has_room() -> None:
+def test_a_validation_lists_every_keyword_that_fits() -> None:
     fits = replace(REPORT, keywords=REPORT.keywords[:3])
     told = grammar_codec.encode_validation(Validation(fits, 0.25))
     assert reported(told.keywords) == [
@@ -446,7 +446,7 @@ def test_the_warnings_of_an_answer_are_bounded() -> None:
     assert len(grammar_codec.encode_validation(Validation(report, 0.25)).warnings) == 9
 
 
-def test_what_has_no_room_in_a_report_is_counted() -> None:
+def test_omitted_keywords_of_a_report_are_counted() -> None:
     """The most important first, so that the long pointers of a hostile schema hide nothing."""
     enforced = tuple(replace(REPORT.keywords[2], pointer=LONG[:4000]) for _ in range(300))
     checked = replace(REPORT.keywords[1], pointer=LONG[:5000])
@@ -478,7 +478,7 @@ def test_the_limits_are_the_settings() -> None:
         assert getattr(limits, field.name) == getattr(LIMITS, setting)
 
 
-def test_a_model_tells_what_it_can_do() -> None:
+def test_get_model_reports_the_capabilities() -> None:
     message = codec.encode_model(CAPABILITIES, LIMITS).capabilities
     assert message.vision
     assert list(message.modalities) == [pb.MODALITY_TEXT, pb.MODALITY_IMAGE]

@@ -34,7 +34,7 @@ class Work:
             raise
 
 
-async def test_what_is_in_time_comes_through() -> None:
+async def test_work_in_time_returns_its_result() -> None:
     async def work() -> str:
         await asyncio.sleep(0)
         return "done"
@@ -42,7 +42,7 @@ async def test_what_is_in_time_comes_through() -> None:
     assert await Deadline(5).wait(work(), Late) == "done"
 
 
-async def test_what_is_late_is_cancelled() -> None:
+async def test_late_work_is_cancelled() -> None:
     work = Work()
     with pytest.raises(Late):
         await Deadline(0.01).wait(work(), Late)
@@ -54,7 +54,7 @@ async def test_a_limit_that_has_passed() -> None:
         await Deadline(-1).wait(asyncio.sleep(5), Late)
 
 
-async def test_errors_come_through() -> None:
+async def test_errors_of_the_work_are_raised() -> None:
     async def work() -> None:
         await asyncio.sleep(0)
         raise LookupError("mine")
@@ -63,7 +63,7 @@ async def test_errors_come_through() -> None:
         await Deadline(5).wait(work(), Late)
 
 
-async def test_a_timeout_of_the_work_is_its_own() -> None:
+async def test_a_timeout_error_of_the_work_is_passed_on() -> None:
     async def work() -> None:
         await asyncio.sleep(0)
         raise asyncio.TimeoutError("mine")
@@ -81,7 +81,7 @@ async def test_one_deadline_spans_several_waits() -> None:
     assert deadline.left_s <= 0
 
 
-async def test_the_caller_may_leave() -> None:
+async def test_cancelling_the_caller_cancels_the_work() -> None:
     work = Work()
     waiting = asyncio.ensure_future(Deadline(5).wait(work(), Late))
     await asyncio.sleep(0.01)

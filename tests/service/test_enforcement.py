@@ -122,7 +122,7 @@ async def test_a_result_names_what_is_only_checked() -> None:
     ],
     ids=["schema", "choice", "ebnf", "regex", "none"],
 )
-async def test_what_is_enforced_has_no_list(
+async def test_an_enforced_result_lists_no_keywords(
     grammar: dict[str, Any], enforcement: pb.Enforcement.ValueType
 ) -> None:
     """Annotations are in no result; without a grammar there is no class. Strict takes all of these."""
@@ -225,7 +225,7 @@ async def test_the_seeds_of_attempts_follow_from_the_first() -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 1, 5])
-async def test_attempts_end(retries: int) -> None:
+async def test_the_number_of_attempts_is_limited(retries: int) -> None:
     script = Script(BAD)
     async with running(FakeEngine(script), output_retries=retries) as started:
         error = await failure(started.stub.RunTask(checked_request(), timeout=10))
@@ -247,7 +247,7 @@ async def test_attempts_end(retries: int) -> None:
     ],
     ids=["greedy", "greedy by default", "enforced", "choice", "no grammar"],
 )
-async def test_no_second_attempt_where_it_could_not_do_better(
+async def test_no_second_attempt_if_the_answer_would_be_the_same(
     request_: pb.RunTaskRequest, answer: str
 ) -> None:
     script = Script(answer)
@@ -257,7 +257,7 @@ async def test_no_second_attempt_where_it_could_not_do_better(
     assert len(script.requests) == 1
 
 
-async def test_a_cut_answer_is_not_tried_again() -> None:
+async def test_a_truncated_answer_is_not_generated_again() -> None:
     script = Script(GOOD)
     async with running(FakeEngine(script)) as started:
         error = await failure(started.stub.RunTask(checked_request(max_tokens=1), timeout=10))
@@ -265,7 +265,7 @@ async def test_a_cut_answer_is_not_tried_again() -> None:
     assert len(script.requests) == 1
 
 
-async def test_a_cut_second_attempt_is_told_as_such() -> None:
+async def test_a_truncated_second_attempt_is_reported_as_truncated() -> None:
     script = Script('{"tags": [1]}', GOOD + " " * 200)
     async with running(FakeEngine(script)) as started:
         error = await failure(started.stub.RunTask(checked_request(max_tokens=PIECES), timeout=10))
@@ -408,7 +408,7 @@ async def test_an_unusable_grammar_is_the_error_of_run_task(case: Unusable) -> N
     assert told.message == f"{field}: {text}"
 
 
-async def test_a_question_without_a_grammar_and_a_kind_that_the_engine_lacks() -> None:
+async def test_validation_without_a_grammar_or_of_an_unsupported_kind_is_refused() -> None:
     async with running(FakeEngine(grammar_kinds=[GrammarKind.REGEX])) as started:
         empty = await failure(started.stub.ValidateSchema(question(), timeout=5))
         other = await failure(started.stub.ValidateSchema(question(ebnf='root ::= "a"'), timeout=5))
@@ -416,7 +416,7 @@ async def test_a_question_without_a_grammar_and_a_kind_that_the_engine_lacks() -
     assert (other.reason, list(other.fields)) == ("GRAMMAR_KIND_UNSUPPORTED", ["grammar.ebnf"])
 
 
-async def test_a_question_needs_no_place_in_the_queue_of_inference() -> None:
+async def test_validation_needs_no_inference_slot() -> None:
     engine = FakeEngine()
     async with running(engine, max_concurrent=1, max_queue=0) as started:
         engine.hang_after = 0
@@ -443,7 +443,7 @@ class Slow(FakeEngine):
             self.compiling -= 1
 
 
-async def test_questions_are_bounded_and_end_in_time() -> None:
+async def test_concurrent_validations_are_limited_and_time_out() -> None:
     engine = Slow()
     async with running(engine, max_queue=2, compile_timeout_s=0.2) as started:
         ask = [question(regex=f"a{{{index + 1}}}") for index in range(MAX_VALIDATIONS + 4)]
@@ -455,7 +455,7 @@ async def test_questions_are_bounded_and_end_in_time() -> None:
     assert errors.count("GRAMMAR_COMPILE_TIMEOUT") == MAX_VALIDATIONS + 2
 
 
-async def test_a_question_that_is_withdrawn_stops_the_compiler() -> None:
+async def test_a_cancelled_validation_stops_its_compilation() -> None:
     engine = Slow()
     async with running(engine) as started:
         call = started.stub.ValidateSchema(question(regex="a+"), timeout=20)
@@ -498,7 +498,7 @@ async def test_an_analysis_ends_with_the_deadline_and_with_the_call(method: str)
         assert [admission.active for admission in counts] == [0, 0, 0]
 
 
-async def test_grammars_that_take_long_hold_no_place_that_others_could_use() -> None:
+async def test_slow_grammars_occupy_no_inference_slot() -> None:
     endless = Endless()
     async with running(analyser=endless, max_concurrent=1, max_queue=2) as started:
         inference = started.server.servicer.inference
@@ -515,7 +515,7 @@ async def test_grammars_that_take_long_hold_no_place_that_others_could_use() -> 
         await until(lambda: endless.waiting == inference.analyses.active == 0)
 
 
-async def test_the_analyser_of_the_server_is_asked() -> None:
+async def test_validation_uses_the_analyser_of_the_server() -> None:
     """With the limits of the operator, once for each call; the engine gets what it gives."""
     asked: list[tuple[str, int]] = []
     ready = Grammar(GrammarKind.REGEX, "a+", ebnf='root ::= "a"+')
@@ -565,7 +565,7 @@ async def test_strict_refuses_misspelt_keywords(method: str) -> None:
     )
 
 
-async def test_misspelt_keywords_are_told_before_and_with_an_answer() -> None:
+async def test_misspelt_keywords_are_reported_by_validation_and_answers() -> None:
     expected = [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]
     async with running(FakeEngine("{}")) as started:
         asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=MISSPELT))
@@ -585,7 +585,7 @@ async def test_a_schema_that_constrains_nothing_says_so(schema: str) -> None:
     assert warned(told) == warned(answer.result) == expected
 
 
-async def test_a_registered_task_tells_its_warnings(tmp_path: Path) -> None:
+async def test_a_registered_task_reports_its_warnings(tmp_path: Path) -> None:
     task = {"name": "odd", "description": "d", "user": "u", "json_schema": json.loads(MISSPELT)}
     (tmp_path / "odd.json").write_text(json.dumps(task))
     async with running(tasks_dir=tmp_path) as started:

@@ -70,7 +70,7 @@ async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
         (misbehaving.EAT, "GRAMMAR_TOO_COSTLY"),
     ],
 )
-async def test_a_bad_compilation_costs_one_request(source: str, reason: str) -> None:
+async def test_a_bad_grammar_fails_only_its_own_request(source: str, reason: str) -> None:
     async with serving() as (started, pool):
         await started.stub.RunTask(run_request(inline(json_schema="{}")))
         quiet = await latencies(started, asyncio.ensure_future(asyncio.sleep(1)))
@@ -261,7 +261,7 @@ async def more(port: int | None, before: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.mark.slow
-async def test_metrics_tell_what_was_shared_kept_and_thrown_away() -> None:
+async def test_metrics_count_cache_hits_misses_and_evictions() -> None:
     async with serving(cache_bytes=6000, admin_port=0) as (started, pool):
         port = started.server.admin_port
 

@@ -47,7 +47,7 @@ def phase(started: Running) -> Phase:
     return started.server.lifecycle.phase
 
 
-async def test_an_engine_that_works_again_is_used_again() -> None:
+async def test_a_recovered_engine_serves_again() -> None:
     engine = Failing()
     async with running(engine, health_interval_s=0.02) as started:
         engine.broken = True
@@ -60,7 +60,7 @@ async def test_an_engine_that_works_again_is_used_again() -> None:
 
 
 @pytest.mark.slow  # loads the bundled model
-async def test_the_reference_engine_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_recovered_reference_engine_serves_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three steps fail, which counts as dead; the fourth works."""
     from service.engines.reference import ReferenceEngine
     from service.engines.reference.scheduler import Scheduler
@@ -112,7 +112,7 @@ async def test_no_probe_while_a_call_is_in_the_engine() -> None:
         assert engine.probes == 1
 
 
-async def test_an_engine_whose_probe_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_engine_whose_probe_hangs_stays_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "PROBE_LIMIT_S", 0.05)
     engine = Failing()
     async with running(engine, health_interval_s=0.02) as started:
@@ -136,7 +136,7 @@ async def served(engine: FakeEngine, **settings: Any) -> tuple[VisionServer, asy
     return await ready, task
 
 
-async def test_serve_ends_where_the_engine_does_not_come_back() -> None:
+async def test_serve_ends_if_the_engine_does_not_recover() -> None:
     engine = FakeEngine()
     _, task = await served(engine, health_interval_s=0.02, unhealthy_exit_s=0.2)
     engine.healthy = False
@@ -144,7 +144,7 @@ async def test_serve_ends_where_the_engine_does_not_come_back() -> None:
         await asyncio.wait_for(task, 10)
 
 
-async def test_calls_that_hang_do_not_hold_up_that_end() -> None:
+async def test_hanging_calls_do_not_delay_the_end_of_serve() -> None:
     engine = FakeEngine()
     server, task = await served(
         engine, health_interval_s=0.02, unhealthy_exit_s=0.2, drain_grace_s=600
@@ -193,7 +193,7 @@ sys.exit(serve_command(["--engine", "fake", "--port", "0", *limits]))
 
 
 @pytest.mark.slow  # a server of its own
-def test_the_process_of_an_engine_that_does_not_come_back_ends_with_a_code() -> None:
+def test_the_process_exits_with_a_code_if_the_engine_does_not_recover() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BROKEN], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -222,7 +222,7 @@ asyncio.run(server.serve(Settings(port=0), Hanging(), load_registry(None), on_re
 
 
 @pytest.mark.slow
-def test_threads_of_an_engine_that_never_end_do_not_keep_the_process() -> None:
+def test_endless_engine_threads_do_not_keep_the_process_alive() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HANGING], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:

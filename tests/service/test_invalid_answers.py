@@ -72,7 +72,7 @@ EXPLODING = json.dumps({"$ref": "#/$defs/a0", "$defs": {**POWERS, "a40": {}}})
 
 
 @pytest.mark.parametrize("name", WRONG)
-async def test_a_wrong_answer_is_never_given_out(name: str) -> None:
+async def test_an_invalid_answer_is_never_returned(name: str) -> None:
     grammar, text, pointer, keyword = WRONG[name]
     request = run_request(inline(**grammar), max_tokens=100_000)
     stream = pb.StreamTaskRequest.FromString(request.SerializeToString())
@@ -90,7 +90,7 @@ async def test_a_wrong_answer_is_never_given_out(name: str) -> None:
 
 
 @pytest.mark.slow
-async def test_validation_without_end_is_ended_and_costs_the_others_nothing() -> None:
+async def test_endless_validation_is_stopped_and_does_not_affect_others() -> None:
     async with running(FakeEngine("1")) as started:
         exploding = started.stub.RunTask(run_request(inline(json_schema=EXPLODING)), timeout=60)
         waiting = asyncio.ensure_future(failure(exploding))
@@ -123,7 +123,7 @@ async def test_validation_without_end_is_ended_and_costs_the_others_nothing() ->
         ({"enum": [0.1, 1.0]}, "0.10"),
     ],
 )
-async def test_what_is_odd_but_right_is_given_out(schema: Any, text: str) -> None:
+async def test_unusual_valid_answers_are_returned(schema: Any, text: str) -> None:
     """As the model wrote it, to the byte."""
     request = run_request(inline(json_schema=json.dumps(schema)), max_tokens=1000)
     async with running(FakeEngine(text)) as started:

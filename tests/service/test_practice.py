@@ -92,7 +92,7 @@ async def given_out(text: str, value: Any) -> bool:
     [case[1:] for case in SERVED],
     ids=[case[0] for case in SERVED],
 )
-async def test_served(
+async def test_schemas_from_practice_are_served(
     schema: Any, fits: list[Any], fits_not: list[Any], warnings: list[tuple[str, int]]
 ) -> None:
     text = json.dumps(schema)

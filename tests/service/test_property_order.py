@@ -99,7 +99,7 @@ async def test_validation_tells_where_any_order_ends(default: str) -> None:
 
 
 @pytest.mark.slow
-async def test_the_analysis_of_one_order_is_not_kept_for_the_other() -> None:
+async def test_each_property_order_has_its_own_cached_analysis() -> None:
     engine = Listening()
     pool = GrammarPool(1, 20)
     await pool.start()
@@ -111,7 +111,7 @@ async def test_the_analysis_of_one_order_is_not_kept_for_the_other() -> None:
     assert engine.orders == [PropertyOrder.DECLARED, PropertyOrder.ANY] * 2
 
 
-async def test_an_order_that_cannot_be_is_an_error() -> None:
+async def test_an_invalid_property_order_is_an_error() -> None:
     async with running() as started:
         unknown: Any = 7
         error = await failure(started.stub.RunTask(asking(unknown), timeout=5))
@@ -125,7 +125,7 @@ async def test_an_order_that_cannot_be_is_an_error() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wish", [b'{"vendor": 3, "total": 1}', b'{"total": 1, "total": 2}'])
-async def test_a_name_behind_its_place_is_not_garbled(
+async def test_a_property_out_of_order_does_not_get_a_garbled_name(
     wish: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that wants a declared name where it cannot be gets another name, not ``totalX``."""

@@ -156,7 +156,7 @@ async def test_watchers_of_a_service_that_is_not_there_wait_for_it() -> None:
         watch.cancel()
 
 
-async def test_every_watcher_hears_every_change_and_may_leave_at_any_time() -> None:
+async def test_every_watcher_gets_every_change_and_may_disconnect() -> None:
     engine = FakeEngine()
     async with running(engine, health_interval_s=0.02) as started:
         stub = health_pb2_grpc.HealthStub(started.channel)
@@ -204,7 +204,7 @@ async def test_calls_in_flight_finish_and_new_ones_are_refused() -> None:
         await stopping
 
 
-async def test_what_is_left_after_the_grace_is_cut_with_a_reason() -> None:
+async def test_calls_after_the_grace_period_are_cancelled_with_a_reason() -> None:
     engine = FakeEngine()
     async with running(engine) as started:
         engine.hang_after = 1
@@ -249,7 +249,7 @@ async def test_a_signal_lets_calls_finish(number: signal.Signals) -> None:
 
 
 @pytest.mark.slow  # a process of its own that drains
-async def test_a_second_signal_cuts_the_grace() -> None:
+async def test_a_second_signal_ends_the_grace_period() -> None:
     with separate(grace_s=60, delay_s=0.5, pieces=100) as (server, address):
         async with client(address) as stub:
             call = asyncio.ensure_future(failure(stub.RunTask(run_request(), timeout=60)))

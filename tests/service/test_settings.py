@@ -45,7 +45,7 @@ def from_flags(*flags: str) -> Settings:
 # Where they come from
 
 
-def test_the_defaults_hold_together() -> None:
+def test_the_defaults_are_valid_together() -> None:
     settings = load_settings()
     assert settings.loopback
     assert not settings.tls
@@ -265,7 +265,7 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert [line.partition(":")[0] for line in lines] == ["port", "engine", "max_batch"]
 
 
-def test_a_setting_that_is_none() -> None:
+def test_an_unknown_setting_is_refused() -> None:
     assert refused(max_batchs=3).startswith("max_batchs: ")
 
 
@@ -295,7 +295,7 @@ LMDEPLOY = {"engine": "lmdeploy", "model": "some/checkpoint"}
         ({"threads": 2}, "threads: is a setting of engine=reference"),
     ],
 )
-def test_what_lmdeploy_does_not_do(changes: dict[str, Any], says: str) -> None:
+def test_unsupported_settings_of_lmdeploy_are_refused(changes: dict[str, Any], says: str) -> None:
     load_settings(**LMDEPLOY)
     assert refused(**{**LMDEPLOY, **changes}).startswith(says)
 
@@ -381,7 +381,7 @@ def test_auto_takes_turbomind_where_it_has_deepstack_or_needs_none(
         ({"tls_client_ca"}, "tls_client_ca: needs tls_cert and tls_key"),
     ],
 )
-def test_halves_of_tls(file: Path, given: set[str], says: str) -> None:
+def test_tls_cert_and_key_need_each_other(file: Path, given: set[str], says: str) -> None:
     assert refused(**dict.fromkeys(given, file)).startswith(says)
 
 

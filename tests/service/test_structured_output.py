@@ -60,7 +60,7 @@ NUMBERS = closed(a={"type": "integer", "minimum": 0, "maximum": 99},
                  b={"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3})  # fmt: skip
 
 
-async def test_a_model_that_wants_blanks_gets_those_of_json_dumps(model: Bent) -> None:
+async def test_whitespace_in_answers_is_that_of_json_dumps(model: Bent) -> None:
     model.likes = [i for i, piece in enumerate(model.table) if blank(piece)]
     result = await model.run(NUMBERS)
     assert model.wanted > model.got
@@ -69,7 +69,7 @@ async def test_a_model_that_wants_blanks_gets_those_of_json_dumps(model: Bent) -
 
 
 @pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "array"}])
-async def test_endless_blanks_are_cut_and_never_an_answer(model: Bent, schema: Any) -> None:
+async def test_endless_whitespace_is_truncated_and_never_an_answer(model: Bent, schema: Any) -> None:
     model.likes = [i for i, piece in enumerate(model.table) if blank(piece)]
     model.script = {"string": b'" ', "array": b'["'}.get(schema.get("type"), b'{"')
     error = await model.failure(schema, max_tokens=400)
@@ -120,7 +120,7 @@ async def test_generation_ends_when_the_grammar_ends(model: Bent) -> None:
         assert (await model.run(grammar)).finish_reason == pb.FINISH_REASON_STOP
 
 
-async def test_a_model_that_wants_to_end_too_early_has_to_go_on(model: Bent) -> None:
+async def test_the_grammar_forbids_an_early_end(model: Bent) -> None:
     model.likes = sorted(model.special)
     result = await model.run(NUMBERS)
     jsonschema.validate(json.loads(result.json), NUMBERS)
@@ -258,7 +258,7 @@ STRINGS = [
 
 
 @pytest.mark.parametrize("value", STRINGS)
-async def test_strings_come_back_as_they_were_asked_for(model: Bent, value: str) -> None:
+async def test_requested_strings_are_returned_unchanged(model: Bent, value: str) -> None:
     for schema in (
         {"const": value},
         {"enum": [value, [value], {value: value}]},
@@ -278,7 +278,7 @@ async def test_free_strings_hold_every_character(model: Bent, value: str) -> Non
 @pytest.mark.parametrize(
     "text", ['"\\ud83d', '"\\udc00 ', '"\\ud83d\\ud83d', '"\\u0', '"\\x', '"\n', '"\xff']
 )
-async def test_what_is_no_string_is_never_an_answer(model: Bent, text: str) -> None:
+async def test_invalid_strings_are_never_answers(model: Bent, text: str) -> None:
     """Halves of surrogate pairs, escapes that do not exist, control characters."""
     model.script = text.encode("latin-1") + b'"'
     result = await model.stub.RunTask(
@@ -304,7 +304,7 @@ async def test_whole_numbers_beyond_doubles(model: Bent, number: int) -> None:
 @pytest.mark.parametrize(
     "text", ["NaN", "-Infinity", "1e999", "01", "+1", ".5", "1.", "0x1", "1_0"]
 )
-async def test_what_is_no_number_is_never_an_answer(model: Bent, text: str) -> None:
+async def test_invalid_numbers_are_never_answers(model: Bent, text: str) -> None:
     model.script = text.encode()
     answer = await model.outcome({"type": "number"})
     if answer is not None:
@@ -315,7 +315,7 @@ async def test_what_is_no_number_is_never_an_answer(model: Bent, text: str) -> N
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": 1, "\\u0061": 2}', '{"b": 1, "b": 1}'])
 @pytest.mark.parametrize("schema", [{"type": "object"}, {}, {"properties": {"a": {"type": "integer"}}},
                                     {"type": "array", "items": {}}])  # fmt: skip
-async def test_a_name_twice_is_never_an_answer(model: Bent, schema: Any, text: str) -> None:
+async def test_duplicate_names_are_never_in_an_answer(model: Bent, schema: Any, text: str) -> None:
     model.script = (f"[{text}]" if schema.get("type") == "array" else text).encode()
     answer = await model.outcome(schema)
     if answer is not None:
@@ -327,7 +327,7 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-async def test_nested_alternatives_cost_one_caller_nothing_but_time(model: Bent) -> None:
+async def test_nested_alternatives_only_delay_their_own_caller(model: Bent) -> None:
     """Calls with ordinary schemas are answered while hostile ones are looked at."""
     hostile: Any = {"type": "string"}
     for level in range(20):
@@ -350,7 +350,7 @@ async def test_nested_alternatives_cost_one_caller_nothing_but_time(model: Bent)
             assert isinstance(outcome, pb.TaskResult)
 
 
-async def test_a_count_of_billions_ends_and_leaves_the_others_their_time(
+async def test_a_count_of_billions_fails_without_delaying_others(
     model: Bent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The longer such an answer, the longer each of its steps takes, for all who decode with it."""

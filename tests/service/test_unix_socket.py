@@ -55,7 +55,7 @@ async def test_the_file_of_a_server_that_was_killed_is_replaced(tmp_path: Path) 
         assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=5)).result.text
 
 
-async def test_the_socket_of_another_server_is_left_alone(tmp_path: Path) -> None:
+async def test_the_socket_of_a_running_server_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     async with listening(path):
         with pytest.raises(SettingsError, match="another process listens"):

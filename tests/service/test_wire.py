@@ -164,7 +164,7 @@ async def test_metadata_that_is_not_text(name: bytes) -> None:
         assert (await exchange(started, RUN_TASK, (name, b"\xff\xfe"))).startswith(b"\x010")
 
 
-def test_the_guard_says_when_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guard_logs_an_unknown_grpcio(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other:
         pass
 

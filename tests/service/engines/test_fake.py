@@ -66,7 +66,7 @@ def test_an_endless_schema_has_an_end() -> None:
     assert json.loads(text)["next"]["next"]
 
 
-def test_other_grammars() -> None:
+def test_regex_ebnf_and_choice_answers() -> None:
     choice = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
     assert scripted(choice) == "yes"
     check_answer(choice, scripted(choice))
@@ -94,12 +94,12 @@ async def test_the_analysis_is_usable() -> None:
     assert IMAGE_ANALYSIS.usable(IMAGE_ANALYSIS.parse(answer))
 
 
-async def test_an_answer_may_follow_the_request() -> None:
+async def test_an_answer_can_be_a_function_of_the_request() -> None:
     engine = await started(lambda request: request.user.upper())
     assert (await chunks(engine))[0].text == "HELLO"
 
 
-async def test_a_cut_answer_says_so() -> None:
+async def test_a_truncated_answer_has_the_finish_reason_length() -> None:
     engine = await started("one two three")
     *pieces, last = await chunks(engine, sampling=Sampling(max_tokens=2))
     assert [piece.text for piece in pieces] == ["one", " two"]

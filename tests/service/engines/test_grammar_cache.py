@@ -62,7 +62,7 @@ def one(number: int) -> Grammar:
     return analysed(GrammarKind.CHOICE, [str(number)])
 
 
-async def test_equal_grammars_in_other_spellings_share_one(
+async def test_grammars_with_equal_ebnf_share_one_entry(
     cache: GrammarCache[Compiled], compiler: Compiler
 ) -> None:
     hits, misses = count("hits"), count("misses")
@@ -74,7 +74,7 @@ async def test_equal_grammars_in_other_spellings_share_one(
     assert (count("hits"), count("misses")) == (hits + 1, misses + 1)
 
 
-async def test_json_and_other_text_of_one_grammar_are_two(
+async def test_the_same_ebnf_for_json_and_text_has_two_entries(
     cache: GrammarCache[Compiled], compiler: Compiler
 ) -> None:
     """Masks of JSON have no control characters."""
@@ -85,7 +85,7 @@ async def test_json_and_other_text_of_one_grammar_are_two(
     assert len(compiler.seen) == 3
 
 
-async def test_callers_at_the_same_time_share_one(
+async def test_concurrent_callers_share_one_compilation(
     cache: GrammarCache[Compiled], compiler: Compiler
 ) -> None:
     compiler.let.clear()
@@ -97,7 +97,7 @@ async def test_callers_at_the_same_time_share_one(
     assert len(compiler.seen) == 1
 
 
-async def test_the_oldest_leaves_and_a_refusal_is_not_kept(
+async def test_the_least_recently_used_is_evicted_and_errors_are_not_cached(
     cache: GrammarCache[Compiled], compiler: Compiler
 ) -> None:
     evictions = count("evictions")
@@ -131,7 +131,7 @@ async def test_the_cache_may_be_filled_to_its_limit(
     assert count("hits") == hits + kept
 
 
-async def test_too_many_that_wait_are_refused(
+async def test_too_many_waiting_grammars_are_refused(
     cache: GrammarCache[Compiled], compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammar_module, "MAX_RUNNING", 2)
@@ -146,7 +146,7 @@ async def test_too_many_that_wait_are_refused(
     await cache.get(one(2))
 
 
-async def test_what_was_not_analysed_and_a_cache_that_is_closed(
+async def test_unanalysed_grammars_and_a_closed_cache_are_errors(
     cache: GrammarCache[Compiled], compiler: Compiler
 ) -> None:
     with pytest.raises(InternalError, match="not analysed"):

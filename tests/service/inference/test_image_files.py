@@ -137,7 +137,7 @@ def swapped_profile() -> bytes:
     ids=["zTXt", "iTXt", "tEXt", "iCCP noise", "iCCP bomb", "iCCP broken", "text checksum", "gAMA checksum",
          "eXIf checksum", "tRNS checksum", "checksum behind", "no keyword", "many", "pHYs", "trailer"],
 )  # fmt: skip
-def test_metadata_of_a_png_never_hides_its_pixels(data: bytes) -> None:
+def test_metadata_never_makes_a_png_unreadable(data: bytes) -> None:
     assert np.array_equal(decode(data), STORED)
 
 
@@ -167,7 +167,7 @@ def test_a_wrong_checksum_of_pixels_or_palette_still_counts() -> None:
     ids=["iTXt", "compressed iTXt", "raw exif", "raw APP1", "raw exif in tEXt",
          "XMP in tEXt", "eXIf behind", "WebP EXIF", "WebP XMP"],
 )  # fmt: skip
-def test_orientation_wherever_it_stands(stored: Callable[[int], bytes], orientation: int) -> None:
+def test_orientation_is_read_from_every_place(stored: Callable[[int], bytes], orientation: int) -> None:
     with Image.open(io.BytesIO(png(png_chunk(b"eXIf", tiff(orientation))))) as reference:
         upright = np.asarray(ImageOps.exif_transpose(reference))
     data = stored(orientation)
@@ -326,7 +326,7 @@ def test_a_comment_does_not_hide_scans(no_decoder: None) -> None:
 
 
 @pytest.mark.parametrize("name", ["jpeg", "progressive"])
-def test_what_stands_behind_the_end_of_a_jpeg_does_not_count(name: str) -> None:
+def test_data_after_the_end_of_a_jpeg_is_ignored(name: str) -> None:
     """Phones append a second image or a video; its markers are not those of the first."""
     data = VALID[name]
     assert np.array_equal(decode(data + b"\xff\xda\0\0" * 500), decode(data))
@@ -350,7 +350,7 @@ def test_a_damaged_file_with_a_trailer_is_not_called_truncated(name: str) -> Non
     assert refused(bytes(data) + b"\0" * 5000).reason == "IMAGE_INVALID"
 
 
-def test_an_end_inside_of_metadata_is_no_end() -> None:
+def test_an_end_marker_inside_metadata_is_ignored() -> None:
     thumbnail = segment(0xE1, b"thumbnail" + VALID["jpeg"])
     data = jpeg(thumbnail)
     assert refused(data[: data.rindex(b"\xff\xda") + 40]).reason == "IMAGE_TRUNCATED"
@@ -485,7 +485,7 @@ def test_a_jpeg_above_the_limit_is_accepted_where_it_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading")])
-def test_too_little_memory_is_not_the_fault_of_the_image(
+def test_too_little_memory_is_not_an_image_error(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(self: object) -> None:
@@ -522,7 +522,7 @@ def test_the_estimate_is_never_below_the_memory_that_decoding_takes(name: str) -
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the folder of cases is not there")
-def test_cases_from_practice() -> None:
+def test_image_files_from_practice() -> None:
     base = decode((CASES / "base.png").read_bytes())
     for name in ("text_zTXt", "badcrc_text", "bigicc", "rawexif6"):
         assert np.array_equal(decode((CASES / f"{name}.png").read_bytes()), base), name
@@ -549,7 +549,7 @@ def test_photographs_are_bit_identical_to_pillow() -> None:
             assert np.array_equal(decode(path.read_bytes()), np.asarray(reference.convert("RGB")))
 
 
-def test_errors_hold_no_frames() -> None:
+def test_errors_keep_no_frames_in_memory() -> None:
     """What Pillow raises holds its frames, and they hold images."""
     for data in (VALID["png"][:-60], VALID["jpeg"][:-100]):
         with pytest.raises(ImageError) as caught:

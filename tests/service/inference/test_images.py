@@ -86,7 +86,7 @@ def test_other_formats_are_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"hello", b"<svg/>", b"\x89PN", b"\xff\xd8", b"RIFF", b"/etc/x"])
-def test_what_is_no_image_is_refused(data: bytes) -> None:
+def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
     assert refused(data).reason == "IMAGE_FORMAT_UNSUPPORTED"
 
 
@@ -157,7 +157,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(
     assert "scans" in error.message
 
 
-def test_global_limits_and_warnings_of_the_library_do_not_matter(
+def test_pillows_global_limits_and_warnings_have_no_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -168,7 +168,7 @@ def test_global_limits_and_warnings_of_the_library_do_not_matter(
 
 @pytest.mark.parametrize("name", VALID)
 @pytest.mark.parametrize("lenient", [False, True])
-def test_every_prefix_is_refused_or_complete(
+def test_every_truncated_file_is_refused(
     name: str, lenient: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """LMDeploy switches Pillow's leniency on for the whole process."""
@@ -184,7 +184,7 @@ def test_every_prefix_is_refused_or_complete(
     assert reasons == {"IMAGE_TRUNCATED"}
 
 
-def test_a_damaged_file_is_refused_in_our_words() -> None:
+def test_a_damaged_file_is_refused_without_the_decoders_message() -> None:
     data = bytearray(VALID["png"])
     data[data.index(b"IDAT") + 8] ^= 0xFF
     error = refused(bytes(data))
@@ -214,12 +214,12 @@ def test_orientation(kind: str, orientation: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # the library warns, and goes on
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""])
-def test_damaged_exif_leaves_the_image_as_it_lies(exif: bytes) -> None:
+def test_damaged_exif_is_ignored(exif: bytes) -> None:
     data = encoded(gradient(), "JPEG", exif=exif)
     assert np.array_equal(decode(data), decode(VALID["jpeg"]))
 
 
-def test_transparent_parts_lie_on_white() -> None:
+def test_transparent_parts_become_white() -> None:
     image = Image.new("RGBA", (2, 1))
     image.putpixel((0, 0), (10, 20, 30, 0))
     image.putpixel((1, 0), (0, 0, 0, 51))
@@ -271,7 +271,7 @@ def test_cmyk_is_not_a_negative() -> None:
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "PNG"])
-def test_of_an_animation_the_first_frame(kind: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
@@ -337,7 +337,7 @@ async def test_the_first_bad_image_is_named() -> None:
     assert caught.value.violations[0].field == "images[1].data"
 
 
-async def test_an_error_that_is_kept_keeps_no_pixels() -> None:
+async def test_an_error_keeps_no_pixels_in_memory() -> None:
     alive: list[weakref.ref[np.ndarray]] = []
 
     def fails(index: int, image: Any, pixels: np.ndarray) -> None:
@@ -358,7 +358,7 @@ async def test_an_error_that_is_kept_keeps_no_pixels() -> None:
         gc.enable()
 
 
-async def test_cancellation_drops_what_has_not_begun() -> None:
+async def test_cancellation_drops_images_that_are_not_being_decoded() -> None:
     loop, gate, first, begun = asyncio.get_running_loop(), threading.Event(), asyncio.Event(), []
 
     def hold(index: int, image: Any, pixels: np.ndarray) -> None:

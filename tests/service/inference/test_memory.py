@@ -77,7 +77,7 @@ async def test_more_than_the_budget_is_held_alone() -> None:
     await other
 
 
-async def test_what_waits_is_bounded_by_amount_and_time() -> None:
+async def test_waiting_amounts_are_limited_by_bytes_and_deadline() -> None:
     budget = MemoryBudget(80, max_waiting=50)
     async with budget.hold(60):
         waiting, _ = await holder(budget, 40)
@@ -95,7 +95,7 @@ async def test_what_waits_is_bounded_by_amount_and_time() -> None:
     assert budget.held == 0
 
 
-async def test_nothing_is_lost_whatever_happens() -> None:
+async def test_the_budget_is_fully_released_in_the_end() -> None:
     rng = random.Random(3)
     budget = MemoryBudget(100)
 

@@ -83,7 +83,7 @@ async def test_an_answer() -> None:
     assert engine.log == ["prepare", "generate", "closed"]
 
 
-async def test_the_engine_gets_what_the_task_says() -> None:
+async def test_the_engine_gets_the_prompt_and_grammar_of_the_task() -> None:
     engine = ScriptedEngine(["x"])
     what = replace(PLAIN, system="Be brief.")
     await go(engine, what, images=2, sampling=Sampling(max_tokens=5))
@@ -221,12 +221,12 @@ async def test_a_blank_answer_is_an_error(pieces: list[str]) -> None:
         (Grammar(GrammarKind.EBNF, 'root ::= "\\n"'), "\n"),
     ],
 )
-async def test_a_blank_answer_that_the_grammar_allows_is_one(grammar: Grammar, text: str) -> None:
+async def test_a_blank_answer_that_the_grammar_allows_is_valid(grammar: Grammar, text: str) -> None:
     result = await go(ScriptedEngine([text]), replace(INTEGER, grammar=grammar))
     assert (result.text, result.json) == (text, None)
 
 
-async def test_a_blank_answer_is_no_json() -> None:
+async def test_a_blank_answer_is_not_json() -> None:
     error = await refused(OutputInvalid, ScriptedEngine([" "]), INTEGER)
     assert error.metadata["keyword"] == "json"
 
@@ -260,7 +260,7 @@ class Improving(ScriptedEngine):
             self.pieces = every
 
 
-async def test_tokens_and_time_of_all_attempts_are_told() -> None:
+async def test_usage_and_timings_include_all_attempts() -> None:
     engine = Improving(["1", "2", "3"])
     what = replace(INTEGER, report=CHECKED)
     result = await go(engine, what, sampling=RANDOM, retries=2)
@@ -275,7 +275,7 @@ async def test_tokens_and_time_of_all_attempts_are_told() -> None:
     assert [r.sampling.seed for r in engine.requests] == [seed_of(RANDOM.seed, i) for i in range(3)]
 
 
-async def test_seeds_of_attempts_are_seeds() -> None:
+async def test_seeds_of_further_attempts_are_uint64() -> None:
     found = [seed_of(2**64 - 1, attempt) for attempt in range(6)]
     assert found[0] == 2**64 - 1
     assert len(set(found)) == 6
@@ -289,7 +289,7 @@ async def test_seeds_of_attempts_are_seeds() -> None:
     [(CHECKED, 0.0), (GrammarReport(Enforcement.ENFORCED), 1.0), (None, 1.0)],
     ids=["greedy", "enforced", "no report"],
 )
-async def test_one_attempt_where_another_cannot_do_better(
+async def test_no_further_attempt_if_the_answer_would_be_the_same(
     report: GrammarReport | None, temperature: float
 ) -> None:
     engine = Improving(["2", "3"])
@@ -316,14 +316,14 @@ async def test_where_the_engine_enforces_no_grammar_an_enforced_schema_is_tried_
     assert masked.report == what.report
 
 
-async def test_an_answer_that_says_nothing_is_not_tried_again() -> None:
+async def test_an_empty_analysis_is_not_generated_again() -> None:
     what = replace(INTEGER, report=CHECKED, usable=lambda value: False)
     engine = Improving(["3", "4"])
     await refused(NoUsableFields, engine, what, sampling=RANDOM, retries=5)
     assert len(engine.requests) == 1
 
 
-async def test_a_parser_of_its_own_does_not_escape_validation() -> None:
+async def test_answers_of_tasks_with_a_parser_are_validated() -> None:
     what = replace(INTEGER, parse=lambda text: "whatever")
     await refused(OutputInvalid, ScriptedEngine(["2"]), what)
     assert (await go(ScriptedEngine(["3"]), what)).value == "whatever"
@@ -337,7 +337,7 @@ async def test_a_parser_of_its_own_does_not_escape_validation() -> None:
         (GrammarKind.CHOICE, '["yes", "no"]', "yes", "yes "),
     ],
 )
-async def test_other_grammars_are_checked(
+async def test_regex_and_choice_answers_are_validated(
     kind: GrammarKind, source: str, good: str, bad: str
 ) -> None:
     result = await go(ScriptedEngine([good]), task(kind, source))
@@ -371,7 +371,7 @@ async def test_the_timeout_covers_preparing_and_generating(slow: dict[str, float
     assert engine.log.count("generate") == engine.log.count("closed")
 
 
-async def test_a_timeout_within_the_engine_is_not_ours() -> None:
+async def test_a_timeout_error_of_the_engine_is_not_an_inference_timeout() -> None:
     engine = ScriptedEngine(["1"], error=asyncio.TimeoutError())
     with pytest.raises(asyncio.TimeoutError):
         await go(engine, INTEGER)
@@ -406,7 +406,7 @@ async def test_a_stream_gives_pieces_then_the_result() -> None:
     assert engine.log == ["prepare", "generate", "closed"]
 
 
-async def test_a_stream_ends_in_the_same_errors() -> None:
+async def test_a_stream_has_the_same_errors() -> None:
     for engine, error in (
         (ScriptedEngine(["2"]), OutputInvalid),
         (ScriptedEngine(["4"], finish=FinishReason.LENGTH), OutputTruncated),

@@ -33,7 +33,7 @@ STOPS = st.lists(st.text("ab\n é", min_size=1, max_size=4), min_size=1, max_siz
 
 
 @given(PIECES, STOPS)
-def test_the_cut_does_not_depend_on_the_pieces(pieces: list[str], stops: list[str]) -> None:
+def test_the_cut_does_not_depend_on_the_chunks(pieces: list[str], stops: list[str]) -> None:
     kept = StopFilter(stops)
     given_out = ""
     for piece in pieces:
@@ -51,14 +51,14 @@ async def chunks(*texts: str) -> AsyncIterator[Chunk]:
         yield Chunk(text, last, Usage(7, 2, number))
 
 
-async def test_no_part_of_a_stop_text_is_given_out() -> None:
+async def test_no_part_of_a_stop_text_is_sent() -> None:
     found = [one async for one in until_stop(chunks("a ST", "O", "P b", " c"), ["STOP"])]
     assert "".join(one.text for one in found) == "a "
     assert found[-1].finish_reason is FinishReason.STOP_TEXT
     assert found[-1].usage == Usage(7, 2, 3)
 
 
-async def test_what_was_held_back_follows_when_no_stop_text_comes() -> None:
+async def test_held_back_text_is_sent_if_no_stop_text_follows() -> None:
     found = [one async for one in until_stop(chunks("a", " ST", "O"), ["STOP"])]
     assert "".join(one.text for one in found) == "a STO"
     assert found[-1].finish_reason is FinishReason.LENGTH
@@ -116,7 +116,7 @@ async def test_stop_texts_that_cannot_be_used(stops: list[str]) -> None:
         await asked(engine, stop=stops)
 
 
-async def test_cut_text_is_an_answer_only_where_the_call_accepts_it() -> None:
+async def test_truncated_text_is_an_answer_only_with_accept_cut() -> None:
     engine = await started(FakeEngine("one two three"))
     short = Sampling(max_tokens=2)
     answer = await asked(engine, sampling=short, accept_cut=True)
@@ -126,7 +126,7 @@ async def test_cut_text_is_an_answer_only_where_the_call_accepts_it() -> None:
 
 
 @pytest.mark.parametrize("task", [JSON, Task("t", "", "Describe.", parse=str)])
-async def test_a_cut_structure_is_an_error_also_where_cut_text_is_accepted(task: Task) -> None:
+async def test_truncated_json_is_an_error_even_with_accept_cut(task: Task) -> None:
     engine = await started(FakeEngine('{"a": "b c d e f g h"}'))
     with pytest.raises(OutputTruncated):
         await asked(engine, task, sampling=Sampling(max_tokens=2), accept_cut=True)

@@ -10,7 +10,7 @@ import pytest
 from service.inference.turns import Turns
 
 
-async def test_a_caller_with_many_waits_does_not_stand_before_another() -> None:
+async def test_a_caller_with_many_waiting_images_does_not_delay_another() -> None:
     turns, order, gate = Turns(1), [], asyncio.Event()
 
     async def take(name: str) -> None:

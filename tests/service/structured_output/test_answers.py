@@ -75,7 +75,7 @@ def test_the_first_violation_is_named(schema: Any, answer: str, pointer: str, ke
         "1e5",
     ],
 )
-def test_odd_but_valid(text: str) -> None:
+def test_unusual_valid_answers_pass(text: str) -> None:
     assert AnswerValidator("true").parse(text) == json.loads(text)
 
 
@@ -97,7 +97,7 @@ def test_a_long_pointer_is_cut() -> None:
 
 
 @pytest.mark.slow
-def test_work_that_explodes_is_ended() -> None:
+def test_exponential_validation_is_stopped() -> None:
     """Each level applies the next one twice: 2^40 checks from a schema of 40 lines."""
     levels = {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
     schema = {"$ref": "#/$defs/a0", "$defs": {**levels, "a40": {}}}
@@ -121,7 +121,7 @@ def test_a_reference_to_the_root_stays_bounded() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "(x+x+)+y", r"^(\w+\s?)*$"])
-def test_patterns_that_hang_others(pattern: str) -> None:
+def test_patterns_that_hang_backtracking_engines_are_fast(pattern: str) -> None:
     began = time.process_time()
     refused({"pattern": pattern}, json.dumps("a" * 5000 + "!" + "x" * 20000))
     refused({"patternProperties": {pattern: False}}, json.dumps({"axxy" + "a" * 30: 1, "a": 1}))
@@ -172,7 +172,7 @@ def test_unique_items_of_any_kind_in_linear_time() -> None:
         ('{"maxLength": 1.0, "minItems": 1.0}', '"a" [1]', '"ab" []'),
     ],
 )  # fmt: skip
-def test_numbers_are_the_decimals_that_are_written(schema: str, fits: str, not_fits: str) -> None:
+def test_numbers_are_compared_as_written_decimals(schema: str, fits: str, not_fits: str) -> None:
     validator = AnswerValidator(schema)
     for text in fits.split():
         validator.parse(text)
@@ -222,7 +222,7 @@ def test_exponents_cost_no_time() -> None:
     assert time.process_time() - began < 2
 
 
-def test_of_ten_thousand_amounts_none_is_refused_and_nothing_else_let_through() -> None:
+def test_ten_thousand_amounts_are_accepted_and_others_refused() -> None:
     """Amounts are made from integers of cents, and what is none from tenths of a cent."""
     chance = random.Random(7)
     validator = AnswerValidator('{"type": "number", "multipleOf": 0.01}')
@@ -441,7 +441,7 @@ def evaluating(draw: st.DrawFn, depth: int = 2) -> Any:
     ),
     st.booleans(),
 )
-def test_what_is_evaluated(
+def test_unevaluated_properties(
     schema: Any, part: Any, rest: Any, objects: list[Any], is_newest: bool
 ) -> None:
     """Which of the properties are, the library says, too, for patterns that both read alike."""
@@ -484,7 +484,7 @@ def evaluating_items(draw: st.DrawFn, depth: int = 2) -> Any:
     st.sampled_from([False, False, {"type": "integer"}]),
     st.lists(st.lists(st.sampled_from([1, 1, "x"]), max_size=4), min_size=4, max_size=8),
 )
-def test_which_items_are_evaluated(schema: Any, part: Any, rest: Any, arrays: list[Any]) -> None:
+def test_unevaluated_items(schema: Any, part: Any, rest: Any, arrays: list[Any]) -> None:
     schema = {**schema, "$defs": {"one": part}, "unevaluatedItems": rest}
     library = plain(schema, _NEWEST.META_SCHEMA["$id"])
     for value in arrays:
@@ -578,7 +578,7 @@ def test_each_keyword_that_evaluates(schema: Any) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$"])
-def test_what_is_evaluated_by_patterns_that_hang_others(pattern: str) -> None:
+def test_unevaluated_properties_with_patterns_that_hang_backtracking_engines(pattern: str) -> None:
     schema = {"patternProperties": {pattern: {}}, "unevaluatedProperties": False}
     began = time.process_time()
     AnswerValidator(json.dumps(schema)).parse(json.dumps({"a" * 5000: 1}))
@@ -587,14 +587,14 @@ def test_what_is_evaluated_by_patterns_that_hang_others(pattern: str) -> None:
     assert error.metadata["keyword"] == "unevaluatedProperties"
 
 
-def test_what_is_evaluated_is_found_in_linear_time() -> None:
+def test_unevaluated_properties_take_linear_time() -> None:
     schema = {"patternProperties": {"^a": {}}, "unevaluatedProperties": False}
     began = time.process_time()
     AnswerValidator(json.dumps(schema)).parse(json.dumps({f"a{i}": 1 for i in range(20_000)}))
     assert time.process_time() - began < 2
 
 
-def test_finding_what_is_evaluated_is_ended() -> None:
+def test_the_search_for_unevaluated_properties_is_limited() -> None:
     levels = {
         f"a{i}": {
             "dependentSchemas": {
@@ -614,5 +614,5 @@ def test_finding_what_is_evaluated_is_ended() -> None:
 
 @settings(max_examples=200)
 @given(values)
-def test_an_answer_is_what_json_says(value: Any) -> None:
+def test_answers_are_parsed_like_strict_json(value: Any) -> None:
     assert parse_json(json.dumps(value)) == value

@@ -69,7 +69,7 @@ async def refused(pool: GrammarPool, source: str) -> GrammarError:
     return caught.value
 
 
-async def test_a_pool_analyses_keeps_and_refuses() -> None:
+async def test_a_pool_analyses_grammars_and_caches_results_and_refusals() -> None:
     hits, misses = count("cache_hits", cache="analysis"), count("cache_misses", cache="analysis")
     async with running() as pool:
         first = await pool.analyse(Grammar(GrammarKind.CHOICE, '["a", "née"]'), LIMITS)
@@ -96,7 +96,7 @@ async def test_a_pool_analyses_keeps_and_refuses() -> None:
 
 
 @pytest.mark.slow
-async def test_other_limits_are_another_question() -> None:
+async def test_other_limits_are_a_separate_cache_entry() -> None:
     async with running() as pool:
         deep = '{"items": {"items": {"items": {}}}}'
         await pool.analyse(schema(deep), LIMITS)
@@ -140,7 +140,7 @@ async def test_a_crash_costs_one_request(source: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_grammar_whose_workers_are_killed_from_outside_is_not_to_blame() -> None:
+async def test_workers_killed_from_outside_do_not_block_their_grammar() -> None:
     restarts = count("worker_restarts", reason="outside")
     async with running() as pool:
         for tried in (2, 4):
@@ -166,7 +166,7 @@ async def test_a_grammar_for_which_the_system_is_short_of_memory_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", [misbehaving.HANG, misbehaving.HANG_DEEP])
-async def test_a_hang_ends_at_the_limit_and_is_remembered(
+async def test_a_hanging_grammar_is_stopped_at_the_limit_and_refused_for_a_while(
     source: str,
 ) -> None:
     restarts = count("worker_restarts", reason="timeout")
@@ -219,7 +219,7 @@ async def test_a_worker_collects_its_garbage_between_requests() -> None:
 
 
 @pytest.mark.slow
-async def test_a_worker_that_dies_while_nobody_asks_costs_nothing() -> None:
+async def test_a_worker_that_ends_while_idle_is_replaced() -> None:
     async with running() as pool:
         os.kill(pool.pids[0], signal.SIGKILL)
         await asyncio.sleep(0.2)
@@ -227,7 +227,7 @@ async def test_a_worker_that_dies_while_nobody_asks_costs_nothing() -> None:
 
 
 @pytest.mark.slow
-async def test_memory_is_bounded_and_the_first_that_a_system_short_of_it_takes() -> None:
+async def test_memory_is_limited_and_workers_are_the_first_victims_of_the_oom_killer() -> None:
     mine = Path("/proc/self/oom_score_adj").read_text()
     async with running() as pool:
         (pid,) = pool.pids
@@ -242,7 +242,7 @@ async def test_memory_is_bounded_and_the_first_that_a_system_short_of_it_takes()
 
 
 @pytest.mark.slow
-async def test_what_is_kept_is_bounded_and_the_oldest_leaves() -> None:
+async def test_the_cache_is_limited_and_evicts_the_oldest() -> None:
     evictions = count("cache_evictions", cache="analysis")
     misses = count("cache_misses", cache="analysis")
     async with running(cache_bytes=5000) as pool:
@@ -285,7 +285,7 @@ async def test_many_grammars_of_one_caller_do_not_keep_another_waiting() -> None
 
 
 @pytest.mark.slow
-async def test_a_grammar_for_which_two_callers_wait_takes_the_first_turn_of_either() -> None:
+async def test_a_shared_grammar_takes_the_first_turn_of_its_callers() -> None:
     done: list[str] = []
     many = [f'{{"title": "slow {number}"}}' for number in range(5)]
     async with running() as pool:
@@ -312,7 +312,7 @@ async def test_a_full_queue_makes_room_for_a_caller_with_few_grammars() -> None:
 
 
 @pytest.mark.slow
-async def test_a_queue_that_is_full_and_a_pool_that_closes() -> None:
+async def test_a_full_queue_and_a_closing_pool_refuse_grammars() -> None:
     async with running(max_waiting=1) as pool:
         hanging = [asyncio.ensure_future(pool.analyse(schema(misbehaving.HANG), LIMITS))]
         await asyncio.sleep(0.05)
@@ -329,7 +329,7 @@ async def test_a_queue_that_is_full_and_a_pool_that_closes() -> None:
 
 
 @pytest.mark.slow
-async def test_a_worker_that_does_not_start_is_an_error_of_the_start() -> None:
+async def test_a_worker_that_cannot_start_fails_the_start_of_the_server() -> None:
     pool = GrammarPool(2, command=(*BAD, "--dead"))
     with pytest.raises(EngineUnavailable, match="cannot be started"):
         await pool.start()

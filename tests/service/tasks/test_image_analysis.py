@@ -59,12 +59,12 @@ def test_a_full_answer() -> None:
     "text",
     ["```json\n" + answer() + "\n```", "Here: " + answer(), answer() + " Done.", answer()[:-1], ""],
 )
-def test_anything_around_the_json_is_an_error(text: str) -> None:
+def test_text_around_the_json_is_an_error(text: str) -> None:
     assert refused(text).metadata["keyword"] == "json"
 
 
 @pytest.mark.parametrize("text", ["[]", '"a"', "1", "null", "true", "[" + answer() + "]"])
-def test_the_top_is_an_object(text: str) -> None:
+def test_an_answer_that_is_not_an_object_is_an_error(text: str) -> None:
     assert refused(text).metadata["keyword"] == "type"
 
 
@@ -95,7 +95,7 @@ def test_wrong_types_are_an_error(name: str, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in STRING_FIELDS if n != "shot_type"])
-def test_a_list_is_no_string(name: str) -> None:
+def test_a_list_instead_of_a_string_is_an_error(name: str) -> None:
     refused(answer(**{name: ["one"]}))
 
 
@@ -207,7 +207,7 @@ lists = st.lists(clean.filter(bool), max_size=4, unique=True)
 
 
 @given(st.fixed_dictionaries({name: clean if name in STRING_FIELDS else lists for name in FIELDS}))
-def test_tidy_answers_survive_unchanged(value: dict[str, Any]) -> None:
+def test_tidy_answers_are_not_changed(value: dict[str, Any]) -> None:
     analysis = parse(json.dumps(value, ensure_ascii=False))
     assert document(analysis) == value
     assert parse(json.dumps(document(analysis))) == analysis

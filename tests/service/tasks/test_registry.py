@@ -233,7 +233,7 @@ def test_json_is_strict(tmp_path: Path, text: str, expected: str) -> None:
     assert expected in problems(write(tmp_path, bad__json=text))
 
 
-def test_bytes_that_are_no_text_and_too_many(tmp_path: Path) -> None:
+def test_files_that_are_not_text_or_too_large_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "b.yaml").write_text("#" * 1_100_000)
     message = problems(tmp_path)
@@ -241,7 +241,7 @@ def test_bytes_that_are_no_text_and_too_many(tmp_path: Path) -> None:
     assert "b.yaml: file: has more than" in message
 
 
-def test_what_is_no_plain_file(tmp_path: Path) -> None:
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
     """A pipe and a device would be read for ever."""
     os.mkfifo(tmp_path / "pipe.yaml")
     (tmp_path / "device.json").symlink_to("/dev/zero")
@@ -273,7 +273,7 @@ def test_a_link_to_a_file_is_a_file(tmp_path: Path) -> None:
     ],
     ids=["flow", "block", "aliases", "long", "keys"],
 )
-def test_hostile_yaml_is_refused_soon(tmp_path: Path, text: str, expected: str) -> None:
+def test_hostile_yaml_is_refused_quickly(tmp_path: Path, text: str, expected: str) -> None:
     began = time.process_time()
     assert expected in problems(write(tmp_path, bad__yaml=text))
     assert time.process_time() - began < 20
@@ -343,14 +343,14 @@ def test_numbers_of_json_files_keep_their_digits(tmp_path: Path) -> None:
     }
 
 
-def test_keys_are_text_however_they_look(tmp_path: Path) -> None:
+def test_yaml_keys_are_always_text(tmp_path: Path) -> None:
     schema = "json_schema: {properties: {404: {type: string}, true: {}, null: {}, 1.0: {}}}"
     grammar = load_registry(write(tmp_path, keys__yaml=BASE + schema)).get("keys").grammar
     assert grammar is not None
     assert list(json.loads(grammar.source)["properties"]) == ["404", "true", "null", "1.0"]
 
 
-def test_a_date_of_practice_is_text() -> None:
+def test_a_yaml_date_is_text() -> None:
     folder = Path(__file__).parents[4] / "shared" / "cases" / "tasks"
     if not folder.is_dir():
         pytest.skip("needs ../shared/cases/tasks, task files from practice")
@@ -375,7 +375,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     assert "user: is missing" in message
 
 
-def test_a_name_belongs_to_one_task(tmp_path: Path) -> None:
+def test_duplicate_task_names_are_refused(tmp_path: Path) -> None:
     write(tmp_path, a__yaml=BASE + "name: image-analysis", b__yaml=BASE + "name: x", x__yml=BASE)
     message = problems(tmp_path)
     assert "a.yaml: name: image-analysis is already the name of a task (built in)" in message

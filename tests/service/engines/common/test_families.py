@@ -62,7 +62,7 @@ def test_a_thinking_edition_thinks_but_not_under_a_grammar(
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
-def test_thoughts_are_no_part_of_the_answer(step: int) -> None:
+def test_thoughts_are_not_part_of_the_answer(step: int) -> None:
     whole = "I </thin see: < é\n</think>\n\nA cat.\n</think> is text here\n".encode()
     pieces = [whole[start : start + step] for start in range(0, len(whole), step)]
     detokenizer = Detokenizer(pieces, thinks=True)
@@ -70,7 +70,7 @@ def test_thoughts_are_no_part_of_the_answer(step: int) -> None:
     assert text == "A cat.\n</think> is text here\n"
 
 
-def test_an_answer_that_ends_in_its_thoughts_is_empty() -> None:
+def test_an_answer_cut_in_its_thoughts_is_empty() -> None:
     detokenizer = Detokenizer([b"Let me see", "é".encode()[:1]], thinks=True)
     assert detokenizer.feed(0) + detokenizer.feed(1) + detokenizer.finish() == ""
 

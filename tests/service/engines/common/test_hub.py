@@ -127,7 +127,7 @@ def test_a_local_folder_has_no_commit(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_model_that_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_neither_local_nor_on_the_hub_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(EngineUnavailable, match="at revision main"):
         resolve_model(NAME)

@@ -112,7 +112,7 @@ async def test_an_answer_that_repeats_itself_is_ended(folder: Path) -> None:
     await engine.close()
 
 
-async def test_each_request_has_a_handle_of_its_own(turbomind: LMDeployEngine) -> None:
+async def test_each_request_has_its_own_handle(turbomind: LMDeployEngine) -> None:
     before = len(below(turbomind).instances)
     await collect(turbomind, request(constraint=GRAMMARS[0], max_tokens=64))
     await collect(turbomind, request(max_tokens=4))
@@ -121,7 +121,7 @@ async def test_each_request_has_a_handle_of_its_own(turbomind: LMDeployEngine) -
     assert all(one.arguments["gen_config"].response_format is None for one in made)
 
 
-async def test_special_tokens_are_forbidden_where_the_mask_takes_them_for_text(
+async def test_special_tokens_are_forbidden_if_the_mask_treats_them_as_text(
     folder: Path,
 ) -> None:
     engine = built(folder, "pytorch", others=True)
@@ -241,7 +241,7 @@ def endless() -> Any:
     return request("word " * 40, random_image(1), constraint=LONG, max_tokens=700)
 
 
-async def test_closing_the_answer_reaches_the_engine(engine: LMDeployEngine) -> None:
+async def test_closing_the_answer_cancels_the_request_in_the_engine(engine: LMDeployEngine) -> None:
     took = []
     for _ in range(5):
         chunks = await first_chunk(engine, endless())
@@ -249,7 +249,7 @@ async def test_closing_the_answer_reaches_the_engine(engine: LMDeployEngine) -> 
     assert sorted(took)[2] < CANCEL_LIMIT_S
 
 
-async def test_a_cancelled_caller_reaches_the_engine(engine: LMDeployEngine) -> None:
+async def test_cancelling_the_caller_cancels_the_request_in_the_engine(engine: LMDeployEngine) -> None:
     took = []
     for _ in range(5):
         chunks = await first_chunk(engine, endless())
@@ -278,7 +278,7 @@ async def test_a_second_cancel_does_not_keep_the_engine_working(engine: LMDeploy
     await until(lambda: not below(engine).active and engine.active_requests == 0)
 
 
-async def test_a_deadline_reaches_the_engine(turbomind: LMDeployEngine) -> None:
+async def test_a_deadline_cancels_the_request_in_the_engine(turbomind: LMDeployEngine) -> None:
     native, late_s = below(turbomind), 0.15
     task = Task("endless", "", "", "word", grammar=LONG)
     await turbomind.prepare(LONG)
@@ -292,7 +292,7 @@ async def test_a_deadline_reaches_the_engine(turbomind: LMDeployEngine) -> None:
     await until(lambda: not native.active)
 
 
-async def test_a_client_that_goes_away_reaches_the_engine(turbomind: LMDeployEngine) -> None:
+async def test_a_disconnected_client_cancels_the_request_in_the_engine(turbomind: LMDeployEngine) -> None:
     native = below(turbomind)
     async with running(turbomind) as started:  # type: ignore[arg-type]
         task = inline("word " * 30, regex="([a-z]{1,7} ){200}")
@@ -351,7 +351,7 @@ async def test_a_failure_in_the_middle_of_an_answer(
     assert turbomind.active_requests == 0
 
 
-async def test_an_exception_of_lmdeploy_and_an_end_without_a_word(
+async def test_errors_and_a_silent_end_of_lmdeploy(
     turbomind: LMDeployEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.service.engines.lmdeploy.scripted import Instance
@@ -473,7 +473,7 @@ async def test_an_image_without_vision_is_refused_through_grpc(folder: Path) -> 
         assert below(engine).engine_config.language_model_only
 
 
-async def test_details_say_what_an_operator_has_to_know(folder: Path) -> None:
+async def test_details_for_operators(folder: Path) -> None:
     found = {}
     for backend in BACKENDS:
         engine = built(folder, backend)
@@ -490,7 +490,7 @@ async def test_details_say_what_an_operator_has_to_know(folder: Path) -> None:
 # Start and end of the engine
 
 
-def test_importing_lmdeploy_leaves_the_log_of_the_service_alone() -> None:
+def test_importing_lmdeploy_does_not_change_the_log_of_the_service() -> None:
     """LMDeploy mutes the handlers of others, and writes to stdout, which holds answers alone."""
     code = """if True:
         import logging, asyncio
@@ -509,7 +509,7 @@ def test_importing_lmdeploy_leaves_the_log_of_the_service_alone() -> None:
     assert done.stdout == ""
 
 
-async def test_closing_while_it_loads_frees_what_comes_later(folder: Path) -> None:
+async def test_closing_while_loading_frees_the_model_that_loads(folder: Path) -> None:
     from tests.service.engines.lmdeploy.scripted import engine as scripted
 
     source = scripted(folder)
@@ -532,7 +532,7 @@ async def test_closing_while_it_loads_frees_what_comes_later(folder: Path) -> No
     await until(lambda: not made[0].host.native._worker._thread.is_alive())
 
 
-async def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+async def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None:
     for content in ("{}", '{"architectures": ["Qwen2ForCausalLM"]}'):
         (tmp_path / "config.json").write_text(content)
         engine = LMDeployEngine(tmp_path)
@@ -541,7 +541,7 @@ async def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         await engine.close()
 
 
-async def test_a_context_beyond_the_model(folder: Path) -> None:
+async def test_a_context_length_above_the_models_is_an_error(folder: Path) -> None:
     engine = built(folder, context_length=1 << 20)
     with pytest.raises(EngineUnavailable, match="context_length 1048576 exceeds the model's"):
         await engine.start()

@@ -118,7 +118,7 @@ def test_every_status_of_lmdeploy_has_an_outcome() -> None:
     assert isinstance(error_of(ResponseType.INTERNAL_ENGINE_ERROR), InternalError)
 
 
-def test_an_unknown_status_is_no_answer() -> None:
+def test_an_unknown_status_is_an_error() -> None:
     from service.engines.lmdeploy.outcomes import error_of
 
     assert isinstance(error_of("new"), InternalError)  # type: ignore[arg-type]
@@ -156,7 +156,7 @@ def test_engine_settings_arrive_one_by_one(vision: bool) -> None:
     assert other.language_model_only is not vision
 
 
-def test_a_session_has_room_behind_every_prompt_that_turbomind_warms_up_on() -> None:
+def test_a_session_has_room_after_every_warm_up_prompt_of_turbomind() -> None:
     from service.engines.lmdeploy.building import session_length
 
     for context in range(16, 10_000):
@@ -190,7 +190,7 @@ def test_a_machine_without_a_gpu_is_told_what_to_do() -> None:
         _check_machine(Options("model"), SimpleNamespace(num_heads=2))  # type: ignore[arg-type]
 
 
-def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensor_parallel_above_the_number_of_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from service.engines.lmdeploy import building
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -203,7 +203,7 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
         building._check_machine(Options("model", tensor_parallel=4), config)
 
 
-def test_auto_takes_pytorch_where_turbomind_cannot_have_deepstack(
+def test_auto_uses_pytorch_if_turbomind_cannot_have_deepstack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import lmdeploy_ext
@@ -290,7 +290,7 @@ def table() -> list[bytes]:
     return [*(bytes([value]) for value in range(256)), b"", b"abc\n", b"\xc0x"]
 
 
-def test_turbominds_xgrammar_never_sees_bytes_that_are_in_no_text(table: list[bytes]) -> None:
+def test_turbominds_xgrammar_never_gets_bytes_that_are_not_utf8(table: list[bytes]) -> None:
     from service.engines.lmdeploy.guidance import TurboMindCompiler
     from tests.service.engines.lmdeploy.scripted import Module
 
@@ -331,7 +331,7 @@ def test_a_grammar_is_compiled_by_a_part_of_the_cores(
     assert compiler.compile(analysed(GrammarKind.JSON_SCHEMA, "{}")).size_bytes
 
 
-def test_an_error_of_the_engines_compiler_is_the_callers(table: list[bytes]) -> None:
+def test_an_error_of_the_engines_compiler_is_a_grammar_error(table: list[bytes]) -> None:
     """LMDeploy would go on without the grammar."""
     from service.engines.lmdeploy.guidance import TurboMindCompiler
     from tests.service.engines.lmdeploy.scripted import Module
@@ -369,7 +369,7 @@ def test_text_for_other_processes_has_no_control_characters(table: list[bytes]) 
         assert compiler.compile(constraint).compiled["type"] == "structural_tag"
 
 
-def test_the_handover_gives_out_what_was_put_in_and_nothing_else() -> None:
+def test_the_handover_returns_only_grammars_that_were_added() -> None:
     from lmdeploy._guided_decoding import compile_response_format
 
     from service.engines.lmdeploy.guidance import Handover
@@ -416,7 +416,7 @@ def test_images_arrive_as_pixels_spans_and_grids() -> None:
     assert again[0]["fingerprint"] not in prints, "the grid is part of the image"
 
 
-def test_the_seam_is_what_lmdeploy_has() -> None:
+def test_the_interface_matches_lmdeploy() -> None:
     """Names and arguments of the PyTorch engine, which cannot be started here."""
     from lmdeploy.pytorch.engine.engine import Engine
     from lmdeploy.pytorch.engine.engine_instance import EngineInstance

@@ -52,7 +52,7 @@ async def _cycles(checkpoint: str, count: int) -> list[int]:
     return references
 
 
-def test_an_engine_is_closed_right_behind_its_last_request(checkpoint: Path) -> None:
+def test_an_engine_is_closed_directly_after_its_last_request(checkpoint: Path) -> None:
     found = run(_cycles, checkpoint, CYCLES, timeout_s=280)
     assert found == [1] * CYCLES, "nobody but TurboMind's Python object holds the engine"
 
@@ -104,7 +104,7 @@ async def _failed_starts(checkpoint: str) -> dict[str, Any]:
     }
 
 
-def test_a_start_that_fails_leaves_nothing(checkpoint: Path) -> None:
+def test_a_failed_start_leaves_no_threads_and_memory(checkpoint: Path) -> None:
     found = run(_failed_starts, checkpoint)  # without kernels, grammars are not obeyed
     assert found["errors"][0] == "no prompts"
     assert "does not obey grammars" in found["errors"][1]

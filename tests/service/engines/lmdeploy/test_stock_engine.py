@@ -120,7 +120,7 @@ async def _around_a_grammar(checkpoint: str) -> list[str]:
         ]
 
 
-def test_a_request_has_no_grammar_of_the_one_before(checkpoint: Path) -> None:
+def test_a_request_does_not_keep_the_grammar_of_the_previous_one(checkpoint: Path) -> None:
     before, constrained, after = run(_around_a_grammar, checkpoint, mode="numbers")
     assert constrained == "abc"
     assert before == after != "abc"
@@ -184,7 +184,7 @@ async def _bundled() -> list[list[Any]]:
     return answers
 
 
-def test_the_bundled_model_sees_what_it_sees_on_the_reference_engine() -> None:
+def test_the_bundled_model_answers_as_on_the_reference_engine() -> None:
     turbomind, reference, blind = run(_bundled, mode="numbers", timeout_s=280)
     assert len(reference) >= 4
     # 16-bit kernels of two kinds: a near tie may fall differently in one answer of all.
@@ -205,7 +205,7 @@ async def _control_characters(checkpoint: str) -> list[str]:
         return [text for text, _, _ in await asyncio.gather(*(answer(engine, one) for one in hot))]
 
 
-def test_strings_hold_neither_control_characters_nor_special_tokens(checkpoint: Path) -> None:
+def test_strings_contain_neither_control_characters_nor_special_tokens(checkpoint: Path) -> None:
     texts = run(_control_characters, checkpoint, mode="numbers")
     assert len(set(texts)) > 20, "the answers are random"
     for text in texts:

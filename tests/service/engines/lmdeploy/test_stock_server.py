@@ -59,7 +59,7 @@ def serving(
         process.wait()
 
 
-def test_check_says_what_runs() -> None:
+def test_check_prints_the_engine_and_backend() -> None:
     done = subprocess.run(
         command("check"), env=environment("numbers"), cwd=ROOT, capture_output=True, text=True,
         timeout=START_LIMIT_S,

@@ -37,7 +37,7 @@ Write = Callable[[Shape], Path]
 # Key-value memory
 
 
-def test_runs_never_overlap_and_all_come_back() -> None:
+def test_reserved_runs_never_overlap_and_are_all_released() -> None:
     rng = random.Random(3)
     runs = RunAllocator(300)
     held: list[Run] = []
@@ -166,7 +166,7 @@ def test_bytes_of_tokens() -> None:
 
 
 @pytest.mark.parametrize("period", [1, 2, 7, 32])
-def test_a_loop_is_found(period: int) -> None:
+def test_a_repeating_answer_trips_the_loop_guard(period: int) -> None:
     guard = LoopGuard(window=64, longest=32, interval=8)
     varied = [n * n % 101 + 500 for n in range(200)]
     loop = [n % period for n in range(64)]
@@ -176,7 +176,7 @@ def test_a_loop_is_found(period: int) -> None:
     assert not LoopGuard(window=0).trips(loop)
 
 
-def test_a_period_that_is_too_long_is_no_loop() -> None:
+def test_a_long_period_does_not_trip_the_loop_guard() -> None:
     guard = LoopGuard(window=128, longest=32, interval=1)
     assert not guard.trips([n % 33 for n in range(256)])
 
@@ -270,7 +270,7 @@ ENDLESS: dict[str, tuple[GrammarKind, object]] = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_a_text_without_end_is_never_written_out(name: str) -> None:
+def test_endless_forced_text_is_never_computed(name: str) -> None:
     """xgrammar would, with all the memory there is."""
     kind, source = ENDLESS[name]
     made = compiler()
@@ -288,7 +288,7 @@ def test_a_text_without_end_is_never_written_out(name: str) -> None:
         'root ::= ("a" | root){0,100}',
     ],
 )
-def test_a_grammar_that_takes_ever_longer_ends_the_answer(source: str) -> None:
+def test_a_slow_token_ends_the_answer_as_too_costly(source: str) -> None:
     """xgrammar follows every way to read the text: their number grows without end."""
     made = compiler()
     matcher = Matcher(made.compile(analysed(GrammarKind.EBNF, source)), made)
@@ -297,7 +297,7 @@ def test_a_grammar_that_takes_ever_longer_ends_the_answer(source: str) -> None:
     assert caught.value.reason == "GRAMMAR_TOO_COSTLY"
 
 
-def test_the_time_of_an_answer_is_bounded_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_total_matching_time_of_an_answer_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_module, "STEP_LIMIT_S", 1e9)
     monkeypatch.setattr(grammar_module, "ANSWER_LIMIT_S", 0.01)
     made = compiler()
@@ -343,7 +343,7 @@ def test_logits_of_another_width_are_an_error() -> None:
         {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
     ],
 )
-def test_no_control_character_comes_into_json(schema: object) -> None:
+def test_masks_forbid_control_characters_in_json(schema: object) -> None:
     made = compiler()
     source = json.dumps(schema)
     matcher = Matcher(made.compile(analysed(GrammarKind.JSON_SCHEMA, source)), made)
@@ -361,7 +361,7 @@ def test_whitespace_is_that_of_json_dumps() -> None:
     assert STOP in allowed(matcher)
 
 
-def test_a_grammar_that_was_not_analysed_is_a_defect() -> None:
+def test_compiling_a_grammar_without_analysis_is_an_internal_error() -> None:
     with pytest.raises(InternalError, match="not analysed"):
         compiler().compile(Grammar(GrammarKind.REGEX, "a+"))
 
@@ -412,7 +412,7 @@ def text_entry(name: str, value: object) -> Callable[[dict[str, object]], None]:
         (text_entry("max_position_embeddings", 10), "context_length 64 exceeds"),
     ],
 )
-def test_a_config_that_does_not_fit(
+def test_unsupported_values_of_config_json_are_refused(
     checkpoint: Write, tmp_path: Path, change: Callable[[dict[str, object]], None], message: str
 ) -> None:
     folder = copied(checkpoint(Shape()), tmp_path / "model")
@@ -434,7 +434,7 @@ def test_a_config_that_does_not_fit(
         ("preprocessor_config.json", None, "no preprocessor_config.json"),
     ],
 )
-def test_a_file_that_is_missing_or_broken(
+def test_missing_and_broken_files_are_named(
     checkpoint: Write, tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     folder = copied(checkpoint(Shape()), tmp_path / "model")

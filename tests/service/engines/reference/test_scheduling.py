@@ -126,7 +126,7 @@ async def test_a_failed_step_ends_its_requests_and_not_the_engine(watched: Watch
     assert reason is FinishReason.STOP
 
 
-async def test_failure_after_failure_counts_as_dead(watched: Watched) -> None:
+async def test_repeated_failures_count_as_a_dead_engine(watched: Watched) -> None:
     engine = watched.engine
     watched.failures = 3
     for _ in range(3):
@@ -137,7 +137,7 @@ async def test_failure_after_failure_counts_as_dead(watched: Watched) -> None:
     assert raised.value.reason == "ENGINE_DEAD"
 
 
-async def test_the_failure_of_one_request_is_its_own(
+async def test_the_failure_of_one_request_does_not_affect_others(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = watched.engine
