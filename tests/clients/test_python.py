@@ -160,9 +160,7 @@ async def test_no_retry_where_it_is_off_or_the_deadline_is_before_it(
         begun = time.monotonic()
         for options in ({"attempts": 1}, {"timeout_s": 0.9}):
             error = await call.error(started, "run_task", task(), **options)
-            assert error.reason == "OVERLOADED"
-            assert error.retry_after_s is not None
-            assert 0.75 <= error.retry_after_s <= 1.25  # one second, and a random part
+            assert (error.reason, error.retry_after_s) == ("OVERLOADED", 1.0)
         assert time.monotonic() - begun < 0.9  # it never waited the second
 
 

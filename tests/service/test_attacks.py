@@ -220,9 +220,7 @@ async def test_the_number_of_slow_health_checks_is_limited(monkeypatch: pytest.M
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
 
 
-async def test_health_methods_need_no_key(
-    keys: Path, errors: list[logging.LogRecord]
-) -> None:
+async def test_health_methods_need_no_key(keys: Path, errors: list[logging.LogRecord]) -> None:
     async with running(api_keys_file=keys) as started:
         stub = health_pb2_grpc.HealthStub(started.channel)
         found = (await stub.List(health_pb2.HealthListRequest(), timeout=5)).statuses

@@ -459,7 +459,9 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer() -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
 
 
-async def test_a_crash_of_the_engine_shows_no_internals_to_the_client(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_crash_of_the_engine_shows_no_internals_to_the_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with running(FakeEngine("one two three")) as started:
         caplog.set_level(logging.INFO, "service")
         async for error, events in crashed_calls(started):

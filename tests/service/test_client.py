@@ -77,9 +77,7 @@ async def test_overload_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch)
         await until(lambda: engine.active_requests == 1)
         error = await asyncio.to_thread(error_of, started.address, run_request())
         found = read_error(error)
-        assert found.reason == "OVERLOADED"
-        assert found.retry_after_s is not None
-        assert 0.75 <= found.retry_after_s <= 1.25  # one second, and a random part
+        assert (found.reason, found.retry_after_s) == ("OVERLOADED", 1.0)
         first.cancel()
 
 

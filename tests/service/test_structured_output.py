@@ -69,7 +69,9 @@ async def test_whitespace_in_answers_is_that_of_json_dumps(model: Bent) -> None:
 
 
 @pytest.mark.parametrize("schema", [{"type": "string"}, {}, {"type": "array"}])
-async def test_endless_whitespace_is_truncated_and_never_an_answer(model: Bent, schema: Any) -> None:
+async def test_endless_whitespace_is_truncated_and_never_an_answer(
+    model: Bent, schema: Any
+) -> None:
     model.likes = [i for i, piece in enumerate(model.table) if blank(piece)]
     model.script = {"string": b'" ', "array": b'["'}.get(schema.get("type"), b'{"')
     error = await model.failure(schema, max_tokens=400)

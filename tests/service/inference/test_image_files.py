@@ -167,7 +167,9 @@ def test_a_wrong_checksum_of_pixels_or_palette_still_counts() -> None:
     ids=["iTXt", "compressed iTXt", "raw exif", "raw APP1", "raw exif in tEXt",
          "XMP in tEXt", "eXIf behind", "WebP EXIF", "WebP XMP"],
 )  # fmt: skip
-def test_orientation_is_read_from_every_place(stored: Callable[[int], bytes], orientation: int) -> None:
+def test_orientation_is_read_from_every_place(
+    stored: Callable[[int], bytes], orientation: int
+) -> None:
     with Image.open(io.BytesIO(png(png_chunk(b"eXIf", tiff(orientation))))) as reference:
         upright = np.asarray(ImageOps.exif_transpose(reference))
     data = stored(orientation)

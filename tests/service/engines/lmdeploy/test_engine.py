@@ -249,7 +249,9 @@ async def test_closing_the_answer_cancels_the_request_in_the_engine(engine: LMDe
     assert sorted(took)[2] < CANCEL_LIMIT_S
 
 
-async def test_cancelling_the_caller_cancels_the_request_in_the_engine(engine: LMDeployEngine) -> None:
+async def test_cancelling_the_caller_cancels_the_request_in_the_engine(
+    engine: LMDeployEngine,
+) -> None:
     took = []
     for _ in range(5):
         chunks = await first_chunk(engine, endless())
@@ -292,7 +294,9 @@ async def test_a_deadline_cancels_the_request_in_the_engine(turbomind: LMDeployE
     await until(lambda: not native.active)
 
 
-async def test_a_disconnected_client_cancels_the_request_in_the_engine(turbomind: LMDeployEngine) -> None:
+async def test_a_disconnected_client_cancels_the_request_in_the_engine(
+    turbomind: LMDeployEngine,
+) -> None:
     native = below(turbomind)
     async with running(turbomind) as started:  # type: ignore[arg-type]
         task = inline("word " * 30, regex="([a-z]{1,7} ){200}")

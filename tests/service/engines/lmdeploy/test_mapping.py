@@ -190,7 +190,9 @@ def test_a_machine_without_a_gpu_is_told_what_to_do() -> None:
         _check_machine(Options("model"), SimpleNamespace(num_heads=2))  # type: ignore[arg-type]
 
 
-def test_tensor_parallel_above_the_number_of_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensor_parallel_above_the_number_of_gpus_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from service.engines.lmdeploy import building
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
