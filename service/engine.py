@@ -5,10 +5,16 @@ An engine is chosen once, at start-up. The rest of the service uses only this pr
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Protocol, runtime_checkable
 
 from service.types import Capabilities, Chunk, EngineLoad, GenerateRequest, Grammar
+
+LOAD_LIMIT_S = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
@@ -70,5 +76,14 @@ class TellsLoad(Protocol):
 
 
 async def load_of(engine: Engine) -> EngineLoad | None:
-    """The load of an engine; None where the engine does not tell."""
-    return await engine.load() if isinstance(engine, TellsLoad) else None
+    """The load of an engine; None where the engine does not tell, or not soon.
+
+    Metrics are read most when an engine fails: an error of its own is logged, never raised.
+    """
+    if not isinstance(engine, TellsLoad):
+        return None
+    try:
+        return await asyncio.wait_for(engine.load(), LOAD_LIMIT_S)
+    except Exception as error:
+        log.warning("the engine does not tell its load: %s", type(error).__name__)
+        return None

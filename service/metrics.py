@@ -192,9 +192,11 @@ def count(record: CallRecord) -> None:
     usage = record.usage
     if record.attempts:
         prompt_tokens.inc(usage.prompt_tokens)
-        image_tokens.inc(usage.image_tokens)
         output_tokens.inc(usage.output_tokens)
-        output_retries.inc(record.attempts - 1)
+        if usage.image_tokens:
+            image_tokens.inc(usage.image_tokens)
+        if record.attempts > 1:
+            output_retries.inc(record.attempts - 1)
         _caller_tokens_of(record.caller).inc(usage.prompt_tokens + usage.output_tokens)
     if record.token_s is not None:
         output_token_seconds.observe(record.token_s)

@@ -13,7 +13,7 @@ from service.cli.arguments import read_settings
 from service.engines.fake import FakeEngine
 from service.lifecycle import Phase
 from service.settings import load_settings
-from service.types import Capabilities
+from service.types import Capabilities, EngineLoad
 from tests.service.admin_pages import page, samples, series
 from tests.service.certificates import Authority
 from tests.service.harness import run_request, running, until
@@ -132,6 +132,27 @@ async def test_a_server_under_load_tells_what_waits_and_runs() -> None:
     assert found[series("requests_running_limit")] == 2
     assert found[series("requests_queued_limit")] == 7
     assert found[series("kv_cache_utilization_ratio", model="fake")] == 0.25
+
+
+class Broken(FakeEngine):
+    """Its load cannot be told: ``load`` raises, or never returns."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        super().__init__()
+        self.hangs = hangs
+
+    async def load(self) -> EngineLoad | None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["raises", "hangs"])
+async def test_an_engine_that_cannot_tell_its_load_does_not_hide_the_metrics(hangs: bool) -> None:
+    async with running(Broken(hangs=hangs), admin_port=0) as started:
+        found = await samples(started.server.admin_port)
+    assert found[series("requests_running")] == 0
+    assert not any(name == "qwen3vl_kv_cache_utilization_ratio" for name, _ in found)
 
 
 @pytest.mark.parametrize("old", [True, False], ids=["old names", "new names"])

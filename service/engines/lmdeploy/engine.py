@@ -43,7 +43,7 @@ NOT_INSTALLED = (
     "LMDeploy is not installed. It runs on Linux on x86-64 with NVIDIA GPUs; neither the cpu image nor "
     "an installation on another system has it. Use --engine reference, or the cuda image"
 )
-HEALTH_LIMIT_S, LOAD_LIMIT_S = 5.0, 1.0
+HEALTH_LIMIT_S = 5.0
 PROBE = Grammar(
     GrammarKind.CHOICE,
     '["guided-decoding-is-on-4711"]',
@@ -168,10 +168,7 @@ class LMDeployEngine:
         loaded = self._loaded
         if loaded is None:
             return None
-        try:
-            status = await asyncio.wait_for(loaded.host.native.get_health_status(), LOAD_LIMIT_S)
-        except asyncio.TimeoutError:
-            return None
+        status = await loaded.host.native.get_health_status()
         found = status["schedule_metrics"]
         if found is None:
             return None

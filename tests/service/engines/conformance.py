@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import xgrammar
 
-from service.engine import Engine
+from service.engine import Engine, load_of
 from service.errors import (
     ContextTooLong,
     EngineUnavailable,
@@ -40,6 +40,7 @@ from service.types import (
     TEXT_AND_IMAGES,
     TEXT_ONLY,
     Chunk,
+    EngineLoad,
     FinishReason,
     GenerateRequest,
     Grammar,
@@ -202,6 +203,15 @@ async def first_chunk(engine: Engine, one: GenerateRequest) -> AsyncGenerator[Ch
     return chunks
 
 
+async def load_with(engine: Engine, *, running: int) -> EngineLoad:
+    """The load once so many requests run; an engine may tell it a step late."""
+    end = time.monotonic() + WAIT_S
+    while (found := await load_of(engine)) is None or found.running != running:
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.002)
+    return found
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until a condition holds; fail when it does not come true."""
     end = time.monotonic() + WAIT_S
@@ -264,6 +274,23 @@ class LifeCycle:
             await engine.check_health()
         with pytest.raises(EngineUnavailable):
             await engine.prepare(schema(new=SHORT))
+
+    async def test_an_engine_that_tells_its_load_tells_the_truth(self, subject: Subject) -> None:
+        engine = subject.build(small=True)
+        assert await load_of(engine) is None, "before the start"
+        await engine.start()
+        try:
+            if await load_of(engine) is None:
+                pytest.skip("this engine does not tell its load")
+            running = await first_chunk(engine, request(constraint=LONG, max_tokens=MANY_TOKENS))
+            busy = await load_with(engine, running=1)
+            await running.aclose()
+            idle = await load_with(engine, running=0)
+        finally:
+            await engine.close()
+        for one in (busy, idle):
+            assert one.model
+            assert one.kv_cache_used is None or 0 <= one.kv_cache_used <= 1
 
     async def test_close_ends_requests_in_flight(self, subject: Subject) -> None:
         engine = subject.build(small=True)
