@@ -268,8 +268,10 @@ PLAIN = re.compile(r"[^ \"'=]+")
 
 
 def _plain(value: object) -> str:
-    text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return repr(text) if _odd(text) else text
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = str(value)
+    return text if isinstance(value, int) or not _odd(text) else repr(text)
 
 
 def _odd(text: str) -> bool:
