@@ -14,14 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HELD = {
     "Every OK answer is complete and valid against your schema.": (
-        "tests/service/test_invalid_answers.py::test_a_wrong_answer_is_never_given_out",
-        "tests/service/test_enforcement.py::test_a_cut_second_attempt_is_told_as_such",
+        "tests/service/test_invalid_answers.py::test_an_invalid_answer_is_never_returned",
+        "tests/service/test_enforcement.py::test_a_truncated_second_attempt_is_reported_as_truncated",
         "tests/service/http_api/test_chat.py::test_a_cut_answer_under_a_grammar_is_an_error",
         "tests/e2e/test_fuzzed_schemas.py::test_nothing_ends_or_stalls_the_server",
     ),
     "No schema is weakened silently: each keyword is reported as enforced or checked.": (
-        "tests/e2e/test_enforcement.py::test_reports",
-        "tests/e2e/test_enforcement.py::test_strict",
+        "tests/e2e/test_enforcement.py::test_answers_satisfy_enforced_keywords_of_reports",
+        "tests/e2e/test_enforcement.py::test_strict_refuses_checked_schemas",
         "tests/service/test_enforcement.py::test_a_result_names_what_is_only_checked",
         "tests/service/test_enforcement.py::test_strict_refuses_what_is_only_checked",
     ),
@@ -40,7 +40,7 @@ HELD = {
     "Beyond loopback the server needs TLS and API keys or client certificates, or `--insecure`.": (
         "tests/service/test_settings.py::test_beyond_loopback_needs_tls_and_keys",
         "tests/service/test_settings.py::test_http_beyond_loopback_needs_tls_and_keys",
-        "tests/service/test_attacks.py::test_without_a_key_nothing_of_a_request_is_read",
+        "tests/service/test_attacks.py::test_without_a_key_the_request_is_not_read",
     ),
 }
 

@@ -31,7 +31,7 @@ from benchmarks.attack.servers import (
 )
 from benchmarks.attack.sharing import heavy
 from benchmarks.soak.load import WORKER, write_keys
-from service.client import read_error
+from service.client import CHANNEL_OPTIONS, read_error
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
@@ -197,6 +197,48 @@ def docker_health(short: bool) -> Iterable[Value]:
                 process.kill()
                 process.wait(30)
     yield Value("healthy after", took, "s", 60)
+
+
+@case(
+    "foreign-certificate",
+    "mutual TLS: a certificate of the right CA that is not on the list of names",
+    "accepted, and the log says caller=-",
+)
+def foreign_certificate(short: bool) -> Iterable[Value]:
+    with tempfile.TemporaryDirectory() as name:
+        authority = Authority.create(Path(name))
+        cert, key = authority.issue("server")
+        names = Path(name) / "names.txt"
+        names.write_text("listed\n")
+        tls = ("--tls-cert", str(cert), "--tls-key", str(key), "--tls-client-ca", authority.cert)
+        arguments = (*map(str, tls), "--tls-client-names-file", str(names))
+        with serving(*arguments, engine="fake", wait=False) as server:
+            listed = asyncio.run(_with_certificate(server, authority, "listed"))
+            foreign = asyncio.run(_with_certificate(server, authority, "foreign"))
+            log = server.log
+    yield true(f"the listed one is answered ({listed})", listed == "OK")
+    yield true("and the log has its name", "caller=listed" in log)
+    yield true(f"the other is refused ({foreign})", foreign == "CERTIFICATE_NOT_ALLOWED")
+
+
+async def _with_certificate(server: Server, authority: Authority, name: str) -> str:
+    cert, key = authority.issue(name)
+    credentials = grpc.ssl_channel_credentials(
+        authority.cert.read_bytes(), key.read_bytes(), cert.read_bytes()
+    )
+    address = f"localhost:{server.port}"
+    async with grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS) as channel:
+        stub: Any = VisionServiceStub(channel)
+        end = time.monotonic() + 60
+        while True:
+            try:
+                await stub.RunTask(text_request(), timeout=60, wait_for_ready=True)
+                return "OK"
+            except grpc.aio.AioRpcError as error:
+                found = read_error(error).reason or error.code().name
+            if found not in ("ENGINE_LOADING", "UNAVAILABLE") or time.monotonic() > end:
+                return found
+            await asyncio.sleep(0.1)
 
 
 @case(

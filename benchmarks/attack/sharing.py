@@ -121,7 +121,7 @@ def ten_times(short: bool) -> Iterable[Value]:
     seconds = 4 if short else 12
     message = request(DRAWING.read_bytes(), choice=False)
     message.task.inline.grammar.regex = "[a-z]{40}"
-    quota = ("--caller-concurrent", str(SHARE))
+    quota = ("--key-concurrent", str(SHARE))
     with serving(*quota, keys=True) as server, probing(server.address) as probe:
         asyncio.run(callers(server, "ordinary", SHARE, message, 2))
         alone = asyncio.run(callers(server, "ordinary", SHARE, message, seconds))
@@ -222,7 +222,14 @@ def ordinary_call(short: bool) -> Iterable[Value]:
         if folder := os.environ.get(BASELINE):
             older = {"PYTHONPATH": f"{folder}:{Path(folder) / 'clients' / 'python'}"}
             servers["older"] = stack.enter_context(
-                serving(*guarded, engine="fake", keys=True, environment=older, root=Path(folder))
+                serving(
+                    "--metrics-port",
+                    "0",
+                    engine="fake",
+                    keys=True,
+                    environment=older,
+                    root=Path(folder),
+                )
             )
         found = asyncio.run(_timed(servers, rounds, calls))
     medians = {name: statistics.median(seconds) * 1e3 for name, seconds in found.items()}

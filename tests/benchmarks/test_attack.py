@@ -84,7 +84,9 @@ def test_cases_that_are_not_run_keep_their_figures(one_case: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in CASES if name != "ordinary-call"])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name not in ("ordinary-call", "no-attack")]
+)
 def test_an_attack_in_its_short_form(name: str, tmp_path: Path) -> None:
     """Without bounds on time and memory, which depend on the machine: only what holds on any."""
     words = [sys.executable, "-m", "benchmarks.attack", "--short", "--results", tmp_path, name]
