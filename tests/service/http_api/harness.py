@@ -21,7 +21,7 @@ from service.structured_output.pool import GrammarPool
 from service.wiring import build_registry
 
 CHAT = "/v1/chat/completions"
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 """How long a test waits for what has to happen."""
 
 

@@ -485,8 +485,8 @@ async def test_an_image_of_a_model_without_vision() -> None:
 
 @pytest.mark.slow
 async def test_a_data_url_of_30_mb_does_not_stall_the_loop() -> None:
-    """The longest pause of the loop, while a large body is decoded, is far below what decoding
-    takes. An image of this size is refused by its bytes, which is known only when it is decoded."""
+    """The loop goes on while a large body is decoded in another thread. An image of this size is
+    refused by its bytes, which are known only when it is decoded."""
     body = json.dumps(request(**with_url(data_url(b"\x00" * (30 * 1024 * 1024))))).encode()
     async with serving() as server:
         pauses: list[float] = []

@@ -163,7 +163,7 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
     async with serving(engine, max_concurrent=1, max_queue=0) as server:
         engine.hang_after = 1
         first = asyncio.create_task(server.chat())
-        await until(lambda: engine.active_requests == 1, 20)
+        await until(lambda: engine.active_requests == 1, 60)
         second = await server.chat()
         first.cancel()
     assert (second.status, second.error["code"]) == (429, "OVERLOADED")
@@ -181,8 +181,11 @@ async def test_a_call_that_takes_too_long() -> None:
         stream = await server.chat(stream=True)
     assert (reply.status, reply.error["code"]) == (504, "INFERENCE_TIMEOUT")
     assert reply.headers["x-should-retry"] == "false"
-    *_, last, done = events(stream.body)
-    assert (last["error"]["code"], done) == ("INFERENCE_TIMEOUT", "[DONE]")
+    if stream.status == 200:  # the first piece came in time
+        *_, last, done = events(stream.body)
+        assert (last["error"]["code"], done) == ("INFERENCE_TIMEOUT", "[DONE]")
+    else:
+        assert (stream.status, stream.error["code"]) == (504, "INFERENCE_TIMEOUT")
 
 
 # Callers who leave
@@ -196,10 +199,10 @@ async def test_the_slot_is_free_when_the_caller_leaves(stream: bool) -> None:
         connection = await server.connect()
         body = json.dumps(request(stream=stream)).encode()
         await connection.send("POST", CHAT, body)
-        await until(lambda: engine.active_requests == 1, 20)
+        await until(lambda: engine.active_requests == 1, 60)
         connection.close()
-        await until(lambda: engine.cancelled_requests == 1, 20)
-        await until(lambda: server.runtime.budgets.admission.active == 0, 20)
+        await until(lambda: engine.cancelled_requests == 1, 60)
+        await until(lambda: server.runtime.budgets.admission.active == 0, 60)
         engine.hang_after = None
         assert (await server.chat()).status == 200
 
@@ -279,27 +282,30 @@ async def not_reading(server: Serving) -> AsyncIterator[None]:
         unread.close()
 
 
+@pytest.mark.slow
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(exchange, "DROP_AFTER_S", 0.1)
+    limit_s = 300.0  # far away, so that the engine does not end the call itself
+    monkeypatch.setattr(exchange, "DROP_AFTER_S", 1.5 - limit_s)
     caplog.set_level("INFO", "service.access")
     engine = FakeEngine("word " * 30_000, context_length=2_000_000)
-    async with serving(engine, inference_timeout_s=1.0) as server, not_reading(server):
-        await until(lambda: "reason=NOT_READ" in caplog.text, 30)
-        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 20)
-        assert engine.active_requests == 0
+    async with serving(engine, inference_timeout_s=limit_s) as server, not_reading(server):
+        await until(lambda: "reason=NOT_READ" in caplog.text, 60)
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 60)
+        await until(lambda: engine.active_requests == 0, 60)
     assert "returned without" not in caplog.text
     assert "code=DEADLINE_EXCEEDED" in caplog.text
 
 
+@pytest.mark.slow
 async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exchange, "STALL_S", 0.1)
     engine = FakeEngine("word " * 30_000, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
-        await until(lambda: engine.finished_requests > 1, 30)  # the warm-up, and this one
+        await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
         await asyncio.wait_for(server.runtime.stop(LIMIT_S * 4), LIMIT_S)
         assert server.runtime.lifecycle.calls_in_flight == 0
 
@@ -313,7 +319,7 @@ async def test_a_drain_finishes_calls_and_cuts_the_rest() -> None:
         engine.hang_after = 2
         whole = asyncio.create_task(server.chat())
         stream = asyncio.create_task(server.chat(stream=True))
-        await until(lambda: engine.active_requests == 2, 20)
+        await until(lambda: engine.active_requests == 2, 60)
         await server.runtime.stop(0.1)
     assert (await whole).error["code"] == "ENGINE_DRAINING"
     assert (await whole).status == 503
@@ -325,7 +331,7 @@ async def test_a_drain_finishes_calls_and_cuts_the_rest() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_sigterm_finishes_a_stream_and_the_second_cuts_it(signals: int) -> None:
-    pieces = 40
+    pieces = 40 if signals == 1 else 400
     server = subprocess.Popen(  # noqa: ASYNC220  # starts in milliseconds
         [sys.executable, "-m", "tests.service.http_api.serve_fake", "60", "0.05", str(pieces)],
         cwd=ROOT, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
