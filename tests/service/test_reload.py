@@ -88,6 +88,7 @@ async def test_changed_quotas_hold_for_the_next_call(
 ) -> None:
     caplog.set_level(logging.INFO, "service")
     async with running(api_keys_file=keys) as started:
+        started.server.runtime.budgets.quotas._clock = lambda: 0.0
         for _ in range(3):
             assert await outcome(started, "phone") == "OK"
         replace(keys, f"phone:{digest('phone')} requests_per_minute=1\nshop:{digest('shop')}\n")
