@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.cli import settings_help
 from service.cli.arguments import read_settings
 from service.engines.lmdeploy import LMDeployEngine
 from service.engines.lmdeploy.options import LMDeploySettings
@@ -469,3 +470,19 @@ def test_http_needs_keys_where_grpc_needs_client_certificates(tmp_path: Path) ->
         path.touch()
     assert refused(http_port=8000, **given).startswith("http_port: HTTP asks for no client")
     assert load_settings(http_port=8000, insecure=True, **given).http_port == 8000
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (1024, "1024 (1 KiB)"),
+        (64 * 1024, "65536 (64 KiB)"),
+        (1024**2 - 1024, "1047552 (1023 KiB)"),
+        (1024**2, "1048576 (1 MiB)"),
+        (20 * 1024**2, "20971520 (20 MiB)"),
+        (None, None),
+    ],
+)
+def test_the_help_shows_bytes_in_a_larger_unit(size: int | None, shown: str | None) -> None:
+    assert settings_help._shown("max_any_bytes", size) == shown
+    assert settings_help._shown("max_any", size) == size
