@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tile:
-    """A coded picture of side x side pixels. config: its decoder configuration record."""
+    """A coded image of side x side pixels. config: its decoder configuration record."""
 
     side: int
     config: bytes
@@ -84,7 +84,7 @@ def heic(
     exif: bytes = b"",
     profile: bytes = b"",
 ) -> bytes:
-    """A file of one picture, or of a grid of tiles.
+    """A file of one image, or of a grid of tiles.
 
     size: of the grid, cut to that. properties: further ones of the image, in order. claimed: a size
     that the header states instead. exif: TIFF data. profile: ICC.

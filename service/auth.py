@@ -1,4 +1,4 @@
-"""Who calls: API keys, and names of client certificates.
+"""Authentication of callers, by API keys and by names of client certificates.
 
 A key is a long random string (``openssl rand -hex 32``), so that a plain SHA-256 digest cannot be
 guessed. Its line in the file of keys: ``name:`` and ``printf %s "$KEY" | sha256sum``. A line in the file of
@@ -31,13 +31,13 @@ SHOWN_NAMES = 20
 log = logging.getLogger(__name__)
 
 current: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
-"""Who makes the call that the current task works for."""
+"""The caller of the call that the current asyncio task works for."""
 
 
 class Access:
-    """Who may call a server, by its settings: one for all front ends.
+    """The callers that a server accepts, from its settings; shared by all front ends.
 
-    The files can be read again in a thread while calls are checked.
+    A thread may reload the files while calls are checked.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -47,12 +47,12 @@ class Access:
 
     @property
     def mutual_tls(self) -> bool:
-        """Whether callers have certificates, whose names ``caller`` then needs."""
+        """Whether callers have certificates; ``caller`` then needs their names."""
         return self._settings.tls_client_ca is not None
 
     @property
     def files(self) -> list[tuple[Path, Callable[[], None]]]:
-        """The files that may change, and what reads each of them again."""
+        """The files that may change -> the function that reloads each."""
         settings = self._settings
         found = (
             (settings.api_keys_file, self._read_keys),
@@ -61,17 +61,17 @@ class Access:
         return [(path, read) for path, read in found if path is not None]
 
     def read(self) -> None:
-        """Read the files for the first time. Raises ``SettingsError`` for what cannot be used."""
+        """Read the files for the first time. Raises ``SettingsError`` for an unusable file."""
         for _, read in self.files:
             read()
 
     def caller(
         self, metadata: Mapping[str, str | bytes], certificate: Sequence[str] | None = None
     ) -> Caller:
-        """Who sends a call with this metadata, or with these headers; their names are in lower case.
+        """The caller of a call with this metadata or these headers, whose names are in lower case.
 
-        certificate: names in the certificate of the caller, its common name first; None where the
-        transport asks for no certificates. Where keys are needed, too, the key decides who calls.
+        certificate: names in the caller's certificate, common name first; None for a transport
+        without client certificates. If keys are required as well, the key determines the caller.
         Raises ``Unauthenticated`` for a call that is not allowed.
         """
         caller = ANONYMOUS
@@ -103,9 +103,9 @@ class Access:
 
 
 class ApiKeys:
-    """The keys that a server knows, and whose they are. Compared in constant time.
+    """The keys that a server knows, and their callers. Keys are compared in constant time.
 
-    callers: SHA-256 of a key -> the caller who has it.
+    callers: SHA-256 of a key -> its caller.
     """
 
     def __init__(self, callers: Mapping[bytes, Caller]) -> None:
@@ -136,13 +136,13 @@ class ApiKeys:
 
     @property
     def known(self) -> dict[str, tuple[Quota | None, bytes]]:
-        """Of each name its quota, and what changes with its key."""
+        """Name -> its quota and its key, to compare before and after a reload."""
         return {caller.name: (caller.quota, digest) for digest, caller in self._callers.items()}
 
     def caller(self, metadata: Mapping[str, str | bytes]) -> Caller:
-        """Who has the key in ``authorization: Bearer …`` or ``x-api-key``.
+        """The caller with the key in ``authorization: Bearer …`` or ``x-api-key``.
 
-        Raises ``Unauthenticated`` when there is none or it is not known.
+        Raises ``Unauthenticated`` for a missing or unknown key.
         """
         key = _key(metadata)
         if not key:
@@ -152,7 +152,7 @@ class ApiKeys:
                 reason="API_KEY_MISSING",
             )
         digest = hashlib.sha256(key.encode()).digest()
-        # Every digest is compared, so that the time tells nothing about which one came close.
+        # Compare every digest, so that the time reveals nothing about the keys.
         matches = [caller for known, caller in self._callers.items() if _same(known, digest)]
         if not matches:
             raise Unauthenticated("The API key is not known to this server.")
@@ -162,7 +162,7 @@ class ApiKeys:
 class CertificateNames:
     """The names of client certificates that may call: common names or subject alternative names.
 
-    callers: name as it stands in the certificate -> the caller.
+    callers: name in the certificate -> the caller.
     """
 
     def __init__(self, callers: Mapping[str, Caller]) -> None:
@@ -196,11 +196,11 @@ class CertificateNames:
 
     @property
     def known(self) -> dict[str, tuple[Quota | None, bytes]]:
-        """Of each name its quota."""
+        """Name -> its quota."""
         return {caller.name: (caller.quota, b"") for caller in self._callers.values()}
 
     def caller(self, names: Sequence[str]) -> Caller:
-        """Who has a certificate with these names. Raises ``Unauthenticated``."""
+        """The caller with a certificate that has one of these names. Raises ``Unauthenticated``."""
         for name in names:
             if name in self._callers:
                 return self._callers[name]
@@ -213,7 +213,7 @@ class CertificateNames:
 def _tell(
     what: str, old: ApiKeys | CertificateNames | None, new: ApiKeys | CertificateNames
 ) -> None:
-    """Log what a reload changes. Names only: a digest is a secret, too."""
+    """Log the changes of a reload. Logs only names, because digests are secret, too."""
     if old is None:
         return
     before, after = old.known, new.known
@@ -242,7 +242,8 @@ def loggable(name: str) -> str:
 
 
 def _lines(path: Path, setting: str) -> Iterator[tuple[int, str]]:
-    """The lines that say something, with their numbers. Raises ``SettingsError``."""
+    """The lines that are neither empty nor comments, with their numbers. Raises
+    ``SettingsError``."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):

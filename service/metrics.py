@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus; ``service.admin`` serves it."""
+"""The Prometheus metrics of the server; ``service.admin`` serves them."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ _COMPILE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, with the time of its first count
 
-# Label cache: "analysis" keeps what was found out about grammars, "engine" what it compiled.
+# Label cache: "analysis" has results of analyses, "engine" has compiled grammars.
 grammar_cache_hits = Counter(
-    "qwen3vl_grammar_cache_hits", "Grammars found in a cache, or on their way into it.", ["cache"]
+    "qwen3vl_grammar_cache_hits",
+    "Grammars that were in a cache, or for which a cache entry was being computed.",
+    ["cache"],
 )
 grammar_cache_misses = Counter(
-    "qwen3vl_grammar_cache_misses", "Grammars that had to be worked on.", ["cache"]
+    "qwen3vl_grammar_cache_misses", "Grammars that were not in a cache.", ["cache"]
 )
 grammar_cache_evictions = Counter(
-    "qwen3vl_grammar_cache_evictions", "Grammars that left a cache to make room.", ["cache"]
+    "qwen3vl_grammar_cache_evictions", "Grammars that were evicted from a cache.", ["cache"]
 )
 grammar_compile_seconds = Histogram(
     "qwen3vl_grammar_compile_seconds",
@@ -208,7 +210,7 @@ def count_unknown_method(transport: str) -> None:
 
 
 def describe_engine(capabilities: Capabilities) -> None:
-    """Set what is known of the engine once it has started."""
+    """Set the metrics that describe the engine, after its start."""
     details = capabilities.details
     mode, by = details.get("deepstack_mode", ""), details.get("deepstack_by", "")
     engine_info.info(
@@ -224,7 +226,7 @@ def describe_engine(capabilities: Capabilities) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What a server is doing at one moment.
+    """The state of a server at one moment.
 
     in_flight: calls that were accepted and have not ended. running: requests that have a slot and are
     in the engine. queued: requests that wait, for memory, for a slot or in the engine's queue. memory:

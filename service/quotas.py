@@ -55,7 +55,7 @@ UNBOUNDED = Quota()
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call.
+    """The caller of a call.
 
     name: of the API key or the client certificate. quota: None where nothing is bounded.
     """

@@ -1,4 +1,4 @@
-"""Bounded concurrency and a bounded queue: what does not fit is refused, with a time to return."""
+"""Limits the number of running and waiting calls; refuses further calls with a retry delay."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from service.fairness import FairQueue
 from service.quotas import ANONYMOUS, Caller, exceeded
 
 SMOOTHING = 0.1
-"""Weight of the newest call in the running mean of call times."""
+"""Weight of the newest call in the moving average of call times."""
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 60.0
 ROOM_FACTOR = 7
-"""Where nothing may wait, one caller gets at most this many times the slots that are then left: 7 of 8
-for the first caller, 7 of 8 of the rest for the second."""
+"""Without a queue, one caller gets at most this many times the remaining free slots: of 8 slots, 7
+for the first caller, and 7 of 8 of the rest for the second."""
 FULL = "The server is busy and its queue is full."
 
 jitter = random.Random()
 
 
 class Admission:
-    """Slots, given out fairly between callers; see ``FairQueue``. Lives on one event loop.
+    """Assigns slots fairly to callers; see ``FairQueue``. Not thread-safe: belongs to one event
+    loop.
 
-    max_concurrent: most calls in work. max_queue: most calls that wait; 0 means no queue. When the queue
-    is full, a caller with few waiting calls takes the place of the newest call of the caller with
-    the most.
+    max_concurrent: maximum number of running calls.
+    max_queue: maximum number of waiting calls; 0 means no queue.
+    When the queue is full, a call of a caller with few waiting calls replaces the newest call of
+    the caller with the most.
     """
 
     def __init__(self, max_concurrent: int, max_queue: int) -> None:
@@ -50,19 +52,20 @@ class Admission:
 
     @property
     def retry_after_s(self) -> float:
-        """When a call that is refused now should come again: when all calls that wait have slots.
+        """Seconds after which a call that is refused now should retry: when all waiting calls have
+        slots.
 
-        A random part spreads out the callers that were refused at the same moment.
+        The random factor spreads the retries of callers that were refused at the same time.
         """
         drained_s = (len(self._queue) + 1) * self._mean_s / self._max_concurrent
         return min(max(drained_s, RETRY_MIN_S), RETRY_MAX_S) * jitter.uniform(0.75, 1.25)
 
     @asynccontextmanager
     async def slot(self, deadline: Deadline, caller: Caller = ANONYMOUS) -> AsyncIterator[None]:
-        """Hold one slot for the body, waiting for it until ``deadline``.
+        """Hold one slot during the body; waits for the slot until ``deadline``.
 
         Raises ``Overloaded`` when the queue is full, ``QuotaExceeded`` when too many calls of the
-        caller wait, ``InferenceTimeout`` when the time is over.
+        caller wait, ``InferenceTimeout`` at the deadline.
         """
         await self._acquire(deadline, caller)
         started = asyncio.get_running_loop().time()
@@ -88,14 +91,17 @@ class Admission:
         except asyncio.CancelledError:
             if place.cancelled():
                 self._queue.discard(caller.name, place)
-            elif place.exception() is None:  # given in the same turn in which the call ended
+            elif (
+                place.exception() is None
+            ):  # the slot was assigned in the same turn in which the call ended
                 self._release(caller)
             raise
         finally:
             timer.cancel()
 
     def _leaves_room(self, caller: Caller) -> bool:
-        """Whether the caller may have one more slot. Where calls wait, their order takes care of it."""
+        """Whether the caller may have one more slot. If calls wait, the queue's order ensures
+        fairness."""
         if self._max_queue or caller == ANONYMOUS:
             return True
         return self._queue.held(caller.name) < ROOM_FACTOR * (self._max_concurrent - self._active)
@@ -114,7 +120,7 @@ class Admission:
             last.set_exception(Overloaded(FULL, retry_after_s=self.retry_after_s))
 
     def _release(self, caller: Caller) -> None:
-        """Hand the slot to the next in the queue, or give it back."""
+        """Assign the slot to the next call in the queue, or free it."""
         self._queue.give_back(caller.name)
         while self._queue:
             name, place = self._queue.take()
@@ -128,5 +134,7 @@ class Admission:
         if not place.done():
             self._queue.discard(caller.name, place)
             place.set_exception(
-                InferenceTimeout("The time was over before the call left the queue of the server.")
+                InferenceTimeout(
+                    "The deadline passed while the call waited in the queue of the server."
+                )
             )

@@ -10,13 +10,15 @@ from service.quotas import Quotas
 from service.settings import Settings
 
 MAX_VALIDATIONS = 8
-"""Grammars that are validated at the same time; they take processors, not places in the engine."""
+"""Maximum number of grammars that are validated at the same time. They need processors, not
+inference slots."""
 LARGE_DIVISOR = 4
-"""The part of the slots that calls with large images get at most."""
+"""Maximum fraction of the slots for calls with large images."""
 
 
 class Budgets:
-    """The limits of the settings, as places and bytes to hold. Lives on one event loop."""
+    """The limits of the settings as slots and memory budgets. Not thread-safe: belongs to one event
+    loop."""
 
     def __init__(self, settings: Settings) -> None:
         slots, queue = settings.max_concurrent, settings.max_queue
@@ -26,10 +28,10 @@ class Budgets:
             settings.max_encoded_bytes, max_waiting=settings.max_encoded_bytes
         )
         self.admission = Admission(slots, queue)
-        # Calls with large images spend seconds with decoding them: most slots are for the others.
+        # Calls with large images spend seconds on decoding, so most slots are for other calls.
         self.large = Admission(max(1, slots // LARGE_DIVISOR), queue)
-        # A grammar that takes long holds no place that others could use; calls that hold their
-        # images meanwhile are as many as may wait.
+        # A slow grammar occupies no inference slot. The number of calls that hold images meanwhile
+        # is limited by the queue.
         self.analyses = Admission(slots + queue, 0)
         self.validations = Admission(MAX_VALIDATIONS, queue)
         self.waiting = Waiting()
@@ -55,7 +57,7 @@ class Waiting:
 
 
 def image_limits(settings: Settings) -> ImageLimits:
-    """Bounds of the images of a caller and of the operator alike."""
+    """Limits of images, for callers and for task files alike."""
     return ImageLimits(
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,

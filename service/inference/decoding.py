@@ -1,7 +1,7 @@
-"""Decodes the images of all calls beside the event loop, large ones apart from the others.
+"""Decodes the images of all calls outside the event loop, with separate threads for large images.
 
-An image keeps its bytes until an engine asks for its pixels. These are made and reduced in one go, in
-one thread, so that an image exists at its full size only while that thread works on it.
+An image is stored encoded until an engine asks for its pixels. One thread then decodes and resizes
+it, so that the full-size image only exists while this thread works on it.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _LARGE = ThreadPoolExecutor(max(1, THREADS // 2), thread_name_prefix="decode-lar
 
 
 LARGE_PIXELS = 16_000_000
-"""Images of more pixels are large: a PNG file of that size takes a second."""
+"""Images with more pixels count as large: decoding a PNG file of this size takes a second."""
 
 
 class _Lane:
-    """Threads for one kind of images. Callers take turns. Of one request few images wait at the same
-    time, so that the requests of a caller take turns, too."""
+    """The threads for one kind of images. Callers take turns. Only a few images of each request
+    wait at the same time, so that the requests of a caller also take turns."""
 
     def __init__(self, executor: Executor, threads: int) -> None:
         self.executor = executor
@@ -51,11 +51,11 @@ class _Lane:
 
 
 class ImageDecoder:
-    """Reads headers and decodes images within limits. Lives on one event loop.
+    """Reads headers and decodes images within limits. Not thread-safe: belongs to one event loop.
 
-    max_decoding_bytes: most memory that decoding takes at the same time, by estimate. An image that
-    needs more than three quarters of it is refused. One that needs more than an eighth of it, or
-    has more than ``LARGE_PIXELS``, is large: large images have threads of their own.
+    max_decoding_bytes: maximum memory for decoding, by estimate. An image that needs more than
+    three quarters of it is refused. An image that needs more than an eighth of it, or has more than
+    ``LARGE_PIXELS``, is large; large images are decoded by separate threads.
     """
 
     def __init__(self, limits: ImageLimits, max_decoding_bytes: int) -> None:
@@ -69,8 +69,8 @@ class ImageDecoder:
     ) -> list[RequestImage]:
         """Read and check the headers of all images of a request; nothing is decoded.
 
-        caller: who takes turns with other callers. Raises ``ImageError`` for the first image that is
-        not accepted, or for all together.
+        caller: the caller that takes turns with other callers. Raises ``ImageError`` for the first
+        image that is not accepted, or for all images together.
         """
         if not encoded:
             return []
@@ -79,7 +79,7 @@ class ImageDecoder:
         return [RequestImage(self, *one, caller) for one in zip(encoded, headers, strict=True)]
 
     def is_large(self, header: Header) -> bool:
-        """Whether an image goes to the lane of large ones."""
+        """Whether an image is decoded by the threads for large images."""
         return header.file_pixels > LARGE_PIXELS or self.memory.is_large(decoding_bytes(header))
 
     async def decode(
@@ -90,7 +90,8 @@ class ImageDecoder:
         needs_bytes: int,
         caller: str,
     ) -> T:
-        """``reduce`` of the image, called in the thread that decoded it."""
+        """Decode an image and return the result of ``reduce``, which is called in the same
+        thread."""
         size = decoding_bytes(header) + needs_bytes
         self._check_memory(header, size, encoded.field)
         lane = self._large if self.is_large(header) else self._ordinary
@@ -100,7 +101,7 @@ class ImageDecoder:
             try:
                 found = await asyncio.shield(ended)
             except asyncio.CancelledError:
-                # A decoder cannot be interrupted: its memory counts until it has come to its end.
+                # A decoder cannot be interrupted, so its memory counts until it has finished.
                 if not work.cancel():
                     await asyncio.wait([ended])
                 raise
@@ -131,7 +132,7 @@ class ImageDecoder:
 
 
 class RequestImage:
-    """An image of a request as it came, with its size; see `service.types.ImageSource`."""
+    """An encoded image of a request, with its size; see `service.types.ImageSource`."""
 
     def __init__(
         self, decoder: ImageDecoder, encoded: EncodedImage, header: Header, caller: str
@@ -150,12 +151,12 @@ class RequestImage:
 
     @property
     def large(self) -> bool:
-        """Whether it is decoded in the lane of large images."""
+        """Whether the image is decoded by the threads for large images."""
         return self._decoder.is_large(self._header)
 
     async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
-        """``reduce`` of the image. Raises ``ImageError`` where the file is damaged or cut, or where
-        all the memory for images does not suffice."""
+        """Decode the image and return the result of ``reduce``. Raises ``ImageError`` for a damaged
+        or truncated file, or for an image that needs more memory than the server has for images."""
         decode = self._decoder.decode
         with current().span("decode image", pixels=self.width * self.height):
             return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
@@ -163,8 +164,8 @@ class RequestImage:
 
 @contextmanager
 def emptied(encoded: Sequence[EncodedImage]) -> Iterator[None]:
-    """Let go of the bytes of images behind the body, whoever still holds the images themselves:
-    the traceback of an error does."""
+    """Release the bytes of images after the body, even if something still references the images,
+    such as the traceback of an error."""
     try:
         yield
     finally:
@@ -175,7 +176,8 @@ def emptied(encoded: Sequence[EncodedImage]) -> Iterator[None]:
 def _reduced(
     encoded: EncodedImage, header: Header, limits: ImageLimits, reduce: Callable[[ImageRows], T]
 ) -> T | ServiceError:
-    """An error is returned: raised, it would hold the frames of this thread, and their pixels."""
+    """Returns an error instead of raising it, because a raised error would keep the frames of this
+    thread, with their pixels, in memory."""
     try:
         return reduce(decode(encoded.data, header, encoded.field, limits))
     except ServiceError as error:
@@ -183,14 +185,14 @@ def _reduced(
     except MemoryError:
         return out_of_memory()
     except Exception as error:
-        if "allocate memory" in str(error):  # as torch says it
+        if "allocate memory" in str(error):  # torch's message for a lack of memory
             return out_of_memory()
         traceback.clear_frames(error.__traceback__)
         raise
 
 
 def _bare(error: ServiceError) -> ServiceError:
-    """The error without what it was raised from."""
+    """The error without its cause and context."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 

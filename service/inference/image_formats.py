@@ -1,4 +1,4 @@
-"""Names the format of bytes that are not an accepted image, and says what the caller can do."""
+"""Names the format of bytes that are not an accepted image, with advice for the caller."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ FORMATS = ("JPEG", "PNG", "WebP", "HEIC")
 """Every format that the server can read; HEIC needs the extra ``heif``."""
 DEFAULT_FORMATS = ("JPEG", "PNG", "WebP")
 _HEAD = 4096
-"""Bytes at the beginning of a file that decide what it is."""
+"""Number of bytes at the beginning of a file that determine its format."""
 _BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 
 
 class Found(NamedTuple):
-    """A format that is not accepted. advice: what to do instead, as an imperative."""
+    """A format that is not accepted. advice: an imperative that says what to do instead."""
 
     name: str
     advice: str
@@ -56,7 +56,7 @@ _VIDEO = Found("an MP4 or QuickTime video", "send single frames as JPEG")
 
 
 def found_format(data: bytes) -> Found | None:
-    """The format of ``data``, which is none of the accepted ones; None where it is unknown."""
+    """The format of ``data`` if it is a known but not accepted format; else None."""
     for magic, found in _MAGIC:
         if data.startswith(magic):
             return found
@@ -126,7 +126,7 @@ def _text(head: bytes) -> Found | None:
 
 
 def _base64(text: bytes) -> Found | None:
-    """Base64 of a file, which clients send when they take ``data`` for a string."""
+    """Recognise a file in base64, which clients send if they take ``data`` for a string."""
     if len(text) < 16 or not _BASE64.fullmatch(text):
         return None
     letters = b"".join(text.split()).replace(b"-", b"+").replace(b"_", b"/").rstrip(b"=")

@@ -1,7 +1,7 @@
-"""What the header of an image file says: format, size, orientation, colour profile.
+"""Reads the header of an image file: format, size, orientation, colour profile.
 
-Nothing here decodes pixels or reserves memory by what a file claims. The number of parts of a file is
-bounded, because each of them costs time here and in the decoder.
+This module never decodes pixels, and never allocates memory by the claims of a file. The number of
+parts of a file is limited, because each part takes time here and in the decoder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _EXIF_TYPES = {1: "B", 3: "H", 4: "I"}
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image file before it is decoded.
+    """The properties of an image file that are known before it is decoded.
 
     width, height: as stored, in pixels. orientation: 1 to 8, as EXIF counts.
     icc: the embedded colour profile, empty without one.
@@ -102,14 +102,14 @@ def read_header(data: bytes, field: str, formats: Sequence[str] = DEFAULT_FORMAT
 
 
 def is_complete(data: bytes, header: Header) -> bool:
-    """Whether the file reaches the end of its image; what stands behind that does not matter."""
+    """Whether the file contains the end of its image. Data after the end is ignored."""
     if header.format != "JPEG":
         return header.complete
     return _scans(data, header.first_scan)[1]
 
 
 def truncated(field: str) -> ImageError:
-    """The error of a file that ends too early."""
+    """The error for a truncated file."""
     what = "ends before the image is complete; send the whole file"
     return ImageError(field, what, reason="IMAGE_TRUNCATED")
 
@@ -245,7 +245,7 @@ def _png(data: bytes, field: str) -> Header:
             and kind in (b"tRNS", b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt")
         ):
             body = data[start + 8 : end - 4]
-            # Like a browser: metadata with a wrong checksum are as good as none.
+            # Like browsers, ignore metadata with a wrong checksum.
             if zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big"):
                 if kind == b"tRNS":
                     wanted = True
@@ -307,7 +307,7 @@ def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def _inflated(data: bytes, limit: int, *, cut: bool = False) -> bytes:
-    """Decompressed data; what is beyond the limit is cut, or makes it worthless."""
+    """Decompressed data, truncated at the limit; empty if the data is damaged."""
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(data, limit)
@@ -321,7 +321,7 @@ def _raw_profile(text: bytes) -> bytes:
     digits = b"".join(text.split(b"\n")[3:])
     try:
         return bytes.fromhex(digits[: len(digits) // 2 * 2].decode("ascii"))
-    except ValueError:  # UnicodeDecodeError is one
+    except ValueError:  # UnicodeDecodeError is a ValueError
         return b""
 
 

@@ -1,7 +1,7 @@
-"""Bytes of a caller to a safe RGB image.
+"""Decodes the bytes of a caller safely to an RGB image.
 
-The header alone decides first: format, width, height. Only what is within the limits is decoded, and
-only to its end: a truncated file is refused. What decoders say stays here; callers get our own words.
+The header is checked first: format, width and height. Only files within the limits are decoded, and
+truncated files are refused. Messages of decoders are never passed on to callers.
 """
 
 from __future__ import annotations
@@ -40,17 +40,18 @@ _RETRY_AFTER_S = 5.0
 _STRIP_PIXEL_BYTES = 32
 """Of a pixel of the strip that is converted: in up to five modes, and as an array."""
 _WORKING_BYTES = 1 << 20
-"""What decoders allocate for an image of any size."""
+"""Memory that decoders allocate for an image of any size, in bytes."""
 _JPEG_SCALES = (2, 4, 8)
-"""Parts of its sides at which libjpeg decodes."""
+"""Scales at which libjpeg can decode: 1/2, 1/4 and 1/8 of the sides."""
 SCALED_FACTOR = 4
-"""How many times the limit of pixels a JPEG file may have that is decoded at a part of its size."""
+"""A JPEG file that is decoded at a reduced size may have this many times the maximum number of
+pixels."""
 WHITE: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """What is accepted as an image, and how it is decoded.
+    """Limits of accepted images, and options of decoding.
 
     max_request_pixels: of all images of a request together. max_aspect_ratio: the longer side over
     the shorter. formats: of ``FORMATS``. background: the colour behind transparent parts.
@@ -119,16 +120,17 @@ def decode_image(data: bytes, field: str, limits: ImageLimits) -> Pixels:
 def decode(data: bytes, header: Header, field: str, limits: ImageLimits) -> DecodedImage:
     """`decode_image` for a header that has been checked; its rows are converted when they are read.
 
-    Raises ``Overloaded`` where the memory of the machine does not suffice.
+    Raises ``Overloaded`` if the machine has too little memory.
     """
     try:
         frame = _FRAMES[header.format](data, header)
         return DecodedImage(frame, header, limits.background, field)
     except MemoryError:
         short_of_memory = True
-    except Exception:  # decoders raise whatever they like on hostile data, and short of memory, too
+    except Exception:  # decoders raise exceptions of any type on hostile data, and without memory
         short_of_memory = not _allocatable(decoding_bytes(header))
-    # Raised out here: an error raised above would keep the frames of the decoder, and their images.
+    # Raised outside the `except` block, so that the error keeps no frames of the decoder, with
+    # their images, in memory.
     if short_of_memory:
         raise out_of_memory()
     if not is_complete(data, header):
@@ -137,14 +139,15 @@ def decode(data: bytes, header: Header, field: str, limits: ImageLimits) -> Deco
 
 
 def decoding_bytes(header: Header) -> int:
-    """Most memory that decoding an image takes, by measurement: see ``benchmarks/image_memory.py``."""
+    """Upper estimate of the memory to decode an image, from measurements: see
+    ``benchmarks/image_memory.py``."""
     pixels = header.width * header.height
     strip = min(pixels, STRIP_PIXELS) * _STRIP_PIXEL_BYTES
     return pixels * header.pixel_bytes + header.kept_bytes + strip + _WORKING_BYTES
 
 
 def out_of_memory() -> Overloaded:
-    """The error where memory does not suffice, which is never the fault of an image."""
+    """The error for a lack of memory, which is never reported as an image error."""
     return Overloaded(
         "The server has too little free memory to decode the images now; try again later, or send "
         "smaller images.",

@@ -1,4 +1,4 @@
-"""A budget of memory that calls wait for, with a share that small amounts never wait for large ones."""
+"""A memory budget with a queue, of which a share is reserved for small amounts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from service.fairness import FairQueue
 from service.quotas import ANONYMOUS
 
 SMALL_DIVISOR = 8
-"""An amount is small when it is at most this part of the budget."""
+"""An amount is small if it is at most this fraction of the budget."""
 RESERVED_DIVISOR = 4
-"""The part of the budget that only small amounts get."""
+"""The fraction of the budget that is reserved for small amounts."""
 RETRY_AFTER_S = 2.0
 
 
@@ -27,7 +27,8 @@ class _Waiting:
 
 
 class MemoryBudget:
-    """Bounds how many bytes are held at the same time. Lives on one event loop.
+    """Limits the number of bytes in use at the same time. Not thread-safe: belongs to one event
+    loop.
 
     The rule: a quarter of the budget is for small amounts (up to an eighth of the budget) alone, so
     they never wait for large ones. They may use the rest too, as long as no large amount waits for
@@ -44,7 +45,7 @@ class MemoryBudget:
         self._reserved = limit // RESERVED_DIVISOR
         self._small = self._large = 0
         self.waiting = 0
-        """Bytes that are waited for."""
+        """Sum of the waiting amounts, in bytes."""
         self._waiting_small: FairQueue[_Waiting] = FairQueue()
         self._waiting_large: FairQueue[_Waiting] = FairQueue()
 
@@ -55,7 +56,7 @@ class MemoryBudget:
 
     @property
     def largest(self) -> int:
-        """The largest amount with which the budget is never exceeded."""
+        """The largest amount, in bytes, for which the budget is never exceeded."""
         return self.limit - self._reserved
 
     def is_large(self, amount: int) -> bool:
@@ -66,9 +67,9 @@ class MemoryBudget:
     async def hold(
         self, amount: int, deadline: Deadline | None = None, caller: str = ANONYMOUS.name
     ) -> AsyncIterator[None]:
-        """Hold an amount for the body, waiting for it until ``deadline``.
+        """Hold an amount during the body; waits for it until ``deadline``.
 
-        Raises ``Overloaded`` when too much waits already, ``InferenceTimeout`` when the time is over.
+        Raises ``Overloaded`` if too many bytes wait already, ``InferenceTimeout`` at the deadline.
         """
         await self._acquire(amount, deadline, caller)
         try:
@@ -94,9 +95,10 @@ class MemoryBudget:
         except asyncio.CancelledError:
             if queue.discard(caller, one):
                 self.waiting -= amount
-                self._admit()  # whoever waited behind it may fit
+                self._admit()  # amounts that waited behind it may fit now
             elif one.turn.done() and not one.turn.cancelled() and one.turn.exception() is None:
-                self._give_back(amount, caller)  # given in the same turn in which the call ended
+                # The memory was assigned in the same turn in which the call ended.
+                self._give_back(amount, caller)
             raise
         finally:
             if timer is not None:
@@ -143,7 +145,8 @@ class MemoryBudget:
             self._small += amount
 
     def _admit(self) -> None:
-        """Let in who fits, in order, large amounts first: they wait longer."""
+        """Serve the waiting amounts that fit, in order, large amounts first, because they wait
+        longer."""
         for queue in (self._waiting_large, self._waiting_small):
             while queue and self._fits(queue.peek().amount):
                 _, one = queue.take()
@@ -159,13 +162,15 @@ class MemoryBudget:
             self._queue(one.amount).discard(one.caller, one)
             self.waiting -= one.amount
             one.turn.set_exception(
-                InferenceTimeout("The time was over before the server had memory for the images.")
+                InferenceTimeout(
+                    "The deadline passed while the call waited for memory for its images."
+                )
             )
             self._admit()
 
 
 def _full() -> Overloaded:
     return Overloaded(
-        "The images of other calls take the memory that the server has for them.",
+        "The images of other calls use all the memory that the server has for images.",
         retry_after_s=RETRY_AFTER_S,
     )
