@@ -91,9 +91,8 @@ class Admission:
         except asyncio.CancelledError:
             if place.cancelled():
                 self._queue.discard(caller.name, place)
-            elif (
-                place.exception() is None
-            ):  # the slot was assigned in the same turn in which the call ended
+            elif place.exception() is None:
+                # The slot was assigned in the same turn in which the call ended.
                 self._release(caller)
             raise
         finally:
