@@ -10,6 +10,7 @@ import asyncio
 import io
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 import numpy as np
@@ -60,26 +61,36 @@ def large_image(kind: str, side: int) -> bytes:
 async def attack(server: Target, image: bytes, calls: int, images: int, limit_s: float) -> Outcome:
     """Send all calls with large images at once, and ordinary calls until they are done."""
     outcome = Outcome(before_mib=server.memory_mib())
-    large_one = pb.Image(data=image, max_pixels=1_000_000)
-    question = inline(
-        "Is it red?", choice=["yes", "no"]
-    )  # short, so that decoding is what takes time
-    request = pb.RunTaskRequest(task=question, images=[large_one] * images)
-    small = pb.RunTaskRequest(task=question, images=[pb.Image(data=image_bytes(1024, 768))])
+    large_one = pb.Image(data=image, max_pixels=65_536)
+    # The answer is not read, and short, so that decoding is what takes time.
+    task, short = inline("Is it red?"), pb.SamplingOptions(max_tokens=1)
+    request = pb.RunTaskRequest(task=task, sampling=short, images=[large_one] * images)
+    beside = [pb.Image(data=image_bytes(1024, 768))]
+    small = pb.RunTaskRequest(task=task, sampling=short, images=beside)
     other = (("x-api-key", OTHER_KEY),) if server.key else ()
     done = asyncio.Event()
 
-    async def large(stub: VisionServiceStub) -> None:
+    async def answered(stub: VisionServiceStub, asked: pb.RunTaskRequest, metadata: Any) -> str:
+        """Why a call was refused; empty where it got its one token."""
         try:
-            await stub.RunTask(request, metadata=other, timeout=limit_s)
-            outcome.answered += 1
+            await stub.RunTask(asked, metadata=metadata, timeout=limit_s)
         except grpc.aio.AioRpcError as error:
-            outcome.refused.append(read_error(error).reason)
+            reason = read_error(error).reason
+            return "" if reason == "OUTPUT_TRUNCATED" else reason
+        return ""
+
+    async def large(stub: VisionServiceStub) -> None:
+        reason = await answered(stub, request, other)
+        if reason:
+            outcome.refused.append(reason)
+        else:
+            outcome.answered += 1
 
     async def ordinary(stub: VisionServiceStub) -> None:
         while not done.is_set():
             begun = time.monotonic()
-            await stub.RunTask(small, metadata=server.metadata, timeout=limit_s)
+            reason = await answered(stub, small, server.metadata)
+            assert not reason, f"an ordinary call was refused: {reason}"
             outcome.ordinary_s.append(time.monotonic() - begun)
             await asyncio.sleep(0.1)
 
@@ -101,7 +112,7 @@ async def attack(server: Target, image: bytes, calls: int, images: int, limit_s:
     ):
         await asyncio.gather(theirs.channel_ready(), ours.channel_ready())
         stub = VisionServiceStub(theirs)
-        beside = [
+        watching = [
             asyncio.create_task(one)
             for one in (
                 ordinary(VisionServiceStub(ours)),
@@ -111,7 +122,7 @@ async def attack(server: Target, image: bytes, calls: int, images: int, limit_s:
         ]
         await asyncio.gather(*(large(stub) for _ in range(calls)))
         done.set()
-        await asyncio.gather(*beside)
+        await asyncio.gather(*watching)
     await asyncio.sleep(1)
     outcome.after_mib = server.memory_mib()
     return outcome
