@@ -20,6 +20,8 @@ from service.types import Chunk, GenerateRequest
 from tests.service.harness import image_bytes, png_header_only
 from tests.service.http_api.harness import Reply, Serving, image_part, schema_format, serving
 
+pytestmark = pytest.mark.slow  # a server for each request
+
 POINT = {
     "type": "object",
     "properties": {"x": {"type": "integer"}},
