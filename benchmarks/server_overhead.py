@@ -38,7 +38,6 @@ from service.grpc_api import codec
 from service.grpc_api.server import VisionServer, options, serve
 from service.inference.calls import Answer
 from service.inference.images import ImageLimits, decode_image
-from service.metrics import count
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.settings import Settings
@@ -77,7 +76,7 @@ async def serve_echo() -> None:
 async def serve_ours(*, metrics: bool = True) -> None:
     def announce(server: VisionServer) -> None:
         if not metrics:
-            server.runtime.observation.listeners.remove(count)
+            server.runtime.observation.listeners.clear()
         print(server.port, flush=True)
 
     logs.configure()
