@@ -155,6 +155,9 @@ def test_the_longest_error_fits_into_the_trailers() -> None:
 ROOT = Path(__file__).parents[2]
 NO_REASONS = {"API_KEY", "GRPC_VERBOSITY", "TM_LOG_LEVEL"}  # names of environment variables
 NO_REASONS |= {"MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"}
+NO_REASONS |= {"OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_PROTOCOL"}
+NO_REASONS |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"}
+NO_REASONS |= {"DATA_LOSS", "INVALID_ARGUMENT"}  # gRPC statuses
 NO_REASONS |= {"MAX_STATES"}  # in a module's __all__
 NO_REASONS |= {"DEADLINE_EXCEEDED", "NOT_READ"}  # in the access log alone
 
