@@ -6,6 +6,7 @@ import asyncio
 import base64
 import inspect
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -148,6 +149,19 @@ async def test_create_and_stream() -> None:
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 3
     assert models == ["fake"]
+
+
+async def test_the_program_of_the_readme(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"<!-- openai:begin -->\n```python\n(.*?)```", readme, re.S)
+    assert "http://127.0.0.1:8000/v1" in program
+    async with serving() as server:
+        program = program.replace("http://127.0.0.1:8000/v1", server.base_url)
+        await asyncio.to_thread(exec, program.replace('"drawings"', '"fake"'), {})
+    assert "scene" in json.loads(capsys.readouterr().out)
 
 
 async def test_the_client_that_is_not_asynchronous() -> None:
