@@ -1,7 +1,8 @@
 """Model families as data: the differences between the models that this project supports.
 
 A family is one record in `FAMILIES`. Code reads the record instead of comparing names of
-architectures, so that a new family needs no other change. Imports no heavy packages.
+architectures, so that for the reference engine a new family needs only a record. TurboMind also
+needs a source model, see docs/extending.md. Imports no heavy packages.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ class ModelFamily:
         rotary_fraction: share of each attention head that mRoPE rotates; ``mrope_section`` sums to
             half of that share of the head dimension.
         deepstack: whether features of vision blocks are added after the first decoder layers, so
-        that an engine without DeepStack generates other tokens. thinking_prefix: text that the chat
-        template of the Thinking editions writes after ``<|im_start|>assistant`` and a newline;
-        empty for a family without such editions. thinking_closed: the same text with immediately
-        closed thoughts.
+            that an engine without DeepStack generates other tokens.
+        thinking_prefix: text that the chat template of the Thinking editions writes after
+            ``<|im_start|>assistant`` and a newline; empty for a family without such editions.
+        thinking_closed: the same text with immediately closed thoughts.
     """
 
     name: str

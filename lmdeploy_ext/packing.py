@@ -24,9 +24,11 @@ class PackedImage:
 
     Attributes:
         patches: uint8 (h*w, C*p*p) for a still image or (h*w, C*2*p*p) for a frame pair. The values
-        of a patch have the order channel, frame, row, column. The patches have the order block row,
-        block column, row in block, column in block, so that the patches of one token are adjacent.
-        grid: (1, h, w) in patches. merge_size: patches per side that are merged into one token.
+            of a patch have the order channel, frame, row, column. The patches have the order block
+            row, block column, row in block, column in block, so that the patches of one token are
+            adjacent.
+        grid: (1, h, w) in patches.
+        merge_size: patches per side that are merged into one token.
     """
 
     patches: npt.NDArray[np.uint8]

@@ -58,8 +58,8 @@ _ROWS = (
     _invalid(
         "CONTEXT_TOO_LONG",
         "the prompt leaves no room for an answer in the context of the model (field `task`, or "
-        "`images` where the text alone would fit), or less than the `max_tokens` of the request "
-        "(field `sampling.max_tokens`)",
+        "`images` where the text alone would fit), or less room than the `max_tokens` of the request "
+        "asks for (field `sampling.max_tokens`)",
     ),
     _invalid("IMAGE_REQUIRED", "the task needs an image, and the request has none"),
     _invalid("TOO_MANY_IMAGES", "more images than the server, the model or the task accepts"),
@@ -126,7 +126,7 @@ _ROWS = (
     _invalid(
         "GRAMMAR_COMPILE_CRASHED",
         "compiling the grammar crashed a worker process, and then a second one; other calls are "
-        "not affected, and another attempt with this grammar will fail again",
+        "not affected, and the grammar is refused for 60 seconds",
     ),
     _invalid(
         "GRAMMAR_TOO_COSTLY",

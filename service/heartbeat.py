@@ -30,9 +30,9 @@ async def generate_one_token(engine: Engine, request_id: str) -> None:
 class Heartbeat:
     """Checks the engine every ``health_interval_s``.
 
-    After a failure, the engine must generate one token before the server accepts calls again. The
-    heartbeat tries this only while the engine runs no call: behind long requests the token would
-    wait, and a working engine would look dead.
+    After a failure, an idle engine must also generate one token before the server accepts calls
+    again. While the engine still runs a call, a passed check is enough: behind long requests the
+    token would wait, and a working engine would look dead.
 
     idle: returns True while the engine runs no call.
     progress: returns a counter that increases with every chunk of text that the engine produces for

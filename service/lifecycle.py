@@ -43,8 +43,8 @@ class Lifecycle:
 
     @property
     def cutting(self) -> bool:
-        """Whether the drain's grace period is over: a call that is cancelled now was cancelled by
-        the server."""
+        """Whether the drain's grace period is over. If true, a cancellation comes from the server, not
+        from the caller."""
         return self.phase is Phase.DRAINING and self._hurry.is_set()
 
     def refusal(self) -> EngineUnavailable | None:

@@ -119,7 +119,7 @@ class Runtime:
         return self._models
 
     def inference_for(self, model: str | None = None) -> Inference:
-        """The inference of a model; that of the first engine for an empty name.
+        """The inference of a model; that of the first engine if ``model`` is None.
 
         Raises ``UnknownModel`` for a model that is not served.
         """

@@ -1,10 +1,11 @@
-"""DeepStack for one engine: computes features after a vision block, adds them after a decoder
-layer.
+"""DeepStack for one engine: computes features after a vision block, and adds them to the residual
+before the last norm of a decoder layer.
 
 Two threads of TurboMind call this module. The scheduling thread prepares batches; in an
-asynchronous engine, it is one batch ahead of the forward. The forward thread runs the batches in
-the same order. So the plans of batches with images are queued, and each vision forward takes the
-oldest plan. A request that is cancelled in between stays in its batch.
+asynchronous engine, the scheduling thread is one batch ahead of the forward thread. The forward
+thread runs the batches in the same order. So the plans of batches with images are queued, and each
+vision forward takes the oldest plan. A request that is cancelled in between stays in its batch, so
+the order of plans stays correct.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from lmdeploy_ext.deepstack.plan import Plan, plan
 logger = logging.getLogger("lmdeploy_ext")
 
 RESERVED_ROWS = 8192
-"""Number of image tokens per forward for which memory is allocated before the KV cache takes the
-rest: LMDeploy's default prefill size. The memory grows if a forward has more."""
+"""Image tokens per forward with reserved memory; equal to LMDeploy's default prefill size. The memory
+is reserved before the KV cache is allocated, and grows if a forward has more image tokens."""
 _PATCHES = 4
 
 
@@ -35,10 +36,11 @@ class Features:
 
     Args:
         mergers: one for each entry of ``taps``, at most one for each decoder layer.
-        taps: the vision blocks whose output the mergers read; feature k is added after decoder
-            layer k.
-        width: hidden size of the decoder. dtype: dtype of the vision tower.
-        dtypes: TurboMind's numbers of data types -> torch dtypes.
+        taps: the vision blocks whose output the mergers read; feature k is added before the last
+            norm of decoder layer k.
+        width: hidden size of the decoder.
+        dtype: dtype of the vision tower.
+        dtypes: TurboMind's data type ids -> torch dtypes.
     """
 
     def __init__(
@@ -64,8 +66,8 @@ class Features:
     def tell(self, event: Event) -> None:
         """Called by the hook library, on TurboMind's threads.
 
-        An error ends the process, like a failed check of TurboMind itself, because running answers
-        would otherwise be silently wrong.
+        An error ends the process, like a failed check of TurboMind itself: otherwise the answers in
+        progress would be silently wrong.
         """
         try:
             with on_stream(event.stream, self._device):
@@ -90,8 +92,8 @@ class Features:
             self._add(event)
 
     def _set_up(self, event: Event) -> None:
-        """Read the positions of the images in a batch. Waits only for copies of the scheduling
-        thread."""
+        """Read the positions of the images in a batch. Blocks only on copies that the scheduling
+        thread started."""
         table = view(event.data, (event.count, SEGMENT_FIELDS), torch.int32, self._device)
         found = plan(table.tolist())
         if found is not None:

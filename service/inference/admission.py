@@ -1,4 +1,4 @@
-"""Limits the number of running and waiting calls; refuses further calls with a retry delay."""
+"""Limits the number of running and waiting calls; further calls are refused and told when to retry."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SMOOTHING = 0.1
 """Weight of the newest call in the moving average of call times."""
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 60.0
 ROOM_FACTOR = 7
-"""Without a queue, one caller gets at most this many times the remaining free slots: of 8 slots, 7
-for the first caller, and 7 of 8 of the rest for the second."""
+"""Without a queue, a caller gets a further slot only if it holds fewer than 7 times the free slots. So
+one caller alone gets at most 7/8 of the slots."""
 FULL = "The server is busy and its queue is full."
 
 jitter = random.Random()
@@ -30,7 +30,7 @@ class Admission:
     max_concurrent: maximum number of running calls.
     max_queue: maximum number of waiting calls; 0 means no queue.
     When the queue is full, a call of a caller with few waiting calls replaces the newest call of
-    the caller with the most.
+    the caller with the most waiting calls.
     """
 
     def __init__(self, max_concurrent: int, max_queue: int) -> None:
@@ -52,8 +52,8 @@ class Admission:
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds after which a call that is refused now should retry: when all waiting calls have
-        slots.
+        """Seconds until all waiting calls should have slots; a call that is refused now should retry
+        then.
 
         The random factor spreads the retries of callers that were refused at the same time.
         """
@@ -92,14 +92,14 @@ class Admission:
             if place.cancelled():
                 self._queue.discard(caller.name, place)
             elif place.exception() is None:
-                # The slot was assigned in the same turn in which the call ended.
+                # The slot was given in the same turn of the event loop as the cancellation.
                 self._release(caller)
             raise
         finally:
             timer.cancel()
 
     def _leaves_room(self, caller: Caller) -> bool:
-        """Whether the caller may have one more slot. If calls wait, the queue's order ensures
+        """Whether the caller may have one more slot. With a queue, its order ensures
         fairness."""
         if self._max_queue or caller == ANONYMOUS:
             return True

@@ -1,4 +1,5 @@
-"""Runs a decoded call: finds its task, waits for a slot, checks its images, calls the engine."""
+"""Runs a decoded call: finds its task, checks the headers of its images, waits for memory and a slot,
+calls the engine."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ from service.types import DEFAULT_MAX_TOKENS, Capabilities, Grammar, PropertyOrd
 class Inference:
     """Runs calls on one engine, within the limits of the settings.
 
-    analyser: makes grammars that come with calls ready for the engine. budgets: those that calls
-    of other engines take from as well; its own by default.
+    analyser: makes grammars that come with calls ready for the engine.
+    budgets: budgets that are shared with other engines; by default a new set.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Inference:
         return Validation(report, time.perf_counter() - begun)
 
     async def _task(self, call: Call, deadline: Deadline) -> Task:
-        """The task, registered or inline. Raises where ``strict`` refuses its grammar."""
+        """The task, registered or inline. Raises if ``strict`` refuses its grammar."""
         if isinstance(call.task, InlineTask):
             task = await self._inline(call.task, deadline, call.caller)
         else:
@@ -170,8 +171,10 @@ class Inference:
     async def _admitted(
         self, call: Call, deadline: Deadline
     ) -> AsyncIterator[tuple[Task, list[RequestImage], Use]]:
-        """Hold memory and a slot for a call; yields its task, its images, those of the task's examples
-        first, and what the call uses of its caller's quota.
+        """Hold memory and a slot for a call. Yields (task, images, use).
+
+        The example images of the task come first; ``use`` records what the call takes from the quota
+        of its caller.
 
         The headers of the images are checked; nothing is decoded yet. The call waits for memory
         before it takes a slot. The bytes of the images are released when the body ends.

@@ -35,18 +35,18 @@ CACHE = "analysis"
 CACHE_BYTES = 32 << 20
 MAX_WAITING = 256
 REMEMBER_S = 60.0
-"""Time, in seconds, for which such a grammar is refused without another attempt. Not for ever,
-because a busy machine may have been the cause."""
+"""Time, in seconds, for which a grammar that timed out or crashed twice is refused without another
+attempt. Not for ever, because a busy machine may have been the cause."""
 RESTART_PAUSE_S = 1.0
 """Time between two attempts to start a process, in seconds."""
 END_LIMIT_S = 5.0
 """Time limit for the end of a process that has closed its pipes, in seconds."""
 FROZEN_S = 2.0
-"""Delay of a time limit, in seconds, above which the server itself did not run, as in a container that
-was paused."""
+"""If a timeout fires this much too late, in seconds, the server itself was paused, for example with its
+container."""
 CRASH, TIMEOUT, OUTSIDE = "crash", "timeout", "outside"
 """Reasons to replace a process: its grammar crashed it or reached the time limit, or the process was
-killed or stopped from outside."""
+killed or stopped from outside. Another reason, "grown", is for a process that has become too large."""
 OWN_SIGNALS = frozenset(
     (
         signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
@@ -71,7 +71,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class _Tried:
-    """The outcome of an attempt. why: why the process has to be replaced, if so."""
+    """The outcome of an attempt. why: reason to replace the process; None: keep it."""
 
     result: Analysed | GrammarError | EngineUnavailable
     why: str | None
@@ -81,7 +81,9 @@ class _Tried:
 class _Job:
     """A grammar to analyse, and the future of its result, for which callers wait.
 
-    callers: those in whose queues it was put; queued: the queues that it is still in.
+    callers: callers in whose queues it was put.
+    queued: number of queues that still hold it.
+    begun: whether a process has started to analyse it.
     """
 
     key: Key
@@ -96,8 +98,7 @@ class _Job:
 class GrammarPool:
     """An ``Analyser`` that uses worker processes. Not thread-safe: belongs to one event loop.
 
-    workers: number of processes, which is the number of grammars that are analysed at the same
-        time.
+    workers: number of processes; each analyses one grammar at a time.
     timeout_s: time limit of one analysis, without the wait for a process.
     cache_bytes: maximum size of the cached results, by estimate.
     command: command line of a worker process.
@@ -229,7 +230,7 @@ class GrammarPool:
             if not job.begun:
                 job.begun = True
                 return caller, job
-            self._jobs.give_back(caller)  # done in the turn of another caller
+            self._jobs.give_back(caller)  # already begun in another caller's turn
 
     def _forget(self, key: Key, done: asyncio.Future[Analysed]) -> None:
         self._running.pop(key, None)
@@ -261,7 +262,8 @@ class GrammarPool:
             result = wire.read_answer(job.grammar, answer)
             return _Tried(result, "grown" if answer.get("last") else None)
         except asyncio.TimeoutError:
-            # A process that is stopped, or was frozen with the server, does not work on the grammar.
+            # A stopped or frozen process did not use its time on the grammar, so the grammar is not
+            # blamed.
             late = time.perf_counter() - begun > self._timeout_s + FROZEN_S
             why = OUTSIDE if late or child.stopped else TIMEOUT
             return _Tried(_too_slow(job.grammar, self._timeout_s), why)
@@ -283,13 +285,15 @@ class GrammarPool:
         return self._oom_kills > before
 
     def _second(self, job: _Job, first: str, tried: _Tried) -> _Tried:
-        """The outcome of a second attempt: a refusal where the grammar ended both processes."""
+        """The outcome of the second attempt. Only if the second process timed out, or if both crashed,
+        the grammar is blamed; if the second process ended for another reason, the error is
+        GRAMMAR_WORKER_LOST."""
         if tried.why == OUTSIDE or (tried.why == CRASH and first != CRASH):
             return _Tried(_lost(), tried.why)
         return tried
 
     def _settle(self, job: _Job, tried: _Tried) -> None:
-        """Give the job its result, and remember the result unless the grammar had no part in it."""
+        """Give the job its result, and cache the result, except for ``EngineUnavailable``."""
         result = tried.result
         if not isinstance(result, EngineUnavailable):
             refused = tried.why in (TIMEOUT, CRASH)

@@ -3,11 +3,11 @@ matcher.
 
 Engines only compile EBNF that the analysis of a grammar has produced. In this EBNF, JSON has
 exactly the whitespace of Python's ``json.dumps``, because a model that may write whitespace
-anywhere can write it without end. The EBNF has already been compiled once, over single bytes and in
-a process that can be killed (docs/decisions/0003-compiling-grammars.md).
+anywhere can write it without end. A worker process, which can be killed, has already compiled the
+EBNF, with a vocabulary of the 256 bytes (docs/decisions/0003-compiling-grammars.md).
 
 In the vocabulary for xgrammar, special tokens and ids beyond the tokenizer have no bytes, so that
-no string can contain them. A second mask forbids both as well.
+no string can contain them. A second mask (``permitted``) also forbids both.
 
 Letters: V width of the logits; W = ceil(V / 32) words of a mask.
 """
@@ -41,27 +41,31 @@ MAX_RUNNING = 64
 MAX_THREADS = 8
 _FIRST_PRINTABLE = 0x20
 STEP_LIMIT_S = 0.05
-"""Maximum processor time to accept one token, in seconds; ordinary grammars need a thousandth."""
+"""Maximum processor time to accept one token, in seconds; ordinary grammars need 0.001 s."""
 ANSWER_LIMIT_S = 2.0
-"""The same for all tokens of an answer."""
+"""Maximum processor time to accept all tokens of an answer, in seconds."""
 MASK_LIMIT_S = 1.0
-"""Maximum processor time to compute one mask, in seconds. Ordinary grammars need a few thousandths.
+"""Maximum processor time to compute one mask, in seconds. Ordinary grammars need a few milliseconds.
 Large counts of characters or items cost time for each token of the vocabulary, and more with every
 token of the answer."""
 MASKS_LIMIT_S = 20.0
-"""The same for all tokens of an answer."""
+"""Maximum processor time to compute the masks for all tokens of an answer, in seconds."""
 
 
 def compile_threads() -> int:
-    """Number of threads to compile one grammar, while another grammar is compiled and answers are
-    decoded."""
+    """Number of threads to compile one grammar: few enough that meanwhile another grammar can be
+    compiled and answers can be decoded."""
     return min(max((os.cpu_count() or 1) // 4, 1), MAX_THREADS)
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledGrammar:
-    """xgrammar's automaton; whether its texts are JSON; whether the length of forced text is
-    bounded."""
+    """A grammar, ready for decoding.
+
+    automaton: the grammar as xgrammar compiled it.
+    is_json: whether its texts are JSON.
+    bounded: whether the length of forced text is bounded.
+    """
 
     automaton: xgrammar.CompiledGrammar
     is_json: bool
