@@ -31,8 +31,10 @@ _NO_SPAN: AbstractContextManager[None] = nullcontext()
 class Span:
     """A part of a call, for its trace. Times are in nanoseconds since 1970.
 
-    attempt: number of the attempt that the part belongs to, from 1; 0 for parts of the whole call.
-    error: why the part failed; empty where it did not.
+    Attributes:
+        attempt: number of the attempt that the part belongs to, from 1; 0 for parts of the whole
+            call.
+        error: name of the error with which the part failed; empty if it did not fail.
     """
 
     name: str
@@ -45,18 +47,27 @@ class Span:
 
 @dataclass(slots=True, eq=False)
 class CallRecord:
-    """One call. Times are in seconds; ``None`` and 0 stand for what did not happen.
+    """One call. Times are in seconds. ``None``, 0 or an empty text: it did not happen, or is not known.
 
-    transport: "grpc", "http", ... method: a name of the front end's own, never text of a caller.
-    code: name of the gRPC status, of every front end. reason: one of the error table; "-" without
-    one. task: name of a registered task; "inline" for one that came with the call. images, pixels,
-    image_bytes: of the examples of the task as well. queued_s: waits for memory, for a slot and in the
-    engine's queue. first_token_s: from the beginning of the call. usage: of all attempts together.
-    token_s: mean time of the tokens behind the first one. path: the method as callers name it, where
-    that is longer. peer: address of the caller. probe: a health check, which is counted, but neither
-    logged nor traced. traceparent: of the call's own span, by the W3C; empty without traces. spans:
-    None where no trace of the call is recorded. open_span: the tracer's own. log_output:
-    whether the log gets the raw answer.
+    Attributes:
+        transport: "grpc", "http" or "connect".
+        method: name of the method; never text that the caller chose.
+        task: name of a registered task; "inline" for a task that came with the call.
+        images, pixels, image_bytes: of the images of the call and of the examples of its task.
+        queued_s: waits for memory, for a slot and in the engine's queue.
+        admitted: whether the call got a slot.
+        first_token_s: time from the beginning of the call to its first token.
+        usage: tokens of all attempts together.
+        code: name of the gRPC status, for every transport.
+        reason: reason of the error, see ``service.error_table``; "-" without an error.
+        path: full name of the method, if it is longer than ``method``.
+        peer: address of the caller.
+        probe: whether the call is a health check, which is counted, but neither logged nor traced.
+        traceparent: W3C traceparent of the call's own span; empty without traces.
+        spans: parts of the call; None if no trace of the call is recorded.
+        open_span: span of the tracer, for the tracer only.
+        log_output: whether the raw answer is written to the log.
+        generations: number of attempts that the engine began; ``attempts`` counts those that ended.
     """
 
     transport: str

@@ -38,9 +38,14 @@ jitter = random.Random()
 class Quota:
     """Upper bounds for the calls of one caller; None is no bound.
 
-    concurrent: calls in the server at the same time, running or waiting. queue: calls that wait for a
-    slot. The rates count calls of inference, pixels of images as they are sent, and tokens of prompts
-    and answers together; one minute of a rate may be used at once.
+    The amount of one minute of a rate may be used at once.
+
+    Attributes:
+        concurrent: calls in the server at the same time, running or waiting.
+        queue: calls that wait for a slot.
+        requests_per_minute: calls of inference.
+        megapixels_per_minute: millions of pixels of images as they are sent.
+        tokens_per_minute: tokens of prompts and answers together.
     """
 
     concurrent: int | None = None

@@ -38,10 +38,14 @@ FREE_PORT_ATTEMPTS = 5
 class WebLimits:
     """Bounds of one server.
 
-    connections: open at the same time; a further connection is closed at once. header_bytes: request
-    line and headers of one request. header_s: time to receive them. keep_alive_s: how long a
-    connection stays open without a request. There is no limit on the body of a request: the
-    application reads it, and bounds its size and its time.
+    There is no limit on the body of a request: the application reads the body and limits its size and
+    its time.
+
+    Attributes:
+        connections: maximum number of open connections; a further connection is closed at once.
+        header_bytes: maximum size of the request line and headers of one request.
+        header_s: time limit to receive them, in seconds.
+        keep_alive_s: time that a connection stays open without a request, in seconds.
     """
 
     connections: int = 1000
@@ -53,10 +57,14 @@ class WebLimits:
 class WebServer:
     """One listener for an application. ``start``, then ``stop``, however far it came.
 
-    host: an address, a name, or ``unix:PATH``. port: 0 lets the system pick one. tls: see
-    ``server_tls``. bad_request: JSON that answers bytes which are no HTTP request; a line of text
-    does without. The application may call ``scope["state"]["abort"]()``, which closes the connection
-    at once, whatever has not been sent.
+    The application may call ``scope["state"]["abort"]()``, which closes the connection at once; what
+    has not been sent is lost.
+
+    host: an address, a name, or ``unix:PATH``.
+    port: 0 lets the system choose a port.
+    tls: see ``server_tls``.
+    bad_request: JSON that is the answer to bytes that are not an HTTP request; by default the answer
+        is a line of text.
     """
 
     def __init__(

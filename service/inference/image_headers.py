@@ -56,15 +56,18 @@ _EXIF_TYPES = {1: "B", 3: "H", 4: "I"}
 class Header:
     """The properties of an image file that are known before it is decoded.
 
-    width, height: as stored, in pixels. orientation: 1 to 8, as EXIF counts.
-    icc: the embedded colour profile, empty without one.
-    pixel_bytes: bytes of a pixel as the decoder keeps it. kept_bytes: what the decoder needs beside
-        the pixels, such as the coefficients of a progressive JPEG.
-    scale: a JPEG file is decoded at 1/scale of its sides; width and height are those that come out.
-    parts: the ranges of the file that hold pixels, None for all of it: what metadata a PNG file
-        holds, and in what state, then does not matter to the decoder.
-    first_scan: where the compressed data of a JPEG file begin. complete: whether the file has an end;
-        always False for JPEG, see ``is_complete``.
+    Attributes:
+        width, height: size of the decoded image in pixels, before it is turned upright.
+        orientation: 1 to 8, as in EXIF.
+        icc: the embedded colour profile; empty without one.
+        pixel_bytes: bytes per pixel that the decoder keeps.
+        kept_bytes: bytes that the decoder needs beside the pixels, such as the coefficients of a
+            progressive JPEG.
+        scale: a JPEG file is decoded at 1/scale of its sides, which gives ``width`` and ``height``.
+        parts: the ranges of a PNG file that the decoder gets, without metadata, which may be
+            damaged; None: the whole file.
+        first_scan: offset of the compressed data in a JPEG file.
+        complete: whether the file has an end; always False for JPEG, see ``is_complete``.
     """
 
     format: Format

@@ -108,7 +108,7 @@ def check_request_pixels(headers: Sequence[Header], limits: ImageLimits) -> None
 
 
 def decode_image(data: bytes, field: str, limits: ImageLimits) -> Pixels:
-    """Decode a JPEG, PNG or WebP file to (height, width, 3) uint8 RGB, upright, C-contiguous.
+    """Decode a JPEG, PNG, WebP or HEIC file to (height, width, 3) uint8 RGB, upright, C-contiguous.
 
     Transparent parts lie on ``limits.background``. Of an animation, the first frame counts. 16 bits become 8 by
     scaling. Colours of an embedded profile other than sRGB are converted to sRGB.

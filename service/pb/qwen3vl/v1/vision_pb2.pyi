@@ -773,8 +773,8 @@ class Image(_message.Message):
     MIN_PIXELS_FIELD_NUMBER: _builtins.int
     MAX_PIXELS_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """A file as it is on disk: JPEG, PNG or WebP, recognised by its content. At most Limits.max_image_bytes bytes
-    (default 20 MiB) and Limits.max_image_pixels pixels. The orientation in EXIF or
+    """A file as it is on disk: JPEG, PNG, WebP, or HEIC if the operator accepts it; recognised by its content. At
+    most Limits.max_image_bytes bytes (default 20 MiB) and Limits.max_image_pixels pixels. The orientation in EXIF or
     XMP is applied, transparent parts lie on white, and colours of an embedded profile become sRGB.
     """
     min_pixels: _builtins.int
