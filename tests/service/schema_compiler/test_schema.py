@@ -423,13 +423,9 @@ def test_look_aheads_of_all_patterns_together_are_bounded() -> None:
     check_json_schema(json.dumps({"allOf": [{"pattern": f"^(?:(?!{i}x).)*$"} for i in range(100)]}))
 
 
-def test_a_repeated_schema_costs_next_to_nothing() -> None:
+def test_a_repeated_schema_is_compiled_once() -> None:
     text = json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(300)}})
-    first = compiled(text)
-    began = time.perf_counter()
-    for _ in range(1000):
-        assert compiled(text) is first
-    assert time.perf_counter() - began < 0.05
+    assert compiled(text) is compiled(text)
 
 
 keys = st.sampled_from(

@@ -175,12 +175,10 @@ async def test_a_hanging_grammar_is_stopped_at_the_limit_and_refused_for_a_while
         hanging = asyncio.ensure_future(refused(pool, source))
         await asyncio.sleep(0.05)
         await pool.analyse(schema('{"title": "beside"}'), LIMITS)
-        assert time.monotonic() - begun < 0.9
+        assert not hanging.done()
         assert (await hanging).reason == "GRAMMAR_COMPILE_TIMEOUT"
-        assert 0.9 < time.monotonic() - begun < 5
-        begun = time.monotonic()
+        assert time.monotonic() - begun > 0.9
         assert (await refused(pool, source)).reason == "GRAMMAR_COMPILE_TIMEOUT"
-        assert time.monotonic() - begun < 0.5
         assert count("worker_restarts", reason="timeout") == restarts + 1
         (known,) = [known for known in pool._known.values() if known.until < float("inf")]
         assert 0 < known.until - time.monotonic() < pool_module.REMEMBER_S
