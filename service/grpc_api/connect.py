@@ -78,7 +78,6 @@ STALL_S = 2.0
 """How long a message may wait for its reader before a drain no longer waits for the call."""
 INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 
-access_log = logging.getLogger("service.access")
 error_log = logging.getLogger("service.errors")
 
 
@@ -127,9 +126,19 @@ class _Call:
     ) -> None:
         self.runtime = runtime
         self.name = name
-        self.caller = "-"
         self._scope, self._receive, self._send = scope, receive, send
-        self._record = runtime.observation.begin(TRANSPORT, name, request_id.get())
+        headers = {
+            key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]
+        }
+        host, port = scope["client"] or ("-", "-")
+        self._record = runtime.observation.begin(
+            TRANSPORT,
+            name,
+            request_id.get(),
+            path=f"/{SERVICE.full_name}/{name}",
+            peer=f"{host}:{port}",
+            metadata=headers,
+        )
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._arriving = Deadline(runtime.settings.receive_timeout_s)
         self._arrived = False
@@ -172,11 +181,16 @@ class _Call:
         """The reason of the error with which the call ended; "-" without one."""
         return self._record.reason
 
+    @property
+    def traceparent(self) -> str:
+        """The span of the call, for the caller; empty without tracing."""
+        return self._record.traceparent
+
     def admit(self, headers: Mapping[str, str]) -> None:
         """Raise the ``ServiceError`` of a call that is refused by its key or by the phase."""
         caller = self.runtime.access.caller(headers)
         auth.current.set(caller)
-        self.caller = self._record.caller = caller.name
+        self._record.caller = caller.name
         self.runtime.lifecycle.enter(self._task)
 
     async def receive(self) -> Event:
@@ -213,16 +227,8 @@ class _Call:
         return ConnectError(connect, status.message, [_Detail(one) for one in status.details])
 
     def ended(self, code: str, reason: str = "-") -> None:
-        """Tell metrics and the access log how the call ended; the first end counts."""
-        if self._record.code:
-            return
+        """The call has ended, for metrics, the access log and traces; the first end counts."""
         self.runtime.observation.end(self._record, code, reason)
-        if access_log.isEnabledFor(logging.INFO):
-            host, port = self._scope["client"] or ("-", "-")
-            access_log.info(
-                f"call method={self.name} code={code} reason={reason} "
-                f"seconds={self._record.seconds:.4f} caller={self.caller} peer={host}:{port}"
-            )
 
     def close(self) -> None:
         """The call is over."""
@@ -257,6 +263,8 @@ class _Guard(MetadataInterceptor[None]):
 
     async def on_start(self, ctx: RequestContext[Any, Any]) -> None:
         call = _call.get()
+        if call.traceparent:
+            ctx.response_headers["traceresponse"] = call.traceparent
         try:
             call.admit(dict(ctx.request_headers.allitems()))
         except ServiceError as error:

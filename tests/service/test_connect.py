@@ -16,11 +16,13 @@ import grpc
 import pytest
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
+from opentelemetry.sdk.trace import TracerProvider
 
 from service.client import CallError, read_error
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.traces import Traces
 from tests.service.harness import ROOT, SERVICE, image_bytes, until
 from tests.service.http_api.harness import Reply, Serving, serving
 
@@ -336,5 +338,16 @@ async def test_calls_are_in_the_log_and_the_metrics(caplog: pytest.LogCaptureFix
         ("connect", "other", "UNIMPLEMENTED", "UNKNOWN_PATH"),
     ]
     lines = [one.message for one in caplog.records if one.name == "service.access"]
-    assert "method=GetModel code=OK reason=-" in lines[0]
+    assert f"method={SERVICE}/GetModel code=OK reason=-" in lines[0]
     assert len(lines) == 3
+
+
+async def test_a_trace_goes_on() -> None:
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with serving() as server:
+        server.runtime.observation.tracing = Traces(TracerProvider(shutdown_on_exit=False))
+        traced = await call(server, "GetModel", traceparent=given)
+        refused = await call(server, "RunTask", traceparent=given)
+    for reply in (traced, refused):
+        assert reply.headers["traceresponse"].startswith(given[:36])
+        assert reply.headers["traceresponse"] != given
