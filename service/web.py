@@ -46,12 +46,15 @@ class WebLimits:
         header_bytes: maximum size of the request line and headers of one request.
         header_s: time limit to receive them, in seconds.
         keep_alive_s: time that a connection stays open without a request, in seconds.
+        write_s: time after which a connection is dropped whose peer reads nothing of an answer, in
+            seconds.
     """
 
     connections: int = 1000
     header_bytes: int = 32 * 1024
     header_s: float = 10.0
     keep_alive_s: int = 75
+    write_s: float = 15.0
 
 
 class WebServer:
@@ -98,6 +101,7 @@ class WebServer:
                 backlog=BACKLOG,
             ),
             tls,
+            limits.write_s,
         )
 
     @property
@@ -182,9 +186,10 @@ def server_tls(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLC
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, and with an end that starts at once."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, write_s: float) -> None:
         super().__init__(config)
         self._tls = tls
+        self._write_s = write_s
         self.up = asyncio.Event()
         self._leaving = asyncio.Event()
 
@@ -200,9 +205,22 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):
+            self._drop_unread()
             leaving = asyncio.ensure_future(self._leaving.wait())
             await asyncio.wait([leaving], timeout=TICK_S)
             leaving.cancel()
+
+    def _drop_unread(self) -> None:
+        """Abort connections whose peer has read nothing for too long; closing would wait for it."""
+        now = asyncio.get_running_loop().time()
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.transport.get_write_buffer_size() == 0:
+                connection.unread_since = None
+            elif connection.unread_since is None:
+                connection.unread_since = now
+            elif now - connection.unread_since > self._write_s:
+                connection.transport.abort()
 
     def leave(self, grace_s: float) -> None:
         """End ``serve``; requests in flight get the grace."""
@@ -218,6 +236,7 @@ def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
         def __init__(self, config: Any, server_state: ServerState, **more: Any) -> None:
             super().__init__(config, server_state, **more)
             self._late: asyncio.TimerHandle | None = None
+            self.unread_since: float | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)

@@ -22,8 +22,9 @@ def build_front_ends(runtime: Runtime) -> list[GrpcFrontEnd | HttpFrontEnd]:
 
 def further_routes(runtime: Runtime) -> list[BaseRoute]:
     """What the HTTP port serves beside OpenAI's API."""
-    page = playground_routes() if runtime.settings.serves_playground else []
-    return [*page, *connect_routes(runtime)]
+    methods = connect_routes(runtime)
+    served = methods and runtime.settings.serves_playground  # the page calls these methods
+    return [*(playground_routes() if served else []), *methods]
 
 
 def connect_routes(runtime: Runtime) -> list[BaseRoute]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from contextvars import ContextVar
@@ -52,6 +53,11 @@ PATH = f"/{SERVICE.full_name}/{{method}}"
 TRANSPORT = "connect"
 OTHER = "other"
 """Stands in logs and metrics for methods that do not exist."""
+LIBRARY_REASONS = {
+    "INVALID_ARGUMENT": "MALFORMED_REQUEST",
+    "RESOURCE_EXHAUSTED": "REQUEST_TOO_LARGE",
+}
+"""Status of an error of the library -> our reason."""
 BODY = "body"
 UNARY = (
     "application/json",
@@ -65,10 +71,16 @@ STREAMED = (
     "application/grpc-web",
     "application/grpc-web+proto",
 )
-ROUTE_REASONS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED", 415: "CONTENT_TYPE_UNSUPPORTED"}
+TIMEOUT = re.compile(rb"[0-9]{1,10}")
+ROUTE_REASONS = {
+    400: "MALFORMED_REQUEST",
+    404: "UNKNOWN_PATH",
+    405: "METHOD_NOT_ALLOWED",
+    415: "CONTENT_TYPE_UNSUPPORTED",
+}
 REASON_KEY = "x-error-reason"
 """Header with the reason of an error, which in the body is a detail in base64."""
-INLINE_BYTES = 64 * 1024
+INLINE_BYTES = 16 * 1024
 """Size up to which a message is decoded on the event loop: a thread would cost more."""
 MAX_DEPTH = 64
 """How deep the messages of a request may nest, as JSON."""
@@ -108,6 +120,9 @@ class ConnectApi:
                 await self._app(scope, call.receive, call.send)
             else:
                 await call.misdirect(*misdirected)
+        except asyncio.CancelledError:
+            if not (call.dropped or self._runtime.lifecycle.cutting):
+                raise
         except ConnectError:
             pass  # its reader has gone; `ended` has told the log
         except Exception as error:  # of the library itself; nothing can be sent any more
@@ -147,7 +162,7 @@ class _Call:
             runtime.settings.receive_timeout_s + runtime.settings.inference_timeout_s + DROP_AFTER_S
         )
         self._dropping = asyncio.get_running_loop().call_later(limit_s, self._drop)
-        self._dropped = False
+        self.dropped = False
 
     def misdirected(self) -> tuple[int, str, str] | None:
         """HTTP status, code and text for what is no call of a method in a known form."""
@@ -157,7 +172,12 @@ class _Call:
         if self._scope["method"] != "POST":
             return 405, "unimplemented", "Methods are called with POST."
         headers = dict(self._scope["headers"])
-        kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        given = [value for name, value in self._scope["headers"] if name == b"content-type"]
+        if len(given) > 1 or not all(value.isascii() for value in headers.values()):
+            return 400, "invalid_argument", "Headers must be ASCII, and content-type stands once."
+        if not TIMEOUT.fullmatch(headers.get(b"connect-timeout-ms", b"0")):
+            return 400, "invalid_argument", "The header connect-timeout-ms is a number of ms."
+        kind = b"".join(given).partition(b";")[0].strip().lower()
         if kind == b"application/grpc" or kind.startswith(b"application/grpc+"):
             return 415, "unimplemented", "This port speaks HTTP/1.1; send gRPC to the gRPC port."
         streams = SERVICE.methods_by_name[self.name].server_streaming
@@ -197,7 +217,10 @@ class _Call:
         """The next part of the body, in time; after it, what tells that the caller has left."""
         if self._arrived:
             return await self._receive()
-        message = cast("Event", await self._arriving.wait(self._receive(), self._late))
+        try:
+            message = cast("Event", await self._arriving.wait(self._receive(), self._late))
+        except asyncio.CancelledError as error:
+            raise self.cut(error) from None
         self._arrived = not message.get("more_body", False)
         return message
 
@@ -206,9 +229,15 @@ class _Call:
         stalling = asyncio.get_running_loop().call_later(STALL_S, self._stall)
         try:
             await self._send(message)
+        except asyncio.CancelledError as error:
+            raise self.cut(error) from None
         finally:
             stalling.cancel()
             self.runtime.lifecycle.move(self._task)
+
+    def cut(self, error: asyncio.CancelledError) -> BaseException:
+        """What a cancelled call raises: the refusal of a drain, else the cancellation."""
+        return self.refusal(error) if self.runtime.lifecycle.cutting else error
 
     def refusal(self, error: BaseException) -> ConnectError:
         """Any error of a handler as the one that the caller gets."""
@@ -233,9 +262,7 @@ class _Call:
     def close(self) -> None:
         """The call is over."""
         self._dropping.cancel()
-        if self._dropped:
-            self._scope["state"]["abort"]()
-        self.ended("DEADLINE_EXCEEDED" if self._dropped else "CANCELLED")
+        self.ended("CANCELLED")
 
     def _late(self) -> ConnectError:
         limit_s = self.runtime.settings.receive_timeout_s
@@ -248,7 +275,10 @@ class _Call:
         )
 
     def _drop(self) -> None:
-        self._dropped = True
+        """End a call whose answer nobody reads. An error could not be sent either."""
+        self.dropped = True
+        self.ended("DEADLINE_EXCEEDED", "NOT_READ")
+        self._scope["state"]["abort"]()
         self._task.cancel()
 
     def _stall(self) -> None:
@@ -281,8 +311,9 @@ class _Guard(MetadataInterceptor[None]):
             return
         if isinstance(error, ConnectError):  # of the library, such as that of a message too large
             name = "CANCELLED" if error.code is Code.CANCELED else error.code.name
-            call.ended(name, "MALFORMED_REQUEST" if name == "INVALID_ARGUMENT" else "-")
-        ctx.response_headers[REASON_KEY] = call.reason
+            call.ended(name, LIBRARY_REASONS.get(name, "-"))
+        if call.reason != "-":
+            ctx.response_headers[REASON_KEY] = call.reason
 
 
 class _Detail(ErrorDetail):
@@ -405,7 +436,7 @@ def _unary(handler: Any, kind: type[Message]) -> Any:
         try:
             return await handler(await body.read(kind), _Context(ctx))
         except asyncio.CancelledError as error:
-            raise _cut(error) from None
+            raise _call.get().cut(error) from None
         except Exception as error:
             raise _call.get().refusal(error) from None
 
@@ -419,14 +450,8 @@ def _streaming(handler: Any, kind: type[Message]) -> Any:
                 async for event in events:
                     yield event
         except asyncio.CancelledError as error:
-            raise _cut(error) from None
+            raise _call.get().cut(error) from None
         except Exception as error:
             raise _call.get().refusal(error) from None
 
     return stream
-
-
-def _cut(error: asyncio.CancelledError) -> BaseException:
-    """What a cancelled handler raises: the refusal of a drain, else the cancellation."""
-    call = _call.get()
-    return call.refusal(error) if call.runtime.lifecycle.cutting else error

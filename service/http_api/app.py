@@ -30,12 +30,20 @@ from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.runtime import Runtime
 from service.types import Capabilities
 
-INLINE_BYTES = 256 * 1024
+INLINE_BYTES = 32 * 1024
 """Size up to which a body is decoded on the event loop: a thread would cost more."""
 ROUTE_ERRORS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED"}
 CORS_HEADERS = (
     *("authorization", "content-type", "x-api-key"),
     *(REQUEST_ID_KEY, LOG_OUTPUT_KEY, "traceparent", "tracestate"),
+    # Of Connect and gRPC-Web, which share the port.
+    *(
+        "connect-protocol-version",
+        "connect-timeout-ms",
+        "x-grpc-web",
+        "x-user-agent",
+        "grpc-timeout",
+    ),
 )
 
 
@@ -140,7 +148,10 @@ def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=CORS_HEADERS,
-        expose_headers=(REQUEST_ID_KEY, TRACE_KEY, "retry-after"),
+        expose_headers=(
+            *(REQUEST_ID_KEY, TRACE_KEY, "retry-after", "x-error-reason"),
+            *("grpc-status", "grpc-message", "grpc-status-details-bin"),
+        ),
     )
     app = Starlette(
         routes=found,

@@ -195,8 +195,10 @@ class Exchange:
     ) -> None:
         """Send a body as the answer."""
         length = ("content-length", str(len(body)))
+        self._await_reader()
         await self._begin(status, (("content-type", content_type), length, *headers))
         await self._send({"type": "http.response.body", "body": body})
+        self._read_by_caller()
 
     async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
         """Send the data of server-sent events, then ``[DONE]``.

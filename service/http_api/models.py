@@ -228,7 +228,9 @@ class StructuredOutputs(Model):
         | None
     ) = Field(None, alias="json", description="A JSON Schema, as JSON or as its text.")
     regex: str | None = Field(None, description="A regular expression for the whole answer.")
-    choice: list[str] | None = Field(None, description="The texts of which the answer is one.")
+    choice: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="The texts of which the answer is one."
+    )
     grammar: str | None = Field(None, description="An EBNF grammar with a rule named root.")
 
 
@@ -280,7 +282,7 @@ class StreamOptions(Model):
 
 
 Stops = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<parts>")],
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Field(fail_fast=True), Tag("<parts>")],
     Discriminator(_text_or_parts),
 ]
 

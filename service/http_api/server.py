@@ -12,12 +12,13 @@ from service.errors import InvalidRequest
 from service.http_api.answers import dumps
 from service.http_api.app import build_app
 from service.http_api.errors import body_of
+from service.http_api.exchange import DROP_AFTER_S
 from service.http_api.reading import BODY
 from service.lifecycle import Phase
 from service.logs import pairs
 from service.runtime import Runtime
 from service.settings import SettingsError
-from service.web import WebServer, server_tls
+from service.web import WebLimits, WebServer, server_tls
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class HttpFrontEnd:
             host=settings.http_host,
             port=self._port,
             tls=self._tls(),
+            # A call that nobody reads is dropped by itself, with an entry in the log, before that.
+            limits=WebLimits(write_s=settings.inference_timeout_s + 2 * DROP_AFTER_S),
             bad_request=BAD_REQUEST,
         )
         try:

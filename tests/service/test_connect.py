@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 import struct
 import sys
 from collections.abc import Iterator
@@ -351,3 +352,80 @@ async def test_a_trace_goes_on() -> None:
     for reply in (traced, refused):
         assert reply.headers["traceresponse"].startswith(given[:36])
         assert reply.headers["traceresponse"] != given
+
+
+# Callers that do not read, and odd requests
+
+
+async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connect, "DROP_AFTER_S", 0.1)
+    engine = FakeEngine("word " * 100_000, context_length=2_000_000)
+    async with serving(engine, inference_timeout_s=0.5, receive_timeout_s=0.5) as server:
+        records: list[Any] = []
+        server.runtime.observation.listeners.append(records.append)
+        unread = socket.socket()
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(unread, ("127.0.0.1", server.http.port))
+        body = framed({**run(), "sampling": {"maxTokens": 10**6}})
+        head = (
+            f"POST {SERVICE}/StreamTask HTTP/1.1\r\nhost: a\r\n"
+            f"content-type: application/connect+json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        await loop.sock_sendall(unread, head.encode() + body)
+        await until(lambda: bool(records), 30)
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 30)
+        unread.close()
+        assert (records[0].code, records[0].reason) == ("DEADLINE_EXCEEDED", "NOT_READ")
+        assert engine.active_requests == 0
+
+
+async def test_a_drain_cuts_a_call_whose_body_is_still_arriving() -> None:
+    async with serving() as server:
+        connection = await server.connect()
+        await connection.send("POST", f"{SERVICE}/GetModel", b"{}", {"content-length": "9"})
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 1, 20)
+        await server.runtime.stop(0.1)
+        reply = await connection.reply()
+        connection.close()
+    assert (reply.status, reason(reply)) == (503, "ENGINE_DRAINING")
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("content-type: application/json\r\nx-a: \xff", 400),
+        ("content-type: application/grpc\r\ncontent-type: application/json", 400),
+        ("content-type: application/json\r\nconnect-timeout-ms: abc", 400),
+        ("content-type: application/json\r\nconnect-timeout-ms: -5", 400),
+    ],
+)
+async def test_headers_that_cannot_be_right(
+    head: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as server:
+        connection = await server.connect()
+        text = f"POST {SERVICE}/GetModel HTTP/1.1\r\nhost: a\r\n{head}\r\ncontent-length: 2\r\n\r\n{{}}"
+        await connection.write(text.encode("latin-1"))
+        reply = await connection.reply()
+        connection.close()
+    assert reply.status == status
+    assert reply.json["code"] == "invalid_argument"
+    assert "codec" not in reply.json["message"]
+    assert [one for one in caplog.records if one.levelname == "ERROR"] == []
+
+
+async def test_pages_may_send_the_headers_of_connect_where_they_are_allowed() -> None:
+    asked = {
+        "origin": "https://app.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "content-type,connect-protocol-version,x-grpc-web",
+    }
+    async with serving(http_origins="https://app.example") as server:
+        preflight = await server.request("OPTIONS", f"{SERVICE}/GetModel", None, asked)
+        call_ = await call(server, "GetModel", origin="https://app.example")
+    assert preflight.status == 200
+    assert "x-error-reason" in call_.headers["access-control-expose-headers"].lower()

@@ -234,3 +234,17 @@ async def test_tls_and_files_that_are_renewed(tmp_path: Path) -> None:
 def test_files_of_tls_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
         server_tls(tmp_path / "none.pem", tmp_path / "none.pem")
+
+
+async def test_a_peer_who_reads_nothing_is_dropped() -> None:
+    async def large(request: Request) -> Response:
+        return Response(b"x" * 20_000_000)
+
+    limits = WebLimits(write_s=0.5)
+    async with serving(Route("/large", large), limits=limits) as server:
+        with socket.socket() as unread:
+            unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            unread.connect(("127.0.0.1", server.port))
+            unread.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+            await until(lambda: server.connections == 1, 20)
+            await until(lambda: server.connections == 0, 20)

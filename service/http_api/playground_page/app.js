@@ -326,7 +326,7 @@ function renderArray(values) {
   const body = table.createTBody();
   for (const one of values) {
     const row = body.insertRow();
-    for (const name of names) row.insertCell().append(name in one ? render(one[name]) : "");
+    for (const name of names) row.insertCell().append(Object.hasOwn(one, name) ? render(one[name]) : "");
   }
   return table;
 }
@@ -424,12 +424,11 @@ function placed(request, place) {
 }
 
 function curl(request, names) {
-  const body = placed(request, (index) => `data:image/png;base64,@IMAGE${index}@`);
+  const mark = `@IMAGE-${Math.random().toString(36).slice(2)}-`; // what no prompt has
+  const body = placed(request, (index) => `data:image/png;base64,${mark}${index}@`);
   if (state.request.task) body.task = state.request.task;
   let text = quoted(JSON.stringify(body, null, 2));
-  names.forEach((name, index) => {
-    text = text.replace(`@IMAGE${index}@`, () => `'"$(base64 < ${quoted(name)} | tr -d '\\n')"'`);
-  });
+  text = text.replace(new RegExp(`${mark}(\\d+)@`, "g"), (_, index) => `'"$(base64 < ${quoted(names[index])} | tr -d '\\n')"'`);
   const key = $("key").value ? ' \\\n  -H "authorization: Bearer $QWEN3VL_API_KEY"' : "";
   return `curl ${location.origin}${CHAT} \\\n  -H 'content-type: application/json'${key} \\\n  --data-binary @- <<< ${text}\n`;
 }
