@@ -515,9 +515,13 @@ def test_too_little_memory_is_not_an_image_error(
     ],
 )
 def test_the_estimate_is_never_below_the_memory_that_decoding_takes(name: str) -> None:
-    """And at most twice as much. Measured at 16 megapixels, in a process of its own."""
+    """And at most twice as much. Measured at 16 megapixels, in a process of its own.
+
+    libheif's threads decide how much of a HEIC image is in memory at the same time: three times.
+    """
     found = measure(name, 4608, 3456)
-    assert found.peak <= found.reserved <= 2 * found.peak, found
+    most = 3 if name.startswith("HEIC") else 2
+    assert found.peak <= found.reserved <= most * found.peak, found
 
 
 # Cases from practice, and photographs
