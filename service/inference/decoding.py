@@ -10,7 +10,7 @@ import asyncio
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from service.errors import ImageError, ServiceError
@@ -103,7 +103,7 @@ class ImageDecoder:
             except asyncio.CancelledError:
                 # A decoder cannot be interrupted, so its memory counts until it has finished.
                 if not work.cancel():
-                    await asyncio.wait([ended])
+                    await _until_done(ended)
                 raise
         return _value(found)
 
@@ -160,6 +160,16 @@ class RequestImage:
         decode = self._decoder.decode
         with current().span("decode image", pixels=self.width * self.height):
             return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
+
+
+async def _until_done(ended: asyncio.Future[T]) -> None:
+    """Wait for the end of work that cannot be interrupted, however often the task is cancelled.
+
+    For a task that is being cancelled already: its caller raises that cancellation afterwards.
+    """
+    while not ended.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([ended])
 
 
 @contextmanager

@@ -22,14 +22,16 @@ class Flood(ValueError):
 class HeifHeader(NamedTuple):
     """Width and height of the primary image as a decoder gives it, upright.
 
-    channels: of the decoded image. kept_bytes: bytes of a pixel that libheif keeps beside it.
+    stored: width and height of the largest image in the file, which a decoder may have to hold
+    before it crops. channels: of the decoded image. kept_bytes: that libheif keeps beside it.
     complete: whether the file reaches its end.
     """
 
     width: int
     height: int
+    stored: tuple[int, int]
     channels: int
-    kept_bytes: float
+    kept_bytes: int
     complete: bool
 
 
@@ -52,10 +54,9 @@ def read_heif(data: bytes) -> HeifHeader:
         raise Damaged
     pitm = children[b"pitm"]
     (primary,) = struct.unpack_from(">I" if pitm[0] else ">H", pitm, 4)
-    width = height = changes = 0
+    width = height = changed = 0
     known = _known_properties(children[b"iprp"])
     for kind, body in _properties(children[b"iprp"], known, primary):
-        changes += kind in (b"clap", b"irot", b"imir")
         if kind == b"ispe":
             width, height = struct.unpack_from(">II", body, 4)
         elif kind == b"clap":
@@ -63,12 +64,17 @@ def read_heif(data: bytes) -> HeifHeader:
             width, height = round(across / max(1, of_across)), round(down / max(1, of_down))
         elif kind == b"irot" and body[0] & 1:
             width, height = height, width
+        if kind in (b"clap", b"irot", b"imir"):
+            changed = max(changed, width * height)
     if not width or not height:
         raise Damaged
     alpha = any(kind == b"auxC" for kind, _ in known)
     planes = max((_plane_bytes(body) for kind, body in known if kind == b"hvcC"), default=6.0)
-    kept = (4 if changes else 2) * (planes + alpha) + 0.5
-    return HeifHeader(width, height, 3 + alpha, kept, complete)
+    sizes = [struct.unpack_from(">II", body, 4) for kind, body in known if kind == b"ispe"]
+    stored = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
+    pixels = max(width * height, stored[0] * stored[1])
+    kept = 2 * (planes + alpha) * (pixels + changed) + pixels / 2
+    return HeifHeader(width, height, stored, 3 + alpha, int(kept), complete)
 
 
 def _plane_bytes(record: bytes) -> float:

@@ -29,11 +29,12 @@ MAX_CHUNKS = 16_384
 _MAX_FILLING = 65_536
 """Bytes between segments of a JPEG file that mean nothing."""
 _MAX_METADATA = 1 << 20
-"""Bytes of EXIF or XMP, decompressed, that are searched for the orientation."""
+"""Bytes of EXIF or XMP, decompressed, that are kept and searched for the orientation."""
 _MAX_ICC = 4 << 20
 """Bytes of a colour profile. Large ones, of printing presses, have two million."""
 
-_MARKER = re.compile(rb"\xff+([^\xff\x00])")
+# One byte of filling, not \xff+, which would take time quadratic in the length of a run of \xff.
+_MARKER = re.compile(rb"\xff([^\xff\x00])")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # compressed data holds only the excluded
 _STANDALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -47,6 +48,9 @@ _WEBP_CANVAS_BYTES = 8
 _GREY, _PALETTE = 0, 3
 """Kinds of colours of a PNG file that take one value per pixel."""
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
+_METADATA_KEYWORDS = frozenset({_XMP_KEYWORD, *_RAW_PROFILES})
+_MAX_KEYWORD = 80
+"""Bytes of the keyword of a PNG text, with its end."""
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _ORIENTATION_TAG = 0x0112
 _EXIF_TYPES = {1: "B", 3: "H", 4: "I"}
@@ -63,6 +67,8 @@ class Header:
         pixel_bytes: bytes per pixel that the decoder keeps.
         kept_bytes: bytes that the decoder needs beside the pixels, such as the coefficients of a
             progressive JPEG.
+        stored: width and height of the largest image in a HEIC file, of which ``width`` and
+            ``height`` may be a small crop; (0, 0) for other formats.
         scale: a JPEG file is decoded at 1/scale of its sides, which gives ``width`` and ``height``.
         parts: the ranges of a PNG file that the decoder gets, without metadata, which may be
             damaged; None: the whole file.
@@ -77,6 +83,7 @@ class Header:
     icc: bytes = b""
     pixel_bytes: int = 4
     kept_bytes: int = 0
+    stored: tuple[int, int] = (0, 0)
     scale: int = 1
     parts: tuple[tuple[int, int], ...] | None = None
     first_scan: int = 0
@@ -84,8 +91,8 @@ class Header:
 
     @property
     def file_pixels(self) -> int:
-        """Pixels of the file, whatever the scale at which it is decoded."""
-        return self.width * self.height * self.scale**2
+        """Pixels of the file, whatever the scale at which it is decoded, and before a crop."""
+        return max(self.width * self.height * self.scale**2, self.stored[0] * self.stored[1])
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -166,7 +173,8 @@ def _jpeg(data: bytes, field: str) -> Header:
                 raise truncated(field) if position > len(data) else _damaged(field)
             sampling = [(one >> 4, one & 15) for one in body[7 : 7 + 3 * body[5] : 3]]
         elif marker == 0xE1 and body.startswith(_EXIF):
-            exif += body[6:]  # continued where it needs more than one segment
+            # Continued where it needs more than one segment.
+            exif += body[len(_EXIF) : len(_EXIF) + _MAX_METADATA - len(exif)]
         elif marker == 0xE1 and body.startswith(_XMP):
             xmp = body[len(_XMP) :]
         elif marker == 0xE2 and body.startswith(_ICC) and len(body) > 14:
@@ -232,7 +240,9 @@ def _png(data: bytes, field: str) -> Header:
         raise truncated(field)
     width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
     parts: list[tuple[int, int]] = [(0, 8)]
-    exif = raw_exif = xmp = icc = b""
+    exif = b""
+    icc: bytes | None = None
+    texts: dict[bytes, bytes] = {}
     position, complete = 8, False
     for _ in range(MAX_CHUNKS):
         length, kind = (
@@ -248,20 +258,20 @@ def _png(data: bytes, field: str) -> Header:
             and kind in (b"tRNS", b"eXIf", b"iCCP", b"tEXt", b"zTXt", b"iTXt")
         ):
             body = data[start + 8 : end - 4]
-            # Like browsers, ignore metadata with a wrong checksum.
+            # Like browsers, ignore metadata with a wrong checksum. Of each kind the first chunk
+            # counts: a file of thousands that are all decompressed would take minutes.
             if zlib.crc32(body, zlib.crc32(kind)) == int.from_bytes(data[end - 4 : end], "big"):
                 if kind == b"tRNS":
                     wanted = True
                 elif kind == b"eXIf":
                     exif = body
                 elif kind == b"iCCP":
-                    icc = _inflated(body.partition(b"\0")[2][1:], _MAX_ICC)
+                    if icc is None:
+                        icc = _inflated(body.partition(b"\0")[2][1:], _MAX_ICC)
                 else:
-                    keyword, text = _text(kind, body)
-                    if keyword in _RAW_PROFILES:
-                        raw_exif = raw_exif or _raw_profile(text)
-                    elif keyword == _XMP_KEYWORD:
-                        xmp = text
+                    keyword = body[:_MAX_KEYWORD].partition(b"\0")[0]
+                    if keyword in _METADATA_KEYWORDS and keyword not in texts:
+                        texts[keyword] = _text(kind, body[len(keyword) + 1 :])
         if wanted or end > len(data):
             if parts[-1][1] == start:
                 parts[-1] = (parts[-1][0], end)
@@ -275,12 +285,13 @@ def _png(data: bytes, field: str) -> Header:
     else:
         raise _too_many(field, MAX_CHUNKS, "chunks")
     whole = len(parts) == 1 and parts[0][1] >= len(data)
+    profiles = (_raw_profile(text) for keyword, text in texts.items() if keyword in _RAW_PROFILES)
     return Header(
         "PNG",
         width,
         height,
-        _orientation(exif or raw_exif, xmp),
-        icc,
+        _orientation(exif or next(filter(None, profiles), b""), texts.get(_XMP_KEYWORD, b"")),
+        icc or b"",
         pixel_bytes=_png_bytes(depth, colours),
         kept_bytes=0 if whole else sum(end - start for start, end in parts),
         parts=None if whole else tuple(parts),
@@ -295,18 +306,15 @@ def _png_bytes(depth: int, colours: int) -> int:
     return 4
 
 
-def _text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Keyword and text of a chunk that may hold EXIF or XMP; no text of any other."""
-    keyword, _, rest = body.partition(b"\0")
-    if keyword != _XMP_KEYWORD and keyword not in _RAW_PROFILES:
-        return keyword, b""
+def _text(kind: bytes, rest: bytes) -> bytes:
+    """The text of a chunk of a PNG file. rest: what follows the keyword and its zero byte."""
     if kind == b"tEXt":
-        return keyword, rest[:_MAX_METADATA]
+        return rest[:_MAX_METADATA]
     if kind == b"zTXt":
-        return keyword, _inflated(rest[1:], _MAX_METADATA, cut=True)
+        return _inflated(rest[1:], _MAX_METADATA, cut=True)
     compressed, rest = rest[:1] == b"\1", rest[2:]
     text = rest.partition(b"\0")[2].partition(b"\0")[2]  # language and translated keyword
-    return keyword, _inflated(text, _MAX_METADATA, cut=True) if compressed else text[:_MAX_METADATA]
+    return _inflated(text, _MAX_METADATA, cut=True) if compressed else text[:_MAX_METADATA]
 
 
 def _inflated(data: bytes, limit: int, *, cut: bool = False) -> bytes:
@@ -396,7 +404,8 @@ def _heic(data: bytes, field: str) -> Header:
         found.width,
         found.height,
         pixel_bytes=found.channels,
-        kept_bytes=int(found.width * found.height * found.kept_bytes) + len(data),
+        kept_bytes=found.kept_bytes + len(data),
+        stored=found.stored,
         complete=found.complete,
     )
 
@@ -419,8 +428,11 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
 
 def _exif_orientation(exif: bytes) -> int | None:
     """The orientation in the first directory of a TIFF structure; None where there is none."""
-    while exif.startswith(_EXIF):
-        exif = exif[len(_EXIF) :]
+    exif = exif[:_MAX_METADATA]
+    start = 0
+    while exif.startswith(_EXIF, start):
+        start += len(_EXIF)
+    exif = exif[start:]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
         return None

@@ -76,7 +76,9 @@ def check_header(data: bytes, field: str, limits: ImageLimits) -> Header:
     most = limits.max_pixels
     if header.format == "JPEG" and limits.jpeg_scaled_pixels is not None:
         most *= SCALED_FACTOR
-    _check_size(header.width, header.height, field, limits, most)
+    stored = max((header.width, header.height), header.stored, key=lambda size: size[0] * size[1])
+    _check_pixels(*stored, field, most)
+    _check_sides(header.width, header.height, field, limits)
     return _scaled(header, limits)
 
 
@@ -175,15 +177,18 @@ def _check_bytes(data: bytes, field: str, limits: ImageLimits) -> None:
         )
 
 
-def _check_size(width: int, height: int, field: str, limits: ImageLimits, most: int) -> None:
-    actual = f"{width}x{height}"
+def _check_pixels(width: int, height: int, field: str, most: int) -> None:
     if width * height > most:
         raise ImageError(
             field,
-            f"has {width * height} pixels ({actual}), at most {most} are allowed",
+            f"has {width * height} pixels ({width}x{height}), at most {most} are allowed",
             reason="IMAGE_TOO_MANY_PIXELS",
             metadata={"limit": str(most), "actual": str(width * height)},
         )
+
+
+def _check_sides(width: int, height: int, field: str, limits: ImageLimits) -> None:
+    actual = f"{width}x{height}"
     short, long = sorted((width, height))
     least = max(1, limits.min_side)
     if short < least:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def test_the_limits_hold_before_anything_is_decoded(monkeypatch: pytest.MonkeyPa
     message = refused(data, ImageLimits()).message
     assert "convert it to JPEG" in message
     assert "extra `heif`" in message
+
+
+def test_a_crop_counts_as_the_image_from_which_it_is_cut() -> None:
+    part = cropped(64, 64, 5120, 5120)
+    data = heic(PLAIN, 10, 10, properties=[part])
+    error = refused(data, replace(LIMITS, max_pixels=1_000_000))
+    assert (error.reason, error.metadata["actual"]) == ("IMAGE_TOO_MANY_PIXELS", str(5120 * 5120))
+    assert "5120x5120" in error.message
+    header = images.check_header(data, "f", LIMITS)
+    assert (header.upright, header.file_pixels) == ((64, 64), 5120 * 5120)
+    assert images.decoding_bytes(header) > 5120 * 5120 * 3  # both copies of its planes
+    assert decode_image(heic(properties=[cropped(32, 32, 64, 64)]), "f", LIMITS).shape[:2] == (
+        32,
+        32,
+    )
 
 
 def test_a_header_that_claims_another_size_is_refused() -> None:

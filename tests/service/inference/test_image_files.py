@@ -6,7 +6,9 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +22,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 from benchmarks.image_memory import NAMES as MEMORY_CASES
 from benchmarks.image_memory import measure
 from service.errors import ImageError, Overloaded
-from service.inference import images, rows
+from service.inference import image_formats, image_headers, images, rows
 from service.inference.image_headers import (
     MAX_CHUNKS,
     MAX_JPEG_SCANS,
@@ -298,6 +300,75 @@ def test_a_flood_of_parts_is_refused_before_a_decoder_sees_it(name: str, no_deco
     assert word in error.message
 
 
+def test_bytes_of_filling_take_time_in_proportion_to_their_number() -> None:
+    """2 MB of them took hours. In a process of its own, because nothing interrupts a search."""
+    program = (
+        "from service.errors import ImageError\n"
+        "from service.inference.image_headers import read_header\n"
+        "for data in (b'\\xff\\xd8' + b'\\xff' * 2_000_000,\n"
+        "             b'\\xff\\xd8' + b'\\xff' * 2_000_000 + b'\\0' * 9):\n"
+        "    try:\n"
+        "        read_header(data, 'f')\n"
+        "    except ImageError as error:\n"
+        "        print(error.reason)\n"
+    )
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    assert found.stdout.split() == ["IMAGE_TRUNCATED"] * 2, found.stderr
+
+
+def test_one_chunk_of_each_kind_is_decompressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them, of a few KB each, took minutes."""
+    inflated = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(zlib, name)
+
+        def decompressobj(self) -> Any:
+            inflated.append(1)
+            return zlib.decompressobj()
+
+    monkeypatch.setattr(image_headers, "zlib", Counting())
+    kinds = [
+        png_chunk(b"iCCP", b"p\0\0" + zlib.compress(swapped_profile())),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(1))),
+        png_chunk(b"zTXt", raw_profile("exif", b"")),
+        png_chunk(b"zTXt", raw_profile("APP1", b"Exif\0\0" + tiff(6))),
+        png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"text")),
+    ]
+    header = read_header(png(*kinds * 500), "f")
+    assert len(inflated) == 4
+    assert (header.orientation, header.icc) == (6, swapped_profile())
+
+
+def test_repeated_prefixes_of_exif_are_not_copied() -> None:
+    """A file of 20 MB of them was copied three million times, and kept once more."""
+
+    class Watched(bytes):
+        sliced = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            found = super().__getitem__(key)
+            if isinstance(key, slice):
+                Watched.sliced += len(found)
+                return Watched(found)
+            return found
+
+    flood = Watched(b"Exif\0\0" * 2000 + tiff(6))
+    assert image_headers._exif_orientation(flood) == 6
+    assert Watched.sliced < 3 * len(flood)
+    data = jpeg(segment(0xE1, b"Exif\0\0" + b"Exif\0\0" * 10_000) * 100)
+    tracemalloc.start()
+    try:
+        assert read_header(data, "f").orientation == 1
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * image_headers._MAX_METADATA < len(data)
+
+
 def scan_flood(progressive: bool) -> bytes:
     """The last scan of a file, again and again; for a baseline file, scans of one component."""
     if progressive:
@@ -357,6 +428,15 @@ def test_an_end_marker_inside_metadata_is_ignored() -> None:
     data = jpeg(thumbnail)
     assert refused(data[: data.rindex(b"\xff\xda") + 40]).reason == "IMAGE_TRUNCATED"
     assert refused(data[: len(thumbnail) - 100]).reason == "IMAGE_TRUNCATED"
+
+
+def test_text_is_told_from_base64_without_backtracking() -> None:
+    """Any pattern that can match a space in two ways takes quadratic time on text of spaces."""
+    assert image_formats._BASE64.fullmatch(b"a b") is None
+    for data in (b"iVBO" + b" " * 4000 + b"!", b"a" * 2000 + b" \n" * 1000 + b"="):
+        assert refused(data).reason == "IMAGE_FORMAT_UNSUPPORTED"
+    spaced = b"\n ".join(base64.b64encode(VALID["png"])[at : at + 60] for at in range(0, 600, 60))
+    assert refused(b"  " + spaced + b" \n" * 900).metadata["found"] == "base64 text of PNG"
 
 
 # Formats that are not accepted

@@ -378,3 +378,28 @@ async def test_cancellation_drops_images_that_are_not_being_decoded() -> None:
         await decoding
     assert len(begun) <= 2
     assert one.memory.held == one.memory.waiting == 0
+
+
+async def test_a_second_cancellation_frees_nothing_while_the_decoder_runs() -> None:
+    loop, gate, begun = asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+
+    def hold(rows: Any) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(60)
+
+    one = decoder()
+    (opened,) = await one.open(as_sent(VALID["png"]))
+    decoding = asyncio.create_task(opened.reduced(hold))
+    try:
+        await begun.wait()
+        for _ in range(3):
+            decoding.cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert not decoding.done()
+            assert one.memory.held > 0
+    finally:
+        gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await decoding
+    assert one.memory.held == one.memory.waiting == 0
