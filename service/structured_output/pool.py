@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service import metrics
-from service.errors import EngineUnavailable, GrammarError, Overloaded
+from service.errors import EngineUnavailable, GrammarError, InternalError, Overloaded
 from service.fairness import FairQueue
 from service.schema_compiler.grammar_checks import check_grammar
 from service.schema_compiler.report import Analysed
@@ -44,9 +44,10 @@ END_LIMIT_S = 5.0
 FROZEN_S = 2.0
 """If a timeout fires this much too late, in seconds, the server itself was paused, for example with its
 container."""
-CRASH, TIMEOUT, OUTSIDE = "crash", "timeout", "outside"
-"""Reasons to replace a process: its grammar crashed it or reached the time limit, or the process was
-killed or stopped from outside. Another reason, "grown", is for a process that has become too large."""
+CRASH, TIMEOUT, OUTSIDE, DEFECT = "crash", "timeout", "outside", "defect"
+"""Reasons to replace a process: its grammar crashed it or reached the time limit, the process was
+killed or stopped from outside, or this module failed. Another reason, "grown", is for a process that
+has become too large."""
 OWN_SIGNALS = frozenset(
     (
         signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL,
@@ -241,17 +242,28 @@ class GrammarPool:
         """Run jobs on one worker process, and replace the process when it can no longer be used."""
         while True:
             caller, job = await self._next()
-            tried = await self._attempt(job, await self._fresh(place))
-            if tried.why in (CRASH, OUTSIDE):
-                # Earlier grammars may have damaged the process, or it was killed from outside. A
-                # fresh process has analysed no other grammar.
-                first = tried.why
-                await self._replace(place, first)
-                tried = self._second(job, first, await self._attempt(job, self._children[place]))
-            self._settle(job, tried)
+            try:
+                why = await self._run(place, job)
+            except Exception:  # a defect, which must not cost the server this process for good
+                log.exception("grammar worker %d: a grammar failed", self._children[place].pid)
+                why = DEFECT
+                if not job.result.done():
+                    job.result.set_exception(InternalError("The analysis of the grammar failed."))
             self._jobs.give_back(caller)
-            if tried.why is not None:
-                await self._replace(place, tried.why)
+            if why is not None:
+                await self._replace(place, why)
+
+    async def _run(self, place: int, job: _Job) -> str | None:
+        """Run a job and give it its result. Returns a reason to replace the process; None: keep it."""
+        tried = await self._attempt(job, await self._fresh(place))
+        if tried.why in (CRASH, OUTSIDE):
+            # Earlier grammars may have damaged the process, or it was killed from outside. A fresh
+            # process has analysed no other grammar.
+            first = tried.why
+            await self._replace(place, first)
+            tried = self._second(job, first, await self._attempt(job, self._children[place]))
+        self._settle(job, tried)
+        return tried.why
 
     async def _attempt(self, job: _Job, child: Child) -> _Tried:
         """Have the process analyse the grammar."""
@@ -318,14 +330,21 @@ class GrammarPool:
         """Replace a worker process that can no longer be used."""
         metrics.grammar_worker_restarts.labels(reason).inc()
         old = self._children[place]
-        status = await old.end()
-        log.warning("grammar worker %d is replaced: %s, status %d", old.pid, reason, status)
+        try:
+            status = await old.end()
+            log.warning("grammar worker %d is replaced: %s, status %d", old.pid, reason, status)
+        except Exception:
+            log.exception("grammar worker %d does not end", old.pid)
         while True:
             try:
                 self._children[place] = await Child.start(self._command)
                 return
-            except (ChildEnded, OSError) as error:
-                log.error("grammar worker does not start: %s", error)
+            except Exception as error:  # whatever it is, it must not end the attempts
+                log.error(
+                    "grammar worker does not start: %s",
+                    error,
+                    exc_info=None if isinstance(error, ChildEnded | OSError) else error,
+                )
                 await asyncio.sleep(RESTART_PAUSE_S)
 
     def _find(self, key: Key) -> _Known | None:

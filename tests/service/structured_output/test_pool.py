@@ -17,7 +17,7 @@ import psutil
 import pytest
 from prometheus_client import REGISTRY
 
-from service.errors import EngineUnavailable, GrammarError, Overloaded
+from service.errors import EngineUnavailable, GrammarError, InternalError, Overloaded
 from service.schema_compiler.report import Analysed
 from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import pool as pool_module
@@ -205,6 +205,24 @@ async def test_a_worker_that_has_grown_is_replaced_after_its_answer() -> None:
         await pool.analyse(schema('{"title": "after"}'), LIMITS)
         assert pool.pids != before
     assert count("worker_restarts", reason="grown") == restarts + 1
+
+
+@pytest.mark.slow
+async def test_a_defect_costs_one_request_and_no_worker(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    restarts = count("worker_restarts", reason="defect")
+    async with running() as pool:
+        before = pool.pids
+        with monkeypatch.context() as broken:
+            broken.setattr(pool_module, "_size", lambda grammar, result: 1 / 0)
+            with pytest.raises(InternalError):
+                await asyncio.wait_for(pool.analyse(schema("{}"), LIMITS), 60)
+        await asyncio.wait_for(pool.analyse(schema("{}"), LIMITS), 60)
+        assert len(pool.pids) == 1
+        assert pool.pids != before
+    assert count("worker_restarts", reason="defect") == restarts + 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 @pytest.mark.slow
