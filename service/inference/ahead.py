@@ -31,14 +31,18 @@ async def ahead(
     backlog: _Backlog[T] = _Backlog(max_characters)
 
     async def read() -> None:
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             async with aclosing(source) as opened:
                 async for item in opened:
                     await backlog.put(item)
         except Exception as raised:  # handed to the reader
             error = raised
-        backlog.end(error)
+        except BaseException as raised:  # the source was cancelled, or this task with its reader
+            error = raised
+            raise
+        finally:
+            backlog.end(error)
 
     reading = asyncio.create_task(read(), name="ahead")
     try:
@@ -60,7 +64,7 @@ class _Backlog(Generic[T]):
         self._characters = 0
         self._changed = asyncio.Event()
         self._ended = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
     async def put(self, item: str | T) -> None:
         """Append an item, and wait while too much text is buffered."""
@@ -78,7 +82,7 @@ class _Backlog(Generic[T]):
         while self._characters > self._max_characters:
             await self._changed.wait()
 
-    def end(self, error: Exception | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """Mark the end: no more items follow."""
         self._ended, self.error = True, error
         self._wake()

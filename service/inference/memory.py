@@ -108,10 +108,17 @@ class MemoryBudget:
         """Whether an amount may wait; those of callers with more waiting amounts make room for it."""
         if self._max_waiting is None:
             return True
-        while self.waiting + amount > self._max_waiting:
-            one = self._queue(amount).make_room(caller)
+        queue, free = self._queue(amount), self._max_waiting - self.waiting
+        taken: list[_Waiting] = []
+        while free < amount:
+            one = queue.make_room(caller)
             if one is None:
+                for kept in reversed(taken):  # to where they were: they need not make room in vain
+                    queue.put(kept.caller, kept)
                 return False
+            taken.append(one)
+            free += one.amount
+        for one in taken:
             self.waiting -= one.amount
             if not one.turn.done():
                 one.turn.set_exception(_full())

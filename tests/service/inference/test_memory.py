@@ -151,3 +151,29 @@ async def test_what_waits_makes_room_for_a_caller_with_less() -> None:
     found = await asyncio.gather(*tasks)
     assert found == ["a1", "a2", "a3 refused", "a4 refused", "b1", "b2 refused"]
     assert budget.held == budget.waiting == 0
+
+
+async def test_nothing_that_waits_makes_room_in_vain() -> None:
+    """Only the newest amount of the other caller would make room, which is not enough."""
+    budget, refused = MemoryBudget(80, max_waiting=60), []
+
+    async def hold(name: str, amount: int) -> None:
+        try:
+            async with budget.hold(amount, caller=name[0]):
+                pass
+        except Overloaded:
+            refused.append(name)
+
+    async with budget.hold(60):
+        waiting = [asyncio.create_task(hold(name, 20)) for name in ("a1", "a2", "a3")]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            async with budget.hold(60, caller="b"):
+                pass
+        assert budget.waiting == 60
+        await hold("a4", 20)
+        await asyncio.create_task(asyncio.sleep(0))
+        assert refused == ["a4"]
+    await asyncio.gather(*waiting)
+    assert refused == ["a4"]
+    assert budget.held == budget.waiting == 0
