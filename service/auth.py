@@ -129,7 +129,13 @@ class ApiKeys:
                 )
             names.add(parts["name"])
             quota = _quota((parts["quota"] or "").split(), default, f"{setting}: line {number}")
-            found.setdefault(bytes.fromhex(parts["digest"]), Caller(parts["name"], quota))
+            digest = bytes.fromhex(parts["digest"])
+            if digest in found:
+                raise SettingsError(
+                    f"{setting}: line {number}: {parts['name']} has the key of "
+                    f"{found[digest].name}; every name needs a key of its own"
+                )
+            found[digest] = Caller(parts["name"], quota)
         if not found:
             raise SettingsError(f"{setting}: there is no key in the file")
         return cls(found)

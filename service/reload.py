@@ -30,14 +30,17 @@ def _stamp(path: Path) -> tuple[int, ...] | None:
         found = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 @dataclass(slots=True)
 class _Watched:
+    """stamp: of the files that were read last. failed: of the files that could not be read."""
+
     paths: tuple[Path, ...]
     read: Callable[[], None]
     stamp: Stamp
+    failed: Stamp | None = None
 
 
 class Reloader:
@@ -50,8 +53,8 @@ class Reloader:
     def watch(self, paths: Sequence[Path], read: Callable[[], None]) -> None:
         """Call ``read`` in a thread when a file has changed since now, and when ``now`` is called.
 
-        read: keeps what is in use where a file cannot be used, and raises ``SettingsError``; the error
-        is logged once for each change.
+        read: keeps what is in use where a file cannot be used, and raises ``SettingsError``. It is
+        then called again at every look, until it succeeds; the error is logged once for each change.
         """
         if paths:
             self._watched.append(_Watched(tuple(paths), read, stamp(paths)))
@@ -81,10 +84,16 @@ def _look(one: _Watched, asked: bool) -> None:
     found = stamp(one.paths)
     if found == one.stamp and not asked:
         return
-    one.stamp = found
+    known = found == one.failed and not asked
     try:
         one.read()
-    except SettingsError as error:
-        log.error("not reloaded, what was read before stays in use: %s", error)
-    except Exception:  # a defect, which must not end the watch over the other files
-        log.exception("not reloaded, what was read before stays in use")
+    except Exception as error:
+        # The cause may pass without another change of the file, such as a lack of descriptors.
+        one.failed = found
+        if known:
+            return
+        # Anything but a SettingsError is a defect, which must not end the watch over other files.
+        defect = None if isinstance(error, SettingsError) else error
+        log.error("not reloaded, what was read before stays in use: %s", error, exc_info=defect)
+    else:
+        one.stamp, one.failed = found, None

@@ -85,6 +85,10 @@ def test_refused_keys(keys_file: Path, metadata: dict[str, str | bytes], reason:
         ("phone:plain-key", "line 1"),
         (f"ok:{digest(KEY)}\n:{digest(KEY)}", "line 2"),
         (f"a:{digest(KEY)}\na:{digest('b')}", "line 2"),
+        (
+            f"a:{digest(KEY)}\nb:{digest(KEY).upper()} concurrent=1",
+            "line 2: b has the key of a; every name needs a key of its own",
+        ),
         ("# nothing\n", "no key"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from service import reload
 from service.client import read_error
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.settings import SettingsError
 from tests.service.certificates import Authority
 from tests.service.harness import Running, run_request, running, separate, until
 
@@ -135,6 +136,38 @@ async def test_a_link_that_points_elsewhere_is_noticed(
         (tmp_path / "..new").rename(tmp_path / "..data")
         assert "added=shops removed=phone" in await logged(caplog, "api keys reloaded")
         assert await outcome(started, "phone") == "API_KEY_INVALID"
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without another change of the file; the error is in the log once."""
+    reads: list[str] = []
+
+    def read() -> None:
+        reads.append(keys.read_text())
+        if len(reads) < 4:
+            raise SettingsError("no descriptor is free")
+
+    watched = reload._Watched((keys,), read, reload.stamp([keys]))
+    replace(keys, "revoked")
+    for _ in range(6):
+        reload._look(watched, asked=False)
+    assert reads == ["revoked"] * 4, "what was read is not read again"
+    assert sum("no descriptor is free" in line for line in caplog.messages) == 1
+    reads.clear()
+    reload._look(watched, asked=True)
+    reload._look(watched, asked=True)
+    assert len(reads) == 2, "SIGHUP reads always"
+    assert sum("no descriptor is free" in line for line in caplog.messages) == 3
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(keys: Path) -> None:
+    before, times = reload.stamp([keys]), keys.stat()
+    while keys.stat().st_ctime_ns == times.st_ctime_ns:  # its clock may tick every few milliseconds
+        keys.write_text(keys.read_text().replace("phone", "shops"))
+        os.utime(keys, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert reload.stamp([keys]) != before
 
 
 @pytest.mark.slow
