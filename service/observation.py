@@ -97,6 +97,7 @@ class CallRecord:
     log_output: bool = False
     generations: int = 0
     _first_chunk_ns: int = 0
+    _unfinished: Usage = NO_TOKENS
     _begun: float = field(default_factory=time.perf_counter)
     _decode_s: float = 0.0
     _decoded: int = 0
@@ -104,6 +105,11 @@ class CallRecord:
     @property
     def token_s(self) -> float | None:
         return self._decode_s / self._decoded if self._decoded else None
+
+    def tokens(self) -> int:
+        """Tokens of prompts and answers so far, those of an attempt that has not ended included."""
+        both = (self.usage, self._unfinished)
+        return sum(usage.prompt_tokens + usage.output_tokens for usage in both)
 
     @contextmanager
     def queueing(self) -> Iterator[None]:
@@ -174,7 +180,9 @@ class CallRecord:
         if self.spans is not None and not self._first_chunk_ns:
             self._first_chunk_ns = time.time_ns()
         if chunk.finish_reason is None:
+            self._unfinished = chunk.usage
             return
+        self._unfinished = NO_TOKENS
         usage, timings = chunk.usage, chunk.timings
         self.attempts += 1
         self.finish_reason = chunk.finish_reason.value

@@ -23,13 +23,18 @@ UNLIMITED = "unlimited"
 """In place of a number: no bound, whatever the server's default is."""
 MINUTE_S = 60.0
 MAX_VALUE = 10**12
+LEAST_RATE = 1e-4
+"""Per minute: one in a week."""
 SMOOTHING = 0.1
 """Weight of the newest call in the running mean of call times."""
 RETRY_MIN_S = 0.1
+RETRY_MAX_S = 86_400.0
+"""Longest time after which a caller is told to come again."""
 ROUNDING_S = 1e-6
 """A caller that comes at the very time it was told is not refused for a rounding error."""
 KEPT_ACCOUNTS = 4096
-"""Accounts of callers above which those that owe nothing are forgotten."""
+"""Accounts of callers above which those that owe nothing are forgotten, then the one without a call
+whose last call began the longest ago."""
 
 jitter = random.Random()
 
@@ -106,8 +111,12 @@ def _number(name: str, text: str) -> float:
         value: float = int(text) if least is not None else float(text)
     except ValueError:
         value = math.nan
-    if not (value <= MAX_VALUE and (value > 0 if least is None else value >= least)):
-        allowed = "a number above 0" if least is None else f"a whole number of at least {least}"
+    if not (LEAST_RATE if least is None else least) <= value <= MAX_VALUE:
+        allowed = (
+            f"a number from {LEAST_RATE:g} to {MAX_VALUE:g}"
+            if least is None
+            else f"a whole number of at least {least}"
+        )
         raise ValueError(f"{name}={text[:20]} must be {allowed}, or {UNLIMITED}")
     return value
 
@@ -126,7 +135,7 @@ def exceeded(name: str, limit: float, retry_after_s: float) -> QuotaExceeded:
     shown = f"{limit:.12g}"
     return QuotaExceeded(
         f"Your quota of {shown} {WORDS[name]} is used up. Try again after the time in RetryInfo.",
-        retry_after_s=retry_after_s,
+        retry_after_s=min(retry_after_s, RETRY_MAX_S),
         metadata={"quota": name, "limit": shown},
     )
 
@@ -176,17 +185,19 @@ class Bucket:
 
 
 class Account:
-    """What one caller uses."""
+    """What one caller uses. quota: of its latest call."""
 
-    __slots__ = ("calls", "mean_s", "megapixels", "requests", "tokens")
+    __slots__ = ("calls", "mean_s", "megapixels", "quota", "requests", "tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, quota: Quota) -> None:
+        self.quota = quota
         self.calls = 0
         self.mean_s = 1.0
         self.requests, self.megapixels, self.tokens = Bucket(), Bucket(), Bucket()
 
-    def idle(self, quota: Quota, now: float) -> bool:
+    def idle(self, now: float) -> bool:
         """Whether a new account would say the same."""
+        quota = self.quota
         rates = (
             (self.requests, quota.requests_per_minute),
             (self.megapixels, quota.megapixels_per_minute),
@@ -211,15 +222,25 @@ class Use:
 
 
 class _Counted(Use):
-    __slots__ = ("_account", "_clock", "_megapixels", "_quota", "_reserved")
+    __slots__ = (
+        "_account", "_clock", "_generated", "_known", "_megapixels", "_quota", "_reserved",
+    )  # fmt: skip
 
     def __init__(
-        self, account: Account, quota: Quota, tokens: int, clock: Callable[[], float]
+        self,
+        account: Account,
+        tokens: int,
+        generated: Callable[[], int],
+        clock: Callable[[], float],
     ) -> None:
-        """tokens: to reserve. Raises ``QuotaExceeded``, and then nothing is used."""
+        """tokens: to reserve. generated: see ``Quotas.use``. Raises ``QuotaExceeded``, and then
+        nothing is used."""
+        quota = account.quota
         self._account, self._quota, self._clock = account, quota, clock
+        self._generated = generated
         self._megapixels = 0.0
         self._reserved = 0.0
+        self._known = False  # the number of tokens
         now = clock()
         if quota.concurrent is not None and account.calls >= quota.concurrent:
             wait_s = max(account.mean_s / quota.concurrent, RETRY_MIN_S) * jitter.uniform(1, 2)
@@ -238,20 +259,28 @@ class _Counted(Use):
         self._take(self._account.megapixels, self._quota.megapixels_per_minute, megapixels)
         self._megapixels = megapixels
 
-    def spend_tokens(self, tokens: int) -> None:
+    def spend_tokens(self, tokens: float) -> None:
         self._take(self._account.tokens, self._quota.tokens_per_minute, tokens - self._reserved)
-        self._reserved = 0.0
+        self._known = True
 
     def give_back(self, error: BaseException) -> None:
-        """A call that was refused for its load uses nothing; one that failed before the engine wrote
-        anything uses no tokens. What others wrote is not known: the reserved tokens stay used."""
-        if isinstance(error, Overloaded):
+        """Settle a call that failed.
+
+        One that was refused for its load uses nothing, unless an earlier attempt had tokens. Errors
+        that are not the caller's use the tokens that the engine reported. The others use the
+        reserved tokens at least, because the engine may have worked on more than it reported.
+        """
+        tokens: float = self._generated()
+        if isinstance(error, Overloaded) and not tokens:
             self._take(self._account.requests, self._quota.requests_per_minute, -1)
             self._take(
                 self._account.megapixels, self._quota.megapixels_per_minute, -self._megapixels
             )
-        if isinstance(error, ServiceError) and not isinstance(error, WROTE):
-            self.spend_tokens(0)
+        if self._known:
+            return
+        if not isinstance(error, ServiceError) or isinstance(error, WROTE):
+            tokens = max(tokens, self._reserved)
+        self.spend_tokens(tokens)
 
     def end(self, seconds: float) -> None:
         """The call has left the server."""
@@ -284,10 +313,13 @@ class Quotas:
         self._accounts: dict[str, Account] = {}
 
     @contextmanager
-    def use(self, caller: Caller, max_tokens: int) -> Iterator[Use]:
+    def use(
+        self, caller: Caller, max_tokens: int, generated: Callable[[], int] = int
+    ) -> Iterator[Use]:
         """Count one call, for the time of the body.
 
-        max_tokens: what is reserved of the tokens, until ``Use.spend_tokens``. Raises
+        max_tokens: what is reserved of the tokens, until ``Use.spend_tokens``. generated: tells the
+        tokens of prompts and answers so far, for a call that fails; by default 0. Raises
         ``QuotaExceeded``.
         """
         quota = caller.quota
@@ -295,7 +327,7 @@ class Quotas:
             yield UNCOUNTED
             return
         began = self._clock()
-        use = _Counted(self._account(caller.name, quota), quota, max_tokens, self._clock)
+        use = _Counted(self._account(caller.name, quota), max_tokens, generated, self._clock)
         try:
             yield use
         except BaseException as error:
@@ -305,18 +337,21 @@ class Quotas:
             use.end(self._clock() - began)
 
     def _account(self, name: str, quota: Quota) -> Account:
-        account = self._accounts.get(name)
+        account = self._accounts.pop(name, None)
         if account is None:
             if len(self._accounts) >= KEPT_ACCOUNTS:
-                self._forget_idle(quota)
-            account = self._accounts[name] = Account()
+                self._forget()
+            account = Account(quota)
+        account.quota = quota
+        self._accounts[name] = account  # at the end: the order is that of the latest calls
         return account
 
-    def _forget_idle(self, quota: Quota) -> None:
-        """So many callers are those of certificates: they have the quota of the server's defaults."""
+    def _forget(self) -> None:
+        """Make room for an account. Accounts with calls stay: the server bounds the calls."""
         now = self._clock()
-        self._accounts = {
-            name: account
-            for name, account in self._accounts.items()
-            if not account.idle(quota, now)
-        }
+        kept = {name: one for name, one in self._accounts.items() if not one.idle(now)}
+        if len(kept) >= KEPT_ACCOUNTS:
+            oldest = next((name for name, one in kept.items() if not one.calls), None)
+            if oldest is not None:
+                del kept[oldest]
+        self._accounts = kept

@@ -181,7 +181,7 @@ class Inference:
         """
         record = current()
         reserved = call.sampling.max_tokens or DEFAULT_MAX_TOKENS
-        with emptied(call.images), self._quotas.use(call.caller, reserved) as use:
+        with emptied(call.images), self._quotas.use(call.caller, reserved, record.tokens) as use:
             task = await self._task(call, deadline)
             encoded = [*task.example_images, *call.images]
             caller = call.caller.name

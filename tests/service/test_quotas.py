@@ -17,7 +17,15 @@ from service.auth import ApiKeys
 from service.client import CallError
 from service.deadlines import Deadline
 from service.engines.fake import FakeEngine
-from service.errors import InvalidRequest, OutputTruncated, Overloaded, QuotaExceeded
+from service.errors import (
+    EngineUnavailable,
+    InferenceTimeout,
+    InvalidRequest,
+    OutputInvalid,
+    OutputTruncated,
+    Overloaded,
+    QuotaExceeded,
+)
 from service.inference.admission import Admission
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
@@ -140,10 +148,14 @@ def test_defaults_are_for_what_a_line_leaves_open(keys: Path) -> None:
         ("concurrent=0", "concurrent=0 must be a whole number of at least 1, or unlimited"),
         ("concurrent=1.5", "concurrent=1.5 must be a whole number of at least 1, or unlimited"),
         ("queue=-1", "queue=-1 must be a whole number of at least 0, or unlimited"),
-        ("tokens_per_minute=0", "tokens_per_minute=0 must be a number above 0, or unlimited"),
-        ("tokens_per_minute=nan", "tokens_per_minute=nan must be a number above 0"),
-        ("tokens_per_minute=1e13", "tokens_per_minute=1e13 must be a number above 0"),
-        ("requests_per_minute=", "requests_per_minute= must be a number above 0"),
+        (
+            "tokens_per_minute=0",
+            "tokens_per_minute=0 must be a number from 0.0001 to 1e+12, or unlimited",
+        ),
+        ("tokens_per_minute=nan", "tokens_per_minute=nan must be a number from 0.0001 to 1e+12"),
+        ("tokens_per_minute=1e13", "tokens_per_minute=1e13 must be a number from 0.0001 to 1e+12"),
+        ("tokens_per_minute=1e-300", "tokens_per_minute=1e-300 must be a number from 0.0001"),
+        ("requests_per_minute=", "requests_per_minute= must be a number from 0.0001 to 1e+12"),
         ("queue=1 queue=2", "queue is set twice"),
         ("requests=5", "requests=… is not a quota; allowed: concurrent=, queue=, requests_per_"),
         ("queue=1 secret", "word 2 is not a quota; allowed: concurrent="),
@@ -270,10 +282,32 @@ async def test_a_call_that_the_engine_never_saw_uses_no_tokens(keys: Path) -> No
         wrong = run_request(inline(json_schema='{"type": "nothing"}'), max_tokens=100)
         for _ in range(3):
             assert (await failure(send(started, "phone", wrong))).reason == "SCHEMA_INVALID"
-        cut = run_request(max_tokens=10)
-        assert (await failure(send(started, "phone", cut))).reason == "OUTPUT_TRUNCATED"
-        await refused(started, "phone", run_request(max_tokens=91))
-        await send(started, "phone", run_request(max_tokens=90))
+        await send(started, "phone", run_request(max_tokens=100))
+
+
+async def test_a_call_without_an_answer_uses_the_tokens_of_the_engine(keys: Path) -> None:
+    keys.write_text(line("phone", "tokens_per_minute=1000") + line("shop"))
+    engine = FakeEngine("word " * 30)
+    async with running(engine, api_keys_file=keys) as started:
+        stopped(started.server)
+        prompt = (await send(started, "shop")).result.usage.prompt_tokens
+        assert prompt > 1
+        request = run_request(max_tokens=9)
+        assert (await failure(send(started, "phone", request))).reason == "OUTPUT_TRUNCATED"
+        left = 1000 - prompt - 9
+        await refused(started, "phone", run_request(max_tokens=left + 1))
+
+        engine.hang_after = 8
+        metadata = (("x-api-key", "key of phone"),)
+        streamed = pb.StreamTaskRequest(task=request.task, sampling=request.sampling)
+        call = started.stub.StreamTask(streamed, metadata=metadata)
+        text = ""
+        while text.count("word") < 8:
+            text += (await call.read()).delta
+        call.cancel()
+        account = started.server.runtime.budgets.quotas._accounts["phone"]
+        await until(lambda: not account.calls, 30)
+        assert account.tokens._level == left - prompt - 8
 
 
 async def test_concurrent_calls(keys: Path) -> None:
@@ -438,23 +472,30 @@ def test_a_refused_call_uses_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "tokens_left", "requests_left"),
+    ("error", "generated", "tokens_left", "requests_left"),
     [
-        (Overloaded("full", retry_after_s=1), 10, 2),
-        (InvalidRequest("images", "wrong"), 10, 1),
-        (OutputTruncated("cut"), 4, 1),
-        (asyncio.CancelledError(), 4, 1),
+        (Overloaded("full", retry_after_s=1), 0, 10, 2),
+        (Overloaded("full", retry_after_s=1), 3, 7, 1),  # in a second attempt
+        (EngineUnavailable("gone"), 0, 10, 1),
+        (EngineUnavailable("gone"), 3, 7, 1),
+        (InvalidRequest("images", "wrong"), 0, 10, 1),
+        (OutputTruncated("cut"), 0, 4, 1),
+        (OutputTruncated("cut"), 8, 2, 1),
+        (OutputInvalid("wrong"), 8, 2, 1),
+        (InferenceTimeout("late"), 8, 2, 1),
+        (asyncio.CancelledError(), 0, 4, 1),
+        (asyncio.CancelledError(), 8, 2, 1),
     ],
 )
 def test_what_a_failed_call_uses(
-    error: BaseException, tokens_left: int, requests_left: int
+    error: BaseException, generated: int, tokens_left: int, requests_left: int
 ) -> None:
     quotas = Quotas(Clock())
     quota = Quota(requests_per_minute=2, tokens_per_minute=10, megapixels_per_minute=1)
     caller = Caller("a", quota)
 
     def fail() -> None:
-        with quotas.use(caller, 6) as use:
+        with quotas.use(caller, 6, lambda: generated) as use:
             use.spend_pixels(1_000_000)
             raise error
 
@@ -499,3 +540,59 @@ def test_accounts_that_owe_nothing_are_forgotten() -> None:
         call(["new"])
         assert len(quotas._accounts) == 2
     exceeded(quotas, Caller("new", quota))
+
+
+def test_an_answer_that_its_caller_leaves_early_uses_what_it_took() -> None:
+    quotas = Quotas(Clock())
+    caller = Caller("a", Quota(tokens_per_minute=10))
+
+    def leave() -> None:
+        with quotas.use(caller, 8, lambda: 3) as use:
+            use.spend_tokens(3)
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        leave()
+    with quotas.use(caller, 7):
+        exceeded(quotas, caller, 1)
+
+
+def test_each_account_is_judged_by_its_own_quota() -> None:
+    """A caller with a higher rate does not let one with a lower rate begin anew."""
+    quotas = Quotas(clock := Clock())
+    slow = Caller("slow", Quota(requests_per_minute=1))
+    with quotas.use(slow, 0):
+        pass
+    quick = Quota(tokens_per_minute=10)
+    for number in range(KEPT_ACCOUNTS):
+        with quotas.use(Caller(f"quick {number}", quick), 0):
+            pass
+    clock.now += 30
+    with quotas.use(Caller("new", quick), 0):
+        pass
+    assert len(quotas._accounts) == 3, "slow, the last of the quick ones, and new"
+    exceeded(quotas, slow)
+
+
+def test_accounts_are_bounded_even_where_all_of_them_owe() -> None:
+    quotas = Quotas(Clock())
+    quota = Quota(requests_per_minute=1)
+    running = quotas.use(Caller("running", quota), 0)
+    running.__enter__()
+    for number in range(KEPT_ACCOUNTS + 10):
+        with quotas.use(Caller(str(number), quota), 0):
+            pass
+    assert len(quotas._accounts) == KEPT_ACCOUNTS
+    assert "running" in quotas._accounts, "a call that runs keeps its account"
+    assert "0" not in quotas._accounts
+    running.__exit__(None, None, None)
+
+
+def test_nobody_is_told_to_come_again_after_more_than_a_day() -> None:
+    quotas = Quotas(Clock())
+    caller = Caller("a", Quota(megapixels_per_minute=1e-4))
+    with quotas.use(caller, 0) as use:
+        use.spend_pixels(64_000_000)
+    with pytest.raises(QuotaExceeded) as refused, quotas.use(caller, 0) as use:
+        use.spend_pixels(1)
+    assert refused.value.retry_after_s == 86_400
