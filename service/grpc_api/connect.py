@@ -54,8 +54,8 @@ TRANSPORT = "connect"
 OTHER = "other"
 """Stands in logs and metrics for methods that do not exist."""
 LIBRARY_REASONS = {
-    "INVALID_ARGUMENT": "MALFORMED_REQUEST",
-    "RESOURCE_EXHAUSTED": "REQUEST_TOO_LARGE",
+    Code.INVALID_ARGUMENT: "MALFORMED_REQUEST",
+    Code.RESOURCE_EXHAUSTED: "REQUEST_TOO_LARGE",
 }
 """Status of an error of the library -> our reason."""
 BODY = "body"
@@ -311,7 +311,7 @@ class _Guard(MetadataInterceptor[None]):
             return
         if isinstance(error, ConnectError):  # of the library, such as that of a message too large
             name = "CANCELLED" if error.code is Code.CANCELED else error.code.name
-            call.ended(name, LIBRARY_REASONS.get(name, "-"))
+            call.ended(name, LIBRARY_REASONS.get(error.code, "-"))
         if call.reason != "-":
             ctx.response_headers[REASON_KEY] = call.reason
 

@@ -398,6 +398,7 @@ def test_start_py_unpacks_the_project_and_runs_it(
     assert handed[0][-1] == "--dry-run"
 
 
+@pytest.mark.slow
 def test_only_what_the_machine_lacks_is_installed(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

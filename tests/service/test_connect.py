@@ -357,6 +357,7 @@ async def test_a_trace_goes_on() -> None:
 # Callers that do not read, and odd requests
 
 
+@pytest.mark.slow
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -105,6 +105,7 @@ async def test_a_silent_connection_is_closed(monkeypatch: pytest.MonkeyPatch) ->
         assert b"Did not receive HTTP/2 settings" in await closed(silent)
 
 
+@pytest.mark.slow
 async def test_old_connections_are_given_up_and_their_calls_finish(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -74,6 +74,7 @@ def shape(message: Message) -> list[str | int]:
     return [0 if isinstance(part, ImagePart) else part.text for part in message.parts]
 
 
+@pytest.mark.slow
 async def test_the_short_form_and_its_conversation_give_the_same_answer() -> None:
     """On the bundled model, which sees the image."""
     from service.engines.reference import ReferenceEngine

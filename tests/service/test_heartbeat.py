@@ -256,6 +256,7 @@ def test_a_crash_of_the_server_leaves_a_trace() -> None:
     assert "most recent call first" in log
 
 
+@pytest.mark.slow
 def test_a_crash_of_a_grammar_worker_leaves_a_trace() -> None:
     command = [sys.executable, "-m", "service.structured_output.worker"]
     with subprocess.Popen(

@@ -326,6 +326,7 @@ async def test_what_callers_send_and_get_stays_out_of_the_log(written: Written) 
     assert repr(data[:8])[2:-1] not in text
 
 
+@pytest.mark.slow
 def test_a_signal_writes_the_stack_of_every_thread_and_the_server_goes_on() -> None:
     with process("serve", "--engine", "fake", "--port", 0) as server:
         assert server.stderr is not None

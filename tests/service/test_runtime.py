@@ -138,6 +138,7 @@ class Closing(FakeEngine):
         await super().close()
 
 
+@pytest.mark.slow
 async def test_a_front_end_that_breaks_ends_serve_and_the_other() -> None:
     engine = Closing()
     runtime = Runtime(Settings(port=0), [engine], load_registry(None))
@@ -167,6 +168,7 @@ async def test_a_front_end_that_cannot_listen_or_stop_holds_up_nobody() -> None:
     assert engine.closed
 
 
+@pytest.mark.slow
 def test_a_server_without_grpc_never_imports_it() -> None:
     command = [sys.executable, "-m", "tests.service.line_front_end"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:

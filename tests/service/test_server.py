@@ -265,6 +265,7 @@ async def test_a_second_signal_ends_the_grace_period() -> None:
         assert time.monotonic() - sent < 8
 
 
+@pytest.mark.slow
 def test_a_signal_without_calls_ends_the_process_at_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     with separate(grace_s=60, delay_s=0, pieces=1, log=path) as (server, _):

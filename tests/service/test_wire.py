@@ -173,6 +173,7 @@ def test_the_guard_logs_an_unknown_grpcio(monkeypatch: pytest.MonkeyPatch) -> No
     assert grpc_guard.cygrpc.AioServer is Other
 
 
+@pytest.mark.slow
 async def test_serve_ends_with_an_error_when_grpc_ends_by_itself() -> None:
     """A process that is alive behind a closed port would never be restarted."""
     ready: asyncio.Future[VisionServer] = asyncio.get_running_loop().create_future()

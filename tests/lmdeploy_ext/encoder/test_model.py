@@ -83,6 +83,7 @@ def test_each_image_alone_equals_the_batch(hidden_size: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_long_image_and_full_position_grid() -> None:
     """More patches than one attention or row chunk, and the 48 x 48 grid of the real towers."""
     model = oracle(num_position_embeddings=2304, depth=2, deepstack_visual_indexes=[1])

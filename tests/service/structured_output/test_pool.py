@@ -69,6 +69,7 @@ async def refused(pool: GrammarPool, source: str) -> GrammarError:
     return caught.value
 
 
+@pytest.mark.slow
 async def test_a_pool_analyses_grammars_and_caches_results_and_refusals() -> None:
     hits, misses = count("cache_hits", cache="analysis"), count("cache_misses", cache="analysis")
     async with running() as pool:

@@ -111,6 +111,7 @@ def test_without_deepstack_only_the_embeddings_are_used(checkpoint: Write) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch(checkpoint: Write, dtype: torch.dtype) -> None:
     if not row_invariant(dtype, torch.device("cpu")):
         pytest.skip("oneDNN's inner product is not available here")
