@@ -148,6 +148,30 @@ def _tiny(width: int, height: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
+def many_groups(width: int, height: int) -> bytes:
+    """A lossless WebP file of as many groups of codes as its blocks of 4x4 pixels allow, or 65,536.
+
+    The image of groups has codes of eight bits for green and red, which number the groups.
+    """
+    across, down = -(-width // 4), -(-height // 4)
+    groups = min(across * down, 65_536)
+    single = "1000"  # simple code, one symbol of one bit: 0
+    # Lengths of code: only 8 occurs, so that it takes no bits, 256 times; 0 has to end those of green.
+    eights = "0" + f"{12 - 4:04b}"[::-1] + "000" * 11 + "100" + "0"
+    green = "0" + f"{12 - 4:04b}"[::-1] + "000" * 11 + "100" + "1" + "110" + f"{256 - 2:08b}"[::-1]
+    parts = [f"{width - 1:014b}"[::-1], f"{height - 1:014b}"[::-1], "0000"]
+    parts += ["0", "0", "1", "000"]  # no transform, no cache, groups for blocks of 4x4 pixels
+    parts += ["0", green, eights, single, single, single]
+    for block in range(across * down):
+        group = block % groups
+        parts += [f"{group & 255:08b}", f"{group >> 8:08b}"]
+    parts.append(single * 5 * groups)
+    bits = "".join(parts)
+    coded = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    body = b"VP8L" + struct.pack("<I", len(coded) + 1) + b"\x2f" + coded + bytes(~len(coded) & 1)
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
 CASES: dict[str, Callable[[int, int], bytes]] = {
     "JPEG": _saved("JPEG", "RGB", quality=80),
     "JPEG 4:4:4": _saved("JPEG", "RGB", quality=80, subsampling=0),
@@ -180,6 +204,7 @@ CASES: dict[str, Callable[[int, int], bytes]] = {
     "WebP lossless": _saved("WEBP", "RGB", lossless=True, method=0, quality=0),
     "WebP lossless with alpha": _saved("WEBP", "RGBA", lossless=True, method=0, quality=0),
     "WebP lossless of 36 bytes": _tiny,
+    "WebP lossless of many groups": many_groups,
     "WebP animated": _animated,
     "HEIC": _heic(),
     "HEIC turned": _heic(turned(1)),

@@ -16,6 +16,7 @@ from typing import Literal
 from service.errors import ImageError
 from service.inference.heif_headers import MAX_PARTS, Damaged, Flood, read_heif
 from service.inference.image_formats import DEFAULT_FORMATS, known_format, refusal
+from service.inference.webp_lossless import table_bytes
 
 Format = Literal["JPEG", "PNG", "WebP", "HEIC"]
 
@@ -366,9 +367,40 @@ def _webp(data: bytes, field: str) -> Header:
         height,
         _orientation(exif, xmp),
         _bounded(icc),
-        kept_bytes=width * height * _WEBP_CANVAS_BYTES + len(data),
+        kept_bytes=width * height * _WEBP_CANVAS_BYTES + len(data) + _webp_tables(data),
         complete=complete,
     )
+
+
+def _webp_tables(data: bytes) -> int:
+    """Memory of the tables of codes of the first image in a WebP file, or of its alpha channel."""
+    position, end = 12, len(data)
+    alpha: int | None = None  # of the first chunk; a decoder uses one
+    sides = (0, 0)
+    while position + 8 <= end:
+        kind = data[position : position + 4]
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        start, position = position + 8, position + 8 + length + (length & 1)
+        if kind == b"VP8X":
+            sides = _webp_sides(data, start + 4)
+        elif kind == b"ANMF":  # the first frame, whose chunks follow its 16 bytes
+            sides = _webp_sides(data, start + 6)
+            position, end = start + 16, min(end, start + length)
+        elif kind == b"ALPH" and alpha is None and start < end:
+            coded = data[start + 1 : start + length]
+            alpha = table_bytes(coded, *sides) if data[start] & 3 == 1 else 0
+        elif kind == b"VP8L" and start + 5 <= end:
+            bits = int.from_bytes(data[start + 1 : start + 5], "little")
+            sides = (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF))
+            return max(alpha or 0, table_bytes(data[start + 5 : start + length], *sides))
+        elif kind == b"VP8 ":
+            break
+    return alpha or 0
+
+
+def _webp_sides(data: bytes, at: int) -> tuple[int, int]:
+    width, height = (1 + int.from_bytes(data[one : one + 3], "little") for one in (at, at + 3))
+    return width, height
 
 
 def _webp_size(data: bytes, field: str) -> tuple[int, int]:
@@ -376,8 +408,7 @@ def _webp_size(data: bytes, field: str) -> tuple[int, int]:
     if len(data) < (25 if chunk == b"VP8L" else 30):
         raise truncated(field)
     if chunk == b"VP8X":
-        sides = (int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-        width, height = (1 + side for side in sides)
+        width, height = _webp_sides(data, 24)
     elif chunk == b"VP8L":
         (bits,) = struct.unpack_from("<I", data, 21)
         width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)

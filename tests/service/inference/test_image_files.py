@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import struct
 import subprocess
 import sys
@@ -20,9 +21,9 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from benchmarks.image_memory import NAMES as MEMORY_CASES
-from benchmarks.image_memory import measure
+from benchmarks.image_memory import many_groups, measure, scene
 from service.errors import ImageError, Overloaded
-from service.inference import image_formats, image_headers, images, rows
+from service.inference import image_formats, image_headers, images, rows, webp_lossless
 from service.inference.image_headers import (
     MAX_CHUNKS,
     MAX_JPEG_SCANS,
@@ -584,6 +585,58 @@ def test_too_little_memory_is_not_an_image_error(
         decode_image(VALID["jpeg"], "images[0].data", ImageLimits())
     assert caught.value.retry_after_s > 0
     assert caught.value.__context__ is None
+
+
+def reserved(data: bytes) -> int:
+    return images.decoding_bytes(read_header(data, "f"))
+
+
+def test_groups_of_codes_of_a_webp_file_are_reserved() -> None:
+    """libwebp took 380 MB for a file of 1024x1024 pixels, for which 22 MB were reserved."""
+    data, tables = many_groups(1024, 1024), 65_536 * 5_700
+    assert decode(data).shape == (1024, 1024, 3)
+    assert reserved(data) > tables
+    plain = data[12:]
+    size = (1023).to_bytes(3, "little") * 2
+    extended = b"WEBPVP8X" + struct.pack("<II", 10, 0) + size + plain
+    assert reserved(b"RIFF" + struct.pack("<I", len(extended)) + extended) > tables
+    # A lossless channel of alpha has the same codes, behind one byte and without the size.
+    alpha = b"\1" + plain[13:]
+    alpha = b"ALPH" + struct.pack("<I", len(alpha)) + alpha + b"\0" * (len(alpha) & 1)
+    extended = b"WEBPVP8X" + struct.pack("<II", 10, 0x10) + size + alpha + VALID["webp"][12:]
+    assert reserved(b"RIFF" + struct.pack("<I", len(extended)) + extended) > tables
+    frame = bytes(6) + size + bytes(4) + plain
+    frame = b"ANMF" + struct.pack("<I", len(frame)) + frame
+    extended = b"WEBPVP8X" + struct.pack("<II", 10, 2) + size + frame
+    assert reserved(b"RIFF" + struct.pack("<I", len(extended)) + extended) > tables
+
+
+def test_ordinary_webp_files_reserve_little_for_groups() -> None:
+    for width, height in ((40, 24), (640, 480), (1000, 750)):
+        for image in (scene(width, height), scene(width, height).quantize(12).convert("RGBA")):
+            data = encoded(image, "WEBP", lossless=True, method=4, quality=60)
+            assert 0 < image_headers._webp_tables(data) < 25_000_000
+
+
+def test_the_search_for_groups_takes_a_bounded_number_of_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A transform has an image of 16 million pixels, of a bit each, before the groups."""
+    simple = "1000"
+    bits = "100000" + "0" + "111" + f"{0:08b}" + f"{1:08b}"[::-1] + simple * 4
+    start = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+    reader = webp_lossless._Reader(start + bytes(3_000_000))
+    with pytest.raises(webp_lossless._Unknown):
+        reader.blocks(16_000, 16_000)
+    assert reader._steps == webp_lossless._MAX_STEPS + 1
+    counted = itertools.count()
+    monkeypatch.setattr(image_headers, "table_bytes", lambda *_: next(counted))
+    header = b"VP8X" + struct.pack("<I", 10) + bytes(10)
+    flood = b"WEBP" + header + (b"ALPH" + struct.pack("<I", 2) + b"\1\0") * 1000
+    read_header(b"RIFF" + struct.pack("<I", len(flood)) + flood, "f")
+    assert next(counted) == 1
+    most = webp_lossless.table_bytes(start + bytes(3_000_000), 16_000, 16_000)
+    assert most > 65_536 * 5_700
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
