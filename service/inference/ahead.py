@@ -38,8 +38,8 @@ async def ahead(
                     await backlog.put(item)
         except Exception as raised:  # handed to the reader
             error = raised
-        except BaseException as raised:  # the source was cancelled, or this task with its reader
-            error = raised
+        except BaseException:  # the source was cancelled, or this task with its reader
+            error = asyncio.CancelledError()  # the traceback of the first one would keep images
             raise
         finally:
             backlog.end(error)
