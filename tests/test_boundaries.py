@@ -269,6 +269,7 @@ def with_module(folder: str, text: str) -> tuple[str, Sources]:
 
 
 @pytest.mark.parametrize("unit", ALLOWED)
+@pytest.mark.slow
 def test_every_forbidden_direction_is_noticed(unit: str) -> None:
     forbidden = {*ALLOWED, *OUTER} - ALLOWED[unit] - {unit, "pb"}
     assert {"cli", "wiring", "__main__"} <= forbidden
@@ -307,6 +308,7 @@ FORBIDDEN = [
 
 
 @pytest.mark.parametrize(("rule", "module", "may"), FORBIDDEN)
+@pytest.mark.slow
 def test_every_unit_that_imports_what_others_may_is_noticed(
     rule: str, module: str, may: set[str]
 ) -> None:
@@ -395,6 +397,7 @@ def loaded(root: Path, module: str, heavy: tuple[str, ...]) -> str:
         ("service.__main__", ("torch", "transformers", "lmdeploy")),
     ],
 )
+@pytest.mark.slow
 def test_imports_stay_light(module: str, heavy: tuple[str, ...]) -> None:
     assert loaded(ROOT, module, heavy) == "[]"
 

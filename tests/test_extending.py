@@ -85,6 +85,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 def test_an_engine(tmp_path: Path) -> None:
     """In a process of its own, since settings take their fields from the registry when they are imported."""
     (module,) = blocks("An engine")

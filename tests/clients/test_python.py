@@ -232,6 +232,7 @@ class Dying(FakeEngine):
 
 @pytest.mark.parametrize("name", ["run_task", "stream_task"])
 @pytest.mark.parametrize(("chunks", "requests"), [(0, 3), (2, 1)])
+@pytest.mark.slow
 async def test_a_call_is_not_sent_again_where_an_engine_died_of_it(
     call: Both, name: str, chunks: int, requests: int
 ) -> None:

@@ -148,6 +148,7 @@ class Broken(FakeEngine):
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["raises", "hangs"])
+@pytest.mark.slow
 async def test_an_engine_that_cannot_tell_its_load_does_not_hide_the_metrics(hangs: bool) -> None:
     async with running(Broken(hangs=hangs), admin_port=0) as started:
         found = await samples(started.server.admin_port)

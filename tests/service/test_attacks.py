@@ -103,6 +103,7 @@ async def test_unread_streams_do_not_occupy_a_slot(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.usefixtures("errors")
+@pytest.mark.slow
 async def test_an_unread_answer_of_a_unary_call_is_dropped_at_its_deadline() -> None:
     async with running(inference_timeout_s=0.5) as started, connected(started, 0) as connection:
         body = message(run_request().SerializeToString())
@@ -339,6 +340,7 @@ async def test_no_image_of_a_failed_call_stays_in_memory(kind: str) -> None:
     "data", [bytes(4_000_000), pytest.param(b"\xff" * 4_000_000, marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("no_collections")
+@pytest.mark.slow
 async def test_no_bytes_of_a_refused_request_stay_in_memory(data: bytes) -> None:
     """One that is not an image, and one that is not even a request."""
     request = run_request(images=[data]).SerializeToString() if data[0] == 0 else data

@@ -157,6 +157,7 @@ REFUSED: list[tuple[str, dict[str, Any], type[Any]]] = [
 
 
 @pytest.mark.parametrize(("method", "document", "kind"), REFUSED)
+@pytest.mark.slow
 async def test_the_errors_are_those_of_grpc(
     method: str, document: dict[str, Any], kind: type[Any]
 ) -> None:

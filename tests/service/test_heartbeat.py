@@ -136,6 +136,7 @@ async def served(engine: FakeEngine, **settings: Any) -> tuple[VisionServer, asy
     return await ready, task
 
 
+@pytest.mark.slow
 async def test_serve_ends_if_the_engine_does_not_recover() -> None:
     engine = FakeEngine()
     _, task = await served(engine, health_interval_s=0.02, unhealthy_exit_s=0.2)

@@ -34,6 +34,7 @@ def test_the_system_lacks_what_it_should() -> None:
     assert (done.stdout, done.stderr) == ("None False\n", "")
 
 
+@pytest.mark.slow
 def test_lmdeploy_is_refused_with_the_way_out() -> None:
     done = python("-m", "service", "check", "--engine", "lmdeploy", "--model", "some/checkpoint")
     assert done.returncode == 1

@@ -92,6 +92,7 @@ async def given_out(text: str, value: Any) -> bool:
     [case[1:] for case in SERVED],
     ids=[case[0] for case in SERVED],
 )
+@pytest.mark.slow
 async def test_schemas_from_practice_are_served(
     schema: Any, fits: list[Any], fits_not: list[Any], warnings: list[tuple[str, int]]
 ) -> None:
@@ -140,6 +141,7 @@ def test_the_folder_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.slow
 async def test_a_file_has_the_outcome_that_its_user_expects(path: Path) -> None:
     content = json.loads(path.read_text())
     alone = set(content) != {"schema", "valid", "invalid"}

@@ -38,6 +38,7 @@ def some_images(rng: np.random.Generator) -> list[PackedImage]:
 
 @HEADS
 @pytest.mark.parametrize("seed", range(6))
+@pytest.mark.slow
 def test_equals_transformers(hidden_size: int, seed: int) -> None:
     model = oracle(seed, hidden_size=hidden_size)
     images = some_images(np.random.default_rng(seed))

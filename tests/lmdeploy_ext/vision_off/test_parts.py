@@ -28,6 +28,7 @@ MEDIA = st.sampled_from([part for _, part in sorted(PARTS.items())])
 
 
 @given(TEXT)
+@pytest.mark.slow
 def test_text_passes(conversation: Any) -> None:
     assert find(conversation, "messages") is None
 
@@ -79,6 +80,7 @@ def test_the_first_one_is_reported() -> None:
     assert find(messages, "m") == "m[0].content[1] is of type 'b'"
 
 
+@pytest.mark.slow
 def test_nesting_of_any_depth() -> None:
     conversation: Any = {"type": "video"}
     for _ in range(100_000):

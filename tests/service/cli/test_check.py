@@ -33,6 +33,7 @@ def copy_of_the_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_check_passes_with_valid_settings() -> None:
     done = check("--engine", "fake")
     assert (done.code, done.err) == (0, "")

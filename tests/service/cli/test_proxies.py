@@ -37,6 +37,7 @@ async def asked(server: str, *words: object, **env: str) -> Outcome:
 
 @pytest.mark.parametrize("variable", ["grpc_proxy", "https_proxy", "http_proxy"])
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "dns:///localhost", "ipv4:127.0.0.1"])
+@pytest.mark.slow
 async def test_no_proxy_stands_between_the_processes_of_a_machine(variable: str, host: str) -> None:
     async with proxy() as (address, seen), running() as started:
         server = f"{host}:{started.server.port}"

@@ -591,6 +591,7 @@ def reserved(data: bytes) -> int:
     return images.decoding_bytes(read_header(data, "f"))
 
 
+@pytest.mark.slow
 def test_groups_of_codes_of_a_webp_file_are_reserved() -> None:
     """libwebp took 380 MB for a file of 1024x1024 pixels, for which 22 MB were reserved."""
     data, tables = many_groups(1024, 1024), 65_536 * 5_700
@@ -611,6 +612,7 @@ def test_groups_of_codes_of_a_webp_file_are_reserved() -> None:
     assert reserved(b"RIFF" + struct.pack("<I", len(extended)) + extended) > tables
 
 
+@pytest.mark.slow
 def test_ordinary_webp_files_reserve_little_for_groups() -> None:
     for width, height in ((40, 24), (640, 480), (1000, 750)):
         for image in (scene(width, height), scene(width, height).quantize(12).convert("RGBA")):
@@ -640,13 +642,8 @@ def test_the_search_for_groups_takes_a_bounded_number_of_steps(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process in /proc")
-@pytest.mark.parametrize(
-    "name",
-    [
-        name if name == "JPEG" else pytest.param(name, marks=pytest.mark.slow)
-        for name in MEMORY_CASES
-    ],
-)
+@pytest.mark.parametrize("name", MEMORY_CASES)
+@pytest.mark.slow
 def test_the_estimate_is_never_below_the_memory_that_decoding_takes(name: str) -> None:
     """And at most twice as much. Measured at 16 megapixels, in a process of its own.
 

@@ -281,6 +281,7 @@ def test_any_text_is_judged(text: str) -> None:
 @pytest.mark.parametrize(
     "unit", ["a", "ü", "xn--", "1", "a.", "a,", "a@", ":", "/", "%41", "[", "{a", "~0/", "P1", "("]
 )
+@pytest.mark.slow
 def test_long_texts_take_linear_time(unit: str) -> None:
     """A backtracking expression would take hours for one of these; the bound is far off."""
     began = time.process_time()

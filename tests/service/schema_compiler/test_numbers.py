@@ -151,6 +151,7 @@ _conjunctions = st.tuples(_bounds, _multiples, _excluded).map(
 @settings(max_examples=25, deadline=None)
 @given(_conjunctions, st.lists(_integers, max_size=5), st.randoms(use_true_random=False))
 @example(_literals({"minimum": 1}, {"not": {"enum": [16]}}), [112], random.Random(1))
+@pytest.mark.slow
 def test_integers(literals: list[Literal], more: list[int], chance: random.Random) -> None:
     language = _Language([Literal("type", "integer"), *literals])
     language.check([*_near(literals), *map(str, [*range(-12, 13), *more])], chance)

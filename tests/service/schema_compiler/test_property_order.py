@@ -126,6 +126,7 @@ def test_many_objects_share_what_any_order_may_cost() -> None:
     )
 
 
+@pytest.mark.slow
 def test_any_order_never_weakens_a_schema() -> None:
     """A schema that any order would make too costly keeps all of its keywords, in the declared one."""
     names = [f"property_of_a_long_name_{letter}" for letter in "qwertyui"]
@@ -283,6 +284,7 @@ def expected(
 
 @pytest.mark.parametrize("order", PropertyOrder)
 @given(_OBJECTS)
+@pytest.mark.slow
 def test_small_objects(order: PropertyOrder, made: tuple[tuple[str, ...], list[bool]]) -> None:
     declared, flags = made
     required = [name for name, flag in zip(declared, flags, strict=False) if flag]

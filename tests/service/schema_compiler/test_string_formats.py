@@ -227,6 +227,7 @@ def test_known_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _NAMES)
+@pytest.mark.slow
 def test_every_match_has_the_format(name: str) -> None:
     @settings(max_examples=15, deadline=None)
     @given(_texts(name))
@@ -238,6 +239,7 @@ def test_every_match_has_the_format(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].exact])
+@pytest.mark.slow
 def test_exact_patterns_leave_nothing_out(name: str) -> None:
     """Also of texts that differ from a match in a character."""
 

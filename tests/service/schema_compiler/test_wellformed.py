@@ -68,6 +68,7 @@ def valid(document: Any, draft: Draft) -> bool:
 @given(
     st.sampled_from(sorted(BY_NAME)), st.dictionaries(st.sampled_from(KEYWORDS), VALUES, max_size=3)
 )
+@pytest.mark.slow
 def test_plainly_valid_is_valid(name: str, document: dict[str, Any]) -> None:
     if plain(document, name):
         event("plainly valid")

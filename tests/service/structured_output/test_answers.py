@@ -262,6 +262,7 @@ _STEPS = st.sampled_from(["0.01", "0.1", "1", "0.05", "2.5", "3", "1e-3", "0.3",
     ),
     st.lists(_DECIMALS, min_size=5, max_size=20),
 )
+@pytest.mark.slow
 def test_the_library_on_fractions_agrees(keywords: dict[str, str], texts: list[str]) -> None:
     members = [
         f'"{keyword}": ' + (f"[{value}]" if keyword == "enum" else value)

@@ -154,6 +154,7 @@ def expected(tokenizer: Any, template: Path, messages: Any, tools: Any) -> list[
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.slow
 def test_token_ids_are_those_of_transformers(tokenizer: Any, chat: Chat, template: Path) -> None:
     rng = random.Random(11)
     with_images = with_tools = 0

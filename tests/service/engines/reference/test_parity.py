@@ -50,6 +50,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES + LEGACY, ids=lambda shape: shape.name)
+@pytest.mark.slow
 def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None:
     folder = checkpoint(shape)
     model = loaded(folder)
@@ -62,6 +63,7 @@ def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None
 
 @pytest.mark.parametrize("piece", [1, 7, 16, 33])
 @pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.slow
 def test_a_prompt_in_pieces_gives_the_same_logits(checkpoint: Write, name: str, piece: int) -> None:
     folder = checkpoint(Shape(kv_heads=2, tied=False))
     packed = prompt_of(loaded(folder), REQUESTS[name])
