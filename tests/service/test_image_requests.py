@@ -237,9 +237,11 @@ async def test_a_caller_with_many_calls_does_not_stand_before_another(
         await until(lambda: inference.admission.active == 21, 30)
         go_on.set()
         await asyncio.gather(few, *many)
-    # At most the images whose threads had begun, and one turn between the two of the other caller.
-    assert order.index(64) <= decoding.THREADS + 1
-    assert len(order) - order[::-1].index(64) <= decoding.THREADS + 4
+    # First come the images whose threads had begun, then one caller after the other. Without turns
+    # the two images would be the last ones; a few places depend on the threads.
+    places = [place for place, width in enumerate(order) if width == 64]
+    assert len(places) == 2
+    assert places[-1] < len(order) // 2
 
 
 @pytest.mark.usefixtures("nothing_decoded")
