@@ -18,6 +18,8 @@ from benchmarks.plot import PLOT, cases
 from benchmarks.report import read_results, write_report
 from benchmarks.targets import TARGETS, Target
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -125,7 +127,6 @@ def test_an_unknown_name_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert "no benchmark mropes; there are mrope, " in capfd.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", runner.BENCHMARKS)
 def test_every_benchmark_runs(name: str, tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ from service.types import Chunk, GenerateRequest
 from tests.service.certificates import Authority
 from tests.service.harness import Running, image_bytes, running, until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clients" / "python"
 Calls = Callable[..., Any]
@@ -138,7 +140,6 @@ async def full() -> AsyncIterator[tuple[Running, FakeEngine, Any]]:
         hanging.cancel()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "request_"), [("run_task", task()), ("stream_task", stream())])
 async def test_a_refused_call_is_retried_after_the_retry_delay(
     call: Both, name: str, request_: Any
@@ -232,7 +233,6 @@ class Dying(FakeEngine):
 
 @pytest.mark.parametrize("name", ["run_task", "stream_task"])
 @pytest.mark.parametrize(("chunks", "requests"), [(0, 3), (2, 1)])
-@pytest.mark.slow
 async def test_a_call_is_not_sent_again_where_an_engine_died_of_it(
     call: Both, name: str, chunks: int, requests: int
 ) -> None:
@@ -347,7 +347,6 @@ print(sorted(name for name in sys.modules if name.startswith("service.")))
 """
 
 
-@pytest.mark.slow
 async def test_the_wheel_works_beside_the_callers_own_package_named_service(tmp_path: Path) -> None:
     (built,) = WheelBuilder(str(FOLDER)).build(
         directory=str(tmp_path / "dist"), versions=["standard"]

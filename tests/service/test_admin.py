@@ -18,6 +18,8 @@ from tests.service.admin_pages import page, samples, series
 from tests.service.certificates import Authority
 from tests.service.harness import run_request, running, until
 
+pytestmark = pytest.mark.slow
+
 
 async def test_probes_follow_the_phase() -> None:
     async with running(load=False, admin_port=0, health_interval_s=0.02) as started:
@@ -148,7 +150,6 @@ class Broken(FakeEngine):
 
 
 @pytest.mark.parametrize("hangs", [False, True], ids=["raises", "hangs"])
-@pytest.mark.slow
 async def test_an_engine_that_cannot_tell_its_load_does_not_hide_the_metrics(hangs: bool) -> None:
     async with running(Broken(hangs=hangs), admin_port=0) as started:
         found = await samples(started.server.admin_port)

@@ -35,6 +35,8 @@ from tests.service.harness import (
     until,
 )
 
+pytestmark = pytest.mark.slow
+
 RUN_TASK = b"/qwen3vl.v1.VisionService/RunTask"
 STREAM_TASK = b"/qwen3vl.v1.VisionService/StreamTask"
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -81,7 +83,6 @@ def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]
 # Answers that nobody reads
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("errors")
 async def test_unread_streams_do_not_occupy_a_slot(caplog: pytest.LogCaptureFixture) -> None:
     """The slot is free when the engine is done; the call is reset at its deadline."""
@@ -103,7 +104,6 @@ async def test_unread_streams_do_not_occupy_a_slot(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.usefixtures("errors")
-@pytest.mark.slow
 async def test_an_unread_answer_of_a_unary_call_is_dropped_at_its_deadline() -> None:
     async with running(inference_timeout_s=0.5) as started, connected(started, 0) as connection:
         body = message(run_request().SerializeToString())
@@ -132,7 +132,6 @@ async def connection_idle(started: Running, calls: int) -> None:
     await until(lambda: started.engine.active_requests == 0)
 
 
-@pytest.mark.slow
 async def test_a_drain_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who is slow, but reads, gets everything; the engine is long done."""
     monkeypatch.setattr(interceptors, "STALL_S", 1.0)
@@ -235,7 +234,7 @@ async def test_health_methods_need_no_key(keys: Path, errors: list[logging.LogRe
 # Deadlines that race
 
 
-@pytest.mark.slow  # many calls that take their time
+# many calls that take their time
 @pytest.mark.usefixtures("errors")
 async def test_deadlines_of_callers_that_race_ours() -> None:
     engine = FakeEngine("word " * 20, token_delay_s=0.01)
@@ -340,7 +339,6 @@ async def test_no_image_of_a_failed_call_stays_in_memory(kind: str) -> None:
     "data", [bytes(4_000_000), pytest.param(b"\xff" * 4_000_000, marks=pytest.mark.slow)]
 )
 @pytest.mark.usefixtures("no_collections")
-@pytest.mark.slow
 async def test_no_bytes_of_a_refused_request_stay_in_memory(data: bytes) -> None:
     """One that is not an image, and one that is not even a request."""
     request = run_request(images=[data]).SerializeToString() if data[0] == 0 else data

@@ -27,6 +27,8 @@ from service.traces import Traces
 from tests.service.harness import ROOT, SERVICE, image_bytes, until
 from tests.service.http_api.harness import Reply, Serving, serving
 
+pytestmark = pytest.mark.slow
+
 connect = pytest.importorskip(
     "service.grpc_api.connect", reason="connectrpc needs Python 3.11 or newer"
 )
@@ -116,7 +118,6 @@ async def test_a_stream_has_the_pieces_and_the_result() -> None:
     assert events[-1][1]["result"]["text"] == "one two three"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["connect", "grpcweb"])
 async def test_buf_curl(protocol: str) -> None:
     async with serving(FakeEngine("one two")) as server:
@@ -157,7 +158,6 @@ REFUSED: list[tuple[str, dict[str, Any], type[Any]]] = [
 
 
 @pytest.mark.parametrize(("method", "document", "kind"), REFUSED)
-@pytest.mark.slow
 async def test_the_errors_are_those_of_grpc(
     method: str, document: dict[str, Any], kind: type[Any]
 ) -> None:
@@ -358,7 +358,6 @@ async def test_a_trace_goes_on() -> None:
 # Callers that do not read, and odd requests
 
 
-@pytest.mark.slow
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

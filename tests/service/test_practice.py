@@ -23,6 +23,8 @@ from service.types import Grammar, GrammarKind
 from tests.service.harness import Running, failure, inline, run_request, running
 from tests.service.schema_compiler import schemas
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[3] / "shared" / "cases" / "schemas"
 DRAFT7 = "https://json-schema.org/draft-07/schema#"
 MISSPELT, NULLABLE, OTHER_DRAFT, UNUSED = (
@@ -92,7 +94,6 @@ async def given_out(text: str, value: Any) -> bool:
     [case[1:] for case in SERVED],
     ids=[case[0] for case in SERVED],
 )
-@pytest.mark.slow
 async def test_schemas_from_practice_are_served(
     schema: Any, fits: list[Any], fits_not: list[Any], warnings: list[tuple[str, int]]
 ) -> None:
@@ -141,7 +142,6 @@ def test_the_folder_is_there() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-@pytest.mark.slow
 async def test_a_file_has_the_outcome_that_its_user_expects(path: Path) -> None:
     content = json.loads(path.read_text())
     alone = set(content) != {"schema", "valid", "invalid"}

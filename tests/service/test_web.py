@@ -22,6 +22,8 @@ from service.web import WebLimits, WebServer, server_tls
 from tests.service.certificates import Authority
 from tests.service.harness import until
 
+pytestmark = pytest.mark.slow
+
 
 async def hello(request: Request) -> Response:
     return PlainTextResponse("hello")
@@ -135,7 +137,6 @@ async def test_an_answer_may_take_longer_than_its_headers() -> None:
         assert await asyncio.to_thread(get, server.port, "/slow") == (200, b"late")
 
 
-@pytest.mark.slow
 async def test_an_idle_connection_is_closed() -> None:
     async with serving(limits=WebLimits(keep_alive_s=1)) as server:
         answer = await read_to_end(server.port, b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -237,7 +238,6 @@ def test_files_of_tls_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
         server_tls(tmp_path / "none.pem", tmp_path / "none.pem")
 
 
-@pytest.mark.slow
 async def test_a_peer_who_reads_nothing_is_dropped() -> None:
     async def large(request: Request) -> Response:
         return Response(b"x" * 20_000_000)

@@ -11,6 +11,8 @@ from lmdeploy_ext.encoder.grids import grid_tables
 from lmdeploy_ext.packing import PackedImage
 from tests.lmdeploy_ext.encoder.towers import oracle, ours, random_image, run_oracle
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4  # float32, largest absolute difference
 HEADS = pytest.mark.parametrize("hidden_size", [128, 144], ids=["head64", "head72"])
 
@@ -38,7 +40,6 @@ def some_images(rng: np.random.Generator) -> list[PackedImage]:
 
 @HEADS
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.slow
 def test_equals_transformers(hidden_size: int, seed: int) -> None:
     model = oracle(seed, hidden_size=hidden_size)
     images = some_images(np.random.default_rng(seed))
@@ -84,7 +85,6 @@ def test_each_image_alone_equals_the_batch(hidden_size: int) -> None:
         )
 
 
-@pytest.mark.slow
 def test_long_image_and_full_position_grid() -> None:
     """More patches than one attention or row chunk, and the 48 x 48 grid of the real towers."""
     model = oracle(num_position_embeddings=2304, depth=2, deepstack_visual_indexes=[1])

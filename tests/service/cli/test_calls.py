@@ -17,6 +17,8 @@ from service.tasks.registry import load_registry
 from tests.service.cli.terminal import called, qwen3vl
 from tests.service.harness import Running, image_bytes, running
 
+pytestmark = pytest.mark.slow
+
 ANALYSIS = {
     "scene": "desert",
     "description": "A desert at night.",
@@ -188,7 +190,6 @@ async def test_health_follows_the_server() -> None:
     assert (serving.code, serving.out) == (0, "SERVING\n")
 
 
-@pytest.mark.slow
 async def test_health_waits_for_a_model_that_loads() -> None:
     async with running(FakeEngine(start_delay_s=0.5), load=False) as started:
         waiting = asyncio.create_task(called("health", *at(started), "--wait", 20))

@@ -12,6 +12,8 @@ from tests.service.certificates import Authority, openssl
 from tests.service.cli.terminal import Outcome, called, qwen3vl
 from tests.service.harness import Running, running, until
 
+pytestmark = pytest.mark.slow
+
 
 async def checked(started: Running, **env: object) -> Outcome:
     proxy = {name: str(env.pop(name)) for name in ("http_proxy",) if name in env}

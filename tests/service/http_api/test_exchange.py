@@ -36,6 +36,8 @@ from tests.service.http_api.harness import (
     streamed,
 )
 
+pytestmark = pytest.mark.slow
+
 KEY = "a-long-random-key"
 
 
@@ -282,7 +284,6 @@ async def not_reading(server: Serving) -> AsyncIterator[None]:
         unread.close()
 
 
-@pytest.mark.slow
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -298,7 +299,6 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     assert "code=DEADLINE_EXCEEDED" in caplog.text
 
 
-@pytest.mark.slow
 async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -328,7 +328,6 @@ async def test_a_drain_finishes_calls_and_cuts_the_rest() -> None:
     assert (last["error"]["code"], done) == ("ENGINE_DRAINING", "[DONE]")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_sigterm_finishes_a_stream_and_the_second_cuts_it(signals: int) -> None:
     pieces = 40 if signals == 1 else 400

@@ -24,6 +24,8 @@ from service.wiring import BUNDLED_MODEL
 from tests.service.harness import ROOT, image_bytes, until
 from tests.service.http_api.harness import Serving, serving, shown
 
+pytestmark = pytest.mark.slow
+
 MESSAGES: Any = [{"role": "user", "content": "Hello"}]
 OF_THE_SDK = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 """Parameters of ``create`` that are not part of a request."""
@@ -310,7 +312,6 @@ async def test_a_stream_that_fails_raises_and_delivers_no_whole_answer(kind: str
 DRAWING = ROOT / "examples" / "drawings" / "samples" / "night-desert.png"
 
 
-@pytest.mark.slow
 async def test_the_bundled_model_describes_a_drawing() -> None:
     schema = json.loads((ROOT / "examples" / "schemas" / "objects.json").read_text())
     url = "data:image/png;base64," + base64.b64encode(DRAWING.read_bytes()).decode()

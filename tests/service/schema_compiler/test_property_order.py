@@ -21,6 +21,8 @@ from service.structured_output import wire
 from service.types import Grammar, GrammarKind, PropertyOrder
 from tests.service.schema_compiler import schemas
 
+pytestmark = pytest.mark.slow
+
 DECLARED, ANY = PropertyOrder.DECLARED, PropertyOrder.ANY
 RECEIPT = ("total", "date", "vendor", "tax")
 
@@ -126,7 +128,6 @@ def test_many_objects_share_what_any_order_may_cost() -> None:
     )
 
 
-@pytest.mark.slow
 def test_any_order_never_weakens_a_schema() -> None:
     """A schema that any order would make too costly keeps all of its keywords, in the declared one."""
     names = [f"property_of_a_long_name_{letter}" for letter in "qwertyui"]
@@ -284,7 +285,6 @@ def expected(
 
 @pytest.mark.parametrize("order", PropertyOrder)
 @given(_OBJECTS)
-@pytest.mark.slow
 def test_small_objects(order: PropertyOrder, made: tuple[tuple[str, ...], list[bool]]) -> None:
     declared, flags = made
     required = [name for name, flag in zip(declared, flags, strict=False) if flag]

@@ -13,6 +13,8 @@ from service.schema_compiler.formats import FORMATS
 from service.schema_compiler.regexes import compile_pattern
 from service.schema_compiler.string_formats import FORMAT_PATTERNS
 
+pytestmark = pytest.mark.slow
+
 _NAMES = sorted(FORMAT_PATTERNS)
 _GOOD = {
     "date": ["2024-02-29", "2000-02-29", "0004-02-29", "0001-01-01", "9999-12-31", "2023-11-30"],
@@ -227,7 +229,6 @@ def test_known_examples(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _NAMES)
-@pytest.mark.slow
 def test_every_match_has_the_format(name: str) -> None:
     @settings(max_examples=15, deadline=None)
     @given(_texts(name))
@@ -239,7 +240,6 @@ def test_every_match_has_the_format(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].exact])
-@pytest.mark.slow
 def test_exact_patterns_leave_nothing_out(name: str) -> None:
     """Also of texts that differ from a match in a character."""
 

@@ -24,6 +24,8 @@ from tests.service.engines.reference.oracle import (
     request,
 )
 
+pytestmark = pytest.mark.slow
+
 Write = Callable[[Shape], Path]
 SHAPES = [
     Shape(moe=moe, tied=tied, vision_head=head, kv_heads=2 if head == 72 else 1)
@@ -50,7 +52,6 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("shape", SHAPES + LEGACY, ids=lambda shape: shape.name)
-@pytest.mark.slow
 def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None:
     folder = checkpoint(shape)
     model = loaded(folder)
@@ -63,7 +64,6 @@ def test_logits_are_transformers_logits(checkpoint: Write, shape: Shape) -> None
 
 @pytest.mark.parametrize("piece", [1, 7, 16, 33])
 @pytest.mark.parametrize("name", REQUESTS)
-@pytest.mark.slow
 def test_a_prompt_in_pieces_gives_the_same_logits(checkpoint: Write, name: str, piece: int) -> None:
     folder = checkpoint(Shape(kv_heads=2, tied=False))
     packed = prompt_of(loaded(folder), REQUESTS[name])
@@ -113,7 +113,6 @@ def test_without_deepstack_only_the_embeddings_are_used(checkpoint: Write) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.slow
 def test_rows_do_not_depend_on_their_batch(checkpoint: Write, dtype: torch.dtype) -> None:
     if not row_invariant(dtype, torch.device("cpu")):
         pytest.skip("oneDNN's inner product is not available here")
@@ -183,7 +182,6 @@ def test_greedy_tokens_are_transformers_tokens(checkpoint: Write, shape: Shape) 
     check_prompts(checkpoint(shape), range(4), tokens=8)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
 def test_greedy_tokens_of_many_prompts(checkpoint: Write, shape: Shape) -> None:
     """512 prompts in all: 64 different ones for each of eight checkpoints."""
