@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,11 +19,13 @@ from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
 from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
-from service.http_api.server import HttpFrontEnd
 from service.quotas import QUOTA_NAMES
 from service.runtime import Runtime, serve
 from service.settings import KEY, SettingsError, load_settings
 from service.wiring import build_engine, build_pool, build_registry
+
+if TYPE_CHECKING:
+    from service.http_api.server import HttpFrontEnd
 
 log = logging.getLogger(__name__)
 
