@@ -39,6 +39,7 @@ from service.errors import (
     ServiceError,
     forget_frames,
 )
+from service.grpc_api.interceptors import DROP_AFTER_S, INTERNAL_TEXT, STALL_S
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.status import status_of
 from service.lifecycle import REFUSALS, Phase
@@ -84,11 +85,6 @@ INLINE_BYTES = 16 * 1024
 """Size up to which a message is decoded on the event loop: a thread would cost more."""
 MAX_DEPTH = 64
 """How deep the messages of a request may nest, as JSON."""
-DROP_AFTER_S = 1.0
-"""How long after its time limit a call is dropped whose caller does not read."""
-STALL_S = 2.0
-"""How long a message may wait for its reader before a drain no longer waits for the call."""
-INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 
 error_log = logging.getLogger("service.errors")
 
@@ -157,7 +153,6 @@ class _Call:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._arriving = Deadline(runtime.settings.receive_timeout_s)
         self._arrived = False
-        self._stalling: asyncio.TimerHandle | None = None
         limit_s = (
             runtime.settings.receive_timeout_s + runtime.settings.inference_timeout_s + DROP_AFTER_S
         )
