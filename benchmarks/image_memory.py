@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from benchmarks.heic_files import PLAIN, heic, turned
-from service.inference.image_formats import FORMATS
-from service.inference.images import ImageLimits, check_header, decode, decoding_bytes
+from lmdeploy_ext.images.files import ImageLimits, decoding_bytes
+from lmdeploy_ext.images.formats import FORMATS
+from service.inference.images import check_header, decode
 
 MB = 1e6
 LIMITS = ImageLimits(

@@ -17,7 +17,8 @@ from PIL import Image
 
 from benchmarks.image_memory import scene
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, preprocess
-from service.inference.images import ImageLimits, check_header, decode, decode_image
+from lmdeploy_ext.images.files import ImageLimits
+from service.inference.images import check_header, decode, decode_image
 
 CONFIG = ImageProcessorConfig()
 

@@ -32,12 +32,13 @@ import psutil
 from PIL import Image
 
 from benchmarks.common import Sample, environment, markdown, spread, write_results
+from lmdeploy_ext.images.files import ImageLimits
 from service import logs
 from service.engines.fake import FakeEngine
 from service.grpc_api import codec
 from service.grpc_api.server import VisionServer, options, serve
 from service.inference.calls import Answer
-from service.inference.images import ImageLimits, decode_image
+from service.inference.images import decode_image
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.settings import Settings

@@ -399,7 +399,7 @@ class ServerSettings(BaseSettings):
 
     @property
     def accepted_formats(self) -> tuple[str, ...]:
-        """``image_formats`` as names of `service.inference.image_formats.FORMATS`."""
+        """``image_formats`` as names of `lmdeploy_ext.images.formats.FORMATS`."""
         return tuple(IMAGE_FORMATS[name.strip().lower()] for name in self.image_formats.split(","))
 
     @property

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from lmdeploy_ext.images.files import ImageLimits
 from service.engine import Engine
 from service.engines.registry import ENGINES
 from service.errors import ImageError
 from service.inference.budgets import image_limits
-from service.inference.images import ImageLimits, check_header
+from service.inference.images import check_header
 from service.inference.pipeline import schema_limits
 from service.settings import Settings
 from service.structured_output.pool import GrammarPool

@@ -89,7 +89,6 @@ DEFERRED = {
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
     "service/schema_compiler/regexes.py": "look-aheads need automata, which ask the matcher for sets",
     "service/traces.py": "OpenTelemetry is an extra, and imported where traces are on",
-    "service/inference/images.py": "pi-heif is an extra, and imported where HEIC is accepted",
     "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",
     "service/structured_output/worker.py": "the process tells that it is there before it imports",
     "lmdeploy_ext": "LMDeploy and torch are imported when the extension is installed or used",
@@ -193,6 +192,23 @@ def only_in(*places: str, of: tuple[str, ...]) -> Callable[[Sources], set[str]]:
     return broken
 
 
+def extension_beyond_its_place(sources: Sources) -> set[str]:
+    """Engines use the extension; inference, and the wiring, only the images, which know no LMDeploy."""
+    return {
+        file
+        for file in importers(sources, "service", "lmdeploy_ext")
+        if not below(file, "service/engines")
+        and not (
+            below(file, "service/inference", "service/wiring.py")
+            and all(
+                name.startswith("lmdeploy_ext.images")
+                for name in imports(sources[file])
+                if name.partition(".")[0] == "lmdeploy_ext"
+            )
+        )
+    }
+
+
 TRIAL = "service/structured_output/trial.py"
 RULES: dict[str, Callable[[Sources], set[str]]] = {
     "no cycles at module level": cyclic,
@@ -202,7 +218,7 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
     "only the LMDeploy engine imports LMDeploy": only_in(
         "service/engines/lmdeploy", of=("lmdeploy",)
     ),
-    "only engines import the extension": only_in("service/engines", of=("lmdeploy_ext",)),
+    "only engines import the extension, and inference its images": extension_beyond_its_place,
     "only engines import torch and transformers": only_in(
         "service/engines", of=("torch", "transformers", "tokenizers")
     ),
@@ -240,6 +256,16 @@ def test_no_reason_for_imports_inside_functions_is_out_of_date() -> None:
 def test_the_settings_know_the_registry_of_engines_alone() -> None:
     known = {one for one in imports(SOURCES["service/settings.py"]) if "service.engines" in one}
     assert {one.rpartition(".")[0] for one in known if one.count(".") == 3} == REGISTRY
+
+
+def test_the_images_stand_alone() -> None:
+    for file, text in SOURCES.items():
+        if below(file, "lmdeploy_ext/images"):
+            foreign = {
+                name for name in imports(text) if not name.startswith("lmdeploy_ext.images.")
+            }
+            packages = {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
+            assert packages <= {"PIL", "numpy", "_pi_heif"}, f"{file}: {packages}"
 
 
 def test_encoder_and_packing_stand_alone() -> None:
@@ -295,7 +321,16 @@ def test_a_unit_without_directions_is_noticed() -> None:
 
 FORBIDDEN = [
     ("only the LMDeploy engine imports LMDeploy", "lmdeploy", {"engines"}),
-    ("only engines import the extension", "lmdeploy_ext", {"engines"}),
+    (
+        "only engines import the extension, and inference its images",
+        "lmdeploy_ext.images.files",
+        {"engines", "inference"},
+    ),
+    (
+        "only engines import the extension, and inference its images",
+        "lmdeploy_ext.patch",
+        {"engines"},
+    ),
     ("only engines import torch and transformers", "torch", {"engines"}),
     ("only engines import torch and transformers", "transformers", {"engines"}),
     ("only engines import torch and transformers", "tokenizers", {"engines"}),
@@ -382,6 +417,7 @@ def loaded(root: Path, module: str, heavy: tuple[str, ...]) -> str:
     [
         ("lmdeploy_ext", ("torch", "timm", "transformers", "lmdeploy", "numpy")),
         ("lmdeploy_ext.families", ("torch", "timm", "transformers", "lmdeploy", "numpy")),
+        ("lmdeploy_ext.images.files", ("torch", "timm", "transformers", "lmdeploy")),
         ("lmdeploy_ext.mrope", ("torch", "timm", "transformers", "lmdeploy")),
         ("lmdeploy_ext.packing", ("torch", "timm", "transformers", "lmdeploy")),
         ("service", ("torch", "grpc", "transformers", "lmdeploy", "numpy")),

@@ -70,7 +70,8 @@ def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:
 
 def decoded(data: bytes) -> Any:
     """Pixels of an encoded image, as the server decodes it."""
-    from service.inference.images import ImageLimits, decode_image
+    from lmdeploy_ext.images.files import ImageLimits
+    from service.inference.images import decode_image
 
     return decode_image(data, FIELD, ImageLimits())
 

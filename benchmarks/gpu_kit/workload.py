@@ -21,9 +21,9 @@ from typing import Any
 from benchmarks.gpu_kit import asking
 from benchmarks.gpu_kit.plan import SESSIONS
 from benchmarks.gpu_kit.worker import StepFailed, Worker
+from lmdeploy_ext.images.files import ImageLimits
 from service.inference.calls import EncodedImage
 from service.inference.decoding import ImageDecoder
-from service.inference.images import ImageLimits
 from service.settings import Settings
 from service.types import FinishReason, GenerateRequest, Image, ImageSource
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from lmdeploy_ext.images.files import ImageLimits
 from service.inference.admission import Admission
 from service.inference.decoding import ImageDecoder
-from service.inference.images import ImageLimits
 from service.inference.memory import MemoryBudget
 from service.quotas import Quotas
 from service.settings import Settings

@@ -13,16 +13,15 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from lmdeploy_ext.images.files import THREADS, ImageLimits, decoding_bytes
+from lmdeploy_ext.images.headers import Header
 from service.errors import ImageError, ServiceError
-from service.inference.image_headers import Header
 from service.inference.images import (
-    THREADS,
-    ImageLimits,
     check_header,
     check_request_pixels,
     decode,
-    decoding_bytes,
     out_of_memory,
+    reported,
 )
 from service.inference.memory import MemoryBudget
 from service.inference.turns import Turns
@@ -189,11 +188,9 @@ def _reduced(
     """Returns an error instead of raising it, because a raised error would keep the frames of this
     thread, with their pixels, in memory."""
     try:
-        return reduce(decode(encoded.data, header, encoded.field, limits))
+        return reported(reduce, decode(encoded.data, header, encoded.field, limits))
     except ServiceError as error:
         return _bare(error)
-    except MemoryError:
-        return out_of_memory()
     except Exception as error:
         if "allocate memory" in str(error):  # torch's message for a lack of memory
             return out_of_memory()

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.heic_files import PLAIN, box, cropped, full, heic, mirrored, turned
+from lmdeploy_ext.images import files
+from lmdeploy_ext.images.files import ImageLimits
+from lmdeploy_ext.images.formats import FORMATS
+from lmdeploy_ext.images.heif_headers import MAX_PARTS
 from service.engines.fake import FakeEngine
 from service.errors import ImageError
-from service.inference import images
-from service.inference.heif_headers import MAX_PARTS
-from service.inference.image_formats import FORMATS
-from service.inference.images import ImageLimits, decode_image
+from service.inference.images import decode_image
 from tests.service.harness import failure, image_bytes, run_request, running
 from tests.service.inference.test_image_files import swapped_profile, tiff
 
@@ -69,7 +70,7 @@ def test_an_image_is_turned_once(
     options: dict[str, Any], shape: tuple[int, int], expected: list[tuple[int, int, int]]
 ) -> None:
     data = heic(**options)
-    header = images.check_header(data, "f", LIMITS)
+    header = files.check_header(data, "f", LIMITS)
     assert header.upright == shape[::-1]
     pixels = decode_image(data, "f", LIMITS)
     assert pixels.shape == (*shape, 3)
@@ -86,7 +87,7 @@ def test_the_limits_hold_before_anything_is_decoded(monkeypatch: pytest.MonkeyPa
     def never(*_: object) -> None:
         pytest.fail("a decoder has seen the file")
 
-    monkeypatch.setattr(images, "_FRAMES", dict.fromkeys(images._FRAMES, never))
+    monkeypatch.setattr(files, "_FRAMES", dict.fromkeys(files._FRAMES, never))
     assert refused(heic(claimed=(50_000, 50_000))).reason == "IMAGE_TOO_MANY_PIXELS"
     assert refused(heic(claimed=(64, 50_000))).reason == "IMAGE_ASPECT_RATIO"
     assert refused(heic(claimed=(0, 64))).reason == "IMAGE_INVALID"
@@ -103,9 +104,9 @@ def test_a_crop_counts_as_the_image_from_which_it_is_cut() -> None:
     error = refused(data, replace(LIMITS, max_pixels=1_000_000))
     assert (error.reason, error.metadata["actual"]) == ("IMAGE_TOO_MANY_PIXELS", str(5120 * 5120))
     assert "5120x5120" in error.message
-    header = images.check_header(data, "f", LIMITS)
+    header = files.check_header(data, "f", LIMITS)
     assert (header.upright, header.file_pixels) == ((64, 64), 5120 * 5120)
-    assert images.decoding_bytes(header) > 5120 * 5120 * 3  # both copies of its planes
+    assert files.decoding_bytes(header) > 5120 * 5120 * 3  # both copies of its planes
     assert decode_image(heic(properties=[cropped(32, 32, 64, 64)]), "f", LIMITS).shape[:2] == (
         32,
         32,

@@ -22,15 +22,16 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from benchmarks.image_memory import NAMES as MEMORY_CASES
 from benchmarks.image_memory import many_groups, measure, scene
-from service.errors import ImageError, Overloaded
-from service.inference import image_formats, image_headers, images, rows, webp_lossless
-from service.inference.image_headers import (
+from lmdeploy_ext.images import files, formats, headers, rows, webp_lossless
+from lmdeploy_ext.images.files import ImageLimits
+from lmdeploy_ext.images.headers import (
     MAX_CHUNKS,
     MAX_JPEG_SCANS,
     MAX_JPEG_SEGMENTS,
     read_header,
 )
-from service.inference.images import ImageLimits, decode_image
+from service.errors import ImageError, Overloaded
+from service.inference.images import decode_image
 from tests.service.inference.test_images import (
     PHOTOS,
     VALID,
@@ -259,7 +260,7 @@ def test_any_rows_of_an_image_can_be_read_alone(kind: str, orientation: int) -> 
     options = {"lossless": True} if kind == "WEBP" else {}
     data = encoded(BASE, kind, exif=exif, **options)
     limits = ImageLimits()
-    found = images.decode(data, images.check_header(data, "f", limits), "f", limits)
+    found = files.decode(data, files.check_header(data, "f", limits), "f", limits)
     whole = found[:]
     assert found.shape == whole.shape
     assert np.array_equal(np.asarray(found), decode(data))
@@ -279,7 +280,7 @@ class Never:
 
 @pytest.fixture
 def no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_FRAMES", dict.fromkeys(images._FRAMES, Never))
+    monkeypatch.setattr(files, "_FRAMES", dict.fromkeys(files._FRAMES, Never))
 
 
 FLOODS = {
@@ -304,13 +305,13 @@ def test_a_flood_of_parts_is_refused_before_a_decoder_sees_it(name: str, no_deco
 def test_bytes_of_filling_take_time_in_proportion_to_their_number() -> None:
     """2 MB of them took hours. In a process of its own, because nothing interrupts a search."""
     program = (
-        "from service.errors import ImageError\n"
-        "from service.inference.image_headers import read_header\n"
+        "from lmdeploy_ext.images.errors import ImageRefused\n"
+        "from lmdeploy_ext.images.headers import read_header\n"
         "for data in (b'\\xff\\xd8' + b'\\xff' * 2_000_000,\n"
         "             b'\\xff\\xd8' + b'\\xff' * 2_000_000 + b'\\0' * 9):\n"
         "    try:\n"
         "        read_header(data, 'f')\n"
-        "    except ImageError as error:\n"
+        "    except ImageRefused as error:\n"
         "        print(error.reason)\n"
     )
     root = Path(__file__).parents[3]
@@ -331,7 +332,7 @@ def test_one_chunk_of_each_kind_is_decompressed(monkeypatch: pytest.MonkeyPatch)
             inflated.append(1)
             return zlib.decompressobj()
 
-    monkeypatch.setattr(image_headers, "zlib", Counting())
+    monkeypatch.setattr(headers, "zlib", Counting())
     kinds = [
         png_chunk(b"iCCP", b"p\0\0" + zlib.compress(swapped_profile())),
         png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp(1))),
@@ -358,7 +359,7 @@ def test_repeated_prefixes_of_exif_are_not_copied() -> None:
             return found
 
     flood = Watched(b"Exif\0\0" * 2000 + tiff(6))
-    assert image_headers._exif_orientation(flood) == 6
+    assert headers._exif_orientation(flood) == 6
     assert Watched.sliced < 3 * len(flood)
     data = jpeg(segment(0xE1, b"Exif\0\0" + b"Exif\0\0" * 10_000) * 100)
     tracemalloc.start()
@@ -367,7 +368,7 @@ def test_repeated_prefixes_of_exif_are_not_copied() -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4 * image_headers._MAX_METADATA < len(data)
+    assert peak < 4 * headers._MAX_METADATA < len(data)
 
 
 def scan_flood(progressive: bool) -> bytes:
@@ -433,7 +434,7 @@ def test_an_end_marker_inside_metadata_is_ignored() -> None:
 
 def test_text_is_told_from_base64_without_backtracking() -> None:
     """Any pattern that can match a space in two ways takes quadratic time on text of spaces."""
-    assert image_formats._BASE64.fullmatch(b"a b") is None
+    assert formats._BASE64.fullmatch(b"a b") is None
     for data in (b"iVBO" + b" " * 4000 + b"!", b"a" * 2000 + b" \n" * 1000 + b"="):
         assert refused(data).reason == "IMAGE_FORMAT_UNSUPPORTED"
     spaced = b"\n ".join(base64.b64encode(VALID["png"])[at : at + 60] for at in range(0, 600, 60))
@@ -535,7 +536,7 @@ def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
     image = gradient(width, height).convert(mode)
     data = encoded(image, "JPEG", quality=95, progressive=progressive, exif=exif)
     limits = ImageLimits(jpeg_scaled_pixels=bound)
-    header = images.check_header(data, "f", limits)
+    header = files.check_header(data, "f", limits)
     assert header.scale == scale
     assert header.upright == (-(-height // scale), -(-width // scale))
     assert abs(header.file_pixels - width * height) <= 8 * (width + height) + 64
@@ -580,7 +581,7 @@ def test_too_little_memory_is_not_an_image_error(
         def nothing_left(*_: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr(images.np, "empty", nothing_left)
+        monkeypatch.setattr(files.np, "empty", nothing_left)
     with pytest.raises(Overloaded) as caught:
         decode_image(VALID["jpeg"], "images[0].data", ImageLimits())
     assert caught.value.retry_after_s > 0
@@ -588,7 +589,7 @@ def test_too_little_memory_is_not_an_image_error(
 
 
 def reserved(data: bytes) -> int:
-    return images.decoding_bytes(read_header(data, "f"))
+    return files.decoding_bytes(read_header(data, "f"))
 
 
 @pytest.mark.slow
@@ -617,7 +618,7 @@ def test_ordinary_webp_files_reserve_little_for_groups() -> None:
     for width, height in ((40, 24), (640, 480), (1000, 750)):
         for image in (scene(width, height), scene(width, height).quantize(12).convert("RGBA")):
             data = encoded(image, "WEBP", lossless=True, method=4, quality=60)
-            assert 0 < image_headers._webp_tables(data) < 25_000_000
+            assert 0 < headers._webp_tables(data) < 25_000_000
 
 
 def test_the_search_for_groups_takes_a_bounded_number_of_steps(
@@ -632,7 +633,7 @@ def test_the_search_for_groups_takes_a_bounded_number_of_steps(
         reader.blocks(16_000, 16_000)
     assert reader._steps == webp_lossless._MAX_STEPS + 1
     counted = itertools.count()
-    monkeypatch.setattr(image_headers, "table_bytes", lambda *_: next(counted))
+    monkeypatch.setattr(headers, "table_bytes", lambda *_: next(counted))
     header = b"VP8X" + struct.pack("<I", 10) + bytes(10)
     flood = b"WEBP" + header + (b"ALPH" + struct.pack("<I", 2) + b"\1\0") * 1000
     read_header(b"RIFF" + struct.pack("<I", len(flood)) + flood, "f")

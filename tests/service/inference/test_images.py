@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from lmdeploy_ext.images.files import ImageLimits
+from lmdeploy_ext.images.headers import MAX_JPEG_SCANS
 from service.engines.common.reducing import reduce_all
 from service.errors import ImageError
 from service.inference.calls import EncodedImage
 from service.inference.decoding import ImageDecoder
-from service.inference.image_headers import MAX_JPEG_SCANS
-from service.inference.images import ImageLimits, decode_image
+from service.inference.images import decode_image
 
 LIMITS = ImageLimits()
 PHOTOS = Path(__file__).parents[4] / "shared" / "images"

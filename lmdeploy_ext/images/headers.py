@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from service.errors import ImageError
-from service.inference.heif_headers import MAX_PARTS, Damaged, Flood, read_heif
-from service.inference.image_formats import DEFAULT_FORMATS, known_format, refusal
-from service.inference.webp_lossless import table_bytes
+from lmdeploy_ext.images.errors import ImageRefused
+from lmdeploy_ext.images.formats import DEFAULT_FORMATS, known_format, refusal
+from lmdeploy_ext.images.heif_headers import MAX_PARTS, Damaged, Flood, read_heif
+from lmdeploy_ext.images.webp_lossless import table_bytes
 
 Format = Literal["JPEG", "PNG", "WebP", "HEIC"]
 
@@ -103,12 +103,12 @@ class Header:
 
 
 def read_header(data: bytes, field: str, formats: Sequence[str] = DEFAULT_FORMATS) -> Header:
-    """The header of a file in one of the accepted formats. Raises ``ImageError`` on ``field``."""
+    """The header of a file in one of the accepted formats. Raises ``ImageRefused`` on ``field``."""
     kind = known_format(data)
     if kind is None or kind not in formats:
         what, found = refusal(data, formats)
         metadata = {"found": found} if found else {}
-        raise ImageError(field, what, reason="IMAGE_FORMAT_UNSUPPORTED", metadata=metadata)
+        raise ImageRefused(field, what, reason="IMAGE_FORMAT_UNSUPPORTED", metadata=metadata)
     return _READERS[kind](data, field)
 
 
@@ -119,19 +119,19 @@ def is_complete(data: bytes, header: Header) -> bool:
     return _scans(data, header.first_scan)[1]
 
 
-def truncated(field: str) -> ImageError:
+def truncated(field: str) -> ImageRefused:
     """The error for a truncated file."""
     what = "ends before the image is complete; send the whole file"
-    return ImageError(field, what, reason="IMAGE_TRUNCATED")
+    return ImageRefused(field, what, reason="IMAGE_TRUNCATED")
 
 
-def _damaged(field: str) -> ImageError:
-    return ImageError(field, "has a damaged header")
+def _damaged(field: str) -> ImageRefused:
+    return ImageRefused(field, "has a damaged header")
 
 
-def _too_many(field: str, limit: int, parts: str) -> ImageError:
+def _too_many(field: str, limit: int, parts: str) -> ImageRefused:
     what = f"has more than {limit} {parts}; save the image again, without metadata"
-    return ImageError(field, what, reason="IMAGE_INVALID", metadata={"limit": str(limit)})
+    return ImageRefused(field, what, reason="IMAGE_INVALID", metadata={"limit": str(limit)})
 
 
 # JPEG
@@ -187,7 +187,7 @@ def _jpeg(data: bytes, field: str) -> Header:
     several = progressive or (len(body) > 0 and body[0] < len(sampling))
     if several and _scans(data, position)[0] > MAX_JPEG_SCANS:
         what = f"is stored in more than {MAX_JPEG_SCANS} scans; save it again"
-        raise ImageError(field, what, reason="IMAGE_INVALID")
+        raise ImageRefused(field, what, reason="IMAGE_INVALID")
     icc = b"".join(part for _, part in sorted(profile.items()))
     return Header(
         "JPEG",

@@ -94,7 +94,7 @@ def refusal(data: bytes, accepted: Sequence[str]) -> tuple[str, str]:
         if advice.endswith(name) and name not in accepted:
             advice = advice.removesuffix(name) + (other if other in accepted else accepted[0])
     if found is _HEIC:
-        advice += ", or ask the operator to accept it: extra `heif`, setting image_formats"
+        advice += ", or ask the operator to accept it: extra `heif`, and setting image_formats of the service"
     elif known is not None:
         advice += ", or ask the operator to accept it: setting image_formats"
     return f"is {found.name}, not an accepted image; {advice} (accepted are {several})", found.name

@@ -9,20 +9,20 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageCms
 
-from service.errors import ImageError
-from service.inference.image_headers import Header
-
-if TYPE_CHECKING:
-    from service.types import Pixels
+from lmdeploy_ext.images.errors import ImageRefused
+from lmdeploy_ext.images.headers import Header
 
 Convert: TypeAlias = Callable[[Image.Image], Image.Image]
 Colour: TypeAlias = tuple[int, int, int]
 Box: TypeAlias = tuple[int, int, int, int]
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+"""(height, width, 3) uint8, RGB, C-contiguous, upright."""
 
 STRIP_PIXELS = 1 << 18
 """Converted at a time, so that a large image needs no second copy in another mode."""
@@ -86,7 +86,8 @@ class ArrayFrame:
 
 
 class DecodedImage:
-    """An image of a file: shape (height, width, 3), uint8, RGB, upright; see `service.types.ImageRows`.
+    """An image of a file: shape (height, width, 3), uint8, RGB, upright. ``image[top:bottom]`` is an
+    array of these rows.
 
     ground: the colour behind transparent parts. field: of the image in the request, for errors.
     """
@@ -103,7 +104,7 @@ class DecodedImage:
         self._field = field
 
     def __getitem__(self, rows: slice) -> Pixels:
-        """Some rows as an array, C-contiguous. Raises ``ImageError`` where they cannot be converted."""
+        """Some rows as an array, C-contiguous. Raises ``ImageRefused`` where they cannot be converted."""
         height, width, _ = self.shape
         top, bottom, _ = rows.indices(height)
         result = np.empty((max(0, bottom - top), width, 3), np.uint8)
@@ -116,7 +117,7 @@ class DecodedImage:
         else:
             damaged = False
         if damaged:
-            raise ImageError(self._field, "has colours that cannot be converted")
+            raise ImageRefused(self._field, "has colours that cannot be converted")
         return result
 
     def _convert_into(self, result: Pixels, top: int, bottom: int) -> None:
