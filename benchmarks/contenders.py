@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from examples.drawings.scenes import HELD_OUT_SEED, draw, scene
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.tasks.image_analysis import IMAGE_ANALYSIS
 from service.types import GenerateRequest, Image, Sampling
 

@@ -24,8 +24,8 @@ from benchmarks.collection import Case, collection_argument, read_collection
 from benchmarks.common import Sample, markdown, write_results
 from benchmarks.report import shown
 from service.errors import GrammarError
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 
 TOKENS = 151_936

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.worker import collect
 from service.types import PropertyOrder
 
@@ -201,7 +201,7 @@ class Ours(MaskEngine):
         table = [bytes([value]) for value in range(END)] + [b""]
         self._compiler = GrammarCompiler(table, [END])
         self._limits, self._order = limits, order
-        import service.schema_compiler.analysis  # noqa: F401
+        import service.schema_compiler.api  # noqa: F401
 
         gc.freeze()  # as the processes of the service do, which analyse
         gc.disable()
@@ -214,9 +214,9 @@ class Ours(MaskEngine):
 
     def compile(self, schema: str) -> Grammar:
         from service.errors import GrammarError
-        from service.schema_compiler.analysis import analyse
+        from service.schema_compiler.api import analyse
+        from service.schema_compiler.frontend.checked_schema import check_json_schema
         from service.schema_compiler.report import Enforcement
-        from service.schema_compiler.schema import check_json_schema
         from service.types import Grammar as Asked
         from service.types import GrammarKind
 

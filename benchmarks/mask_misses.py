@@ -10,7 +10,7 @@ from benchmarks.collection import Case
 from benchmarks.mask_engines import LARGE_LIMITS, instance_text, schema_text
 from benchmarks.mask_outcomes import Outcome
 from service.errors import GrammarError, OutputInvalid
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
 from service.structured_output.answers import AnswerValidator
 from service.types import Grammar, GrammarKind
 

@@ -87,7 +87,7 @@ REGISTRY = {"service.engines.kind", "service.engines.registry"}
 DEFERRED = {
     "service/cli": "the command line answers --help without loading what a command needs",
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
-    "service/schema_compiler/regexes.py": "look-aheads need automata, which ask the matcher for sets",
+    "service/schema_compiler/regex/matching.py": "look-aheads need automata, which ask the matcher for sets",
     "service/traces.py": "OpenTelemetry is an extra, and imported where traces are on",
     "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",
     "service/structured_output/worker.py": "the process tells that it is there before it imports",
@@ -427,7 +427,7 @@ def loaded(root: Path, module: str, heavy: tuple[str, ...]) -> str:
         ("service.wiring", ("torch", "transformers", "lmdeploy", "grpc")),
         ("service.engines.registry", ("torch", "transformers", "lmdeploy", "grpc")),
         (
-            "service.schema_compiler.analysis",
+            "service.schema_compiler.api",
             ("torch", "grpc", "transformers", "lmdeploy", "xgrammar"),
         ),
         ("service.__main__", ("torch", "transformers", "lmdeploy")),

@@ -22,10 +22,11 @@ from service.error_table import REASONS
 from service.errors import OutputInvalid
 from service.grpc_api.server import GrpcFrontEnd
 from service.runtime import Runtime
-from service.schema_compiler import formats, string_formats
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
+from service.schema_compiler.frontend import formats
+from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower import format_patterns as string_formats
 from service.schema_compiler.report import Enforcement
-from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.settings import Settings
 from service.structured_output.answers import AnswerValidator
 from service.tasks.registry import load_registry

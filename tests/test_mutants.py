@@ -65,7 +65,10 @@ def test_the_lines_of_a_statement(line: int, expected: list[int]) -> None:
         ("service/inference/admission.py", "tests/service/inference/test_admission.py"),
         ("service/grpc_api/codec.py", "tests/service/test_codec.py"),
         ("lmdeploy_ext/mrope.py", "tests/lmdeploy_ext/test_mrope.py"),
-        ("service/schema_compiler/strings.py", "tests/service/schema_compiler/test_strings.py"),
+        (
+            "service/schema_compiler/lower/strings.py",
+            "tests/service/schema_compiler/test_strings.py",
+        ),
     ],
 )
 def test_the_tests_that_mirror_a_module_come_first(module: str, first: str) -> None:

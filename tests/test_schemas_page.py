@@ -10,10 +10,10 @@ import shlex
 import pytest
 
 from service.cli.arguments import read_settings
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.formats import FORMATS
-from service.schema_compiler.schema import DEFAULT_LIMITS
-from service.schema_compiler.string_formats import FORMAT_PATTERNS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.frontend.formats import FORMATS
+from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower.format_patterns import FORMAT_PATTERNS
 from service.types import Grammar, GrammarKind
 from tests.pages import ROOT, blocks, commands, section
 from tests.service.cli.terminal import called

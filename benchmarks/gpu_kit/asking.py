@@ -56,8 +56,8 @@ def analyses(count: int) -> list[GenerateRequest]:
 
 def analysis(image: ImageSource, tokens: int = 512) -> GenerateRequest:
     """What AnalyzeImage sends to the engine for one image."""
-    from service.schema_compiler.analysis import analyse
-    from service.schema_compiler.schema import DEFAULT_LIMITS
+    from service.schema_compiler.api import analyse
+    from service.schema_compiler.limits import DEFAULT_LIMITS
     from service.tasks.image_analysis import IMAGE_ANALYSIS
 
     assert IMAGE_ANALYSIS.grammar is not None

@@ -17,8 +17,8 @@ from service.cli.front_ends import build_front_ends
 from service.errors import ServiceError
 from service.inference.pipeline import schema_limits
 from service.runtime import Runtime
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.settings import Settings
 from service.tasks.registry import TaskSourceError, try_grammars
 from service.types import (

@@ -20,8 +20,8 @@ from service.inference.runner import run, stream
 from service.logs import request_id
 from service.observation import current
 from service.quotas import ANONYMOUS, Caller, Use
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import under
-from service.schema_compiler.schema import SchemaLimits
 from service.settings import Settings
 from service.structured_output.analyser import Analyser, in_thread
 from service.structured_output.compilation import prepare

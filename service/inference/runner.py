@@ -31,8 +31,8 @@ from service.inference.stops import until_stop
 from service.logs import OUTPUT_LOGGER, pairs
 from service.observation import CallRecord, current
 from service.schema_compiler.grammar_checks import check_answer
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.report import Enforcement
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.answers import AnswerValidator, parse_json
 from service.structured_output.compilation import COMPILE_TIMEOUT_S, naming, prepare
 from service.tasks.contract import Task

@@ -5,8 +5,9 @@ from __future__ import annotations
 from service.errors import GrammarError, OutputInvalid
 from service.schema_compiler import jsontext
 from service.schema_compiler.budget import Budget, BudgetExceeded
-from service.schema_compiler.regexes import Pattern, PatternError, compile_pattern
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits, check_json_schema
+from service.schema_compiler.frontend.checked_schema import check_json_schema
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.regex.matching import Pattern, PatternError, compile_pattern
 from service.types import Grammar, GrammarKind
 
 

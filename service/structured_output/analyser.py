@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Protocol
 
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed
-from service.schema_compiler.schema import SchemaLimits
 from service.types import Grammar
 
 ANYBODY = "-"

@@ -16,7 +16,8 @@ from service.schema_compiler.budget import (
     BudgetExceeded,
     bounded,
 )
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits, compiled
+from service.schema_compiler.frontend.checked_schema import compiled
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 
 
 def parse_json(text: str, *, exact: bool = False) -> Any:

@@ -22,8 +22,8 @@ from service import metrics
 from service.errors import EngineUnavailable, GrammarError, InternalError, Overloaded
 from service.fairness import FairQueue
 from service.schema_compiler.grammar_checks import check_grammar
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed
-from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import wire
 from service.structured_output.analyser import ANYBODY
 from service.structured_output.child import COMMAND, Child, ChildEnded

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from service.errors import FieldViolation, GrammarError
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import (
     Analysed,
     Enforcement,
@@ -21,7 +22,6 @@ from service.schema_compiler.report import (
     SchemaWarning,
     WarningKind,
 )
-from service.schema_compiler.schema import SchemaLimits
 from service.types import Grammar, GrammarKind, PropertyOrder
 
 LENGTH = struct.Struct(">I")

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from service.logs import trace_crashes
 
 if TYPE_CHECKING:
+    from service.schema_compiler.limits import SchemaLimits
     from service.schema_compiler.report import Analysed
-    from service.schema_compiler.schema import SchemaLimits
     from service.types import Grammar
 
 MEMORY_BYTES = 2 << 30
@@ -108,9 +108,9 @@ def answers(analyse: Analyse | None = None) -> Answers:
     from service.structured_output.trial import Trial
 
     if analyse is None:
-        from service.schema_compiler import analysis
+        from service.schema_compiler import api
 
-        analyse = analysis.analyse
+        analyse = api.analyse
     trial = _trial(Trial)
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

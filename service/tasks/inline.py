@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from service.errors import GrammarError, InvalidRequest
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.analyser import Analyser
 from service.tasks.contract import Task
 from service.types import Grammar, Message, TextPart, ToolDefinition

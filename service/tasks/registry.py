@@ -9,8 +9,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from service.errors import GrammarError, UnknownTask
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.analyser import Analyser
 from service.tasks.contract import Task
 from service.tasks.files import NAME, load_tasks

@@ -16,7 +16,7 @@ from examples.drawings.analysis import MAX_TAGS, MIN_TAGS, analysis, dumps
 from examples.drawings.questions import BY_NAME, QUESTIONS, Asked, Question, ask
 from examples.drawings.samples import FOLDER, PAIRS, SINGLE
 from examples.drawings.scenes import COLORS, HELD_OUT_SEED, SHAPES, Keyframes, keyframes, scene
-from service.schema_compiler.schema import check_json_schema
+from service.schema_compiler.frontend.checked_schema import check_json_schema
 from service.tasks.image_analysis import PROMPT, document, parse, schema, usable
 from service.wiring import BUNDLED_MODEL
 

@@ -15,8 +15,8 @@ from service.engines.fake import PIECE, FakeEngine
 from service.inference.budgets import MAX_VALIDATIONS
 from service.inference.calls import ANALYZE_TASK
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
-from service.schema_compiler.schema import SchemaLimits
 from service.types import Enforcer, GenerateRequest, Grammar, GrammarKind
 from tests.service.harness import (
     failure,

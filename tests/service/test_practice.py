@@ -17,8 +17,8 @@ import pytest
 from service.client import read_error
 from service.engines.fake import FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 from tests.service.harness import Running, failure, inline, run_request, running
 from tests.service.schema_compiler import schemas

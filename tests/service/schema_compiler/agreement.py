@@ -16,12 +16,13 @@ from jsonschema.validators import extend, validator_for
 from benchmarks import judge
 from service.errors import GrammarError, OutputInvalid
 from service.schema_compiler import jsontext
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
 from service.schema_compiler.budget import Budget, bounded
+from service.schema_compiler.frontend.checked_schema import CheckedSchema, Places, check_json_schema
+from service.schema_compiler.frontend.checked_schema import compiled as checked_schema
 from service.schema_compiler.jsontext import pointer
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.report import Analysed
-from service.schema_compiler.schema import DEFAULT_LIMITS, CompiledSchema, Places, check_json_schema
-from service.schema_compiler.schema import compiled as checked_schema
 from service.structured_output.answers import AnswerValidator
 from service.types import Grammar, GrammarKind, PropertyOrder
 from tests.service.schema_compiler import schemas
@@ -242,7 +243,7 @@ def changed(value: Any, rng: random.Random) -> Any:
     return holder[0]
 
 
-def _is_said(compiled: CompiledSchema, violation: Any, checked: set[str]) -> bool:
+def _is_said(compiled: CheckedSchema, violation: Any, checked: set[str]) -> bool:
     """Whether the report names the keyword of a violation, one that applies it, or one that decides
     whether it is violated."""
     path = list(violation.absolute_schema_path)
@@ -281,7 +282,7 @@ def _ways(
             yield [here, *passed], deciding
 
 
-def _applied(compiled: CompiledSchema, part: Any) -> Iterator[str]:
+def _applied(compiled: CheckedSchema, part: Any) -> Iterator[str]:
     """Pointers of all subschemas in a part of a schema, and of those that they refer to."""
     places, seen, pending = compiled.places, set(), [part]
     while pending:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from service.errors import GrammarError
-from service.schema_compiler.schema import check_json_schema
+from service.schema_compiler.frontend.checked_schema import check_json_schema
 
 Container = dict[str, Any] | list[Any]
 TYPES = ("null", "boolean", "object", "array", "number", "string", "integer")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.types import Grammar, GrammarKind
 
 LARGE = SchemaLimits(max_bytes=1 << 20)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from service.schema_compiler.ebnf import Rules
-from service.schema_compiler.literals import Emitted
+from service.schema_compiler.emit.rules import Rules
+from service.schema_compiler.normalize.literals import Emitted
 
 if TYPE_CHECKING:
     import xgrammar

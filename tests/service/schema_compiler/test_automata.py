@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from service.schema_compiler.automata import (
+from service.schema_compiler.budget import Budget
+from service.schema_compiler.regex.dfa import (
     DEAD,
     MAX_EFFORT,
     Dfa,
@@ -17,10 +18,9 @@ from service.schema_compiler.automata import (
     negation,
     product,
 )
-from service.schema_compiler.budget import Budget
-from service.schema_compiler.nfa import Alphabet, determinised
-from service.schema_compiler.regex_syntax import parse
-from service.schema_compiler.regexes import compile_pattern
+from service.schema_compiler.regex.matching import compile_pattern
+from service.schema_compiler.regex.nfa import Alphabet, determinised
+from service.schema_compiler.regex.syntax import parse
 
 
 def made(pattern: str, *, whole: bool = False) -> tuple[Dfa, Alphabet]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from service.schema_compiler import bounds, schema_grammar
-from service.schema_compiler.analysis import _analysed, analyse
+from service.schema_compiler.api import _analysed, analyse
+from service.schema_compiler.limits import SchemaLimits
+from service.schema_compiler.lower import schema_grammar
+from service.schema_compiler.normalize import bounds
 from service.schema_compiler.report import Analysed, Enforcement
-from service.schema_compiler.schema import SchemaLimits
 from service.types import Grammar, GrammarKind
 from tests.service.schema_compiler import schemas
 

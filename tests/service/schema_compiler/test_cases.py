@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from benchmarks import judge
-from service.schema_compiler import schema as schemas_of_callers
-from service.schema_compiler.keywords import DRAFTS
+from service.schema_compiler.frontend import checked_schema as schemas_of_callers
+from service.schema_compiler.frontend.drafts import DRAFTS
 from service.schema_compiler.report import Enforcement, WarningKind
 from tests.service.schema_compiler import schemas
 from tests.service.schema_compiler.agreement import REPEATS, analysed, valid

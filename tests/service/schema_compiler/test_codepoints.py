@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.schema_compiler import codepoints
-from service.schema_compiler.codepoints import ALL, Ranges
+from service.schema_compiler.regex import codepoints
+from service.schema_compiler.regex.codepoints import ALL, Ranges
 
 WINDOW = range(0xD7F0, 0xE010)
 """Code points around the surrogates, which are in no set."""

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import OutputInvalid
-from service.schema_compiler.formats import FORMATS
+from service.schema_compiler.frontend.formats import FORMATS
 from service.structured_output.answers import AnswerValidator
 
 RIGHT = {

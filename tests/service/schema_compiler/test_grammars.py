@@ -10,8 +10,8 @@ import pytest
 
 from service.errors import GrammarError, InvalidRequest, OutputInvalid
 from service.schema_compiler.grammar_checks import check_answer, check_grammar
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
-from service.schema_compiler.schema import SchemaLimits
 from service.tasks.inline import InlinePrompt, inline_task
 from service.types import Grammar, GrammarKind
 

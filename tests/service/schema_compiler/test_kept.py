@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.schema_compiler.kept import Kept
+from service.schema_compiler.cache import Kept
 
 
 def test_what_is_kept_is_not_made_again() -> None:

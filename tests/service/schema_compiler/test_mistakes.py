@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from service.errors import GrammarError
-from service.schema_compiler import mistakes
-from service.schema_compiler.keywords import ASSERTING
+from service.schema_compiler.frontend import schema_warnings as mistakes
+from service.schema_compiler.frontend.checked_schema import compiled
+from service.schema_compiler.frontend.drafts import ASSERTING
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import SchemaWarning, WarningKind
-from service.schema_compiler.schema import SchemaLimits, compiled
 
 COLLECTION = Path(__file__).parents[4] / "shared" / "maskbench" / "public.jsonl"
 DRAFT7 = "http://json-schema.org/draft-07/schema#"

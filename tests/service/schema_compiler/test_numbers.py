@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from benchmarks import judge
 from service.schema_compiler import jsontext
-from service.schema_compiler.ebnf import Rules
+from service.schema_compiler.emit.rules import Rules
 from service.schema_compiler.exact import text_of
-from service.schema_compiler.literals import Emitted, Literal
-from service.schema_compiler.numbers import emit_number
+from service.schema_compiler.lower.numbers import emit_number
+from service.schema_compiler.normalize.literals import Emitted, Literal
 
 _STOP = 256
 _TABLE = [*(bytes([value]) for value in range(256)), b""]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.report import Enforcement
-from service.schema_compiler.schema import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.schema_compiler.portable import portable
+from service.schema_compiler.emit.portable import portable
 from tests.service.schema_compiler.schemas import accepts, compiled
 
 CHARACTERS = '\n\0"#-A[\\]^azé߿ࠀ一鿿龥\ud7ff\ue000\uffee\U0001f600\U0010ffff'

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.context import MAX_ORDER_RULES
+from service.schema_compiler.api import analyse
+from service.schema_compiler.emit.unordered_objects import MAX_SHUFFLED
+from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower.context import MAX_ORDER_RULES
 from service.schema_compiler.report import Enforcement, KeywordReport
-from service.schema_compiler.schema import DEFAULT_LIMITS
-from service.schema_compiler.shuffled import MAX_SHUFFLED
 from service.structured_output import wire
 from service.types import Grammar, GrammarKind, PropertyOrder
 from tests.service.schema_compiler import schemas

@@ -13,7 +13,7 @@ import pytest
 
 from service.engines.common.grammar import GrammarCompiler
 from service.errors import GrammarError, OutputInvalid
-from service.schema_compiler.schema import check_json_schema
+from service.schema_compiler.frontend.checked_schema import check_json_schema
 from service.structured_output.answers import AnswerValidator
 from service.types import GrammarKind
 from tests.service.analysed import analysed

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from service.schema_compiler.budget import Budget
-from service.schema_compiler.charsets import resolve
-from service.schema_compiler.codepoints import contains
-from service.schema_compiler.regex_syntax import (
+from service.schema_compiler.regex.character_sets import resolve
+from service.schema_compiler.regex.codepoints import contains
+from service.schema_compiler.regex.matching import PatternError, compile_pattern
+from service.schema_compiler.regex.syntax import (
     END,
     START,
     Ahead,
@@ -19,7 +20,6 @@ from service.schema_compiler.regex_syntax import (
     Sequence,
     parse,
 )
-from service.schema_compiler.regexes import PatternError, compile_pattern
 
 A, B = Chars(((97, 97),)), Chars(((98, 98),))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.schema_compiler.budget import Budget, BudgetExceeded
-from service.schema_compiler.regexes import MAX_STATES, PatternError, compile_pattern
+from service.schema_compiler.regex.matching import MAX_STATES, PatternError, compile_pattern
 
 DURATION = (
     r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$"

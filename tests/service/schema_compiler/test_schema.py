@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import GrammarError, OutputInvalid, ServiceError
-from service.schema_compiler.schema import SchemaLimits, check_json_schema, compiled
+from service.schema_compiler.frontend.checked_schema import check_json_schema, compiled
+from service.schema_compiler.limits import SchemaLimits
 from service.structured_output.answers import AnswerValidator
 
 DRAFT7 = "http://json-schema.org/draft-07/schema#"

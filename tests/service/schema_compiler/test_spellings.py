@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.schema_compiler.spellings import PLAIN, character_class, encoded
+from service.schema_compiler.emit.json_escapes import PLAIN, character_class, encoded
 
 codes = st.sampled_from(
     [c + d for c in (0, 0x80, 0x800, 0x1000, 0x2000, 0xD000, 0xE000, 0x10000) for d in (-1, 0, 1)]

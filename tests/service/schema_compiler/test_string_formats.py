@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.schema_compiler.budget import Budget
-from service.schema_compiler.formats import FORMATS
-from service.schema_compiler.regexes import compile_pattern
-from service.schema_compiler.string_formats import FORMAT_PATTERNS
+from service.schema_compiler.frontend.formats import FORMATS
+from service.schema_compiler.lower.format_patterns import FORMAT_PATTERNS
+from service.schema_compiler.regex.matching import compile_pattern
 
 pytestmark = pytest.mark.slow
 

@@ -13,13 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.schema_compiler.budget import Budget
-from service.schema_compiler.ebnf import Rules, pruned
-from service.schema_compiler.exclusion import anything_but
-from service.schema_compiler.formats import FORMATS
-from service.schema_compiler.free_strings import COUNTED
-from service.schema_compiler.literals import Emitted, Literal
-from service.schema_compiler.regexes import PatternError, compile_pattern
-from service.schema_compiler.strings import emit_regex, emit_string
+from service.schema_compiler.emit.excluded_strings import anything_but
+from service.schema_compiler.emit.free_strings import COUNTED
+from service.schema_compiler.emit.rules import Rules, pruned
+from service.schema_compiler.frontend.formats import FORMATS
+from service.schema_compiler.lower.strings import emit_regex, emit_string
+from service.schema_compiler.normalize.literals import Emitted, Literal
+from service.schema_compiler.regex.matching import PatternError, compile_pattern
 from tests.service.schema_compiler.matching import accepts, compiled
 from tests.service.schema_compiler.schemas import walk
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from service.schema_compiler import wellformed
 from service.schema_compiler.budget import Budget, bounded
-from service.schema_compiler.keywords import DEFAULT_DRAFT, DRAFTS, Draft
-from service.schema_compiler.wellformed import plainly_valid
+from service.schema_compiler.frontend import metaschema as wellformed
+from service.schema_compiler.frontend.drafts import DEFAULT_DRAFT, DRAFTS, Draft
+from service.schema_compiler.frontend.metaschema import plainly_valid
 
 BY_NAME = {draft.name: draft for draft in DRAFTS.values()}
 UNNAMED = "none"

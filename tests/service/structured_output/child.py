@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.types import Grammar, GrammarKind
 
 ROOT = Path(__file__).parents[3]
@@ -177,7 +177,7 @@ def broken(grammar: Grammar, limits: SchemaLimits, enforced: bool, text: bytes) 
 
 def tried(compiler: Any, grammar: Grammar, limits: SchemaLimits, walks: int) -> Outcome:
     from service.errors import GrammarError
-    from service.schema_compiler.analysis import analyse
+    from service.schema_compiler.api import analyse
     from service.schema_compiler.report import Enforcement
 
     began, analysis_s = time.perf_counter(), 0.0

@@ -16,10 +16,10 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from service.schema_compiler.ebnf import literal
+from service.schema_compiler.emit.rules import literal
 from service.schema_compiler.grammar_checks import check_grammar
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
-from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import worker
 from service.types import Grammar, GrammarKind
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.judge import judged
 from service.errors import GrammarError, OutputInvalid
-from service.schema_compiler.keywords import DRAFTS
+from service.schema_compiler.frontend.drafts import DRAFTS
 from service.structured_output.answers import AnswerValidator, parse_json
 
 

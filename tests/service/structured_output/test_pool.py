@@ -18,8 +18,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.errors import EngineUnavailable, GrammarError, InternalError, Overloaded
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed
-from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import pool as pool_module
 from service.structured_output import worker
 from service.structured_output.pool import GrammarPool
@@ -356,7 +356,7 @@ async def test_a_worker_that_cannot_start_fails_the_start_of_the_server() -> Non
 PARENT = """
 import asyncio, sys
 from service.structured_output.pool import GrammarPool
-from service.schema_compiler.schema import SchemaLimits
+from service.schema_compiler.limits import SchemaLimits
 from service.types import Grammar, GrammarKind
 
 async def main():

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import FieldViolation, GrammarError
+from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import (
     Analysed,
     Enforcement,
@@ -18,7 +19,6 @@ from service.schema_compiler.report import (
     SchemaWarning,
     WarningKind,
 )
-from service.schema_compiler.schema import SchemaLimits
 from service.structured_output import wire
 from service.types import Grammar, GrammarKind
 

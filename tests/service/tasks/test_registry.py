@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from service.errors import GrammarError, UnknownTask
-from service.schema_compiler.analysis import analyse
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.report import Analysed, Enforcement
-from service.schema_compiler.schema import DEFAULT_LIMITS, SchemaLimits
 from service.settings import Settings
 from service.tasks import registry
 from service.tasks.contract import Task

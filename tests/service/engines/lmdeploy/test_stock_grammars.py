@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.schema_compiler.analysis import analyse
-from service.schema_compiler.schema import DEFAULT_LIMITS
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.types import Grammar, GrammarKind
 from tests.host_runtime.runner import run
 

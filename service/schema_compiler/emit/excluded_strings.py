@@ -1,0 +1,141 @@
+"""All strings but some: what additional properties of an object may be called.
+
+There may be thousands of names, so their tree is written as it is: in each node, a character that
+goes on with no name leaves the tree, and anything may follow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+
+from service.schema_compiler.emit.json_escapes import PLAIN, Json
+from service.schema_compiler.emit.patterns import counted
+from service.schema_compiler.emit.rules import Rules
+from service.schema_compiler.regex.codepoints import ALL, Ranges, complement, difference, ranges
+
+_Tree = dict[str, "_Tree | None"]
+"""By character; None where no text may go on with it, as it would begin with a name."""
+_WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
+"""Characters that are escaped or have several bytes."""
+_END = ""
+"""The key of a node at which a name ends."""
+
+
+def anything_but(
+    names: Iterable[str],
+    low: int,
+    high: int | None,
+    rules: Rules,
+    beginnings: Iterable[str] = (),
+) -> str | None:
+    """The expression for a JSON string from behind its first quote, of low to high characters,
+    that is none of the names and begins with none of the beginnings, which are not empty; None if
+    there is no such string."""
+    tree: _Tree = {}
+    for beginning in sorted(beginnings):  # a set has another order in each process
+        node = _node_at(tree, beginning[:-1])
+        if node is not None:
+            node[beginning[-1]] = None
+    for name in sorted(names):
+        node = _node_at(tree, name)
+        if node is not None:
+            node[_END] = {}
+    return _Writer(low, high, rules).write(tree)
+
+
+def _node_at(tree: _Tree, path: str) -> _Tree | None:
+    """The node of a path, made where there is none; None where the path begins with a beginning."""
+    node: _Tree | None = tree
+    for character in path:
+        if node is None:
+            break
+        node = node.setdefault(character, {})
+    return node
+
+
+class _Writer:
+    def __init__(self, low: int, high: int | None, rules: Rules) -> None:
+        self._low, self._high, self._rules = low, high, rules
+        self._most = math.inf if high is None else high
+        self._spelling = Json(rules)
+        self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
+        self._spelled: dict[str, str] = {}
+
+    def write(self, tree: _Tree) -> str | None:
+        """The expression of a tree; its nodes from the leaves up, so that equal ones are one rule."""
+        made: dict[int, str | None] = {}
+        for node, depth in _bottom_up(tree):
+            made[id(node)] = self._node(node, depth, made)
+        return made[id(tree)]
+
+    def _node(self, node: _Tree, depth: int, made: dict[int, str | None]) -> str | None:
+        goes_on = [character for character in node if character != _END]
+        ends = len(goes_on) == len(node) and self._low <= depth <= self._most
+        leaves = self._leaves(frozenset(goes_on), self._rest(depth + 1), ends)
+        found = [] if leaves is None else [leaves]
+        for character in goes_on:
+            child = node[character]
+            below = None if child is None else made[id(child)]
+            if below is not None:
+                found.append(f"{self._text(character)} {below}")
+        if found == [leaves]:
+            return leaves
+        return self._rules.define("json_other", " | ".join(found)) if found else None
+
+    def _followed(self, characters: Ranges, rest: str) -> list[str]:
+        return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
+
+    def _leaves(self, goes_on: frozenset[str], rest: str | None, ends: bool) -> str | None:
+        """The rule for any other character and the rest, or with ``ends`` the end; None for none of
+        both. What it takes to compile grows with rules and with the characters that a state takes, so
+        that the many nodes that go on alike share one."""
+        key = goes_on, rest, ends
+        if key not in self._leaving:
+            parts = [self._spelling.end] if ends else []
+            if rest is not None:
+                others, is_wide = _others_than(goes_on)
+                parts += self._followed(others, rest)
+                if is_wide:
+                    wide = " | ".join(self._followed(_WIDE, rest))
+                    parts.append(self._rules.define("json_wide", wide))
+            body = " | ".join(parts)
+            self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
+        return self._leaving[key]
+
+    def _text(self, character: str) -> str:
+        known = self._spelled.get(character)
+        if known is None:
+            known = self._spelled[character] = self._spelling.text(character)
+        return known
+
+    def _rest(self, depth: int) -> str | None:
+        """Any characters from a depth on."""
+        low = max(self._low - depth, 0)
+        high = None if self._high is None else self._high - depth
+        if high is not None and high < 0:
+            return None
+        one, rest = self._spelling.alternatives(ALL), self._spelling.anything()
+        return counted(one, low, high, Json.end, rest, self._rules)
+
+
+@lru_cache(maxsize=1024)
+def _others_than(goes_on: frozenset[str]) -> tuple[Ranges, bool]:
+    """All other characters, or the plain ones of them where all of the wide ones are others, too."""
+    others = complement(ranges((ord(character), ord(character)) for character in goes_on))
+    is_wide = not difference(_WIDE, others)
+    return (difference(others, _WIDE) if is_wide else others), is_wide
+
+
+def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:
+    order, pending = [], [(tree, 0)]
+    while pending:
+        node, depth = pending.pop()
+        order.append((node, depth))
+        pending += [
+            (below, depth + 1)
+            for character, below in node.items()
+            if character != _END and below is not None
+        ]
+    return reversed(order)

@@ -1,0 +1,140 @@
+"""How characters of a text are written: as they are, or inside a JSON string.
+
+In a JSON string, a character has its canonical spelling: the one of ``json.dumps`` without
+``ensure_ascii``. Classes of characters are never negated, so that no byte gets through that is in
+no UTF-8.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from itertools import pairwise
+
+from service.schema_compiler.emit.rules import Rules, literal
+from service.schema_compiler.regex.codepoints import ALL, Ranges, difference, intersection
+
+_SHORT = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}
+"""The character after the backslash."""
+_SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
+PLAIN = difference(ALL, _SPECIAL)
+"""What stands for itself in a JSON string."""
+
+
+class Raw:
+    """Characters as they are."""
+
+    name = "raw"
+    end = '""'
+    """After the last character."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def alternatives(self, characters: Ranges) -> list[str]:
+        """Expressions of which each matches some of the characters, and together all."""
+        return [character_class(characters)]
+
+    def text(self, characters: str) -> str:
+        """The expression for one text."""
+        return literal(characters)
+
+    def anything(self) -> str:
+        """Any characters and the end."""
+        return f"{character_class(ALL)}*"
+
+
+class Json:
+    """Characters of a JSON string, and the quote at its end."""
+
+    name = "json"
+    end = literal('"')
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+
+    def alternatives(self, characters: Ranges) -> list[str]:
+        """See `Raw.alternatives`."""
+        plain = _beside_all_special(characters)
+        if plain is not None:
+            return [plain, self._any_escape()]
+        return list(_json_alternatives(characters))
+
+    def text(self, characters: str) -> str:
+        """See `Raw.text`."""
+        return literal(json.dumps(characters, ensure_ascii=False)[1:-1])
+
+    def anything(self) -> str:
+        """See `Raw.anything`."""
+        return self._rules.once("json_rest", self._anything)
+
+    def _anything(self) -> str:
+        name = self._rules.reserve("json_rest")
+        plain, escape = character_class(PLAIN), self._any_escape()
+        self._rules.fill(name, f"{self.end} | {plain} {name} | {escape} {name}")
+        return name
+
+    def _any_escape(self) -> str:
+        _, *escapes = _json_alternatives(ALL)
+        return self._rules.define("json_escape", " | ".join(escapes))
+
+
+@lru_cache(maxsize=4096)
+def _beside_all_special(characters: Ranges) -> str | None:
+    """The class of those that stand for themselves; None where not all of the others are there."""
+    if intersection(characters, _SPECIAL) != _SPECIAL:
+        return None
+    return character_class(intersection(characters, PLAIN))
+
+
+@lru_cache(maxsize=4096)
+def _json_alternatives(characters: Ranges) -> tuple[str, ...]:
+    found = []
+    plain = intersection(characters, PLAIN)
+    if plain:
+        found.append(character_class(plain))
+    special = intersection(characters, _SPECIAL)
+    codes = [code for low, high in special for code in range(low, high + 1)]
+    short = [ord(_SHORT[code]) for code in codes if code in _SHORT]
+    backslash = literal("\\")
+    if short:
+        found.append(f"{backslash} {_class_of(short)}")
+    for high in (0, 1):
+        digits = [ord(f"{c % 16:x}") for c in codes if c not in _SHORT and c // 16 == high]
+        if digits:
+            found.append(f"{literal(chr(92) + f'u00{high}')} {_class_of(digits)}")
+    return tuple(found)
+
+
+def _class_of(codes: list[int]) -> str:
+    return character_class(tuple((code, code) for code in sorted(codes)))
+
+
+@lru_cache(maxsize=4096)
+def character_class(characters: Ranges) -> str:
+    """The expression for one character of a set that is not empty."""
+    return "[" + "".join(_range(*pair) for one in characters for pair in encoded(*one)) + "]"
+
+
+def encoded(low: int, high: int) -> list[tuple[int, int]]:
+    """The range in pieces that every xgrammar reads as they are.
+
+    Older ones, such as 0.2.1 in TurboMind's module, take overlong forms into a range over several
+    lengths of UTF-8. From one of three or four bytes that ends in the middle of a block of 4,096
+    they leave out what comes before in that block: where its first bytes are tokens of their own,
+    generation can be stuck behind them.
+    """
+    cuts = {0x80, 0x800, 0x10000}
+    if high >= 0x800 and high % 0x1000 != 0xFFF:
+        cuts.add(high - high % 0x1000)
+    bounds = [low, *sorted(cut for cut in cuts if low < cut <= high), high + 1]
+    return [(first, after - 1) for first, after in pairwise(bounds)]
+
+
+def _range(low: int, high: int) -> str:
+    return _code(low) if low == high else f"{_code(low)}-{_code(high)}"
+
+
+def _code(code: int) -> str:
+    """A character inside a class."""
+    return chr(code) if code < 0x80 and chr(code).isalnum() else f"\\U{code:08x}"

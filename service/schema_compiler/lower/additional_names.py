@@ -1,0 +1,215 @@
+"""Names of objects that are not declared, in kinds by the patterns that they match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from service.schema_compiler import budget
+from service.schema_compiler.lower.context import Context
+from service.schema_compiler.normalize.constraints import Members, Names, SomeMember
+from service.schema_compiler.normalize.literals import BEGINNING, Literal
+from service.schema_compiler.normalize.nodes import STRING, Atom, negated
+
+MAX_CLASSES = 16
+"""Kinds of further names, told apart by the patterns that they match."""
+MAX_PATTERNS = 8
+"""Patterns whose combinations are told apart."""
+MAX_LONGER = 200
+"""Declared names up to which additional names may begin with one of them."""
+MAX_LONGER_BY_PATTERN = 16
+"""The same where a pattern tells names apart: each takes an automaton of its own."""
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class NameForms:
+    """Expressions for additional names of one kind, quotes included.
+
+    A model that has begun a declared name can only be stopped at its last quote, and would go on
+    with letters that nobody meant. So an additional name begins with a declared one only where that
+    may be written as well.
+
+    apart: names that begin with no declared name; None where there are none. longer: names that
+    begin with a declared one and are longer, by the longest such. They may be written where that
+    one and all declared names with which it begins may be.
+    """
+
+    apart: str | None
+    longer: dict[str, str]
+
+    @staticmethod
+    def within(name: str) -> Iterable[str]:
+        """All texts with which a name begins, and the name."""
+        return (name[:size] for size in range(1, len(name) + 1))
+
+
+@dataclass
+class Kind:
+    """Names of one kind. atoms: what values satisfy. special: which of the members that the object
+    must have are of this kind."""
+
+    forms: NameForms
+    atoms: list[Atom]
+    special: list[SomeMember]
+
+
+class FurtherNames:
+    """The names that one conjunction does not declare.
+
+    pointers: of keywords that speak of declared names beside ``members``.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        members: list[Members],
+        names: list[Names],
+        some: list[SomeMember],
+        pointers: list[str],
+    ) -> None:
+        self.context = context
+        self.nodes = context.nodes
+        self.members = members
+        self.names = names
+        self.some = some
+        self.pointers = pointers
+
+    def kinds(self, patterns: list[str], declared: list[str], possible: set[str]) -> list[Kind]:
+        """The kinds of which there can be names.
+
+        patterns: that tell names apart. declared: names that are excluded. possible: those of them
+        that an object can have.
+        """
+        if not patterns and any(members.closed for members in self.members):
+            return []
+        found: list[Kind] = []
+        for matched, literals in self._classes(patterns):
+            budget.current().check()
+            atoms = self._class_atoms(matched)
+            if atoms is None:
+                continue
+            for named, covered in self._named_classes(literals):
+                special = [one for one in self.some if self._covers(one, matched, covered)]
+                forms = self._forms(named, declared, possible)
+                if forms.apart is not None or forms.longer:
+                    found.append(Kind(forms, atoms, special))
+        return found
+
+    def _covers(self, one: SomeMember, matched: frozenset[str], named: frozenset[Atom]) -> bool:
+        if one.name is not None and one.name not in named:
+            return False
+        if one.pattern is not None:
+            return one.pattern in matched
+        return one.members is None or matched.isdisjoint(one.members.patterns)
+
+    def _class_atoms(self, matched: frozenset[str]) -> list[Atom] | None:
+        """What values of a class of names satisfy; None where the class is forbidden."""
+        atoms: list[Atom] = []
+        for members in self.members:
+            hits = [a for p, a in members.patterns.items() if p in matched]
+            if not hits:
+                if members.closed:
+                    return None
+                hits = [members.further]
+            atoms += [atom for atom in hits if atom is not None]
+        return atoms
+
+    def _classes(self, patterns: Sequence[str]) -> list[tuple[frozenset[str], list[Literal]]]:
+        """Sets of patterns that names can match together, with the literals that say so."""
+        at = {p: f"{m.pointer}/patternProperties" for m in self.members for p in m.patterns}
+        classes: list[tuple[frozenset[str], list[Literal]]] = [(frozenset(), [])]
+        if len(patterns) > 1:
+            self.context.note(at.get(patterns[0], ""), "patterns of names made disjoint")
+        for i, pattern in enumerate(patterns):
+            pointer = at.get(pattern, "")
+            if i >= MAX_PATTERNS or len(classes) > MAX_CLASSES:
+                self._drop_patterns("too many patterns of names overlap")
+                return [*classes, *self._plain_classes(patterns[i:], at)]
+            split: list[tuple[frozenset[str], list[Literal]]] = []
+            for matched, literals in classes:
+                split.append((matched, [*literals, Literal("pattern", pattern, pointer, True)]))
+                both = (matched | {pattern}, [*literals, Literal("pattern", pattern, pointer)])
+                if not matched or self.context.string(both[1], key=True).expression is not None:
+                    split.append(both)
+            classes = split
+        return classes
+
+    @staticmethod
+    def _plain_classes(
+        patterns: Sequence[str], at: dict[str, str]
+    ) -> list[tuple[frozenset[str], list[Literal]]]:
+        return [(frozenset((p,)), [Literal("pattern", p, at.get(p, ""))]) for p in patterns]
+
+    def _drop_patterns(self, why: str) -> None:
+        for members in self.members:
+            if members.patterns:
+                self.context.drop(f"{members.pointer}/patternProperties", why)
+                if members.further is not None:
+                    self.context.drop(f"{members.pointer}/{members.keyword}", why)
+
+    def _named_classes(
+        self, literals: list[Literal]
+    ) -> Iterable[tuple[list[Literal], frozenset[Atom]]]:
+        """The class by what ``propertyNames`` says of names, and its violation where one is asked."""
+        required = [constraint.atom for constraint in self.names]
+        asked = [one.name for one in self.some if one.name is not None]
+        for k in range(1 << len(asked)):
+            chosen = [atom for i, atom in enumerate(asked) if k >> i & 1]
+            rest = [negated(atom) for i, atom in enumerate(asked) if not k >> i & 1]
+            state = self.nodes.reduced([*required, *chosen, *rest])
+            for one in self.context.expand(state)[STRING]:
+                own = [c for c in one if isinstance(c, Literal)]
+                yield [*literals, *own], frozenset(chosen)
+
+    def _forms(self, literals: list[Literal], declared: list[str], possible: set[str]) -> NameForms:
+        beginnings = [name for name in declared if name]
+        own = [Literal(BEGINNING, beginnings, negated=True)] if beginnings else []
+        if len(beginnings) < len(declared):  # all names begin with the empty one
+            own.append(Literal("enum", [""], negated=True))
+        emitted = self.context.string([*literals, *own], key=True)
+        for dropped, why in emitted.dropped:
+            if dropped.pointer:
+                self.context.drop(dropped.pointer, why)
+                continue
+            for members in self.members:
+                if members.named:
+                    self.context.drop(f"{members.pointer}/properties", why)
+                if members.further is not None:
+                    self.context.drop(f"{members.pointer}/{members.keyword}", why)
+            for pointer in self.pointers:
+                self.context.drop(pointer, why)
+        if any(dropped.keyword == "pattern" for dropped, _ in emitted.dropped):
+            self._drop_patterns("names cannot be told apart")
+        known = {id(dropped) for dropped, _ in emitted.dropped}
+        longer = self._longer(literals, beginnings, possible, known)
+        if emitted.expression is None and not longer and declared:
+            # Every name begins with one that cannot be there. Rather such names than none.
+            emitted = self.context.string(
+                [*literals, Literal("enum", declared, negated=True)], key=True
+            )
+        return NameForms(emitted.expression, longer)
+
+    def _longer(
+        self, literals: list[Literal], declared: list[str], possible: set[str], dropped: set[int]
+    ) -> dict[str, str]:
+        """Names that begin with a declared one. dropped: literals that are not enforced anyway; names
+        that would drop more are left out."""
+        patterns = any(one.keyword in ("pattern", "format") for one in literals)
+        if len(declared) > (MAX_LONGER_BY_PATTERN if patterns else MAX_LONGER):
+            return {}
+        found: dict[str, str] = {}
+        impossible = set(declared) - possible
+        for name in declared:
+            if not impossible.isdisjoint(NameForms.within(name)) or _LONE_SURROGATE.search(name):
+                continue
+            own = [Literal(BEGINNING, name)]
+            below = [one for one in declared if one.startswith(name) and one != name]
+            if below:
+                own.append(Literal(BEGINNING, below, negated=True))
+            emitted = self.context.string([*literals, *own], key=True)
+            is_kept = all(id(literal) in dropped for literal, _ in emitted.dropped)
+            if emitted.expression is not None and is_kept:
+                found[name] = emitted.expression
+        return found

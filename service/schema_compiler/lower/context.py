@@ -1,0 +1,269 @@
+"""What the writers of objects and arrays share: expansion of states, scalars, and what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
+from service.schema_compiler.emit.rules import Rules, Template
+from service.schema_compiler.exact import is_whole
+from service.schema_compiler.frontend.drafts import frozen
+from service.schema_compiler.lower.numbers import emit_number
+from service.schema_compiler.lower.strings import emit_string
+from service.schema_compiler.normalize.alternatives import TOO_MANY, Expansion, is_list
+from service.schema_compiler.normalize.bounds import BEYOND, Bounds, TooCostly
+from service.schema_compiler.normalize.constraints import Alternatives, Conjunction
+from service.schema_compiler.normalize.expand import Expander
+from service.schema_compiler.normalize.literals import Emitted, Literal
+from service.schema_compiler.normalize.nodes import (
+    ANY,
+    BOOLEAN,
+    NULL,
+    NUMBER,
+    STRING,
+    TYPES,
+    Atom,
+    Nodes,
+    State,
+)
+from service.schema_compiler.report import Rewrite
+
+FILTER_SECONDS = 1.0
+"""For trying the values of all ``enum`` of a schema on what stands beside them."""
+_EXACT_INTEGER = 10**15
+MAX_ORDER_RULES = 2_048
+"""Of all objects whose members may come in any order: one for each set of members that are there."""
+
+REPEAT = "names of further properties may repeat; close the object with additionalProperties: false"
+
+Key = tuple[tuple[str, str, bool], ...]
+
+
+class Context:
+    """The work on one schema."""
+
+    def __init__(self, nodes: Nodes, bounds: Bounds, order_rules: int | None = None) -> None:
+        """order_rules: that may be written so that members come in any order; None where it is not
+        asked for."""
+        self.nodes = nodes
+        self.order_rules = order_rules
+        self.bounds = bounds
+        self.rules = Rules()
+        self.dropped: dict[str, str] = {}
+        self.remarks: dict[str, str] = {}
+        """What is to be said of keywords that are enforced, by pointer."""
+        self.given_up: dict[int, tuple[Any, str]] = {}
+        """Subschemas that are dropped with all below them, by ``id()``, and why."""
+        self.expander = Expander(nodes, bounds, self.drop)
+        self.silent = False
+        self._expansions: dict[State, Expansion] = {}
+        self._emitted: dict[tuple[int, Key], tuple[str | None, tuple[tuple[int, str], ...]]] = {}
+        self._joined: set[State] = set()
+        self._members = 0
+        self._filter = Budget(seconds=FILTER_SECONDS)
+
+    def drop(self, pointer: str, why: str) -> None:
+        """Note that the grammar does not enforce a keyword; the first reason stays."""
+        if not self.silent:
+            self.dropped.setdefault(pointer, why)
+
+    def remark(self, pointer: str, what: str) -> None:
+        """Note what is to be said of a keyword, whether it is enforced or not."""
+        if not self.silent:
+            self.remarks.setdefault(pointer, what)
+
+    def note(self, pointer: str, what: str) -> None:
+        """Note a rewrite."""
+        self.expander.rewrites[Rewrite(pointer, what)] = None
+
+    def expand(self, state: State) -> Expansion:
+        """The alternatives of a state."""
+        found = self._expansions.get(state)
+        if found is None:
+            found = self._expansions[state] = self.expander.expand(state)
+        return found
+
+    def part(self, atoms: Iterable[Atom], origin: str) -> State:
+        """The state of a part of a value. origin: where it says so that names may repeat."""
+        several = list(atoms)
+        state = self.nodes.reduced(several)
+        if not state:
+            self.drop(self._origin(several, origin), REPEAT)
+        elif self._members > self.bounds.members:
+            self.give_up(state, BEYOND)
+            return ANY
+        elif len(state) > 1 and state not in self._joined:
+            if len(self._joined) >= self.bounds.joined:
+                self.give_up(state, TOO_MANY)
+                return ANY
+            self._joined.add(state)
+        return state
+
+    def affords(self, members: int) -> bool:
+        """Whether an object may have so many members; from the first that may not on, parts of values
+        are any. Raises ``TooCostly`` where other bounds come after these."""
+        self._members += members
+        if self._members > self.bounds.members and not self.bounds.last:
+            raise TooCostly
+        return self._members <= self.bounds.members
+
+    def affords_any_order(self, members: int) -> bool:
+        """Whether so many members may come in any order: the rules of all such objects are bounded."""
+        left = (self.order_rules or 0) - (1 << members)
+        if left < 0:
+            return False
+        self.order_rules = left
+        return True
+
+    def _origin(self, atoms: list[Atom], origin: str) -> str:
+        return self.nodes.of(atoms[0]).at("additionalProperties") if atoms else origin
+
+    def give_up(self, state: Iterable[Atom], why: str) -> None:
+        """Note that the grammar enforces nothing of subschemas here."""
+        for atom in state:
+            node = self.nodes.of(atom)
+            self.given_up.setdefault(id(node.schema), (node.schema, why))
+            for keyword in node.keywords:
+                self.drop(node.at(keyword), why)
+
+    # Scalars
+
+    def string(self, literals: list[Literal], *, key: bool = False) -> Emitted:
+        """Strings, or names of members, that satisfy all literals."""
+        return self._scalar(STRING + 10 * key, literals)
+
+    def number(self, literals: list[Literal]) -> Emitted:
+        """Numbers that satisfy all literals."""
+        return self._scalar(NUMBER, literals)
+
+    def _scalar(self, kind: int, literals: list[Literal]) -> Emitted:
+        """Equal literals at different places are written once."""
+        key = tuple((one.keyword, repr(one.value), one.negated) for one in literals)
+        found = self._emitted.get((kind, key))
+        if found is None:
+            if kind == NUMBER:
+                emitted = _number(key, literals, self.rules)
+            else:
+                emitted = self._string(literals, key=kind != STRING)
+            places = {id(one): i for i, one in enumerate(literals)}
+            dropped = tuple((places[id(one)], why) for one, why in emitted.dropped)
+            found = self._emitted[kind, key] = emitted.expression, dropped
+        return Emitted(found[0], tuple((literals[i], why) for i, why in found[1]))
+
+    def _string(self, literals: list[Literal], *, key: bool) -> Emitted:
+        """Without patterns where automata have taken too much. Raises ``TooCostly``."""
+        patterns: list[Literal] = []
+        if self.rules.effort > self.bounds.effort:
+            if not self.bounds.last:
+                raise TooCostly
+            patterns = [one for one in literals if one.keyword in ("pattern", "format")]
+        others = [one for one in literals if one not in patterns]
+        emitted = emit_string(others, self.rules, key=key)
+        return replace(emitted, dropped=(*emitted.dropped, *((p, BEYOND) for p in patterns)))
+
+    # Values
+
+    def values(self, state: State) -> list[Any] | None:
+        """All values of a state, if they are listed; None if not."""
+        expansion = self.expand(state)
+        listed: list[Any] = []
+        for t in TYPES:
+            some, rest = self.listed(state, t, expansion[t])
+            if rest:
+                return None
+            listed += some
+        return listed
+
+    def listed(
+        self, state: State, t: int, alternatives: Alternatives
+    ) -> tuple[list[Any], Alternatives]:
+        """The values of one type that are listed, and the alternatives that list none."""
+        if not alternatives:
+            return [], []
+        if t == NULL:
+            found: tuple[list[Any], Alternatives, bool] = [None], [], alternatives == [()]
+        else:
+            found = _candidates(t, alternatives)
+        candidates, rest, simple = found
+        if simple:
+            return candidates, rest
+        return [value for value in candidates if self._holds(state, value)], rest
+
+    def _holds(self, state: State, value: Any) -> bool:
+        """Whether a value is one of the state, by the validator."""
+        try:
+            with bounded(self._filter):
+                self._filter.check()
+                return all(
+                    self.nodes.valid(self.nodes.of(atom), value) is not bool(atom & 1)
+                    for atom in state
+                )
+        except (BudgetExceeded, RecursionError):
+            self.give_up(state, "trying the listed values takes too long")
+            return True
+
+
+_numbers: dict[Key, tuple[Template, tuple[tuple[int, str], ...]]] = {}
+"""Numbers that were written before: most schemas have the same few."""
+_KEPT_NUMBERS = 1024
+
+
+def _number(key: Key, literals: list[Literal], rules: Rules) -> Emitted:
+    known = _numbers.get(key)
+    if known is None:
+        emitted = Emitted(None)
+
+        def make(recorder: Rules) -> str | None:
+            nonlocal emitted
+            emitted = emit_number(literals, recorder)
+            return emitted.expression
+
+        template = Template(make)
+        places = {id(one): i for i, one in enumerate(literals)}
+        known = template, tuple((places[id(one)], why) for one, why in emitted.dropped)
+        if len(_numbers) >= _KEPT_NUMBERS:
+            _numbers.clear()
+        _numbers[key] = known
+    template, dropped = known
+    return Emitted(template.write(rules), tuple((literals[i], why) for i, why in dropped))
+
+
+def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternatives, bool]:
+    """Values that are listed, alternatives without a list, and whether all of the values fit."""
+    found: dict[tuple[type, Any], Any] = {}
+    rest: Alternatives = []
+    simple = True
+    for one in alternatives:
+        values = _list_of(one)
+        if values is None and t == BOOLEAN:
+            values = [True, False]
+        if values is None:
+            rest.append(one)
+            continue
+        simple = simple and (len(one) <= 1 or _only_integers(one, values))
+        for value in values:
+            found.setdefault((type(value), frozen(value)), value)
+            if isinstance(value, Decimal) and is_whole(value) and _is_exact(value):
+                found.setdefault((int, value), int(value))
+    return list(found.values()), rest, simple
+
+
+def _is_exact(value: Decimal) -> bool:
+    """Whether the integer has few enough digits to be written without a point."""
+    return -_EXACT_INTEGER < value < _EXACT_INTEGER
+
+
+def _list_of(one: Conjunction) -> list[Any] | None:
+    lists = [c.value for c in one if isinstance(c, Literal) and is_list(c)]
+    return min(lists, key=len) if lists else None
+
+
+def _only_integers(one: Conjunction, values: list[Any]) -> bool:
+    """Whether the conjunction is a list of integers, and that they are integers."""
+    if len(one) != 2 or not all(isinstance(c, Literal) and not c.negated for c in one):
+        return False
+    keywords = sorted(c.keyword for c in one if isinstance(c, Literal))
+    return keywords == ["enum", "type"] and all(isinstance(value, int) for value in values)
