@@ -20,6 +20,7 @@ FINISH_REASONS = {
     FinishReason.LENGTH: "length",
     FinishReason.LOOP: "length",
 }
+DONE = b"data: [DONE]\n\n"
 REPORT_BYTES = 64 * 1024
 """Most bytes of the keywords and the warnings that go with every answer."""
 
@@ -31,18 +32,21 @@ def dumps(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What all parts of one answer have in common.
+    """One answer, whole or as a stream of chunks.
 
-    identity: unique name of the answer. created: seconds since 1970.
+    request_id: of which the name of the answer is made. created: seconds since 1970.
     """
 
-    identity: str
+    request_id: str
     asked: Asked
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, answer: Answer) -> dict[str, Any]:
+    closing = DONE
+    """What ends a stream."""
+
+    def whole(self, answer: Answer) -> bytes:
         """Answer -> chat.completion."""
-        return {
+        found = {
             **self._head("chat.completion"),
             "choices": [
                 {
@@ -55,11 +59,12 @@ class Completion:
             "usage": encode_usage(answer.usage),
             **extras(answer),
         }
+        return dumps(found)
 
-    async def chunks(
+    async def events(
         self, events: AsyncGenerator[str | Answer, None], *, whole: bool = False
     ) -> AsyncGenerator[bytes, None]:
-        """Pieces of text and the answer -> the data of server-sent events, chat.completion.chunk.
+        """Pieces of text and the answer -> server-sent events with a chat.completion.chunk each.
 
         whole: the text of the answer is not what the model wrote, so it is sent in one piece.
         """
@@ -78,13 +83,17 @@ class Completion:
                     if self.asked.include_usage:
                         yield self._usage_chunk(event.usage)
 
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The last event of a stream that ends with an error."""
+        return _framed(dumps({"error": error})) + DONE
+
     def _usage_chunk(self, usage: Usage) -> bytes:
         head = self._head("chat.completion.chunk")
-        return dumps({**head, "choices": [], "usage": encode_usage(usage)})
+        return _framed(dumps({**head, "choices": [], "usage": encode_usage(usage)}))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self.identity,
+            "id": f"chatcmpl-{self.request_id}",
             "object": kind,
             "created": self.created,
             "model": self.asked.model,
@@ -102,8 +111,7 @@ class Completion:
 
     def _tool_call(self, arguments: str) -> dict[str, Any]:
         function = {"name": self.asked.tool, "arguments": arguments}
-        identity = self.identity.replace("chatcmpl-", "call_")
-        return {"id": identity, "type": "function", "function": function}
+        return {"id": f"call_{self.request_id}", "type": "function", "function": function}
 
     def _opening(self) -> dict[str, Any]:
         if self.asked.tool is None:
@@ -122,10 +130,15 @@ class Completion:
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         usage = {"usage": None} if self.asked.include_usage else {}
-        return dumps({**self._head("chat.completion.chunk"), "choices": [choice], **usage, **more})
+        head = self._head("chat.completion.chunk")
+        return _framed(dumps({**head, "choices": [choice], **usage, **more}))
 
     def _finish_reason(self, answer: Answer) -> str:
         return "tool_calls" if self.asked.tool else FINISH_REASONS[answer.finish_reason]
+
+
+def _framed(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
 def text_of(answer: Answer) -> str:

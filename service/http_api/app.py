@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,22 +12,27 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response as RawResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError
 from service.http_api.answers import Completion, dumps
-from service.http_api.codec import decode_chat
+from service.http_api.chat_codec import decode_chat
+from service.http_api.codec import Asked
 from service.http_api.document import openapi_document
 from service.http_api.errors import body_of, headers_of
 from service.http_api.exchange import JSON, Endpoint, Exchange
+from service.http_api.responses_answers import Response
+from service.http_api.responses_codec import decode_responses
 from service.inference.ahead import ahead
 from service.lifecycle import Phase
 from service.logs import request_id
 from service.observation import LOG_OUTPUT_KEY
+from service.quotas import Caller
 from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.runtime import Runtime
+from service.settings import Settings
 from service.types import Capabilities
 
 INLINE_BYTES = 32 * 1024
@@ -47,29 +52,39 @@ CORS_HEADERS = (
 )
 
 
-class Chat:
-    """POST /v1/chat/completions."""
+class Generation:
+    """POST of a request for an answer.
 
-    def __init__(self, runtime: Runtime) -> None:
+    decode: the body -> the call. form: the request id and the call -> the form of its answer.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        decode: Callable[[bytes, Settings, Caller], Asked],
+        form: type[Completion] | type[Response],
+    ) -> None:
         self._runtime = runtime
+        self._decode = decode
+        self._form = form
 
     async def __call__(self, exchange: Exchange) -> None:
-        body = await exchange.body()
-        settings, caller = self._runtime.settings, exchange.caller
-        if len(body) <= INLINE_BYTES:
-            asked = decode_chat(body, settings, caller)
-        else:
-            asked = await asyncio.to_thread(decode_chat, body, settings, caller)
-        del body  # the call has the images: one copy of them waits
+        asked = await self._decoded(await exchange.body(), exchange.caller)
         exchange.fields = asked.fields
         inference = self._runtime.inference_for(asked.model)
-        completion = Completion(f"chatcmpl-{exchange.request_id}", asked)
+        form = self._form(exchange.request_id, asked)
         if not asked.stream:
             answer = await exchange.while_connected(inference.answer(asked.call, None))
-            await exchange.answer(completion.whole(answer))
+            await exchange.send(form.whole(answer), JSON)
             return
         events = ahead(inference.events(asked.call, None))
-        await exchange.stream(completion.chunks(events, whole=self._tidied(asked.call.task)))
+        await exchange.stream(form.events(events, whole=self._tidied(asked.call.task)), form)
+
+    async def _decoded(self, body: bytes, caller: Caller) -> Asked:
+        """The body is not kept: the call has the images, and one copy of them waits."""
+        if len(body) <= INLINE_BYTES:
+            return self._decode(body, self._runtime.settings, caller)
+        return await asyncio.to_thread(self._decode, body, self._runtime.settings, caller)
 
     def _tidied(self, task: object) -> bool:
         """Whether the text of an answer is not what the model wrote."""
@@ -126,7 +141,9 @@ class Health:
 
 def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
     """The whole application. routes: further ones, which are tried first."""
-    chat, models, health = Chat(runtime), Models(runtime), Health(runtime)
+    chat = Generation(runtime, decode_chat, Completion)
+    responses = Generation(runtime, decode_responses, Response)
+    models, health = Models(runtime), Health(runtime)
     document = dumps(openapi_document())
 
     async def show_document(exchange: Exchange) -> None:
@@ -135,6 +152,7 @@ def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
     found = [
         *routes,
         _route(runtime, "/v1/chat/completions", "chat.completions", chat, "POST"),
+        _route(runtime, "/v1/responses", "responses", responses, "POST"),
         _route(runtime, "/v1/models", "models", models.list),
         _route(runtime, "/v1/models/{model:path}", "models", models.one),
         _route(runtime, "/openapi.json", "openapi", show_document, public=True),
@@ -194,16 +212,16 @@ class Identified:
         await self._app(scope, receive, identified)
 
 
-async def _not_served(request: Request, error: Exception) -> Response:
+async def _not_served(request: Request, error: Exception) -> RawResponse:
     """The answer to a path or method that is not served."""
     assert isinstance(error, HTTPException)
     allowed = (error.headers or {}).get("Allow", "")
     if error.status_code == 405:
         message = f"This path takes {allowed}, not {request.method[:20]}."
-    elif request.url.path == "/v1/responses":
-        message = "The Responses API is not served; use POST /v1/chat/completions."
+    elif request.url.path.startswith("/v1/responses/"):
+        message = "Responses are not stored; the answer to POST /v1/responses is the only one."
     else:
         message = "This path is not served. The document of this API is at /openapi.json."
     refused = ServiceError(message, reason=ROUTE_ERRORS[error.status_code])
     headers = {**dict(headers_of(refused)), **({"allow": allowed} if allowed else {})}
-    return Response(dumps(body_of(refused)), error.status_code, headers, JSON)
+    return RawResponse(dumps(body_of(refused)), error.status_code, headers, JSON)

@@ -9,6 +9,7 @@ from pydantic.json_schema import models_json_schema
 from service import __version__
 from service.error_table import REASONS
 from service.http_api.models import ChatRequest
+from service.http_api.responses_models import ResponsesRequest
 
 REFERENCE = "#/components/schemas/{model}"
 STATUSES = {
@@ -28,7 +29,9 @@ STATUSES = {
 def openapi_document() -> dict[str, Any]:
     """OpenAPI 3.1."""
     _, made = models_json_schema(
-        [(ChatRequest, "validation")], ref_template=REFERENCE, title="Requests"
+        [(ChatRequest, "validation"), (ResponsesRequest, "validation")],
+        ref_template=REFERENCE,
+        title="Requests",
     )
     schemas = {**made["$defs"], **RESPONSES}
     schemas["Error"] = _error()
@@ -37,7 +40,7 @@ def openapi_document() -> dict[str, Any]:
         "info": {
             "title": "Qwen3-VL over HTTP",
             "version": __version__,
-            "description": "OpenAI's chat completions with images, and answers that fit their "
+            "description": "OpenAI's chat completions and responses with images, and answers that fit their "
             "schema or are an error. Unknown fields are refused.",
         },
         "components": {
@@ -46,23 +49,18 @@ def openapi_document() -> dict[str, Any]:
         },
         "security": [{"key": []}, {}],
         "paths": {
-            "/v1/chat/completions": {
-                "post": {
-                    "operationId": "createChatCompletion",
-                    "summary": "The answer to a conversation, whole or as a stream.",
-                    "requestBody": {"required": True, "content": _json("ChatRequest")},
-                    "responses": {
-                        "200": {
-                            "description": "The answer.",
-                            "content": {
-                                **_json("ChatCompletion"),
-                                "text/event-stream": {"schema": {"type": "string"}},
-                            },
-                        },
-                        **_errors(*STATUSES),
-                    },
-                }
-            },
+            "/v1/chat/completions": _generation(
+                "createChatCompletion",
+                "The answer to a conversation, whole or as a stream.",
+                "ChatRequest",
+                "ChatCompletion",
+            ),
+            "/v1/responses": _generation(
+                "createResponse",
+                "The same as a chat completion, in the form of the Responses API. Nothing is stored.",
+                "ResponsesRequest",
+                "Response",
+            ),
             "/v1/models": {
                 "get": {
                     "operationId": "listModels",
@@ -95,6 +93,21 @@ def openapi_document() -> dict[str, Any]:
             "/readyz": _health("The server takes calls.", 503),
             "/healthz": _health("The same as /readyz.", 503),
         },
+    }
+
+
+def _generation(operation: str, summary: str, request: str, answer: str) -> dict[str, Any]:
+    content = {**_json(answer), "text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "post": {
+            "operationId": operation,
+            "summary": summary,
+            "requestBody": {"required": True, "content": _json(request)},
+            "responses": {
+                "200": {"description": "The answer.", "content": content},
+                **_errors(*STATUSES),
+            },
+        }
     }
 
 
@@ -187,7 +200,88 @@ _REPORT = _object(
     },
     attempts=_COUNT,
 )
+_TIMINGS = _object(
+    ["queue_seconds", "first_token_seconds", "total_seconds"],
+    queue_seconds=_SECONDS,
+    first_token_seconds=_SECONDS,
+    total_seconds=_SECONDS,
+)
+_OUTPUT_TEXT = _object(
+    ["type", "text", "annotations", "logprobs"],
+    type={"const": "output_text"},
+    text=_TEXT,
+    annotations={"type": "array", "maxItems": 0},
+    logprobs={"type": "array", "maxItems": 0},
+)
+_STATUS = {"enum": ["completed", "incomplete"]}
+_OUTPUT_ITEM = {
+    "oneOf": [
+        _object(
+            ["type", "id", "status", "role", "content"],
+            type={"const": "message"},
+            id=_TEXT,
+            status=_STATUS,
+            role={"const": "assistant"},
+            content={"type": "array", "items": _OUTPUT_TEXT, "minItems": 1, "maxItems": 1},
+        ),
+        _object(
+            ["type", "id", "status", "call_id", "name", "arguments"],
+            type={"const": "function_call"},
+            id=_TEXT,
+            status=_STATUS,
+            call_id=_TEXT,
+            name=_TEXT,
+            arguments=_TEXT,
+        ),
+    ]
+}
+_RESPONSE = _object(
+    [
+        *("id", "object", "created_at", "status", "model", "output", "usage", "store", "timings"),
+        *("instructions", "metadata", "temperature", "top_p", "text", "tools", "tool_choice"),
+    ],
+    id=_TEXT,
+    object={"const": "response"},
+    created_at=_COUNT,
+    completed_at={"type": ["integer", "null"]},
+    status=_STATUS,
+    background={"const": False},
+    error={"type": "null"},
+    incomplete_details={
+        "oneOf": [{"type": "null"}, _object(["reason"], reason={"const": "max_output_tokens"})]
+    },
+    model=_TEXT,
+    output={"type": "array", "items": _OUTPUT_ITEM, "minItems": 1, "maxItems": 1},
+    usage=_object(
+        [
+            *("input_tokens", "input_tokens_details", "output_tokens"),
+            *("output_tokens_details", "total_tokens"),
+        ],
+        input_tokens=_COUNT,
+        input_tokens_details=_object(
+            ["cached_tokens", "image_tokens"], cached_tokens=_COUNT, image_tokens=_COUNT
+        ),
+        output_tokens=_COUNT,
+        output_tokens_details=_object(["reasoning_tokens"], reasoning_tokens=_COUNT),
+        total_tokens=_COUNT,
+    ),
+    instructions={"type": ["string", "null"]},
+    max_output_tokens={"type": ["integer", "null"]},
+    metadata={"type": "object", "additionalProperties": _TEXT},
+    parallel_tool_calls={"const": False},
+    previous_response_id={"type": "null"},
+    store={"const": False},
+    temperature={"type": "number"},
+    text={"type": "object"},
+    tool_choice={"type": ["string", "object"]},
+    tools={"type": "array", "items": {"type": "object"}},
+    top_p={"type": "number"},
+    truncation={"const": "disabled"},
+    timings=_TIMINGS,
+    structured_output=_REPORT,
+)
 RESPONSES: dict[str, Any] = {
+    "Response": _RESPONSE,
     "Model": _MODEL,
     "ModelList": _object(
         ["object", "data"],
@@ -208,12 +302,7 @@ RESPONSES: dict[str, Any] = {
             total_tokens=_COUNT,
             prompt_tokens_details=_object(["image_tokens"], image_tokens=_COUNT),
         ),
-        timings=_object(
-            ["queue_seconds", "first_token_seconds", "total_seconds"],
-            queue_seconds=_SECONDS,
-            first_token_seconds=_SECONDS,
-            total_seconds=_SECONDS,
-        ),
+        timings=_TIMINGS,
         structured_output=_REPORT,
     ),
 }

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -42,7 +42,6 @@ JSON = "application/json"
 PING_S = 15.0
 """Time without an event after which a stream gets a comment, which keeps proxies from closing it."""
 PING = b": ping\n\n"
-DONE = b"data: [DONE]\n\n"
 DROP_AFTER_S = 1.0
 """How long after its deadline a stream is dropped that nobody reads."""
 STALL_S = 2.0
@@ -56,6 +55,16 @@ STREAM_HEADERS = (
 error_log = logging.getLogger("service.errors")
 
 Handler = Callable[["Exchange"], Awaitable[None]]
+
+
+class Form(Protocol):
+    """How a stream of events ends."""
+
+    closing: bytes
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The last events where the call fails. error: see ``errors.body_of``."""
+        ...
 
 
 class CallerLeft(Exception):
@@ -123,6 +132,7 @@ class Exchange:
             metadata=self.headers,
         )
         self._begun = False
+        self._form: Form | None = None
         self._gone = self._dropped = self._stalled = False
         self._stalling: asyncio.TimerHandle | None = None
 
@@ -200,12 +210,13 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": body})
         self._read_by_caller()
 
-    async def stream(self, events: AsyncGenerator[bytes, None]) -> None:
-        """Send the data of server-sent events, then ``[DONE]``.
+    async def stream(self, events: AsyncGenerator[bytes, None], form: Form) -> None:
+        """Send server-sent events, then what closes a stream of this form.
 
         The status is sent with the first event, so that an error before it has a status of its own.
         A reader who does not read is dropped soon after the time limit of a call.
         """
+        self._form = form
         loop = asyncio.get_running_loop()
         limit_s = self.runtime.settings.inference_timeout_s + DROP_AFTER_S
         dropping = loop.call_later(limit_s, self._drop)
@@ -213,9 +224,9 @@ class Exchange:
         pinging = asyncio.create_task(self._ping(), name="ping")
         try:
             async with aclosing(events) as opened:
-                async for data in opened:
-                    await self._event(b"data: " + data + b"\n\n")
-            await self._end_stream()
+                async for event in opened:
+                    await self._event(event)
+            await self._end_stream(form.closing)
         finally:
             for task in (watching, pinging):
                 task.cancel()
@@ -227,8 +238,9 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
         self._read_by_caller()
 
-    async def _end_stream(self) -> None:
-        await self._event(DONE)
+    async def _end_stream(self, events: bytes) -> None:
+        if events:
+            await self._event(events)
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _begin(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
@@ -313,8 +325,8 @@ class Exchange:
         content = body_of(refused, self.fields)
         forget_frames(error)
         if self._begun:
-            await self._event(b"data: " + dumps(content) + b"\n\n")
-            await self._end_stream()
+            assert self._form is not None
+            await self._end_stream(self._form.failed(content["error"]))
         else:
             await self.answer(content, row.http, headers_of(refused))
 

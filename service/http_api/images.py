@@ -6,7 +6,7 @@ import binascii
 import re
 
 from service.errors import ImageError, InvalidRequest
-from service.http_api.models import ImagePart
+from service.http_api.fields import ImageSource
 from service.http_api.payloads import Payloads
 from service.schema_compiler import jsontext
 from service.types import EncodedImage
@@ -18,19 +18,15 @@ STEP = 256 * 1024
 BLANKS = re.compile(r"[\t\n\r ]+")
 
 
-def decode_image(part: ImagePart, path: str, payloads: Payloads) -> EncodedImage:
-    """A part of a message -> EncodedImage; its bytes are looked at later.
+def decode_image(source: ImageSource, path: str, payloads: Payloads) -> EncodedImage:
+    """An image of a message -> EncodedImage; its bytes are looked at later.
 
-    path: of the part in the request. payloads: base64 that was taken out of the body. Raises
+    path: of its part in the request. payloads: base64 that was taken out of the body. Raises
     ``InvalidRequest`` for a URL that is not a data URL with base64.
     """
-    given = part.image_url
-    if isinstance(given, str):
-        field = f"{path}.image_url"
-        return EncodedImage(field, _bytes(given, field, payloads))
-    field = f"{path}.image_url.url"
-    most = LOW_DETAIL_PIXELS if given.detail == "low" else None
-    return EncodedImage(field, _bytes(given.url, field, payloads), None, most)
+    field = f"{path}.{source.field}"
+    most = LOW_DETAIL_PIXELS if source.detail == "low" else None
+    return EncodedImage(field, _bytes(source.url, field, payloads), None, most)
 
 
 def _bytes(url: str, field: str, payloads: Payloads) -> bytes:

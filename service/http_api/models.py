@@ -7,68 +7,30 @@ the same table, and ``/openapi.json`` is made from these models.
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
-MAX_MESSAGES = 1024
-MAX_PARTS = 1024
-MAX_TOOLS = 128
-INT32_MAX = 2**31 - 1
-NAME = r"^[A-Za-z0-9_-]{1,64}$"
-
-UNKNOWN_KIND = "unknown_kind"
-"""Type of the error of an object whose kind is missing or unknown. Its message: ``key|known kinds``."""
-HONOURED, NEUTRAL, NO_EFFECT, REFUSED = "honoured", "neutral", "no effect", "refused"
-
-
-def _field(treatment: str, description: str, default: Any = None, **more: Any) -> Any:
-    extra: dict[str, Any] = {"x-treatment": treatment}
-    return Field(default, description=description, json_schema_extra=extra, **more)
-
-
-def _from_decimal(value: Any) -> Any:
-    """JSON numbers are read as exact decimals, which schemas need and other fields do not."""
-    return float(value) if isinstance(value, Decimal) else value
-
-
-def _by(key: str, *known: str) -> Discriminator:
-    """Tells objects of a union apart by a key. Tags are in angle brackets, as no key of ours is, so
-    that they can be told from keys in the location of an error."""
-
-    def tag(value: Any) -> str:
-        return f"<{value.get(key)}>" if isinstance(value, dict) else "<>"
-
-    return Discriminator(
-        tag,
-        custom_error_type=UNKNOWN_KIND,
-        custom_error_message=f"{key}|{', '.join(known)}",
-    )
-
-
-def _text_or_object(value: Any) -> str:
-    return "<text>" if isinstance(value, str) else "<object>"
-
-
-def _text_or_parts(value: Any) -> str:
-    return "<parts>" if isinstance(value, list) else "<text>"
-
-
-def _word_or_tool(value: Any) -> str:
-    return "<word>" if isinstance(value, str) else "<tool>"
-
-
-Number = Annotated[float, BeforeValidator(_from_decimal)]
-Zero = Annotated[float, BeforeValidator(_from_decimal), Field(ge=0, le=0)]
-Count = Annotated[int, Field(le=INT32_MAX)]
-
-
-class Model(BaseModel):
-    """Base of all models: unknown fields are refused, and nothing is converted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
+from service.http_api.fields import (
+    HONOURED,
+    MAX_MESSAGES,
+    MAX_PARTS,
+    MAX_TOOLS,
+    NAME,
+    NEUTRAL,
+    NO_EFFECT,
+    REFUSED,
+    Count,
+    ImageSource,
+    Model,
+    Number,
+    Zero,
+    by,
+    text_or_object,
+    text_or_parts,
+    treated,
+    word_or_tool,
+)
 
 # Messages
 
@@ -95,21 +57,28 @@ class ImagePart(Model):
     type: Literal["image_url"]
     image_url: Annotated[
         Annotated[str, Tag("<text>")] | Annotated[ImageUrl, Tag("<object>")],
-        Discriminator(_text_or_object),
+        Discriminator(text_or_object),
     ]
+
+    @property
+    def source(self) -> ImageSource:
+        """Where the image is."""
+        if isinstance(self.image_url, str):
+            return ImageSource("image_url", self.image_url, None)
+        return ImageSource("image_url.url", self.image_url.url, self.image_url.detail)
 
 
 Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    _by("type", "text", "image_url"),
+    by("type", "text", "image_url"),
 ]
 Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
 TextContent = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[Texts, Tag("<parts>")], Discriminator(_text_or_parts)
+    Annotated[str, Tag("<text>")] | Annotated[Texts, Tag("<parts>")], Discriminator(text_or_parts)
 ]
 AnyContent = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<parts>")], Discriminator(_text_or_parts)
+    Annotated[str, Tag("<text>")] | Annotated[Parts, Tag("<parts>")], Discriminator(text_or_parts)
 ]
 Name = Annotated[str | None, Field(description="Taken without effect.")]
 
@@ -172,7 +141,7 @@ Message = Annotated[
     | Annotated[UserMessage, Tag("<user>")]
     | Annotated[AssistantMessage, Tag("<assistant>")]
     | Annotated[ToolMessage, Tag("<tool>")],
-    _by("role", "system", "developer", "user", "assistant", "tool"),
+    by("role", "system", "developer", "user", "assistant", "tool"),
 ]
 
 
@@ -213,7 +182,7 @@ ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("<text>")]
     | Annotated[JsonObjectFormat, Tag("<json_object>")]
     | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
-    _by("type", "text", "json_object", "json_schema"),
+    by("type", "text", "json_object", "json_schema"),
 ]
 
 
@@ -223,7 +192,7 @@ class StructuredOutputs(Model):
     json_: (
         Annotated[
             Annotated[str, Tag("<text>")] | Annotated[dict[str, Any], Tag("<object>")],
-            Discriminator(_text_or_object),
+            Discriminator(text_or_object),
         ]
         | None
     ) = Field(None, alias="json", description="A JSON Schema, as JSON or as its text.")
@@ -266,7 +235,7 @@ class NamedTool(Model):
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("<word>")]
     | Annotated[NamedTool, Tag("<tool>")],
-    Discriminator(_word_or_tool),
+    Discriminator(word_or_tool),
 ]
 
 
@@ -283,117 +252,115 @@ class StreamOptions(Model):
 
 Stops = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[list[str], Field(fail_fast=True), Tag("<parts>")],
-    Discriminator(_text_or_parts),
+    Discriminator(text_or_parts),
 ]
 
 
 class ChatRequest(Model):
     """A request for an answer to a conversation."""
 
-    model: str = _field(HONOURED, "Name of the model, as GET /v1/models lists it.", ...)
-    messages: list[Message] = _field(
+    hints: ClassVar[dict[str, str]] = {
+        "guided_json": "use response_format with the type json_schema",
+        "guided_regex": "use structured_outputs.regex",
+        "guided_choice": "use structured_outputs.choice",
+        "guided_grammar": "use structured_outputs.grammar",
+        "guided_decoding_backend": "leave it out; there is one",
+        "format": "use response_format",
+        "text": "use response_format",
+        "json_schema": "use response_format with the type json_schema",
+        "schema": "use response_format with the type json_schema",
+        "grammar": "use structured_outputs.grammar",
+        "ebnf": "use structured_outputs.grammar",
+        "regex": "use structured_outputs.regex",
+        "json_object": "use response_format with the type json_object",
+        "input": "use messages",
+        "prompt": "use messages",
+        "system": "use a message with the role system",
+        "images": "use parts of the type image_url in a message",
+        "max_new_tokens": "use max_completion_tokens",
+        "max_output_tokens": "use max_completion_tokens",
+        "min_p": "use top_p or top_k",
+        "options": "use the fields of this API, such as temperature",
+        "extra_body": "send its fields themselves; an SDK takes them out of extra_body",
+    }
+
+    model: str = treated(HONOURED, "Name of the model, as GET /v1/models lists it.", ...)
+    messages: list[Message] = treated(
         HONOURED,
         "The conversation; the last message is one of the user or of a tool.",
         ...,
         min_length=1,
         max_length=MAX_MESSAGES,
     )
-    max_completion_tokens: Count | None = _field(HONOURED, "Most tokens of the answer.")
-    max_tokens: Count | None = _field(HONOURED, "The older name of max_completion_tokens.")
-    temperature: Number | None = _field(HONOURED, "0 to 2; 0, the default, is greedy decoding.")
-    top_p: Number | None = _field(HONOURED, "Above 0 and at most 1.")
-    top_k: Count | None = _field(HONOURED, "At least 1; 0 and -1 keep all tokens.")
-    repetition_penalty: Number | None = _field(HONOURED, "Above 0 and at most 10; 1 is off.")
-    seed: int | None = _field(HONOURED, "A 64-bit unsigned integer.")
-    stop: Stops | None = _field(
+    max_completion_tokens: Count | None = treated(HONOURED, "Most tokens of the answer.")
+    max_tokens: Count | None = treated(HONOURED, "The older name of max_completion_tokens.")
+    temperature: Number | None = treated(HONOURED, "0 to 2; 0, the default, is greedy decoding.")
+    top_p: Number | None = treated(HONOURED, "Above 0 and at most 1.")
+    top_k: Count | None = treated(HONOURED, "At least 1; 0 and -1 keep all tokens.")
+    repetition_penalty: Number | None = treated(HONOURED, "Above 0 and at most 10; 1 is off.")
+    seed: int | None = treated(HONOURED, "A 64-bit unsigned integer.")
+    stop: Stops | None = treated(
         HONOURED, "Texts before which free text ends; refused with a grammar."
     )
-    stream: bool | None = _field(HONOURED, "Send the answer as server-sent events.")
-    stream_options: StreamOptions | None = _field(HONOURED, "Options of a stream.")
-    response_format: ResponseFormat | None = _field(HONOURED, "The form of the answer.")
-    structured_outputs: StructuredOutputs | None = _field(
+    stream: bool | None = treated(HONOURED, "Send the answer as server-sent events.")
+    stream_options: StreamOptions | None = treated(HONOURED, "Options of a stream.")
+    response_format: ResponseFormat | None = treated(HONOURED, "The form of the answer.")
+    structured_outputs: StructuredOutputs | None = treated(
         HONOURED, "A regular expression, choice, EBNF grammar or JSON Schema (vLLM's spelling)."
     )
-    tools: list[Tool] | None = _field(
+    tools: list[Tool] | None = treated(
         HONOURED, "Tools, of which tool_choice forces one.", max_length=MAX_TOOLS
     )
-    tool_choice: ToolChoice | None = _field(
+    tool_choice: ToolChoice | None = treated(
         HONOURED, "A named function, required with one tool, or none; auto is refused with tools."
     )
-    task: str | None = _field(
+    task: str | None = treated(
         HONOURED,
         "Name of a registered task, in place of the texts of the messages. Not of OpenAI's API.",
     )
-    accept_empty: bool | None = _field(
+    accept_empty: bool | None = treated(
         HONOURED, "Accept an answer of a task that says nothing. Not of OpenAI's API."
     )
-    require_enforced: bool | None = _field(
+    require_enforced: bool | None = treated(
         HONOURED,
         "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
         "API.",
     )
-    n: Annotated[int, Field(ge=1, le=1)] | None = _field(
+    n: Annotated[int, Field(ge=1, le=1)] | None = treated(
         NEUTRAL, "Must be 1; send a request for each answer."
     )
-    logprobs: Literal[False] | None = _field(NEUTRAL, "Must be false; there are no probabilities.")
-    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = _field(
+    logprobs: Literal[False] | None = treated(NEUTRAL, "Must be false; there are no probabilities.")
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = treated(
         NEUTRAL, "Must be 0; there are no probabilities."
     )
-    frequency_penalty: Zero | None = _field(NEUTRAL, "Must be 0; use repetition_penalty.")
-    presence_penalty: Zero | None = _field(NEUTRAL, "Must be 0; use repetition_penalty.")
-    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = _field(
+    frequency_penalty: Zero | None = treated(NEUTRAL, "Must be 0; use repetition_penalty.")
+    presence_penalty: Zero | None = treated(NEUTRAL, "Must be 0; use repetition_penalty.")
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = treated(
         NEUTRAL, "Must be empty; use structured_outputs to constrain the answer."
     )
-    store: Literal[False] | None = _field(NEUTRAL, "Must be false; nothing is stored.")
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = _field(
-        NEUTRAL, 'Must be ["text"]; answers are text.'
+    store: Literal[False] | None = treated(NEUTRAL, "Must be false; nothing is stored.")
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = (
+        treated(NEUTRAL, 'Must be ["text"]; answers are text.')
     )
-    service_tier: Literal["auto", "default"] | None = _field(
+    service_tier: Literal["auto", "default"] | None = treated(
         NEUTRAL, "Must be auto or default; there is one tier."
     )
-    reasoning_effort: Literal["none"] | None = _field(
+    reasoning_effort: Literal["none"] | None = treated(
         NEUTRAL, "Must be none; thoughts are never part of an answer."
     )
-    verbosity: Literal["medium"] | None = _field(
+    verbosity: Literal["medium"] | None = treated(
         NEUTRAL, "Must be medium; ask for a short or a long answer in a message."
     )
-    parallel_tool_calls: bool | None = _field(NO_EFFECT, "A forced tool is called exactly once.")
-    user: str | None = _field(NO_EFFECT, "Not used; the API key tells who calls.")
-    safety_identifier: str | None = _field(NO_EFFECT, "Not used.")
-    metadata: dict[str, Any] | None = _field(NO_EFFECT, "Not used, as nothing is stored.")
-    prompt_cache_key: str | None = _field(NO_EFFECT, "Not used.")
-    prompt_cache_retention: str | None = _field(NO_EFFECT, "Not used.")
-    audio: None = _field(REFUSED, "Not supported; answers are text.")
-    function_call: None = _field(REFUSED, "Not supported; use tool_choice.")
-    functions: None = _field(REFUSED, "Not supported; use tools.")
-    moderation: None = _field(REFUSED, "Not supported; nothing is moderated.")
-    prediction: None = _field(REFUSED, "Not supported; leave it out.")
-    prompt_cache_options: None = _field(REFUSED, "Not supported; leave it out.")
-    web_search_options: None = _field(REFUSED, "Not supported; nothing is searched.")
-
-
-HINTS = {
-    "guided_json": "use response_format with the type json_schema",
-    "guided_regex": "use structured_outputs.regex",
-    "guided_choice": "use structured_outputs.choice",
-    "guided_grammar": "use structured_outputs.grammar",
-    "guided_decoding_backend": "leave it out; there is one",
-    "format": "use response_format",
-    "text": "use response_format",
-    "json_schema": "use response_format with the type json_schema",
-    "schema": "use response_format with the type json_schema",
-    "grammar": "use structured_outputs.grammar",
-    "ebnf": "use structured_outputs.grammar",
-    "regex": "use structured_outputs.regex",
-    "json_object": "use response_format with the type json_object",
-    "input": "use messages",
-    "prompt": "use messages",
-    "system": "use a message with the role system",
-    "images": "use parts of the type image_url in a message",
-    "max_new_tokens": "use max_completion_tokens",
-    "max_output_tokens": "use max_completion_tokens",
-    "min_p": "use top_p or top_k",
-    "options": "use the fields of this API, such as temperature",
-    "extra_body": "send its fields themselves; an SDK takes them out of extra_body",
-}
-"""Fields of other APIs -> what to send in their place."""
+    parallel_tool_calls: bool | None = treated(NO_EFFECT, "A forced tool is called exactly once.")
+    user: str | None = treated(NO_EFFECT, "Not used; the API key tells who calls.")
+    safety_identifier: str | None = treated(NO_EFFECT, "Not used.")
+    metadata: dict[str, Any] | None = treated(NO_EFFECT, "Not used, as nothing is stored.")
+    prompt_cache_key: str | None = treated(NO_EFFECT, "Not used.")
+    prompt_cache_retention: str | None = treated(NO_EFFECT, "Not used.")
+    audio: None = treated(REFUSED, "Not supported; answers are text.")
+    function_call: None = treated(REFUSED, "Not supported; use tool_choice.")
+    functions: None = treated(REFUSED, "Not supported; use tools.")
+    moderation: None = treated(REFUSED, "Not supported; nothing is moderated.")
+    prediction: None = treated(REFUSED, "Not supported; leave it out.")
+    prompt_cache_options: None = treated(REFUSED, "Not supported; leave it out.")
+    web_search_options: None = treated(REFUSED, "Not supported; nothing is searched.")

@@ -6,14 +6,14 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from service.errors import FieldViolation, InvalidRequest
-from service.http_api.models import HINTS, NEUTRAL, REFUSED, UNKNOWN_KIND
+from service.http_api.fields import NEUTRAL, REFUSED, UNKNOWN_KIND, Model
 from service.schema_compiler import jsontext
 
-M = TypeVar("M", bound=BaseModel)
+M = TypeVar("M", bound=Model)
 
 BODY = "body"
 """The field of an error about the whole body."""
@@ -59,7 +59,7 @@ def _malformed(description: str) -> InvalidRequest:
     return InvalidRequest(BODY, description, reason="MALFORMED_REQUEST")
 
 
-def _violation(kind: type[BaseModel], document: Any, error: ErrorDetails) -> FieldViolation:
+def _violation(kind: type[Model], document: Any, error: ErrorDetails) -> FieldViolation:
     path = _path(document, error["loc"], error["type"])
     name = path[0] if path else ""
     field = kind.model_fields.get(str(name))
@@ -96,7 +96,7 @@ def _spelt(path: Iterable[str | int]) -> str:
     return text
 
 
-def _description(kind: type[BaseModel], path: Sequence[str | int], error: ErrorDetails) -> str:
+def _description(kind: type[Model], path: Sequence[str | int], error: ErrorDetails) -> str:
     what = error["type"]
     if what == "missing":
         return "is required"
@@ -117,12 +117,12 @@ def _description(kind: type[BaseModel], path: Sequence[str | int], error: ErrorD
     return text[0].lower() + text[1:].replace("valid dictionary", "JSON object")
 
 
-def _unknown(kind: type[BaseModel], path: Sequence[str | int]) -> str:
+def _unknown(kind: type[Model], path: Sequence[str | int]) -> str:
     name = str(path[-1]) if path else ""
     if len(path) > 1:
         return "is a field that this server does not know; leave it out"
-    if name in HINTS:
-        return f"is not a field of this API; {HINTS[name]}"
+    if name in kind.hints:
+        return f"is not a field of this API; {kind.hints[name]}"
     close = difflib.get_close_matches(name[:100], kind.model_fields, n=1, cutoff=0.8)
     hint = f"did you mean {close[0]}?" if close else "leave it out"
     return f"is a field that this server does not know; {hint}"

@@ -353,13 +353,13 @@ async def test_paths_and_methods_that_are_not_served() -> None:
     async with serving() as server:
         path = await server.request("GET", "/v1/embeddings")
         slash = await server.request("GET", "/livez/")
-        responses = await server.request("POST", "/v1/responses", b"{}")
+        stored = await server.request("GET", "/v1/responses/resp_1")
         method = await server.request("GET", CHAT)
         options = await server.request("OPTIONS", CHAT)
     for one in (path, slash):
         assert (one.status, one.error["code"]) == (404, "UNKNOWN_PATH")
-    assert responses.status == 404
-    assert "/v1/chat/completions" in responses.error["message"]
+    assert stored.status == 404
+    assert "not stored" in stored.error["message"]
     assert (method.status, method.error["code"]) == (405, "METHOD_NOT_ALLOWED")
     assert method.headers["allow"] == "POST"
     assert options.status == 405

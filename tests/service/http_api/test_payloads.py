@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ImageError
-from service.http_api.codec import decode_chat
+from service.http_api.chat_codec import decode_chat
 from service.http_api.images import STEP, decode_base64
 from service.http_api.payloads import LEAST_BYTES, MARK, NAME, Payloads
 from service.inference.calls import InlineTask
