@@ -180,14 +180,6 @@ _ROWS = (
         "over HTTP: the body is not `application/json`, or is compressed",
     ),
     Reason(
-        "REQUEST_COMPRESSED",
-        "UNIMPLEMENTED",
-        415,
-        False,
-        "over gRPC: the request is compressed; see `compressed_requests` in "
-        "[operations.md](operations.md)",
-    ),
-    Reason(
         "OUTPUT_TRUNCATED",
         "OUT_OF_RANGE",
         422,
@@ -251,6 +243,35 @@ _ROWS = (
         "GRAMMAR_WORKER_LOST",
         "two processes that compiled the grammar were killed or stopped from outside; the "
         "grammar is not the cause",
+    ),
+    _unavailable(
+        "BACKEND_UNREACHABLE",
+        "with `engine=remote`: no model server answers, or its connection broke before the answer was "
+        "complete",
+    ),
+    Reason(
+        "BACKEND_FAILED",
+        "INTERNAL",
+        502,
+        False,
+        "with `engine=remote`: the model server failed, or it refuses the key or the model name of "
+        "this server; the operator finds its answer in the log; metadata: `status`, its HTTP status",
+    ),
+    Reason(
+        "BACKEND_REFUSED",
+        "INVALID_ARGUMENT",
+        400,
+        False,
+        "with `engine=remote`: the model server refused the request, such as a prompt or an image "
+        "that is too large for it; the operator finds its answer in the log; metadata: `status`",
+    ),
+    Reason(
+        "BACKEND_ANSWER_INVALID",
+        "INTERNAL",
+        502,
+        False,
+        "with `engine=remote`: the model server sent no complete answer; it is not returned; metadata: "
+        "`fault`, what is wrong with it",
     ),
     Reason(
         "INTERNAL",

@@ -200,6 +200,25 @@ class EngineUnavailable(ServiceError):
     reason = "ENGINE_UNAVAILABLE"
 
 
+class BackEndFailed(ServiceError):
+    """The model server behind this one failed, or refused what this server asked in its own name."""
+
+    reason = "BACKEND_FAILED"
+
+
+class BackEndAnswerInvalid(ServiceError):
+    """The model server behind this one sent no complete answer. ``fault`` of the metadata names
+    what is wrong with it."""
+
+    reason = "BACKEND_ANSWER_INVALID"
+
+
+class BackEndRefusal(ServiceError):
+    """The model server behind this one refused the request."""
+
+    reason = "BACKEND_REFUSED"
+
+
 class InternalError(ServiceError):
     """A bug in the server. The message is fixed; the log has the cause under the request id."""
 

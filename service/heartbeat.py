@@ -60,7 +60,7 @@ class Heartbeat:
         """Check until cancelled.
 
         Raises ``EngineUnavailable`` when the engine was unhealthy and made no progress for
-        ``unhealthy_exit_s``.
+        ``unhealthy_exit_s``, unless a new process would not help.
         """
         clock = asyncio.get_running_loop().time
         since: float | None = None
@@ -76,7 +76,7 @@ class Heartbeat:
             self._enter(Phase.UNHEALTHY)
             if since is None or self._progress() != seen:
                 since, seen = clock(), self._progress()
-            elif clock() - since > self._limit_s:
+            elif self._engine.capabilities.restart_helps and clock() - since > self._limit_s:
                 raise self._given_up()
 
     def _given_up(self) -> EngineUnavailable:

@@ -115,6 +115,19 @@ class Sampling:
         return min(DEFAULT_MAX_TOKENS, room) if self.max_tokens is None else self.max_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """The file of an image as it was received.
+
+    format: "JPEG", "PNG", "WebP" or "HEIC". plain: an upright JPEG or PNG file of 8-bit RGB, without
+    transparency or colour profile, which every decoder reads the same.
+    """
+
+    data: bytes
+    format: str
+    plain: bool
+
+
 class ImageSource(Protocol):
     """An image of a request, which is decoded when an engine asks for its pixels.
 
@@ -130,6 +143,13 @@ class ImageSource(Protocol):
     def min_pixels(self) -> int | None: ...
     @property
     def max_pixels(self) -> int | None: ...
+
+    async def file(self) -> ImageFile | None:
+        """The file of the image, not decoded; None where there are only pixels.
+
+        Raises ``ImageError`` for a truncated file.
+        """
+        ...
 
     async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
         """Decode the image, call ``reduce`` with it in another thread, and return the result. The
@@ -160,6 +180,10 @@ class Image:
     @property
     def height(self) -> int:
         return int(self.pixels.shape[0])
+
+    async def file(self) -> ImageFile | None:
+        """None: there are only pixels."""
+        return None
 
     async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
         """Call ``reduce`` with the pixels in another thread and return its result."""
@@ -241,7 +265,8 @@ class GenerateRequest:
 
     The short form is a system text, then one user turn with all images followed by the text.
     messages: the whole conversation; the fields of the short form are then empty. tools: tools that
-    the model may call, rendered as the chat template does.
+    the model may call, rendered as the chat template does. deadline: time of the event loop's clock
+    after which nobody waits for the answer; None where there is none.
     """
 
     request_id: str
@@ -252,6 +277,7 @@ class GenerateRequest:
     sampling: Sampling = Sampling()
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
+    deadline: float | None = None
 
     def __post_init__(self) -> None:
         if self.messages and (self.user or self.system or self.images):
@@ -363,10 +389,15 @@ class Capabilities:
     sampling_options: frozenset[str]
     """Names of the fields of ``Sampling`` that the engine supports."""
     context_length: int
-    """Maximum number of tokens of prompt and answer together."""
+    """Maximum number of tokens of prompt and answer together; 0 where that is not known."""
     max_images: int
     """Maximum number of images in one request."""
     enforcer: Enforcer = Enforcer.MASK
+    not_enforced: str = ""
+    """Why the engine does not enforce grammars, for people; empty where it does."""
+    restart_helps: bool = True
+    """Whether a new process may cure an engine that makes no progress. False for an engine whose model
+    runs elsewhere."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Details for operators, shown by GetModel: dtype, device, DeepStack mode, versions."""
 

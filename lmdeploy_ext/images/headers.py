@@ -39,15 +39,19 @@ _MARKER = re.compile(rb"\xff([^\xff\x00])")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # compressed data holds only the excluded
 _STANDALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_USUAL_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Frames with Huffman codes: baseline, extended and progressive. Few decoders read the others."""
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _EOI, _SOS = 0xD9, 0xDA
 _EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _DECODED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
+_UNUSUAL_CHUNKS = frozenset({b"tRNS", b"iCCP", b"cICP", b"eXIf", b"acTL"})
+"""Chunks that decoders of PNG files treat differently, even where their checksum is right."""
 _RAW_PROFILES = (b"Raw profile type exif", b"Raw profile type APP1")
 _WEBP_CANVAS_BYTES = 8
 """Bytes of a pixel that libwebp keeps beside the pixels: two canvases."""
-_GREY, _PALETTE = 0, 3
-"""Kinds of colours of a PNG file that take one value per pixel."""
+_GREY, _TRUE_COLOURS, _PALETTE = 0, 2, 3
+"""Kinds of colours of a PNG file: grey and palettes take one value per pixel."""
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _METADATA_KEYWORDS = frozenset({_XMP_KEYWORD, *_RAW_PROFILES})
 _MAX_KEYWORD = 80
@@ -75,6 +79,8 @@ class Header:
             damaged; None: the whole file.
         first_scan: offset of the compressed data in a JPEG file.
         complete: whether the file has an end; always False for JPEG, see ``is_complete``.
+        rgb: whether the file has 8-bit RGB in a form that every decoder reads the same: a baseline or
+            progressive JPEG of three components, or a PNG of true colours without transparency.
     """
 
     format: Format
@@ -89,6 +95,12 @@ class Header:
     parts: tuple[tuple[int, int], ...] | None = None
     first_scan: int = 0
     complete: bool = False
+    rgb: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether every decoder gives the same upright image of sRGB."""
+        return self.rgb and self.orientation == 1 and not self.icc
 
     @property
     def file_pixels(self) -> int:
@@ -119,6 +131,12 @@ def is_complete(data: bytes, header: Header) -> bool:
     return _scans(data, header.first_scan)[1]
 
 
+def check_complete(data: bytes, header: Header, field: str) -> None:
+    """Raises ``ImageRefused`` on ``field`` for a file that ends before its image does."""
+    if not is_complete(data, header):
+        raise truncated(field)
+
+
 def truncated(field: str) -> ImageRefused:
     """The error for a truncated file."""
     what = "ends before the image is complete; send the whole file"
@@ -141,7 +159,7 @@ def _jpeg(data: bytes, field: str) -> Header:
     size = None
     filling = segments = 0
     sampling: list[tuple[int, int]] = []
-    progressive = False
+    progressive = usual = False
     exif, xmp = bytearray(), b""
     profile: dict[int, bytes] = {}
     position = 2
@@ -172,6 +190,7 @@ def _jpeg(data: bytes, field: str) -> Header:
             size, progressive = (width, height), marker in _PROGRESSIVE
             if len(body) < 6 + 3 * body[5]:
                 raise truncated(field) if position > len(data) else _damaged(field)
+            usual = marker in _USUAL_FRAMES and body[0] == 8 and body[5] == 3
             sampling = [(one >> 4, one & 15) for one in body[7 : 7 + 3 * body[5] : 3]]
         elif marker == 0xE1 and body.startswith(_EXIF):
             # Continued where it needs more than one segment.
@@ -197,6 +216,7 @@ def _jpeg(data: bytes, field: str) -> Header:
         pixel_bytes=1 if len(sampling) == 1 else 4,
         kept_bytes=_coefficients(*size, sampling) if several else 0,
         first_scan=position,
+        rgb=usual,
     )
 
 
@@ -243,6 +263,7 @@ def _png(data: bytes, field: str) -> Header:
     parts: list[tuple[int, int]] = [(0, 8)]
     exif = b""
     icc: bytes | None = None
+    usual = depth == 8 and colours == _TRUE_COLOURS
     texts: dict[bytes, bytes] = {}
     position, complete = 8, False
     for _ in range(MAX_CHUNKS):
@@ -253,6 +274,7 @@ def _png(data: bytes, field: str) -> Header:
         start, end = position, position + 12 + length
         position = end
         wanted = kind in _DECODED_CHUNKS
+        usual &= kind not in _UNUSUAL_CHUNKS
         if (
             not wanted
             and end <= len(data)
@@ -297,6 +319,7 @@ def _png(data: bytes, field: str) -> Header:
         kept_bytes=0 if whole else sum(end - start for start, end in parts),
         parts=None if whole else tuple(parts),
         complete=complete,
+        rgb=usual,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from typing import get_args
 
 import typer
+from pydantic import SecretStr
 from pydantic_settings import SettingsError as ParseError
 
 from service.cli.settings_help import print_help
@@ -25,6 +27,7 @@ def read_settings(command: str, arguments: Sequence[str]) -> Settings | None:
         print_help(command)
         raise typer.Exit
     try:
+        _refuse_secrets(arguments)
         return load_settings(
             _cli_parse_args=[_current(argument) for argument in arguments],
             _cli_prog_name=f"qwen3vl {command}",
@@ -41,6 +44,15 @@ def read_settings(command: str, arguments: Sequence[str]) -> Settings | None:
         typer.echo(f"qwen3vl {command}: {problem}", err=True)
     typer.echo(f"`qwen3vl {command} --help` lists the settings.", err=True)
     return None
+
+
+def _refuse_secrets(arguments: Sequence[str]) -> None:
+    """Raise ``SettingsError`` for a key in a flag, which every user of the machine can read."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    for name, field in Settings.model_fields.items():
+        if SecretStr in (field.annotation, *get_args(field.annotation)) and flag_of(name) in given:
+            variable = f"{PREFIX}{name.upper()}"
+            raise SettingsError(f"{name}: is secret; set the variable {variable}, not the flag")
 
 
 def with_flag(line: str) -> str:

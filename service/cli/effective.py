@@ -16,8 +16,7 @@ FLAG = "--print-settings"
 def print_settings(settings: Settings, arguments: Sequence[str]) -> None:
     """Print one line for each setting: name, value, origin.
 
-    Settings of other engines are left out. A secret is printed as ``**********``. No setting holds a
-    key: those that have to do with keys are names of files.
+    Settings of other engines are left out. A secret is printed as ``**********``.
 
     arguments: the flags that were given.
     """

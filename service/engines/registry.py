@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic.fields import FieldInfo
 
-from service.engines import fake, lmdeploy, reference
+from service.engines import fake, lmdeploy, reference, remote
 from service.engines.kind import EngineKind
 
 ENGINES: dict[str, EngineKind] = {
-    kind.name: kind for kind in (reference.KIND, lmdeploy.KIND, fake.KIND)
+    kind.name: kind for kind in (reference.KIND, lmdeploy.KIND, remote.KIND, fake.KIND)
 }
 
 

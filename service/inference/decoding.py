@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TypeVar
 
 from lmdeploy_ext.images.files import THREADS, ImageLimits, decoding_bytes
-from lmdeploy_ext.images.headers import Header
+from lmdeploy_ext.images.headers import Header, check_complete
 from service.errors import ImageError, ServiceError
 from service.inference.images import (
     check_header,
@@ -27,7 +28,7 @@ from service.inference.memory import MemoryBudget
 from service.inference.turns import Turns
 from service.observation import current
 from service.quotas import ANONYMOUS
-from service.types import EncodedImage, ImageRows
+from service.types import EncodedImage, ImageFile, ImageRows
 
 T = TypeVar("T")
 
@@ -152,6 +153,13 @@ class RequestImage:
     def large(self) -> bool:
         """Whether the image is decoded by the threads for large images."""
         return self._decoder.is_large(self._header)
+
+    async def file(self) -> ImageFile:
+        """The file as it was received. Raises ``ImageError`` for a truncated file."""
+        encoded, header = self._encoded, self._header
+        check = partial(reported, check_complete, encoded.data, header, encoded.field)
+        await asyncio.get_running_loop().run_in_executor(_HEADERS, check)
+        return ImageFile(encoded.data, header.format, header.plain and header.scale == 1)
 
     async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:
         """Decode the image and return the result of ``reduce``. Raises ``ImageError`` for a damaged

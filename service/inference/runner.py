@@ -81,7 +81,9 @@ async def run(
         answer.
     """
     task = on_engine(task, engine.capabilities)
+    deadline = Deadline(timeout_s)
     request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
+    request = replace(request, deadline=deadline.at)
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
     async def answered() -> Answer:
@@ -104,7 +106,7 @@ async def run(
             else:
                 return _together(thrown_away, result)
 
-    return await Deadline(timeout_s).wait(answered(), partial(_too_slow, timeout_s))
+    return await deadline.wait(answered(), partial(_too_slow, timeout_s))
 
 
 async def stream(
@@ -128,9 +130,10 @@ async def stream(
     Closing the iterator cancels the request in the engine.
     """
     task = on_engine(task, engine.capabilities)
-    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
-    collected = _Chunks()
     deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
+    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
+    request = replace(request, deadline=deadline.at)
+    collected = _Chunks()
     if task.grammar is not None:
         field = task.grammar_field
         await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
@@ -298,7 +301,8 @@ async def _finish(
 
 def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTruncated:
     reason, tokens = last.finish_reason, last.usage.output_tokens
-    limit = sampling.answer_limit(context_length - last.usage.prompt_tokens)
+    room = context_length - last.usage.prompt_tokens if context_length else DEFAULT_MAX_TOKENS
+    limit = sampling.answer_limit(room)
     if reason is FinishReason.LOOP:
         why = f"it began to repeat itself and was stopped after {tokens} tokens; change the prompt"
     elif sampling.max_tokens is None and limit < DEFAULT_MAX_TOKENS:

@@ -108,14 +108,15 @@ def under(capabilities: Capabilities, report: GrammarReport) -> GrammarReport:
     """The report on an engine: where it does not enforce grammars, everything is only checked."""
     if capabilities.enforcer is Enforcer.MASK:
         return report
+    why = capabilities.not_enforced or NOT_ENFORCED
     keywords = tuple(
         one
         if one.enforcement is Enforcement.ANNOTATION
-        else replace(one, enforcement=Enforcement.CHECKED, why=NOT_ENFORCED)
+        else replace(one, enforcement=Enforcement.CHECKED, why=why)
         for one in report.keywords
     )
     checked = replace(report, enforcement=Enforcement.CHECKED, keywords=keywords)
-    return replace(checked, why="" if checked.checked else NOT_ENFORCED)
+    return replace(checked, why="" if checked.checked else why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,8 @@ def test_a_default_is_that_of_the_engine(engine: str, batch: int) -> None:
 def test_the_engine_without_a_model_is_not_offered() -> None:
     assert load_settings(engine="fake").engine == "fake"
     assert (
-        refused(engine="fast") == "engine: there is no engine 'fast'; there are reference, lmdeploy"
+        refused(engine="fast")
+        == "engine: there is no engine 'fast'; there are reference, lmdeploy, remote"
     )
 
 
@@ -153,6 +154,22 @@ OUTSIDE = [
     ("model", ""),
     ("dtype", "int8"),
     ("backend", "vllm"),
+    ("remote_url", "127.0.0.1:8000"),
+    ("remote_url", "ftp://127.0.0.1"),
+    ("remote_url", "http://user:secret@host"),
+    ("remote_url", "http://host:99999"),
+    ("remote_url", "http://host/v1?key=secret"),
+    ("remote_url", "grpc://host"),
+    ("remote_kind", "openai"),
+    ("remote_model", ""),
+    ("remote_connect_s", 0),
+    ("remote_connect_s", float("inf")),
+    ("remote_silence_s", 0),
+    ("remote_start_s", -1),
+    ("remote_connections", 0),
+    ("remote_retries", -1),
+    ("remote_retries", 11),
+    ("remote_ca", "/nowhere.pem"),
     ("tensor_parallel", 0),
     ("tensor_parallel", 65),
     ("model_format", "gguf"),
@@ -200,7 +217,6 @@ OUTSIDE = [
     ("unhealthy_exit_s", 0),
     ("max_connections", 0),
     ("max_streams", 0),
-    ("read_ahead_bytes", 100),
     ("max_connection_idle_s", -1),
     ("max_connection_age_s", 86_401),
     ("log_level", "loud"),

@@ -291,7 +291,22 @@ def test_settings_are_printed_with_their_origin() -> None:
     assert found["dtype"] == ("auto", "default"), "as the engine has it"
     assert "backend" not in found, "a setting of another engine"
     every = set(printed(qwen3vl("check", "--print-settings", "--engine", "lmdeploy")))
+    remote = ("--engine", "remote", "--remote-url", "http://127.0.0.1:1")
+    every |= set(printed(qwen3vl("check", "--print-settings", *remote)))
     assert every | found.keys() == set(Settings.model_fields) - {"script"}
+
+
+def test_a_key_is_no_flag_and_is_not_printed() -> None:
+    flags = ("check", "--print-settings", "--engine=remote", "--remote-url=http://127.0.0.1:1")
+    env = {"QWEN3VL_REMOTE_KEY": "sk-secret"}
+    done = qwen3vl(*flags, env=env)
+    assert printed(done)["remote_key"] == ("**********", "variable QWEN3VL_REMOTE_KEY")
+    for given in (("--remote-key=sk-secret",), ("--remote-key", "sk-secret")):
+        refused = qwen3vl(*flags, *given)
+        assert refused.code == 2
+        assert "set the variable QWEN3VL_REMOTE_KEY" in refused.err
+    for one in (done, refused):
+        assert "sk-secret" not in one.out + one.err
 
 
 def test_settings_that_are_wrong_are_not_printed() -> None:

@@ -1,0 +1,87 @@
+"""What is known of one model on one server, as plain values."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from service.engines.remote.servers import SERVERS, ServerKind
+from service.types import GrammarKind
+
+
+class State(enum.Enum):
+    """Whether a server has an ability. UNKNOWN: nothing was read, and no probe gave a result."""
+
+    YES = "yes"
+    NO = "no"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An ability, and how it was found out, for people."""
+
+    state: State = State.UNKNOWN
+    evidence: str = ""
+
+
+NOTHING_KNOWN = Finding()
+
+
+@dataclass(frozen=True, slots=True)
+class BackEnd:
+    """One model on one server.
+
+    Attributes:
+        url: base URL, without ``/v1``.
+        kind: name in `SERVERS`.
+        model: name of the model for requests.
+        version: of the server; empty where it does not tell.
+        answers_as: the name of the model that answers have; empty where that is not known.
+        context_length: tokens of prompt and answer together, as loaded; None where it is not known.
+        vision: whether the model sees images.
+        grammars: kind of grammar -> whether the server constrains answers by it.
+        sampling: field of ``Sampling`` -> whether the server honours it.
+        token_limit: name of the field for the maximum number of tokens; None: that of the kind.
+        thinking: whether the model writes thoughts unless they are turned off.
+        details: what else the server tells, for operators.
+    """
+
+    url: str
+    kind: str
+    model: str
+    version: str = ""
+    answers_as: str = ""
+    context_length: int | None = None
+    vision: Finding = NOTHING_KNOWN
+    grammars: Mapping[GrammarKind, Finding] = field(default_factory=dict)
+    sampling: Mapping[str, Finding] = field(default_factory=dict)
+    token_limit: str | None = None
+    thinking: Finding = NOTHING_KNOWN
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def server(self) -> ServerKind:
+        """The record of the kind of server."""
+        return SERVERS[self.kind]
+
+    @property
+    def grammar_kinds(self) -> frozenset[GrammarKind]:
+        """Kinds of grammar that are sent: those of the record, without those that were found to
+        have no effect."""
+        return frozenset(
+            kind
+            for kind in self.server.grammars
+            if self.grammars.get(kind, NOTHING_KNOWN).state is not State.NO
+        )
+
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        """Fields of ``Sampling`` that are sent."""
+        found = {"max_tokens"}
+        for name in self.server.names:
+            state = self.sampling.get(name, NOTHING_KNOWN).state
+            if state is State.YES or (state is State.UNKNOWN and name in self.server.takes):
+                found.add(name)
+        return frozenset(found)

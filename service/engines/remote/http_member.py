@@ -1,0 +1,401 @@
+"""A back end with OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from service.engines.remote import chat
+from service.engines.remote.answers import Reader, invalid
+from service.engines.remote.backend import BackEnd
+from service.engines.remote.members import NotBegun
+from service.engines.remote.schemas import forms
+from service.engines.remote.wire import Incoming, Silence, TooLarge, Unreachable, Wire, WireError
+from service.errors import (
+    BackEndAnswerInvalid,
+    BackEndFailed,
+    BackEndRefusal,
+    ContextTooLong,
+    EngineUnavailable,
+    GrammarError,
+    Overloaded,
+    ServiceError,
+)
+from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Timings, Usage
+
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+WHOLE, STREAM = "application/json", "text/event-stream"
+CHECK_LIMIT_S = 5.0
+"""Time limit of a health check and of a list of models, in seconds."""
+INLINE_BYTES = 64 * 1024
+"""Size of images up to which a body is encoded on the event loop."""
+MAX_REMEMBERED = 1024
+"""Schemas whose form is remembered."""
+MAX_AFTER_S = 3600.0
+BUSY_AFTER_S = 1.0
+"""When to come again to a busy server that does not say when."""
+ERROR_BYTES = 4096
+"""Bytes of a refusal that are read and logged."""
+_CONTEXT = re.compile(
+    r"context_length_exceeded|exceed_context_size|context (length|size|window)|maximum model length"
+    r"|max_model_len|prompt is too long|input is too long",
+    re.IGNORECASE,
+)
+"""What servers write when a prompt does not fit."""
+
+log = logging.getLogger(__name__)
+
+
+class HttpMember:
+    """See `service.engines.remote.members.Member`.
+
+    model: name on the server; None takes the only one that the server lists. stream, silence_s: see
+    the settings. limit: maximum number of requests at a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        wire: Wire,
+        model: str | None,
+        kind: str,
+        *,
+        stream: bool,
+        silence_s: float,
+        limit: int,
+    ) -> None:
+        self.name = name
+        self.description: BackEnd | None = None
+        self.healthy = False
+        self.in_flight = 0
+        self._wire = wire
+        self._model = model
+        self._kind = kind
+        self._stream = stream
+        self._silence_s = silence_s
+        self._places = asyncio.Semaphore(limit)
+        self._answers_as = ""
+        self._models: list[str] = []
+        self._stale = True
+        """Whether the server has to be looked at before it gets a request."""
+        self._forms: OrderedDict[Grammar, int] = OrderedDict()
+
+    async def check(self) -> None:
+        try:
+            if self.description is None or self._stale or not self.healthy:
+                await self._describe()
+            else:
+                await self._ask_health(self.description)
+        except NotBegun as failed:
+            if self.healthy:
+                log.warning("back end %s does not work: %s", self.name, failed)
+            self.healthy = False
+            raise
+        if not self.healthy:
+            log.info("back end %s works", self.name)
+        self.healthy = True
+
+    async def generate(
+        self, request: GenerateRequest, images: Sequence[str]
+    ) -> AsyncGenerator[Chunk, None]:
+        begun = time.monotonic()
+        self.in_flight += 1
+        try:
+            async with self._places:
+                back_end = await self._described()
+                waited_s = time.monotonic() - begun
+                async with aclosing(self._answer(request, images, back_end)) as chunks:
+                    first_s = 0.0
+                    async for chunk in chunks:
+                        now_s = time.monotonic() - begun
+                        first_s = first_s or now_s
+                        if chunk.finish_reason is not None:
+                            chunk = replace(chunk, timings=Timings(waited_s, first_s, now_s))
+                        yield chunk
+        finally:
+            self.in_flight -= 1
+
+    async def close(self) -> None:
+        await self._wire.close()
+
+    # What the server is
+
+    async def _described(self) -> BackEnd:
+        if self.description is None or self._stale:
+            await self.check()
+        assert self.description is not None
+        return self.description
+
+    async def _describe(self) -> None:
+        """Look which models there are. The model must not be another one than before."""
+        listed = await self._listed()
+        before = None if self.description is None else self.description.model
+        model = self._model or before
+        if model is None and len(listed) == 1:
+            model = listed[0]
+        if model is None or (listed and model not in listed):
+            raise NotBegun(_other_models(model, listed), permanent=True)
+        if listed != self._models:  # then answers may have another name, too
+            self._answers_as, self._models = "", listed
+        self._stale = False
+        kind = "unknown" if self._kind == "auto" else self._kind
+        self.description = BackEnd(self._wire.base, kind, model)
+
+    async def _listed(self) -> list[str]:
+        value = await self._get(MODELS)
+        data = value.get("data") if isinstance(value, dict) else None
+        if not isinstance(data, list):
+            raise NotBegun(_no_api(), permanent=True)
+        return [str(one["id"]) for one in data if isinstance(one, dict) and one.get("id")]
+
+    async def _get(self, path: str) -> Any:
+        try:
+            reply = await self._wire.fetch("GET", path, limit_s=CHECK_LIMIT_S)
+        except WireError as error:
+            raise self._not_reached(error) from None
+        if reply.status != 200:
+            raise self._not_begun(reply.status, reply.headers, reply.body[:ERROR_BYTES])
+        try:
+            return reply.json()
+        except (ValueError, RecursionError):
+            raise NotBegun(_no_api(), permanent=True) from None
+
+    async def _ask_health(self, back_end: BackEnd) -> None:
+        path = back_end.server.health or MODELS
+        try:
+            reply = await self._wire.fetch("GET", path, limit_s=CHECK_LIMIT_S)
+        except WireError as error:
+            raise self._not_reached(error) from None
+        if reply.status == 404 and path != MODELS:
+            await self._listed()
+        elif reply.status not in (200, 429):  # a busy server works
+            raise self._not_begun(reply.status, reply.headers, reply.body[:ERROR_BYTES])
+
+    # Answers
+
+    async def _answer(
+        self, request: GenerateRequest, images: Sequence[str], back_end: BackEnd
+    ) -> AsyncGenerator[Chunk, None]:
+        """The answer, asked for in the strongest form that the server takes."""
+        limit = True
+        waiting = self._grammars(request.grammar, back_end)
+        while True:
+            number, grammar = waiting[0]
+            plan = chat.Plan(grammar, self._stream, limit)
+            body = await _encoded(request, images, back_end, plan)
+            try:
+                async with aclosing(self._exchange(body, back_end)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except _Refused as refused:
+                if refused.of_context and limit and request.sampling.max_tokens is None:
+                    limit = False  # the server then takes what is left of the context
+                elif not refused.of_context and len(waiting) > 1:
+                    del waiting[0]
+                else:
+                    raise refused.error_for(request) from None
+            else:
+                self._remember(request.grammar, number)
+                return
+
+    def _grammars(
+        self, grammar: Grammar | None, back_end: BackEnd
+    ) -> list[tuple[int, Grammar | None]]:
+        """The grammar in the forms that the server may take, the strongest first; without those
+        that it refused before."""
+        if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA:
+            return [(0, grammar)]
+        found = enumerate(forms(grammar.source, back_end.server.keywords))
+        known = self._forms.get(grammar, 0)
+        return [(number, replace(grammar, source=one)) for number, one in found if number >= known]
+
+    def _remember(self, grammar: Grammar | None, number: int) -> None:
+        """Do not ask again in a form that was refused."""
+        if grammar is None or number == 0:
+            return
+        if self._forms.get(grammar) != number:
+            log.info("back end %s takes a simpler form of a schema", self.name)
+        self._forms[grammar] = number
+        while len(self._forms) > MAX_REMEMBERED:
+            self._forms.popitem(last=False)
+
+    async def _exchange(self, body: bytes, back_end: BackEnd) -> AsyncGenerator[Chunk, None]:
+        """One request and its answer. Raises ``_Refused`` and ``NotBegun`` before the first
+        chunk."""
+        reader = Reader(self._answers_as)
+        exchange = self._wire.request("POST", CHAT, body, silence_s=self._silence_s)
+        try:
+            async with exchange as incoming:
+                if incoming.status != 200:
+                    raise await self._refusal(incoming, back_end)
+                if _is_whole(incoming):
+                    yield Chunk(await reader.whole(incoming), usage=Usage(0, 0, 1))
+                else:
+                    async for piece in reader.streamed(incoming):
+                        yield Chunk(piece.text, usage=Usage(0, 0, piece.tokens))
+        except Unreachable as error:
+            self._lost(error)
+            raise self._not_reached(error) from None
+        except WireError as error:
+            raise self._broken(error) from None
+        except BackEndAnswerInvalid as error:
+            if error.metadata.get("fault") == "model":
+                self.healthy, self._stale = False, True
+            log.warning("back end %s: %s", self.name, error.message)
+            raise
+        self._answers_as = self._answers_as or reader.model
+        usage = reader.usage or Usage(0, 0, reader.deltas)
+        yield Chunk("", reader.finish_reason, usage)
+
+    async def _refusal(self, incoming: Incoming, back_end: BackEnd) -> Exception:
+        """The error for another status than 200."""
+        body = b""
+        async for piece in incoming.pieces():
+            body += piece
+            if len(body) >= ERROR_BYTES:
+                break
+        body = body[:ERROR_BYTES]
+        log.warning("back end %s answers %d: %.500r", self.name, incoming.status, body)
+        if incoming.status in back_end.server.schema_errors:
+            return _Refused(incoming.status, body.decode("utf-8", "replace"))
+        if incoming.status in (429, 503):
+            return self._not_begun(incoming.status, incoming.headers, body)
+        return _failed(incoming.status)
+
+    def _not_begun(self, status: int, headers: dict[str, str], body: bytes) -> NotBegun:
+        after_s = retry_after_s(headers.get("retry-after"))
+        if status == 429:
+            error: ServiceError = Overloaded(
+                "The model server is busy; try again later.",
+                retry_after_s=BUSY_AFTER_S if after_s is None else after_s,
+            )
+            return NotBegun(error, after_s=after_s)
+        if status == 503:
+            text = "The model server cannot take requests now; try again later."
+            return NotBegun(_unavailable(text), after_s=after_s)
+        return NotBegun(_failed(status), permanent=400 <= status < 500)
+
+    def _not_reached(self, error: WireError) -> NotBegun:
+        log.debug("back end %s: %s", self.name, error)
+        permanent = isinstance(error, Unreachable) and error.permanent
+        return NotBegun(_unavailable("The model server cannot be reached."), permanent=permanent)
+
+    def _lost(self, error: WireError) -> None:
+        if self.healthy:
+            log.warning("back end %s cannot be reached: %s", self.name, error)
+        self.healthy = False
+
+    def _broken(self, error: WireError) -> ServiceError:
+        log.warning("back end %s: %s", self.name, error)
+        if isinstance(error, Silence):
+            return EngineUnavailable(
+                f"The model server sent nothing for {self._silence_s:g} s.",
+                reason="ENGINE_STALLED",
+            )
+        if isinstance(error, TooLarge):
+            return invalid("too_large", "is larger than any complete answer")
+        return _unavailable("The connection to the model server broke within an answer.")
+
+
+def _is_whole(incoming: Incoming) -> bool:
+    """Whether an answer is one object, not a stream. Servers may ignore that a stream is wanted."""
+    content_type = incoming.headers.get("content-type", STREAM).partition(";")[0].strip().lower()
+    if content_type not in (WHOLE, STREAM):
+        raise invalid("not_json", f"is neither {WHOLE} nor {STREAM}")
+    return content_type == WHOLE
+
+
+class _Refused(Exception):
+    """The server refused a request before it generated anything. text: its answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self._status = status
+        self.of_context = _CONTEXT.search(text) is not None
+
+    def error_for(self, request: GenerateRequest) -> ServiceError:
+        """The error for the caller, when no other plan is left."""
+        if self.of_context:
+            return ContextTooLong(
+                "task",
+                "the prompt, with the tokens of the answer, does not fit into the context of the "
+                "model server; shorten the text, send fewer or smaller images, or lower max_tokens",
+            )
+        if self._status >= 500:
+            return _failed(self._status)
+        if request.grammar is not None and not request.all_images:
+            return GrammarError(
+                request.grammar.kind.value,
+                "is refused by the model server, which may not take such a grammar; the operator "
+                "finds its answer in the log",
+                reason="BACKEND_REFUSED",
+            )
+        return BackEndRefusal(
+            "The model server refuses the request; the operator finds its answer in the log.",
+            metadata={"status": str(self._status)},
+        )
+
+
+async def _encoded(
+    request: GenerateRequest, images: Sequence[str], back_end: BackEnd, plan: chat.Plan
+) -> bytes:
+    if sum(map(len, images)) <= INLINE_BYTES:
+        return chat.encode(request, images, back_end, plan)
+    return await asyncio.to_thread(chat.encode, request, images, back_end, plan)
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a header Retry-After, given as a number or as a date; None without one."""
+    if value is None:
+        return None
+    try:
+        found = float(value)
+    except ValueError:
+        try:
+            found = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return None
+    return min(max(found, 0.0), MAX_AFTER_S) if found == found else None  # NaN
+
+
+def _unavailable(text: str) -> EngineUnavailable:
+    return EngineUnavailable(text, reason="BACKEND_UNREACHABLE")
+
+
+def _failed(status: int) -> BackEndFailed:
+    if status in (401, 403):
+        why = "refuses the API key of this server"
+    elif status == 404:
+        why = "does not serve the model, or not under this URL"
+    elif 300 <= status < 400:
+        why = "redirects, which is not followed"
+    else:
+        why = "failed"
+    return BackEndFailed(
+        f"The model server {why} (HTTP status {status}). The operator has to look at it.",
+        metadata={"status": str(status)},
+    )
+
+
+def _no_api() -> BackEndFailed:
+    return BackEndFailed(
+        "The model server does not list its models under /v1/models; the URL may be wrong.",
+        metadata={"status": "200"},
+    )
+
+
+def _other_models(model: str | None, listed: Sequence[str]) -> BackEndFailed:
+    names = ", ".join(listed[:20]) or "none"
+    if model is None:
+        text = f"The model server serves several models: {names}. Name one (remote_model)."
+    else:
+        text = f"The model server does not serve the model that is asked for. It serves: {names}."
+    return BackEndFailed(text, metadata={"status": "200"})
