@@ -54,12 +54,14 @@ def openapi_document() -> dict[str, Any]:
                 "The answer to a conversation, whole or as a stream.",
                 "ChatRequest",
                 "ChatCompletion",
+                "ChatCompletionChunk",
             ),
             "/v1/responses": _generation(
                 "createResponse",
                 "The same as a chat completion, in the form of the Responses API. Nothing is stored.",
                 "ResponsesRequest",
                 "Response",
+                "ResponseEvent",
             ),
             "/v1/models": {
                 "get": {
@@ -96,8 +98,10 @@ def openapi_document() -> dict[str, Any]:
     }
 
 
-def _generation(operation: str, summary: str, request: str, answer: str) -> dict[str, Any]:
-    content = {**_json(answer), "text/event-stream": {"schema": {"type": "string"}}}
+def _generation(
+    operation: str, summary: str, request: str, answer: str, event: str
+) -> dict[str, Any]:
+    content = {**_json(answer), "text/event-stream": {"schema": _event(event)}}
     return {
         "post": {
             "operationId": operation,
@@ -113,6 +117,19 @@ def _generation(operation: str, summary: str, request: str, answer: str) -> dict
 
 def _json(name: str) -> dict[str, Any]:
     return {"application/json": {"schema": {"$ref": REFERENCE.format(model=name)}}}
+
+
+def _event(name: str) -> dict[str, Any]:
+    """One server-sent event: as is usual, the schema of a stream is that of each of its events."""
+    data = {
+        "type": "string",
+        "description": f"JSON, {name} or Error; the last one of a chat completion is [DONE].",
+        "contentMediaType": "application/json",
+        "contentSchema": {
+            "anyOf": [{"$ref": REFERENCE.format(model=one)} for one in (name, "Error")]
+        },
+    }
+    return _object(["data"], event={"type": "string"}, data=data)
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
@@ -280,14 +297,68 @@ _RESPONSE = _object(
     timings=_TIMINGS,
     structured_output=_REPORT,
 )
+_USAGE = _object(
+    ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
+    prompt_tokens=_COUNT,
+    completion_tokens=_COUNT,
+    total_tokens=_COUNT,
+    prompt_tokens_details=_object(["image_tokens"], image_tokens=_COUNT),
+)
+_CHUNK = _object(
+    ["id", "object", "created", "model", "choices"],
+    id=_TEXT,
+    object={"const": "chat.completion.chunk"},
+    created=_COUNT,
+    model=_TEXT,
+    choices={
+        "type": "array",
+        "maxItems": 1,
+        "items": _object(
+            ["index", "delta", "finish_reason"],
+            index={"const": 0},
+            delta=_object(
+                [],
+                role={"const": "assistant"},
+                content={"type": ["string", "null"]},
+                refusal={"type": "null"},
+                tool_calls={
+                    "type": "array",
+                    "items": _object(
+                        ["index", "function"],
+                        index={"const": 0},
+                        id=_TEXT,
+                        type={"const": "function"},
+                        function=_object(["arguments"], name=_TEXT, arguments=_TEXT),
+                    ),
+                },
+            ),
+            logprobs={"type": "null"},
+            finish_reason={"enum": [None, "stop", "length", "tool_calls"]},
+        ),
+    },
+    usage={"anyOf": [{"type": "null"}, _USAGE]},
+    timings=_TIMINGS,
+    structured_output=_REPORT,
+)
 RESPONSES: dict[str, Any] = {
     "Response": _RESPONSE,
+    "ResponseEvent": _object(
+        ["type", "sequence_number"],
+        type={"type": "string", "pattern": "^(response\\.|error$)"},
+        sequence_number=_COUNT,
+        response={"type": "object"},
+        output_index={"const": 0},
+        content_index={"const": 0},
+        item_id=_TEXT,
+        delta=_TEXT,
+    ),
     "Model": _MODEL,
     "ModelList": _object(
         ["object", "data"],
         object={"const": "list"},
         data={"type": "array", "items": {"$ref": REFERENCE.format(model="Model")}},
     ),
+    "ChatCompletionChunk": _CHUNK,
     "ChatCompletion": _object(
         ["id", "object", "created", "model", "choices", "usage", "timings"],
         id=_TEXT,
@@ -295,13 +366,7 @@ RESPONSES: dict[str, Any] = {
         created=_COUNT,
         model=_TEXT,
         choices={"type": "array", "items": _CHOICE, "minItems": 1, "maxItems": 1},
-        usage=_object(
-            ["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
-            prompt_tokens=_COUNT,
-            completion_tokens=_COUNT,
-            total_tokens=_COUNT,
-            prompt_tokens_details=_object(["image_tokens"], image_tokens=_COUNT),
-        ),
+        usage=_USAGE,
         timings=_TIMINGS,
         structured_output=_REPORT,
     ),

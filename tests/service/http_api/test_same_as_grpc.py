@@ -108,8 +108,14 @@ NOTHING = json.dumps(
     }
 )  # fmt: skip
 PICTURE = image_bytes()
+DAMAGED = image_bytes(file_format="PNG").replace(b"IDAT", b"IDAX")
+NEWER = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "properties": {"a": {"$dynamicRef": "#"}},
+}
 REQUESTS = [
     Same("text", answer="One two."),
+    Same("blank text", text=" ", answer="Nothing."),
     Same("images", images=(PICTURE, PICTURE), answer="Two."),
     Same("schema", schema=POINT),
     Same("checked schema", schema=LONG, answer=json.dumps("x" * 200)),
@@ -145,6 +151,22 @@ REQUESTS = [
         engine={"max_images": 1},
     ),
     Same("no bytes", "IMAGE_EMPTY", URL, images=(b"",)),
+    Same("damaged image", "IMAGE_INVALID", URL, images=(DAMAGED,)),
+    Same("no width", "IMAGE_TOO_SMALL", URL, images=(png_header_only(0, 5),)),
+    Same(
+        "many pixels",
+        "IMAGES_TOO_MANY_PIXELS",
+        "messages",
+        images=(PICTURE,) * 3,
+        settings={"max_image_pixels": 4000, "max_request_pixels": 8000},
+    ),
+    Same(
+        "much memory",
+        "IMAGE_NEEDS_TOO_MUCH_MEMORY",
+        URL,
+        images=(png_header_only(4000, 4000),),
+        settings={"max_decoding_bytes": 64 << 20},
+    ),
     Same("not an image", "IMAGE_FORMAT_UNSUPPORTED", URL, images=(b"An image.",)),
     Same("cut image", "IMAGE_TRUNCATED", URL, images=(PICTURE[:-200],)),
     Same(
@@ -176,6 +198,7 @@ REQUESTS = [
         SCHEMA,
         schema={"type": "integer", "minimum": 5, "maximum": 4},
     ),
+    Same("unknown to its draft", "SCHEMA_UNSUPPORTED", SCHEMA, schema=NEWER),
     Same("strict", "SCHEMA_NOT_ENFORCED", SCHEMA, schema=LONG, strict=True),
     Same("wrong regex", "GRAMMAR_INVALID", "structured_outputs.regex", regex="("),
     Same("no text matches", "GRAMMAR_UNSATISFIABLE", "structured_outputs.regex", regex="a^b"),
