@@ -180,6 +180,14 @@ _ROWS = (
         "over HTTP: the body is not `application/json`, or is compressed",
     ),
     Reason(
+        "REQUEST_COMPRESSED",
+        "UNIMPLEMENTED",
+        415,
+        False,
+        "over gRPC: the request is compressed; see `compressed_requests` in "
+        "[operations.md](operations.md)",
+    ),
+    Reason(
         "OUTPUT_TRUNCATED",
         "OUT_OF_RANGE",
         422,

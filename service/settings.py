@@ -272,6 +272,14 @@ class ServerSettings(BaseSettings):
         description="Maximum number of calls at the same time on one connection; a client waits "
         "with further ones. A proxy sends the calls of many clients over few connections.",
     )
+    read_ahead_bytes: int = Field(
+        16 * 1024,
+        ge=1024,
+        le=16 * MIB,
+        description="Number of bytes of a request that a caller may send before the server reads it, "
+        "which is after the key was checked. More of them make uploads over long distances faster, and "
+        "let callers without a key take more memory.",
+    )
     max_connection_idle_s: SecondsOrNever = Field(
         900.0,
         description="Time after which a connection without calls is closed, in seconds; 0 is never.",

@@ -38,7 +38,15 @@ from benchmarks.soak.load import (
     until,
     write_keys,
 )
-from benchmarks.soak.samples import Sample, growth_percent, last_line, look, minutes, plot
+from benchmarks.soak.samples import (
+    Sample,
+    growth_percent,
+    last_line,
+    look,
+    minutes,
+    plot,
+    write_samples,
+)
 from service.client import CHANNEL_OPTIONS
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +267,7 @@ def main(words: Sequence[str] | None = None) -> int:
         f"minute {SETTLE_MINUTES:g}. {options.note}\n\n![Samples](soak.svg)"
     )
     path = write_results("soak", rows, notes)
+    write_samples(samples, path.with_suffix(".csv"))
     plot(samples, path.with_suffix(".svg"), f"{options.minutes:g} minutes, {calls} calls")
     print(environment())
     print(markdown(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import statistics
@@ -34,9 +35,11 @@ def look(server: psutil.Process) -> dict[str, float]:
             pss += process.memory_full_info().pss
         except (psutil.NoSuchProcess, psutil.ZombieProcess):  # killed by the load a moment ago
             continue
+    memory = server.memory_info()
     return {
         "pss_mib": pss / MIB,
-        "server_rss_mib": server.memory_info().rss / MIB,
+        "server_rss_mib": memory.rss / MIB,
+        "server_anonymous_mib": (memory.rss - memory.shared) / MIB,
         "descriptors": server.num_fds(),
         "threads": server.num_threads(),
         "workers": len(workers),
@@ -72,6 +75,16 @@ def growth_percent(points: Sequence[tuple[float, float]], over_minutes: float) -
     slope = statistics.median(slopes)
     start = statistics.median(value - slope * (at - points[0][0]) for at, value in points)
     return 100 * slope * over_minutes / start
+
+
+def write_samples(samples: Sequence[Sample], path: Path) -> None:
+    """One line for each sample, rounded to what the plot and the trend need."""
+    names = list(dict.fromkeys(name for sample in samples for name in sample if name != "time"))
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(names)
+        for sample in samples:
+            table.writerow([f"{sample.get(name, 0):.6g}" for name in names])
 
 
 def plot(samples: Sequence[Sample], path: Path, title: str) -> None:

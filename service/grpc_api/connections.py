@@ -27,6 +27,9 @@ HANDSHAKE_S = 20.0
 """Time limit for the handshakes of TLS and HTTP/2. Without it, gRPC keeps a silent connection for 120 s."""
 GRACE_S = 10.0
 """How much longer than ``inference_timeout_s`` a connection that is too old is kept for its calls."""
+MAX_PENDING = 1024
+"""Calls of one method that this process has not accepted yet. gRPC cancels further calls. It accepts some
+thousand calls per second, so only a flood fills this; gRPC's own limit is 3,000."""
 CHECK_INTERVAL_S = 1.0
 FULL, FREE = 0.9, 0.8
 """Parts of the limit: where the log warns, and where it says that the warning is over."""
@@ -74,8 +77,16 @@ def connection_options(settings: Settings, limit: int) -> list[tuple[str, int]]:
     """Channel arguments of gRPC core. limit: maximum number of connections.
 
     Pings keep connections through NATs alive and detect dead peers; a caller may ping every 10 s.
+
+    A request that nobody reads, such as one without a key, takes at most ``read_ahead_bytes``. By
+    default gRPC lets a caller with a fast connection send megabytes ahead on each call
+    (``bdp_probe``), and 800 calls without a key then take 500 MB.
     """
     found = [
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", settings.read_ahead_bytes),
+        ("grpc.server.max_pending_requests", MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
         ("grpc.max_allowed_incoming_connections", limit),
         ("grpc.max_concurrent_streams", settings.max_streams),
         ("grpc.server_handshake_timeout_ms", _ms(HANDSHAKE_S)),

@@ -13,6 +13,7 @@ limit.
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -68,11 +69,15 @@ error_log = logging.getLogger("service.errors")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Undecodable:
+class Undecodable(enum.Enum):
     """Placeholder for a request whose bytes are not a valid message of its type."""
 
+    MALFORMED = enum.auto()
+    COMPRESSED = enum.auto()
 
-UNDECODABLE = Undecodable()
+
+GZIP, ZLIB = b"\x1f\x8b", b"\x78"
+"""First bytes of compressed messages. No message of any type begins as gzip does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,7 +371,14 @@ class Call:
         self._drop_in(self._rules.receive_s)
         reading = self._context.read()
         request = await (self._probe(reading) if self._rules.probe else self._within(reading))
-        if request is UNDECODABLE:
+        if request is Undecodable.COMPRESSED:
+            raise InvalidRequest(
+                "request",
+                "is compressed with gzip or deflate; send it without compression, or ask the "
+                "operator of the server to accept compressed requests",
+                reason="REQUEST_COMPRESSED",
+            )
+        if request is Undecodable.MALFORMED:
             raise InvalidRequest(
                 "request",
                 "the bytes are not a message of this method, or a text field is not UTF-8",
@@ -458,7 +470,7 @@ class Call:
 
 
 def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    """Wrap a deserialiser: it returns UNDECODABLE for bytes that are not a valid message.
+    """Wrap a deserialiser: it returns an ``Undecodable`` for bytes that are not a valid message.
 
     gRPC would answer an exception with status UNKNOWN and the text of the exception.
     """
@@ -468,7 +480,8 @@ def tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
         try:
             return deserialize(data)
         except Exception:  # the protobuf runtime raises DecodeError, RecursionError, …
-            return UNDECODABLE
+            compressed = data.startswith((GZIP, ZLIB))
+            return Undecodable.COMPRESSED if compressed else Undecodable.MALFORMED
 
     return read
 

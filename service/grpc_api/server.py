@@ -44,9 +44,10 @@ STATUS_OF_PHASE = {
     Phase.UNHEALTHY: health_pb2.HealthCheckResponse.NOT_SERVING,
     Phase.DRAINING: health_pb2.HealthCheckResponse.NOT_SERVING,
 }
-IDENTITY_ONLY = ("grpc.compression_enabled_algorithms_bitset", 1)
-"""Compression methods for which requests are refused, by their headers, with UNIMPLEMENTED and the
-name of the method."""
+AS_SENT = ("grpc.per_message_decompression", 0)
+"""gRPC core passes compressed messages on as they are, and the interceptor refuses them after the key
+was checked. Core could refuse them itself, by their headers, but would tell the caller at once and
+keep the request until Python takes it: one caller could thus leave thousands of requests in memory."""
 DAY_S = 86_400.0
 
 log = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ def _refuse_a_socket_in_use(path: Path) -> None:
 
 def options(settings: Settings, connections: int) -> list[tuple[str, int]]:
     """Channel arguments of gRPC core. connections: maximum number of them."""
-    compression = [] if settings.compressed_requests else [IDENTITY_ONLY]
+    compression = [] if settings.compressed_requests else [AS_SENT]
     return [
         *compression,
         ("grpc.max_receive_message_length", settings.max_message_bytes),

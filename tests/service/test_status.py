@@ -42,8 +42,9 @@ HTTP_ALONE = {
     "METHOD_NOT_ALLOWED": 405,
     "REQUEST_TOO_LARGE": 413,
     "CONTENT_TYPE_UNSUPPORTED": 415,
+    "REQUEST_COMPRESSED": 415,
 }
-"""Reasons that only HTTP has; gRPC itself answers such calls."""
+"""Reasons that only HTTP has, where gRPC itself answers such calls; the last one only gRPC has."""
 TRAILER_LIMIT = 8 * 1024
 """What clients accept by default for all trailers together."""
 
