@@ -259,18 +259,33 @@ def encode_model(capabilities: Capabilities, limits: Settings) -> pb.GetModelRes
     return pb.GetModelResponse(
         name=capabilities.model,
         engine=capabilities.engine,
-        capabilities=pb.Capabilities(
-            vision=Modality.IMAGE in capabilities.modalities,
-            grammar_kinds=sorted(GRAMMAR_KINDS[kind] for kind in capabilities.grammar_kinds),
-            sampling_options=sorted(capabilities.sampling_options),
-            context_length=capabilities.context_length,
-            max_images=min(capabilities.max_images, UINT32_MAX),
-            modalities=sorted(MODALITIES[one] for one in capabilities.modalities),
-            enforcer=ENFORCERS[capabilities.enforcer],
-        ),
+        capabilities=encode_capabilities(capabilities),
         limits=encode_limits(limits),
         details=dict(capabilities.details),
         server_version=__version__,
+    )
+
+
+def encode_model_info(capabilities: Capabilities, serving: bool) -> pb.ModelInfo:
+    """The capabilities of an engine, and whether it takes calls -> ModelInfo."""
+    return pb.ModelInfo(
+        name=capabilities.model,
+        engine=capabilities.engine,
+        capabilities=encode_capabilities(capabilities),
+        serving=serving,
+    )
+
+
+def encode_capabilities(capabilities: Capabilities) -> pb.Capabilities:
+    """Capabilities -> Capabilities."""
+    return pb.Capabilities(
+        vision=Modality.IMAGE in capabilities.modalities,
+        grammar_kinds=sorted(GRAMMAR_KINDS[kind] for kind in capabilities.grammar_kinds),
+        sampling_options=sorted(capabilities.sampling_options),
+        context_length=capabilities.context_length,
+        max_images=min(capabilities.max_images, UINT32_MAX),
+        modalities=sorted(MODALITIES[one] for one in capabilities.modalities),
+        enforcer=ENFORCERS[capabilities.enforcer],
     )
 
 

@@ -93,7 +93,7 @@ class ConnectApi:
     """An ASGI application for one path of every method: ``PATH``."""
 
     def __init__(self, runtime: Runtime) -> None:
-        servicer = VisionServicer(runtime.inference_for(), runtime.registry, runtime.settings)
+        servicer = VisionServicer(runtime)
         self._runtime = runtime
         self._app = _Application(
             service=servicer,

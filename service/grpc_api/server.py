@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class GrpcFrontEnd:
         self._server: grpc.aio.Server | None = None
         self._connections: ConnectionWatch | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.servicer = VisionServicer(runtime.inference_for(), runtime.registry, settings)
+        self.servicer = VisionServicer(runtime)
         self.port = settings.port
 
     @property
@@ -143,7 +143,7 @@ class GrpcFrontEnd:
 
 
 class VisionServer:
-    """A runtime with one engine and gRPC as its only front end.
+    """A runtime with gRPC as its only front end, for one engine or several.
 
     Call ``start``, ``load``, and finally ``stop``, also after a failure. See ``Runtime`` for these
     methods, analyser and pool.
@@ -152,13 +152,14 @@ class VisionServer:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine,
+        engine: Engine | Sequence[Engine],
         registry: Registry,
         analyser: Analyser = in_thread,
         *,
         pool: GrammarPool | None = None,
     ) -> None:
-        self.runtime = Runtime(settings, [engine], registry, analyser, pool=pool)
+        engines = engine if isinstance(engine, Sequence) else [engine]
+        self.runtime = Runtime(settings, engines, registry, analyser, pool=pool)
         self.front_end = GrpcFrontEnd(self.runtime)
         self.servicer = self.front_end.servicer
         self.lifecycle = self.runtime.lifecycle

@@ -15,10 +15,9 @@ from service.inference.calls import TaskDescription
 from service.inference.pipeline import Inference
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
+from service.runtime import Runtime
 from service.schema_compiler.report import under
-from service.settings import Settings
 from service.tasks.contract import Task
-from service.tasks.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,31 +25,39 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class VisionServicer(pb_grpc.VisionServiceServicer):
     """The handlers. They let errors pass; the interceptor converts errors to a gRPC status."""
 
-    def __init__(self, inference: Inference, registry: Registry, settings: Settings) -> None:
-        self.inference = inference
-        self._registry = registry
-        self._settings = settings
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._registry = runtime.registry
+        self._settings = runtime.settings
+
+    @property
+    def inference(self) -> Inference:
+        """The inference of calls that name no model."""
+        return self._runtime.inference_for()
 
     async def AnalyzeImage(
         self, request: pb.AnalyzeImageRequest, context: Context
     ) -> pb.AnalyzeImageResponse:
         call = codec.decode_analyze(request, self._settings, current.get())
+        inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
-        answer = await self.inference.answer(call, context.time_remaining())
+        answer = await inference.answer(call, context.time_remaining())
         return codec.encode_analysis(answer)
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
         call = codec.decode_run(request, self._settings, current.get())
+        inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
-        answer = await self.inference.answer(call, context.time_remaining())
+        answer = await inference.answer(call, context.time_remaining())
         return pb.RunTaskResponse(result=codec.encode_result(answer))
 
     async def StreamTask(
         self, request: pb.StreamTaskRequest, context: Context
     ) -> AsyncIterator[pb.StreamTaskResponse]:
         call = codec.decode_run(request, self._settings, current.get())
+        inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
-        events = ahead(self.inference.events(call, context.time_remaining()))
+        events = ahead(inference.events(call, context.time_remaining()))
         async with aclosing(events) as open_events:
             async for event in open_events:
                 yield codec.encode_event(event)
@@ -60,7 +67,8 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     ) -> pb.ValidateSchemaResponse:
         grammar = codec.decode_validate(request)
         time_left_s = context.time_remaining()
-        validation = await self.inference.validate(grammar, time_left_s, current.get())
+        inference = self._runtime.inference_for(request.model or None)
+        validation = await inference.validate(grammar, time_left_s, current.get())
         return grammar_codec.encode_validation(validation)
 
     async def ListTasks(
@@ -79,7 +87,19 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
 
     async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:
         codec.refuse_unknown_fields(request)
-        return codec.encode_model(self.inference.capabilities, self._settings)
+        inference = self._runtime.inference_for(request.name or None)
+        return codec.encode_model(inference.capabilities, self._settings)
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Context
+    ) -> pb.ListModelsResponse:
+        codec.refuse_unknown_fields(request)
+        served = self._runtime.models.values()
+        return pb.ListModelsResponse(
+            models=[
+                codec.encode_model_info(one.capabilities, one.refusal is None) for one in served
+            ]
+        )
 
     def _described(self, task: Task) -> TaskDescription:
         """The public description of a task on this engine."""

@@ -99,6 +99,7 @@ async def test_every_method_calls(call: Both) -> None:
         "get_task": pb.GetTaskRequest(name="image-analysis"),
         "validate_schema": pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema="true")),
         "get_model": None,
+        "list_models": None,
     }
     names = [re.sub(r"(?<!^)([A-Z])", r"_\1", one.name).lower() for one in methods]
     assert sorted(names) == sorted(requests)

@@ -207,8 +207,14 @@ class Client:
     def get_model(
         self, request: pb.GetModelRequest | None = None, *, timeout_s: float | None = None
     ) -> pb.GetModelResponse:
-        """Describe the served model and the limits of the server."""
+        """Describe a served model and the limits of the server."""
         return self._call(self._stub.GetModel, request or pb.GetModelRequest(), timeout_s)
+
+    def list_models(
+        self, request: pb.ListModelsRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.ListModelsResponse:
+        """List the served models."""
+        return self._call(self._stub.ListModels, request or pb.ListModelsRequest(), timeout_s)
 
     def _call(
         self,
@@ -333,6 +339,14 @@ class AsyncClient:
         """See `Client.get_model`."""
         request = request or pb.GetModelRequest()
         found: pb.GetModelResponse = await self._call("GetModel", request, timeout_s)
+        return found
+
+    async def list_models(
+        self, request: pb.ListModelsRequest | None = None, *, timeout_s: float | None = None
+    ) -> pb.ListModelsResponse:
+        """See `Client.list_models`."""
+        request = request or pb.ListModelsRequest()
+        found: pb.ListModelsResponse = await self._call("ListModels", request, timeout_s)
         return found
 
     async def _call(self, name: str, request: Any, timeout_s: float | None) -> Any:

@@ -286,10 +286,13 @@ class AnalyzeImageRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     ACCEPT_EMPTY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     accept_empty: _builtins.bool
     """Accept an answer without information about the image (for a black frame, for example) instead of the error
     NO_USABLE_FIELDS. Default: false.
     """
+    model: _builtins.str
+    """Name of the model, as in ListModels. An unknown name is NOT_FOUND with reason UNKNOWN_MODEL. Default: the first model."""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
         """The image, or keyframes of one scene in chronological order. At least 1, at most Limits.max_images (default 64)."""
@@ -304,10 +307,11 @@ class AnalyzeImageRequest(_message.Message):
         images: _abc.Iterable[Global___Image] | None = ...,
         sampling: Global___SamplingOptions | None = ...,
         accept_empty: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_empty", b"accept_empty", "images", b"images", "sampling", b"sampling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_empty", b"accept_empty", "images", b"images", "model", b"model", "sampling", b"sampling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,10 +371,13 @@ class RunTaskRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     strict: _builtins.bool
     """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
     be CHECKED, or that are misspelt. A task without a grammar has nothing to enforce and runs. Default: false.
     """
+    model: _builtins.str
+    """Name of the model, as in ListModels. An unknown name is NOT_FOUND with reason UNKNOWN_MODEL. Default: the first model."""
     @_builtins.property
     def task(self) -> Global___Task:
         """What to do. Required."""
@@ -392,10 +399,11 @@ class RunTaskRequest(_message.Message):
         images: _abc.Iterable[Global___Image] | None = ...,
         sampling: Global___SamplingOptions | None = ...,
         strict: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -435,10 +443,13 @@ class StreamTaskRequest(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     strict: _builtins.bool
     """Refuse a task whose grammar is not fully ENFORCED, with reason SCHEMA_NOT_ENFORCED and the keywords that would only
     be CHECKED, or that are misspelt. A task without a grammar has nothing to enforce and runs. Default: false.
     """
+    model: _builtins.str
+    """Name of the model, as in ListModels. An unknown name is NOT_FOUND with reason UNKNOWN_MODEL. Default: the first model."""
     @_builtins.property
     def task(self) -> Global___Task:
         """What to do. Required."""
@@ -460,10 +471,11 @@ class StreamTaskRequest(_message.Message):
         images: _abc.Iterable[Global___Image] | None = ...,
         sampling: Global___SamplingOptions | None = ...,
         strict: _builtins.bool = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "task", b"task"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "sampling", b"sampling", "strict", b"strict", "task", b"task"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +518,9 @@ class ValidateSchemaRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Name of the model, as in ListModels. An unknown name is NOT_FOUND with reason UNKNOWN_MODEL. Default: the first model."""
     @_builtins.property
     def grammar(self) -> Global___Grammar:
         """The grammar, usually a JSON Schema. Required."""
@@ -514,10 +529,11 @@ class ValidateSchemaRequest(_message.Message):
         self,
         *,
         grammar: Global___Grammar | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -678,7 +694,29 @@ Global___GetTaskResponse: _TypeAlias = GetTaskResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
-    """GetModelRequest has no fields yet."""
+    """GetModelRequest names a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the model, as in ListModels. An unknown name is NOT_FOUND with reason UNKNOWN_MODEL. Default: the first model."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    """ListModelsRequest has no fields yet."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -691,11 +729,71 @@ class GetModelRequest(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    """ListModelsResponse lists the served models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelInfo]:
+        """All models of this server; requests that name no model go to the first one."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___ModelInfo] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ModelInfo(_message.Message):
+    """ModelInfo is one model in a list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the model, for requests."""
+    engine: _builtins.str
+    """Engine that runs it, as in GetModelResponse."""
+    serving: _builtins.bool
+    """Whether the model takes calls now; false while its engine, or every server behind it, makes no progress."""
+    @_builtins.property
+    def capabilities(self) -> Global___Capabilities:
+        """What the engine can do with this model."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        capabilities: Global___Capabilities | None = ...,
+        serving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "engine", b"engine", "name", b"name", "serving", b"serving"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelInfo: _TypeAlias = ModelInfo  # noqa: Y015
 
 @_typing.final
 class GetModelResponse(_message.Message):
-    """GetModelResponse describes the served model."""
+    """GetModelResponse describes a served model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -726,10 +824,11 @@ class GetModelResponse(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     SERVER_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name of the model: a hub name, or the name of its folder."""
+    """Name of the model: a hub name, the name of its folder, or the name that the operator gave to it."""
     engine: _builtins.str
     """Engine that runs it: "lmdeploy" (TurboMind or LMDeploy's PyTorch engine; "backend" of `details` says which),
-    "reference" (torch, on any machine) or "fake" (answers without a model, for tests of clients).
+    "reference" (torch, on any machine), "remote" (another server runs the model) or "fake" (answers without a model,
+    for tests of clients).
     """
     server_version: _builtins.str
     """Version of the server, such as "0.1.0". Empty from servers older than this field."""
@@ -1530,7 +1629,9 @@ class Capabilities(_message.Message):
     vision: _builtins.bool
     """Whether images are accepted. `modalities` has the same information."""
     context_length: _builtins.int
-    """Maximum number of tokens of prompt and answer together."""
+    """Maximum number of tokens of prompt and answer together; 0 where the engine cannot tell, as for a remote server that
+    does not say.
+    """
     max_images: _builtins.int
     """Maximum number of images in one request for this model; Limits.max_images may be lower."""
     enforcer: Global___Enforcer.ValueType

@@ -70,6 +70,11 @@ class VisionServiceStub:
                 request_serializer=qwen3vl_dot_v1_dot_vision__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=qwen3vl_dot_v1_dot_vision__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/qwen3vl.v1.VisionService/ListModels',
+                request_serializer=qwen3vl_dot_v1_dot_vision__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=qwen3vl_dot_v1_dot_vision__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class VisionServiceServicer:
@@ -123,7 +128,14 @@ class VisionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the served model, its capabilities, and the limits of this server.
+        """Describes a served model, its capabilities, and the limits of this server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Lists the served models. The first one answers requests that name no model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,6 +178,11 @@ def add_VisionServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=qwen3vl_dot_v1_dot_vision__pb2.GetModelRequest.FromString,
                     response_serializer=qwen3vl_dot_v1_dot_vision__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=qwen3vl_dot_v1_dot_vision__pb2.ListModelsRequest.FromString,
+                    response_serializer=qwen3vl_dot_v1_dot_vision__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -358,6 +375,33 @@ class VisionService:
             '/qwen3vl.v1.VisionService/GetModel',
             qwen3vl_dot_v1_dot_vision__pb2.GetModelRequest.SerializeToString,
             qwen3vl_dot_v1_dot_vision__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/qwen3vl.v1.VisionService/ListModels',
+            qwen3vl_dot_v1_dot_vision__pb2.ListModelsRequest.SerializeToString,
+            qwen3vl_dot_v1_dot_vision__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -68,7 +68,9 @@ class VisionServiceStub:
     grammar are also checked and compiled.
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]
-    """Describes the served model, its capabilities, and the limits of this server."""
+    """Describes a served model, its capabilities, and the limits of this server."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ListModelsRequest, _vision_pb2.ListModelsResponse]
+    """Lists the served models. The first one answers requests that name no model."""
 
 @_typing.type_check_only
 class VisionServiceAsyncStub(VisionServiceStub):
@@ -94,7 +96,9 @@ class VisionServiceAsyncStub(VisionServiceStub):
     grammar are also checked and compiled.
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_vision_pb2.GetModelRequest, _vision_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Describes the served model, its capabilities, and the limits of this server."""
+    """Describes a served model, its capabilities, and the limits of this server."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_vision_pb2.ListModelsRequest, _vision_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """Lists the served models. The first one answers requests that name no model."""
 
 class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
     """VisionService answers questions about images. The caller chooses the form of the answer."""
@@ -159,6 +163,14 @@ class VisionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _vision_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.GetModelResponse, _abc.Awaitable[_vision_pb2.GetModelResponse]]:
-        """Describes the served model, its capabilities, and the limits of this server."""
+        """Describes a served model, its capabilities, and the limits of this server."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _vision_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.ListModelsResponse, _abc.Awaitable[_vision_pb2.ListModelsResponse]]:
+        """Lists the served models. The first one answers requests that name no model."""
 
 def add_VisionServiceServicer_to_server(servicer: VisionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
