@@ -21,6 +21,7 @@ STATUSES = {
     422: "Under a grammar the answer was cut; no partial answer is given.",
     429: "The queue is full, or a quota is used up; come again after `Retry-After`.",
     500: "A defect, or an answer that does not fit the schema.",
+    502: "The model server behind this one failed.",
     503: "The server does not take calls now; come again after `Retry-After`.",
     504: "The answer took too long.",
 }

@@ -21,7 +21,13 @@ import pytest
 from service.client import CHANNEL_OPTIONS, CallError, read_error
 from service.engines.fake import FakeEngine
 from service.error_table import REASONS
-from service.errors import EngineUnavailable
+from service.errors import (
+    BackEndAnswerInvalid,
+    BackEndFailed,
+    BackEndRefusal,
+    EngineUnavailable,
+    ServiceError,
+)
 from service.lifecycle import Phase
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.structured_output.pool import GrammarPool
@@ -51,9 +57,10 @@ HTTP_ONLY = {
 """Reason -> why gRPC cannot have it."""
 GRPC_ONLY = {
     "CERTIFICATE_NOT_ALLOWED": "HTTP asks for no client certificates",
+    "REQUEST_COMPRESSED": "HTTP says CONTENT_TYPE_UNSUPPORTED, with the status 415 of such a body",
     "TEXT_EMPTY": "HTTP has conversations alone, in which a text may be blank on both sides",
 }
-"""Reason -> why HTTP cannot have it. ``test_auth`` and ``test_bad_input`` bring them about."""
+"""Reason -> why HTTP cannot have it. ``test_auth``, ``test_attacks`` and ``test_bad_input`` bring them about."""
 
 
 def situation(reason: str) -> Callable[[Situation], Situation]:
@@ -273,21 +280,29 @@ async def _(_: Path) -> Both:
         return await ask(server)
 
 
-def said_by_the_engine(reason: str) -> Situation:
-    """Reasons of the real engines, which say them as this one does."""
+def said_by_the_engine(error: ServiceError) -> Situation:
+    """What real engines say, as this one says it."""
 
     async def run(_: Path) -> Both:
         engine = Raising()
         async with serving(engine) as server:
-            engine.error = EngineUnavailable("The engine has ended.", reason=reason)
+            engine.error = error
             return await ask(server)
 
     return run
 
 
 SITUATIONS |= {
-    name: said_by_the_engine(name)
-    for name in ("ENGINE_STALLED", "ENGINE_DEAD", "ENGINE_UNAVAILABLE")
+    error.reason: said_by_the_engine(error)
+    for error in (
+        EngineUnavailable("The engine makes no progress.", reason="ENGINE_STALLED"),
+        EngineUnavailable("The engine has ended.", reason="ENGINE_DEAD"),
+        EngineUnavailable("The engine cannot be used."),
+        EngineUnavailable("No model server answers.", reason="BACKEND_UNREACHABLE"),
+        BackEndFailed("The model server failed."),
+        BackEndRefusal("The model server refused the request."),
+        BackEndAnswerInvalid("The model server sent no complete answer."),
+    )
 }
 
 
