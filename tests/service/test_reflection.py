@@ -43,6 +43,7 @@ def explore(address: str) -> None:
             "GetTask",
             "ValidateSchema",
             "GetModel",
+            "ListModels",
         ]
         [model] = client.call(SERVICE, "GetModel", {})
         assert model["engine"] == "fake"
