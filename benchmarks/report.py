@@ -24,6 +24,7 @@ TITLES = {
     "maskbench": "Grammars from schemas",
     "large_vocabulary": "Grammars over a large vocabulary",
     "schema_answers": "Answers under schemas, end to end",
+    "schema_answers_http": "Answers under schemas, over HTTP",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
     "attack": "Attacks and faults",
     "soak": "Soak",

@@ -1,6 +1,7 @@
 """Random answers under many schemas, through a real server: does any OK answer not validate?
 
-``python -m benchmarks schema_answers [--schemas FILE.jsonl]``. A server in a process of its own, the
+``python -m benchmarks schema_answers [--schemas FILE.jsonl]``; ``python -m benchmarks.schema_answers --http``
+asks over HTTP, as OpenAI's SDKs do, and writes ``schema_answers_http``. A server in a process of its own, the
 reference engine on the bundled model; each schema is asked once at each temperature without a
 image. High ones give text that means nothing and tries everything that the grammar lets through,
 lower ones other text, with more of what the model has learnt. Each OK answer is
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import random
 import re
@@ -22,12 +24,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import grpc
 import numpy as np
 import psutil
@@ -50,6 +53,8 @@ START_LIMIT_S = 120.0
 QUICK_SCHEMAS = 8
 ADMISSION = ("SCHEMA_", "GRAMMAR_")
 """How the reasons of refusals before generation begin."""
+SERVING = re.compile(r"^SERVING on port (\d+)(?:, (http://[\d.]+:\d+))?", re.MULTILINE)
+ENFORCEMENTS = {"enforced": pb.ENFORCEMENT_ENFORCED, "checked": pb.ENFORCEMENT_CHECKED}
 MIB = 1 << 20
 
 
@@ -76,7 +81,8 @@ class Call:
 
 @contextmanager
 def server(*words: str) -> Iterator[tuple[psutil.Popen, str]]:
-    """``qwen3vl serve`` on the bundled model, and its address, where it serves.
+    """``qwen3vl serve`` on the bundled model, and its address, where it serves: the URL of HTTP, where it
+    has a port for it.
 
     words: more settings.
     """
@@ -87,20 +93,20 @@ def server(*words: str) -> Iterator[tuple[psutil.Popen, str]]:
         with open(log.name, "w") as stderr:
             process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
-            yield process, f"localhost:{_port(process, Path(log.name))}"
+            yield process, _address(process, Path(log.name))
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _port(process: psutil.Popen, log: Path) -> int:
-    """The port, once the server serves."""
+def _address(process: psutil.Popen, log: Path) -> str:
+    """The address, once the server serves."""
     deadline = time.monotonic() + START_LIMIT_S
-    while (found := re.search(r"^SERVING on port (\d+)", log.read_text(), re.MULTILINE)) is None:
+    while (found := SERVING.search(log.read_text())) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"The server did not start:\n{log.read_text()}")
         time.sleep(0.1)
-    return int(found[1])
+    return found[2] or f"localhost:{found[1]}"
 
 
 def memory_mib(process: psutil.Popen) -> float:
@@ -128,8 +134,7 @@ async def ask(
     pending = iter(plan)
     found: list[Call] = []
     judge = Judge()
-    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
-        stub: Any = VisionServiceStub(channel)
+    async with caller_of(address) as ask_one:
 
         async def caller() -> None:
             for number, seed in pending:
@@ -138,7 +143,7 @@ async def ask(
                 options = pb.SamplingOptions(
                     temperature=temperatures[seed], seed=1000 * seed + number, max_tokens=max_tokens
                 )
-                call = await _call(stub, number, cases[number], options)
+                call = await ask_one(number, cases[number], options)
                 if call.reason == "OK":
                     verdict = await judge.verdict(schema_text(cases[number].schema), call.text)
                     call = Call(**{**vars(call), "verdict": verdict})
@@ -155,7 +160,67 @@ async def ask(
     return found
 
 
+Ask = Callable[[int, Case, pb.SamplingOptions], Awaitable[Call]]
+
+
+@asynccontextmanager
+async def caller_of(address: str) -> AsyncIterator[Ask]:
+    """What asks one question, over gRPC or over HTTP."""
+    if address.startswith("http"):
+        async with aiohttp.ClientSession(address, trust_env=False) as session:
+            async with session.get("/v1/models") as response:
+                model = (await response.json())["data"][0]["id"]
+            yield functools.partial(_post, session, model)
+        return
+    async with grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) as channel:
+        yield functools.partial(_call, VisionServiceStub(channel))
+
+
+async def _post(
+    session: aiohttp.ClientSession,
+    model: str,
+    number: int,
+    case: Case,
+    sampling: pb.SamplingOptions,
+) -> Call:
+    """Over HTTP, as ``response_format`` of a chat completion."""
+    temperature = round(sampling.temperature, 6)
+    head = {
+        "model": model,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "temperature": temperature,
+        "seed": sampling.seed,
+        "max_tokens": sampling.max_tokens,
+    }
+    form = '{"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}'
+    form = form.replace("SCHEMA", schema_text(case.schema))  # as it is written, with its numbers
+    body = f'{json.dumps(head)[:-1]}, "response_format": {form}}}'
+    began = time.perf_counter()
+    limit = aiohttp.ClientTimeout(CALL_LIMIT_S)
+    async with session.post(
+        "/v1/chat/completions",
+        data=body.encode(),
+        headers={"content-type": "application/json"},
+        timeout=limit,
+    ) as response:
+        reply = json.loads(await response.read())
+    seconds = time.perf_counter() - began
+    if response.status != 200:
+        error = reply["error"]
+        return Call(
+            number, error["code"], seconds, message=f"{response.status}: {error['message']}",
+            temperature=temperature,
+        )  # fmt: skip
+    choice, report = reply["choices"][0], reply["structured_output"]
+    return Call(
+        number, "OK", seconds, text=choice["message"]["content"],
+        enforcement=ENFORCEMENTS.get(report["enforcement"], pb.ENFORCEMENT_UNSPECIFIED),
+        attempts=report["attempts"], temperature=temperature,
+    )  # fmt: skip
+
+
 async def _call(stub: Any, number: int, case: Case, sampling: pb.SamplingOptions) -> Call:
+    """Over gRPC."""
     grammar = pb.Grammar(json_schema=schema_text(case.schema))
     task = pb.Task(inline=pb.InlineTask(user=PROMPT, grammar=grammar))
     request = pb.RunTaskRequest(task=task, sampling=sampling)
@@ -236,7 +301,7 @@ def write_details(path: Path, cases: Sequence[Case], calls: Sequence[Call]) -> N
 
 
 NOTES = """`qwen3vl serve` with the reference engine on the bundled model; an answer to each schema at each \
-temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time, no image; max_schema_bytes \
+temperature with a seed, at most {max_tokens} tokens, {callers} callers at a time{over}, no image; max_schema_bytes \
 {bytes}, max_regex_length {regex}; {minutes_taken:.0f} minutes. schemas: those that were not refused before \
 generation. OK answers are judged by jsonschema's own validator for the draft that the schema names, on JSON read \
 strictly (no duplicate keys, no NaN, exact decimals), none of our code; not judged: it cannot, because Python's \
@@ -260,6 +325,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no call later")
     parser.add_argument("--every", type=int, default=1, help="of so many schemas, ask one")
+    parser.add_argument("--http", action="store_true", help="ask over HTTP instead of gRPC")
     parser.add_argument("--details", type=Path, metavar="FILE.jsonl", help="calls to look at")
     options = parser.parse_args()
     cases = read_collection(options.schemas)
@@ -269,7 +335,7 @@ def main() -> None:
         options.every = max(1, len(cases) // QUICK_SCHEMAS)
     cases = cases[:: options.every]
     began = time.monotonic()
-    with server() as (process, address):
+    with server(*(["--http-port", "0"] if options.http else [])) as (process, address):
         calls = asyncio.run(
             ask(
                 address,
@@ -286,9 +352,10 @@ def main() -> None:
     found = table(cases, calls)
     notes = NOTES.format(
         memory=memory, bytes=LARGE_LIMITS.max_bytes, regex=LARGE_LIMITS.max_regex_length,
-        minutes_taken=(time.monotonic() - began) / 60, **vars(options),
+        minutes_taken=(time.monotonic() - began) / 60,
+        over=" over HTTP" if options.http else "", **vars(options),
     )  # fmt: skip
-    write_results("schema_answers", found, notes)
+    write_results("schema_answers_http" if options.http else "schema_answers", found, notes)
     print(environment())
     print(markdown([{k: v for k, v in line.items() if k != "reasons"} for line in found]))
     for line in found:

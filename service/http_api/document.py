@@ -125,7 +125,6 @@ def _event(name: str) -> dict[str, Any]:
     data = {
         "type": "string",
         "description": f"JSON, {name} or Error; the last one of a chat completion is [DONE].",
-        "contentMediaType": "application/json",
         "contentSchema": {
             "anyOf": [{"$ref": REFERENCE.format(model=one)} for one in (name, "Error")]
         },
