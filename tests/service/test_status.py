@@ -43,8 +43,10 @@ HTTP_ALONE = {
     "REQUEST_TOO_LARGE": 413,
     "CONTENT_TYPE_UNSUPPORTED": 415,
     "REQUEST_COMPRESSED": 415,
+    "BACKEND_FAILED": 502,
+    "BACKEND_ANSWER_INVALID": 502,
 }
-"""Reasons that only HTTP has, where gRPC itself answers such calls; the last one only gRPC has."""
+"""Reasons whose HTTP status says more than that of gRPC: gRPC has none for them, or one for many."""
 TRAILER_LIMIT = 8 * 1024
 """What clients accept by default for all trailers together."""
 
@@ -164,9 +166,10 @@ NO_REASONS |= {"DEADLINE_EXCEEDED", "NOT_READ"}  # in the access log alone
 
 
 def reasons_in_the_code() -> set[str]:
-    """Every constant of the service that reads like a reason."""
+    """Every constant of the service, and of the reader of images, that reads like a reason."""
     found = set()
-    for path in (ROOT / "service").rglob("*.py"):
+    files = [*(ROOT / "service").rglob("*.py"), *(ROOT / "lmdeploy_ext" / "images").rglob("*.py")]
+    for path in files:
         if path.parts[len(ROOT.parts) + 1] not in ("pb", "cli", "error_table.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
