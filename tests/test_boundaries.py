@@ -229,7 +229,11 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
         "service/structured_output/worker.py", of=("service.structured_output.trial",)
     ),
     "only the wiring picks an engine": only_in(
-        "service/engines", "service/wiring.py", "service/settings.py", of=("service.engines",)
+        "service/engines",
+        "service/wiring.py",
+        "service/settings.py",
+        "service/cli/discover.py",
+        of=("service.engines",),
     ),
     "generated code stays at the edge": only_in(
         "service/grpc_api", "service/client.py", "service/cli", of=("service.pb",)

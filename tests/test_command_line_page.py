@@ -26,7 +26,7 @@ def test_the_page_has_commands() -> None:
         "run",
         "tasks",
     }
-    for name in ("serve", "check", "analyze", "run", "schema", "tasks", "health"):
+    for name in ("serve", "check", "analyze", "run", "schema", "tasks", "health", "discover"):
         assert f"| `{name}` |" in PAGE
 
 

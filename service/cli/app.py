@@ -360,3 +360,53 @@ def health(
         raise typer.Exit(own.own_health(api_key, ca, cert, key, timeout, wait))
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout)
     raise typer.Exit(calls.health(target, wait))
+
+
+@app.command()
+def discover(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL…]",
+            help="Servers, such as http://127.0.0.1:8080 or grpc://HOST:PORT; without one, "
+            "VLLM_MLX_ENDPOINT and the usual ports of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Describe this model only; default: every model.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of the servers; default: found out.")
+    ] = None,
+    probe: Annotated[
+        bool,
+        typer.Option(help="Try out with short requests what a server does not tell."),
+    ] = True,
+    as_json: AsJson = False,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Maximum time to try out one model, in seconds.")
+    ] = 600.0,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QWEN3VL_REMOTE_KEY",
+            help="API key of the servers. Not sent to servers that were not named.",
+            callback=_api_key,
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="CA of their certificates, PEM; default: the system's.",
+        ),
+    ] = None,
+) -> None:
+    """Describe model servers: kind, version, context, images, grammars and options, each with its
+    evidence."""
+    from service.cli import discover as servers
+
+    request = servers.Request(model, kind, probe, timeout)
+    raise typer.Exit(servers.discover(urls or [], request, api_key, ca, as_json))
