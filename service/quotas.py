@@ -46,7 +46,7 @@ class Quota:
     The amount of one minute of a rate may be used at once.
 
     Attributes:
-        concurrent: calls in the server at the same time, running or waiting.
+        concurrent: calls in the server at the same time, from before their bodies are read.
         queue: calls that wait for a slot.
         requests_per_minute: calls of inference.
         megapixels_per_minute: millions of pixels of images as they are sent.
@@ -185,14 +185,20 @@ class Bucket:
 
 
 class Account:
-    """What one caller uses. quota: of its latest call."""
+    """What one caller uses.
 
-    __slots__ = ("calls", "mean_s", "megapixels", "quota", "requests", "tokens")
+    quota: of its latest call. calls: in the server. uses: calls among them whose rates are counted.
+    """
+
+    __slots__ = (
+        "_promised", "calls", "mean_s", "megapixels", "quota", "requests", "tokens", "uses",
+    )  # fmt: skip
 
     def __init__(self, quota: Quota) -> None:
         self.quota = quota
-        self.calls = 0
+        self.calls = self.uses = 0
         self.mean_s = 1.0
+        self._promised = 0.0
         self.requests, self.megapixels, self.tokens = Bucket(), Bucket(), Bucket()
 
     def idle(self, now: float) -> bool:
@@ -203,9 +209,28 @@ class Account:
             (self.megapixels, quota.megapixels_per_minute),
             (self.tokens, quota.tokens_per_minute),
         )
-        return not self.calls and all(
+        return not (self.calls or self.uses) and all(
             rate is None or bucket.full(rate, now) for bucket, rate in rates
         )
+
+    def enter(self, now: float) -> None:
+        """Count a call. Raises ``QuotaExceeded`` where the caller has as many as it may have.
+
+        The calls that are refused one after the other are told different times, as many in each
+        mean time of a call as the caller may have calls.
+        """
+        limit = self.quota.concurrent
+        if limit is not None and self.calls >= limit:
+            step_s = max(self.mean_s / limit, RETRY_MIN_S / limit)
+            earliest = now + max(step_s, RETRY_MIN_S)
+            self._promised = min(max(earliest, self._promised + step_s), now + MINUTE_S)
+            raise exceeded("concurrent", limit, (self._promised - now) * jitter.uniform(1, 1.25))
+        self.calls += 1
+
+    def leave(self, seconds: float) -> None:
+        """A call has left the server after so many seconds."""
+        self.calls -= 1
+        self.mean_s += SMOOTHING * (seconds - self.mean_s)
 
 
 class Use:
@@ -242,16 +267,13 @@ class _Counted(Use):
         self._reserved = 0.0
         self._known = False  # the number of tokens
         now = clock()
-        if quota.concurrent is not None and account.calls >= quota.concurrent:
-            wait_s = max(account.mean_s / quota.concurrent, RETRY_MIN_S) * jitter.uniform(1, 2)
-            raise exceeded("concurrent", quota.concurrent, wait_s)
         self._check("requests_per_minute", account.requests, 1, now)
         self._check("tokens_per_minute", account.tokens, tokens, now)
         self._take(account.requests, quota.requests_per_minute, 1)
         if quota.tokens_per_minute is not None:
             self._reserved = min(tokens, quota.tokens_per_minute)
             self._take(account.tokens, quota.tokens_per_minute, self._reserved)
-        account.calls += 1
+        account.uses += 1
 
     def spend_pixels(self, pixels: int) -> None:
         megapixels = pixels / 1e6
@@ -282,10 +304,9 @@ class _Counted(Use):
             tokens = max(tokens, self._reserved)
         self.spend_tokens(tokens)
 
-    def end(self, seconds: float) -> None:
-        """The call has left the server."""
-        self._account.calls -= 1
-        self._account.mean_s += SMOOTHING * (seconds - self._account.mean_s)
+    def end(self) -> None:
+        """Nothing more is used."""
+        self._account.uses -= 1
 
     def _check(self, name: str, bucket: Bucket, amount: float, now: float) -> None:
         per_minute = getattr(self._quota, name)
@@ -302,6 +323,10 @@ WROTE = (OutputTruncated, OutputInvalid, NoUsableFields, InferenceTimeout)
 UNCOUNTED = Use()
 
 
+def _nothing() -> None:
+    """The end of a call that is not counted."""
+
+
 class Quotas:
     """The accounts of all callers of a process. Lives on one event loop.
 
@@ -312,11 +337,29 @@ class Quotas:
         self._clock = clock
         self._accounts: dict[str, Account] = {}
 
+    def enter(self, caller: Caller) -> Callable[[], None]:
+        """Count a call of a caller, from before its body is read until the returned function is
+        called, which may be called again. Raises ``QuotaExceeded``."""
+        if caller.quota is None:
+            return _nothing
+        account = self._account(caller.name, caller.quota)
+        began = self._clock()
+        account.enter(began)
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
+                account.leave(self._clock() - began)
+
+        return leave
+
     @contextmanager
     def use(
         self, caller: Caller, max_tokens: int, generated: Callable[[], int] = int
     ) -> Iterator[Use]:
-        """Count one call, for the time of the body.
+        """Count what one call uses of the rates.
 
         max_tokens: what is reserved of the tokens, until ``Use.spend_tokens``. generated: tells the
         tokens of prompts and answers so far, for a call that fails; by default 0. Raises
@@ -326,7 +369,6 @@ class Quotas:
         if quota is None:
             yield UNCOUNTED
             return
-        began = self._clock()
         use = _Counted(self._account(caller.name, quota), max_tokens, generated, self._clock)
         try:
             yield use
@@ -334,7 +376,7 @@ class Quotas:
             use.give_back(error)
             raise
         finally:
-            use.end(self._clock() - began)
+            use.end()
 
     def _account(self, name: str, quota: Quota) -> Account:
         account = self._accounts.pop(name, None)
@@ -351,7 +393,8 @@ class Quotas:
         now = self._clock()
         kept = {name: one for name, one in self._accounts.items() if not one.idle(now)}
         if len(kept) >= KEPT_ACCOUNTS:
-            oldest = next((name for name, one in kept.items() if not one.calls), None)
+            open_calls = ((name, one.calls or one.uses) for name, one in kept.items())
+            oldest = next((name for name, count in open_calls if not count), None)
             if oldest is not None:
                 del kept[oldest]
         self._accounts = kept

@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from service import __version__, metrics, traces
 from service.access_log import AccessLog
@@ -29,6 +29,7 @@ from service.inference.pipeline import Inference, schema_limits
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs
 from service.observation import Observation
+from service.quotas import Caller
 from service.reload import Reloader
 from service.settings import Settings, SettingsError
 from service.structured_output.analyser import Analyser, in_thread
@@ -109,7 +110,7 @@ class Runtime:
         self._models: dict[str, Inference] = {}
         self._front_ends: tuple[FrontEnd, ...] = ()
         self._heartbeats: list[asyncio.Task[None]] = []
-        self._reloading: asyncio.Task[None] | None = None
+        self._housekeeping: list[asyncio.Task[None]] = []
         self._found: dict[Inference, Phase] = {}
 
     @property
@@ -133,6 +134,18 @@ class Runtime:
                 f"There is no model of this name. Served: {known}.", metadata={"known": known}
             ) from None
 
+    def enter(self, caller: Caller, call: asyncio.Task[Any]) -> Callable[[], None]:
+        """Register a call, before its body is read. It ends with its asyncio task; call the returned
+        function to end it for the quota of the caller before its answer is sent.
+
+        Raises ``EngineUnavailable`` when the phase accepts no calls, ``QuotaExceeded`` when the
+        caller has too many calls at the same time.
+        """
+        self.lifecycle.enter(call)
+        leave = self.budgets.quotas.enter(caller)
+        call.add_done_callback(lambda _: leave())
+        return leave
+
     async def start(self, front_ends: Sequence[FrontEnd]) -> None:
         """Start the front ends; calls are refused until ``load`` has finished.
 
@@ -149,7 +162,9 @@ class Runtime:
             await self._admin.start()
         for front_end in self._front_ends:
             await front_end.start()
-        self._reloading = asyncio.create_task(self.reloader.run(), name="reload")
+        self._housekeeping = [
+            asyncio.create_task(self.reloader.run(), name="reload"),
+        ]
 
     async def load(self) -> None:
         """Load the engines, warm them up, enter SERVING and start to watch their health.
@@ -205,10 +220,8 @@ class Runtime:
         """
         if self.lifecycle.phase is Phase.DRAINING:
             return True
-        for heartbeat in self._heartbeats:
-            heartbeat.cancel()
-        if self._reloading is not None:
-            self._reloading.cancel()
+        for task in (*self._heartbeats, *self._housekeeping):
+            task.cancel()
         grace_s = self.settings.drain_grace_s if grace_s is None else grace_s
         log.info("draining %s", pairs(calls=self.lifecycle.calls_in_flight, grace_s=grace_s))
         self._enter(Phase.DRAINING)
@@ -247,7 +260,7 @@ class Runtime:
             phase=self.lifecycle.phase,
             in_flight=self.lifecycle.calls_in_flight,
             running=max(0, slots.active - in_engine_queue),
-            running_limit=settings.max_concurrent,
+            running_limit=settings.slots,
             queued=budgets.waiting.calls + in_engine_queue,
             queued_limit=settings.max_queue,
             memory=budgets.memory,

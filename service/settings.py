@@ -47,6 +47,8 @@ RENAMED = {
 }
 """Old names of settings, which still work with a warning -> new names."""
 MIB = 1024 * 1024
+DEFAULT_SLOTS = 64
+"""Calls at the same time on an engine that does not say how many it decodes together."""
 PROTO_OVERHEAD_BYTES = MIB
 """Bytes of a message for everything except images."""
 
@@ -206,12 +208,14 @@ class ServerSettings(BaseSettings):
     )
 
     # Concurrency and time limits.
-    max_concurrent: int = Field(
-        64,
+    max_concurrent: int | None = Field(
+        None,
         ge=1,
         le=65_536,
         description="Maximum number of inference calls that run at the same time; further calls wait in "
-        "the queue.",
+        "the queue. Unset: one and a half times max_batch, or 64 for an engine without it. The engine "
+        "serves what it has in order of arrival, so far more than max_batch is unfair to callers with "
+        "few calls.",
     )
     max_queue: int = Field(
         256,
@@ -415,6 +419,15 @@ class ServerSettings(BaseSettings):
         """``image_background`` as numbers from 0 to 255."""
         red, green, blue = bytes.fromhex(self.image_background[1:])
         return red, green, blue
+
+    @property
+    def slots(self) -> int:
+        """The number of inference calls that run at the same time: ``max_concurrent``, or enough for
+        the engine to have the next calls ready when one ends."""
+        if self.max_concurrent is not None:
+            return self.max_concurrent
+        rows: int | None = getattr(self.engine_settings, "max_batch", None)
+        return DEFAULT_SLOTS if rows is None else rows + max(1, rows // 2)
 
     @property
     def engine_settings(self) -> EngineSettings:

@@ -149,7 +149,8 @@ def retries(short: bool) -> Iterable[Value]:
     seconds = 8 if short else 30
     rates, refused = {}, 0
     for count in (64, 500):
-        with paced(0.16, 16) as server, probing(server.address) as probe:
+        slots = {"QWEN3VL_MAX_CONCURRENT": "64"}
+        with paced(0.16, 16, environment=slots) as server, probing(server.address) as probe:
             seen = asyncio.run(callers(server, "", count, text_request(), seconds))
         rates[count] = len(seen.seconds)
         refused = sum(seen.refusals.values())

@@ -60,7 +60,9 @@ class Caches:
 
     def __init__(self) -> None:
         kinds = (GrammarPool, GrammarCache, FeatureSource)
+        gc.unfreeze()  # of frozen objects, gc knows only the number
         found = [one for one in gc.get_objects() if isinstance(one, kinds)]
+        gc.freeze()
         self._pools = [one for one in found if isinstance(one, GrammarPool)]
         self._grammars = [one for one in found if isinstance(one, GrammarCache)]
         self._features = [one for one in found if isinstance(one, FeatureSource)]

@@ -153,6 +153,7 @@ class _Call:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._arriving = Deadline(runtime.settings.receive_timeout_s)
         self._arrived = False
+        self._leave: Callable[[], None] | None = None
         limit_s = (
             runtime.settings.receive_timeout_s + runtime.settings.inference_timeout_s + DROP_AFTER_S
         )
@@ -206,7 +207,7 @@ class _Call:
         caller = self.runtime.access.caller(headers)
         auth.current.set(caller)
         self._record.caller = caller.name
-        self.runtime.lifecycle.enter(self._task)
+        self._leave = self.runtime.enter(caller, self._task)
 
     async def receive(self) -> Event:
         """The next part of the body, in time; after it, what tells that the caller has left."""
@@ -252,6 +253,8 @@ class _Call:
 
     def ended(self, code: str, reason: str = "-") -> None:
         """The call has ended, for metrics, the access log and traces; the first end counts."""
+        if self._leave is not None:
+            self._leave()
         self.runtime.observation.end(self._record, code, reason)
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
 from service.observation import Observation
-from service.quotas import ANONYMOUS
+from service.quotas import ANONYMOUS, Caller
 from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.settings import Settings
 
@@ -67,6 +67,7 @@ the call."""
 error_log = logging.getLogger("service.errors")
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Enter = Callable[[Caller, "asyncio.Task[Any]"], Callable[[], None]]
 
 
 class Undecodable(enum.Enum):
@@ -109,8 +110,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         access: auth.Access,
         observation: Observation,
         settings: Settings,
+        enter: Enter,
     ) -> None:
+        """enter: see ``Runtime.enter``."""
         self.lifecycle = lifecycle
+        self.enter = enter
         self.observation = observation
         self.access = access
         self.slow_probes = 0
@@ -213,6 +217,7 @@ class Call:
         "_held",
         "_id",
         "_interceptor",
+        "_leave",
         "_lifecycle",
         "_loop",
         "_metadata",
@@ -234,6 +239,7 @@ class Call:
         self._task = current_task()
         self._held = grpc_guard.holder.get()
         self._caller = ANONYMOUS
+        self._leave: Callable[[], None] | None = None
         self._refusal: Refusal | None = None
         self._dropped = False
         self._dropping: asyncio.TimerHandle | None = None
@@ -263,6 +269,8 @@ class Call:
         trace: TracebackType | None,
     ) -> bool:
         self._await_reader()  # time limit of the last message, or of the status
+        if self._leave is not None:
+            self._leave()  # before the caller learns that the call has ended, and makes the next one
         if error is None:
             self._end("OK")
             return False
@@ -356,7 +364,7 @@ class Call:
             auth.current.set(self._caller)
             self._record.caller = self._caller.name
         if self._rules.ours:
-            self._lifecycle.enter(self._task)
+            self._leave = self._interceptor.enter(self._caller, self._task)
 
     def _certificate(self) -> list[str] | None:
         """The names in the certificate of the caller; None where callers have none."""

@@ -60,6 +60,7 @@ class GrpcFrontEnd:
     def __init__(self, runtime: Runtime) -> None:
         self._settings = settings = runtime.settings
         self._lifecycle = runtime.lifecycle
+        self._enter = runtime.enter
         self._access = runtime.access
         self._reloader = runtime.reloader
         self._observation = runtime.observation
@@ -93,7 +94,9 @@ class GrpcFrontEnd:
         limit = connection_limit(settings)
         self._server = grpc.aio.server(
             interceptors=[
-                CallInterceptor(self._lifecycle, self._access, self._observation, settings)
+                CallInterceptor(
+                    self._lifecycle, self._access, self._observation, settings, self._enter
+                )
             ],
             options=options(settings, limit),
         )

@@ -131,6 +131,7 @@ class Exchange:
             probe=name == "health",
             metadata=self.headers,
         )
+        self._leave: Callable[[], None] | None = None
         self._begun = False
         self._form: Form | None = None
         self._gone = self._dropped = self._stalled = False
@@ -141,7 +142,7 @@ class Exchange:
         self.caller = self.runtime.access.caller(self.headers)
         auth.current.set(self.caller)
         self._record.caller = self.caller.name
-        self.runtime.lifecycle.enter(self._task)
+        self._leave = self.runtime.enter(self.caller, self._task)
 
     # The request
 
@@ -333,6 +334,8 @@ class Exchange:
     def ended(self, code: str, reason: str = "-") -> None:
         """Tell metrics, log and trace how the call ended, by the name of gRPC's status."""
         self._read_by_caller()
+        if self._leave is not None:
+            self._leave()
         self.runtime.observation.end(self._record, code, reason)
 
 

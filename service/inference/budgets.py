@@ -21,7 +21,7 @@ class Budgets:
     loop."""
 
     def __init__(self, settings: Settings) -> None:
-        slots, queue = settings.max_concurrent, settings.max_queue
+        slots, queue = settings.slots, settings.max_queue
         self.quotas = Quotas()
         self.decoder = ImageDecoder(image_limits(settings), settings.max_decoding_bytes)
         self.encoded = MemoryBudget(

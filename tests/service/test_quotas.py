@@ -30,8 +30,11 @@ from service.inference.admission import Admission
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.quotas import KEPT_ACCOUNTS, UNBOUNDED, Caller, Quota, Quotas
+from service.runtime import Runtime
 from service.settings import SettingsError
 from service.types import GenerateRequest
+from service.wiring import BUNDLED_MODEL
+from tests.attacks.http2 import Connection
 from tests.service.harness import Running, failure, image_bytes, inline, run_request, running, until
 from tests.service.http_api.harness import serving
 
@@ -327,6 +330,49 @@ async def test_concurrent_calls(keys: Path) -> None:
         await send(started, "phone")
 
 
+async def test_calls_count_before_their_bodies_are_read(keys: Path) -> None:
+    keys.write_text(line("phone", "concurrent=2") + line("shop"))
+    async with running(api_keys_file=keys) as started:
+        connection = await Connection.open("127.0.0.1", started.server.port)
+        path = b"/qwen3vl.v1.VisionService/RunTask"
+        for _ in range(2):
+            connection.call(path, None, (b"x-api-key", b"key of phone"))
+        await until(lambda: calls_of(started.server.runtime, "phone") == 2)
+        error = await refused(started, "phone")
+        assert error.metadata["quota"] == "concurrent"
+        await send(started, "shop")
+        await connection.close()
+        await until(lambda: calls_of(started.server.runtime, "phone") == 0)
+        await send(started, "phone")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/qwen3vl.v1.VisionService/RunTask"])
+async def test_calls_over_http_count_before_their_bodies_are_read(keys: Path, path: str) -> None:
+    keys.write_text(line("phone", "concurrent=1"))
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: a\r\nx-api-key: key of phone\r\n"
+        "content-type: application/json\r\ncontent-length: 2\r\n\r\n"
+    ).encode()
+    async with serving(api_keys_file=keys) as server:
+        runtime = server.runtime
+        _, first = await asyncio.open_connection("127.0.0.1", server.http.port)
+        first.write(head)
+        await until(lambda: calls_of(runtime, "phone") == 1)
+        reader, second = await asyncio.open_connection("127.0.0.1", server.http.port)
+        second.write(head)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 30)
+        assert b" 429 " in answer
+        first.close()
+        await until(lambda: calls_of(runtime, "phone") == 0)
+        second.close()
+
+
+def calls_of(runtime: Runtime, caller: str) -> int:
+    """Calls of a caller in the server."""
+    account = runtime.budgets.quotas._accounts.get(caller)
+    return 0 if account is None else account.calls
+
+
 async def test_a_call_that_is_cancelled_no_longer_counts(keys: Path) -> None:
     keys.write_text(line("phone", "concurrent=1"))
     engine = Held()
@@ -338,6 +384,24 @@ async def test_a_call_that_is_cancelled_no_longer_counts(keys: Path) -> None:
         await until(lambda: engine.cancelled_requests == 1)
         engine.release()
         await send(started, "phone")
+
+
+@pytest.mark.slow
+async def test_few_calls_wait_in_the_engine_where_order_is_by_arrival(keys: Path) -> None:
+    """One key fills the server with long calls; the short call of another key is next but a few."""
+    from service.engines.reference import ReferenceEngine
+
+    keys.write_text(line("phone") + line("shop"))
+    engine: Any = ReferenceEngine(BUNDLED_MODEL, max_batch=2)
+    async with running(engine, api_keys_file=keys, max_batch=2) as started:
+        long, short = (run_request(inline(regex=f"[a-z]{{{n}}}")) for n in (60, 5))
+        calls = [asyncio.ensure_future(send(started, "phone", long)) for _ in range(12)]
+        admission = started.server.runtime.budgets.admission
+        await until(lambda: admission.waiting == 9, 60)
+        await send(started, "shop", short)
+        before = sum(call.done() for call in calls)
+        await asyncio.gather(*calls)
+    assert before <= 6
 
 
 async def test_share_of_the_queue(keys: Path) -> None:
@@ -394,7 +458,7 @@ async def test_one_caller_cannot_keep_another_out(keys: Path) -> None:
     """330 calls of one key fill slots and queue; 12 of another key are answered, and next."""
     keys.write_text(line("many") + line("few"))
     engine = Held()
-    async with running(engine, api_keys_file=keys) as started:
+    async with running(engine, api_keys_file=keys, max_concurrent=64) as started:
         engine.hold()
         admission = started.server.runtime.budgets.admission
 
@@ -586,6 +650,34 @@ def test_accounts_are_bounded_even_where_all_of_them_owe() -> None:
     assert "running" in quotas._accounts, "a call that runs keeps its account"
     assert "0" not in quotas._accounts
     running.__exit__(None, None, None)
+
+
+def test_calls_above_the_number_at_the_same_time_are_told_different_times() -> None:
+    """At the same time, only as many would find a place as end in the meantime."""
+    quotas = Quotas(clock := Clock())
+    caller = Caller("a", Quota(concurrent=2))
+    leave = [quotas.enter(caller) for _ in range(2)]
+    clock.now += 4
+    for one in leave:
+        one()
+        one()  # once more changes nothing
+    held = [quotas.enter(caller) for _ in range(2)]
+    mean_s = quotas._accounts["a"].mean_s
+    assert mean_s > 1
+
+    def told() -> float:
+        with pytest.raises(QuotaExceeded) as refused:
+            quotas.enter(caller)
+        return refused.value.retry_after_s
+
+    times = [told() for _ in range(10)]
+    assert times[-1] >= 10 * mean_s / 2, "ten calls before it, two in each mean time"
+    assert times[-1] <= 1.25 * 11 * mean_s / 2
+    for _ in range(1000):
+        last = told()
+    assert 60 <= last <= 75
+    held[0]()
+    quotas.enter(caller)
 
 
 def test_nobody_is_told_to_come_again_after_more_than_a_day() -> None:

@@ -437,6 +437,14 @@ def test_loopback_in_its_forms(host: str, address: str) -> None:
     assert settings.address == address
 
 
+def test_slots_follow_what_the_engine_decodes_together() -> None:
+    assert Settings().slots == 24
+    assert Settings(max_batch=1).slots == 2
+    assert Settings(engine="lmdeploy", model="org/model", max_batch=100).slots == 150
+    assert Settings(max_batch=2, max_concurrent=7).slots == 7
+    assert Settings(engine="fake").slots == 64
+
+
 def test_quotas_need_callers_that_are_known(file: Path) -> None:
     assert refused(key_queue=1).startswith("key_queue: needs api_keys_file or tls_client_ca")
     settings = load_settings(key_queue=1, api_keys_file=file)
