@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from service import __version__, metrics, traces
+from service import __version__, heap, metrics, traces
 from service.access_log import AccessLog
 from service.admin import AdminServer
 from service.auth import Access
@@ -164,6 +164,7 @@ class Runtime:
             await front_end.start()
         self._housekeeping = [
             asyncio.create_task(self.reloader.run(), name="reload"),
+            asyncio.create_task(heap.run(), name="heap"),
         ]
 
     async def load(self) -> None:

@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "observation": {*VALUES, "error_table"},
     "deadlines": set(),
     "logs": set(),
+    "heap": set(),
     "access_log": {"logs", "observation"},
     "traces": {"observation"},
     "web": {"reload"},
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "runtime": {
         "errors", "auth", "inference", "tasks", "structured_output", "engine", "settings", "lifecycle", "heartbeat",
-        "logs", "metrics", "admin", "observation", "reload", "access_log", "traces",
+        "logs", "metrics", "admin", "observation", "reload", "access_log", "traces", "quotas", "heap",
     },
     "grpc_api": {
         *VALUES, "error_table", "reload", "runtime", "inference", "tasks", "structured_output", "schema_compiler",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from service import logs, metrics
+from service import heap, logs, metrics
 from service.cli.arguments import read_settings, with_flag
 from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
@@ -44,6 +44,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         return USAGE
     logs.configure(settings.log_level, settings.log_format, on_drop=metrics.log_lines_dropped.inc)
     logs.dump_on_signal()
+    heap.limit()
     raise_descriptor_limit()
     try:
         registry = build_registry(settings)

@@ -1,0 +1,87 @@
+"""What malloc keeps: parameters of glibc, and memory that is returned at intervals."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+from service import heap
+from tests.service.harness import running, until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="needs glibc 2.33 or later"
+    ),
+]
+
+LOOK = """
+import ctypes
+from service import heap
+
+SIZE = 8 << 20
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+
+
+class Info(ctypes.Structure):
+    _fields_ = [(str(number), ctypes.c_size_t) for number in range(10)]
+
+
+libc.mallinfo2.restype = Info
+
+
+def mapped():
+    return getattr(libc.mallinfo2(), "4")
+
+
+heap.limit()
+libc.free(libc.malloc(SIZE))  # by default, malloc takes blocks of this size from a heap from now on
+before = mapped()
+block = libc.malloc(SIZE)
+print(mapped() - before >= SIZE)
+"""
+
+
+def look(environment: Mapping[str, str]) -> str:
+    given = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        env={**given, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_large_blocks_return_to_the_system() -> None:
+    assert look({}) == "True"
+
+
+def test_what_the_operator_has_set_stays() -> None:
+    assert look({"MALLOC_ARENA_MAX": "1"}) == "False"
+
+
+async def test_memory_is_returned_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[None] = []
+    monkeypatch.setattr(heap, "TRIM_INTERVAL_S", 0.001)
+    monkeypatch.setattr(heap, "trimmer", lambda: lambda: returned.append(None))
+    async with running():
+        await until(lambda: len(returned) > 2, 30)
+    before = len(returned)
+    await asyncio.sleep(0.05)
+    assert len(returned) == before, "a stopped server leaves the heap alone"
+
+
+def test_the_trimmer_calls_the_system() -> None:
+    trim = heap.trimmer()
+    assert trim is not None
+    trim()
