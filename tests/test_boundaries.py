@@ -97,6 +97,18 @@ DEFERRED = {
 """Where imports stand inside functions, and why."""
 
 
+STAGES: dict[str, set[str]] = {
+    "regex": set(),
+    "frontend": {"regex"},
+    "normalize": {"frontend", "regex"},
+    "ir": {"regex"},
+    "lower": {"frontend", "normalize", "ir", "regex"},
+    "emit": {"ir", "regex"},
+}
+"""Stage of the schema compiler -> the other stages that it may import. ``emit`` knows no keyword of JSON
+Schema, and no stage before it knows the syntax of grammars."""
+
+
 SOURCES = sources_of(ROOT, "service", "lmdeploy_ext")
 
 
@@ -184,6 +196,16 @@ def extension_on_the_service(sources: Sources) -> set[str]:
     return importers(sources, "lmdeploy_ext", "service")
 
 
+def compiler_stages_out_of_order(sources: Sources) -> set[str]:
+    compiler = "service/schema_compiler"
+    return {
+        file
+        for stage, allowed in STAGES.items()
+        for other in (STAGES.keys() | {"api", "stages"}) - allowed - {stage}
+        for file in importers(sources, f"{compiler}/{stage}", f"service.schema_compiler.{other}")
+    }
+
+
 def only_in(*places: str, of: tuple[str, ...]) -> Callable[[Sources], set[str]]:
     """The rule that only some places of the service import some modules."""
 
@@ -216,6 +238,7 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
     "imports inside functions have a reason": deferred_without_reason,
     "front ends know no engine and not each other": front_ends_beyond_their_place,
     "the extension never imports the service": extension_on_the_service,
+    "stages of the schema compiler import only the stages before them": compiler_stages_out_of_order,
     "only the LMDeploy engine imports LMDeploy": only_in(
         "service/engines/lmdeploy", of=("lmdeploy",)
     ),
@@ -359,6 +382,17 @@ def test_every_unit_that_imports_what_others_may_is_noticed(
     for unit in may:
         folder = f"service/{unit}/lmdeploy" if unit == "engines" else f"service/{unit}"
         assert RULES[rule](with_module(folder, f"import {module}")[1]) == set()
+
+
+COMPILER_STAGES = "stages of the schema compiler import only the stages before them"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_that_imports_a_later_one_is_noticed(stage: str) -> None:
+    for other in {*STAGES, "api"} - STAGES[stage] - {stage}:
+        line = f"from service.schema_compiler.{other} import anything"
+        file, sources = with_module(f"service/schema_compiler/{stage}", line)
+        assert RULES[COMPILER_STAGES](sources) == {file}
 
 
 FRONT_ENDS = "front ends know no engine and not each other"

@@ -292,6 +292,10 @@ def schema(
     everything: Annotated[
         bool, typer.Option("--all", help="Print every keyword and every rewrite.")
     ] = False,
+    stage: Annotated[
+        Literal["normalized", "ir", "grammar", "report"] | None,
+        typer.Option(help="Compile the schema in this process and print a stage of the compiler."),
+    ] = None,
     property_order: Order = None,
     server: Server = DEFAULT_SERVER,
     local: Local = False,
@@ -303,10 +307,12 @@ def schema(
     key: CertKey = None,
 ) -> None:
     """Show whether the grammar enforces a schema, and which keywords are only checked; exit code 0
-    or 3."""
+    or 3. With --stage, print what the compiler makes of it; no server is called."""
     from service.cli import calls
-    from service.cli.schema import validate
+    from service.cli.schema import print_stage, validate
 
+    if stage is not None:
+        raise typer.Exit(print_stage(file, stage, property_order))
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(validate(target, file, property_order, everything, as_json))
 

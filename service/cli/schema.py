@@ -10,8 +10,12 @@ import typer
 from service.cli.calls import PROPERTY_ORDERS, WORDS, Target, calling, print_json
 from service.cli.inputs import read_text
 from service.cli.output import echo
+from service.errors import ServiceError
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.schema_compiler.api import Options
+from service.schema_compiler.stages import STAGES
+from service.types import PropertyOrder
 
 NOT_ENFORCED = 3
 """Exit code for a valid schema that ``strict`` refuses."""
@@ -48,6 +52,19 @@ def validate(
 
     failed = calling(target, call)
     return failed or (0 if enforced else NOT_ENFORCED)
+
+
+def print_stage(schema: Path, stage: str, property_order: str | None) -> int:
+    """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar`` or ``report``. Returns 0, or 1
+    for a schema that cannot be used."""
+    order = PropertyOrder.ANY if property_order == "any" else PropertyOrder.DECLARED
+    try:
+        for line in STAGES[stage](read_text(schema, "FILE"), Options(order)):
+            echo(line)
+    except ServiceError as error:
+        typer.echo(f"{error.message} [{error.reason}]", err=True)
+        return 1
+    return 0
 
 
 def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str]:

@@ -1,22 +1,32 @@
-"""The analysis of a grammar of a caller: checks, the EBNF that engines compile, and a report."""
+"""The entry points of the compiler.
+
+``compile_schema`` compiles a JSON schema. ``analyse`` does so for all kinds of grammars of the service:
+JSON schemas, regular expressions, choices and EBNF.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from service.errors import GrammarError
-from service.schema_compiler import jsontext
+from service.schema_compiler import budget, jsontext
 from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
+from service.schema_compiler.emit.cost import MAX_COST, cost
+from service.schema_compiler.emit.grammar import choice_grammar, grammar_of, text_grammar
 from service.schema_compiler.emit.portable import portable
-from service.schema_compiler.emit.rules import Rules, literal, one_of, pruned
-from service.schema_compiler.frontend import schema_warnings as mistakes
-from service.schema_compiler.frontend.checked_schema import FIELD, compiled
+from service.schema_compiler.emit.string_lengths import StringLengths, string_lengths
+from service.schema_compiler.frontend import schema_warnings
+from service.schema_compiler.frontend.checked_schema import FIELD, CheckedSchema, checked_schema
 from service.schema_compiler.grammar_checks import check_grammar
-from service.schema_compiler.limits import SchemaLimits
-from service.schema_compiler.lower.schema_grammar import schema_grammar
-from service.schema_compiler.lower.strings import emit_regex
+from service.schema_compiler.ir.values import Document
+from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
+from service.schema_compiler.lower.context import MAX_ORDER_RULES
+from service.schema_compiler.lower.lowering import LoweredSchema, lower_schema, lower_to_anything
+from service.schema_compiler.lower.strings import lower_regex
+from service.schema_compiler.normalize.bounds import LADDER, Bounds, TooCostly
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.types import Grammar, GrammarKind, PropertyOrder
 
@@ -24,8 +34,97 @@ ANALYSIS_SECONDS = 5.0
 """Bound on one analysis; schemas in use take some thousandths."""
 ANALYSIS_STEPS = 200_000_000
 """Steps of regular expressions in one analysis."""
-_KEPT = 128
+ATTEMPT = 0.4
+"""Share of the remaining time that one attempt may take. Attempts end before, by bounds that are
+counted, unless the machine is too busy."""
+MAX_FORCED = 200_000
+"""Characters that a grammar may force in a row, so that they are used to decode faster."""
+_CACHED = 128
 """Analysed grammars that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a schema is compiled."""
+
+    property_order: PropertyOrder = PropertyOrder.DECLARED
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSchema:
+    """A compiled JSON schema.
+
+    grammar: EBNF for xgrammar. report: on each keyword. document: the values that the grammar describes.
+    forced_text: a bound on the characters that the grammar can force in a row.
+    """
+
+    grammar: str
+    report: GrammarReport
+    document: Document
+    forced_text: float
+
+    @property
+    def string_lengths(self) -> StringLengths:
+        """The bounds on the lengths of strings, of which the grammar keeps only small ones."""
+        return string_lengths(self.document)
+
+
+def compile_schema(
+    text: str, limits: SchemaLimits = DEFAULT_LIMITS, options: Options = Options()
+) -> CompiledSchema:
+    """Compile a JSON schema.
+
+    Raises ``GrammarError`` on the field ``grammar.json_schema`` for a schema that is not valid, is over
+    the limits, or that no value satisfies.
+    """
+    begun = time.perf_counter()
+    checked = checked_schema(text, limits)
+    try:
+        with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
+            lowered, ebnf = lowered_and_emitted(checked, text, options)
+            warnings = schema_warnings.find(checked)
+    except BudgetExceeded:
+        what = "takes too long to analyse; make it smaller, or its alternatives fewer"
+        raise GrammarError(FIELD, what, reason="SCHEMA_TOO_LARGE") from None
+    weakened = any(one.enforcement is Enforcement.CHECKED for one in lowered.keywords)
+    report = GrammarReport(
+        Enforcement.CHECKED if weakened else Enforcement.ENFORCED,
+        lowered.keywords,
+        lowered.rewrites,
+        len(ebnf.encode()),
+        time.perf_counter() - begun,
+        warnings=warnings,
+    )
+    return CompiledSchema(ebnf, report, lowered.document, lowered.forced_text)
+
+
+def lowered_and_emitted(
+    checked: CheckedSchema, text: str, options: Options
+) -> tuple[LoweredSchema, str]:
+    """The values of a checked schema and their grammar, with as few keywords dropped as the bounds on
+    the size of a grammar allow. text: the schema as sent.
+
+    Raises ``GrammarError`` for a schema that no value satisfies, ``BudgetExceeded``.
+    """
+    for bounds, order_rules in _attempts(options.property_order):
+        try:
+            with bounded(budget.current().part(ATTEMPT)):
+                lowered = lower_schema(checked, text, bounds, order_rules)
+                ebnf = grammar_of(lowered.document)
+        except (BudgetExceeded, TooCostly):
+            continue
+        if cost(ebnf) <= MAX_COST:
+            return lowered, ebnf
+    lowered = lower_to_anything(checked, text)
+    return lowered, grammar_of(lowered.document)
+
+
+def _attempts(order: PropertyOrder) -> Iterable[tuple[Bounds, int | None]]:
+    """Bounds to try, and the rules that any order may take; None keeps the declared order. What a
+    schema says is never given up for the sake of any order."""
+    if order is PropertyOrder.DECLARED:
+        return [(bounds, None) for bounds in LADDER]
+    return [(LADDER[0], MAX_ORDER_RULES), *((bounds, 0) for bounds in LADDER)]
 
 
 def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
@@ -37,56 +136,36 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
     return _analysed(grammar.kind, grammar.source, order, limits)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=_CACHED)
 def _analysed(
     kind: GrammarKind, source: str, order: PropertyOrder, limits: SchemaLimits
 ) -> Analysed:
-    begun = time.perf_counter()
     if kind is GrammarKind.JSON_SCHEMA:
-        return _schema(Grammar(kind, source, property_order=order), limits, begun)
+        asked = Grammar(kind, source, property_order=order)
+        found = compile_schema(source, limits, Options(order))
+        forces_little = found.forced_text <= MAX_FORCED
+        return Analysed(
+            replace(asked, ebnf=found.grammar, forces_little=forces_little), found.report
+        )
+    begun = time.perf_counter()
     plain = Grammar(kind, source)
     check_grammar(plain, limits)
-    rules = Rules()
     why = ""
     if kind is GrammarKind.CHOICE:
-        ebnf, little = rules.text(one_of(map(literal, jsontext.decode(source)))), True
+        ebnf, forces_little = choice_grammar(jsontext.decode(source)), True
     elif kind is GrammarKind.REGEX:
-        emitted = emit_regex(source, rules)
-        if emitted.expression is None:
+        lowered = lower_regex(source)
+        if lowered.found is None:
             what = "no text can match it"
             raise GrammarError("grammar.regex", what, reason="GRAMMAR_UNSATISFIABLE")
-        ebnf, little = pruned(rules.text(emitted.expression)), "{" not in source
-        why = "; ".join(f"the expression {reason}" for _, reason in emitted.dropped)
+        ebnf, forces_little = text_grammar(lowered.found), "{" not in source
+        why = "; ".join(f"the expression {reason}" for _, reason in lowered.dropped)
     else:
-        ebnf, little = portable(source), False
+        ebnf, forces_little = portable(source), False
     report = GrammarReport(
         Enforcement.CHECKED if why else Enforcement.ENFORCED,
         ebnf_bytes=len(ebnf.encode()),
         seconds=time.perf_counter() - begun,
         why=why,
     )
-    return Analysed(Grammar(kind, source, ebnf, little), report)
-
-
-def _schema(grammar: Grammar, limits: SchemaLimits, begun: float) -> Analysed:
-    checked = compiled(grammar.source, limits)
-    try:
-        with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
-            found = schema_grammar(
-                checked, grammar.source, grammar.property_order or PropertyOrder.DECLARED
-            )
-            warnings = mistakes.find(checked)
-    except BudgetExceeded:
-        what = "takes too long to analyse; make it smaller, or its alternatives fewer"
-        raise GrammarError(FIELD, what, reason="SCHEMA_TOO_LARGE") from None
-    weakened = any(one.enforcement is Enforcement.CHECKED for one in found.keywords)
-    report = GrammarReport(
-        Enforcement.CHECKED if weakened else Enforcement.ENFORCED,
-        found.keywords,
-        found.rewrites,
-        len(found.ebnf.encode()),
-        time.perf_counter() - begun,
-        warnings=warnings,
-    )
-    ready = replace(grammar, ebnf=found.ebnf, forces_little=found.forces_little)
-    return Analysed(ready, report)
+    return Analysed(Grammar(kind, source, ebnf, forces_little), report)

@@ -16,7 +16,7 @@ from service.schema_compiler.budget import (
     BudgetExceeded,
     bounded,
 )
-from service.schema_compiler.frontend.checked_schema import compiled
+from service.schema_compiler.frontend.checked_schema import checked_schema
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 
 
@@ -55,7 +55,7 @@ class AnswerValidator:
         and the keyword. Numbers are compared as the decimals that were written, not as binary64
         approximations."""
         value = parse_json(text, exact=True)
-        validator = compiled(self.schema, self.limits).validator
+        validator = checked_schema(self.schema, self.limits).validator
         try:
             with bounded(Budget(self.seconds, self.steps)):
                 error = next(validator.iter_errors(value), None)

@@ -1,6 +1,6 @@
 """How characters of a text are written: as they are, or inside a JSON string.
 
-In a JSON string, a character has its canonical spelling: the one of ``json.dumps`` without
+In a JSON string, a character has its canonical escapes: the one of ``json.dumps`` without
 ``ensure_ascii``. Classes of characters are never negated, so that no byte gets through that is in
 no UTF-8.
 """
@@ -21,7 +21,7 @@ PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
 
 
-class Raw:
+class RawText:
     """Characters as they are."""
 
     name = "raw"
@@ -44,7 +44,7 @@ class Raw:
         return f"{character_class(ALL)}*"
 
 
-class Json:
+class JsonEscapes:
     """Characters of a JSON string, and the quote at its end."""
 
     name = "json"
@@ -54,18 +54,18 @@ class Json:
         self._rules = rules
 
     def alternatives(self, characters: Ranges) -> list[str]:
-        """See `Raw.alternatives`."""
+        """See `RawText.alternatives`."""
         plain = _beside_all_special(characters)
         if plain is not None:
             return [plain, self._any_escape()]
         return list(_json_alternatives(characters))
 
     def text(self, characters: str) -> str:
-        """See `Raw.text`."""
+        """See `RawText.text`."""
         return literal(json.dumps(characters, ensure_ascii=False)[1:-1])
 
     def anything(self) -> str:
-        """See `Raw.anything`."""
+        """See `RawText.anything`."""
         return self._rules.once("json_rest", self._anything)
 
     def _anything(self) -> str:

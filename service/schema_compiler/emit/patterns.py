@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
-from service.schema_compiler.emit.json_escapes import Json, Raw
+from service.schema_compiler.emit.json_escapes import JsonEscapes, RawText
 from service.schema_compiler.emit.rules import Rules, any_or_end, one_of, sequence
 from service.schema_compiler.regex.character_sets import resolve
 from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
@@ -18,19 +18,19 @@ from service.schema_compiler.regex.dfa import DEAD, Dfa
 from service.schema_compiler.regex.expressions import is_anything
 from service.schema_compiler.regex.syntax import Chars, Choice, Node, Repeat, Sequence
 
-Spelling = Raw | Json
+Escapes = RawText | JsonEscapes
 MANY_RANGES = 32
 """Of a class that gets a rule of its own where it is repeated: compilers write repeats out."""
 
 
-def automaton(dfa: Dfa, rules: Rules, spelling: Spelling) -> str:
+def automaton(dfa: Dfa, rules: Rules, escapes: Escapes) -> str:
     """The expression for the texts of a minimal automaton that accepts something, and their end."""
-    return _Automaton(dfa, rules, spelling).expression()
+    return _Automaton(dfa, rules, escapes).expression()
 
 
 class _Automaton:
-    def __init__(self, dfa: Dfa, rules: Rules, spelling: Spelling) -> None:
-        self._rules, self._spelling = rules, spelling
+    def __init__(self, dfa: Dfa, rules: Rules, escapes: Escapes) -> None:
+        self._rules, self._escapes = rules, escapes
         self._accepting = dfa.accepting
         self._arrows = [_arrows(dfa.blocks, row) for row in dfa.edges]
         arriving = [0] * len(dfa.edges)
@@ -55,22 +55,22 @@ class _Automaton:
         order = []
         for state in range(len(self._arrows)):
             if not self._inline[state] and not self._is_anything(state):
-                self._names[state] = self._rules.reserve(f"{self._spelling.name}_text")
+                self._names[state] = self._rules.reserve(f"{self._escapes.name}_text")
                 order.append(state)
         return order
 
     def _name(self, state: int) -> str:
-        return self._names.get(state) or self._spelling.anything()
+        return self._names.get(state) or self._escapes.anything()
 
     def _is_anything(self, state: int) -> bool:
         return self._accepting[state] and self._arrows[state] == {state: ALL}
 
     def _alternatives(self, state: int) -> list[str]:
-        found = [self._spelling.end] if self._accepting[state] else []
+        found = [self._escapes.end] if self._accepting[state] else []
         for target, characters in self._arrows[state].items():
             text, at = "", target
             single = _single(characters)
-            heads = [""] if single else self._spelling.alternatives(characters)
+            heads = [""] if single else self._escapes.alternatives(characters)
             text += single
             tail: list[str] = []
             while self._inline[at]:
@@ -81,18 +81,18 @@ class _Automaton:
                     text += single
                 else:
                     if text:
-                        tail.append(self._spelling.text(text))
+                        tail.append(self._escapes.text(text))
                         text = ""
                     tail.append(self._one(more))
                 at = following
             if text:
-                tail.append(self._spelling.text(text))
-            tail.append(self._spelling.end if self._inline[at] else self._name(at))
+                tail.append(self._escapes.text(text))
+            tail.append(self._escapes.end if self._inline[at] else self._name(at))
             found += [" ".join(filter(None, (head, *tail))) for head in heads]
         return found
 
     def _one(self, characters: Ranges) -> str:
-        return one_character(characters, self._rules, self._spelling)
+        return one_character(characters, self._rules, self._escapes)
 
 
 def _arrows(blocks: tuple[Ranges, ...], row: Items[int]) -> dict[int, Ranges]:
@@ -110,21 +110,21 @@ def _single(characters: Ranges) -> str:
     return chr(low) if low == high and not more else ""
 
 
-def one_character(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
+def one_character(characters: Ranges, rules: Rules, escapes: Escapes) -> str:
     """The expression for one character of a set that is not empty."""
-    alternatives = spelling.alternatives(characters)
+    alternatives = escapes.alternatives(characters)
     return (
         alternatives[0]
         if len(alternatives) == 1 and " " not in alternatives[0]
-        else rules.define(f"{spelling.name}_character", " | ".join(alternatives))
+        else rules.define(f"{escapes.name}_character", " | ".join(alternatives))
     )
 
 
-def _repeated(characters: Ranges, rules: Rules, spelling: Spelling) -> str:
-    one = one_character(characters, rules, spelling)
+def _repeated(characters: Ranges, rules: Rules, escapes: Escapes) -> str:
+    one = one_character(characters, rules, escapes)
     if len(characters) <= MANY_RANGES or not one.startswith("["):
         return one
-    return rules.define(f"{spelling.name}_character", one)
+    return rules.define(f"{escapes.name}_character", one)
 
 
 def _times(one: str, low: int, high: int | None) -> str:
@@ -138,42 +138,42 @@ def _times(one: str, low: int, high: int | None) -> str:
     return f"{one}{{{low},{high}}}"
 
 
-def expression(node: Node, rules: Rules, spelling: Spelling) -> str:
+def expression(node: Node, rules: Rules, escapes: Escapes) -> str:
     """The expression for the texts that a regular expression without assertions matches from end to
     end, and their end."""
     items = list(node.items) if isinstance(node, Sequence) else [node]
     if items and is_anything(items[-1]):
-        return " ".join((*_written(items[:-1], rules, spelling), spelling.anything()))
-    return " ".join((*_written(items, rules, spelling), spelling.end))
+        return " ".join((*_written(items[:-1], rules, escapes), escapes.anything()))
+    return " ".join((*_written(items, rules, escapes), escapes.end))
 
 
-def _written(items: Iterable[Node], rules: Rules, spelling: Spelling) -> list[str]:
+def _written(items: Iterable[Node], rules: Rules, escapes: Escapes) -> list[str]:
     """The items one after the other; single characters together as text."""
     found, text = [], ""
     for item in items:
         single = _single(resolve(item)) if isinstance(item, Chars) else ""
         text += single
         if not single:
-            found += [spelling.text(text)] if text else []
+            found += [escapes.text(text)] if text else []
             text = ""
-            found.append(_item(item, rules, spelling))
-    return [*found, spelling.text(text)] if text else found
+            found.append(_item(item, rules, escapes))
+    return [*found, escapes.text(text)] if text else found
 
 
-def _item(node: Node, rules: Rules, spelling: Spelling) -> str:
+def _item(node: Node, rules: Rules, escapes: Escapes) -> str:
     if isinstance(node, Chars):
-        return one_character(resolve(node), rules, spelling)
+        return one_character(resolve(node), rules, escapes)
     if isinstance(node, Repeat):
-        if is_chained(node, spelling):
-            return _chain(node, rules, spelling)
-        return _times(_piece(node.item, rules, spelling), node.low, node.high)
+        if is_chained(node, escapes):
+            return _chain(node, rules, escapes)
+        return _times(_piece(node.item, rules, escapes), node.low, node.high)
     if isinstance(node, Choice):
-        return one_of(_item(item, rules, spelling) for item in node.items)
+        return one_of(_item(item, rules, escapes) for item in node.items)
     assert isinstance(node, Sequence)
-    return " ".join(_written(node.items, rules, spelling)) or '""'
+    return " ".join(_written(node.items, rules, escapes)) or '""'
 
 
-def is_chained(node: Repeat, spelling: Spelling) -> bool:
+def is_chained(node: Repeat, escapes: Escapes) -> bool:
     """Whether a repeat is of characters that are spelled in several ways.
 
     It gets a rule for each number that is left, or one that goes on with itself. With one rule for
@@ -183,12 +183,12 @@ def is_chained(node: Repeat, spelling: Spelling) -> bool:
     if not isinstance(node.item, Chars) or (node.low, node.high) in ((0, 1), (1, 1), (0, 0)):
         return False
     characters = resolve(node.item)
-    return len(characters) <= MANY_RANGES and len(spelling.alternatives(characters)) > 1
+    return len(characters) <= MANY_RANGES and len(escapes.alternatives(characters)) > 1
 
 
-def _chain(node: Repeat, rules: Rules, spelling: Spelling) -> str:
+def _chain(node: Repeat, rules: Rules, escapes: Escapes) -> str:
     assert isinstance(node.item, Chars)
-    ways = spelling.alternatives(resolve(node.item))
+    ways = escapes.alternatives(resolve(node.item))
     rest = ""
     if node.high is None:
         rest = rules.once(("any number", *ways), lambda: _any_number(ways, rules))
@@ -220,8 +220,8 @@ def counted(ways: Items[str], low: int, high: int | None, end: str, rest: str, r
     return rules.once(("counted", tuple(ways), low, high, end), make)
 
 
-def _piece(node: Node, rules: Rules, spelling: Spelling) -> str:
+def _piece(node: Node, rules: Rules, escapes: Escapes) -> str:
     """The item as something that can be repeated."""
     if isinstance(node, Chars):
-        return _repeated(resolve(node), rules, spelling)
-    return rules.define(f"{spelling.name}_part", _item(node, rules, spelling))
+        return _repeated(resolve(node), rules, escapes)
+    return rules.define(f"{escapes.name}_part", _item(node, rules, escapes))

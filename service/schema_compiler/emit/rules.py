@@ -20,8 +20,6 @@ class Rules:
         self._names: dict[str, str] = {}
         self._counts: dict[str, int] = {}
         self._made: dict[Hashable, str] = {}
-        self.effort = 0
-        """What automata of strings have taken so far; as much whether they were kept or not."""
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -62,47 +60,6 @@ class Rules:
         lines = [f"{ROOT} ::= {root}"]
         lines += [f"{name} ::= {body}" for name, body in self._bodies.items()]
         return "\n".join(lines) + "\n"
-
-
-class Template:
-    """Rules and an expression that can be written into any grammar.
-
-    make: writes the rules, by ``define`` alone, and returns the expression.
-    """
-
-    def __init__(self, make: Callable[[Rules], str | None]) -> None:
-        recorder = _Recorder()
-        self._expression = make(recorder)
-        self._definitions = recorder.definitions
-
-    def write(self, rules: Rules) -> str | None:
-        """Write it; returns the expression."""
-        names: list[str] = []
-
-        def named(text: str) -> str:
-            return _PLACE.sub(lambda found: names[int(found[1])], text)
-
-        for hint, body in self._definitions:
-            names.append(rules.define(hint, named(body)))
-        return None if self._expression is None else named(self._expression)
-
-
-_PLACE = re.compile("\0(\\d+)\0")
-
-
-class _Recorder(Rules):
-    """Takes down definitions; their names are places for names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.definitions: list[tuple[str, str]] = []
-
-    def define(self, hint: str, body: str) -> str:
-        name = self._names.get(body)
-        if name is None:
-            name = self._names[body] = f"\0{len(self.definitions)}\0"
-            self.definitions.append((hint, body))
-        return name
 
 
 def literal(text: str) -> str:

@@ -1,65 +1,50 @@
-"""The rules of objects whose few names may come in any order."""
+"""Objects whose few properties may come in any order, as EBNF."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from service.schema_compiler.emit.objects import Name, Value
 from service.schema_compiler.emit.rules import Rules, any_or_end, literal, one_of, sequence
-from service.schema_compiler.normalize.nodes import State
-
-if TYPE_CHECKING:
-    from service.schema_compiler.emit.objects import ObjectShape
-
-MAX_SHUFFLED = 8
-"""Declared names that may come in any order; each set of those that are there has a rule."""
+from service.schema_compiler.ir.values import Object, beginnings
 
 
-class Shuffled:
-    """Writes few names in any order: a rule for each set of those that are there."""
+class UnorderedObject:
+    """Writes a rule for each set of the declared properties that are there.
+
+    shared: names of properties that other objects have, too, with the same values.
+    """
 
     def __init__(
-        self, shape: ObjectShape, rules: Rules, value: Callable[[State], str | None]
+        self, one: Object, shared: frozenset[str], rules: Rules, value: Value, name: Name
     ) -> None:
         self.rules = rules
+        self.names = [prop.name for prop in one.properties]
+        self.required = sum(prop.required << i for i, prop in enumerate(one.properties))
+        several = len(one.properties) > 1 or bool(one.additional)
         self.pairs: list[str] = []
-        self.names: list[str] = []
-        self.required = 0
-        self.possible = True
-        several = len(shape.members) > 1 or bool(shape.further)
-        for name, required, ways in shape.members:
-            expression = value(ways[0][0])
-            if expression is not None:
-                self.required |= int(required) << len(self.pairs)
-                key = literal(json.dumps(name, ensure_ascii=False) + ": ")
-                pair = f"{key} {expression}"
-                own_rule = several or name in shape.common
-                self.pairs.append(rules.define("member", pair) if own_rule else pair)
-                self.names.append(name)
-            elif required:
-                self.possible = False
+        for prop in one.properties:
+            key = literal(json.dumps(prop.name, ensure_ascii=False) + ": ")
+            pair = f"{key} {value(prop.values[0].value)}"
+            own_rule = several or prop.name in shared
+            self.pairs.append(rules.define("property", pair) if own_rule else pair)
         self.additional: list[tuple[int, str]] = []
-        """Additional members, and the declared names with which they begin, as bits: these must not be
-        there yet."""
-        for forms, ways in shape.further:
-            expression = value(ways[0][0])
-            if expression is None:
-                continue
-            if forms.apart is not None:
-                self.additional.append((0, self._other(forms.apart, expression)))
-            for name, longer in forms.longer.items():
-                within = set(forms.within(name))
-                bits = sum(1 << i for i, one in enumerate(self.names) if one in within)
-                self.additional.append((bits, self._other(longer, expression)))
+        """Additional properties, and the declared names with which theirs begin, as bits: these must
+        not be there yet."""
+        for kind in one.additional:
+            expression = value(kind.values[0].value)
+            if kind.names.apart is not None:
+                self.additional.append((0, self._other(name(kind.names.apart), expression)))
+            for declared, texts in kind.names.extending.items():
+                within = set(beginnings(declared))
+                bits = sum(1 << i for i, known in enumerate(self.names) if known in within)
+                self.additional.append((bits, self._other(name(texts), expression)))
 
     def _other(self, name: str, value: str) -> str:
         return self.rules.define("other", f'{name} ": " {value}')
 
-    def run(self) -> str | None:
-        """The expression, or None where no object fits."""
-        if not self.possible:
-            return None
+    def run(self) -> str:
+        """The expression."""
         after: dict[int, str] = {}
         everything = (1 << len(self.pairs)) - 1
         start: list[str] = []

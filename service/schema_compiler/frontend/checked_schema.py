@@ -38,19 +38,19 @@ MAX_PATTERN_EFFORT = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedSchema:
-    """A checked schema: the JSON value as sent, the validator with bounded work, and its places.
+    """A checked schema: the JSON value as sent, the validator with bounded work, and its subschemas.
 
-    The validator and the places have a copy of the document whose numbers are exact.
+    The validator and the subschemas have a copy of the document whose numbers are exact.
     """
 
     document: dict[str, Any] | bool
     validator: Any
     draft: Draft
-    places: Places
+    subschemas: Subschemas
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Places:
+class Subschemas:
     """Where subschemas are and what they refer to, by the ``id()`` of the parts of ``root``.
 
     root: a copy of the document without any ``$schema``; the validator has it, too.
@@ -76,7 +76,7 @@ def check_json_schema(
     """The schema as a JSON value; ``GrammarError`` on ``field`` says where it cannot be used and
     why."""
     try:
-        return compiled(text, limits).document
+        return checked_schema(text, limits).document
     except GrammarError as error:
         description = error.violations[0].description
         raise GrammarError(
@@ -87,12 +87,12 @@ def check_json_schema(
 _KEPT: Kept[CheckedSchema] = Kept(max_entries=128, max_characters=1 << 20)
 
 
-def compiled(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CheckedSchema:
+def checked_schema(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CheckedSchema:
     """Check a schema and make its validator; a schema seen before costs a dictionary look-up."""
-    return _KEPT.get((text, limits), len(text), lambda: _compiled(text, limits))
+    return _KEPT.get((text, limits), len(text), lambda: _checked(text, limits))
 
 
-def _compiled(text: str, limits: SchemaLimits) -> CheckedSchema:
+def _checked(text: str, limits: SchemaLimits) -> CheckedSchema:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > limits.max_bytes:
         raise GrammarError(
@@ -104,7 +104,7 @@ def _compiled(text: str, limits: SchemaLimits) -> CheckedSchema:
     document, working = _decode(text, limits), _decode(text, limits, exact=True)
     if isinstance(document, bool):
         validator = DEFAULT_DRAFT.of(working)
-        nowhere = Places(document, {}, {}, {}, frozenset(), False)
+        nowhere = Subschemas(document, {}, {}, {}, frozenset(), False)
         return CheckedSchema(document, validator, DEFAULT_DRAFT, nowhere)
     if not isinstance(document, dict):
         raise _invalid("", "must be an object, true or false")
@@ -262,10 +262,10 @@ class _Walk:
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
         self._note(root, "", resolver)
 
-    def run(self) -> Places:
+    def run(self) -> Subschemas:
         live = self._live()
         self._refuse_loops()
-        return Places(
+        return Subschemas(
             self.root,
             self.pointers,
             self.targets,

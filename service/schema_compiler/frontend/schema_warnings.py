@@ -49,16 +49,16 @@ _BY_REFERENCE = (
 
 def find(compiled: CheckedSchema) -> tuple[SchemaWarning, ...]:
     """The warnings on a schema, by kind and then in the order of the document."""
-    places, draft = compiled.places, compiled.draft
+    subschemas, draft = compiled.subschemas, compiled.draft
     found = [
         *_unconstrained(compiled),
         *_misspelt(compiled),
         *_nullable(compiled),
         *_of_other_drafts(compiled),
-        *_ignored(places.live, places.pointers, draft),
+        *_ignored(subschemas.live, subschemas.pointers, draft),
         *(
             SchemaWarning(at, WarningKind.UNUSED, f"never applies to a value; if it did: {what}")
-            for at, what in places.unused
+            for at, what in subschemas.unused
         ),
     ]
     return tuple(_limited(found))
@@ -88,7 +88,9 @@ def _at(pointer: str, keyword: str) -> str:
 
 def _unconstrained(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
     draft, document = compiled.draft, compiled.document
-    if document is False or any(_constrains(draft.meaning(one)) for one in compiled.places.live):
+    if document is False or any(
+        _constrains(draft.meaning(one)) for one in compiled.subschemas.live
+    ):
         return
     what = "constrains nothing: every JSON value fits"
     members = document.items() if isinstance(document, dict) else ()
@@ -121,13 +123,13 @@ def _asserts(keyword: str, value: Any) -> bool:
 def _misspelt(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
     names = _Names()
     draft = compiled.draft
-    for schema in compiled.places.live:
+    for schema in compiled.subschemas.live:
         if draft.ignores_siblings and "$ref" in schema:
             continue
         for name, value in schema.items():
             meant = names.meant(name, value)
             if meant is not None and meant not in schema:
-                at = _at(compiled.places.pointers[id(schema)], name)
+                at = _at(compiled.subschemas.pointers[id(schema)], name)
                 what = f"is not a keyword of JSON Schema and constrains nothing; {meant} is one"
                 yield SchemaWarning(at, WarningKind.MISSPELT_KEYWORD, what)
 
@@ -217,9 +219,9 @@ def _distance(one: str, other: str) -> int:
 
 
 def _nullable(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
-    for schema in compiled.places.live:
+    for schema in compiled.subschemas.live:
         if schema.get("nullable") is True and not _takes_null(schema):
-            at = _at(compiled.places.pointers[id(schema)], "nullable")
+            at = _at(compiled.subschemas.pointers[id(schema)], "nullable")
             what = (
                 f"is of OpenAPI 3.0 and allows nothing in JSON Schema; write {_with_null(schema)}"
             )
@@ -245,11 +247,11 @@ def _of_other_drafts(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
     """One warning for each keyword that is read as in another draft."""
     draft = compiled.draft
     found: dict[str, list[str]] = defaultdict(list)
-    for schema in compiled.places.live:
+    for schema in compiled.subschemas.live:
         for keyword, value in draft.meaning(schema).items():
             what = _of_another_draft(draft, keyword, value)
             if what:
-                found[what].append(_at(compiled.places.pointers[id(schema)], keyword))
+                found[what].append(_at(compiled.subschemas.pointers[id(schema)], keyword))
     for what, pointers in found.items():
         message = what + _more(len(pointers) - 1)
         yield SchemaWarning(pointers[0], WarningKind.OTHER_DRAFT, message)

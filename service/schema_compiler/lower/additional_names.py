@@ -1,4 +1,4 @@
-"""Names of objects that are not declared, in kinds by the patterns that they match."""
+"""PropertyNames of objects that are not declared, in kinds by the patterns that they match."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.schema_compiler import budget
+from service.schema_compiler.ir.values import NameSet, TextSet, beginnings
 from service.schema_compiler.lower.context import Context
-from service.schema_compiler.normalize.constraints import Members, Names, SomeMember
-from service.schema_compiler.normalize.literals import BEGINNING, Literal
+from service.schema_compiler.normalize.constraints import (
+    PREFIX,
+    Literal,
+    Properties,
+    PropertyNames,
+    SomeProperty,
+)
 from service.schema_compiler.normalize.nodes import STRING, Atom, negated
 
 MAX_CLASSES = 16
-"""Kinds of further names, told apart by the patterns that they match."""
+"""Kinds of additional names, told apart by the patterns that they match."""
 MAX_PATTERNS = 8
 """Patterns whose combinations are told apart."""
 MAX_LONGER = 200
@@ -23,39 +29,17 @@ MAX_LONGER_BY_PATTERN = 16
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class NameForms:
-    """Expressions for additional names of one kind, quotes included.
-
-    A model that has begun a declared name can only be stopped at its last quote, and would go on
-    with letters that nobody meant. So an additional name begins with a declared one only where that
-    may be written as well.
-
-    apart: names that begin with no declared name; None where there are none. longer: names that
-    begin with a declared one and are longer, by the longest such. They may be written where that
-    one and all declared names with which it begins may be.
-    """
-
-    apart: str | None
-    longer: dict[str, str]
-
-    @staticmethod
-    def within(name: str) -> Iterable[str]:
-        """All texts with which a name begins, and the name."""
-        return (name[:size] for size in range(1, len(name) + 1))
-
-
 @dataclass
 class Kind:
-    """Names of one kind. atoms: what values satisfy. special: which of the members that the object
+    """PropertyNames of one kind. atoms: what values satisfy. special: which of the members that the object
     must have are of this kind."""
 
-    forms: NameForms
+    names: NameSet
     atoms: list[Atom]
-    special: list[SomeMember]
+    special: list[SomeProperty]
 
 
-class FurtherNames:
+class AdditionalNames:
     """The names that one conjunction does not declare.
 
     pointers: of keywords that speak of declared names beside ``members``.
@@ -64,9 +48,9 @@ class FurtherNames:
     def __init__(
         self,
         context: Context,
-        members: list[Members],
-        names: list[Names],
-        some: list[SomeMember],
+        members: list[Properties],
+        names: list[PropertyNames],
+        some: list[SomeProperty],
         pointers: list[str],
     ) -> None:
         self.context = context
@@ -92,12 +76,12 @@ class FurtherNames:
                 continue
             for named, covered in self._named_classes(literals):
                 special = [one for one in self.some if self._covers(one, matched, covered)]
-                forms = self._forms(named, declared, possible)
-                if forms.apart is not None or forms.longer:
-                    found.append(Kind(forms, atoms, special))
+                names = self._names(named, declared, possible)
+                if names.apart is not None or names.extending:
+                    found.append(Kind(names, atoms, special))
         return found
 
-    def _covers(self, one: SomeMember, matched: frozenset[str], named: frozenset[Atom]) -> bool:
+    def _covers(self, one: SomeProperty, matched: frozenset[str], named: frozenset[Atom]) -> bool:
         if one.name is not None and one.name not in named:
             return False
         if one.pattern is not None:
@@ -112,7 +96,7 @@ class FurtherNames:
             if not hits:
                 if members.closed:
                     return None
-                hits = [members.further]
+                hits = [members.additional]
             atoms += [atom for atom in hits if atom is not None]
         return atoms
 
@@ -131,7 +115,7 @@ class FurtherNames:
             for matched, literals in classes:
                 split.append((matched, [*literals, Literal("pattern", pattern, pointer, True)]))
                 both = (matched | {pattern}, [*literals, Literal("pattern", pattern, pointer)])
-                if not matched or self.context.string(both[1], key=True).expression is not None:
+                if not matched or self.context.string(both[1], name=True).found is not None:
                     split.append(both)
             classes = split
         return classes
@@ -146,7 +130,7 @@ class FurtherNames:
         for members in self.members:
             if members.patterns:
                 self.context.drop(f"{members.pointer}/patternProperties", why)
-                if members.further is not None:
+                if members.additional is not None:
                     self.context.drop(f"{members.pointer}/{members.keyword}", why)
 
     def _named_classes(
@@ -163,53 +147,53 @@ class FurtherNames:
                 own = [c for c in one if isinstance(c, Literal)]
                 yield [*literals, *own], frozenset(chosen)
 
-    def _forms(self, literals: list[Literal], declared: list[str], possible: set[str]) -> NameForms:
-        beginnings = [name for name in declared if name]
-        own = [Literal(BEGINNING, beginnings, negated=True)] if beginnings else []
-        if len(beginnings) < len(declared):  # all names begin with the empty one
+    def _names(self, literals: list[Literal], declared: list[str], possible: set[str]) -> NameSet:
+        named = [name for name in declared if name]
+        own = [Literal(PREFIX, named, negated=True)] if named else []
+        if len(named) < len(declared):  # all names begin with the empty one
             own.append(Literal("enum", [""], negated=True))
-        emitted = self.context.string([*literals, *own], key=True)
-        for dropped, why in emitted.dropped:
+        lowered = self.context.string([*literals, *own], name=True)
+        for dropped, why in lowered.dropped:
             if dropped.pointer:
                 self.context.drop(dropped.pointer, why)
                 continue
             for members in self.members:
-                if members.named:
+                if members.declared:
                     self.context.drop(f"{members.pointer}/properties", why)
-                if members.further is not None:
+                if members.additional is not None:
                     self.context.drop(f"{members.pointer}/{members.keyword}", why)
             for pointer in self.pointers:
                 self.context.drop(pointer, why)
-        if any(dropped.keyword == "pattern" for dropped, _ in emitted.dropped):
+        if any(dropped.keyword == "pattern" for dropped, _ in lowered.dropped):
             self._drop_patterns("names cannot be told apart")
-        known = {id(dropped) for dropped, _ in emitted.dropped}
-        longer = self._longer(literals, beginnings, possible, known)
-        if emitted.expression is None and not longer and declared:
+        known = {id(dropped) for dropped, _ in lowered.dropped}
+        extending = self._extending(literals, named, possible, known)
+        if lowered.found is None and not extending and declared:
             # Every name begins with one that cannot be there. Rather such names than none.
-            emitted = self.context.string(
-                [*literals, Literal("enum", declared, negated=True)], key=True
+            lowered = self.context.string(
+                [*literals, Literal("enum", declared, negated=True)], name=True
             )
-        return NameForms(emitted.expression, longer)
+        return NameSet(lowered.found, extending)
 
-    def _longer(
+    def _extending(
         self, literals: list[Literal], declared: list[str], possible: set[str], dropped: set[int]
-    ) -> dict[str, str]:
-        """Names that begin with a declared one. dropped: literals that are not enforced anyway; names
+    ) -> dict[str, TextSet]:
+        """PropertyNames that begin with a declared one. dropped: literals that are not enforced anyway; names
         that would drop more are left out."""
         patterns = any(one.keyword in ("pattern", "format") for one in literals)
         if len(declared) > (MAX_LONGER_BY_PATTERN if patterns else MAX_LONGER):
             return {}
-        found: dict[str, str] = {}
+        found: dict[str, TextSet] = {}
         impossible = set(declared) - possible
         for name in declared:
-            if not impossible.isdisjoint(NameForms.within(name)) or _LONE_SURROGATE.search(name):
+            if not impossible.isdisjoint(beginnings(name)) or _LONE_SURROGATE.search(name):
                 continue
-            own = [Literal(BEGINNING, name)]
+            own = [Literal(PREFIX, name)]
             below = [one for one in declared if one.startswith(name) and one != name]
             if below:
-                own.append(Literal(BEGINNING, below, negated=True))
-            emitted = self.context.string([*literals, *own], key=True)
-            is_kept = all(id(literal) in dropped for literal, _ in emitted.dropped)
-            if emitted.expression is not None and is_kept:
-                found[name] = emitted.expression
+                own.append(Literal(PREFIX, below, negated=True))
+            lowered = self.context.string([*literals, *own], name=True)
+            is_kept = all(id(literal) in dropped for literal, _ in lowered.dropped)
+            if lowered.found is not None and is_kept:
+                found[name] = lowered.found
         return found

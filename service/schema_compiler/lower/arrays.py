@@ -1,17 +1,29 @@
-"""Conjunctions for arrays as shapes: what items satisfy at each place, and how many there are."""
+"""Conjunctions of constraints on arrays: which values items can have, and how many there are."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-from service.schema_compiler.emit.arrays import ArrayShape, cap
 from service.schema_compiler.exact import text_of
+from service.schema_compiler.ir.values import (
+    Array,
+    CountedArray,
+    DistinctArray,
+    ItemCount,
+    ItemValue,
+)
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.normalize.bounds import BEYOND
-from service.schema_compiler.normalize.constraints import Conjunction, Contains, Items, Unique
-from service.schema_compiler.normalize.literals import Literal
-from service.schema_compiler.normalize.nodes import Atom, State, negated
+from service.schema_compiler.normalize.constraints import (
+    Conjunction,
+    Contains,
+    Items,
+    Literal,
+    Unique,
+)
+from service.schema_compiler.normalize.nodes import ANY, Atom, negated
 
 LONGEST = 10**12
 """Items that no text has; compilers refuse greater numbers."""
@@ -21,8 +33,8 @@ MAX_DISTINCT = 5
 """Values of items that must differ, of which each set of those that are used has a rule."""
 
 
-class _Reader:
-    """Makes the shape of one conjunction."""
+class _Lowering:
+    """Lowers one conjunction."""
 
     def __init__(self, context: Context, conjunction: Conjunction, place: str) -> None:
         self.context = context
@@ -50,7 +62,7 @@ class _Reader:
         elif constraint.keyword == "enum":
             self.context.drop(constraint.pointer, "a value of this type is excluded as a whole")
 
-    def shape(self) -> ArrayShape | None:
+    def array(self) -> Array | CountedArray | DistinctArray | None:
         if self.high is not None and self.high < self.low:
             return None
         places = max((len(c.prefix) for c in self.items), default=0)
@@ -60,16 +72,16 @@ class _Reader:
             return self._any_array()
         base = [self._atoms(place) for place in range(places + 1)]
         origin = f"{self.place}/items/additionalProperties"
-        states = [self.context.part(atoms, origin) for atoms in base[:places]]
+        prefix = tuple(self.context.part(atoms, origin) for atoms in base[:places])
         beyond = self.high is None or self.high > places
-        rest = self.context.part(base[places], origin) if beyond else frozenset[Atom]()
-        shape = ArrayShape(states, rest, self.low, self.high)
-        self._distinct(shape)
-        if shape.distinct is None and self.contains:
-            self._counted(shape, base)
-        return shape
+        rest = self.context.part(base[places], origin) if beyond else None
+        found = Array(prefix, rest, self.low, self.high)
+        distinct = self._distinct(found)
+        if distinct is None and self.contains:
+            return self._counted(found, base)
+        return distinct or found
 
-    def _any_array(self) -> ArrayShape:
+    def _any_array(self) -> Array:
         """Any items at all, as the bounds are met."""
         atoms = [atom for one in self.items for atom in (*one.prefix, one.rest) if atom is not None]
         self.context.give_up([*atoms, *(one.atom for one in self.contains)], BEYOND)
@@ -78,69 +90,68 @@ class _Reader:
         pointers += [pointer for one in self.contains for pointer in one.pointers]
         for pointer in pointers + self.bounds:
             self.context.drop(pointer, BEYOND)
-        return ArrayShape([], self.context.part([], f"{self.place}/items/additionalProperties"))
+        return Array((), self.context.part([], f"{self.place}/items/additionalProperties"))
 
     def _atoms(self, place: int) -> list[Atom]:
         several = (c.prefix[place] if place < len(c.prefix) else c.rest for c in self.items)
         return [atom for atom in several if atom is not None]
 
-    def _distinct(self, shape: ArrayShape) -> None:
-        if not self.unique:
-            return
-        for one in self.unique:
-            if one.negated:
-                self.context.drop(one.pointer, "it is negated")
-        self.unique = [one for one in self.unique if not one.negated]
+    def _distinct(self, one: Array) -> DistinctArray | None:
+        """Arrays of different items, where they are out of a few values."""
+        for unique in self.unique:
+            if unique.negated:
+                self.context.drop(unique.pointer, "it is negated")
+        self.unique = [unique for unique in self.unique if not unique.negated]
         if not self.unique or (self.high is not None and self.high <= 1):
-            return
-        values = self.context.values(shape.rest) if not shape.prefix and not self.contains else None
+            return None
+        values = None
+        if not one.prefix and not self.contains:
+            values = self.context.values(ANY if one.rest is None else self.context.states[one.rest])
         if values is not None and len(values) <= MAX_DISTINCT and all(map(_plain, values)):
-            shape.distinct = [text_of(value) for value in values]
             self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
-            return
-        for one in self.unique:
+            return DistinctArray(tuple(map(text_of, values)), self.low, self.high)
+        for unique in self.unique:
             why = "a grammar cannot compare items; let them be out of at most five values"
-            self.context.drop(one.pointer, why)
+            self.context.drop(unique.pointer, why)
+        return None
 
-    def _counted(self, shape: ArrayShape, base: list[list[Atom]]) -> None:
-        """Decide which items count for which ``contains``."""
+    def _counted(self, one: Array, base: list[list[Atom]]) -> Array | CountedArray:
+        """Arrays whose items are counted for each ``contains``."""
         kept: list[Contains] = []
-        places = max(shape.high if shape.high is not None else max(len(base), shape.low), 1)
-        places = max(places, *(one.start for one in self.contains))
+        places = max(one.maximum if one.maximum is not None else max(len(base), one.minimum), 1)
+        places = max(places, *(contains.start for contains in self.contains))
         size = places
-        for one in self.contains:
-            if one.high is not None and one.high < one.low:
-                shape.low, shape.high = 1, 0
-                return
-            size *= cap(one) + 1
-            if size > MAX_RULES or len(kept) == 2:
-                size //= cap(one) + 1
-                for pointer in one.pointers:
+        for contains in self.contains:
+            if contains.high is not None and contains.high < contains.low:
+                return replace(one, rest=None, minimum=1, maximum=0)  # no array
+            cap = ItemCount(contains.low, contains.high).cap
+            if size * (cap + 1) > MAX_RULES or len(kept) == 2:
+                for pointer in contains.pointers:
                     self.context.drop(pointer, f"counting costs more than {MAX_RULES} rules")
             else:
-                kept.append(one)
+                size *= cap + 1
+                kept.append(contains)
         if not kept:
-            return
-        shape.counted = kept
-        last = max(len(base) - 1, *(one.start for one in kept))
-        for place in range(last + 1):
-            atoms = base[min(place, len(base) - 1)]
-            shape.ways.append(self._ways(atoms, place, kept))
+            return one
+        last = max(len(base) - 1, *(contains.start for contains in kept))
+        items = (
+            self._values(base[min(place, len(base) - 1)], place, kept) for place in range(last + 1)
+        )
+        counts = tuple(ItemCount(contains.low, contains.high) for contains in kept)
+        return CountedArray(tuple(items), counts, one.minimum, one.maximum)
 
-    def _ways(
-        self, atoms: list[Atom], place: int, kept: list[Contains]
-    ) -> list[tuple[State, tuple[int, ...]]]:
-        ways: list[tuple[list[Atom], tuple[int, ...]]] = [(atoms, ())]
+    def _values(self, atoms: list[Atom], place: int, kept: list[Contains]) -> tuple[ItemValue, ...]:
+        choices: list[tuple[list[Atom], tuple[int, ...]]] = [(atoms, ())]
         for i, one in enumerate(kept):
             if place >= one.start:
-                hit = [([*own, one.atom], (*hits, i)) for own, hits in ways]
+                hit = [([*own, one.atom], (*counts, i)) for own, counts in choices]
                 miss = [
-                    ([*own, negated(one.atom)] if one.high is not None else own, hits)
-                    for own, hits in ways
+                    ([*own, negated(one.atom)] if one.high is not None else own, counts)
+                    for own, counts in choices
                 ]
-                ways = hit + miss
+                choices = hit + miss
         origin = f"{self.place}/items/additionalProperties"
-        return [(self.context.part(own, origin), hits) for own, hits in ways]
+        return tuple(ItemValue(self.context.part(own, origin), counts) for own, counts in choices)
 
 
 def _plain(value: Any) -> bool:
@@ -148,9 +159,11 @@ def _plain(value: Any) -> bool:
     return not isinstance(value, Decimal)
 
 
-def read_array(context: Context, conjunction: Conjunction, place: str) -> ArrayShape | None:
-    """The shape of a conjunction for arrays, or None where no array fits.
+def lower_array(
+    context: Context, conjunction: Conjunction, place: str
+) -> Array | CountedArray | DistinctArray | None:
+    """The arrays of a conjunction; None where there are none.
 
     place: pointer of a subschema that the arrays belong to.
     """
-    return _Reader(context, conjunction, place).shape()
+    return _Lowering(context, conjunction, place).array()

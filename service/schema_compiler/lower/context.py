@@ -1,29 +1,28 @@
-"""What the writers of objects and arrays share: expansion of states, scalars, and what was dropped."""
+"""State that the lowering of one schema shares: alternatives, references, sets of strings and numbers,
+and the keywords that are not enforced."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
-from service.schema_compiler.emit.rules import Rules, Template
 from service.schema_compiler.exact import is_whole
 from service.schema_compiler.frontend.drafts import frozen
-from service.schema_compiler.lower.numbers import emit_number
-from service.schema_compiler.lower.strings import emit_string
+from service.schema_compiler.ir.values import NumberSet, Reference, TextSet
+from service.schema_compiler.lower.lowered import Lowered
+from service.schema_compiler.lower.numbers import lower_number
+from service.schema_compiler.lower.strings import lower_string
 from service.schema_compiler.normalize.alternatives import TOO_MANY, Expansion, is_list
 from service.schema_compiler.normalize.bounds import BEYOND, Bounds, TooCostly
-from service.schema_compiler.normalize.constraints import Alternatives, Conjunction
+from service.schema_compiler.normalize.constraints import Alternatives, Conjunction, Literal
 from service.schema_compiler.normalize.expand import Expander
-from service.schema_compiler.normalize.literals import Emitted, Literal
 from service.schema_compiler.normalize.nodes import (
     ANY,
     BOOLEAN,
     NULL,
-    NUMBER,
-    STRING,
     TYPES,
     Atom,
     Nodes,
@@ -40,6 +39,8 @@ MAX_ORDER_RULES = 2_048
 REPEAT = "names of further properties may repeat; close the object with additionalProperties: false"
 
 Key = tuple[tuple[str, str, bool], ...]
+"""Literals without their pointers."""
+T = TypeVar("T")
 
 
 class Context:
@@ -51,7 +52,11 @@ class Context:
         self.nodes = nodes
         self.order_rules = order_rules
         self.bounds = bounds
-        self.rules = Rules()
+        self.effort = 0
+        """Steps that automata of strings have taken; the same whether they were cached or not."""
+        self.states: list[State] = []
+        """The states of the values of the document, by reference."""
+        self._references: dict[State, Reference] = {}
         self.dropped: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
         """What is to be said of keywords that are enforced, by pointer."""
@@ -60,7 +65,7 @@ class Context:
         self.expander = Expander(nodes, bounds, self.drop)
         self.silent = False
         self._expansions: dict[State, Expansion] = {}
-        self._emitted: dict[tuple[int, Key], tuple[str | None, tuple[tuple[int, str], ...]]] = {}
+        self._strings: dict[tuple[Key, bool], _Cached[TextSet]] = {}
         self._joined: set[State] = set()
         self._members = 0
         self._filter = Budget(seconds=FILTER_SECONDS)
@@ -86,11 +91,24 @@ class Context:
             found = self._expansions[state] = self.expander.expand(state)
         return found
 
-    def part(self, atoms: Iterable[Atom], origin: str) -> State:
-        """The state of a part of a value. origin: where it says so that names may repeat."""
-        several = list(atoms)
+    def reference(self, state: State) -> Reference:
+        """The value of a state in the document; equal for states that differ in references alone."""
+        found = self._references.get(state)
+        if found is None:
+            canonical = self.nodes.canonical(state)
+            found = self._references.setdefault(canonical, len(self.states))
+            if found == len(self.states):
+                self.states.append(canonical)
+            self._references[state] = found
+        return found
+
+    def part(self, atoms: Iterable[Atom], origin: str) -> Reference:
+        """The value of a part of a value. origin: pointer of the keyword that lets names repeat."""
+        return self.reference(self._part(list(atoms), origin))
+
+    def _part(self, several: list[Atom], origin: str) -> State:
         state = self.nodes.reduced(several)
-        if not state:
+        if not self.nodes.canonical(state):
             self.drop(self._origin(several, origin), REPEAT)
         elif self._members > self.bounds.members:
             self.give_up(state, BEYOND)
@@ -131,38 +149,36 @@ class Context:
 
     # Scalars
 
-    def string(self, literals: list[Literal], *, key: bool = False) -> Emitted:
-        """Strings, or names of members, that satisfy all literals."""
-        return self._scalar(STRING + 10 * key, literals)
-
-    def number(self, literals: list[Literal]) -> Emitted:
-        """Numbers that satisfy all literals."""
-        return self._scalar(NUMBER, literals)
-
-    def _scalar(self, kind: int, literals: list[Literal]) -> Emitted:
-        """Equal literals at different places are written once."""
-        key = tuple((one.keyword, repr(one.value), one.negated) for one in literals)
-        found = self._emitted.get((kind, key))
+    def string(self, literals: list[Literal], *, name: bool = False) -> Lowered[TextSet]:
+        """Strings that satisfy all literals; equal literals at different places give the same object.
+        name: names of properties. Raises ``TooCostly``."""
+        key = _key(literals), name
+        found = self._strings.get(key)
         if found is None:
-            if kind == NUMBER:
-                emitted = _number(key, literals, self.rules)
-            else:
-                emitted = self._string(literals, key=kind != STRING)
-            places = {id(one): i for i, one in enumerate(literals)}
-            dropped = tuple((places[id(one)], why) for one, why in emitted.dropped)
-            found = self._emitted[kind, key] = emitted.expression, dropped
-        return Emitted(found[0], tuple((literals[i], why) for i, why in found[1]))
+            found = self._strings[key] = _cached(literals, self._string(literals))
+        return _restored(literals, found)
 
-    def _string(self, literals: list[Literal], *, key: bool) -> Emitted:
-        """Without patterns where automata have taken too much. Raises ``TooCostly``."""
+    def _string(self, literals: list[Literal]) -> Lowered[TextSet]:
+        """Without patterns where automata have taken too much."""
         patterns: list[Literal] = []
-        if self.rules.effort > self.bounds.effort:
+        if self.effort > self.bounds.effort:
             if not self.bounds.last:
                 raise TooCostly
             patterns = [one for one in literals if one.keyword in ("pattern", "format")]
         others = [one for one in literals if one not in patterns]
-        emitted = emit_string(others, self.rules, key=key)
-        return replace(emitted, dropped=(*emitted.dropped, *((p, BEYOND) for p in patterns)))
+        lowered, effort = lower_string(others)
+        self.effort += effort
+        return replace(lowered, dropped=(*lowered.dropped, *((p, BEYOND) for p in patterns)))
+
+    def number(self, literals: list[Literal]) -> Lowered[NumberSet]:
+        """Numbers that satisfy all literals."""
+        key = _key(literals)
+        found = _numbers.get(key)
+        if found is None:
+            if len(_numbers) >= _KEPT_NUMBERS:
+                _numbers.clear()
+            found = _numbers[key] = _cached(literals, lower_number(literals))
+        return _restored(literals, found)
 
     # Values
 
@@ -206,29 +222,31 @@ class Context:
             return True
 
 
-_numbers: dict[Key, tuple[Template, tuple[tuple[int, str], ...]]] = {}
-"""Numbers that were written before: most schemas have the same few."""
+@dataclass(frozen=True, slots=True)
+class _Cached(Generic[T]):
+    """A result, with the indices of the dropped literals."""
+
+    found: T | None
+    dropped: tuple[tuple[int, str], ...]
+
+
+_numbers: dict[Key, _Cached[NumberSet]] = {}
+"""Sets of numbers of all schemas: most schemas have the same few."""
 _KEPT_NUMBERS = 1024
 
 
-def _number(key: Key, literals: list[Literal], rules: Rules) -> Emitted:
-    known = _numbers.get(key)
-    if known is None:
-        emitted = Emitted(None)
+def _key(literals: list[Literal]) -> Key:
+    return tuple((one.keyword, repr(one.value), one.negated) for one in literals)
 
-        def make(recorder: Rules) -> str | None:
-            nonlocal emitted
-            emitted = emit_number(literals, recorder)
-            return emitted.expression
 
-        template = Template(make)
-        places = {id(one): i for i, one in enumerate(literals)}
-        known = template, tuple((places[id(one)], why) for one, why in emitted.dropped)
-        if len(_numbers) >= _KEPT_NUMBERS:
-            _numbers.clear()
-        _numbers[key] = known
-    template, dropped = known
-    return Emitted(template.write(rules), tuple((literals[i], why) for i, why in dropped))
+def _cached(literals: list[Literal], lowered: Lowered[T]) -> _Cached[T]:
+    indices = {id(one): i for i, one in enumerate(literals)}
+    dropped = tuple((indices[id(one)], why) for one, why in lowered.dropped)
+    return _Cached(lowered.found, dropped)
+
+
+def _restored(literals: list[Literal], cached: _Cached[T]) -> Lowered[T]:
+    return Lowered(cached.found, tuple((literals[i], why) for i, why in cached.dropped))
 
 
 def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternatives, bool]:

@@ -30,14 +30,14 @@ def keyword_reports(
     nothing is enforced somewhere, which holds for all that it applies. remarks: what else is to be
     said, by pointer.
     """
-    reached = _reached(nodes, [(nodes.places.root, "")])
+    reached = _reached(nodes, [(nodes.subschemas.root, "")])
     lost = _reached(nodes, given_up.values())
     open_ = _reached(nodes, _by_open_conditions(nodes, dropped, lost))
     seen: set[str] = set()
     for schema, pointer in _places(nodes):
         live = id(schema) in reached
         known = nodes.meaning(schema) if live else {}
-        if pointer in nodes.places.dialects:
+        if pointer in nodes.subschemas.dialects:
             seen.add(f"{pointer}/$schema")
             yield KeywordReport(f"{pointer}/$schema", "$schema", Enforcement.ANNOTATION)
         for keyword, value in schema.items():
@@ -68,7 +68,7 @@ def _by_open_conditions(
         if "if" not in known:
             continue
         condition = _reached(nodes, [(known["if"], "")])
-        places = nodes.places.pointers
+        places = nodes.subschemas.pointers
         if any(one in lost or places.get(one) in checked for one in condition):
             why = f"applies by {pointer}/if, of which something is only checked"
             yield from ((known[branch], why) for branch in ("then", "else") if branch in known)
@@ -88,8 +88,8 @@ def _says_nothing(keyword: str, value: Any, known: dict[str, Any]) -> bool:
 
 def _places(nodes: Nodes) -> Iterable[tuple[dict[str, Any], str]]:
     """All subschemas that are objects, in the order of the document."""
-    pointers = nodes.places.pointers
-    pending: list[Any] = [nodes.places.root]
+    pointers = nodes.subschemas.pointers
+    pending: list[Any] = [nodes.subschemas.root]
     while pending:
         part = pending.pop()
         if isinstance(part, dict):
@@ -118,7 +118,7 @@ _MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies")
 def _applied(nodes: Nodes, schema: dict[str, Any]) -> Iterable[Any]:
     for keyword, value in nodes.meaning(schema).items():
         if keyword in _REFERENCES:
-            yield nodes.places.targets.get((id(schema), keyword))
+            yield nodes.subschemas.targets.get((id(schema), keyword))
         elif keyword in _MAPS:
             yield from value.values()
         elif keyword in ("enum", "const", "required"):

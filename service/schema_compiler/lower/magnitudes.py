@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from service.schema_compiler.lower.counted import DIGITS
+from service.schema_compiler.ir.values import Tail
+from service.schema_compiler.lower.digit_automata import DIGITS
 from service.schema_compiler.lower.multiples import Multiples
 
 _ZEROS = 16
@@ -44,8 +45,8 @@ class Magnitudes:
     multiples: automata that have to take a number, too. zero: whether the first digit may be zero.
     fractions: whether there may be a point. limit: digits before the point, with ``total`` of all.
     places: digits after the point.
-    whole_tail, more_tail: where nothing is left to decide, the expression for the rest of a number
-    before the point, and the rule for digits after it; None where digits have to be counted.
+    whole_tail: the rest of a number before the point, where nothing is left to decide; None where digits
+    have to be counted. free_fraction: where nothing is left to decide, any digits may follow the point.
     """
 
     low: Cut | None = None
@@ -59,8 +60,8 @@ class Magnitudes:
     limit: int = 18
     total: bool = False
     places: int = 30
-    whole_tail: str | None = None
-    more_tail: str | None = None
+    whole_tail: Tail | None = None
+    free_fraction: bool = False
 
     @cached_property
     def symbols(self) -> str:
@@ -103,9 +104,9 @@ class Magnitudes:
             return self._point(state)
         return self._whole(state, symbol) if state.phase < _POINT else self._place(state, symbol)
 
-    def final(self, state: Hashable) -> str | None:
+    def tail(self, state: Hashable) -> Tail | None:
         """See `Machine`."""
-        if isinstance(state, str):
+        if isinstance(state, Tail):
             return state
         assert isinstance(state, _State)
         if state.phase in (_START, _POINT):
@@ -113,7 +114,7 @@ class Magnitudes:
         pairs = zip(self.multiples, state.rests, strict=True)
         if any(rest not in automaton.ends for automaton, rest in pairs):
             return None
-        return "" if self._allowed(self._decided(state), complete=True) else None
+        return Tail.NOTHING if self._allowed(self._decided(state), complete=True) else None
 
     def _whole(self, state: _State, digit: str) -> Hashable | None:
         """After a digit before the point."""
@@ -157,8 +158,8 @@ class Magnitudes:
     def _after_point(self, state: _State) -> Hashable | None:
         if not self._allowed(state.orders, complete=False):
             return None
-        if self.more_tail is not None and all(state.orders):
-            return f"{self.more_tail}?" if state.phase == _FRACTION else self.more_tail
+        if self.free_fraction and all(state.orders):
+            return Tail.MORE_FRACTION if state.phase == _FRACTION else Tail.FRACTION
         if self.total:  # places are counted with all digits, so these matter to comparisons only
             return state._replace(places=min(state.places, self._longest[1] + 1))
         return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from service.schema_compiler.lower.counted import DIGITS, TooLarge
+from service.schema_compiler.lower.digit_automata import DIGITS, TooLarge
 
 _MAX_RAW = 3_000
 """States before they are merged."""

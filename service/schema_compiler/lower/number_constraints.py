@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from service.schema_compiler.exact import Number, is_multiple, is_whole, parts
-from service.schema_compiler.normalize.literals import Literal
+from service.schema_compiler.normalize.constraints import Literal
 
 LARGE, HUGE = 10**100, 10**250
 """Bounds beyond the first are not written; no number that is written reaches the second."""
@@ -85,7 +85,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Conditions:
+class NumberConstraints:
     """What numbers have to satisfy.
 
     low, high: the tightest bounds. steps: of ``multipleOf``, also negated. without: excluded values,
@@ -103,7 +103,7 @@ class Conditions:
     broken: bool
 
     @staticmethod
-    def of(literals: Sequence[Literal]) -> Conditions:
+    def of(literals: Sequence[Literal]) -> NumberConstraints:
         """Sort literals; those that say nothing about numbers are left out. Raises
         ``Unwritable``."""
         lows, highs = list[Bound](), list[Bound]()
@@ -122,7 +122,7 @@ class Conditions:
         excluded = (s.value for s in literals if s.keyword == "enum" and s.negated)
         typed = any(not s.negated for s in types)
         integral = any(not s.source.negated and s.places == 0 for s in steps)
-        return Conditions(
+        return NumberConstraints(
             literals=tuple(literals),
             low=max(lows, key=lambda b: (b.value, b.open), default=None),
             high=min(highs, key=lambda b: (b.value, not b.open), default=None),

@@ -1,6 +1,6 @@
 """Numbers that satisfy keywords.
 
-The truth is the validator, for which every number is the decimal that is written
+The validator decides what is right: for it every number is the decimal that is written
 (`service.schema_compiler.exact`).
 """
 
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.schema_compiler.emit.rules import Rules
-from service.schema_compiler.lower.decimals import decimals_expression
-from service.schema_compiler.lower.integers import integers_expression
-from service.schema_compiler.lower.number_constraints import Conditions, Unwritable
-from service.schema_compiler.normalize.literals import Emitted, Literal
+from service.schema_compiler.ir.values import NumberSet
+from service.schema_compiler.lower.decimals import decimals
+from service.schema_compiler.lower.integers import integers
+from service.schema_compiler.lower.lowered import Lowered
+from service.schema_compiler.lower.number_constraints import NumberConstraints, Unwritable
+from service.schema_compiler.normalize.constraints import Literal
 
 
-def emit_number(literals: Sequence[Literal], rules: Rules) -> Emitted:
+def lower_number(literals: Sequence[Literal]) -> Lowered[NumberSet]:
     """The numbers that satisfy a conjunction of ``type`` (``integer``), bounds, ``multipleOf`` and
     values excluded by a negated ``enum``; each may come several times, and negated.
 
@@ -26,15 +27,13 @@ def emit_number(literals: Sequence[Literal], rules: Rules) -> Emitted:
     kept, dropped = list(literals), list[tuple[Literal, str]]()
     while True:
         try:
-            return Emitted(_expression(Conditions.of(kept), rules), tuple(dropped))
+            return Lowered(_numbers(NumberConstraints.of(kept)), tuple(dropped))
         except Unwritable as error:
             dropped += [(source, error.reason) for source in error.literals]
             kept = [source for source in kept if source not in error.literals]
 
 
-def _expression(conditions: Conditions, rules: Rules) -> str | None:
-    if conditions.integers and conditions.broken:
+def _numbers(constraints: NumberConstraints) -> NumberSet | None:
+    if constraints.integers and constraints.broken:
         return None
-    if conditions.integers:
-        return integers_expression(conditions, rules)
-    return decimals_expression(conditions, rules)
+    return integers(constraints) if constraints.integers else decimals(constraints)

@@ -1,21 +1,23 @@
-"""What a string has to satisfy, sorted by kinds of keywords."""
+"""The constraints on one string, by kinds of keywords."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from service.schema_compiler.emit.free_strings import COUNTED
 from service.schema_compiler.lower.format_patterns import FORMAT_PATTERNS
-from service.schema_compiler.normalize.literals import BEGINNING, Literal
+from service.schema_compiler.normalize.constraints import PREFIX, Literal
 
-COUNTS = f"counts to more than {COUNTED} characters, which a grammar does not"
+MAX_COUNTED = 64
+"""Characters up to which a grammar counts. Each is a state, for which a compiler goes through all
+tokens: about 20 ms where there are 150,000."""
+TOO_LONG = f"counts to more than {MAX_COUNTED} characters, which a grammar does not"
 """Why a bound of a length is dropped."""
 
 
 @dataclass(slots=True)
-class Wanted:
-    """A conjunction, by kinds of literals."""
+class StringConstraints:
+    """A conjunction of literals, by kind."""
 
     low: int = 0
     high: int | None = None
@@ -23,8 +25,8 @@ class Wanted:
     highs: list[Literal] = field(default_factory=list)
     patterns: list[tuple[Literal, str]] = field(default_factory=list)
     excluded: list[Literal] = field(default_factory=list)
-    """Texts, and beginnings of texts, that are not wanted."""
-    beginning: str = ""
+    """Texts, and prefixes of texts, that are not constraints."""
+    prefix: str = ""
     """The text begins with it, and is longer."""
     dropped: list[tuple[Literal, str]] = field(default_factory=list)
 
@@ -36,10 +38,10 @@ class Wanted:
             self.patterns.append((one, one.value))
         elif one.keyword == "format":
             self._format(one)
-        elif one.keyword in ("enum", BEGINNING) and one.negated:
+        elif one.keyword in ("enum", PREFIX) and one.negated:
             self.excluded.append(one)
-        elif one.keyword == BEGINNING:
-            self.beginning = one.value
+        elif one.keyword == PREFIX:
+            self.prefix = one.value
         else:
             self.dropped.append((one, "is not part of a grammar"))
 
@@ -63,12 +65,12 @@ class Wanted:
     def countable(self) -> tuple[int, int | None]:
         """The bounds that a grammar can count to; the others are dropped."""
         low, high = self.low, self.high
-        if low > COUNTED:
+        if low > MAX_COUNTED:
             low = 0
-            self.drop(self.lows, COUNTS)
-        if high is not None and high > COUNTED:
+            self.drop(self.lows, TOO_LONG)
+        if high is not None and high > MAX_COUNTED:
             high = None
-            self.drop(self.highs, COUNTS)
+            self.drop(self.highs, TOO_LONG)
         return low, high
 
     def drop(self, literals: Iterable[Literal], why: str) -> None:

@@ -1,11 +1,11 @@
-"""Strings with patterns, and texts of regular expressions, as EBNF.
+"""Strings with patterns, and texts of regular expressions.
 
-In this order: an expression that each character decides is written as it stands; else its automaton
-is, with all other constraints in it, if that is small; else an expression that a reader can be at a
-few places of at once. What is left is dropped, with the reason.
+In this order: a deterministic expression is kept as it stands; else it becomes an automaton, together
+with all other constraints, if that is small; else an expression is kept in which a reader can be at few
+places at once. What is left is dropped, with the reason.
 
-Words are counted up to ``COUNTED`` characters: each number that is left is a state that takes whole
-words, for which a compiler follows most tokens of a vocabulary.
+Repeats of whole words are counted up to ``MAX_COUNTED`` characters: each count is a state that takes
+whole words, for which a compiler follows most tokens of a vocabulary.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from service.schema_compiler.emit import patterns as emission
-from service.schema_compiler.emit.free_strings import COUNTED
-from service.schema_compiler.emit.json_escapes import Json
-from service.schema_compiler.emit.rules import Rules
-from service.schema_compiler.lower.string_constraints import COUNTS, Wanted
-from service.schema_compiler.normalize.literals import Literal
+from service.schema_compiler.ir.values import AcceptedText, MatchedText
+from service.schema_compiler.lower.string_constraints import (
+    MAX_COUNTED,
+    TOO_LONG,
+    StringConstraints,
+)
+from service.schema_compiler.normalize.constraints import Literal
 from service.schema_compiler.regex.character_sets import resolve
 from service.schema_compiler.regex.codepoints import Ranges, intersection
 from service.schema_compiler.regex.dfa import (
@@ -35,9 +36,9 @@ from service.schema_compiler.regex.dfa import (
 )
 from service.schema_compiler.regex.expressions import (
     MANY,
+    ambiguity,
     loosened,
     unanchored,
-    ways,
     weight,
     within,
 )
@@ -65,38 +66,35 @@ class Excluded:
     """Texts that a string is not, and others with which it does not begin."""
 
     texts: frozenset[str] = frozenset()
-    beginnings: frozenset[str] = frozenset()
+    prefixes: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
-        return bool(self.texts or self.beginnings)
+        return bool(self.texts or self.prefixes)
 
-    def behind(self, beginning: str) -> Excluded:
+    def behind(self, prefix: str) -> Excluded:
         """What is excluded of the rest of strings that begin with a text."""
-        size = len(beginning)
+        size = len(prefix)
         return Excluded(
-            frozenset(one[size:] for one in self.texts if one.startswith(beginning)),
-            frozenset(one[size:] for one in self.beginnings if one.startswith(beginning)),
+            frozenset(one[size:] for one in self.texts if one.startswith(prefix)),
+            frozenset(one[size:] for one in self.prefixes if one.startswith(prefix)),
         )
 
 
-class Patterned:
-    """Strings with at least one pattern."""
+class PatternStrings:
+    """Strings with at least one pattern.
 
-    def __init__(
-        self,
-        wanted: Wanted,
-        excluded: Excluded,
-        rules: Rules,
-        spelling: emission.Spelling,
-        *,
-        whole: bool,
-    ) -> None:
-        self._wanted, self._rules, self._spelling = wanted, rules, spelling
+    whole: the texts of a regular expression that matches from end to end, without quotes; else JSON
+    strings in which the patterns are found. effort: steps that automata have taken.
+    """
+
+    def __init__(self, constraints: StringConstraints, excluded: Excluded, *, whole: bool) -> None:
+        self._constraints = constraints
         self._whole = whole
-        self.is_written = True
-        shortens = isinstance(spelling, Json)
+        self.is_lowered = True
+        self.effort = 0
+        shortens = not whole
         self._sources = tuple(
-            Source(source, one.negated, shortens) for one, source in wanted.patterns
+            Source(source, one.negated, shortens) for one, source in constraints.patterns
         )
         # Most names are none that the patterns let through. That is not known of patterns that are not
         # written as they are.
@@ -108,44 +106,50 @@ class Patterned:
         if not excluded:
             return excluded
         texts = (one for one in excluded.texts if all(s.may_match(one) for s in self._sources))
-        beginnings = excluded.beginnings
-        if beginnings:
+        prefixes = excluded.prefixes
+        if prefixes:
             solved = _solved(self._sources, Excluded(), self._whole)
-            self._rules.effort += solved.effort
+            self.effort += solved.effort
             if solved.automaton is not None:
-                beginnings = frozenset(filter(solved.automaton.reaches, beginnings))
-        return Excluded(frozenset(texts), beginnings)
+                prefixes = frozenset(filter(solved.automaton.reaches, prefixes))
+        return Excluded(frozenset(texts), prefixes)
 
-    def written(self) -> str | None:
-        """The expression; None where there is none, either because there is no such string, or
-        because it is too large (``is_written`` is false)."""
-        wanted = self._wanted
-        sizes: list[tuple[int, int | None, list[Literal]]] = [(wanted.low, wanted.high, [])]
-        if wanted.highs:
-            sizes.append((wanted.low, None, wanted.highs))
-        if wanted.lows:
-            sizes.append((0, None, wanted.highs + wanted.lows))
+    def texts(self) -> AcceptedText | MatchedText | None:
+        """The strings; None either because there is none, or because they are too complex
+        (``is_lowered`` is false)."""
+        constraints = self._constraints
+        sizes: list[tuple[int, int | None, list[Literal]]] = [
+            (constraints.low, constraints.high, [])
+        ]
+        if constraints.highs:
+            sizes.append((constraints.low, None, constraints.highs))
+        if constraints.lows:
+            sizes.append((0, None, constraints.highs + constraints.lows))
         for low, high, given_up in sizes:
-            writable, expression = self._bounded(low, high)
-            if writable:
+            is_lowered, found = self._bounded(low, high)
+            if is_lowered:
                 for one in given_up:
-                    wanted.drop([one], COUNTS if one.value > COUNTED else _TOO_LARGE_TOGETHER)
-                return expression
-        self.is_written = False
-        wanted.drop([one for one, _ in wanted.patterns], _TOO_LARGE)
+                    constraints.drop(
+                        [one], TOO_LONG if one.value > MAX_COUNTED else _TOO_LARGE_TOGETHER
+                    )
+                return found
+        self.is_lowered = False
+        constraints.drop([one for one, _ in constraints.patterns], _TOO_LARGE)
         return None
 
-    def _bounded(self, low: int, high: int | None) -> tuple[bool, str | None]:
-        """Whether it can be written with these bounds, and the expression."""
+    def _bounded(
+        self, low: int, high: int | None
+    ) -> tuple[bool, AcceptedText | MatchedText | None]:
+        """Whether the strings can be lowered with these bounds, and the strings."""
         direct = None
         if len(self._sources) == 1 and not self._excluded and not self._sources[0].negated:
             direct = _direct(self._sources[0], self._whole, low, high)
-        reading = MANY if direct is None else ways(direct)
+        reading = MANY if direct is None else ambiguity(direct)
         if direct is not None and reading == 1:
-            return True, self._written_out(direct)
+            return True, self._as_expression(direct)
         automaton = _fitted(self._sources, self._excluded, self._whole, low, high)
         solved = _solved(self._sources, self._excluded, self._whole)
-        self._rules.effort += solved.effort
+        self.effort += solved.effort
         if solved.left_out and self._excluded != self._every:
             self._excluded = self._every
             return self._bounded(low, high)
@@ -153,33 +157,35 @@ class Patterned:
         if automaton is None or (few and len(automaton.edges) > SMALL):
             if direct is None or not few:
                 return False, None
-            return True, self._written_out(direct)
-        wanted = self._wanted
-        wanted.drop([wanted.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER)
+            return True, self._as_expression(direct)
+        constraints = self._constraints
+        constraints.drop(
+            [constraints.patterns[at][0] for at in solved.left_out], _TOO_LARGE_TOGETHER
+        )
         self._drop_counts()
         if solved.names_left_out:
-            wanted.drop(wanted.excluded, _TOO_LARGE_TOGETHER)
+            constraints.drop(constraints.excluded, _TOO_LARGE_TOGETHER)
         if automaton.is_empty:
             # What is excluded together with longer words may leave nothing where the pattern does not.
             sure = all(one.is_as_read(self._whole) for one in self._sources if one.negated)
             return sure, None
-        return True, emission.automaton(automaton, self._rules, self._spelling)
+        return True, AcceptedText(automaton)
 
-    def _written_out(self, node: Node) -> str:
-        """The expression as it stands, but for numbers that are too great."""
+    def _as_expression(self, node: Node) -> MatchedText:
+        """The expression as it stands, without counts that are too large."""
         self._drop_counts()
-        if isinstance(self._spelling, Json):
-            short = loosened(node, COUNTED, _takes_words)
+        if not self._whole:
+            short = loosened(node, MAX_COUNTED, _takes_words)
             if short != node:
-                self._wanted.drop(self._wanted.lows + self._wanted.highs, COUNTS)
+                self._constraints.drop(self._constraints.lows + self._constraints.highs, TOO_LONG)
             node = short
-        return emission.expression(node, self._rules, self._spelling)
+        return MatchedText(node)
 
     def _drop_counts(self) -> None:
         """Note the patterns that count further than is written."""
-        for (one, _), source in zip(self._wanted.patterns, self._sources, strict=True):
+        for (one, _), source in zip(self._constraints.patterns, self._sources, strict=True):
             if not source.negated and not source.is_as_read(self._whole):
-                self._wanted.drop([one], COUNTS)
+                self._constraints.drop([one], TOO_LONG)
 
 
 def _takes_words(node: Repeat) -> bool:
@@ -191,7 +197,7 @@ def _letters(characters: Ranges) -> int:
 
 
 class Source(NamedTuple):
-    """A pattern. shortened: what takes whole words is counted up to ``COUNTED`` only. It matches more
+    """A pattern. shortened: what takes whole words is counted up to ``MAX_COUNTED`` only. It matches more
     then, and what violates it is less, by texts that are longer than anybody wants."""
 
     pattern: str
@@ -221,9 +227,9 @@ def _read(source: Source, whole: bool) -> Expression:
         return found
 
     def counts(node: Repeat) -> bool:
-        return _takes_words(node) and not (source.negated and node.low > COUNTED)
+        return _takes_words(node) and not (source.negated and node.low > MAX_COUNTED)
 
-    return replace(found, node=loosened(found.node, COUNTED, counts))
+    return replace(found, node=loosened(found.node, MAX_COUNTED, counts))
 
 
 @lru_cache(maxsize=512)
@@ -248,8 +254,8 @@ class _Solved:
 def _solved(sources: tuple[Source, ...], excluded: Excluded, whole: bool) -> _Solved:
     expressions = [source.read(whole) for source in sources]
     nodes = [node for expression in expressions for node in expression.nodes]
-    texts, beginnings = sorted(excluded.texts), sorted(excluded.beginnings)
-    alphabet = Alphabet(nodes, sorted(set("".join((*texts, *beginnings)))))
+    texts, prefixes = sorted(excluded.texts), sorted(excluded.prefixes)
+    alphabet = Alphabet(nodes, sorted(set("".join((*texts, *prefixes)))))
     automaton: Dfa | None = None
     effort = Effort()
     left_out = []
@@ -266,7 +272,7 @@ def _solved(sources: tuple[Source, ...], excluded: Excluded, whole: bool) -> _So
         spelled = alphabet.spelled
         try:
             others = excluding(
-                alphabet.blocks, [*map(spelled, texts)], effort, [*map(spelled, beginnings)]
+                alphabet.blocks, [*map(spelled, texts)], effort, [*map(spelled, prefixes)]
             )
             automaton = product(automaton, others, effort)
         except TooLarge:
@@ -289,7 +295,7 @@ def _fitted(
     shortest, longest = automaton.lengths()
     if shortest >= low and (high is None or (longest is not None and longest <= high)):
         return _light(automaton)
-    if max(low, high or 0) > COUNTED and _wide_states(automaton):
+    if max(low, high or 0) > MAX_COUNTED and _wide_states(automaton):
         return None
     try:
         return _light(bounded(automaton, low, high, Effort()))

@@ -1,112 +1,101 @@
-"""Strings of JSON that satisfy a conjunction of keywords, and texts of regular expressions, as EBNF."""
+"""Strings that satisfy a conjunction of keywords, and texts of regular expressions."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from service.schema_compiler.emit.excluded_strings import anything_but
-from service.schema_compiler.emit.free_strings import canonical, in_any_spelling
-from service.schema_compiler.emit.json_escapes import Json, Raw
-from service.schema_compiler.emit.rules import Rules, literal
-from service.schema_compiler.lower.string_constraints import Wanted
-from service.schema_compiler.lower.string_patterns import Excluded, Patterned
-from service.schema_compiler.normalize.literals import BEGINNING, Emitted, Literal
+from service.schema_compiler.ir.values import AnyText, OtherText, PrefixedText, TextSet
+from service.schema_compiler.lower.lowered import Lowered
+from service.schema_compiler.lower.string_constraints import StringConstraints
+from service.schema_compiler.lower.string_patterns import Excluded, PatternStrings
+from service.schema_compiler.normalize.constraints import PREFIX, Literal
 from service.schema_compiler.regex.character_sets import resolve
 from service.schema_compiler.regex.nfa import sets_of
 from service.schema_compiler.regex.syntax import PatternError, parse
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-_QUOTE = literal('"')
 
 
-def emit_string(literals: Iterable[Literal], rules: Rules, *, key: bool = False) -> Emitted:
-    """The expression for the JSON strings, quotes included, that satisfy all the literals.
-
-    key: the string is a name in an object, so every character has its one canonical spelling.
-    """
-    wanted = Wanted()
+def lower_string(literals: Iterable[Literal]) -> tuple[Lowered[TextSet], int]:
+    """The strings that satisfy all the literals, and the steps that their automata took."""
+    constraints = StringConstraints()
     for one in literals:
-        wanted.add(one)
-    low, high = wanted.low, wanted.high
-    if high is not None and high < max(low, len(wanted.beginning) + bool(wanted.beginning)):
-        return Emitted(None)
-    names, beginnings = (
+        constraints.add(one)
+    low, high = constraints.low, constraints.high
+    if high is not None and high < max(low, len(constraints.prefix) + bool(constraints.prefix)):
+        return Lowered(None), 0
+    texts, prefixes = (
         frozenset(
             text
-            for one in wanted.excluded
+            for one in constraints.excluded
             if one.keyword == keyword
             for text in one.value
             if isinstance(text, str) and not _LONE_SURROGATE.search(text)  # in no answer anyway
         )
-        for keyword in ("enum", BEGINNING)
+        for keyword in ("enum", PREFIX)
     )
-    names = frozenset(
-        text for text in names if low <= len(text) and (high is None or len(text) <= high)
+    texts = frozenset(
+        text for text in texts if low <= len(text) and (high is None or len(text) <= high)
     )
-    free = canonical if key else in_any_spelling
-    rest = _rest(wanted, Excluded(names, beginnings), rules, free)
-    return Emitted(None if rest is None else f"{_QUOTE} {rest}", tuple(wanted.dropped))
+    found, effort = _texts(constraints, Excluded(texts, prefixes))
+    return Lowered(found, tuple(constraints.dropped)), effort
 
 
-def emit_regex(source: str, rules: Rules) -> Emitted:
-    """The expression for the texts that a regular expression matches from end to end.
-
-    Raises ``PatternError``. Where a literal ``pattern`` is dropped, any text is accepted.
-    """
-    wanted = Wanted(patterns=[(Literal("pattern", source), source)])
-    spelling = Raw(rules)
-    found = Patterned(wanted, Excluded(), rules, spelling, whole=True).written()
-    expression = spelling.anything() if wanted.dropped else found
-    return Emitted(expression, tuple(wanted.dropped))
+def lower_regex(source: str) -> Lowered[TextSet]:
+    """The texts that a regular expression matches from end to end. Raises ``PatternError``. Where the
+    literal ``pattern`` is dropped, any text is accepted."""
+    constraints = StringConstraints(patterns=[(Literal("pattern", source), source)])
+    found: TextSet | None = PatternStrings(constraints, Excluded(), whole=True).texts()
+    return Lowered(AnyText() if constraints.dropped else found, tuple(constraints.dropped))
 
 
-def _rest(
-    wanted: Wanted,
-    excluded: Excluded,
-    rules: Rules,
-    free: Callable[[int, int | None, Rules], str],
-) -> str | None:
-    """What comes after the first quote."""
-    _drop_unusable(wanted)
-    beginning = wanted.beginning
-    if wanted.patterns:
-        if beginning:
-            pattern = f"^{_escaped(beginning)}[\\s\\S]"
-            wanted.patterns.append((Literal("pattern", pattern), pattern))
-        writer = Patterned(wanted, excluded, rules, Json(rules), whole=False)
-        found = writer.written()
-        if writer.is_written:
-            return found
-    low, high = wanted.countable()
-    if beginning:
-        size = len(beginning)
-        low, high = max(low - size, 1), None if high is None else high - size
-        excluded = excluded.behind(beginning)
-    rest = (
-        anything_but(excluded.texts, low, high, rules, excluded.beginnings)
-        if excluded
-        else free(low, high, rules)
-    )
-    if rest is None or not beginning:
-        return rest
-    return f"{Json(rules).text(beginning)} {rest}"
+def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet | None, int]:
+    _drop_unusable(constraints)
+    prefix = constraints.prefix
+    effort = 0
+    if constraints.patterns:
+        if prefix:
+            pattern = f"^{_escaped(prefix)}[\\s\\S]"
+            constraints.patterns.append((Literal("pattern", pattern), pattern))
+        strings = PatternStrings(constraints, excluded, whole=False)
+        found = strings.texts()
+        effort = strings.effort
+        if strings.is_lowered:
+            return found, effort
+    low, high = constraints.countable()
+    if not prefix:
+        return _other_than(excluded, low, high), effort
+    size = len(prefix)
+    low, high = max(low - size, 1), None if high is None else high - size
+    rest = _other_than(excluded.behind(prefix), low, high)
+    return None if rest is None else PrefixedText(prefix, rest), effort
+
+
+def _other_than(excluded: Excluded, low: int, high: int | None) -> AnyText | OtherText | None:
+    if not excluded:
+        return AnyText(low, high)
+    is_long = high is None or high >= max(low, 1)
+    # Of longer texts there are more than can be excluded.
+    if not is_long and (low > 0 or "" in excluded.texts):
+        return None
+    return OtherText(low, high, excluded.texts, excluded.prefixes)
 
 
 def _escaped(text: str) -> str:
-    """A pattern that matches just this text."""
+    """A pattern that matches exactly this text."""
     return "".join(f"\\u{{{ord(character):X}}}" for character in text)
 
 
-def _drop_unusable(wanted: Wanted) -> None:
+def _drop_unusable(constraints: StringConstraints) -> None:
     """Drop patterns that cannot be used."""
     usable = []
-    for one, source in wanted.patterns:
+    for one, source in constraints.patterns:
         try:
             for chars in sets_of(*parse(source).nodes):
                 resolve(chars)
         except PatternError as error:
-            wanted.drop([one], str(error))
+            constraints.drop([one], str(error))
             continue
         usable.append((one, source))
-    wanted.patterns = usable
+    constraints.patterns = usable

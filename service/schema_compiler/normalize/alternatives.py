@@ -9,9 +9,13 @@ from typing import Any
 from service.schema_compiler import budget
 from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.normalize.bounds import Bounds
-from service.schema_compiler.normalize.constraints import Alternatives, Conjunction, Constraint
+from service.schema_compiler.normalize.constraints import (
+    Alternatives,
+    Conjunction,
+    Constraint,
+    Literal,
+)
 from service.schema_compiler.normalize.contradictions import contradictory
-from service.schema_compiler.normalize.literals import Literal
 from service.schema_compiler.normalize.nodes import TYPES, Nodes
 
 MAX_ABSORBED = 48

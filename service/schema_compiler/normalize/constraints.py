@@ -8,47 +8,67 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from service.schema_compiler.normalize.literals import Literal
 from service.schema_compiler.normalize.nodes import Atom
 from service.schema_compiler.regex.matching import found
 
+PREFIX = "prefix"
+"""No keyword of JSON Schema, for names of members alone. Its value is a text with which a name begins
+that is longer; with ``negated``, a list of texts with none of which a name begins."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Literal:
+    """One keyword that a value has to satisfy, or with ``negated`` to violate.
+
+    Draft differences are gone: ``exclusiveMinimum`` and ``exclusiveMaximum`` are numbers, ``const``
+    is an ``enum`` of one value.
+    value: as in the schema. pointer: of the keyword, in the schema as sent; empty where no keyword
+    of the caller stands behind it, such as names of properties that are declared beside.
+    """
+
+    keyword: str
+    value: Any
+    pointer: str = ""
+    negated: bool = False
+
 
 @dataclass(frozen=True, eq=False)
-class Members:
+class Properties:
     """``properties``, ``patternProperties`` and ``additionalProperties`` of one place.
 
-    named, patterns: atoms of values, None where nothing is said. further: of names that are neither;
+    declared, patterns: atoms of values, None where nothing is said. additional: of names that are neither;
     None where nothing is said. pointer: of the place.
     """
 
     pointer: str
-    named: Mapping[str, Atom | None]
+    declared: Mapping[str, Atom | None]
     patterns: Mapping[str, Atom | None]
-    further: Atom | None
+    additional: Atom | None
     closed: bool
-    """Whether further names are forbidden outright."""
+    """Whether additional names are forbidden outright."""
     keyword: str = "additionalProperties"
-    """What rules further names."""
+    """What rules additional names."""
 
     def atoms(self, name: str) -> list[Atom]:
         """What the value of a name has to satisfy."""
-        atoms = [] if name not in self.named else [self.named[name]]
+        atoms = [] if name not in self.declared else [self.declared[name]]
         atoms += [atom for pattern, atom in self.patterns.items() if found(pattern, name)]
         if not atoms:
-            atoms = [self.further]
+            atoms = [self.additional]
         return [atom for atom in atoms if atom is not None]
 
     def forbids(self, name: str) -> bool:
-        """Whether a name is one of the further ones, and those are forbidden outright."""
-        if not self.closed or name in self.named:
+        """Whether a name is one of the additional ones, and those are forbidden outright."""
+        if not self.closed or name in self.declared:
             return False
         return not any(found(pattern, name) for pattern in self.patterns)
 
 
 @dataclass(frozen=True, eq=False)
 class Required:
-    """Names that must be there. atom: what the value has to satisfy beside; None is nothing."""
+    """PropertyNames that must be there. atom: what the value has to satisfy beside; None is nothing."""
 
     pointer: str
     names: tuple[str, ...]
@@ -56,7 +76,7 @@ class Required:
 
 
 @dataclass(frozen=True, eq=False)
-class Absent:
+class Forbidden:
     """A name that must not be there."""
 
     pointer: str
@@ -64,7 +84,7 @@ class Absent:
 
 
 @dataclass(frozen=True, eq=False)
-class Names:
+class PropertyNames:
     """``propertyNames``: what each name has to satisfy."""
 
     pointer: str
@@ -72,15 +92,15 @@ class Names:
 
 
 @dataclass(frozen=True, eq=False)
-class SomeMember:
+class SomeProperty:
     """A name must be there that matches ``pattern``, or is none of ``members``, with such a value.
 
-    pattern: None where the names are the further ones of ``members``. name: what the name itself has
+    pattern: None where the names are the additional ones of ``members``. name: what the name itself has
     to satisfy; None is nothing.
     """
 
     pointer: str
-    members: Members | None
+    members: Properties | None
     pattern: str | None
     atom: Atom | None
     name: Atom | None = None
@@ -91,8 +111,8 @@ class SomeMember:
             return found(self.pattern, name)
         if self.members is None:
             return True
-        named = name in self.members.named
-        return not named and not any(found(pattern, name) for pattern in self.members.patterns)
+        declared = name in self.members.declared
+        return not declared and not any(found(pattern, name) for pattern in self.members.patterns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +147,17 @@ class Unique:
     negated: bool = False
 
 
-Constraint = Literal | Members | Required | Absent | Names | SomeMember | Items | Contains | Unique
+Constraint = (
+    Literal
+    | Properties
+    | Required
+    | Forbidden
+    | PropertyNames
+    | SomeProperty
+    | Items
+    | Contains
+    | Unique
+)
 Conjunction = tuple[Constraint, ...]
 Alternatives = list[Conjunction]
 """Any of the conjunctions; none of them is no value, an empty conjunction is every value."""

@@ -15,13 +15,13 @@ from service.schema_compiler.budget import current
 from service.schema_compiler.exact import is_whole
 from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.normalize.constraints import (
-    Absent,
     Conjunction,
+    Forbidden,
     Items,
-    Members,
+    Literal,
+    Properties,
     Required,
 )
-from service.schema_compiler.normalize.literals import Literal
 from service.schema_compiler.normalize.nodes import (
     ARRAY,
     NULL,
@@ -111,9 +111,9 @@ def _simple(literal: Literal) -> bool:
 
 
 def _object(nodes: Nodes, conjunction: Conjunction) -> bool:
-    members = [c for c in conjunction if isinstance(c, Members)]
+    members = [c for c in conjunction if isinstance(c, Properties)]
     required = [c for c in conjunction if isinstance(c, Required)]
-    absent = {c.name for c in conjunction if isinstance(c, Absent)}
+    absent = {c.name for c in conjunction if isinstance(c, Forbidden)}
     extra: dict[str, list[Atom]] = {}
     for constraint in required:
         for name in constraint.names:
@@ -123,7 +123,9 @@ def _object(nodes: Nodes, conjunction: Conjunction) -> bool:
     if not absent.isdisjoint(extra):
         return True
     for name, atoms in extra.items():
-        several = [m for m in members if name in m.named or m.patterns or m.further is not None]
+        several = [
+            m for m in members if name in m.declared or m.patterns or m.additional is not None
+        ]
         if len(several) + len(atoms) < 2 and not any(m.closed for m in several):
             continue
         if any(member.forbids(name) for member in several):

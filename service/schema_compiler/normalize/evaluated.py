@@ -5,15 +5,15 @@ from __future__ import annotations
 from service.schema_compiler.normalize.constraints import (
     Alternatives,
     Conjunction,
-    Members,
-    SomeMember,
+    Properties,
+    SomeProperty,
 )
 from service.schema_compiler.normalize.nodes import Atom
 
 
 def unclear(alternatives: Alternatives) -> bool:
     """Whether a constraint may evaluate members without saying which."""
-    return any(isinstance(constraint, SomeMember) for one in alternatives for constraint in one)
+    return any(isinstance(constraint, SomeProperty) for one in alternatives for constraint in one)
 
 
 def rest(one: Conjunction, atom: Atom, closed: bool, pointer: str) -> Conjunction:
@@ -21,9 +21,9 @@ def rest(one: Conjunction, atom: Atom, closed: bool, pointer: str) -> Conjunctio
     named: dict[str, Atom | None] = {}
     patterns: dict[str, Atom | None] = {}
     for members in one:
-        if isinstance(members, Members):
-            if members.further is not None:
+        if isinstance(members, Properties):
+            if members.additional is not None:
                 return ()
-            named.update(dict.fromkeys(members.named))
+            named.update(dict.fromkeys(members.declared))
             patterns.update(dict.fromkeys(members.patterns))
-    return (Members(pointer, named, patterns, atom, closed, "unevaluatedProperties"),)
+    return (Properties(pointer, named, patterns, atom, closed, "unevaluatedProperties"),)

@@ -23,8 +23,8 @@ from service.schema_compiler.normalize.alternatives import (
 )
 from service.schema_compiler.normalize.bounds import Bounds
 from service.schema_compiler.normalize.constraints import (
-    Absent,
     Alternatives,
+    Forbidden,
     Required,
 )
 from service.schema_compiler.normalize.evaluated import rest, unclear
@@ -109,7 +109,7 @@ class Expander:
             return TRUE if node.schema else FALSE
         own, types = self._reader.satisfied(node)
         here: Expansion = tuple([tuple(own[t])] if types >> t & 1 else NEVER for t in TYPES)
-        # Names keep the order of the schema, also where parts of it come before its own.
+        # PropertyNames keep the order of the schema, also where parts of it come before its own.
         first = next((k for k in node.keywords if k in MEMBERS or k not in _IN_PLACE), None)
         if any(k in node.keywords for k in MEMBERS):
             first = next(k for k in node.keywords if k in MEMBERS)
@@ -223,7 +223,7 @@ class Expander:
         return self._combiner.any(parts)
 
     def _reference(self, node: Node, keyword: str, negative: bool) -> Steps:
-        if keyword != "$ref" and self.nodes.places.embedded:
+        if keyword != "$ref" and self.nodes.subschemas.embedded:
             self.drop(node.at(keyword), "its target depends on how the place is reached")
             self._lost.add(node.at(keyword))
             return TRUE
@@ -238,7 +238,7 @@ class Expander:
         self.note(pointer, "dependencies as alternatives")
         if negative:
             broken: Alternatives = [
-                (Required(pointer, (name,)), Absent(pointer, other))
+                (Required(pointer, (name,)), Forbidden(pointer, other))
                 for name, others in wanted.items()
                 for other in others
             ]
@@ -246,7 +246,7 @@ class Expander:
         kept = EVERY
         for name, others in wanted.items():
             choice: Alternatives = [
-                (Absent(pointer, name),),
+                (Forbidden(pointer, name),),
                 (Required(pointer, (name, *(o for o in dict.fromkeys(others) if o != name))),),
             ]
             kept = self._combiner.product(OBJECT, kept, choice, pointer)
@@ -266,7 +266,7 @@ class Expander:
             if negative:
                 kept = united(OBJECT, [kept, applied])
             else:
-                choice = [(Absent(pointer, name),), *applied]
+                choice = [(Forbidden(pointer, name),), *applied]
                 kept = self._combiner.product(OBJECT, kept, choice, pointer)
         others = NEVER if negative else EVERY
         return only({**dict.fromkeys(TYPES, others), OBJECT: kept})

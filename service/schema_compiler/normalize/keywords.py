@@ -8,19 +8,19 @@ from typing import Any
 from service.schema_compiler.frontend.formats import FORMATS
 from service.schema_compiler.normalize.alternatives import EVERY, NEVER, Expansion
 from service.schema_compiler.normalize.constraints import (
-    Absent,
     Alternatives,
     Conjunction,
     Constraint,
     Contains,
+    Forbidden,
     Items,
-    Members,
-    Names,
+    Literal,
+    Properties,
+    PropertyNames,
     Required,
-    SomeMember,
+    SomeProperty,
     Unique,
 )
-from service.schema_compiler.normalize.literals import Literal
 from service.schema_compiler.normalize.nodes import (
     ALL_TYPES,
     ARRAY,
@@ -101,7 +101,10 @@ class Reader:
             yield OBJECT, Required(node.at("required"), tuple(dict.fromkeys(keywords["required"])))
             self._note_required(node)
         if "propertyNames" in keywords:
-            yield OBJECT, Names(node.at("propertyNames"), self.nodes.child(node, "propertyNames"))
+            yield (
+                OBJECT,
+                PropertyNames(node.at("propertyNames"), self.nodes.child(node, "propertyNames")),
+            )
         items = self._items(node)
         if items is not None:
             yield ARRAY, items
@@ -143,23 +146,23 @@ class Reader:
     def _objects_negated(self, node: Node) -> Iterable[Conjunction]:
         keywords = node.keywords
         for name in dict.fromkeys(keywords.get("required", ())):
-            yield (Absent(node.at("required"), name),)
+            yield (Forbidden(node.at("required"), name),)
         if any(keyword in keywords for keyword in MEMBERS):
             members = self._members(node)
-            for name, atom in members.named.items():
+            for name, atom in members.declared.items():
                 if atom is not None and not self._trivial(atom):
                     yield (Required(node.at("properties"), (name,), negated(atom)),)
             for pattern, atom in members.patterns.items():
                 if atom is not None and not self._trivial(atom):
                     at = node.at("patternProperties")
-                    yield (SomeMember(at, None, pattern, negated(atom)),)
-            further = members.further
-            if further is not None and not self._trivial(further):
+                    yield (SomeProperty(at, None, pattern, negated(atom)),)
+            additional = members.additional
+            if additional is not None and not self._trivial(additional):
                 at = node.at("additionalProperties")
-                yield (SomeMember(at, members, None, negated(further)),)
+                yield (SomeProperty(at, members, None, negated(additional)),)
         if "propertyNames" in keywords:
             atom = self.nodes.child(node, "propertyNames")
-            yield (SomeMember(node.at("propertyNames"), None, None, None, negated(atom)),)
+            yield (SomeProperty(node.at("propertyNames"), None, None, None, negated(atom)),)
 
     def _arrays_negated(self, node: Node) -> Iterable[Conjunction]:
         keywords = node.keywords
@@ -185,18 +188,18 @@ class Reader:
     def _trivial(self, atom: Atom) -> bool:
         return not atom & 1 and self.nodes.of(atom).trivial
 
-    def _members(self, node: Node) -> Members:
+    def _members(self, node: Node) -> Properties:
         keywords, child = node.keywords, self.nodes.child
         named = {name: child(node, "properties", name) for name in keywords.get("properties", ())}
         patterns = {
             pattern: child(node, "patternProperties", pattern)
             for pattern in keywords.get("patternProperties", ())
         }
-        further = None
+        additional = None
         if "additionalProperties" in keywords:
-            further = child(node, "additionalProperties")
+            additional = child(node, "additionalProperties")
         closed = keywords.get("additionalProperties") is False
-        return Members(node.pointer, named, patterns, further, closed)
+        return Properties(node.pointer, named, patterns, additional, closed)
 
     def _items(self, node: Node) -> Items | None:
         keywords, child = node.keywords, self.nodes.child

@@ -112,7 +112,7 @@ class Nodes:
     def __init__(self, compiled: CheckedSchema, text: str) -> None:
         """text: the schema as sent."""
         self.text = text
-        self.places = compiled.places
+        self.subschemas = compiled.subschemas
         self.draft: Draft = compiled.draft
         self.validator = compiled.validator
         self._nodes: list[Node] = []
@@ -131,6 +131,11 @@ class Nodes:
         """The node of an atom."""
         return self._nodes[atom >> 1]
 
+    def name(self, atom: Atom) -> str:
+        """The pointer of the subschema of an atom, as a JSON reference; with ``not`` before it where a
+        value violates it."""
+        return ("not " if atom & 1 else "") + f"#{self.of(atom).pointer}"
+
     def node(self, schema: Any, pointer: str) -> Node:
         """The node of a subschema. pointer: of this mention of it."""
         if isinstance(schema, bool):
@@ -140,7 +145,7 @@ class Nodes:
             return found
         found = self._by_id.get(id(schema))
         if found is None:
-            pointer = self.places.pointers.get(id(schema), pointer)
+            pointer = self.subschemas.pointers.get(id(schema), pointer)
             found = self._by_id[id(schema)] = self._add(schema, pointer, self.meaning(schema))
         return found
 
@@ -153,7 +158,7 @@ class Nodes:
 
     def target(self, node: Node, keyword: str) -> Atom:
         """The atom of what a reference stands for."""
-        return self.node(self.places.targets[id(node.schema), keyword], node.at(keyword)).atom
+        return self.node(self.subschemas.targets[id(node.schema), keyword], node.at(keyword)).atom
 
     def meaning(self, schema: dict[str, Any]) -> dict[str, Any]:
         """The keywords of a subschema that assert something where they stand."""
@@ -165,13 +170,25 @@ class Nodes:
 
     def reduced(self, atoms: Iterator[Atom] | tuple[Atom, ...] | list[Atom]) -> State:
         """The state of atoms, without those that say nothing."""
-        return frozenset(atom for atom in atoms if atom & 1 or not self._nodes[atom >> 1].trivial)
+        return frozenset([a for a in atoms if a & 1 or not self._nodes[a >> 1].trivial])
+
+    def canonical(self, state: State) -> State:
+        """The state with each reference that stands alone replaced by its target: states that describe
+        the same values through different references are then equal."""
+        return self.reduced([self._target_of_reference(atom) for atom in state])
+
+    def _target_of_reference(self, atom: Atom) -> Atom:
+        node = self.of(atom)
+        while "$ref" in node.keywords and len(node.keywords) == 1:
+            atom = self.target(node, "$ref") | atom & 1
+            node = self.of(atom)
+        return atom
 
     def valid(self, node: Node, value: Any) -> bool:
         """Whether a value satisfies a node, by the validator that has the last word."""
         if isinstance(node.schema, bool):
             return node.schema
-        resolver = self.places.resolvers[id(node.schema)]
+        resolver = self.subschemas.resolvers[id(node.schema)]
         validator = self.validator.evolve(schema=node.schema, _resolver=resolver)
         return bool(validator.is_valid(value))
 

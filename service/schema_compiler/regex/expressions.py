@@ -132,26 +132,26 @@ def loosened(node: Node, most: int, is_counted: Callable[[Repeat], bool]) -> Nod
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """How an expression begins and ends, for the ways that a reader of it has.
+    """How an expression begins and ends, for the ambiguity that a reader of it has.
 
     first: characters that it can begin with. more: characters with which a text that it matches can
-    go on. ways: the greatest number of places at which a reader can be at once, about.
+    go on. ambiguity: the greatest number of places at which a reader can be at once, about.
     """
 
     optional: bool
     first: Ranges
     more: Ranges
-    ways: int
+    ambiguity: int
 
 
 MANY = 1_000_000
 """Ways that are not counted."""
 
 
-def ways(node: Node) -> int:
+def ambiguity(node: Node) -> int:
     """The places in the expression at which a reader can be at once; 1 where each character decides
     how to go on."""
-    return _ends(node).ways
+    return _ends(node).ambiguity
 
 
 @lru_cache(maxsize=1024)
@@ -164,7 +164,7 @@ def _ends(node: Node) -> _Ends:
         parts = [_ends(item) for item in node.items]
         first = union(part.first for part in parts)
         apart = sum(map(_size, (part.first for part in parts))) == _size(first)
-        several = (max if apart else sum)(part.ways for part in parts)
+        several = (max if apart else sum)(part.ambiguity for part in parts)
         return _Ends(any(p.optional for p in parts), first, union(p.more for p in parts), several)
     assert isinstance(node, Sequence)
     return _ends_of_sequence(node)
@@ -176,14 +176,16 @@ def _ends_of_sequence(node: Sequence) -> _Ends:
     for item in reversed(node.items):
         part = _ends(item)
         going_on = union([part.more, part.first]) if part.optional else part.more
-        several = max(part.ways, found.ways)
+        several = max(part.ambiguity, found.ambiguity)
         if intersection(going_on, found.first):
-            several = part.ways + found.ways * (MANY if rest[1] is None else max(rest[1], 1))
+            several = part.ambiguity + found.ambiguity * (
+                MANY if rest[1] is None else max(rest[1], 1)
+            )
         found = _Ends(
             optional=part.optional and found.optional,
             first=union([part.first, found.first]) if part.optional else part.first,
             more=union([found.more, found.first, part.more]) if found.optional else found.more,
-            ways=several,
+            ambiguity=several,
         )
         rest = _sum([span(item), rest])
     return found
@@ -194,7 +196,7 @@ def _ends_of_repeat(node: Repeat) -> _Ends:
     if node.high is not None and node.high <= 1:
         return replace(part, optional=part.optional or node.low == 0)
     again = intersection(union([part.more, part.first]) if part.optional else part.more, part.first)
-    several = MANY if again or part.optional or part.ways > 1 else 1
+    several = MANY if again or part.optional or part.ambiguity > 1 else 1
     more = part.more if node.low == node.high else union([part.more, part.first])
     return _Ends(part.optional or node.low == 0, part.first, more, several)
 

@@ -207,3 +207,25 @@ async def test_every_keyword_that_strict_refuses_is_printed(tmp_path: Path) -> N
     assert done.code == 1
     for name in ("a", "b"):
         assert f'\n  --schema: at "/properties/{name}/uniqueItems": ' in done.err
+
+
+async def test_stages_are_printed_without_a_server(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"maxLength": 200}}}')
+    done = {}
+    for stage in ("normalized", "ir", "grammar", "report"):
+        done[stage] = await called("schema", "--stage", stage, schema, "--server", "localhost:1")
+    assert [(one.code, one.err) for one in done.values()] == [(0, "")] * 4
+    assert done["normalized"].out.splitlines()[0] == "#"
+    assert done["ir"].out.startswith("value 0 (root)\n  Object(")
+    assert done["grammar"].out.startswith("root ::= ")
+    assert "  checked    /properties/a/maxLength: " in done["report"].out
+
+
+async def test_a_stage_of_a_schema_that_cannot_be_used(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "nothing"}')
+    done = await called("schema", "--stage", "ir", schema)
+    assert (done.code, done.out) == (1, "")
+    assert "/type" in done.err
+    assert "[SCHEMA_INVALID]" in done.err

@@ -18,8 +18,12 @@ from service.errors import GrammarError, OutputInvalid
 from service.schema_compiler import jsontext
 from service.schema_compiler.api import analyse
 from service.schema_compiler.budget import Budget, bounded
-from service.schema_compiler.frontend.checked_schema import CheckedSchema, Places, check_json_schema
-from service.schema_compiler.frontend.checked_schema import compiled as checked_schema
+from service.schema_compiler.frontend.checked_schema import (
+    CheckedSchema,
+    Subschemas,
+    check_json_schema,
+    checked_schema,
+)
 from service.schema_compiler.jsontext import pointer
 from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.report import Analysed
@@ -247,7 +251,7 @@ def _is_said(compiled: CheckedSchema, violation: Any, checked: set[str]) -> bool
     """Whether the report names the keyword of a violation, one that applies it, or one that decides
     whether it is violated."""
     path = list(violation.absolute_schema_path)
-    for passed, deciding in _ways(compiled.places, compiled.places.root, "", path):
+    for passed, deciding in _ways(compiled.subschemas, compiled.subschemas.root, "", path):
         inside = {*passed[-1:], *_applied(compiled, deciding)}
         if not checked.isdisjoint(passed) or any(
             one == place or one.startswith(place + "/") for one in checked for place in inside
@@ -257,7 +261,7 @@ def _is_said(compiled: CheckedSchema, violation: Any, checked: set[str]) -> bool
 
 
 def _ways(
-    places: Places, part: Any, at: str, path: list[Any]
+    places: Subschemas, part: Any, at: str, path: list[Any]
 ) -> Iterator[tuple[list[str], list[Any]]]:
     """Pointers along the library's path into a schema, from a part on, and what decides there.
 
@@ -284,7 +288,7 @@ def _ways(
 
 def _applied(compiled: CheckedSchema, part: Any) -> Iterator[str]:
     """Pointers of all subschemas in a part of a schema, and of those that they refer to."""
-    places, seen, pending = compiled.places, set(), [part]
+    places, seen, pending = compiled.subschemas, set(), [part]
     while pending:
         part = pending.pop()
         if id(part) in seen or not isinstance(part, (dict, list)):

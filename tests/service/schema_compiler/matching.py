@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from service.schema_compiler.emit.numbers import number
 from service.schema_compiler.emit.rules import Rules
-from service.schema_compiler.normalize.literals import Emitted
+from service.schema_compiler.emit.strings import raw_text, string
+from service.schema_compiler.lower.lowered import Lowered
+from service.schema_compiler.lower.numbers import lower_number
+from service.schema_compiler.lower.strings import lower_regex, lower_string
+from service.schema_compiler.normalize.constraints import Literal
 
 if TYPE_CHECKING:
     import xgrammar
 
 STOP = 256
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The expression for the values of a conjunction; None where there is none. dropped: literals that
+    it does not enforce, each with the reason."""
+
+    expression: str | None
+    dropped: tuple[tuple[Literal, str], ...] = ()
+
+
+def emit_string(literals: Iterable[Literal], rules: Rules, *, name: bool = False) -> Emitted:
+    return _emitted(lower_string(literals)[0], lambda texts: string(texts, rules, name=name))
+
+
+def emit_number(literals: Sequence[Literal], rules: Rules) -> Emitted:
+    return _emitted(lower_number(literals), lambda numbers: number(numbers, rules))
+
+
+def emit_regex(source: str, rules: Rules) -> Emitted:
+    return _emitted(lower_regex(source), lambda texts: raw_text(texts, rules))
+
+
+def _emitted(lowered: Lowered[T], emit: Callable[[T], str]) -> Emitted:
+    return Emitted(None if lowered.found is None else emit(lowered.found), lowered.dropped)
 
 
 @lru_cache(maxsize=1)

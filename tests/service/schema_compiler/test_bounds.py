@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from service.schema_compiler import api
 from service.schema_compiler.api import _analysed, analyse
+from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.limits import SchemaLimits
-from service.schema_compiler.lower import schema_grammar
 from service.schema_compiler.normalize import bounds
 from service.schema_compiler.report import Analysed, Enforcement
 from service.types import Grammar, GrammarKind
@@ -50,7 +51,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         replace(bounds.NARROW, members=30, effort=200),
         replace(bounds.LOOSE, members=10),
     )
-    monkeypatch.setattr(schema_grammar, "LADDER", ladder)
+    monkeypatch.setattr(api, "LADDER", ladder)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -109,12 +110,12 @@ def test_the_same_grammar_each_time() -> None:
     ]}  # fmt: skip
     first, second = analysed(schema), analysed(schema)
     assert first.grammar.ebnf == second.grammar.ebnf
-    assert bounds.cost(first.grammar.ebnf) <= bounds.MAX_COST
+    assert cost(first.grammar.ebnf) <= MAX_COST
     assert accepts(first, {"k3": 1})
 
 
 def test_anything_where_nothing_else_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_grammar, "MAX_COST", -1)
+    monkeypatch.setattr(api, "MAX_COST", -1)
     found = analysed(closed(1, {"type": "integer"}))
     assert accepts(found, [None, {"a": 1.5}])
     kept = enforcement(found)
@@ -139,8 +140,8 @@ def test_two_thousand_places() -> None:
 def test_cost_counts_states(body: str, states: int) -> None:
     lines = "".join(f"rule_{i} ::= {body}\n" for i in range(5000))
     repeats = 5000 * (states - 1 if "{" in body else 0)
-    assert bounds.cost(lines) == int(5000 * states * (8 + (5000 + repeats) * 0.006))
+    assert cost(lines) == int(5000 * states * (8 + (5000 + repeats) * 0.006))
 
 
 def test_small_grammars_cost_nothing() -> None:
-    assert bounds.cost('root ::= "a"\n') == 0
+    assert cost('root ::= "a"\n') == 0

@@ -12,7 +12,7 @@ import pytest
 
 from service.errors import GrammarError
 from service.schema_compiler.frontend import schema_warnings as mistakes
-from service.schema_compiler.frontend.checked_schema import compiled
+from service.schema_compiler.frontend.checked_schema import checked_schema
 from service.schema_compiler.frontend.drafts import ASSERTING
 from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import SchemaWarning, WarningKind
@@ -24,7 +24,7 @@ OBJECT = {"type": "object"}
 
 
 def found(schema: Any, kind: WarningKind | None = None) -> list[SchemaWarning]:
-    warnings = mistakes.find(compiled(json.dumps(schema)))
+    warnings = mistakes.find(checked_schema(json.dumps(schema)))
     return [one for one in warnings if kind is None or one.kind is kind]
 
 
@@ -135,7 +135,7 @@ def test_the_warnings_on_public_schemas_are_mistakes(step: int) -> None:
     limits = SchemaLimits(max_bytes=40_000)
     for line in COLLECTION.read_text().splitlines()[::step]:
         try:
-            warnings = mistakes.find(compiled(json.dumps(json.loads(line)["schema"]), limits))
+            warnings = mistakes.find(checked_schema(json.dumps(json.loads(line)["schema"]), limits))
         except GrammarError:
             continue
         for one in warnings:
@@ -280,7 +280,7 @@ def test_warnings_of_a_kind_are_bounded_and_counted() -> None:
 
 def test_thousands_of_unknown_names_take_bounded_time() -> None:
     names = {f"additional{i}proprties"[:26]: 1 for i in range(4_000)}
-    schema = compiled(json.dumps(OBJECT | names))
+    schema = checked_schema(json.dumps(OBJECT | names))
     began = time.process_time()
     mistakes.find(schema)
     assert time.process_time() - began < 3

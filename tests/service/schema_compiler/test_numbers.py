@@ -19,8 +19,8 @@ from benchmarks import judge
 from service.schema_compiler import jsontext
 from service.schema_compiler.emit.rules import Rules
 from service.schema_compiler.exact import text_of
-from service.schema_compiler.lower.numbers import emit_number
-from service.schema_compiler.normalize.literals import Emitted, Literal
+from service.schema_compiler.normalize.constraints import Literal
+from tests.service.schema_compiler.matching import Emitted, emit_number
 
 _STOP = 256
 _TABLE = [*(bytes([value]) for value in range(256)), b""]

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.schema_compiler.api import analyse
-from service.schema_compiler.emit.unordered_objects import MAX_SHUFFLED
 from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.lower.context import MAX_ORDER_RULES
+from service.schema_compiler.lower.objects import MAX_UNORDERED
 from service.schema_compiler.report import Enforcement, KeywordReport
 from service.structured_output import wire
 from service.types import Grammar, GrammarKind, PropertyOrder
@@ -57,7 +57,7 @@ def text_of(names: Sequence[str]) -> str:
 # Order
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, MAX_SHUFFLED])
+@pytest.mark.parametrize("count", [2, 3, 4, MAX_UNORDERED])
 @pytest.mark.parametrize("is_open", [False, True])
 def test_the_order_of_few_names(count: int, is_open: bool) -> None:
     names = [f"{letter}name" for letter in "qwertyuiop"[:count]]
@@ -81,7 +81,7 @@ def test_required_names_in_another_order_are_no_order() -> None:
 
 
 def test_the_declared_order_beyond_the_bound_is_reported() -> None:
-    names = [f"{letter}name" for letter in "qwertyuiop"[: MAX_SHUFFLED + 1]]
+    names = [f"{letter}name" for letter in "qwertyuiop"[: MAX_UNORDERED + 1]]
     inner = an_object(names, additionalProperties=False)
     schema = {"type": "object", "properties": {"one": inner, "two": an_object(["a", "b"])}}
     found = reports(schema, ANY)

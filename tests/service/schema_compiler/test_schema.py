@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import GrammarError, OutputInvalid, ServiceError
-from service.schema_compiler.frontend.checked_schema import check_json_schema, compiled
+from service.schema_compiler.frontend.checked_schema import check_json_schema, checked_schema
 from service.schema_compiler.limits import SchemaLimits
 from service.structured_output.answers import AnswerValidator
 
@@ -257,7 +257,7 @@ def test_a_keyword_that_can_take_no_effect_is_refused(schema: Any, pointer: str)
     ],
 )
 def test_spellings_of_the_draft(name: str, draft: str) -> None:
-    assert compiled(json.dumps({"$schema": name, "type": "string"})).draft.name == draft
+    assert checked_schema(json.dumps({"$schema": name, "type": "string"})).draft.name == draft
     inside = {"$schema": DRAFT7, "items": {"$schema": name}}
     if draft == "draft-07":
         assert check_json_schema(json.dumps(inside)) == inside
@@ -426,7 +426,7 @@ def test_look_aheads_of_all_patterns_together_are_bounded() -> None:
 
 def test_a_repeated_schema_is_compiled_once() -> None:
     text = json.dumps({"properties": {f"p{i}": {"type": "string"} for i in range(300)}})
-    assert compiled(text) is compiled(text)
+    assert checked_schema(text) is checked_schema(text)
 
 
 keys = st.sampled_from(
@@ -463,7 +463,7 @@ jsons = st.recursive(
 @given(jsons)
 def test_any_json_is_admitted_or_refused(schema: Any) -> None:
     with contextlib.suppress(GrammarError):
-        validator = compiled(json.dumps(schema))
+        validator = checked_schema(json.dumps(schema))
         assert validator.document == schema
 
 
@@ -503,4 +503,4 @@ def test_names_are_found_beside_forms_of_other_drafts(document: dict[str, Any]) 
 )
 def test_names_that_nothing_has_beside_forms_of_other_drafts(schema: dict[str, Any]) -> None:
     with pytest.raises(GrammarError, match=r'at "/not/\$ref": points to nothing in this schema'):
-        compiled(json.dumps({**schema, "not": {"$ref": "#nowhere"}}))
+        checked_schema(json.dumps({**schema, "not": {"$ref": "#nowhere"}}))

@@ -13,14 +13,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from service.schema_compiler.budget import Budget
-from service.schema_compiler.emit.excluded_strings import anything_but
-from service.schema_compiler.emit.free_strings import COUNTED
 from service.schema_compiler.emit.rules import Rules, pruned
+from service.schema_compiler.emit.strings import anything_but
 from service.schema_compiler.frontend.formats import FORMATS
-from service.schema_compiler.lower.strings import emit_regex, emit_string
-from service.schema_compiler.normalize.literals import Emitted, Literal
+from service.schema_compiler.lower.string_constraints import MAX_COUNTED as COUNTED
+from service.schema_compiler.normalize.constraints import Literal
 from service.schema_compiler.regex.matching import PatternError, compile_pattern
-from tests.service.schema_compiler.matching import accepts, compiled
+from tests.service.schema_compiler.matching import (
+    Emitted,
+    accepts,
+    compiled,
+    emit_regex,
+    emit_string,
+)
 from tests.service.schema_compiler.schemas import walk
 
 CHARACTERS = 'ab"\\x1 -é😀\n\0kKſ_\u2028/\x7f'
@@ -46,7 +51,7 @@ def dumped(text: str) -> str:
 
 def emitted(*literals: Literal, key: bool = False) -> tuple[Emitted, Any]:
     rules = Rules()
-    found = emit_string(literals, rules, key=key)
+    found = emit_string(literals, rules, name=key)
     return found, compiled(found, rules)
 
 
@@ -366,7 +371,7 @@ def test_characters_of_several_spellings_are_never_a_repeated_rule(
     """A matcher would follow each token of several characters out of that rule, at each step: 0.1 s
     where there are 150,000 tokens, and less than 1 ms otherwise."""
     rules = Rules()
-    found = emit_string(wanted, rules, key=key)
+    found = emit_string(wanted, rules, name=key)
     assert found.expression is not None
     for line in pruned(rules.text(found.expression)).splitlines():
         outside = re.sub(r'"[^"]*"|\[[^]]*\]', "", line)

@@ -1,8 +1,4 @@
-"""All strings but some: what additional properties of an object may be called.
-
-There may be thousands of names, so their tree is written as it is: in each node, a character that
-goes on with no name leaves the tree, and anything may follow.
-"""
+"""Sets of strings as EBNF: JSON strings, and texts without quotes."""
 
 from __future__ import annotations
 
@@ -10,10 +6,99 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from service.schema_compiler.emit.json_escapes import PLAIN, Json
+from service.schema_compiler.emit import patterns
+from service.schema_compiler.emit.json_escapes import PLAIN, JsonEscapes, RawText, character_class
 from service.schema_compiler.emit.patterns import counted
-from service.schema_compiler.emit.rules import Rules
+from service.schema_compiler.emit.rules import Rules, literal
+from service.schema_compiler.ir.values import (
+    AcceptedText,
+    AnyText,
+    MatchedText,
+    PrefixedText,
+    TextSet,
+)
 from service.schema_compiler.regex.codepoints import ALL, Ranges, complement, difference, ranges
+
+_QUOTE = literal('"')
+_HEX = "[0-9a-fA-F]"
+_BACKSLASH = literal("\\")
+
+
+def string(texts: TextSet, rules: Rules, *, name: bool = False) -> str:
+    """The expression for JSON strings, quotes included. name: names of properties, in which each
+    character is written in its canonical form; values may use any escape of JSON."""
+    return f"{_QUOTE} {_rest(texts, rules, name)}"
+
+
+def raw_text(texts: TextSet, rules: Rules) -> str:
+    """The expression for texts as they are: all texts, or those of one expression or automaton."""
+    escapes = RawText(rules)
+    if isinstance(texts, AcceptedText):
+        return patterns.automaton(texts.automaton, rules, escapes)
+    if isinstance(texts, MatchedText):
+        return patterns.expression(texts.expression, rules, escapes)
+    assert texts == AnyText()
+    return escapes.anything()
+
+
+def _rest(texts: TextSet, rules: Rules, name: bool) -> str:
+    """What comes after the first quote."""
+    escapes = JsonEscapes(rules)
+    if isinstance(texts, AcceptedText):
+        return patterns.automaton(texts.automaton, rules, escapes)
+    if isinstance(texts, MatchedText):
+        return patterns.expression(texts.expression, rules, escapes)
+    if isinstance(texts, PrefixedText):
+        return f"{escapes.text(texts.prefix)} {_rest(texts.rest, rules, name)}"
+    if isinstance(texts, AnyText):
+        return (canonical if name else in_any_form)(texts.minimum, texts.maximum, rules)
+    found = anything_but(texts.texts, texts.minimum, texts.maximum, rules, texts.prefixes)
+    assert found is not None, "values without a text are pruned before"
+    return found
+
+
+# Any characters
+
+
+def canonical(low: int, high: int | None, rules: Rules) -> str:
+    """From behind the first quote: low to high characters as ``json.dumps`` writes them."""
+    escapes = JsonEscapes(rules)
+    return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, escapes.anything(), rules)
+
+
+def in_any_form(low: int, high: int | None, rules: Rules) -> str:
+    r"""The same in any form of JSON: models write ``\/`` and ``\u00e9``, too. A pair of
+    surrogates is one character; none is alone."""
+    return counted(
+        [character_class(PLAIN), _any_escape(rules)],
+        low,
+        high,
+        JsonEscapes.end,
+        rules.once("free string", lambda: _any_number(rules)),
+        rules,
+    )
+
+
+def _any_number(rules: Rules) -> str:
+    name, escape = rules.reserve("json_string"), _any_escape(rules)
+    rules.fill(name, f"{JsonEscapes.end} | {character_class(PLAIN)} {name} | {escape} {name}")
+    return name
+
+
+def _any_escape(rules: Rules) -> str:
+    second = f'{_BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
+    code = rules.define(
+        "json_code",
+        f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] [0-7] {_HEX} {_HEX}"
+        f" | [dD] [89abAB] {_HEX} {_HEX} {second}",
+    )
+    return rules.define(
+        "json_any_escape", f'{_BACKSLASH} ["\\U0000005c/bfnrt] | {_BACKSLASH} "u" {code}'
+    )
+
+
+# All but some
+
 
 _Tree = dict[str, "_Tree | None"]
 """By character; None where no text may go on with it, as it would begin with a name."""
@@ -30,9 +115,11 @@ def anything_but(
     rules: Rules,
     beginnings: Iterable[str] = (),
 ) -> str | None:
-    """The expression for a JSON string from behind its first quote, of low to high characters,
-    that is none of the names and begins with none of the beginnings, which are not empty; None if
-    there is no such string."""
+    """The expression for a JSON string behind its first quote, of low to high characters, that is none
+    of the names and begins with none of the beginnings, which are not empty; None if there is none.
+
+    There may be thousands of names, so their tree is written as it is: in each node, a character that
+    goes on with no name leaves the tree, and anything may follow."""
     tree: _Tree = {}
     for beginning in sorted(beginnings):  # a set has another order in each process
         node = _node_at(tree, beginning[:-1])
@@ -42,7 +129,7 @@ def anything_but(
         node = _node_at(tree, name)
         if node is not None:
             node[_END] = {}
-    return _Writer(low, high, rules).write(tree)
+    return _TreeWriter(low, high, rules).write(tree)
 
 
 def _node_at(tree: _Tree, path: str) -> _Tree | None:
@@ -55,11 +142,11 @@ def _node_at(tree: _Tree, path: str) -> _Tree | None:
     return node
 
 
-class _Writer:
+class _TreeWriter:
     def __init__(self, low: int, high: int | None, rules: Rules) -> None:
         self._low, self._high, self._rules = low, high, rules
         self._most = math.inf if high is None else high
-        self._spelling = Json(rules)
+        self._escapes = JsonEscapes(rules)
         self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
         self._spelled: dict[str, str] = {}
 
@@ -85,7 +172,7 @@ class _Writer:
         return self._rules.define("json_other", " | ".join(found)) if found else None
 
     def _followed(self, characters: Ranges, rest: str) -> list[str]:
-        return [f"{one} {rest}" for one in self._spelling.alternatives(characters)]
+        return [f"{one} {rest}" for one in self._escapes.alternatives(characters)]
 
     def _leaves(self, goes_on: frozenset[str], rest: str | None, ends: bool) -> str | None:
         """The rule for any other character and the rest, or with ``ends`` the end; None for none of
@@ -93,7 +180,7 @@ class _Writer:
         that the many nodes that go on alike share one."""
         key = goes_on, rest, ends
         if key not in self._leaving:
-            parts = [self._spelling.end] if ends else []
+            parts = [self._escapes.end] if ends else []
             if rest is not None:
                 others, is_wide = _others_than(goes_on)
                 parts += self._followed(others, rest)
@@ -107,7 +194,7 @@ class _Writer:
     def _text(self, character: str) -> str:
         known = self._spelled.get(character)
         if known is None:
-            known = self._spelled[character] = self._spelling.text(character)
+            known = self._spelled[character] = self._escapes.text(character)
         return known
 
     def _rest(self, depth: int) -> str | None:
@@ -116,8 +203,8 @@ class _Writer:
         high = None if self._high is None else self._high - depth
         if high is not None and high < 0:
             return None
-        one, rest = self._spelling.alternatives(ALL), self._spelling.anything()
-        return counted(one, low, high, Json.end, rest, self._rules)
+        one, rest = self._escapes.alternatives(ALL), self._escapes.anything()
+        return counted(one, low, high, JsonEscapes.end, rest, self._rules)
 
 
 @lru_cache(maxsize=1024)

@@ -1,0 +1,215 @@
+"""The emission of documents that are made by hand: which texts their grammars accept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import permutations
+
+import pytest
+
+from service.schema_compiler.budget import Budget, bounded
+from service.schema_compiler.emit.grammar import choice_grammar, grammar_of
+from service.schema_compiler.emit.string_lengths import Bounds, string_lengths
+from service.schema_compiler.ir.sizes import forced_text, pruned, short_lengths
+from service.schema_compiler.ir.values import (
+    AdditionalProperties,
+    Alternative,
+    AnyText,
+    Array,
+    Constant,
+    CountedArray,
+    DistinctArray,
+    Document,
+    ItemCount,
+    ItemValue,
+    NameSet,
+    Object,
+    OtherText,
+    PrefixedText,
+    Property,
+    PropertyValue,
+    String,
+)
+from tests.service.schema_compiler.schemas import accepts, compiled
+
+ONE, TWO = (Constant("1"),), (Constant("2"),)
+
+
+def document(*values: tuple[Alternative, ...]) -> Document:
+    """A document whose values have the numbers of their order; the first is the root."""
+    return Document(0, dict(enumerate(values)))
+
+
+def accepted(values: Document, texts: Iterable[str]) -> list[str]:
+    with bounded(Budget()):
+        grammar = compiled(grammar_of(values))
+    return [text for text in texts if accepts(grammar, text)]
+
+
+def prop(name: str, value: int, *, required: bool = True, meets: int = 0) -> Property:
+    return Property(name, required, (PropertyValue(value, meets),))
+
+
+def test_constants_are_alternatives() -> None:
+    values = document((Constant("null"), Constant('"a b"'), Constant("[1]")))
+    texts = ["null", '"a b"', "[1]", "[2]", "nul", '"a"']
+    assert accepted(values, texts) == texts[:3]
+
+
+def test_properties_in_the_declared_order() -> None:
+    values = document((Object((prop("a", 1), prop("b", 2, required=False))),), ONE, TWO)
+    texts = ['{"a": 1}', '{"a": 1, "b": 2}', '{"b": 2, "a": 1}', '{"b": 2}', "{}", '{"a": 2}']
+    assert accepted(values, texts) == texts[:2]
+
+
+def test_properties_in_any_order() -> None:
+    names = "abc"
+    properties = tuple(prop(name, 1) for name in names)
+    values = document((Object(properties, any_order=True),), ONE)
+    texts = [
+        "{" + ", ".join(f'"{name}": 1' for name in order) + "}"
+        for size in (3, 2)
+        for order in permutations(names, size)
+    ]
+    assert accepted(values, texts) == texts[:6]
+
+
+def test_additional_properties_stand_between_declared_ones() -> None:
+    names = NameSet(
+        OtherText(0, None, frozenset(), frozenset("a")), {"a": PrefixedText("a", AnyText(1, None))}
+    )
+    one = Object(
+        (prop("a", 1, required=False),), (AdditionalProperties(names, (PropertyValue(2),)),)
+    )
+    texts = ["{}", '{"x": 2, "a": 1, "y": 2}', '{"ab": 2, "a": 1}', '{"a": 1, "ab": 2}', '{"a": 2}']
+    assert accepted(document((one,), ONE, TWO), texts) == texts[:3]
+
+
+@pytest.mark.parametrize(
+    ("minimum", "maximum", "sizes"), [(1, None, [1, 2, 3]), (0, 1, [0, 1]), (2, 2, [2])]
+)
+def test_counted_properties(minimum: int, maximum: int | None, sizes: list[int]) -> None:
+    properties = tuple(prop(name, 1, required=False) for name in "abc")
+    texts = [json.dumps(dict.fromkeys("abc"[:size], 1)) for size in range(4)]
+    one = Object(properties, minimum=minimum, maximum=maximum)
+    assert accepted(document((one,), ONE), texts) == [texts[size] for size in sizes]
+
+
+def test_an_obligation_is_met_by_one_property() -> None:
+    values = (PropertyValue(1, meets=1), PropertyValue(2))
+    one = Object(tuple(Property(name, False, values) for name in "ab"), obligations=1)
+    texts = ['{"a": 1}', '{"a": 2, "b": 1}', '{"a": 1, "b": 1}', '{"a": 2}', "{}"]
+    assert accepted(document((one,), ONE, TWO), texts) == texts[:3]
+
+
+def test_items() -> None:
+    values = document((Array((1,), 2, minimum=1, maximum=3),), ONE, TWO)
+    texts = ["[1]", "[1, 2]", "[1, 2, 2]", "[1, 2, 2, 2]", "[]", "[2]"]
+    assert accepted(values, texts) == texts[:3]
+
+
+def test_counted_items() -> None:
+    one = CountedArray(((ItemValue(1, (0,)), ItemValue(2, ())),), (ItemCount(1, 2),))
+    texts = ["[1]", "[2, 1, 2, 1]", "[2]", "[]", "[1, 1, 1]"]
+    assert accepted(document((one,), ONE, TWO), texts) == texts[:2]
+
+
+def test_distinct_items() -> None:
+    values = document((DistinctArray(("1", "2"), minimum=1),))
+    texts = ["[1]", "[2, 1]", "[1, 1]", "[]", "[1, 2, 1]"]
+    assert accepted(values, texts) == texts[:2]
+
+
+def test_a_value_that_contains_itself() -> None:
+    values = document((Constant("0"), Array((), 0)))
+    texts = ["0", "[]", "[[0], 0]", "[1]", "[[]"]
+    assert accepted(values, texts) == texts[:3]
+
+
+def test_names_are_canonical_and_values_are_not() -> None:
+    any_name = AdditionalProperties(NameSet(AnyText()), (PropertyValue(1),))
+    values = document((Object((), (any_name,)),), (String(AnyText()),))
+    texts = ['{"é": "\\u00e9"}', '{"\\n": "\\/"}', '{"\\u00e9": ""}']
+    assert accepted(values, texts) == texts[:2]
+
+
+def test_choices() -> None:
+    grammar = compiled(choice_grammar(["yes", 'n"o']))
+    assert [text for text in ("yes", 'n"o', "no") if accepts(grammar, text)] == ["yes", 'n"o']
+
+
+# Values without a text
+
+
+def test_pruning() -> None:
+    endless = Object((prop("next", 1),))
+    values = {
+        0: (Object((prop("a", 2), prop("b", 1, required=False))), Array((1,), None, minimum=1)),
+        1: (endless,),
+        2: ONE,
+        3: TWO,
+    }
+    with bounded(Budget()):
+        lengths = short_lengths(values)
+    assert lengths.keys() == {0, 2, 3}
+    assert pruned(0, values, lengths) == Document(0, {0: (Object((prop("a", 2),)),), 2: ONE})
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Object((prop("a", 1, required=False),), minimum=2),
+        Object((prop("a", 1), prop("b", 1)), maximum=1),
+        Object((prop("a", 1),), obligations=1),
+        Array((), 1, minimum=2, maximum=1),
+        CountedArray(((ItemValue(1, ()),),), (ItemCount(1, None),)),
+        DistinctArray(("1",), minimum=2),
+    ],
+)
+def test_alternatives_that_have_no_text(one: Alternative) -> None:
+    with bounded(Budget()):
+        assert short_lengths({0: (one,), 1: ONE}).keys() == {1}
+
+
+def test_recursion_may_force_much_text() -> None:
+    values = {0: (Object((prop("a", 0, required=False), prop("b", 1))),), 1: ONE}
+    with bounded(Budget()):
+        lengths = short_lengths(values)
+    assert forced_text(Document(0, values), lengths) > 8192
+
+
+# String lengths
+
+
+def test_string_lengths_by_position() -> None:
+    names = AdditionalProperties(NameSet(AnyText()), (PropertyValue(2),))
+    values = document(
+        (Object((prop("a", 1), prop("list", 3)), (names,)),),
+        (String(AnyText(), maximum=255),),
+        (String(AnyText(), minimum=1),),
+        (Array((1,), 2),),
+    )
+    found = string_lengths(values)
+    assert found.at(["a"]) == Bounds(0, 255)
+    assert found.at(["other"]) == Bounds(1, None)
+    assert found.at(["list", 0]) == Bounds(0, 255)
+    assert found.at(["list", 7]) == Bounds(1, None)
+    assert found.at([]) is found.at(["a", "b"]) is None
+
+
+def test_the_loosest_bounds_of_all_alternatives_hold() -> None:
+    values = document(
+        (Object((prop("a", 1),)), Object((prop("a", 2),)), Constant('{"a": "12345"}')),
+        (String(AnyText(), minimum=1, maximum=3),),
+        (String(AnyText(), minimum=2, maximum=4), Constant('["x"]')),
+    )
+    assert string_lengths(values).at(["a"]) == Bounds(1, 5)
+    assert string_lengths(values).at(["a", 0]) == Bounds(1, 1)
+
+
+def test_string_lengths_of_a_value_that_contains_itself() -> None:
+    values = document((String(AnyText(), maximum=70), Array((), 0)))
+    assert string_lengths(values).at([0, 5, 0]) == Bounds(0, 70)
+    assert not string_lengths(values).bounds_nothing
+    assert string_lengths(document((DistinctArray(('"ab"',)),))).at([3]) == Bounds(2, 2)

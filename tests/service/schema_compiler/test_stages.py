@@ -1,0 +1,329 @@
+"""What a schema becomes in each stage of the compiler, without the stages behind it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from service.errors import GrammarError
+from service.schema_compiler.api import CompiledSchema, Options, compile_schema
+from service.schema_compiler.budget import Budget, bounded
+from service.schema_compiler.frontend.checked_schema import checked_schema
+from service.schema_compiler.ir.values import (
+    AcceptedText,
+    AdditionalProperties,
+    Alternative,
+    AnyText,
+    Array,
+    Constant,
+    CountedArray,
+    Digits,
+    DistinctArray,
+    ItemCount,
+    ItemValue,
+    MatchedText,
+    NameSet,
+    Number,
+    Object,
+    OtherText,
+    PrefixedText,
+    Property,
+    PropertyValue,
+    Reference,
+    Scientific,
+    String,
+    Suffix,
+    WithSuffix,
+    Zero,
+)
+from service.schema_compiler.lower.lowering import normalized
+from service.schema_compiler.normalize.constraints import Literal, Required
+from service.schema_compiler.normalize.nodes import OBJECT, STRING, TYPES
+from service.schema_compiler.stages import STAGES
+from service.types import PropertyOrder
+
+
+def compiled(schema: Any, order: PropertyOrder = PropertyOrder.DECLARED) -> CompiledSchema:
+    return compile_schema(json.dumps(schema), options=Options(order))
+
+
+def root(schema: Any, order: PropertyOrder = PropertyOrder.DECLARED) -> tuple[Alternative, ...]:
+    document = compiled(schema, order).document
+    return document.values[document.root]
+
+
+def values(schema: Any) -> dict[Reference, tuple[Alternative, ...]]:
+    return dict(compiled(schema).document.values)
+
+
+# normalize
+
+
+def alternatives(schema: Any) -> list[Any]:
+    """By type, the alternatives of the root as pairs of keyword and value."""
+    text = json.dumps(schema)
+    with bounded(Budget()):
+        expansion = normalized(checked_schema(text), text)[0][1]
+    return [
+        [
+            tuple((c.keyword, c.value, c.negated) for c in one if isinstance(c, Literal))
+            for one in some
+        ]
+        for some in expansion
+    ]
+
+
+def test_a_type_leaves_the_other_types_without_alternatives() -> None:
+    found = alternatives({"type": "string", "minLength": 2, "minimum": 3})
+    assert found[STRING] == [(("minLength", 2, False),)]
+    assert [t for t in TYPES if found[t]] == [STRING]
+
+
+def test_any_of_is_alternatives_and_all_of_a_conjunction() -> None:
+    one, other = {"minLength": 1}, {"maxLength": 5}
+    assert alternatives({"anyOf": [one, other], "type": "string"})[STRING] == [
+        (("minLength", 1, False),),
+        (("maxLength", 5, False),),
+    ]
+    assert alternatives({"allOf": [one, other], "type": "string"})[STRING] == [
+        (("minLength", 1, False), ("maxLength", 5, False))
+    ]
+
+
+def test_not_is_pushed_into_the_constraints() -> None:
+    found = alternatives({"not": {"minLength": 3}, "type": "string"})
+    assert found[STRING] == [(("maxLength", 2, False),)]
+    found = alternatives({"not": {"pattern": "a"}, "type": "string"})
+    assert found[STRING] == [(("pattern", "a", True),)]
+
+
+def test_one_of_excludes_the_other_branches_only_where_they_overlap() -> None:
+    apart = alternatives({"oneOf": [{"const": "a"}, {"const": "b"}]})
+    assert apart[STRING] == [(("enum", ["a", "b"], False),)]
+    overlapping = alternatives({"oneOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"})
+    assert overlapping[STRING] == [
+        (("pattern", "a", False), ("pattern", "b", True)),
+        (("pattern", "b", False), ("pattern", "a", True)),
+    ]
+
+
+def test_dependencies_are_alternatives() -> None:
+    text = json.dumps({"dependentRequired": {"a": ["b"]}, "type": "object"})
+    with bounded(Budget()):
+        without, with_it = normalized(checked_schema(text), text)[0][1][OBJECT]
+    assert [type(one).__name__ for one in without] == ["Forbidden"]
+    (required,) = with_it
+    assert isinstance(required, Required)
+    assert required.names == ("a", "b")
+
+
+# lower: strings, numbers and constants
+
+
+def test_constants() -> None:
+    assert root({"enum": [None, True, 1, "é", [1, {"a": 2}]]}) == (
+        Constant("null"), Constant("true"), Constant("1"), Constant('"é"'), Constant('[1, {"a": 2}]'),
+    )  # fmt: skip
+
+
+def test_strings_by_length() -> None:
+    assert root({"type": "string"}) == (String(AnyText()),)
+    assert root({"type": "string", "minLength": 2, "maxLength": 5}) == (
+        String(AnyText(2, 5), shortest=4, minimum=2, maximum=5),
+    )
+
+
+def test_a_grammar_does_not_count_to_large_lengths_but_the_value_knows_them() -> None:
+    found = compiled({"type": "string", "maxLength": 255})
+    assert found.document.values[0] == (String(AnyText(), maximum=255),)
+    assert [one.pointer for one in found.report.checked] == ["/maxLength"]
+
+
+def test_a_deterministic_pattern_stays_an_expression() -> None:
+    (found,) = root({"type": "string", "pattern": "^[a-c]{1,500}$"})
+    assert isinstance(found, String)
+    assert isinstance(found.texts, MatchedText)
+
+
+def test_other_patterns_become_automata() -> None:
+    (found,) = root({"type": "string", "pattern": "^(a|ab)(c|bcd)$"})
+    assert isinstance(found, String)
+    assert isinstance(found.texts, AcceptedText)
+    texts = {"ac", "abc", "abcd", "abbcd"}
+    assert all(map(found.texts.automaton.reaches, texts))
+    assert found.texts.automaton.lengths() == (2, 5)
+
+
+def test_integers_are_digits_and_tens_have_a_zero_behind() -> None:
+    (found,) = root({"type": "integer", "minimum": 7, "maximum": 8})
+    assert isinstance(found, Number)
+    assert isinstance(found.numbers, Digits)
+    assert found.numbers.negative is None
+    first = found.numbers.states[found.numbers.unsigned or 0]
+    assert [symbols for symbols, _ in first.edges] == ["78"]
+    (tens,) = root({"type": "integer", "multipleOf": 10, "minimum": 0, "maximum": 30})
+    assert isinstance(tens, Number)
+    with_zero, zero = getattr(tens.numbers, "sets")  # noqa: B009
+    assert (with_zero.suffix, zero) == (1, Zero())
+
+
+def test_numbers_have_exponents_where_bounds_allow_it() -> None:
+    (free,) = root({"type": "number"})
+    assert isinstance(free, Number)
+    assert isinstance(free.numbers, WithSuffix)
+    assert free.numbers.suffix is Suffix.EXPONENT
+    (bounded_,) = root({"type": "number", "minimum": 0, "maximum": 5})
+    assert isinstance(bounded_, Number)
+    assert Scientific(small=True, negative=False) in getattr(bounded_.numbers, "sets")  # noqa: B009
+
+
+# lower: objects
+
+
+def closed(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object", "properties": properties, "required": required,
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+def test_a_closed_object() -> None:
+    found = values(closed(["a"], a={"const": 1}, b={"type": "null"}))
+    assert found == {
+        0: (
+            Object(
+                (
+                    Property("a", True, (PropertyValue(1),)),
+                    Property("b", False, (PropertyValue(2),)),
+                )
+            ),
+        ),
+        1: (Constant("1"),),
+        2: (Constant("null"),),
+    }
+
+
+def test_names_of_additional_properties_do_not_begin_with_declared_ones_that_may_be_over() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"const": 1}},
+        "additionalProperties": {"const": 2},
+    }
+    (found,) = root(schema)
+    assert isinstance(found, Object)
+    (additional,) = found.additional
+    assert additional == AdditionalProperties(
+        NameSet(
+            OtherText(0, None, frozenset(), frozenset(("a",))),
+            {"a": PrefixedText("a", AnyText(1, None))},
+        ),
+        (PropertyValue(2),),
+    )
+
+
+def test_an_object_in_any_order() -> None:
+    (found,) = root(closed([], a=True, b=True), PropertyOrder.ANY)
+    assert isinstance(found, Object)
+    assert found.any_order
+    (declared,) = root(closed([], a=True, b=True))
+    assert isinstance(declared, Object)
+    assert not declared.any_order
+
+
+def test_properties_are_counted_only_where_it_makes_a_difference() -> None:
+    (useless,) = root(closed(["a"], a=True, b=True) | {"minProperties": 1, "maxProperties": 2})
+    assert isinstance(useless, Object)
+    assert (useless.minimum, useless.maximum) == (0, None)
+    (useful,) = root(closed([], a=True, b=True) | {"minProperties": 1})
+    assert isinstance(useful, Object)
+    assert (useful.minimum, useful.maximum) == (1, None)
+
+
+def test_a_negated_pattern_property_is_an_obligation() -> None:
+    (found,) = root({"type": "object", "not": {"patternProperties": {"^a": {"const": 1}}}})
+    assert isinstance(found, Object)
+    assert found.obligations == 1
+    assert {value.meets for kind in found.additional for value in kind.values} == {0, 1}
+
+
+# lower: arrays
+
+
+def test_items_by_position() -> None:
+    schema = {"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 2}, "minItems": 1}
+    assert values(schema) == {
+        0: (Array((1,), 2, minimum=1),),
+        1: (Constant("1"),),
+        2: (Constant("2"),),
+    }
+
+
+def test_items_that_no_value_fits_end_an_array() -> None:
+    assert root({"type": "array", "prefixItems": [{"const": 1}, False]}) == (
+        Array((1,), None, maximum=1),
+    )
+
+
+def test_contains_counts_items() -> None:
+    schema = {
+        "type": "array",
+        "items": {"enum": [1, 2]},
+        "contains": {"const": 1},
+        "maxContains": 2,
+    }
+    (found,) = root(schema)
+    assert isinstance(found, CountedArray)
+    assert found.counts == (ItemCount(1, 2),)
+    assert [[one.counts_for for one in some] for some in found.items] == [[(0,), ()]]
+    assert all(isinstance(one, ItemValue) for some in found.items for one in some)
+
+
+def test_different_items_out_of_a_few() -> None:
+    schema = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True, "minItems": 1}
+    assert root(schema) == (DistinctArray(('"a"', '"b"'), minimum=1),)
+
+
+# Documents
+
+
+def test_a_value_that_contains_itself() -> None:
+    schema = {"$ref": "#/$defs/a", "$defs": {"a": closed([], next={"$ref": "#"})}}
+    found = values(schema)
+    assert found == {0: (Object((Property("next", False, (PropertyValue(0),)),)),)}
+
+
+def test_alternatives_and_properties_without_a_value_are_gone() -> None:
+    endless = closed(["next"], next={"$ref": "#/$defs/endless"})
+    schema = {
+        "$defs": {"endless": endless},
+        **closed([], a={"const": 1}, b={"$ref": "#/$defs/endless"}),
+    }
+    assert values(schema) == {
+        0: (Object((Property("a", False, (PropertyValue(1),)),)),),
+        1: (Constant("1"),),
+    }
+    with pytest.raises(GrammarError, match="no value can fit"):
+        compiled(closed(["next"], next={"$ref": "#"}))
+
+
+def test_a_bound_of_the_text_that_is_forced() -> None:
+    assert compiled({"const": "x" * 1000}).forced_text == 1002
+    assert compiled({"type": "null"}).forced_text == 4
+
+
+# All stages as text
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_as_text(stage: str) -> None:
+    schema = json.dumps(closed(["a"], a={"type": "string", "pattern": "^x+$"}))
+    lines = list(STAGES[stage](schema, Options()))
+    wanted = {
+        "normalized": "  string: Literal(keyword='pattern', value='^x+$', pointer='/properties/a/pattern')",
+        "ir": "value 0 (root)",
+        "grammar": 'value ::= "{" "\\U00000022a\\U00000022: " "\\U00000022" [x] [x]* "\\U00000022" "}"',
+        "report": "  enforced   /properties/a/pattern",
+    }
+    assert wanted[stage] in lines
