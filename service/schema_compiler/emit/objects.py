@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from service.schema_compiler.emit.rules import Rules, any_or_end, literal, one_of, sequence
+from service.schema_compiler.emit.rules import OWN, Rules, any_or_end, literal, one_of, sequence
 from service.schema_compiler.ir.values import (
     NameSet,
     Object,
@@ -167,36 +167,30 @@ class OrderedObject:
         """Expressions for what follows a property at position ``i``."""
         found: dict[Count, str | None] = {}
         for count in sorted(counts, reverse=True):
-            own = ""
+            recursive = False
             parts = []
             for pair, meets in self._others[i]:
                 other = self.rules.define("other", sequence('", "', pair))
                 then = self._add(count, meets)
                 if then == count:
-                    own = own or self.rules.reserve("more")
-                    parts.append(sequence(other, own))
+                    recursive = True
+                    parts.append(sequence(other, OWN))
                 elif then is not None and found.get(then) is not None:
                     parts.append(sequence(other, str(found[then])))
             choice = choices.get(count)
             if choice is not None:
                 parts.append(sequence('", "', choice))
             ends = self._ends(i, count)
-            if not ends and (not parts or self._stuck(parts, own)):
+            if not ends and all(part.endswith(f" {OWN}") for part in parts):
                 found[count] = None
                 continue
             body = any_or_end(parts, ends)
-            if own:
-                self.rules.fill(own, body)
-                body = own
+            if recursive:
+                body = self.rules.define_recursive("more", body)
             elif len(parts) > 1 or (parts and ends) or self.often:
                 body = self.rules.define("more", body)
             found[count] = body
         return found
-
-    @staticmethod
-    def _stuck(parts: list[str], own: str) -> bool:
-        """Whether each way comes back here."""
-        return bool(own) and all(part.endswith(f" {own}") for part in parts)
 
     def _open(self, first: dict[Count, str | None]) -> str:
         start: Count = (0, 0)

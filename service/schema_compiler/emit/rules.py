@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 
 ROOT = "root"
+OWN = "\0"
+"""In the body of a recursive rule, its own name."""
 
 
 class Rules:
@@ -20,6 +22,7 @@ class Rules:
         self._names: dict[str, str] = {}
         self._counts: dict[str, int] = {}
         self._made: dict[Hashable, str] = {}
+        self._recursive: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._bodies)
@@ -46,6 +49,15 @@ class Rules:
         """Give a reserved rule its body."""
         self._bodies[name] = body
         self._names.setdefault(body, name)
+
+    def define_recursive(self, hint: str, body: str) -> str:
+        """The name of a rule with this body, in which ``OWN`` stands for the name; equal bodies share one
+        rule."""
+        name = self._recursive.get(body)
+        if name is None:
+            name = self._recursive[body] = self.reserve(hint)
+            self.fill(name, body.replace(OWN, name))
+        return name
 
     def once(self, key: Hashable, make: Callable[[], str]) -> str:
         """The expression that was made for this key in this grammar, or is now: rules that refer to
