@@ -32,7 +32,7 @@ const SAMPLES = {
 };
 const NAMES = { schema: "JSON Schema", regex: "Regular expression", choice: "The lines, of which the answer is one" };
 
-const state = { images: [], tasks: new Map(), model: "", running: null, language: "curl", request: null };
+const state = { images: [], tasks: new Map(), model: "", retry: 0, running: null, language: "curl", request: null };
 const drafts = { ...SAMPLES };
 
 // Calls
@@ -50,10 +50,16 @@ class Refused extends Error {
   }
 }
 
-async function call(method, request, signal) {
-  const response = await fetch(METHODS + method, {
-    method: "POST", headers: headers(), body: JSON.stringify(request), signal,
+async function post(path, request, signal) {
+  const options = { method: "POST", headers: headers(), body: JSON.stringify(request), signal };
+  return fetch(path, options).catch((error) => {
+    if (signal?.aborted) throw error;
+    throw new Refused("The server does not answer.", "NO_ANSWER");
   });
+}
+
+async function call(method, request, signal) {
+  const response = await post(METHODS + method, request, signal);
   const body = await response.json();
   if (!response.ok) {
     throw new Refused(body.message, response.headers.get("x-error-reason") ?? body.code, response.headers.get("x-request-id"));
@@ -62,6 +68,7 @@ async function call(method, request, signal) {
 }
 
 async function connect() {
+  clearTimeout(state.retry);
   try {
     const [model, found] = await Promise.all([call("GetModel", {}), call("ListTasks", {})]);
     state.model = model.name;
@@ -74,7 +81,7 @@ async function connect() {
   } catch (error) {
     const next = error.reason?.startsWith("API_KEY") ? " Enter a key." : " Trying again …";
     $("server").textContent = `${error.message}${next}`;
-    if (!error.reason?.startsWith("API_KEY")) setTimeout(connect, 2000);
+    if (!error.reason?.startsWith("API_KEY")) state.retry = setTimeout(connect, 2000);
   }
 }
 
@@ -145,6 +152,7 @@ function update() {
   } else if (form === "text") {
     showVerdict(null, [], []);
   } else {
+    verdict("checking", "Checking …");
     checking = { abort: new AbortController(), timer: setTimeout(check, WAIT_MS) };
   }
 }
@@ -238,6 +246,7 @@ async function run() {
     facts(ended, performance.now() - began);
   } catch (error) {
     showError(state.running.signal.aborted ? new Refused("You stopped the call. The server has freed its slot.", "STOPPED") : error);
+    if (error.reason === "NO_ANSWER") connect();
   } finally {
     state.running = null;
     $("run").disabled = false;
@@ -246,14 +255,17 @@ async function run() {
 }
 
 async function stream(request, signal) {
-  const response = await fetch(CHAT, { method: "POST", headers: headers(), body: JSON.stringify(request), signal });
+  const response = await post(CHAT, request, signal);
   const id = response.headers.get("x-request-id");
   if (!response.ok) throw refusal((await response.json()).error, id);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const found = { usage: null, timings: null, report: null, finish: null };
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      if (signal.aborted) throw error;
+      return { done: true };
+    });
     if (done) break;
     rest += value;
     const blocks = rest.split("\n\n");
@@ -396,7 +408,7 @@ function facts({ usage, timings, report, finish }, took) {
 }
 
 function showError(error) {
-  const parts = [element("h3", error.reason ?? "NETWORK"), element("p", error.message)];
+  const parts = [element("h3", error.reason ?? "ERROR"), element("p", error.message)];
   if (error.id) parts.push(element("p", `Request id: ${error.id}`));
   $("error").replaceChildren(...parts);
   $("error").hidden = false;
@@ -501,8 +513,8 @@ function element(name, text) {
 // Events
 
 $("files").addEventListener("change", () => { add([...$("files").files]); $("files").value = ""; });
-$("drop").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("files").click(); }
+$("files").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) { event.preventDefault(); $("files").click(); }
 });
 for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {

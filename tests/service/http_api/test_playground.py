@@ -141,4 +141,8 @@ async def test_in_a_browser(browser: tuple[Path, str], tmp_path: Path) -> None:
     assert found["wrong_schema"] != ""
     assert found["refused"].startswith("INVALID_FIELD") or "temperature" in found["refused"]
     assert "curl" in found["code"]
+    assert found["chooser"], "with the keyboard alone"
+    assert found["pasted"] == 2
+    assert found["while_checking"] == "Checking …", "not the verdict on what stood there before"
     assert found["fits_a_phone"]
+    assert found["down"] == "NO_ANSWERThe server does not answer."
