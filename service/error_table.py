@@ -65,7 +65,13 @@ _ROWS = (
     _invalid("TOO_MANY_IMAGES", "more images than the server, the model or the task accepts"),
     _invalid(
         "IMAGE_URL_REFUSED",
-        "over HTTP: an image by a URL that is not a `data:` URL; see docs/http.md",
+        "over HTTP: an image by a URL that is not a `data:` URL, and that the server does not fetch; "
+        "see `image_hosts` in docs/http.md",
+    ),
+    _invalid(
+        "IMAGE_FETCH_FAILED",
+        "over HTTP: an image could not be fetched from its URL: the host cannot be reached, has no "
+        "valid certificate, answered with another status than 200, or took too long",
     ),
     _invalid("IMAGE_EMPTY", "an image has no bytes"),
     _invalid(

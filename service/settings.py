@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.engines.kind import EngineKind, EngineSettings
 from service.engines.registry import ENGINES, engine_fields, offered_engines
+from service.image_hosts import ImageHost, parse_hosts
 from service.quotas import QUOTA_NAMES, Quota
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,14 @@ PROTO_OVERHEAD_BYTES = MIB
 
 IMAGE_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "heic": "HEIC"}
 """Values of image_formats -> names of the formats."""
-FILES = ("tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file")
+FILES = (
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "tls_client_names_file",
+    "api_keys_file",
+    "image_hosts_ca",
+)
 UNIX = "unix:"
 KEY = "key_"
 """What the settings of quotas begin with."""
@@ -122,6 +130,21 @@ class ServerSettings(BaseSettings):
         "",
         description="Web pages that may call the HTTP API from a browser: origins such as "
         "https://example.org, with commas between them, or * for every page.",
+    )
+    image_hosts: str = Field(
+        "",
+        description="Hosts from which the HTTP API fetches images that callers name by an https URL: "
+        "names with commas between them. host:port allows another port than 443; host=address "
+        "connects to that address, which may be a private one, instead of a lookup. Unset: no image "
+        "is fetched.",
+    )
+    image_hosts_ca: Path | None = Field(
+        None,
+        description="CAs that sign the certificates of image_hosts, a PEM file; unset: those of the "
+        "system.",
+    )
+    image_fetch_timeout_s: Seconds = Field(
+        10.0, description="Maximum time to fetch one image of image_hosts, in seconds."
     )
     playground: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -397,6 +420,11 @@ class ServerSettings(BaseSettings):
         return tuple(one.strip() for one in self.http_origins.split(",") if one.strip())
 
     @property
+    def allowed_image_hosts(self) -> tuple[ImageHost, ...]:
+        """The entries of image_hosts."""
+        return parse_hosts(self.image_hosts)
+
+    @property
     def socket(self) -> Path | None:
         """The path of the Unix socket to listen on; None for a TCP port."""
         return Path(self.host.removeprefix(UNIX)) if self.host.startswith(UNIX) else None
@@ -450,6 +478,12 @@ class ServerSettings(BaseSettings):
             if path.exists() and not path.is_socket():
                 raise ValueError(f"{path} exists and is not a socket")
         return host
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _hosts(cls, hosts: str) -> str:
+        parse_hosts(hosts)
+        return hosts
 
     @field_validator("image_formats")
     @classmethod

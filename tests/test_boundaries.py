@@ -56,7 +56,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
     "engines": {*VALUES, "engine", "metrics", "compile_errors"},
-    "settings": {"engines", "quotas"},
+    "image_hosts": set(),
+    "settings": {"engines", "image_hosts", "quotas"},
     "fairness": set(),
     "quotas": {"errors"},
     "reload": {"settings"},
@@ -75,8 +76,8 @@ ALLOWED: dict[str, set[str]] = {
         "request_ids",
     },
     "http_api": {
-        *VALUES, "error_table", "runtime", "inference", "schema_compiler", "settings", "lifecycle", "logs", "auth",
-        "quotas", "deadlines", "request_ids", "web", "observation",
+        *VALUES, "error_table", "image_hosts", "runtime", "inference", "schema_compiler", "settings", "lifecycle",
+        "logs", "auth", "quotas", "deadlines", "request_ids", "web", "observation",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,6 +17,7 @@ from starlette.responses import Response as RawResponse
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.deadlines import Deadline
 from service.errors import ServiceError
 from service.http_api.answers import Completion, dumps
 from service.http_api.chat_codec import decode_chat
@@ -26,6 +28,8 @@ from service.http_api.exchange import JSON, Endpoint, Exchange
 from service.http_api.responses_answers import Response
 from service.http_api.responses_codec import decode_responses
 from service.inference.ahead import ahead
+from service.inference.calls import Answer
+from service.inference.pipeline import Inference
 from service.lifecycle import Phase
 from service.logs import request_id
 from service.observation import LOG_OUTPUT_KEY
@@ -34,6 +38,9 @@ from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.runtime import Runtime
 from service.settings import Settings
 from service.types import Capabilities
+
+if TYPE_CHECKING:  # needs a client for HTTP, which most servers have no use for
+    from service.http_api.fetching import ImageFetcher
 
 INLINE_BYTES = 32 * 1024
 """Size up to which a body is decoded on the event loop: a thread would cost more."""
@@ -55,7 +62,8 @@ CORS_HEADERS = (
 class Generation:
     """POST of a request for an answer.
 
-    decode: the body -> the call. form: the request id and the call -> the form of its answer.
+    decode: the body -> the call. form: the request id and the call -> the form of its answer. fetcher:
+    fetches images by URL; None where the server does not.
     """
 
     def __init__(
@@ -63,10 +71,12 @@ class Generation:
         runtime: Runtime,
         decode: Callable[[bytes, Settings, Caller], Asked],
         form: type[Completion] | type[Response],
+        fetcher: ImageFetcher | None,
     ) -> None:
         self._runtime = runtime
         self._decode = decode
         self._form = form
+        self._fetcher = fetcher
 
     async def __call__(self, exchange: Exchange) -> None:
         asked = await self._decoded(await exchange.body(), exchange.caller)
@@ -74,11 +84,37 @@ class Generation:
         inference = self._runtime.inference_for(asked.model)
         form = self._form(exchange.request_id, asked)
         if not asked.stream:
-            answer = await exchange.while_connected(inference.answer(asked.call, None))
+            answer = await exchange.while_connected(self._answer(asked, inference))
             await exchange.send(form.whole(answer), JSON)
             return
-        events = ahead(inference.events(asked.call, None))
+        events = ahead(self._events(asked, inference))
         await exchange.stream(form.events(events, whole=self._tidied(asked.call.task)), form)
+
+    async def _answer(self, asked: Asked, inference: Inference) -> Answer:
+        return await inference.answer(asked.call, await self._fetched(asked))
+
+    def _events(self, asked: Asked, inference: Inference) -> AsyncGenerator[str | Answer, None]:
+        if not asked.remote:
+            return inference.events(asked.call, None)
+
+        async def events() -> AsyncGenerator[str | Answer, None]:
+            left_s = await self._fetched(asked)
+            async with aclosing(inference.events(asked.call, left_s)) as opened:
+                async for event in opened:
+                    yield event
+
+        return events()
+
+    async def _fetched(self, asked: Asked) -> float | None:
+        """Fetch the images that have no bytes yet. The time that is left for the call, in seconds;
+        None: all of it."""
+        if not asked.remote:
+            return None
+        assert self._fetcher is not None
+        deadline = Deadline(self._runtime.settings.inference_timeout_s)
+        own_bytes = sum(len(image.data) for image in asked.call.images)
+        await self._fetcher.fill(asked.remote, own_bytes, deadline, asked.call.caller)
+        return deadline.left_s
 
     async def _decoded(self, body: bytes, caller: Caller) -> Asked:
         """The body is not kept: the call has the images, and one copy of them waits."""
@@ -139,10 +175,12 @@ class Health:
         await exchange.answer({"status": phase.value}, 200 if phase is Phase.SERVING else 503)
 
 
-def build_app(runtime: Runtime, routes: Sequence[BaseRoute] = ()) -> ASGIApp:
-    """The whole application. routes: further ones, which are tried first."""
-    chat = Generation(runtime, decode_chat, Completion)
-    responses = Generation(runtime, decode_responses, Response)
+def build_app(
+    runtime: Runtime, routes: Sequence[BaseRoute] = (), fetcher: ImageFetcher | None = None
+) -> ASGIApp:
+    """The whole application. routes: further ones, which are tried first. fetcher: of images."""
+    chat = Generation(runtime, decode_chat, Completion, fetcher)
+    responses = Generation(runtime, decode_responses, Response, fetcher)
     models, health = Models(runtime), Health(runtime)
     document = dumps(openapi_document())
 

@@ -48,7 +48,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     fields = dict(FIELDS)
     forced = _forced_tool(request)
     grammar = codec.one_grammar(_constraints(request, forced), fields)
-    conversation = Conversation("messages", limits.max_images, payloads)
+    conversation = Conversation("messages", limits, payloads)
     task: str | InlineTask
     if request.task is not None:
         task, images = _registered(request, grammar, conversation)
@@ -75,6 +75,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
         bool(request.stream_options and request.stream_options.include_usage),
         None if forced is None else forced.name,
         fields,
+        remote=conversation.remote,
     )
 
 

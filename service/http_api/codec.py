@@ -12,12 +12,13 @@ from typing import Any
 
 from service.errors import InvalidRequest, TooManyImages
 from service.http_api.fields import ImageSource
-from service.http_api.images import decode_image
+from service.http_api.images import RemoteImage, decode_image
 from service.http_api.payloads import Payloads
 from service.inference.calls import Call
 from service.inference.sampling import refuse, violations
 from service.schema_compiler import jsontext
 from service.schema_compiler.exact import text_of
+from service.settings import Settings
 from service.types import (
     EncodedImage,
     Grammar,
@@ -40,7 +41,7 @@ class Asked:
 
     tool: name of the tool that the answer calls; None where the answer is a text. fields: paths in
     errors of the inference layer -> paths in this request, see ``path_of``. echo: JSON object with
-    fields of the request that the answer repeats.
+    fields of the request that the answer repeats. remote: images of the call that have no bytes yet.
     """
 
     model: str
@@ -50,6 +51,7 @@ class Asked:
     tool: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     echo: bytes = b"{}"
+    remote: tuple[RemoteImage, ...] = ()
 
 
 def decoded(body: bytes, decode: Callable[[Payloads], Asked]) -> Asked:
@@ -82,12 +84,14 @@ class Conversation:
     root: path of the list of messages in the request.
     """
 
-    def __init__(self, root: str, max_images: int, payloads: Payloads) -> None:
+    def __init__(self, root: str, limits: Settings, payloads: Payloads) -> None:
         self._root = root
-        self._max_images = max_images
+        self._max_images = limits.max_images
+        self._fetched = bool(limits.image_hosts)
         self._payloads = payloads
         self._messages: list[Message] = []
         self._images: list[EncodedImage] = []
+        self._remote: list[RemoteImage] = []
         self._calls: set[str] = set()
         self._last = root
         """Field that says whose the last message is."""
@@ -150,6 +154,17 @@ class Conversation:
             raise TooManyImages(len(self._images), self._max_images, self._root)
         return tuple(self._images)
 
+    @property
+    def remote(self) -> tuple[RemoteImage, ...]:
+        """Those of the images that have to be fetched."""
+        return tuple(self._remote)
+
+    def _show(self, image: EncodedImage | RemoteImage) -> None:
+        if isinstance(image, RemoteImage):
+            self._remote.append(image)
+            image = image.image
+        self._images.append(image)
+
     def _add(self, role: Role, parts: tuple[TextPart | ImagePart, ...], field: str) -> None:
         self._messages.append(Message(role, parts))
         self._last = field
@@ -163,7 +178,7 @@ class Conversation:
                 found.append(TextPart(part))
             else:
                 place = f"{path}.{content}[{index}]"
-                self._images.append(decode_image(part, place, self._payloads))
+                self._show(decode_image(part, place, self._payloads, fetched=self._fetched))
                 found.append(ImagePart())
         return tuple(found)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from dataclasses import dataclass
 
 from service.errors import ImageError, InvalidRequest
 from service.http_api.fields import ImageSource
@@ -18,20 +19,33 @@ STEP = 256 * 1024
 BLANKS = re.compile(r"[\t\n\r ]+")
 
 
-def decode_image(source: ImageSource, path: str, payloads: Payloads) -> EncodedImage:
-    """An image of a message -> EncodedImage; its bytes are looked at later.
+@dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """An image that has to be fetched. image: what gets its bytes."""
 
-    path: of its part in the request. payloads: base64 that was taken out of the body. Raises
-    ``InvalidRequest`` for a URL that is not a data URL with base64.
+    url: str
+    image: EncodedImage
+
+
+def decode_image(
+    source: ImageSource, path: str, payloads: Payloads, *, fetched: bool
+) -> EncodedImage | RemoteImage:
+    """An image of a message; its bytes are looked at later.
+
+    path: of its part in the request. payloads: base64 that was taken out of the body. fetched: whether
+    this server fetches images. Raises ``InvalidRequest`` for a URL that is neither a data URL with
+    base64 nor one to fetch.
     """
     field = f"{path}.{source.field}"
     most = LOW_DETAIL_PIXELS if source.detail == "low" else None
-    return EncodedImage(field, _bytes(source.url, field, payloads), None, most)
+    if source.url[:5].lower() == "data:":
+        return EncodedImage(field, _bytes(source.url, field, payloads), None, most)
+    if fetched and source.url.partition(":")[0].lower() in ("http", "https"):
+        return RemoteImage(source.url, EncodedImage(field, b"", None, most))
+    raise _refused(source.url, field)
 
 
 def _bytes(url: str, field: str, payloads: Payloads) -> bytes:
-    if url[:5].lower() != "data:":
-        raise _refused(url, field)
     head, comma, data = url.partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise InvalidRequest(field, "must be a data: URL with base64, data:image/…;base64,…")

@@ -50,7 +50,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     fields = dict(FIELDS)
     forced = _forced_tool(request)
     grammar = codec.one_grammar(_constraints(request, forced), fields)
-    conversation = Conversation("input", limits.max_images, payloads)
+    conversation = Conversation("input", limits, payloads)
     _converse(request, conversation)
     messages, images = conversation.whole()
     stream = bool(request.stream)
@@ -65,7 +65,8 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     )
     tool = None if forced is None else forced.name
     echo = text_of(_echo(request)).encode()
-    return Asked(request.model, call, stream, tool=tool, fields=fields, echo=echo)
+    remote = conversation.remote
+    return Asked(request.model, call, stream, False, tool, fields, echo, remote)
 
 
 def _converse(request: ResponsesRequest, conversation: Conversation) -> None:

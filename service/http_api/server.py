@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starlette.routing import BaseRoute
 
@@ -19,6 +20,9 @@ from service.logs import pairs
 from service.runtime import Runtime
 from service.settings import SettingsError
 from service.web import WebLimits, WebServer, server_tls
+
+if TYPE_CHECKING:
+    from service.http_api.fetching import ImageFetcher
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class HttpFrontEnd:
         self._runtime = runtime
         self._routes = routes
         self._server: WebServer | None = None
+        self._fetcher: ImageFetcher | None = None
         self._port = runtime.settings.http_port
 
     @property
@@ -61,8 +66,12 @@ class HttpFrontEnd:
     async def start(self) -> None:
         """Listen. Raises ``SettingsError`` when the port or the certificate cannot be used."""
         settings = self._runtime.settings
+        if settings.image_hosts:
+            from service.http_api.fetching import ImageFetcher
+
+            self._fetcher = ImageFetcher(settings)
         self._server = WebServer(
-            build_app(self._runtime, self._routes),
+            build_app(self._runtime, self._routes, self._fetcher),
             host=settings.http_host,
             port=self._port,
             tls=self._tls(),
@@ -89,6 +98,8 @@ class HttpFrontEnd:
         """Close the port and every connection."""
         if self._server is not None:
             await self._server.stop()
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     def _tls(self) -> ssl.SSLContext | None:
         settings = self._runtime.settings

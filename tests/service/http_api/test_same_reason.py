@@ -48,6 +48,7 @@ SITUATIONS: dict[str, Situation] = {}
 
 HTTP_ONLY = {
     "IMAGE_URL_REFUSED": "gRPC takes the bytes of images alone",
+    "IMAGE_FETCH_FAILED": "gRPC takes the bytes of images alone",
     "UNKNOWN_PATH": "gRPC's own UNIMPLEMENTED, which has no reason",
     "METHOD_NOT_ALLOWED": "gRPC has no HTTP methods",
     "REQUEST_TOO_LARGE": "gRPC's own RESOURCE_EXHAUSTED, which has no reason",
@@ -324,21 +325,14 @@ async def test_the_same_reason(reason: str, tmp_path: Path) -> None:
     assert reply.headers["x-request-id"]
 
 
+def with_url(url: str) -> dict[str, Any]:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return request(messages=[{"role": "user", "content": [part]}])
+
+
 HTTP_REQUESTS: dict[str, tuple[str, str, Any, dict[str, str]]] = {
-    "IMAGE_URL_REFUSED": (
-        *("POST", CHAT),
-        request(
-            messages=[
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-                    ],
-                }
-            ]
-        ),
-        {},
-    ),
+    "IMAGE_URL_REFUSED": ("POST", CHAT, with_url("https://example.org/a.png"), {}),
+    "IMAGE_FETCH_FAILED": ("POST", CHAT, with_url("https://localhost:1/a.png"), {}),
     "UNKNOWN_PATH": ("GET", "/nothing", None, {}),
     "METHOD_NOT_ALLOWED": ("GET", CHAT, None, {}),
     "REQUEST_TOO_LARGE": ("POST", CHAT, request(messages=shown("a" * 1_200_000)), {}),
@@ -349,7 +343,10 @@ HTTP_REQUESTS: dict[str, tuple[str, str, Any, dict[str, str]]] = {
 @pytest.mark.parametrize("reason", sorted(HTTP_ONLY))
 async def test_a_reason_of_http_alone(reason: str) -> None:
     method, path, document, headers = HTTP_REQUESTS[reason]
-    async with serving(max_message_bytes=1_100_000, max_image_bytes=1000) as server:
+    hosts = "localhost:1=127.0.0.1"  # where nobody listens
+    async with serving(
+        max_message_bytes=1_100_000, max_image_bytes=1000, image_hosts=hosts
+    ) as server:
         body = None if document is None else json.dumps(document).encode()
         reply = await server.request(method, path, body, headers)
     assert (reply.error["code"], reply.status) == (reason, REASONS[reason].http)
