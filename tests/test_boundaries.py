@@ -89,6 +89,7 @@ REGISTRY = {"service.engines.kind", "service.engines.registry"}
 DEFERRED = {
     "service/cli": "the command line answers --help without loading what a command needs",
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
+    "service/http_api/server.py": "the client for HTTP is imported where images are fetched by URL",
     "service/schema_compiler/regex/matching.py": "look-aheads need automata, which ask the matcher for sets",
     "service/traces.py": "OpenTelemetry is an extra, and imported where traces are on",
     "service/structured_output/trial.py": "xgrammar is imported by the process that may crash",

@@ -25,6 +25,7 @@ from service.http_api.codec import Asked
 from service.http_api.document import openapi_document
 from service.http_api.errors import body_of, headers_of
 from service.http_api.exchange import JSON, Endpoint, Exchange
+from service.http_api.payloads import Payloads
 from service.http_api.responses_answers import Response
 from service.http_api.responses_codec import decode_responses
 from service.inference.ahead import ahead
@@ -42,8 +43,11 @@ from service.types import Capabilities
 if TYPE_CHECKING:  # needs a client for HTTP, which most servers have no use for
     from service.http_api.fetching import ImageFetcher
 
-INLINE_BYTES = 32 * 1024
-"""Size up to which a body is decoded on the event loop: a thread would cost more."""
+INLINE_BYTES = 1024 * 1024
+"""Size up to which a body is decoded on the event loop if it is small without its images: a thread
+would cost more."""
+INLINE_LEAN_BYTES = 32 * 1024
+"""The size without images, which is what is read as JSON."""
 ROUTE_ERRORS = {404: "UNKNOWN_PATH", 405: "METHOD_NOT_ALLOWED"}
 CORS_HEADERS = (
     *("authorization", "content-type", "x-api-key"),
@@ -69,7 +73,7 @@ class Generation:
     def __init__(
         self,
         runtime: Runtime,
-        decode: Callable[[bytes, Settings, Caller], Asked],
+        decode: Callable[[Payloads, Settings, Caller], Asked],
         form: type[Completion] | type[Response],
         fetcher: ImageFetcher | None,
     ) -> None:
@@ -118,9 +122,16 @@ class Generation:
 
     async def _decoded(self, body: bytes, caller: Caller) -> Asked:
         """The body is not kept: the call has the images, and one copy of them waits."""
-        if len(body) <= INLINE_BYTES:
-            return self._decode(body, self._runtime.settings, caller)
-        return await asyncio.to_thread(self._decode, body, self._runtime.settings, caller)
+        settings = self._runtime.settings
+        if len(body) > INLINE_BYTES:
+            return await asyncio.to_thread(self._in_thread, body, caller)
+        payloads = Payloads(body)
+        if len(payloads.lean) > INLINE_LEAN_BYTES:
+            return await asyncio.to_thread(self._decode, payloads, settings, caller)
+        return self._decode(payloads, settings, caller)
+
+    def _in_thread(self, body: bytes, caller: Caller) -> Asked:
+        return self._decode(Payloads(body), self._runtime.settings, caller)
 
     def _tidied(self, task: object) -> bool:
         """Whether the text of an answer is not what the model wrote."""

@@ -54,15 +54,11 @@ class Asked:
     remote: tuple[RemoteImage, ...] = ()
 
 
-def decoded(body: bytes, decode: Callable[[Payloads], Asked]) -> Asked:
-    """Decode a body whose images are taken out before it is read as JSON.
-
-    Takes milliseconds for megabytes, so large bodies are decoded outside of the event loop.
-    """
-    payloads = Payloads(body)
+def decoded(payloads: Payloads, decode: Callable[[Payloads], Asked]) -> Asked:
+    """Decode a body whose images have been taken out, so that what is read as JSON is small."""
     asked = decode(payloads)
     if not payloads.all_used:  # what looks like an image stands somewhere else, such as in a text
-        asked = decode(Payloads(body, keep=True))
+        asked = decode(Payloads(payloads.body, keep=True))
     return asked
 
 

@@ -18,12 +18,13 @@ NAME = secrets.token_hex(16)
 
 
 class Payloads:
-    """The base64 texts that were taken out of a body. ``lean``: the body without them.
+    """The base64 texts that were taken out of a ``body``. ``lean``: the body without them.
 
     keep: leave everything in the body.
     """
 
     def __init__(self, body: bytes, *, keep: bool = False) -> None:
+        self.body = body
         self.lean = body
         self._found: list[memoryview] = []
         self._used: set[int] = set()

@@ -40,9 +40,9 @@ FIELDS = {
 """Paths of errors of the inference layer -> the fields of a request that they are about."""
 
 
-def decode_responses(body: bytes, limits: Settings, caller: Caller = ANONYMOUS) -> Asked:
+def decode_responses(payloads: Payloads, limits: Settings, caller: Caller = ANONYMOUS) -> Asked:
     """See ``codec.decoded``."""
-    return codec.decoded(body, partial(_decode, limits=limits, caller=caller))
+    return codec.decoded(payloads, partial(_decode, limits=limits, caller=caller))
 
 
 def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:

@@ -213,6 +213,7 @@ OUTSIDE = [
     ("inference_timeout_s", float("nan")),
     ("inference_timeout_s", float("inf")),
     ("receive_timeout_s", 0),
+    ("image_fetch_timeout_s", 0),
     ("health_interval_s", -1),
     ("unhealthy_exit_s", 0),
     ("max_connections", 0),
