@@ -100,6 +100,8 @@ class Sampling:
     temperature: 0 is greedy, at most 2. top_p: in (0, 1]. top_k: 0 keeps all tokens.
     repetition_penalty: in (0, 10], 1 is off. seed: uint64, None lets the engine draw one.
     max_tokens: at least 1; None takes ``DEFAULT_MAX_TOKENS``, or what is left of the context.
+    thinking: the model writes its thoughts before the answer. They are not part of the answer, but
+        their tokens count. Only for an answer without a grammar.
     """
 
     max_tokens: int | None = None
@@ -108,6 +110,7 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    thinking: bool = False
 
     def answer_limit(self, room: int) -> int:
         """Maximum number of answer tokens. room: tokens of the context that the prompt leaves

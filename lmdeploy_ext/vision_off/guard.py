@@ -6,6 +6,7 @@ vision is enabled, every replacement behaves like the original.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import functools
 import os
@@ -109,13 +110,15 @@ def _forget(manager: Any, sessions: Any) -> None:
 
 
 def pipeline_init(original: Callable[..., None]) -> Callable[..., None]:
-    """`pipeline(…, disable_vision=True)`."""
+    """`pipeline(…, disable_vision=True)`, or `disable_vision_encoder`, the name in the proposal to
+    LMDeploy."""
 
     @functools.wraps(original)
     def replacement(
         self: Any, model_path: str, backend_config: Any = None, *arguments: Any, **keywords: Any
     ) -> None:
-        if keywords.pop("disable_vision", False):
+        given = [keywords.pop(name, False) for name in ("disable_vision", "disable_vision_encoder")]
+        if any(given):
             model_path, backend_config = _without_vision(model_path, backend_config, keywords)
         original(self, model_path, backend_config, *arguments, **keywords)
 
@@ -163,6 +166,13 @@ def command_line(original: Callable[..., Any]) -> Callable[..., Any]:
             default=False,
             help="Leave the vision tower out and refuse images, video and audio, for both "
             "engines. The same as --language-model-only; added by the Qwen3-VL extension.",
+        )
+        parser.add_argument(  # the name in the proposal to LMDeploy
+            "--disable-vision-encoder",
+            dest=action.dest,
+            action="store_true",
+            default=False,
+            help=argparse.SUPPRESS,
         )
         return action
 

@@ -260,6 +260,13 @@ def run(
     repetition_penalty: Penalty = None,
     seed: Seed = None,
     max_tokens: MaxTokens = None,
+    thinking: Annotated[
+        bool,
+        typer.Option(
+            "--thinking",
+            help="Let a model with optional thinking think first; without a grammar only.",
+        ),
+    ] = False,
     timeout: Timeout = 300.0,
     api_key: Key = None,
     ca: Ca = None,
@@ -274,7 +281,9 @@ def run(
     work = calls.task(
         prompt, task, system, schema, regex, ebnf, choice or [], property_order, examples
     )
-    sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
+    sampling = calls.sampling(
+        temperature, top_p, top_k, repetition_penalty, seed, max_tokens, thinking or None
+    )
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
     raise typer.Exit(calls.run(target, work, images or [], sampling, strict, stream, as_json))
 

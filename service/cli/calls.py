@@ -96,6 +96,7 @@ def sampling(
     repetition_penalty: float | None,
     seed: int | None,
     max_tokens: int | None,
+    thinking: bool | None = None,
 ) -> pb.SamplingOptions:
     """Set only the options that were given; the server's defaults apply to the others."""
     given: dict[str, Any] = {
@@ -105,6 +106,7 @@ def sampling(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
         "max_tokens": max_tokens,
+        "thinking": thinking,
     }
     options = pb.SamplingOptions()
     for name, value in given.items():

@@ -239,6 +239,16 @@ ToolChoice = Annotated[
 ]
 
 
+class ChatTemplateOptions(Model):
+    """Options of the chat template."""
+
+    enable_thinking: bool | None = Field(
+        None,
+        description="Let the model write its thoughts before the answer. They are not part of the "
+        "answer, but their tokens count.",
+    )
+
+
 class StreamOptions(Model):
     """Options of a stream."""
 
@@ -313,6 +323,11 @@ class ChatRequest(Model):
     )
     tool_choice: ToolChoice | None = treated(
         HONOURED, "A named function, required with one tool, or none; auto is refused with tools."
+    )
+    chat_template_kwargs: ChatTemplateOptions | None = treated(
+        HONOURED,
+        "Options of the chat template (vLLM's spelling): enable_thinking, for models whose thinking "
+        "is optional and answers without a grammar.",
     )
     task: str | None = treated(
         HONOURED,

@@ -45,6 +45,7 @@ def check_request(
     stop: texts that end the answer. The service looks for them; the engine does not get them.
     """
     check_sampling(sampling, capabilities)
+    _check_thinking(task, sampling)
     _check_stop(task, stop)
     _check_images(task, len(images) - len(task.example_images), len(images), capabilities)
     if task.grammar is not None:
@@ -129,6 +130,16 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
 def takes_any_text(task: Task) -> bool:
     """Whether any text is an answer: neither a grammar nor a parser says what one looks like."""
     return all(part is None for part in (task.grammar, task.parse, task.usable, task.document))
+
+
+def _check_thinking(task: Task, sampling: Sampling) -> None:
+    if sampling.thinking and task.grammar is not None:
+        raise InvalidRequest(
+            "sampling.thinking",
+            "is for answers without a grammar: a grammar constrains the answer from its first "
+            "token; leave it out, or leave out the grammar",
+            reason="SAMPLING_OPTION_INVALID",
+        )
 
 
 def _check_stop(task: Task, stop: Sequence[str]) -> None:

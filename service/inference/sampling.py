@@ -44,7 +44,7 @@ OPTIONS = (
     Option("seed", "a 64-bit unsigned integer", 0, 2**64 - 1, whole=True),
     Option("max_tokens", "at least 1", 1, whole=True),
 )
-"""One row for each field of ``Sampling``. A ``top_k`` that was not set is 0 in ``Sampling``."""
+"""One row for each numeric field of ``Sampling``. A ``top_k`` that was not set is 0 in ``Sampling``."""
 
 
 def violations(given: Mapping[str, object]) -> Iterator[FieldViolation]:

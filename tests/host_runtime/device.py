@@ -19,7 +19,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 NAME = "host runtime"
-CAPABILITY = (9, 0)
 
 
 def patch_torch_when_imported() -> None:
@@ -68,14 +67,13 @@ def patch_torch(torch: Any) -> None:
     """Answer torch.cuda's questions about the device, and keep tensors where they are."""
     total = int(os.environ["HOST_RUNTIME_MEMORY_MIB"]) << 20
     properties = SimpleNamespace(
-        name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=total,
-        multi_processor_count=132, uuid="0", L2_cache_size=50 << 20,
+        name=NAME, major=9, minor=0, total_memory=total, multi_processor_count=132, uuid="0",
+        L2_cache_size=50 << 20,
     )  # fmt: skip
     answers = {
         "is_available": True,
         "device_count": 1,
         "current_device": 0,
-        "get_device_capability": CAPABILITY,
         "get_device_name": NAME,
         "get_device_properties": properties,
         "mem_get_info": (total, total),
@@ -86,8 +84,13 @@ def patch_torch(torch: Any) -> None:
     }
     for name, value in answers.items():
         setattr(torch.cuda, name, _constant(value))
+    torch.cuda.get_device_capability = _capability
     torch.cuda.device = contextlib.nullcontext
     torch.Tensor.cuda = lambda self, *_, **__: self
+
+
+def _capability(*_: Any, **__: Any) -> tuple[int, int]:
+    return divmod(int(os.environ.get("HOST_RUNTIME_CAPABILITY", "90")), 10)
 
 
 def _constant(value: Any) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 OF_A_CALL = frozenset(
     f"HOST_RUNTIME_{name}"
-    for name in ("MODE", "TRACE", "MASKS", "POISON", "DELAY_US", "NULL_TOKEN")
+    for name in ("MODE", "TRACE", "MASKS", "POISON", "DELAY_US", "NULL_TOKEN", "CAPABILITY")
 ) | {"SCRIPTED_LOG"}
 """Variables that nothing reads before an engine starts: a fork may have its own."""
 KEPT = 2

@@ -4,22 +4,23 @@ tokens."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from lmdeploy_ext.families import PromptFormat
 from lmdeploy_ext.packing import PackedImage, PackedRequest, pack
-from service.engines.common.chat_template import (
-    TURN_BEGIN,
-    TURN_END,
-    Special,
-    joined,
-    render,
-)
+from service.engines.common import chat_template, qwen3_5_template
+from service.engines.common.chat_template import TURN_BEGIN, TURN_END, Piece, Special, joined
 from service.engines.common.config import CheckpointError, TextConfig
 from service.engines.common.detokenizer import token_bytes
 from service.types import Message, ToolDefinition
+
+RENDERERS: Mapping[PromptFormat, Callable[..., Iterator[Piece]]] = {
+    "qwen3-vl": chat_template.render,
+    "qwen3.5": qwen3_5_template.render,
+}
 
 
 class Chat:
@@ -62,16 +63,16 @@ class Chat:
         tools: Sequence[ToolDefinition] = (),
         *,
         constrained: bool = False,
+        thinking: bool = False,
     ) -> list[list[int] | None]:
         """The prompt of a conversation as lists of token ids, with None for each image.
 
-        constrained: whether a grammar constrains the answer. A grammar does not cover the thoughts
-        of a Thinking edition, so the prompt then ends with closed thoughts.
+        constrained: whether a grammar constrains the answer. A grammar does not cover thoughts, so
+            the prompt then ends with closed thoughts.
+        thinking: whether the caller wants thoughts, for a family that leaves the choice to callers.
         """
-        family = self._config.family
-        prefix = ""
-        if self._config.thinking:
-            prefix = family.thinking_closed if constrained else family.thinking_prefix
+        render = RENDERERS[self._config.family.prompt_format]
+        prefix = self._config.answer_prefix(constrained=constrained, thinking=thinking)
         segments: list[list[int] | None] = []
         for piece in joined(render(messages, tools, prefix)):
             if isinstance(piece, str):

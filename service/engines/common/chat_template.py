@@ -1,4 +1,4 @@
-"""Qwen's chat template in Python: produces the same prompt as the Jinja template of the checkpoint.
+"""The chat template of Qwen3-VL in Python: produces the same prompt as the Jinja template of the checkpoint.
 
 Jinja would join everything into one string, in which the text of a caller cannot be told apart from
 a special token. `render` returns special tokens and images as separate values, so that text always
@@ -55,9 +55,9 @@ def render(
         yield from _system(first, tools)
     for index, message in enumerate(messages):
         if message.role is Role.USER:
-            yield from _turn("user\n", message.parts)
+            yield from turn("user\n", message.parts)
         elif message.role is Role.ASSISTANT:
-            yield from _turn("assistant\n", (*message.parts, *_calls(message)))
+            yield from turn("assistant\n", (*message.parts, *_calls(message)))
         elif message.role is Role.TOOL:
             yield from _tool_response(messages, index)
     yield Special(TURN_BEGIN)
@@ -82,15 +82,16 @@ def joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
 def _system(message: Message | None, tools: Sequence[ToolDefinition]) -> Iterator[Piece]:
     parts = message.parts if message is not None else ()
     if not tools:
-        yield from _turn("system\n", parts)
+        yield from turn("system\n", parts)
         return
     separator = [TextPart("\n\n")] if message is not None else []
-    signatures = "".join("\n" + _signature(tool) for tool in tools)
+    signatures = "".join("\n" + signature(tool) for tool in tools)
     listing = TextPart(_TOOLS_HEAD + signatures + _TOOLS_TAIL)
-    yield from _turn("system\n", (*parts, *separator, listing))
+    yield from turn("system\n", (*parts, *separator, listing))
 
 
-def _turn(head: str, parts: Sequence[TextPart | ImagePart]) -> Iterator[Piece]:
+def turn(head: str, parts: Sequence[TextPart | ImagePart]) -> Iterator[Piece]:
+    """One turn. head: the role and a newline."""
     yield Special(TURN_BEGIN)
     yield head
     for part in parts:
@@ -124,7 +125,7 @@ def _tool_response(messages: Sequence[Message], index: int) -> Iterator[Piece]:
         yield "\n"
 
 
-def _signature(tool: ToolDefinition) -> str:
+def signature(tool: ToolDefinition) -> str:
     """A tool definition as JSON, with the whitespace of the ``tojson`` filter of transformers."""
     function: dict[str, object] = {"name": tool.name}
     if tool.description:

@@ -14,6 +14,16 @@ from service.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_SECTION = (24, 20, 20)
+LAYER_TYPES = ("linear_attention", "full_attention")
+LINEAR_SIZES = {
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+"""Fields of a layer with a recurrent state -> the only value that TurboMind has kernels for."""
+STATE_DTYPES = ("float32", "bfloat16", "float16")
+"""Supported values of ``mamba_ssm_dtype``; the first is the default, as in transformers."""
 PATTERNS = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
 """Patterns of the files to download. Pickle files are never downloaded or read."""
 
@@ -36,9 +46,13 @@ class TextConfig:
     """The values of config.json and generation_config.json that the decoder needs.
 
     family: what the models of this architecture have in common.
-    thinking: whether answers begin with thoughts, as those of Thinking editions do.
-    mrope_section: how many of the head_dim / 2 frequencies follow time, height and width.
+    thinking: whether answers begin with thoughts, as those of Thinking editions do; False for a
+        family whose requests choose.
+    intermediate_size: of the dense layers; 0 where every layer has experts.
+    mrope_section: how many of the rotated frequencies follow time, height and width.
     moe: for each layer its experts, or None for a dense one.
+    state_dtype: dtype of the recurrent state that the checkpoint asks for, such as "float32";
+        None for a family without such a state.
     """
 
     family: ModelFamily
@@ -62,18 +76,32 @@ class TextConfig:
     vision_end_id: int
     stop_ids: tuple[int, ...]
     dtype: str
+    state_dtype: str | None = None
 
     @property
     def kv_values_per_token(self) -> int:
         """Numbers per token in the key-value cache, over all layers."""
         return self.num_layers * 2 * self.num_kv_heads * self.head_dim
 
+    def thinks(self, *, constrained: bool, thinking: bool) -> bool:
+        """Whether an answer begins with thoughts. constrained: a grammar constrains the answer;
+        thinking: the caller asked for thoughts."""
+        wanted = self.thinking or (thinking and self.family.thinking_optional)
+        return wanted and not constrained
+
+    def answer_prefix(self, *, constrained: bool, thinking: bool) -> str:
+        """What the prompt writes at the beginning of the answer; see `thinks`."""
+        if self.thinks(constrained=constrained, thinking=thinking):
+            return self.family.thinking_prefix
+        may_think = self.thinking or self.family.thinking_optional
+        return self.family.thinking_closed if may_think else ""
+
     @classmethod
     def from_checkpoint(cls, folder: Path, *, quantised: bool = False) -> TextConfig:
         """Read a checkpoint folder. quantised: whether quantised weights are acceptable.
 
         Raises:
-            CheckpointError: not a Qwen3-VL checkpoint, or a checkpoint with an unsupported option.
+            CheckpointError: the checkpoint is of no supported family, or has an unsupported option.
         """
         content = _read_json(folder, "config.json")
         architecture = (content.get("architectures") or ["none"])[0]
@@ -90,20 +118,24 @@ class TextConfig:
             )
         if text.get("hidden_act", "silu") != "silu":
             raise CheckpointError(f"hidden_act {text['hidden_act']!r} is not supported")
-        theta, section = _rope(text)
+        theta, section = _rope(text, family)
         heads = int(text["num_attention_heads"])
         head_dim = int(text.get("head_dim") or text["hidden_size"] // heads)
         rotated = int(head_dim * family.rotary_fraction) // 2
         if sum(section) != rotated:
             raise CheckpointError(f"mrope_section {section} does not sum to {rotated}")
         layers = int(text["num_hidden_layers"])
+        moe = tuple(
+            _moe(text, index, family) if architecture in family.moe else None
+            for index in range(layers)
+        )
         tied = content.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
         return cls(
             family=family,
-            thinking=bool(family.thinking_prefix) and _begins_with_thoughts(folder),
+            thinking=_always_thinks(folder, family),
             vocab_size=int(text["vocab_size"]),
             hidden_size=int(text["hidden_size"]),
-            intermediate_size=int(text["intermediate_size"]),
+            intermediate_size=0 if all(moe) else int(text["intermediate_size"]),
             num_layers=layers,
             num_heads=heads,
             num_kv_heads=int(text.get("num_key_value_heads") or heads),
@@ -114,9 +146,7 @@ class TextConfig:
             max_position_embeddings=int(text["max_position_embeddings"]),
             attention_bias=bool(text.get("attention_bias", False)),
             tied=bool(tied),
-            moe=tuple(
-                _moe(text, index) if architecture in family.moe else None for index in range(layers)
-            ),
+            moe=moe,
             image_token_id=int(content["image_token_id"]),
             vision_start_id=int(content["vision_start_token_id"]),
             vision_end_id=int(content["vision_end_token_id"]),
@@ -127,6 +157,7 @@ class TextConfig:
                 or content.get("torch_dtype")
                 or "bfloat16"
             ),
+            state_dtype=_state_dtype(text, layers) if family.recurrent else None,
         )
 
 
@@ -198,31 +229,72 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def _rope(text: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
+def _rope(text: Mapping[str, Any], family: ModelFamily) -> tuple[float, tuple[int, int, int]]:
     """Base frequency and sections, from ``rope_parameters`` or the older pair of keys."""
     parameters = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise CheckpointError(f"rope type {kind!r} is not supported")
     if parameters.get("mrope_interleaved") is False:
-        raise CheckpointError("mrope_interleaved=false is not the layout of Qwen3-VL")
+        raise CheckpointError(f"mrope_interleaved=false is not the layout of {family.name}")
+    rotated = family.rotary_fraction
+    found = parameters.get("partial_rotary_factor", text.get("partial_rotary_factor", rotated))
+    if found != rotated:
+        raise CheckpointError(
+            f"partial_rotary_factor {found} is not that of {family.name}: {rotated}"
+        )
     theta = parameters.get("rope_theta", text.get("rope_theta"))
     if theta is None:
         raise CheckpointError("config.json has no rope_theta")
-    section = tuple(int(value) for value in parameters.get("mrope_section", (24, 20, 20)))
+    given = parameters.get("mrope_section", DEFAULT_SECTION if family.extension else None)
+    if given is None:  # stock TurboMind would take positions of text for those of images
+        raise CheckpointError("config.json has no mrope_section")
+    section = tuple(int(value) for value in given)
     if len(section) != 3:
         raise CheckpointError(f"mrope_section {section} must have three entries")
     return float(theta), section
 
 
-def _moe(text: Mapping[str, Any], layer: int) -> MoeConfig | None:
+def _moe(text: Mapping[str, Any], layer: int, family: ModelFamily) -> MoeConfig | None:
     experts = int(text.get("num_experts") or text.get("num_local_experts") or 0)
     if text.get("norm_topk_prob") is False:
-        raise CheckpointError("norm_topk_prob=false is not the router of Qwen3-VL")
+        raise CheckpointError(f"norm_topk_prob=false is not the router of {family.name}")
     sparse = experts > 0 and (layer + 1) % int(text.get("decoder_sparse_step", 1)) == 0
     if layer in (text.get("mlp_only_layers") or []) or not sparse:
         return None
     return MoeConfig(experts, int(text["num_experts_per_tok"]), int(text["moe_intermediate_size"]))
+
+
+def _state_dtype(text: Mapping[str, Any], layers: int) -> str:
+    """The dtype of the recurrent state, after a check of the layers that keep it: TurboMind has
+    kernels for one form only, and ends the process for others."""
+    if text.get("attn_output_gate") is False:
+        raise CheckpointError("attn_output_gate=false is not supported")
+    types = text.get("layer_types")
+    if types is not None and (len(types) != layers or set(types) - set(LAYER_TYPES)):
+        raise CheckpointError(
+            f"layer_types must name {layers} layers, each one of {', '.join(LAYER_TYPES)}"
+        )
+    for name, wanted in LINEAR_SIZES.items():
+        if int(text.get(name, wanted)) != wanted:
+            raise CheckpointError(f"{name} is {text[name]}; supported is {wanted}")
+    keys, values = (int(text[f"linear_num_{one}_heads"]) for one in ("key", "value"))
+    if keys < 1 or values % keys:
+        raise CheckpointError(
+            f"linear_num_value_heads {values} is not a multiple of linear_num_key_heads {keys}"
+        )
+    dtype = str(text.get("mamba_ssm_dtype") or STATE_DTYPES[0])
+    if dtype not in STATE_DTYPES:
+        raise CheckpointError(
+            f"mamba_ssm_dtype {dtype!r} is not supported; it is one of {', '.join(STATE_DTYPES)}"
+        )
+    return dtype
+
+
+def _always_thinks(folder: Path, family: ModelFamily) -> bool:
+    if family.thinking_optional or not family.thinking_prefix:
+        return False
+    return _begins_with_thoughts(folder)
 
 
 def _begins_with_thoughts(folder: Path) -> bool:

@@ -50,7 +50,10 @@ class Prompts:
         if self._preprocess is not None:
             counts = [self._preprocess.num_tokens(*one) for one in enumerate(request.all_images)]
         turns = self._chat.turns(
-            request.conversation, request.tools, constrained=request.grammar is not None
+            request.conversation,
+            request.tools,
+            constrained=request.grammar is not None,
+            thinking=request.sampling.thinking,
         )
         prompt = sum(counts) + sum(len(run) for run in turns if run is not None)
         answer_limit(

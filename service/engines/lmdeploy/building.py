@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lmdeploy.messages import PytorchEngineConfig, QuantPolicy, TurbomindEngineC
 import lmdeploy_ext
 from lmdeploy_ext import deepstack
 from lmdeploy_ext.deepstack import selftest
+from lmdeploy_ext.families import ModelFamily
 from lmdeploy_ext.patch import ExtensionError
 from service.engines.common.chat import Chat
 from service.engines.common.config import TextConfig
@@ -27,6 +29,13 @@ logger = logging.getLogger(__name__)
 VERSION: str = lmdeploy.__version__
 CACHE_BLOCK = 64
 """Number of tokens in a block of the key-value cache; LMDeploy's default."""
+
+STATE_VARIABLE = "LMDEPLOY_FP32_MAMBA_SSM_DTYPE"
+STATE_VALUES = (
+    ("lmdeploy.turbomind.turbomind", "_FP32_MAMBA_SSM_DTYPE"),
+    ("lmdeploy.pytorch.envs", "fp32_mamba_ssm_dtype"),
+)
+"""The names under which LMDeploy's modules keep the value of the variable."""
 
 
 def build_host(
@@ -43,7 +52,9 @@ def build_host(
         EngineUnavailable: the message says what is wrong and how to fix it.
     """
     _check_machine(options, config)
-    backend = _available(options, on_progress)
+    if config.state_dtype is not None:
+        set_state_dtype(config.state_dtype)
+    backend = _available(options, config.family, on_progress)
     on_progress(f"starting LMDeploy {VERSION}, {backend} backend: loading weights")
     try:
         if backend == TURBOMIND:
@@ -92,14 +103,34 @@ def _check_machine(options: Options, config: TextConfig) -> None:
         )
 
 
-def _available(options: Options, on_progress: Callable[[str], None]) -> str:
+def set_state_dtype(dtype: str) -> None:
+    """Let LMDeploy keep the recurrent state in float32 if the checkpoint asks for it.
+
+    LMDeploy ignores the checkpoint and by default keeps the state in 16 bits, with which answers
+    get worse. Its modules read the variable when they are imported, so the values in modules that
+    have been imported are set, too.
+    """
+    wanted = dtype == "float32"
+    os.environ[STATE_VARIABLE] = "1" if wanted else "0"
+    for module, name in STATE_VALUES:
+        if module in sys.modules:
+            setattr(sys.modules[module], name, wanted)
+
+
+def _available(options: Options, family: ModelFamily, on_progress: Callable[[str], None]) -> str:
     """Prepare the chosen backend. If TurboMind cannot be prepared, ``auto`` uses the PyTorch
     engine.
 
     Raises EngineUnavailable.
     """
-    if options.chosen_backend != TURBOMIND:
+    chosen = options.backend_for(has_deepstack=family.deepstack)
+    refusal = unsupported(options, chosen, has_deepstack=family.deepstack)
+    if refusal is not None:  # the settings were checked for models with DeepStack
+        raise EngineUnavailable(refusal)
+    if chosen != TURBOMIND:
         return PYTORCH
+    if not family.extension:
+        return TURBOMIND
     try:
         _prepare_turbomind(options, on_progress)
     except EngineUnavailable as error:
@@ -139,7 +170,7 @@ def _turbomind(
     from lmdeploy import turbomind
 
     native = turbomind.TurboMind.from_pretrained(
-        str(folder), engine_config=turbomind_config(options, context_length)
+        str(folder), engine_config=turbomind_config(options, context_length, config.family)
     )
     return TurboMindHost(native, turbomind._tm, chat.table, config.stop_ids)
 
@@ -155,13 +186,26 @@ def _pytorch(
     return PyTorchHost(native, chat.table, config.stop_ids, sorted(chat.special_ids))
 
 
-def turbomind_config(options: Options, context_length: int) -> TurbomindEngineConfig:
+def turbomind_config(
+    options: Options, context_length: int, family: ModelFamily
+) -> TurbomindEngineConfig:
     """TurboMind's settings. All others keep LMDeploy's defaults."""
     return TurbomindEngineConfig(
         **_common(options, session_length(context_length, options.prefill_chunk)),
+        **_cache_options(options, family),
         quant_policy=CACHE_BITS[options.cache_type],
         model_format=None if options.model_format == "auto" else options.model_format,
     )
+
+
+def _cache_options(options: Options, family: ModelFamily) -> dict[str, Any]:
+    """The settings of the family. A recurrent state can be kept at the end of every prefill chunk,
+    so operators decide with the length of a chunk how often prompts share a beginning."""
+    interval = "cache_checkpoint_interval"
+    found = dict(family.turbomind_options)
+    if interval in found:
+        found[interval] = min(found[interval], options.prefill_chunk)
+    return found
 
 
 def pytorch_config(options: Options, context_length: int) -> PytorchEngineConfig:
@@ -209,13 +253,12 @@ def feature_dtype(host: Host, config: TextConfig) -> torch.dtype:
 
 def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]:
     """Details of the engine for operators."""
-    active = options.vision and (host.backend == PYTORCH or deepstack.status().active)
     return {
         "backend": host.backend,
-        "backend_chosen": _chosen_by(host.backend, options),
-        "deepstack": "on" if active else "off",
-        "deepstack_mode": options.deepstack,
-        "deepstack_by": _deepstack_by(host.backend) if active else "nothing",
+        "backend_chosen": _chosen_by(host.backend, options, config.family),
+        "family": config.family.name,
+        **(_deepstack(host, options) if config.family.deepstack else {"deepstack": "none"}),
+        **_state(host, config),
         "lmdeploy": VERSION,
         "torch": torch.__version__,
         "dtype": str(feature_dtype(host, config)).removeprefix("torch."),
@@ -229,12 +272,29 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
     }
 
 
-def _chosen_by(backend: str, options: Options) -> str:
+def _deepstack(host: Host, options: Options) -> dict[str, str]:
+    active = options.vision and (host.backend == PYTORCH or deepstack.status().active)
+    return {
+        "deepstack": "on" if active else "off",
+        "deepstack_mode": options.deepstack,
+        "deepstack_by": _deepstack_by(host.backend) if active else "nothing",
+    }
+
+
+def _state(host: Host, config: TextConfig) -> dict[str, str]:
+    """The dtype of the recurrent state: float32, or that of the model."""
+    if config.state_dtype is None:
+        return {}
+    kept = "float32" if config.state_dtype == "float32" else feature_dtype(host, config)
+    return {"state_dtype": str(kept).removeprefix("torch.")}
+
+
+def _chosen_by(backend: str, options: Options, family: ModelFamily) -> str:
     """The reason for the chosen backend, without paths and addresses, which callers must not
     see."""
     if options.backend != "auto":
         return "operator"
-    if backend != options.chosen_backend:
+    if backend != options.backend_for(has_deepstack=family.deepstack):
         return "auto, as TurboMind cannot be given DeepStack here; the log says why"
     return "auto"
 

@@ -75,7 +75,7 @@ class Loaded:
             engine="lmdeploy",
             modalities=TEXT_AND_IMAGES if options.vision else TEXT_ONLY,
             grammar_kinds=frozenset(GrammarKind),
-            sampling_options=sampling.HONOURED,
+            sampling_options=sampling.honoured(config.family),
             context_length=length,
             max_images=options.max_images if options.vision else 0,
             details=describe(host, options, config) | origin,
@@ -92,7 +92,9 @@ class Loaded:
             frozenset(self._config.stop_ids),
             self._options.loop_guard,
             received,
-            thinks=self._config.thinking and request.grammar is None,
+            thinks=self._config.thinks(
+                constrained=request.grammar is not None, thinking=request.sampling.thinking
+            ),
         )
 
     async def pack(self, request: GenerateRequest, executor: Executor) -> Packed:
@@ -186,9 +188,7 @@ def assemble(
             raise
     except (CheckpointError, FileNotFoundError, KeyError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise EngineUnavailable(
-            f"{folder.name!r} cannot be loaded as a Qwen3-VL checkpoint: {cause}"
-        ) from error
+        raise EngineUnavailable(f"{folder.name!r} cannot be loaded: {cause}") from error
 
 
 def wanted_context(options: Options, config: TextConfig) -> int:

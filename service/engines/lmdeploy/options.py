@@ -110,10 +110,15 @@ class LMDeploySettings(EngineSettings):
         this project adds it to TurboMind on one GPU. If that fails at start-up, ``auto`` uses the
         PyTorch engine.
         """
+        return self.backend_for(has_deepstack=True)
+
+    def backend_for(self, *, has_deepstack: bool) -> str:
+        """The same for a model. has_deepstack: whether the computation of the model has DeepStack;
+        without it, TurboMind runs the model on several GPUs, too."""
         if self.backend != "auto":
             return self.backend
         spread = self.vision and self.tensor_parallel > 1 and self.deepstack != "off"
-        return PYTORCH if spread else TURBOMIND
+        return PYTORCH if spread and has_deepstack else TURBOMIND
 
 
 class Options(LMDeploySettings, EngineArguments):
@@ -122,13 +127,20 @@ class Options(LMDeploySettings, EngineArguments):
     check_guidance: bool = True
 
 
-def unsupported(options: LMDeploySettings, backend: str) -> str | None:
-    """Why a backend does not support the options, as ``setting: reason``; None if it does."""
+def unsupported(
+    options: LMDeploySettings, backend: str, *, has_deepstack: bool = True
+) -> str | None:
+    """Why a backend does not support the options, as ``setting: reason``; None if it does.
+
+    has_deepstack: False if the model is known to have no DeepStack.
+    """
     spread = options.vision and options.tensor_parallel > 1 and options.deepstack != "off"
+    spread = spread and has_deepstack
     if backend == TURBOMIND and spread:
         return (
             "tensor_parallel: TurboMind has DeepStack on one GPU only, and images need it; take "
-            "backend=pytorch, or vision=false, or deepstack=off for worse answers about images"
+            "backend=pytorch, or vision=false, or deepstack=off for worse answers about images. For "
+            "a model without DeepStack, such as Qwen3.5, leave backend at auto"
         )
     if backend == TURBOMIND and options.cache_type in _ONLY_PYTORCH_CACHES:
         return (

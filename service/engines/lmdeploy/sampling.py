@@ -13,14 +13,20 @@ from typing import Any
 
 from lmdeploy.messages import GenerationConfig
 
+from lmdeploy_ext.families import ModelFamily
 from service.engines.lmdeploy.options import PYTORCH, TURBOMIND
 from service.errors import InvalidRequest
 from service.types import Sampling
 
 HONOURED = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"})
-"""Fields of ``Sampling`` that both backends support."""
+"""Fields of ``Sampling`` that both backends support for every model."""
 TOP_K_LIMIT = {TURBOMIND: 1024}
 """Maximum top_k of TurboMind's kernel, which silently lowers larger values."""
+
+
+def honoured(family: ModelFamily) -> frozenset[str]:
+    """Fields of ``Sampling`` that both backends support for a family of models."""
+    return HONOURED | {"thinking"} if family.thinking_optional else HONOURED
 
 
 def check(sampling: Sampling, backend: str) -> None:

@@ -111,7 +111,10 @@ class Model:
             sampler=lambda: Sampler(sampling, ids, self.config.vocab_size),
             matcher=None if compiled is None else lambda: Matcher(compiled, self.compiler),
             detokenizer=Detokenizer(
-                self.chat.table, thinks=self.config.thinking and compiled is None
+                self.chat.table,
+                thinks=self.config.thinks(
+                    constrained=compiled is not None, thinking=sampling.thinking
+                ),
             ),
             guard=guard,
             stop_ids=frozenset(self.config.stop_ids),
@@ -149,13 +152,16 @@ def load_model(folder: Path, options: Options, on_progress: Callable[[str], None
     except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
         cause = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         logger.error("loading %s failed: %s", folder, cause)
-        raise EngineUnavailable(
-            f"{folder.name!r} cannot be loaded as a Qwen3-VL checkpoint: {cause}"
-        ) from error
+        raise EngineUnavailable(f"{folder.name!r} cannot be loaded: {cause}") from error
 
 
 def _load(folder: Path, options: Options, on_progress: Callable[[str], None]) -> Model:
     config = TextConfig.from_checkpoint(folder)
+    if config.family.recurrent:
+        raise CheckpointError(
+            f"models of the family {config.family.name} have layers with a recurrent state, which "
+            "engine=reference cannot run; take engine=lmdeploy"
+        )
     device = _device(options.device)
     checkpoint = Checkpoint(folder, config)
     dtype = _dtype(options.dtype, config, checkpoint.num_values * 4, device)

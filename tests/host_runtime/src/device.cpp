@@ -1,4 +1,4 @@
-// One device that looks like an H200 (compute capability 9.0), so that the engine picks the kernels
+// One device that looks like an H200 (compute capability 9.0) or an A100 (8.0), so that the engine picks the kernels
 // that it would pick there. Every stream runs at once and in order: a call has finished when it returns.
 #include "host_runtime.h"
 
@@ -8,8 +8,14 @@
 
 namespace {
 
-constexpr int kMultiprocessors = 132;
-constexpr int kSharedMemory = 232448;  // bytes a block may ask for
+struct Model {
+    int multiprocessors, shared_per_block, shared_per_multiprocessor, l2_cache;
+};
+
+const Model& model() {
+    static const Model h200{132, 232448, 233472, 50 << 20}, a100{108, 166912, 167936, 40 << 20};
+    return host::settings().capability == 90 ? h200 : a100;
+}
 
 // Events only keep the time at which they were recorded.
 struct Event {
@@ -20,13 +26,13 @@ Event* event(cudaEvent_t handle) { return reinterpret_cast<Event*>(handle); }
 
 int attribute(cudaDeviceAttr which) {
     switch (which) {
-        case cudaDevAttrComputeCapabilityMajor: return 9;
-        case cudaDevAttrMultiProcessorCount: return kMultiprocessors;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: return kSharedMemory;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return 233472;
+        case cudaDevAttrComputeCapabilityMajor: return host::settings().capability / 10;
+        case cudaDevAttrMultiProcessorCount: return model().multiprocessors;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: return model().shared_per_block;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return model().shared_per_multiprocessor;
         case cudaDevAttrMaxThreadsPerMultiProcessor: return 2048;
         case cudaDevAttrMaxThreadsPerBlock: return 1024;
-        case cudaDevAttrL2CacheSize: return 50 << 20;
+        case cudaDevAttrL2CacheSize: return model().l2_cache;
         case cudaDevAttrWarpSize: return 32;
         default: return 0;  // a feature that is not there
     }
@@ -56,12 +62,12 @@ cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* p, int) {
     p->warpSize = 32;
     p->maxThreadsPerBlock = 1024;
     for (int i = 0; i < 3; ++i) p->maxThreadsDim[i] = 1024, p->maxGridSize[i] = 65535;
-    p->major = 9;
-    p->multiProcessorCount = kMultiprocessors;
-    p->l2CacheSize = 50 << 20;
+    p->major = host::settings().capability / 10;
+    p->multiProcessorCount = model().multiprocessors;
+    p->l2CacheSize = model().l2_cache;
     p->maxThreadsPerMultiProcessor = 2048;
-    p->sharedMemPerMultiprocessor = 233472;
-    p->sharedMemPerBlockOptin = kSharedMemory;
+    p->sharedMemPerMultiprocessor = model().shared_per_multiprocessor;
+    p->sharedMemPerBlockOptin = model().shared_per_block;
     p->clockRate = 1980000;
     p->memoryClockRate = 3201000;
     p->memoryBusWidth = 6144;
@@ -91,8 +97,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
     std::memset(a, 0, sizeof *a);
     a->maxThreadsPerBlock = 1024;
     a->numRegs = 64;
-    a->binaryVersion = a->ptxVersion = 90;
-    a->maxDynamicSharedSizeBytes = kSharedMemory;
+    a->binaryVersion = a->ptxVersion = host::settings().capability;
+    a->maxDynamicSharedSizeBytes = model().shared_per_block;
     return cudaSuccess;
 }
 

@@ -120,6 +120,7 @@ def ask_configured_pipeline(checkpoint: str) -> list[Any]:
     found: list[Any] = []
     for options in (
         {"backend_config": mine, "disable_vision": True},
+        {"backend_config": mine, "disable_vision_encoder": True},
         {"backend_config": TurbomindEngineConfig(language_model_only=True)},
     ):
         pipe = pipeline_on(checkpoint, **options)
@@ -127,6 +128,20 @@ def ask_configured_pipeline(checkpoint: str) -> list[Any]:
         found.append(pipe.backend_config.session_len)
         pipe.close()
     return [*found, mine.language_model_only]
+
+
+def parse_flags() -> list[bool]:
+    import argparse
+
+    from lmdeploy.cli.utils import ArgumentHelper
+
+    import lmdeploy_ext
+
+    lmdeploy_ext.install()
+    parser = argparse.ArgumentParser()
+    ArgumentHelper.language_model_only(parser)
+    words: list[list[str]] = [[], ["--disable-vision"], ["--disable-vision-encoder"]]
+    return [parser.parse_args(given).language_model_only for given in words]
 
 
 def ask_engine(checkpoint: str) -> dict[str, Any]:
@@ -208,7 +223,11 @@ def test_both_ways_to_configure_a_pipeline(vision_checkpoint: Path, tmp_path: Pa
     extra = {"SCRIPTED_LOG": str(tmp_path / "log")}
     refused = ["ValueError", "VisionDisabledError"]
     found = run(ask_configured_pipeline, vision_checkpoint, mode="driver", extra=extra)
-    assert found == [refused, 256, refused, 1024, False]
+    assert found == [refused, 256, refused, 256, refused, 1024, False]
+
+
+def test_both_spellings_of_the_flag_disable_vision() -> None:
+    assert run(parse_flags, mode="driver") == [False, True, True]
 
 
 def test_the_engine_refuses_by_itself(vision_checkpoint: Path, tmp_path: Path) -> None:

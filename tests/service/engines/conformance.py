@@ -472,7 +472,7 @@ class Answers:
         self, engine: Engine, subject: Subject
     ) -> None:
         used = Sampling(max_tokens=7, temperature=0.5, top_p=0.5, top_k=5, repetition_penalty=1.5,
-                        seed=1)  # fmt: skip
+                        seed=1, thinking=True)  # fmt: skip
         task = Task("test", "", "", "Any.")
         honoured = engine.capabilities.sampling_options
         for field in fields(Sampling):

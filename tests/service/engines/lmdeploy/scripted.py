@@ -30,6 +30,7 @@ from lmdeploy.messages import (
 )
 from lmdeploy.vl.constants import Modality
 
+from lmdeploy_ext.families import QWEN3_VL
 from lmdeploy_ext.mrope import mrope_positions
 from lmdeploy_ext.packing import PackedImage, PackedRequest
 from service.engines.common.grammar import CompiledGrammar
@@ -77,7 +78,7 @@ class Scripted:
                                      context_length=options.context_length)  # fmt: skip
         self.deaf = deaf
         self.alive = True
-        self.engine_config = turbomind_config(options, options.context_length or 1024)
+        self.engine_config = turbomind_config(options, options.context_length or 1024, QWEN3_VL)
         self.instances: list[Instance] = []
         self.tick = 0
         self.active: set[int] = set()

@@ -540,7 +540,7 @@ async def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path) -> None
     for content in ("{}", '{"architectures": ["Qwen2ForCausalLM"]}'):
         (tmp_path / "config.json").write_text(content)
         engine = LMDeployEngine(tmp_path)
-        with pytest.raises(EngineUnavailable, match="cannot be loaded as a Qwen3-VL checkpoint"):
+        with pytest.raises(EngineUnavailable, match="cannot be loaded: "):
             await engine.start()
         await engine.close()
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lmdeploy_ext.families import QWEN3_5, QWEN3_VL
 from service.engines.lmdeploy.options import PYTORCH, TURBOMIND, Options
 from service.error_table import REASONS
 from service.errors import (
@@ -91,9 +92,9 @@ def test_top_k_that_turbomind_would_cut_is_refused_by_name() -> None:
 
 
 def test_declared_options_are_those_of_the_api() -> None:
-    from service.engines.lmdeploy.sampling import HONOURED
+    from service.engines.lmdeploy.sampling import honoured
 
-    assert {field.name for field in fields(Sampling)} == HONOURED
+    assert {field.name for field in fields(Sampling)} == honoured(QWEN3_5)
 
 
 # Outcomes
@@ -137,7 +138,7 @@ def test_engine_settings_arrive_one_by_one(vision: bool) -> None:
         cache_type="int4", prefix_caching=False, prefill_chunk=512,
         model_format="awq",
     )  # fmt: skip
-    found = turbomind_config(options, 4096)
+    found = turbomind_config(options, 4096, QWEN3_VL)
     assert (found.dtype, found.tp, found.session_len, found.max_batch_size) == (
         "float16",
         2,
@@ -256,7 +257,7 @@ def test_a_failed_self_test_is_a_fallback_and_is_shown(monkeypatch: pytest.Monke
 def available(**options: Any) -> str:
     from service.engines.lmdeploy import building
 
-    return building._available(Options("model", **options), lambda message: None)
+    return building._available(Options("model", **options), QWEN3_VL, lambda message: None)
 
 
 def test_details_name_the_mode_and_the_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +268,7 @@ def test_details_name_the_mode_and_the_fallback(monkeypatch: pytest.MonkeyPatch)
         found = SimpleNamespace(active=active, reason="/opt/module.so lacks a function")
         monkeypatch.setattr(deepstack, "status", lambda: found)
         host: Any = SimpleNamespace(backend=runs, native=SimpleNamespace(engine_config=None))
-        config: Any = SimpleNamespace(dtype="bfloat16")
+        config: Any = SimpleNamespace(dtype="bfloat16", family=QWEN3_VL, state_dtype=None)
         return building.describe(host, Options("model", **options), config)
 
     def shown(found: dict[str, str]) -> list[str]:
