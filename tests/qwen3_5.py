@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from transformers import (
     Qwen3_5MoeConfig,
     Qwen3_5MoeForConditionalGeneration,
 )
+from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe
 
 from tests.checkpoints import VOCAB, write_tokenizer
 
@@ -25,6 +28,20 @@ PROCESSOR = {
     "size": {"shortest_edge": 32 * 32, "longest_edge": 256 * 256},
     "image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor",
 }  # fmt: skip
+
+KERNELS = ("causal_conv1d_fn", "causal_conv1d_update", "torch_chunk_gated_delta_rule",
+           "torch_recurrent_gated_delta_rule")  # fmt: skip
+
+
+def compute_in_torch() -> None:
+    """Let transformers compute recurrent layers in torch: it prefers kernels of packages that come
+    with LMDeploy, and these need a GPU."""
+    for module in (modeling_qwen3_5, modeling_qwen3_5_moe):
+        for name in KERNELS:
+            setattr(module, name, inspect.unwrap(getattr(module, name)))
+
+
+compute_in_torch()
 
 
 def write_config(

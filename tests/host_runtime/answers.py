@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def answers(
-    checkpoint: str, cases: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]
+    checkpoint: str,
+    cases: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    extension: bool = True,
 ) -> list[list[dict[str, Any]]]:
     """Ask every case in every run.
 
@@ -25,14 +28,17 @@ def answers(
         runs: each a set of engine settings for a new engine. Some keys are taken out: ``together``
             sends all cases at once, at times that follow from ``shuffle``; ``rounds`` asks
             everything so many times, which matters with a prefix cache; ``fault`` names one of
-            `tests.host_runtime.mutations`, and ``checkpoint`` another checkpoint.
+            `tests.host_runtime.mutations`, and ``checkpoint`` another checkpoint; ``state`` is the
+            dtype of recurrent states.
+        extension: whether the extension is installed.
 
     Returns:
         For each run the answers of its last round, fields of `engines.Answer`.
     """
-    import lmdeploy_ext
+    if extension:
+        import lmdeploy_ext
 
-    lmdeploy_ext.install()
+        lmdeploy_ext.install()
     ready = [Case.from_json(case) for case in cases]
     return [asyncio.run(_run(checkpoint, ready, dict(run))) for run in runs]
 
@@ -41,6 +47,10 @@ async def _run(
     checkpoint: str, cases: Sequence[Case], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     checkpoint = settings.pop("checkpoint", checkpoint)
+    if state := settings.pop("state", None):
+        from service.engines.lmdeploy.building import set_state_dtype
+
+        set_state_dtype(state)
     with armed(settings.pop("fault", "")):
         return await _ask_all(checkpoint, cases, settings)
 

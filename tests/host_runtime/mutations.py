@@ -181,6 +181,88 @@ reads the same memory after DeepStack did."""
 WITHOUT_DEEPSTACK = "without_deepstack"
 
 
+# Faults of Qwen3.5, whose first layer keeps a recurrent state and whose last one attends.
+LINEAR, ATTENTION = (
+    "model.language_model.layers.0.linear_attn.",
+    "model.language_model.layers.3.self_attn.",
+)
+
+
+def forget_z_gate(weights: Weights) -> None:
+    """The output of a recurrent layer is gated by other values."""
+    weights[f"{LINEAR}in_proj_z.weight"] = weights[f"{LINEAR}in_proj_z.weight"].roll(1, 0)
+
+
+def forget_output_gate(weights: Weights) -> None:
+    """The gate of attention, behind each query, opens where it should close."""
+    name = f"{ATTENTION}q_proj.weight"
+    heads = weights[name].view(2, 2, 256, -1)
+    heads[:, 1] *= -1
+
+
+def reverse_convolution(weights: Weights) -> None:
+    weights[f"{LINEAR}conv1d.weight"] = weights[f"{LINEAR}conv1d.weight"].flip(-1).contiguous()
+
+
+def delay_convolution(weights: Weights) -> None:
+    weights[f"{LINEAR}conv1d.weight"] = weights[f"{LINEAR}conv1d.weight"].roll(1, -1)
+
+
+def decay_faster(weights: Weights) -> None:
+    weights[f"{LINEAR}A_log"] += 1.5
+
+
+def forget_decay_bias(weights: Weights) -> None:
+    weights[f"{LINEAR}dt_bias"] -= 3
+
+
+def swap_decay_and_strength(weights: Weights) -> None:
+    _swap(weights, f"{LINEAR}in_proj_a.weight", f"{LINEAR}in_proj_b.weight")
+
+
+def swap_recurrent_queries_and_keys(weights: Weights) -> None:
+    name = f"{LINEAR}in_proj_qkv.weight"
+    q, k, v = weights[name].split([256, 256, 512])
+    weights[name] = torch.cat([k, q, v])
+
+
+def swap_value_heads(weights: Weights) -> None:
+    name = f"{LINEAR}out_proj.weight"
+    weights[name] = weights[name].roll(128, 1)
+
+
+def norms_around_one(weights: Weights) -> None:
+    """Norm weights that count from 1, as those of Qwen3-VL."""
+    for name, weight in weights.items():
+        if name.endswith(("_layernorm.weight", "q_norm.weight", "k_norm.weight")):
+            weight -= 1
+
+
+IN_RECURRENT_WEIGHTS: tuple[Callable[[Weights], None], ...] = (
+    forget_z_gate, forget_output_gate, reverse_convolution, delay_convolution, decay_faster,
+    forget_decay_bias, swap_decay_and_strength, swap_recurrent_queries_and_keys, swap_value_heads,
+    norms_around_one,
+)  # fmt: skip
+
+
+def whole_rotary(model: Any) -> None:
+    """Twice as much of each head turns."""
+    model._attn_cfg.rope.dim *= 2
+
+
+def no_mrope(model: Any) -> None:
+    model._attn_cfg.rope.mrope_section = [32, 0, 0]
+
+
+def chunked_partial_mrope(model: Any) -> None:
+    model._attn_cfg.rope.mrope_interleaved = False
+
+
+IN_PARTIAL_ROTARY: tuple[Callable[[Any], None], ...] = (
+    whole_rotary, no_mrope, chunked_partial_mrope,
+)  # fmt: skip
+
+
 @contextmanager
 def armed(name: str) -> Iterator[None]:
     """In a child with the extension installed: put a code fault in; "" puts none in."""
@@ -191,14 +273,17 @@ def armed(name: str) -> Iterator[None]:
     from lmdeploy_ext.turbomind.text import Qwen3VLTextModel
     from lmdeploy_ext.turbomind.vision import Qwen3VLVisionModel
 
-    if fault := _named(IN_MODEL, name):
-        initialise = Qwen3VLTextModel.__init__
+    if fault := _named((*IN_MODEL, *IN_PARTIAL_ROTARY), name):
+        from lmdeploy.turbomind.models.qwen3_5 import Qwen3_5TextModel
+
+        model = Qwen3VLTextModel if fault in IN_MODEL else Qwen3_5TextModel
+        initialise = model.__init__
 
         def changed(self: Any, *arguments: Any, **keywords: Any) -> None:
             initialise(self, *arguments, **keywords)
             fault(self)
 
-        with mock.patch.object(Qwen3VLTextModel, "__init__", changed):
+        with mock.patch.object(model, "__init__", changed):
             yield
     elif fault := _named(IN_ITEMS, name):
         convert = Qwen3VLVisionModel.to_turbomind_multimodal

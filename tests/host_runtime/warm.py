@@ -53,6 +53,8 @@ def _import_all() -> None:
         "lmdeploy.turbomind.model_loader",
         "transformers.models.qwen3_vl",
         "transformers.models.qwen3_vl_moe",
+        "transformers.models.qwen3_5",
+        "transformers.models.qwen3_5_moe",
     ):
         importlib.import_module(name)
 

@@ -378,7 +378,7 @@ async def test_bytes_that_are_no_message(server: Running) -> None:
         (b"\x12\x03\x80\x01\x07", "images[0]"),  # field 16 of an image
         (b"\x12\x05\x12\x03url", "images[0]"),  # its address, kept for later
         (b"\x0a\x0b\x12\x09\x12\x02Hi\x1a\x03\x2a\x01x", "task.inline.grammar"),  # a new kind
-        (b"\x1a\x02\x38\x01", "sampling"),  # a new option
+        (b"\x1a\x02\x40\x01", "sampling"),  # a new option
     ],
 )
 async def test_fields_of_a_newer_api(server: Running, request_bytes: bytes, path: str) -> None:

@@ -1,5 +1,5 @@
-// One device that looks like an H200 (compute capability 9.0) or an A100 (8.0), so that the engine picks the kernels
-// that it would pick there. Every stream runs at once and in order: a call has finished when it returns.
+// One device that looks like an H200 (compute capability 9.0), or of another capability with the sizes of an A100 below 9.0,
+// so that the engine picks the kernels that it would pick there. Every stream runs at once and in order: a call has finished when it returns.
 #include "host_runtime.h"
 
 #include <chrono>
@@ -14,7 +14,7 @@ struct Model {
 
 const Model& model() {
     static const Model h200{132, 232448, 233472, 50 << 20}, a100{108, 166912, 167936, 40 << 20};
-    return host::settings().capability == 90 ? h200 : a100;
+    return host::settings().capability >= 90 ? h200 : a100;
 }
 
 // Events only keep the time at which they were recorded.
@@ -27,6 +27,7 @@ Event* event(cudaEvent_t handle) { return reinterpret_cast<Event*>(handle); }
 int attribute(cudaDeviceAttr which) {
     switch (which) {
         case cudaDevAttrComputeCapabilityMajor: return host::settings().capability / 10;
+        case cudaDevAttrComputeCapabilityMinor: return host::settings().capability % 10;
         case cudaDevAttrMultiProcessorCount: return model().multiprocessors;
         case cudaDevAttrMaxSharedMemoryPerBlockOptin: return model().shared_per_block;
         case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return model().shared_per_multiprocessor;
@@ -63,6 +64,7 @@ cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* p, int) {
     p->maxThreadsPerBlock = 1024;
     for (int i = 0; i < 3; ++i) p->maxThreadsDim[i] = 1024, p->maxGridSize[i] = 65535;
     p->major = host::settings().capability / 10;
+    p->minor = host::settings().capability % 10;
     p->multiProcessorCount = model().multiprocessors;
     p->l2CacheSize = model().l2_cache;
     p->maxThreadsPerMultiProcessor = 2048;

@@ -19,7 +19,7 @@ struct Settings {
     int null_token;        // HOST_RUNTIME_NULL_TOKEN: what sampling chooses in null mode
     bool poison;           // HOST_RUNTIME_POISON=1: new device memory is filled with NaN patterns
     unsigned delay_us;     // HOST_RUNTIME_DELAY_US: sleep at each sampling, so that a test can come in between
-    int capability;        // HOST_RUNTIME_CAPABILITY: compute capability of the device, 90 or 80
+    int capability;        // HOST_RUNTIME_CAPABILITY: compute capability of the device times ten: 90
     const char* masks;     // HOST_RUNTIME_MASKS: a file that gets the masks of grammars
 };
 const Settings& settings();

@@ -24,7 +24,7 @@ Settings read() {
     s.poison = number("HOST_RUNTIME_POISON", 0) != 0;
     s.masks = std::getenv("HOST_RUNTIME_MASKS");
     s.capability = int(number("HOST_RUNTIME_CAPABILITY", 90));
-    if (s.capability != 90 && s.capability != 80) die("HOST_RUNTIME_CAPABILITY is %d; it is 90 or 80", s.capability);
+    if (s.capability < 70 || s.capability > 129) die("HOST_RUNTIME_CAPABILITY is %d; it is 70 to 129", s.capability);
     s.delay_us = unsigned(number("HOST_RUNTIME_DELAY_US", 0));
     return s;
 }

@@ -8,7 +8,7 @@ namespace {
 
 // Of the template arguments …, keys in a tile, head size, warps, …
 int head_dim(const Launch& launch) {
-    for (const int dim : {64, 128})
+    for (const int dim : {64, 128, 256})
         if (launch.has(("64, " + std::to_string(dim) + ", 4,").c_str())) return dim;
     die("%s: no known head size", launch.name.c_str());
 }
@@ -184,7 +184,7 @@ void attention(const Launch& launch) {
     const bool decoding = launch.has("DecodingCtaMap");
     const bool causal = launch.has("CtaMap, true>");
     require(!p.sinks && !p.use_logn_attn && (!causal || p.window_size > p.max_k_len) && !p.quant_policy, launch, "this kind of attention");
-    require(p.head_dim == 64 || p.head_dim == 128, launch, "this head size");
+    require(p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256, launch, "this head size");
     with_type(launch, [&](auto type) { Attention<decltype(type)>{launch, p, decoding, causal}.run(); });
 }
 
@@ -193,7 +193,7 @@ void reduce(const Launch& launch) {
     if (launch.grid.z != 1) return;  // an inner step
     const int queries = launch.arg<int>(6), heads = launch.arg<int>(7);
     const bool* mask = launch.arg<const bool*>(4);
-    const size_t size = size_t(heads) * (launch.has(", 64, 4,") ? 64 : 128);
+    const size_t size = size_t(heads) * (launch.has(", 64, 4,") ? 64 : launch.has(", 256, 4,") ? 256 : 128);
     with_type(launch, [&](auto type) {
         using T = decltype(type);
         T* out = launch.array<T>(0, queries * size, "output");

@@ -11,17 +11,18 @@ float inverse_rms(const T* row, int dim, float inverse_dim, float epsilon) {
     return 1 / std::sqrt(sum * inverse_dim + epsilon);
 }
 
-// The value is rounded before it is multiplied with the weight, as transformers and the device do.
+// The value is rounded before it is multiplied with the weight, as transformers and the device do; a weight around zero
+// is one less than the factor.
 template <class T>
-void scale_row(T* out, const T* in, const T* weight, int dim, float factor) {
-    for (int i = 0; i < dim; ++i) out[i] = float(T(float(in[i]) * factor)) * float(weight[i]);
+void scale_row(T* out, const T* in, const T* weight, int dim, float factor, bool around_zero) {
+    for (int i = 0; i < dim; ++i)
+        out[i] = around_zero ? float(in[i]) * factor * (1 + float(weight[i])) : float(T(float(in[i]) * factor)) * float(weight[i]);
 }
 
-void check_weight(const Launch& launch) { require(!launch.has("<true,") && !launch.has(", true>"), launch, "a weight around zero"); }
+bool around_zero(const Launch& launch) { return launch.has("<true,") || launch.has(", true>"); }
 
 // RMSNorm(T* out, int out_ld, const T* in, int in_ld, const T* weight, int dim, int n, float eps, float 1/dim)
 void rms_norm(const Launch& launch) {
-    check_weight(launch);
     const int out_ld = launch.arg<int>(1), in_ld = launch.arg<int>(3), dim = launch.arg<int>(5), n = launch.arg<int>(6);
     with_type(launch, [&](auto type) {
         using T = decltype(type);
@@ -30,7 +31,7 @@ void rms_norm(const Launch& launch) {
         const T* weight = launch.array<T>(4, dim, "weight");
         for (int i = 0; i < n; ++i) {
             const T* row = in + size_t(i) * in_ld;
-            scale_row(out + size_t(i) * out_ld, row, weight, dim, inverse_rms(row, dim, launch.arg<float>(8), launch.arg<float>(7)));
+            scale_row(out + size_t(i) * out_ld, row, weight, dim, inverse_rms(row, dim, launch.arg<float>(8), launch.arg<float>(7)), around_zero(launch));
         }
     });
 }
@@ -38,7 +39,6 @@ void rms_norm(const Launch& launch) {
 // BiasResidualRMSNorm(T* residual, T* hidden, const T* weight, const T* bias, int dim, int n, float eps, float 1/dim):
 // residual += hidden + bias; hidden = norm(residual) * weight
 void residual_rms_norm(const Launch& launch) {
-    check_weight(launch);
     const int dim = launch.arg<int>(4), n = launch.arg<int>(5);
     with_type(launch, [&](auto type) {
         using T = decltype(type);
@@ -51,14 +51,13 @@ void residual_rms_norm(const Launch& launch) {
                 residual[d] = float(residual[d]) + float(hidden[d]);
                 if (bias) residual[d] = float(residual[d]) + float(bias[d]);
             }
-            scale_row(hidden, residual, weight, dim, inverse_rms(residual, dim, launch.arg<float>(7), launch.arg<float>(6)));
+            scale_row(hidden, residual, weight, dim, inverse_rms(residual, dim, launch.arg<float>(7), launch.arg<float>(6)), around_zero(launch));
         }
     });
 }
 
 // QkRMSNorm(T* qkv, int ld, const T* q_weight, const T* k_weight, int dim, int q_heads, int k_heads, int n, int, float eps, float 1/dim, …)
 void qk_rms_norm(const Launch& launch) {
-    check_weight(launch);
     const int ld = launch.arg<int>(1), dim = launch.arg<int>(4), q_heads = launch.arg<int>(5), k_heads = launch.arg<int>(6), n = launch.arg<int>(7);
     with_type(launch, [&](auto type) {
         using T = decltype(type);
@@ -68,7 +67,7 @@ void qk_rms_norm(const Launch& launch) {
         for (int i = 0; i < n; ++i) {
             for (int head = 0; head < q_heads + k_heads; ++head) {
                 T* row = qkv + size_t(i) * ld + size_t(head) * dim;
-                scale_row(row, row, head < q_heads ? q_weight : k_weight, dim, inverse_rms(row, dim, launch.arg<float>(10), launch.arg<float>(9)));
+                scale_row(row, row, head < q_heads ? q_weight : k_weight, dim, inverse_rms(row, dim, launch.arg<float>(10), launch.arg<float>(9)), around_zero(launch));
             }
         }
     });
