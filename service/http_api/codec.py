@@ -332,10 +332,6 @@ def sampling(
         given["max_tokens"] = max_tokens
         fields["sampling.max_tokens"] = max_tokens_field
     refuse([replace(one, field=path_of(one.field, fields)) for one in violations(given)])
-    template = request.chat_template_kwargs
-    if template is not None and template.enable_thinking is not None:
-        given["thinking"] = template.enable_thinking
-        fields["sampling.thinking"] = "chat_template_kwargs.enable_thinking"
     return Sampling(**given)
 
 

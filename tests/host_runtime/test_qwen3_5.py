@@ -168,7 +168,7 @@ def _states(checkpoint: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("moe", "asked", "kernel"),
-    [(False, "float32", "float>"), (False, "bfloat16", "__nv_bfloat16>"), (True, None, "float>")],
+    [(False, "bfloat16", "__nv_bfloat16>"), (True, None, "float>")],
 )
 def test_the_state_has_the_precision_of_the_checkpoint(
     checkpoint: Checkpoints, tmp_path: Path, moe: bool, asked: str | None, kernel: str
