@@ -135,6 +135,25 @@ output_retries = Counter(
     "qwen3vl_output_retries", "Further attempts at answers that did not fit their schema."
 )
 
+# Servers behind engine=remote, by the names of the operator's settings.
+backend_requests = Counter(
+    "qwen3vl_backend_requests",
+    "Requests to a model server that have ended. outcome: ok, cancelled, or a reason of docs/errors.md.",
+    ["backend", "outcome"],
+)
+backend_seconds = Histogram(
+    "qwen3vl_backend_seconds",
+    "Time of a request to a model server, from its beginning to its answer or error.",
+    ["backend"],
+    buckets=_CALL_BUCKETS,
+)
+backend_in_flight = Gauge(
+    "qwen3vl_backend_in_flight", "Requests that a model server works on.", ["backend"]
+)
+backend_up = Gauge(
+    "qwen3vl_backend_up", "1 where the last check or request reached the model server.", ["backend"]
+)
+
 
 class _Names:
     """The first ``limit`` names; ``other`` stands for the rest."""
@@ -202,6 +221,13 @@ def count(record: CallRecord) -> None:
         _caller_tokens_of(record.caller).inc(usage.prompt_tokens + usage.output_tokens)
     if record.token_s is not None:
         output_token_seconds.observe(record.token_s)
+
+
+def count_backend_request(backend: str, outcome: str, seconds: float) -> None:
+    """Count a request to a model server. backend: a name of the operator's settings."""
+    known = outcome if outcome in REASONS or outcome in ("ok", "cancelled") else OTHER
+    backend_requests.labels(backend, known).inc()
+    backend_seconds.labels(backend).observe(seconds)
 
 
 def count_unknown_method(transport: str) -> None:

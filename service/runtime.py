@@ -22,7 +22,7 @@ from service.access_log import AccessLog
 from service.admin import AdminServer
 from service.auth import Access
 from service.engine import Engine, load_of
-from service.errors import UnknownModel
+from service.errors import EngineUnavailable, UnknownModel
 from service.heartbeat import Heartbeat, generate_one_token
 from service.inference.budgets import Budgets
 from service.inference.pipeline import Inference, schema_limits
@@ -175,13 +175,12 @@ class Runtime:
         """
         started = asyncio.get_running_loop().time()
         await self._start_parts()
-        for engine in self._engines:
-            await asyncio.wait_for(
-                generate_one_token(engine, "warm-up"), self.settings.inference_timeout_s
-            )
+        unhealthy = await self._warm_up()
         self._models = self._by_name()
         self._enter(Phase.SERVING)
         self._watch()
+        for inference in unhealthy:
+            self._follow(inference, Phase.UNHEALTHY)
         took_s = asyncio.get_running_loop().time() - started
         for engine in self._engines:
             capabilities = engine.capabilities
@@ -300,6 +299,27 @@ class Runtime:
     async def _start_engines(self) -> None:
         for engine in self._engines:
             await engine.start()
+
+    async def _warm_up(self) -> list[Inference]:
+        """Have every engine generate a token. Returns those that cannot and may recover by
+        themselves.
+
+        Raises the error of an engine that a new process may cure, or the first error when no engine
+        works.
+        """
+        errors: dict[Inference, EngineUnavailable] = {}
+        for engine, inference in zip(self._engines, self._inferences, strict=True):
+            work = generate_one_token(engine, "warm-up")
+            try:
+                await asyncio.wait_for(work, self.settings.inference_timeout_s)
+            except EngineUnavailable as error:
+                if engine.capabilities.restart_helps:
+                    raise
+                log.warning("no warm-up %s", pairs(model=engine.capabilities.model, error=error))
+                errors[inference] = error
+        if len(errors) == len(self._engines):
+            raise next(iter(errors.values()))
+        return list(errors)
 
     def _by_name(self) -> dict[str, Inference]:
         found = {one.capabilities.model: one for one in self._inferences}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmdeploy_ext.images.files import ImageLimits
@@ -22,13 +22,23 @@ BUNDLED_MODEL = Path(__file__).parent / "bundled" / "drawings"
 
 
 def build_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
-    """The engine that the settings name, not started yet.
+    """The engine of calls that name no model, not started yet; see `build_engines`."""
+    return build_engines(settings, on_progress)[0]
+
+
+def build_engines(
+    settings: Settings, on_progress: Callable[[str], None] | None = None
+) -> Sequence[Engine]:
+    """The engines that the settings name, one for each model, not started yet.
 
     on_progress: called with a short text about the current step of loading; may be called from
     another thread.
     """
-    return ENGINES[settings.engine].build(
-        BUNDLED_MODEL if settings.model == "bundled" else settings.model,
+    kind = ENGINES[settings.engine]
+    model = BUNDLED_MODEL if settings.model == "bundled" else settings.model
+    build = kind.several or (lambda *args, **kwargs: [kind.build(*args, **kwargs)])
+    return build(
+        model,
         settings.engine_settings,
         revision=settings.revision,
         max_images=settings.max_images,

@@ -14,6 +14,7 @@ import typer
 from service.cli.arguments import read_settings, with_flag
 from service.cli.effective import FLAG, print_settings
 from service.cli.front_ends import build_front_ends
+from service.engine import Engine
 from service.errors import ServiceError
 from service.inference.pipeline import schema_limits
 from service.runtime import Runtime
@@ -30,7 +31,7 @@ from service.types import (
     Modality,
     Sampling,
 )
-from service.wiring import build_engine, build_pool, build_registry
+from service.wiring import build_engines, build_pool, build_registry
 
 FAILED, USAGE = 1, 2
 
@@ -48,6 +49,7 @@ FIX = {
 REMEDY = {
     "reference": "Try --dtype float32 --device cpu.",
     "lmdeploy": "LMDeploy's own log says more. Try --backend pytorch, or --engine reference.",
+    "remote": "The log of the server that runs the model says more.",
     "fake": "",
 }
 REINSTALL = "A package is missing or broken. Install this one again, with its dependencies."
@@ -74,10 +76,10 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
         registry = build_registry(settings)
         _passed(stage, ", ".join(task.name for task in registry.list()))
         stage = "engine"
-        engine = build_engine(settings, progress)
+        engines = build_engines(settings, progress)
         pool = build_pool(settings)
         stage = "port"
-        runtime = Runtime(settings, [engine], registry, pool=pool)
+        runtime = Runtime(settings, engines, registry, pool=pool)
         await runtime.start(build_front_ends(runtime))
         _passed(stage, f"{settings.address} is free, {_security(settings)}")
         stage = "workers"
@@ -89,25 +91,11 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
             f"{settings.compile_workers} for grammars, started in {time.monotonic() - started:.1f} s",
         )
         stage = "model"
-        started = time.monotonic()
-        await engine.start()
-        found = engine.capabilities
-        _passed(
-            stage,
-            f"{found.model} on the {found.engine} engine, context {found.context_length} tokens,"
-            f" loaded in {time.monotonic() - started:.1f} s",
-        )
-        for key, value in sorted(found.details.items()):
-            typer.echo(f"{'':<14}{key} {value}")
-        stage = "warm-up"
-        started = time.monotonic()
-        last = await _last(engine.generate(_warm_up(Modality.IMAGE in found.modalities)))
-        image = " about an image" if Modality.IMAGE in found.modalities else ""
-        _passed(
-            stage,
-            f"{last.usage.output_tokens} constrained tokens{image}"
-            f" in {time.monotonic() - started:.2f} s",
-        )
+        for engine in engines:
+            stage = "model"
+            await _load(engine)
+            stage = "warm-up"
+            await _warm_up(engine)
     except (ServiceError, ValueError, OSError, ImportError) as error:
         text = error.message if isinstance(error, ServiceError) else str(error)
         stage = "tasks" if isinstance(error, TaskSourceError) else stage
@@ -125,16 +113,43 @@ async def _check(settings: Settings, progress: Callable[[str], None]) -> int:
     return 0
 
 
-def _warm_up(vision: bool) -> GenerateRequest:
-    """Run one choice task, with a small grey image if the model accepts images."""
+async def _load(engine: Engine) -> None:
+    started = time.monotonic()
+    await engine.start()
+    found = engine.capabilities
+    context = f"{found.context_length} tokens" if found.context_length else "unknown"
+    _passed(
+        "model",
+        f"{found.model} on the {found.engine} engine, context {context},"
+        f" loaded in {time.monotonic() - started:.1f} s",
+    )
+    for key, value in sorted(found.details.items()):
+        typer.echo(f"{'':<14}{key} {value}")
+
+
+async def _warm_up(engine: Engine) -> None:
+    """Run one choice, or a JSON schema where the engine takes nothing else; with a small grey image
+    if the model accepts images."""
+    started = time.monotonic()
+    found = engine.capabilities
+    grammar = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
+    if grammar.kind not in found.grammar_kinds:
+        grammar = Grammar(GrammarKind.JSON_SCHEMA, '{"type": "boolean"}')
+    vision = Modality.IMAGE in found.modalities
     grey = Image(np.full((64, 64, 3), 128, np.uint8))
-    choice = Grammar(GrammarKind.CHOICE, '["yes", "no"]')
-    return GenerateRequest(
+    request = GenerateRequest(
         "check",
         "Say yes or no.",
         images=(grey,) if vision else (),
-        grammar=analyse(choice, DEFAULT_LIMITS).grammar,
+        grammar=analyse(grammar, DEFAULT_LIMITS).grammar,
         sampling=Sampling(max_tokens=8),
+    )
+    last = await _last(engine.generate(request))
+    image = " about an image" if vision else ""
+    _passed(
+        "warm-up",
+        f"{last.usage.output_tokens} constrained tokens{image}"
+        f" in {time.monotonic() - started:.2f} s",
     )
 
 

@@ -22,7 +22,7 @@ from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.quotas import QUOTA_NAMES
 from service.runtime import Runtime, serve
 from service.settings import KEY, SettingsError, load_settings
-from service.wiring import build_engine, build_pool, build_registry
+from service.wiring import build_engines, build_pool, build_registry
 
 if TYPE_CHECKING:
     from service.http_api.server import HttpFrontEnd
@@ -48,9 +48,9 @@ def serve_command(arguments: Sequence[str]) -> int:
     raise_descriptor_limit()
     try:
         registry = build_registry(settings)
-        engine = build_engine(settings, partial(logs.console.info, "… %s"))
+        engines = build_engines(settings, partial(logs.console.info, "… %s"))
         pool = build_pool(settings)
-        runtime = Runtime(settings, [engine], registry, pool=pool)
+        runtime = Runtime(settings, engines, registry, pool=pool)
         front_ends = build_front_ends(runtime)
         ready = partial(_announce, front_ends)
         asyncio.run(serve(runtime, front_ends, on_ready=ready))
@@ -72,7 +72,8 @@ def local_server() -> Iterator[str]:
     """
     try:
         settings = load_settings(host="127.0.0.1", port=0, **dict.fromkeys(PUBLIC))
-        server = VisionServer(settings, build_engine(settings, progress), build_registry(settings))
+        engines = build_engines(settings, progress)
+        server = VisionServer(settings, engines, build_registry(settings))
     except (SettingsError, ServiceError, ValueError) as error:
         typer.echo(_text(error), err=True)
         raise typer.Exit(FAILED) from None

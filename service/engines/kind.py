@@ -3,7 +3,7 @@ function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +78,22 @@ class Build(Protocol):
         ...
 
 
+class BuildSeveral(Protocol):
+    """The function that builds an engine for each model that the settings name."""
+
+    def __call__(
+        self,
+        model: str | Path,
+        settings: Any,
+        *,
+        revision: str | None,
+        max_images: int,
+        on_progress: Callable[[str], None] | None,
+    ) -> Sequence[Engine]:
+        """As `Build`. The first engine answers calls that name no model."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class EngineKind:
     """One engine of the registry.
@@ -86,10 +102,13 @@ class EngineKind:
         name: value of the setting ``engine``.
         settings: class of its settings.
         build: makes the engine; imports what is heavy when it is called.
+        several: builds all engines of a kind whose settings may name several models; None: there is
+            one.
         offered: whether help and errors name the engine; False for engines that only tests use.
     """
 
     name: str
     settings: type[EngineSettings]
     build: Build
+    several: BuildSeveral | None = None
     offered: bool = True

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from service import metrics
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.remote.backend import BackEnd, State
 from service.engines.remote.chat import check_supported
-from service.engines.remote.http_member import HttpMember
 from service.engines.remote.images import data_url, files
 from service.engines.remote.members import Member, NotBegun
-from service.engines.remote.options import RemoteSettings
-from service.engines.remote.wire import Wire, WireOptions
 from service.errors import (
     EngineUnavailable,
     GrammarError,
@@ -58,7 +56,8 @@ class RemoteEngine:
         vision: False refuses images. max_images: maximum number of images in a request.
         context_length: tokens of prompt and answer; None takes what the servers tell.
         retries: further rounds of attempts where nothing was generated.
-        start_timeout_s: how long the start waits for a server.
+        start_s: how long the start waits for a server. patient: start also when none answers; the
+            health check then finds the first one that does. Needs a name.
         on_progress: called with a short text about what the start waits for.
     """
 
@@ -71,7 +70,8 @@ class RemoteEngine:
         max_images: int = 16,
         context_length: int | None = None,
         retries: int = 2,
-        start_timeout_s: float = 60.0,
+        start_s: float = 60.0,
+        patient: bool = False,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         self._members = tuple(members)
@@ -80,7 +80,8 @@ class RemoteEngine:
         self._max_images = max_images
         self._context_length = context_length
         self._retries = retries
-        self._start_timeout_s = start_timeout_s
+        self._start_s = start_s
+        self._patient = patient
         self._on_progress = on_progress or (lambda message: None)
         self._starting = asyncio.Lock()
         self._started = False
@@ -97,9 +98,10 @@ class RemoteEngine:
     def capabilities(self) -> Capabilities:
         """What all reached servers can do. Raises ``EngineUnavailable`` before ``start`` has
         returned."""
-        found = [one.description for one in self._members if one.description is not None]
-        if not self._started or not found:
+        if not self._started:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
+        reached = [one.description for one in self._members if one.description is not None]
+        found = reached or [one.assumed for one in self._members]
         vision = self._vision and all(one.vision.state is not State.NO for one in found)
         return Capabilities(
             model=self._name or found[0].model,
@@ -116,7 +118,7 @@ class RemoteEngine:
         )
 
     async def start(self) -> None:
-        """Wait until a server answers. A second call returns at once.
+        """Wait until a server answers, unless patient. A second call returns at once.
 
         Raises ``EngineUnavailable`` when none can be used.
         """
@@ -129,12 +131,7 @@ class RemoteEngine:
     async def prepare(self, grammar: Grammar) -> None:
         """Refuse a kind of grammar that the servers do not take; they compile the rest themselves."""
         self._ready()
-        if grammar.kind not in self.capabilities.grammar_kinds:
-            raise GrammarError(
-                grammar.kind.value,
-                "is not taken by the model server",
-                reason="GRAMMAR_KIND_UNSUPPORTED",
-            )
+        self._check_kind(grammar, self.capabilities)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         """Run one request; see `service.engine.Engine.generate`."""
@@ -148,7 +145,7 @@ class RemoteEngine:
                 self._ready()
                 member = self._choose(attempts.tried)
                 try:
-                    async with aclosing(member.generate(request, images)) as chunks:
+                    async with aclosing(_counted(member, request, images)) as chunks:
                         async for chunk in chunks:
                             yield chunk
                     return
@@ -182,12 +179,15 @@ class RemoteEngine:
 
     async def _reach_one(self) -> None:
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._start_timeout_s
+        end = loop.time() + self._start_s
         while True:
             errors = await self._check_all()
             if not all(errors):
                 return
             hopeless = all(error is not None and error.permanent for error in errors)
+            if self._patient:
+                log.warning("%s", self._why_not(errors))
+                return
             if hopeless or loop.time() >= end:
                 raise EngineUnavailable(self._why_not(errors), reason="BACKEND_UNREACHABLE")
             self._on_progress("waiting for the model server")
@@ -205,6 +205,8 @@ class RemoteEngine:
                 await member.check()
             except NotBegun as error:
                 return error
+            finally:
+                metrics.backend_up.labels(member.name).set(member.healthy)
             return None
 
         return list(await asyncio.gather(*map(check, self._members)))
@@ -230,6 +232,14 @@ class RemoteEngine:
             raise VisionDisabled("this server was started without vision; send text only")
         if count > capabilities.max_images:
             raise TooManyImages(count, capabilities.max_images)
+        if request.grammar is not None:
+            self._check_kind(request.grammar, capabilities)
+
+    @staticmethod
+    def _check_kind(grammar: Grammar, capabilities: Capabilities) -> None:
+        if grammar.kind not in capabilities.grammar_kinds:
+            what = "is a kind of grammar that the model server does not take"
+            raise GrammarError(grammar.kind.value, what, reason="GRAMMAR_KIND_UNSUPPORTED")
 
     def _details(self, found: Sequence[BackEnd]) -> dict[str, str]:
         """Names only: the addresses of servers are not for callers."""
@@ -276,6 +286,31 @@ class _Attempts:
         return self.deadline is not None and now + pause_s >= self.deadline
 
 
+async def _counted(
+    member: Member, request: GenerateRequest, images: Sequence[str]
+) -> AsyncGenerator[Chunk, None]:
+    """The answer of a server, counted in the metrics by its outcome."""
+    begun = time.monotonic()
+    outcome = "cancelled"
+    running = metrics.backend_in_flight.labels(member.name)
+    running.inc()
+    try:
+        async with aclosing(member.generate(request, images)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        outcome = "ok"
+    except NotBegun as failed:
+        outcome = failed.error.reason
+        raise
+    except ServiceError as error:
+        outcome = error.reason
+        raise
+    finally:
+        running.dec()
+        metrics.backend_up.labels(member.name).set(member.healthy)
+        metrics.count_backend_request(member.name, outcome, time.monotonic() - begun)
+
+
 async def _data_urls(request: GenerateRequest) -> list[str]:
     """The images of a request inside URLs, in the order of the prompt."""
     found = await files(request.all_images)
@@ -287,41 +322,3 @@ async def _data_urls(request: GenerateRequest) -> list[str]:
 def _context_length(found: Sequence[BackEnd]) -> int:
     """The smallest context; 0 where no server tells its own."""
     return min((one.context_length for one in found if one.context_length), default=0)
-
-
-def build(
-    model: str | Path,
-    settings: RemoteSettings,
-    *,
-    revision: str | None,
-    max_images: int,
-    on_progress: Callable[[str], None] | None,
-) -> RemoteEngine:
-    """Build the engine for the registry; see `service.engines.kind.Build`. The model and its
-    revision are chosen on the server that runs it."""
-    assert settings.remote_url is not None
-    options = WireOptions(
-        key=settings.key,
-        ca=settings.remote_ca,
-        cert=settings.remote_cert,
-        cert_key=settings.remote_cert_key,
-        connect_s=settings.remote_connect_s,
-    )
-    member = HttpMember(
-        "remote",
-        Wire(settings.remote_url, options),
-        settings.remote_model,
-        settings.remote_kind,
-        stream=settings.remote_stream,
-        silence_s=settings.remote_silence_s,
-        limit=settings.remote_connections,
-    )
-    return RemoteEngine(
-        [member],
-        vision=settings.vision,
-        max_images=max_images,
-        context_length=settings.context_length,
-        retries=settings.remote_retries,
-        start_timeout_s=settings.remote_start_s,
-        on_progress=on_progress,
-    )

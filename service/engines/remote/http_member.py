@@ -73,6 +73,7 @@ class HttpMember:
         limit: int,
     ) -> None:
         self.name = name
+        self.assumed = BackEnd(wire.base, _kind(kind), model or "")
         self.description: BackEnd | None = None
         self.healthy = False
         self.in_flight = 0
@@ -146,8 +147,7 @@ class HttpMember:
         if listed != self._models:  # then answers may have another name, too
             self._answers_as, self._models = "", listed
         self._stale = False
-        kind = "unknown" if self._kind == "auto" else self._kind
-        self.description = BackEnd(self._wire.base, kind, model)
+        self.description = BackEnd(self._wire.base, _kind(self._kind), model)
 
     async def _listed(self) -> list[str]:
         value = await self._get(MODELS)
@@ -303,6 +303,11 @@ class HttpMember:
         if isinstance(error, TooLarge):
             return invalid("too_large", "is larger than any complete answer")
         return _unavailable("The connection to the model server broke within an answer.")
+
+
+def _kind(setting: str) -> str:
+    """The kind of a server, by the setting alone."""
+    return "unknown" if setting == "auto" else setting
 
 
 def _is_whole(incoming: Incoming) -> bool:

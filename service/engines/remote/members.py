@@ -29,11 +29,13 @@ class NotBegun(Exception):
 class Member(Protocol):
     """A back end of one model.
 
-    name: for logs and metrics. description: what is known of it; None until it was reached.
+    name: for logs and metrics. assumed: the server by its settings alone. description: what is
+    known of it; None until it was reached.
     healthy: whether its last check or request reached it. in_flight: requests that it works on.
     """
 
     name: str
+    assumed: BackEnd
     description: BackEnd | None
     healthy: bool
     in_flight: int

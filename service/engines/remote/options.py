@@ -11,7 +11,13 @@ from service.engines.kind import CONTEXT_LENGTH, EngineSettings
 from service.engines.remote.wire import parse_url
 
 MAX_KEY_BYTES = 16_384
-_FILES = ("remote_key_file", "remote_ca", "remote_cert", "remote_cert_key")
+_FILES = ("remote_file", "remote_key_file", "remote_ca", "remote_cert", "remote_cert_key")
+
+_OF_ONE_SERVER = (
+    "remote_url", "remote_model", "remote_kind", "remote_key", "remote_key_file", "remote_ca",
+    "remote_cert", "remote_cert_key", "context_length",
+)  # fmt: skip
+"""Settings that a file with back ends has for each of them."""
 
 
 class RemoteSettings(EngineSettings):
@@ -21,6 +27,11 @@ class RemoteSettings(EngineSettings):
         None,
         description="URL of the server that runs the model, such as http://127.0.0.1:8000, with or "
         "without /v1; grpc://HOST:PORT (grpcs:// with TLS) for a server of this project.",
+    )
+    remote_file: Path | None = Field(
+        None,
+        description="YAML file with several back ends and models, in place of remote_url and the "
+        "settings of one server; see docs/remote.md.",
     )
     remote_model: str | None = Field(
         None,
@@ -108,8 +119,15 @@ class RemoteSettings(EngineSettings):
 
     @model_validator(mode="after")
     def _combinations(self) -> RemoteSettings:
+        if self.remote_file is not None:
+            for name in _OF_ONE_SERVER:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: has no effect beside remote_file, which sets it")
+            return self
         if self.remote_url is None:
-            raise ValueError("remote_url: engine=remote needs the URL of a server")
+            raise ValueError(
+                "remote_url: engine=remote needs the URL of a server, or a remote_file"
+            )
         grpc = self.remote_url.startswith("grpc")
         if self.remote_kind != "auto" and grpc is not (self.remote_kind == "qwen3vl-grpc"):
             raise ValueError("remote_kind: qwen3vl-grpc belongs to grpc:// and grpcs:// URLs")

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -40,9 +39,9 @@ class WireOptions:
     """
 
     key: str | None = None
-    ca: Path | None = None
-    cert: Path | None = None
-    cert_key: Path | None = None
+    ca: str | None = None
+    cert: str | None = None
+    cert_key: str | None = None
     connect_s: float = 5.0
 
     def __repr__(self) -> str:

@@ -147,6 +147,7 @@ class Scripted:
     paths: list[str] = field(default_factory=list)
     port: int = 0
     tls: ssl.SSLContext | None = None
+    open_requests: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -184,9 +185,11 @@ class Scripted:
         asked = Asked(method, path, headers, body, writer, asyncio.Event())
         self.paths.append(path)
         watching = asyncio.create_task(_watch(reader, asked))
+        self.open_requests += 1
         try:
             await self._script(asked)(asked)
         finally:
+            self.open_requests -= 1
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
