@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -39,9 +40,9 @@ class WireOptions:
     """
 
     key: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    cert_key: str | None = None
+    ca: Path | str | None = None
+    cert: Path | str | None = None
+    cert_key: Path | str | None = None
     connect_s: float = 5.0
 
     def __repr__(self) -> str:
