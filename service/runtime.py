@@ -39,7 +39,7 @@ from service.tasks.registry import Registry, try_grammars
 CLOSE_LIMIT_S = 10.0
 """Maximum time for an engine to close, in seconds; after it the process ends without waiting."""
 EXIT_LIMIT_S = 5.0
-"""Maximum time, in seconds, for the process to exit after an engine did not close."""
+"""Maximum time, in seconds, for the process to exit after the server has stopped."""
 
 log = logging.getLogger(__name__)
 
@@ -402,7 +402,7 @@ async def serve(
         running.cancel()
         stopping.cancel()
         if not await runtime.stop():
-            _end_without_the_engine()
+            end_soon(1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
@@ -432,8 +432,11 @@ async def _closed(engine: Engine) -> bool:
     return True
 
 
-def _end_without_the_engine() -> None:
-    """End the process soon, even if threads of the engine never end: Python would wait for them."""
-    timer = threading.Timer(EXIT_LIMIT_S, os._exit, (1,))
+def end_soon(code: int) -> None:
+    """End the process soon, even if a thread does not end: Python would wait for it.
+
+    Threads of an engine may hang, and an image that is being decoded cannot be interrupted.
+    """
+    timer = threading.Timer(EXIT_LIMIT_S, os._exit, (code,))
     timer.daemon = True
     timer.start()

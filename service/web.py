@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -32,6 +33,10 @@ TICK_S = 1.0
 """How often the ``date`` header of responses is renewed."""
 STOP_GRACE_S = 1.0
 FREE_PORT_ATTEMPTS = 5
+MAX_TINY = 4096
+"""Chunks of a body that may be tiny."""
+TINY_BYTES = 64
+"""Mean size of the chunks of a body below which they are tiny."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +242,22 @@ def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
             super().__init__(config, server_state, **more)
             self._late: asyncio.TimerHandle | None = None
             self.unread_since: float | None = None
+            self._next_event = self.conn.next_event
+            self.conn.next_event = self._counted_event  # type: ignore[method-assign]
+            self._pieces = self._piece_bytes = 0
+
+        def _counted_event(self) -> Any:
+            """The next event of h11. A body in very many tiny chunks is not HTTP that anybody needs:
+            each chunk costs as much as a large one, and all that came at once are read in one go."""
+            event = self._next_event()
+            if isinstance(event, h11.Data):
+                self._pieces += 1
+                self._piece_bytes += len(event.data)
+                if self._pieces > MAX_TINY and self._piece_bytes < TINY_BYTES * self._pieces:
+                    raise h11.RemoteProtocolError("the chunks of the body are too small")
+            elif isinstance(event, h11.Request):
+                self._pieces = self._piece_bytes = 0
+            return event
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from service.errors import ServiceError
 from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.quotas import QUOTA_NAMES
-from service.runtime import Runtime, serve
+from service.runtime import FrontEnd, Runtime, end_soon, serve
 from service.settings import KEY, SettingsError, load_settings
 from service.wiring import build_engines, build_pool, build_registry
 
@@ -53,7 +53,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         runtime = Runtime(settings, engines, registry, pool=pool)
         front_ends = build_front_ends(runtime)
         ready = partial(_announce, front_ends)
-        asyncio.run(serve(runtime, front_ends, on_ready=ready))
+        asyncio.run(_serve_and_end(runtime, front_ends, ready))
     except (SettingsError, ServiceError, ValueError) as error:
         # Not printed: where nobody reads stderr, that would keep the process from ending.
         logs.console.error("qwen3vl serve: %s", _text(error))
@@ -62,6 +62,18 @@ def serve_command(arguments: Sequence[str]) -> int:
         log.exception("the server ends because of a defect")
         return FAILED
     return 0
+
+
+async def _serve_and_end(
+    runtime: Runtime, front_ends: Sequence[FrontEnd], ready: Callable[[], None]
+) -> None:
+    """Serve; then the process ends soon, whatever its threads still do."""
+    code = FAILED
+    try:
+        await serve(runtime, front_ends, on_ready=ready)
+        code = 0
+    finally:
+        end_soon(code)
 
 
 @contextlib.contextmanager

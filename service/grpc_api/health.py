@@ -14,6 +14,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+MAX_WATCHERS = 1024
+"""Maximum number of calls of Watch at the same time: they need no key and never end."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -23,6 +26,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # w
     def __init__(self) -> None:
         self._statuses: dict[str, int] = {}
         self._changed = asyncio.Event()
+        self._watchers = 0
 
     def set(self, service: str, status: int) -> None:
         """Set the status of a service and wake its watchers."""
@@ -46,14 +50,21 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # w
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> AsyncIterator[Any]:
+        if self._watchers >= MAX_WATCHERS:
+            text = f"the server has {MAX_WATCHERS} watchers; use Check"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         told = None
-        while True:
-            changed = self._changed
-            status = self._statuses.get(
-                request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-            )
-            if status != told:
-                told = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            else:
-                await changed.wait()
+        self._watchers += 1
+        try:
+            while True:
+                changed = self._changed
+                status = self._statuses.get(
+                    request.service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+                )
+                if status != told:
+                    told = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                else:
+                    await changed.wait()
+        finally:
+            self._watchers -= 1

@@ -35,6 +35,7 @@ from service.errors import (
     forget_frames,
 )
 from service.grpc_api import guard as grpc_guard
+from service.grpc_api.off_loop import off_loop
 from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import pairs, request_id
@@ -90,6 +91,7 @@ class Rules:
     probe: a health check, which needs no key.
     receive_s: limit on receiving one message. call_s: limit on the rest of the call; of a method
         that streams without end (``endless``), on each message to the caller.
+    read: the bytes of a message -> the message.
     """
 
     method: str
@@ -97,6 +99,7 @@ class Rules:
     ours: bool
     probe: bool
     endless: bool
+    read: Callable[[bytes], Any]
     receive_s: float
     call_s: float
 
@@ -148,6 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             ours=ours,
             probe=health,
             endless=handler.response_streaming and not ours,
+            read=tolerant(handler.request_deserializer),
             receive_s=PROBE_RECEIVE_S if health else settings.receive_timeout_s,
             call_s=settings.inference_timeout_s,
         )
@@ -155,15 +159,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(
         self, handler: grpc.RpcMethodHandler[Any, Any], rules: Rules
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        read = tolerant(handler.request_deserializer)
         if handler.request_streaming:  # reflection; the vision service has no such method
             answer = self._streaming(handler.stream_stream, rules, Call.requests)
         elif handler.response_streaming:
             answer = self._streaming(handler.unary_stream, rules, Call.request)
         else:
             unary = self._unary(handler.unary_unary, rules)
-            return grpc.stream_unary_rpc_method_handler(unary, read, handler.response_serializer)
-        return grpc.stream_stream_rpc_method_handler(answer, read, handler.response_serializer)
+            return grpc.stream_unary_rpc_method_handler(unary, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(answer, None, handler.response_serializer)
 
     def _unary(self, behaviour: Any, rules: Rules) -> Any:
         async def unary(_: object, context: Context) -> Any:
@@ -378,7 +381,10 @@ class Call:
         """The next message, or EOF."""
         self._drop_in(self._rules.receive_s)
         reading = self._context.read()
-        request = await (self._probe(reading) if self._rules.probe else self._within(reading))
+        data = await (self._probe(reading) if self._rules.probe else self._within(reading))
+        if data is grpc.aio.EOF:
+            return data
+        request = await off_loop(len(data), self._rules.read, data)
         if request is Undecodable.COMPRESSED:
             raise InvalidRequest(
                 "request",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -10,8 +10,9 @@ import grpc
 
 from service.auth import current
 from service.grpc_api import codec, grammar_codec
+from service.grpc_api.off_loop import off_loop
 from service.inference.ahead import ahead
-from service.inference.calls import TaskDescription
+from service.inference.calls import Call, TaskDescription
 from service.inference.pipeline import Inference
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
@@ -38,14 +39,14 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     async def AnalyzeImage(
         self, request: pb.AnalyzeImageRequest, context: Context
     ) -> pb.AnalyzeImageResponse:
-        call = codec.decode_analyze(request, self._settings, current.get())
+        call = await self._decoded(codec.decode_analyze, request)
         inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
         answer = await inference.answer(call, context.time_remaining())
         return codec.encode_analysis(answer)
 
     async def RunTask(self, request: pb.RunTaskRequest, context: Context) -> pb.RunTaskResponse:
-        call = codec.decode_run(request, self._settings, current.get())
+        call = await self._decoded(codec.decode_run, request)
         inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
         answer = await inference.answer(call, context.time_remaining())
@@ -54,7 +55,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
     async def StreamTask(
         self, request: pb.StreamTaskRequest, context: Context
     ) -> AsyncIterator[pb.StreamTaskResponse]:
-        call = codec.decode_run(request, self._settings, current.get())
+        call = await self._decoded(codec.decode_run, request)
         inference = self._runtime.inference_for(request.model or None)
         del request  # the call has the images: one copy of them waits
         events = ahead(inference.events(call, context.time_remaining()))
@@ -100,6 +101,10 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
                 codec.encode_model_info(one.capabilities, one.refusal is None) for one in served
             ]
         )
+
+    async def _decoded(self, decode: Callable[..., Call], request: Any) -> Call:
+        """A request with images as a call."""
+        return await off_loop(request.ByteSize(), decode, request, self._settings, current.get())
 
     def _described(self, task: Task) -> TaskDescription:
         """The public description of a task on this engine."""

@@ -7,8 +7,9 @@ import contextlib
 import gc
 import hashlib
 import logging
+import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.engines.fake import FakeEngine
-from service.grpc_api import interceptors
+from service.grpc_api import codec, health, interceptors
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.types import Chunk, GenerateRequest
 from tests.attacks import unread
@@ -27,6 +28,7 @@ from tests.attacks.bombs import bomb
 from tests.attacks.http2 import Connection, message
 from tests.service.harness import (
     Running,
+    failure,
     image_bytes,
     inline,
     run_request,
@@ -160,6 +162,24 @@ async def test_a_watcher_that_does_not_read_does_not_block_others() -> None:
         seen = await asyncio.wait_for(watch.read(), 5)
         assert seen.status == health_pb2.HealthCheckResponse.NOT_SERVING
         await asyncio.wait_for(started.server.stop(0), 10)
+
+
+async def test_the_number_of_health_watchers_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MAX_WATCHERS", 2)
+    async with running() as started:
+        stub = health_pb2_grpc.HealthStub(started.channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        refused = stub.Watch(health_pb2.HealthCheckRequest())
+        assert await asyncio.wait_for(refused.code(), 30) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        watches[0].cancel()
+        servicer = started.server.front_end._health
+        await until(lambda: servicer._watchers == 1, 30)
+        again = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await again.read()).status == health_pb2.HealthCheckResponse.SERVING
+        for watch in (watches[1], again):
+            watch.cancel()
 
 
 # Requests that are refused before they are read
@@ -383,3 +403,32 @@ async def test_no_bytes_of_a_refused_request_stay_in_memory(data: bytes) -> None
         await refused(20)
         grown = process.memory_info().rss - before
     assert grown < 10 * len(data), f"{grown >> 20} MiB"
+
+
+# Large messages
+
+
+async def test_large_messages_are_parsed_and_decoded_off_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads: list[tuple[str, str]] = []
+
+    def noted(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*arguments: Any) -> Any:
+            threads.append((name, threading.current_thread().name))
+            return work(*arguments)
+
+        return done
+
+    monkeypatch.setattr(codec, "decode_run", noted("decode", codec.decode_run))
+    tolerant = interceptors.tolerant
+    monkeypatch.setattr(interceptors, "tolerant", lambda read: noted("parse", tolerant(read)))
+    async with running() as started:
+        await started.stub.RunTask(run_request(), timeout=30)
+        here = threading.current_thread().name
+        assert threads == [("parse", here), ("decode", here)]
+        threads.clear()
+        large = run_request(images=[bytes(1_000_000)])
+        assert (await failure(started.stub.RunTask(large, timeout=30))).reason.startswith("IMAGE_")
+    assert [name for name, _ in threads] == ["parse", "decode"]
+    assert all(thread.startswith("large-message") for _, thread in threads)

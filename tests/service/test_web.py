@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from service.web import WebLimits, WebServer, server_tls
+from service.web import MAX_TINY, TINY_BYTES, WebLimits, WebServer, server_tls
 from tests.service.certificates import Authority
 from tests.service.harness import until
 
@@ -119,6 +119,29 @@ async def test_headers_that_are_too_long_are_refused() -> None:
     async with serving(limits=WebLimits(header_bytes=1024)) as server:
         sent = b"GET /hello HTTP/1.1\r\nhost: a\r\nx: " + b"y" * 4096
         assert b"400" in (await read_to_end(server.port, sent)).split(b"\r\n")[0]
+
+
+async def echo(request: Request) -> Response:
+    return PlainTextResponse(str(len(await request.body())))
+
+
+def chunked(count: int, size: int) -> bytes:
+    """A request whose body comes in so many chunks of a size."""
+    head = (
+        b"POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    )
+    return head + (b"%x\r\n" % size + b"x" * size + b"\r\n") * count + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "status"),
+    [(MAX_TINY, 1, 200), (MAX_TINY + 1, 1, 400), (2 * MAX_TINY, 2 * TINY_BYTES, 200)],
+)
+async def test_a_body_of_many_tiny_chunks_is_refused(count: int, size: int, status: int) -> None:
+    """Each chunk costs as much as a large one, and those that came together are read in one go."""
+    async with serving(Route("/echo", echo, methods=["POST"])) as server:
+        answer = await read_to_end(server.port, chunked(count, size))
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hello HTTP/1.1\r\nhost: a\r\n"], ids=["none", "some"])
