@@ -26,6 +26,7 @@ BENCHMARKS = (
     "encoder",
     "reference_engine",
     "server_overhead",
+    "http_overhead",
     "call_metrics",
     "cold_start",
     "deepstack_hook",

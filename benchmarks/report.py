@@ -18,6 +18,7 @@ TITLES = {
     "encoder": "Vision tower",
     "reference_engine": "Reference engine",
     "server_overhead": "Overhead of the server",
+    "http_overhead": "Overhead of the HTTP front end",
     "call_metrics": "Metrics of calls",
     "cold_start": "Cold start and memory",
     "deepstack_hook": "Hook of DeepStack",

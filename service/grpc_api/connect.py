@@ -24,7 +24,7 @@ from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
 from connectrpc.request import RequestContext
 from connectrpc.server import ConnectASGIApplication, Endpoint
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
+from google.protobuf.json_format import MessageToJson, ParseError
 from google.protobuf.message import DecodeError, Message
 from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
@@ -39,6 +39,7 @@ from service.errors import (
     ServiceError,
     forget_frames,
 )
+from service.grpc_api import strict_json
 from service.grpc_api.interceptors import DROP_AFTER_S, INTERNAL_TEXT, STALL_S
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.status import status_of
@@ -83,8 +84,6 @@ REASON_KEY = "x-error-reason"
 """Header with the reason of an error, which in the body is a detail in base64."""
 INLINE_BYTES = 16 * 1024
 """Size up to which a message is decoded on the event loop: a thread would cost more."""
-MAX_DEPTH = 64
-"""How deep the messages of a request may nest, as JSON."""
 
 error_log = logging.getLogger("service.errors")
 
@@ -378,16 +377,7 @@ class _Json(Codec[Message, Any]):
         return MessageToJson(message, indent=None, ensure_ascii=False).encode()
 
     def decode(self, data: bytes | bytearray, message_class: type[Any]) -> Any:
-        return _Body(bytes(data), _parse_json)
-
-
-def _parse_json(data: bytes, message: Message) -> None:
-    if not data:
-        raise ParseError("the body is empty; send a JSON object")
-    text = data.decode("utf-8")
-    if not text.lstrip().startswith("{"):  # which the parser takes for an empty message
-        raise ParseError("the body is not a JSON object")
-    Parse(text, message, max_recursion_depth=MAX_DEPTH)
+        return _Body(bytes(data), strict_json.parse)
 
 
 class _Context:

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -18,7 +19,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.deadlines import Deadline
-from service.errors import ServiceError
+from service.errors import InvalidRequest, ServiceError
 from service.http_api.answers import Completion, dumps
 from service.http_api.chat_codec import decode_chat
 from service.http_api.codec import Asked
@@ -26,6 +27,7 @@ from service.http_api.document import openapi_document
 from service.http_api.errors import body_of, headers_of
 from service.http_api.exchange import JSON, Endpoint, Exchange
 from service.http_api.payloads import Payloads
+from service.http_api.reading import BODY
 from service.http_api.responses_answers import Response
 from service.http_api.responses_codec import decode_responses
 from service.inference.ahead import ahead
@@ -211,7 +213,7 @@ def build_app(
     ]
     origins = runtime.settings.allowed_origins
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=origins,
         allow_methods=("GET", "POST"),
         allow_headers=CORS_HEADERS,
@@ -239,6 +241,25 @@ def _route(
     public: bool = False,
 ) -> Route:
     return Route(path, Endpoint(runtime, name, handler, public=public), methods=[method])
+
+
+class Cors(CORSMiddleware):
+    """Answers preflights; one that is refused gets an error of this API."""
+
+    def preflight_response(self, request_headers: Headers) -> RawResponse:
+        found = super().preflight_response(request_headers)
+        if found.status_code == 200:
+            return found
+        asked = bytes(found.body).decode().removeprefix("Disallowed CORS ")
+        refused = InvalidRequest(
+            BODY, f"pages of this origin may not send such a request; not allowed: {asked}"
+        )
+        headers = {
+            name: value
+            for name, value in found.headers.items()
+            if name not in ("content-length", "content-type")
+        }
+        return RawResponse(dumps(body_of(refused)), 400, headers, JSON)
 
 
 class Identified:

@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 connect = pytest.importorskip(
     "service.grpc_api.connect", reason="connectrpc needs Python 3.11 or newer"
 )
+from service.grpc_api import strict_json  # noqa: E402
 
 BUF = Path(sys.executable).with_name("buf")
 STREAMED = {"content-type": "application/connect+json"}
@@ -206,6 +207,47 @@ async def test_a_body_that_is_no_request(body: bytes, part: str) -> None:
     assert (reply.status, reason(reply)) == (400, "MALFORMED_REQUEST")
     assert part in reply.json["message"]
     assert "qwen3vl.v1" not in reply.json["message"]
+
+
+LENIENT = [
+    ('{"images": [{"data": "AA*A"}]}', "images[0].data is not base64"),
+    ('{"images": [{"data": "AAAA===="}]}', "images[0].data is not base64"),
+    ('{"images": [{"data": "A"}]}', "images[0].data is not base64"),
+    ('{"images": [{"data": "A A="}]}', "images[0].data is not base64"),
+    ('{"images": [{"data": "+-AA"}]}', "images[0].data is not base64"),
+    ('{"images": [{"data": 5}]}', "images[0].data must be text in base64"),
+    ('{"images": [[]]}', "images[0] must be an object"),
+    ('{"images": {}}', "images must be a list"),
+    ('{"task": []}', "task must be an object"),
+    ('{"task": {"inline": []}}', "task.inline must be an object"),
+    ('{"task": ""}', "task must be an object"),
+    ('{"sampling": false}', "sampling must be an object"),
+    ('{"task": {"name": "\\ud800"}}', "surrogate"),
+    ('{"task": {"name": "a"}} {}', "not JSON"),
+    ('{"sampling": {"temperature": NaN}}', "NaN"),
+]
+
+
+async def test_what_protobuf_would_take_by_mistake_is_refused() -> None:
+    async with serving() as server:
+        for body, part in LENIENT:
+            reply = await call(server, "RunTask", body.encode())
+            assert (reply.status, reason(reply)) == (400, "MALFORMED_REQUEST"), body
+            assert part in reply.json["message"], body
+
+
+@pytest.mark.parametrize("kind", ["standard", "URL-safe", "without padding"])
+def test_both_alphabets_of_base64_are_taken(kind: str) -> None:
+    data = bytes(range(250)) + b"\xfb\xff"
+    text = base64.b64encode(data) if kind == "standard" else base64.urlsafe_b64encode(data)
+    if kind == "without padding":
+        data, text = data + b"x", base64.urlsafe_b64encode(data + b"x").rstrip(b"=")
+    given = {"images": [{"data": text.decode()}, {}], "task": {"name": "a"}}
+    message = pb.RunTaskRequest()
+    strict_json.parse(json.dumps(given).encode(), message)
+    assert message == pb.RunTaskRequest(
+        images=[pb.Image(data=data), pb.Image()], task=pb.Task(name="a")
+    )
 
 
 async def test_what_is_no_call_of_a_method() -> None:

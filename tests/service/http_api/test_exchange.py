@@ -128,6 +128,9 @@ async def test_a_preflight_needs_no_key_and_the_call_does(keys: Path) -> None:
     assert refused.headers["access-control-allow-origin"] == "https://app.example"
     assert right.status == 200
     assert "access-control-allow-origin" not in other.headers
+    assert (other.status, other.error["code"]) == (400, "INVALID_FIELD")
+    assert "origin" in other.error["message"]
+    assert other.headers["x-request-id"]
 
 
 async def test_without_an_allow_list_no_page_may_call() -> None:

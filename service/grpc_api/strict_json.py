@@ -1,0 +1,130 @@
+"""Protobuf's JSON -> a message, strictly.
+
+Protobuf's own parser takes ``[]`` for a message, skips characters that are not base64, and the last of
+two equal keys: wrong input would become another request. What it accepts by mistake is refused
+here before it sees it. Bytes are decoded here, too: its decoder is a hundred times slower.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import pybase64
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.json_format import ParseDict, ParseError
+from google.protobuf.message import Message
+
+from service.schema_compiler import jsontext
+
+MAX_DEPTH = 64
+"""How deep the messages of a request may nest."""
+URL_SAFE = re.compile("[-_]")
+Place = tuple[str | int, ...]
+
+
+def parse(data: bytes, message: Message) -> None:
+    """Read a JSON object into a message, which is empty.
+
+    Raises ``ParseError``, or ``UnicodeDecodeError`` for bytes that are not UTF-8.
+    """
+    if not data:
+        raise ParseError("the body is empty; send a JSON object")
+    try:
+        value = jsontext.decode(data.decode("utf-8"))
+    except jsontext.JsonTextError as error:
+        raise ParseError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ParseError("the body is not a JSON object")
+    taken = list(_taken(value, message.DESCRIPTOR, ()))
+    ParseDict(value, message, max_recursion_depth=MAX_DEPTH)
+    for place, content in taken:
+        _put(message, place, content)
+
+
+def _taken(value: dict[str, Any], descriptor: Any, place: Place) -> Iterator[tuple[Place, bytes]]:
+    """Take the bytes out of an object, which gets empty texts in their place. Yields where they were
+    and what they are."""
+    known = _fields(descriptor)
+    if len(place) > 2 * MAX_DEPTH:
+        raise ParseError(f"the messages are nested deeper than {MAX_DEPTH}")
+    for key, given in value.items():
+        field = known.get(key)
+        if field is None or given is None:  # protobuf refuses names that it does not know
+            continue
+        here = (*place, field.name)
+        if field.is_repeated:
+            if not isinstance(given, list):
+                raise ParseError(f"{_spelt(here)} must be a list")
+            for index, one in enumerate(given):
+                given[index], found = _converted(one, field, (*here, index))
+                yield from found
+        else:
+            value[key], found = _converted(given, field, here)
+            yield from found
+
+
+def _converted(
+    given: Any, field: FieldDescriptor, place: Place
+) -> tuple[Any, list[tuple[Place, bytes]]]:
+    """What protobuf gets in place of a value, and the bytes that were taken out of it."""
+    if field.message_type is not None:
+        if not isinstance(given, dict):
+            raise ParseError(f"{_spelt(place)} must be an object")
+        return given, list(_taken(given, field.message_type, place))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return "", [(place, _decoded(given, place))]
+    return given, []
+
+
+def _decoded(given: Any, place: Place) -> bytes:
+    """Base64 in the standard or the URL-safe alphabet, with or without padding."""
+    if not isinstance(given, str):
+        raise ParseError(f"{_spelt(place)} must be text in base64")
+    missing = -len(given) % 4
+    text = given + "=" * missing if missing in (1, 2) else given
+    if URL_SAFE.search(text) and "+" not in text and "/" not in text:
+        text = text.replace("-", "+").replace("_", "/")
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ParseError(f"{_spelt(place)} is not base64") from None
+
+
+def _put(message: Any, place: Place, content: bytes) -> None:
+    *path, last = place
+    if isinstance(last, int):  # of a repeated field
+        *path, name = path
+        for step in path:
+            message = message[step] if isinstance(step, int) else getattr(message, step)
+        getattr(message, str(name))[last] = content
+        return
+    for step in path:
+        message = message[step] if isinstance(step, int) else getattr(message, step)
+    setattr(message, last, content)
+
+
+@cache
+def _fields(descriptor: Any) -> Mapping[str, FieldDescriptor]:
+    """The fields of a message by their names in JSON. Those with a JSON form of their own are left
+    to protobuf: maps and the messages of Google."""
+    return {
+        name: field
+        for field in descriptor.fields
+        for name in (field.json_name, field.name)
+        if field.message_type is None
+        or not (
+            field.message_type.full_name.startswith("google.protobuf.")
+            or field.message_type.GetOptions().map_entry
+        )
+    }
+
+
+def _spelt(place: Place) -> str:
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
