@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
@@ -32,20 +31,16 @@ from starlette.types import Receive, Scope, Send
 from service import auth
 from service.deadlines import Deadline
 from service.errors import (
-    EngineUnavailable,
-    InferenceTimeout,
-    InternalError,
     InvalidRequest,
     ServiceError,
     forget_frames,
 )
 from service.grpc_api import strict_json
-from service.grpc_api.interceptors import DROP_AFTER_S, INTERNAL_TEXT, STALL_S
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.status import status_of
-from service.lifecycle import REFUSALS, Phase
 from service.logs import pairs, request_id
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.refusals import DROP_AFTER_S, STALL_S, error_log, late_request, refusal_of
 from service.runtime import Runtime
 
 M = TypeVar("M", bound=Message)
@@ -84,8 +79,6 @@ REASON_KEY = "x-error-reason"
 """Header with the reason of an error, which in the body is a detail in base64."""
 INLINE_BYTES = 16 * 1024
 """Size up to which a message is decoded on the event loop: a thread would cost more."""
-
-error_log = logging.getLogger("service.errors")
 
 
 class ConnectApi:
@@ -236,14 +229,7 @@ class _Call:
 
     def refusal(self, error: BaseException) -> ConnectError:
         """Any error of a handler as the one that the caller gets."""
-        if isinstance(error, asyncio.CancelledError):
-            reason, message = REFUSALS[Phase.DRAINING]
-            refused: ServiceError = EngineUnavailable(message, reason=reason)
-        elif isinstance(error, ServiceError) and not isinstance(error, InternalError):
-            refused = error
-        else:  # a defect: its own text and trace stay in the log
-            error_log.error("call failed %s", pairs(method=self.name), exc_info=error)
-            refused = InternalError(INTERNAL_TEXT)
+        refused = refusal_of(error, self.name)
         forget_frames(error)
         code, status = status_of(refused, request_id.get())
         self.ended(code.name, refused.reason)
@@ -262,14 +248,7 @@ class _Call:
         self.ended("CANCELLED")
 
     def _late(self) -> ConnectError:
-        limit_s = self.runtime.settings.receive_timeout_s
-        return self.refusal(
-            InferenceTimeout(
-                f"No complete request came within {limit_s:g} s.",
-                reason="RECEIVE_TIMEOUT",
-                metadata={"limit_s": f"{limit_s:g}"},
-            )
-        )
+        return self.refusal(late_request(self.runtime.settings.receive_timeout_s))
 
     def _drop(self) -> None:
         """End a call whose answer nobody reads. An error could not be sent either."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -27,9 +26,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, witho
 from service import auth
 from service.deadlines import Deadline
 from service.errors import (
-    EngineUnavailable,
     InferenceTimeout,
-    InternalError,
     InvalidRequest,
     ServiceError,
     forget_frames,
@@ -38,9 +35,10 @@ from service.grpc_api import guard as grpc_guard
 from service.grpc_api.off_loop import off_loop
 from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
-from service.logs import pairs, request_id
+from service.logs import request_id
 from service.observation import Observation
 from service.quotas import ANONYMOUS, Caller
+from service.refusals import DROP_AFTER_S, STALL_S, late_request, refusal_of
 from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.settings import Settings
 
@@ -51,22 +49,12 @@ OUR_SERVICE = f"{OUR_PREFIX}VisionService/"
 TRANSPORT = "grpc"
 NO_RETRY = ("grpc-retry-pushback-ms", "-1")
 """Trailer that keeps the retry policy of a client from sending the call again."""
-INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 PROBE_RECEIVE_S = 5.0
 """Time limit to receive a health check, in seconds. Short, because anybody may send one."""
 PROBE_SLOW_S = 0.25
 MAX_SLOW_PROBES = 8
 """Maximum number of health checks that take longer than PROBE_SLOW_S to arrive. The parts of a
 large message take memory before its size is known."""
-DROP_AFTER_S = 1.0
-"""Time after its deadline, in seconds, at which a call is dropped that could not be ended
-normally."""
-STALL_S = 2.0
-"""Time, in seconds, that a message may wait for its reader; after it, a drain no longer waits for
-the call."""
-
-error_log = logging.getLogger("service.errors")
-
 Context = grpc.aio.ServicerContext[Any, Any]
 Enter = Callable[[Caller, "asyncio.Task[Any]"], Callable[[], None]]
 
@@ -285,15 +273,9 @@ class Call:
                 # The caller has disconnected, or does not read the answer.
                 self._end(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
                 return False
-            reason, message = REFUSALS[Phase.DRAINING]
-            refused: ServiceError = EngineUnavailable(message, reason=reason)
-        elif isinstance(error, ServiceError) and not isinstance(error, InternalError):
-            refused = error
-        elif isinstance(error, Exception):  # a bug: its message and traceback go to the log only
-            error_log.error("call failed %s", pairs(method=self._rules.method), exc_info=error)
-            refused = InternalError(INTERNAL_TEXT)
-        else:
+        elif not isinstance(error, Exception):
             return False
+        refused = refusal_of(error, self._rules.method)
         code, status = status_of(refused, self._id)
         trailers = ((DETAILS_KEY, status.SerializeToString()), *self._names())
         if code is grpc.StatusCode.UNAVAILABLE and self._generated(refused):
@@ -405,12 +387,7 @@ class Call:
         return await Deadline(self._rules.receive_s).wait(reading, self._late)
 
     def _late(self) -> InferenceTimeout:
-        limit_s = self._rules.receive_s
-        return InferenceTimeout(
-            f"No complete request came within {limit_s:g} s.",
-            reason="RECEIVE_TIMEOUT",
-            metadata={"limit_s": f"{limit_s:g}"},
-        )
+        return late_request(self._rules.receive_s)
 
     async def _probe(self, reading: Awaitable[Any]) -> Any:
         """Receive a health check. Only a few may be slow at the same time."""

@@ -7,7 +7,6 @@ checked before the body is read.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
@@ -18,9 +17,6 @@ from service import auth
 from service.deadlines import Deadline
 from service.error_table import row_of
 from service.errors import (
-    EngineUnavailable,
-    InferenceTimeout,
-    InternalError,
     InvalidRequest,
     ServiceError,
     forget_frames,
@@ -28,31 +24,24 @@ from service.errors import (
 from service.http_api.answers import dumps
 from service.http_api.errors import body_of, headers_of
 from service.http_api.reading import BODY
-from service.lifecycle import REFUSALS, Phase
-from service.logs import pairs, request_id
+from service.logs import request_id
 from service.quotas import ANONYMOUS
+from service.refusals import DROP_AFTER_S, STALL_S, late_request, refusal_of
 from service.request_ids import TRACE_KEY
 from service.runtime import Runtime
 
 T = TypeVar("T")
 
 TRANSPORT = "http"
-INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
 JSON = "application/json"
 PING_S = 15.0
 """Time without an event after which a stream gets a comment, which keeps proxies from closing it."""
 PING = b": ping\n\n"
-DROP_AFTER_S = 1.0
-"""How long after its deadline a stream is dropped that nobody reads."""
-STALL_S = 2.0
-"""How long an event may wait for its reader before a drain no longer waits for the call."""
 STREAM_HEADERS = (
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-store"),
     ("x-accel-buffering", "no"),
 )
-
-error_log = logging.getLogger("service.errors")
 
 Handler = Callable[["Exchange"], Awaitable[None]]
 
@@ -153,7 +142,7 @@ class Exchange:
         if int(self.headers.get("content-length", 0)) > limit:
             raise _too_large(limit)
         limit_s = self.runtime.settings.receive_timeout_s
-        return await Deadline(limit_s).wait(self._read(limit), lambda: _late(limit_s))
+        return await Deadline(limit_s).wait(self._read(limit), lambda: late_request(limit_s))
 
     def _check_type(self) -> None:
         given = self.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -300,8 +289,7 @@ class Exchange:
         elif self._gone or not self.runtime.lifecycle.cutting:
             self.left()
         else:
-            reason, message = REFUSALS[Phase.DRAINING]
-            await self.fail(EngineUnavailable(message, reason=reason))
+            await self.fail(error)
         forget_frames(error)
 
     async def _abort(self) -> None:
@@ -314,13 +302,9 @@ class Exchange:
         """The caller went before the answer was complete, which needs no answer."""
         self.ended("CANCELLED")
 
-    async def fail(self, error: Exception) -> None:
+    async def fail(self, error: BaseException) -> None:
         """Send an error: as the answer, or in a stream as an event before its end."""
-        if isinstance(error, ServiceError) and not isinstance(error, InternalError):
-            refused: ServiceError = error
-        else:  # a defect: its own text and trace stay in the log
-            error_log.error("call failed %s", pairs(method=self._name), exc_info=error)
-            refused = InternalError(INTERNAL_TEXT)
+        refused = refusal_of(error, self._name)
         row = row_of(refused)
         self.ended(row.grpc, refused.reason)
         content = body_of(refused, self.fields)
@@ -345,14 +329,6 @@ def _too_large(limit: int) -> ServiceError:
         f"is larger than {limit} bytes",
         reason="REQUEST_TOO_LARGE",
         metadata={"limit": str(limit)},
-    )
-
-
-def _late(limit_s: float) -> InferenceTimeout:
-    return InferenceTimeout(
-        f"No complete request came within {limit_s:g} s.",
-        reason="RECEIVE_TIMEOUT",
-        metadata={"limit_s": f"{limit_s:g}"},
     )
 
 

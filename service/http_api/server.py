@@ -13,10 +13,10 @@ from service.errors import InvalidRequest
 from service.http_api.answers import dumps
 from service.http_api.app import build_app
 from service.http_api.errors import body_of
-from service.http_api.exchange import DROP_AFTER_S
 from service.http_api.reading import BODY
 from service.lifecycle import Phase
 from service.logs import pairs
+from service.refusals import DROP_AFTER_S
 from service.runtime import Runtime
 from service.settings import SettingsError
 from service.web import WebLimits, WebServer, server_tls
