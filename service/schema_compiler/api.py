@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 from service.errors import GrammarError
 from service.schema_compiler import budget, jsontext
 from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
+from service.schema_compiler.cache import SingleFlightCache
 from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.emit.grammar import choice_grammar, grammar_of, text_grammar
 from service.schema_compiler.emit.portable import portable
@@ -39,8 +39,7 @@ ATTEMPT = 0.4
 counted, unless the machine is too busy."""
 MAX_FORCED = 200_000
 """Characters that a grammar may force in a row, so that they are used to decode faster."""
-_CACHED = 128
-"""Analysed grammars that are kept."""
+_CACHE: SingleFlightCache[Analysed] = SingleFlightCache(128, max_characters=8 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +132,10 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
     Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
     """
     order = grammar.property_order or PropertyOrder.DECLARED
-    return _analysed(grammar.kind, grammar.source, order, limits)
+    key = grammar.kind, grammar.source, order, limits
+    return _CACHE.get(key, len(grammar.source), lambda: _analysed(*key))
 
 
-@lru_cache(maxsize=_CACHED)
 def _analysed(
     kind: GrammarKind, source: str, order: PropertyOrder, limits: SchemaLimits
 ) -> Analysed:

@@ -20,9 +20,10 @@ from referencing import exceptions as reference_errors
 from service.errors import GrammarError
 from service.schema_compiler import jsontext
 from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
-from service.schema_compiler.cache import Kept
+from service.schema_compiler.cache import SingleFlightCache
 from service.schema_compiler.frontend.drafts import DEFAULT_DRAFT, DRAFTS, Draft, draft_named
 from service.schema_compiler.frontend.envelopes import enveloped
+from service.schema_compiler.frontend.keywords import KEYWORDS, REFERENCES, Applies, Child, children
 from service.schema_compiler.frontend.metaschema import plainly_valid
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.regex.matching import PatternError, compile_pattern
@@ -38,22 +39,28 @@ MAX_PATTERN_EFFORT = 1_000_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckedSchema:
-    """A checked schema: the JSON value as sent, the validator with bounded work, and its subschemas.
+    """A checked schema: its text as sent, the validator with bounded work, and its subschemas.
 
-    The validator and the subschemas have a copy of the document whose numbers are exact.
+    Numbers of the validator and of the subschemas are exact.
     """
 
-    document: dict[str, Any] | bool
+    text: str
     validator: Any
     draft: Draft
     subschemas: Subschemas
+
+    @property
+    def document(self) -> dict[str, Any] | bool:
+        """The schema as a JSON value."""
+        value: dict[str, Any] | bool = jsontext.decode(self.text)
+        return value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subschemas:
     """Where subschemas are and what they refer to, by the ``id()`` of the parts of ``root``.
 
-    root: a copy of the document without any ``$schema``; the validator has it, too.
+    root: the document without any ``$schema``; the validator has it, too.
     pointers: JSON pointer of each subschema that is an object. targets: what a reference stands for,
     by subschema and keyword. resolvers: of each subschema. dialects: pointers of subschemas that
     name their draft. embedded: whether a subschema has an identifier of its own. live: the subschemas
@@ -84,12 +91,12 @@ def check_json_schema(
         ) from None
 
 
-_KEPT: Kept[CheckedSchema] = Kept(max_entries=128, max_characters=1 << 20)
+_CACHE: SingleFlightCache[CheckedSchema] = SingleFlightCache(128, max_characters=1 << 20)
 
 
 def checked_schema(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CheckedSchema:
     """Check a schema and make its validator; a schema seen before costs a dictionary look-up."""
-    return _KEPT.get((text, limits), len(text), lambda: _checked(text, limits))
+    return _CACHE.get((text, limits), len(text), lambda: _checked(text, limits))
 
 
 def _checked(text: str, limits: SchemaLimits) -> CheckedSchema:
@@ -101,23 +108,22 @@ def _checked(text: str, limits: SchemaLimits) -> CheckedSchema:
             reason="SCHEMA_TOO_LARGE",
             metadata={"limit": str(limits.max_bytes), "actual": str(size)},
         )
-    document, working = _decode(text, limits), _decode(text, limits, exact=True)
+    document = _decode(text, limits)
     if isinstance(document, bool):
-        validator = DEFAULT_DRAFT.of(working)
         nowhere = Subschemas(document, {}, {}, {}, frozenset(), False)
-        return CheckedSchema(document, validator, DEFAULT_DRAFT, nowhere)
+        return CheckedSchema(text, DEFAULT_DRAFT.of(document), DEFAULT_DRAFT, nowhere)
     if not isinstance(document, dict):
         raise _invalid("", "must be an object, true or false")
     _refuse_envelope(document)
     draft = _draft(document)
-    _check_metaschema(working, draft)
-    places = _Walk(working, draft, limits).run()
-    return CheckedSchema(document, draft.of(working), draft, places)
+    _check_metaschema(document, draft)
+    subschemas = _Walk(document, draft, limits).run()
+    return CheckedSchema(text, draft.of(document), draft, subschemas)
 
 
-def _decode(text: str, limits: SchemaLimits, *, exact: bool = False) -> Any:
+def _decode(text: str, limits: SchemaLimits) -> Any:
     try:
-        return jsontext.decode(text, max_depth=limits.max_depth, exact=exact)
+        return jsontext.decode(text, max_depth=limits.max_depth, exact=True)
     except jsontext.JsonTooDeep:
         deep = str(jsontext.depth(text))
         raise GrammarError(
@@ -164,7 +170,7 @@ def _common_dialect(document: dict[str, Any]) -> Draft:
         if isinstance(schema.get("$schema"), str):
             draft = draft_named(schema["$schema"])
             found[draft.name if draft else None] = draft
-        pending += [child for _, _, child in _children(schema)]
+        pending += [child for _, _, child in children(schema)]
     only = found.popitem()[1] if len(found) == 1 else None
     return only or DEFAULT_DRAFT
 
@@ -205,40 +211,9 @@ def _expectation(error: exceptions.ValidationError) -> str:
     return f"does not satisfy {keyword}"
 
 
-_ONE = (
-    "not", "if", "then", "else", "additionalProperties", "additionalItems", "items", "contains",
-    "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema",
-)  # fmt: skip
-_MANY = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
-_NAMED = (
-    "properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies",
-)  # fmt: skip
-_IN_PLACE = frozenset(
-    ("not", "if", "then", "else", "allOf", "anyOf", "oneOf", "dependentSchemas", "dependencies")
-)
-"""Keywords whose subschemas apply to the same value, not to a part of it."""
-_STORED = frozenset(("$defs", "definitions", "contentSchema"))
-"""Keywords whose subschemas apply only where something refers to them."""
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _LATER = ("$defs", "contentSchema")
 """Keywords with subschemas that the metaschemas of earlier drafts do not look into."""
 _EARLIER = frozenset(("draft-04", "draft-06", "draft-07"))
-
-
-def _children(schema: dict[str, Any]) -> list[tuple[str, tuple[str | int, ...], Any]]:
-    """Keyword, path and value of each subschema. A superset over the drafts, which is the careful
-    side."""
-    found: list[tuple[str, tuple[str | int, ...], Any]] = []
-    for keyword in _ONE:
-        if isinstance(schema.get(keyword), dict):
-            found.append((keyword, (keyword,), schema[keyword]))
-    for keyword in _MANY:
-        if isinstance(schema.get(keyword), list):
-            found += [(keyword, (keyword, i), item) for i, item in enumerate(schema[keyword])]
-    for keyword in _NAMED:
-        if isinstance(schema.get(keyword), dict):
-            found += [(keyword, (keyword, name), sub) for name, sub in schema[keyword].items()]
-    return [entry for entry in found if isinstance(entry[2], dict)]
 
 
 class _Walk:
@@ -258,6 +233,7 @@ class _Walk:
         self.unchecked: set[int] = set()
         self.places: dict[int, str] | None = None
         self.effort = 0
+        self._children: dict[int, list[Child]] = {}
         self.root = root
         resolver = Registry().resolver_with_root(draft.specification.create_resource(root))
         self._note(root, "", resolver)
@@ -276,6 +252,12 @@ class _Walk:
             tuple(self._unused({id(schema) for schema in live})),
         )
 
+    def _children_of(self, schema: dict[str, Any]) -> list[Child]:
+        found = self._children.get(id(schema))
+        if found is None:
+            found = self._children[id(schema)] = children(schema)
+        return found
+
     def _note(self, schema: dict[str, Any], pointer: str, resolver: Any) -> None:
         """Remember a subschema and those within, wherever they are written."""
         pending = [(schema, pointer, resolver)]
@@ -288,7 +270,7 @@ class _Walk:
             if pointer and any(isinstance(schema.get(key), str) for key in ("$id", "id")):
                 self.embedded = True
             self._dialect(schema, pointer)
-            for keyword, path, child in _children(schema):
+            for keyword, path, child in self._children_of(schema):
                 late = keyword in _LATER and self.draft.name in _EARLIER
                 if late or id(schema) in self.unchecked:
                     self.unchecked.add(id(child))
@@ -315,7 +297,7 @@ class _Walk:
             edges = self.edges[id(schema)] = [id(target) for target in followed]
             for keyword, child in self._applied(schema):
                 followed.append(child)
-                if keyword in _IN_PLACE:
+                if KEYWORDS[keyword].applies is Applies.SAME_VALUE:
                     edges.append(id(child))
             for child in reversed(followed):
                 if id(child) not in seen:
@@ -326,7 +308,11 @@ class _Walk:
     def _applied(self, schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         if self.draft.ignores_siblings and "$ref" in schema:
             return []
-        return [(k, child) for k, _, child in _children(schema) if k not in _STORED]
+        return [
+            (k, child)
+            for k, _, child in self._children_of(schema)
+            if KEYWORDS[k].applies is not Applies.BY_REFERENCE
+        ]
 
     def _unused(self, live: set[int]) -> list[tuple[str, str]]:
         """Why subschemas that nothing applies would be refused, by pointer."""
@@ -341,7 +327,7 @@ class _Walk:
                 except GrammarError as error:
                     at, what = error.metadata["pointer"], error.violations[0].description
                     found.append((at, what.removeprefix(f"at {jsontext.short(at, 200)}: ")))
-            pending += [child for _, _, child in _children(schema)]
+            pending += [child for _, _, child in self._children_of(schema)]
         return found
 
     def _check(self, schema: dict[str, Any]) -> None:
@@ -403,7 +389,7 @@ class _Walk:
         """What the references of a subschema stand for."""
         pointer, resolver = self.pointers[id(schema)], self.resolvers[id(schema)]
         targets = []
-        for keyword in _REFERENCES:
+        for keyword in REFERENCES:
             reference = schema.get(keyword)
             if not isinstance(reference, str):
                 continue

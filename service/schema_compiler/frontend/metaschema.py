@@ -11,6 +11,8 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from service.schema_compiler.frontend.keywords import KEYWORDS, REFERENCES, Form, with_form
+
 _TYPES = frozenset(("null", "boolean", "object", "array", "number", "string", "integer"))
 _ANCHOR = re.compile(r"[A-Za-z_][-A-Za-z0-9._]*")
 _OLD = ("draft-04", "draft-06")
@@ -51,34 +53,29 @@ def _identifier(value: Any) -> bool:
     return isinstance(value, str) and "#" not in value
 
 
-_PLAIN: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("title", "description", "$comment", "format", "pattern"), _text),
-    **dict.fromkeys(("$ref", "$schema", "id", "contentEncoding", "contentMediaType"), _text),
-    **dict.fromkeys(("uniqueItems", "readOnly", "writeOnly", "deprecated"), _flag),
-    **dict.fromkeys(("minimum", "maximum"), _number),
-    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), _size),
-    **dict.fromkeys(("minProperties", "maxProperties", "minContains", "maxContains"), _size),
-    "multipleOf": lambda value: _number(value) and value > 0,
-    "required": _names,
-    "type": _type,
-    "examples": lambda value: isinstance(value, list),
-    "$id": _identifier,
-    "$anchor": lambda value: isinstance(value, str) and bool(_ANCHOR.fullmatch(value)),
-    "const": lambda value: True,
-    "default": lambda value: True,
-    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_names, value.values())),
+_CHECKS: dict[Form, Callable[[Any], bool]] = {
+    Form.ANY: lambda value: True,
+    Form.TEXT: _text,
+    Form.FLAG: _flag,
+    Form.NUMBER: _number,
+    Form.POSITIVE: lambda value: _number(value) and value > 0,
+    Form.COUNT: _size,
+    Form.LIST: lambda value: isinstance(value, list),
+    Form.IDENTIFIER: _identifier,
+    Form.ANCHOR: lambda value: isinstance(value, str) and bool(_ANCHOR.fullmatch(value)),
+    Form.TYPES: _type,
+    Form.NAMES: _names,
+    Form.NAMES_BY_NAME: lambda value: isinstance(value, dict) and all(map(_names, value.values())),
 }
-_ONE = frozenset((
-    "not", "if", "then", "else", "additionalProperties", "additionalItems", "contains",
-    "propertyNames", "unevaluatedItems", "unevaluatedProperties", "contentSchema",
-))  # fmt: skip
-_EXCLUSIVE = ("exclusiveMinimum", "exclusiveMaximum")
-_MANY = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
-_REFERENCES = frozenset(("$ref", "$dynamicRef", "$recursiveRef"))
-_UNUSUAL = frozenset((
-    "$dynamicRef", "$dynamicAnchor", "$recursiveRef", "$recursiveAnchor", "$vocabulary",
-))  # fmt: skip
+"""For keywords without subschemas whose values are the same in all drafts."""
+_PLAIN = {
+    name: _CHECKS[keyword.form] for name, keyword in KEYWORDS.items() if keyword.form in _CHECKS
+} | {"$ref": _text}
+_ONE = with_form(Form.SCHEMA)
+_EXCLUSIVE = with_form(Form.BOUND)
+_MANY = with_form(Form.SCHEMAS)
+_MAPS = with_form(Form.SCHEMA_BY_NAME)
+_UNUSUAL = with_form(Form.REFERENCE) | {"$dynamicAnchor", "$recursiveAnchor", "$vocabulary"}
 
 
 def plainly_valid(document: Any, draft: str, *, older_forms: bool = False) -> bool:
@@ -147,7 +144,7 @@ def plausible(keyword: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(part, dict | bool) for part in value)
     if keyword in _ONE or keyword == "items":
         return isinstance(value, dict | bool)
-    if keyword in _REFERENCES:
+    if keyword in REFERENCES:
         return isinstance(value, str)
     check = _PLAIN.get(keyword)
     return check is not None and check(value)

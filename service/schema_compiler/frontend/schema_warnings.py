@@ -16,6 +16,7 @@ from service.schema_compiler.frontend.checked_schema import CheckedSchema
 from service.schema_compiler.frontend.drafts import ASSERTING, Draft
 from service.schema_compiler.frontend.envelopes import looks_like_schema
 from service.schema_compiler.frontend.formats import FORMATS
+from service.schema_compiler.frontend.keywords import REFERENCES, Form, with_form
 from service.schema_compiler.frontend.metaschema import plausible
 from service.schema_compiler.report import SchemaWarning, WarningKind
 
@@ -35,13 +36,12 @@ _WORDS = frozenset((
 """Annotations of JSON Schema and words of OpenAPI."""
 _OWN = ("x-", "x_", "_")
 """How names begin that are no keywords on purpose; keywords are switched off by an underscore."""
-_HOLDERS = frozenset((
-    "properties", "patternProperties", "additionalProperties", "propertyNames", "items",
-    "prefixItems", "additionalItems", "allOf", "anyOf", "if", "then", "else", "dependentSchemas",
-    "unevaluatedProperties", "unevaluatedItems",
-))  # fmt: skip
+_HOLDERS = with_form(Form.SCHEMA, Form.SCHEMAS, Form.SCHEMA_OR_SCHEMAS, Form.SCHEMA_BY_NAME) - {
+    "not",
+    "oneOf",
+    "contains",
+}
 """Keywords that constrain nothing where their subschemas constrain nothing."""
-_REFERENCES = frozenset(("$ref", "$dynamicRef", "$recursiveRef"))
 _BY_REFERENCE = (
     "constrains nothing: every JSON value fits; to use a definition, add a reference, as "
 )
@@ -87,7 +87,7 @@ def _at(pointer: str, keyword: str) -> str:
 
 
 def _unconstrained(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
-    draft, document = compiled.draft, compiled.document
+    draft, document = compiled.draft, compiled.subschemas.root
     if document is False or any(
         _constrains(draft.meaning(one)) for one in compiled.subschemas.live
     ):
@@ -114,7 +114,7 @@ def _asserts(keyword: str, value: Any) -> bool:
         return value is False or (not isinstance(value, bool) and False in list(parts))
     if keyword == "format":
         return value in FORMATS
-    return keyword not in _REFERENCES and value != []
+    return keyword not in REFERENCES and value != []
 
 
 # Misspelt keywords
@@ -179,7 +179,7 @@ class _Names:
 
 
 def _could_be(keyword: str, value: Any) -> bool:
-    if keyword in _REFERENCES:
+    if keyword in REFERENCES:
         return isinstance(value, str) and value.startswith("#")
     if isinstance(value, bool):
         return keyword in ("additionalProperties", "unevaluatedProperties", "uniqueItems")

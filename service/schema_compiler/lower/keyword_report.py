@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from service.schema_compiler.frontend.formats import FORMATS
+from service.schema_compiler.frontend.keywords import BY_NAME, REFERENCES
 from service.schema_compiler.jsontext import pointer as pointer_of
 from service.schema_compiler.lower.context import REPEAT
 from service.schema_compiler.lower.objects import PATTERN_REPEAT
 from service.schema_compiler.normalize.nodes import Nodes
 from service.schema_compiler.report import Enforcement, KeywordReport
 
-_REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _REPEATS = (REPEAT, PATTERN_REPEAT)
 """An answer with a name that repeats is no JSON, whatever conditions say."""
 _BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
@@ -112,14 +112,11 @@ def _reached(nodes: Nodes, starts: Iterable[tuple[Any, str]]) -> dict[int, str]:
     return reached
 
 
-_MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies")
-
-
 def _applied(nodes: Nodes, schema: dict[str, Any]) -> Iterable[Any]:
     for keyword, value in nodes.meaning(schema).items():
-        if keyword in _REFERENCES:
+        if keyword in REFERENCES:
             yield nodes.subschemas.targets.get((id(schema), keyword))
-        elif keyword in _MAPS:
+        elif keyword in BY_NAME:
             yield from value.values()
         elif keyword in ("enum", "const", "required"):
             continue

@@ -84,7 +84,7 @@ class Magnitudes:
 
     def start(self) -> Hashable:
         """See `Machine`."""
-        rests = tuple(automaton.start for automaton in self.multiples)
+        rests = (0,) * len(self.multiples)
         return _State(_START, 0, 0, (0,) * len(self.cuts), rests)
 
     def step(self, state: Hashable, symbol: str) -> Hashable | None:

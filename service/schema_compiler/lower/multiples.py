@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from service.schema_compiler.lower.digit_automata import DIGITS, TooLarge
+from service.schema_compiler.regex.dfa import DEAD, Dfa, minimal
 
 _MAX_RAW = 3_000
 """States before they are merged."""
 
 
+_SYMBOLS = "." + DIGITS
+_BLOCKS = tuple(((ord(symbol), ord(symbol)),) for symbol in _SYMBOLS)
+
+
 @dataclass(frozen=True, slots=True)
 class Multiples:
-    """States are numbers, the first is ``start``. moves: by state, where characters lead; none that
-    leads nowhere. ends: states in which a magnitude may end."""
+    """States are numbers, the first is 0. moves: by state, where characters lead; none that leads
+    nowhere. ends: states in which a magnitude may end."""
 
-    start: int
     moves: tuple[dict[str, int], ...]
     ends: frozenset[int]
 
@@ -28,17 +32,14 @@ def multiples(modulus: int, places: int, negated: bool) -> Multiples:
     if modulus * (places + 2) > _MAX_RAW:
         raise TooLarge
     moves, multiple = _remainders(modulus, places)
-    ends = [found != negated for found in multiple]
-    classes = _merged(moves, ends)
-    count = max(classes) + 1
-    merged: list[dict[str, int]] = [{} for _ in range(count)]
-    for state, by_symbol in enumerate(moves):
-        for symbol, target in by_symbol.items():
-            merged[classes[state]][symbol] = classes[target]
-    final = frozenset(classes[state] for state, end in enumerate(ends) if end)
-    alive = _alive(merged, final)
-    pruned = tuple({s: t for s, t in by_symbol.items() if t in alive} for by_symbol in merged)
-    return Multiples(classes[0], pruned, final)
+    edges = (tuple(by_symbol.get(symbol, DEAD) for symbol in _SYMBOLS) for by_symbol in moves)
+    accepting = tuple(found != negated for found in multiple)
+    found = minimal(Dfa(_BLOCKS, tuple(edges), accepting))
+    merged = (
+        {symbol: target for symbol, target in zip(_SYMBOLS, row, strict=True) if target != DEAD}
+        for row in found.edges
+    )
+    return Multiples(tuple(merged), frozenset(s for s, end in enumerate(found.accepting) if end))
 
 
 def _remainders(modulus: int, places: int) -> tuple[list[dict[str, int]], list[bool]]:
@@ -60,27 +61,3 @@ def _remainders(modulus: int, places: int) -> tuple[list[dict[str, int]], list[b
     moves.append(dict.fromkeys(DIGITS, beyond))
     multiple.append(False)
     return moves, multiple
-
-
-def _merged(moves: list[dict[str, int]], ends: list[bool]) -> list[int]:
-    """Equivalent states as equal numbers, by refining a partition until it stays."""
-    classes = [int(end) for end in ends]
-    count = 0
-    while True:
-        known: dict[tuple[object, ...], int] = {}
-        refined = []
-        for state, by_symbol in enumerate(moves):
-            key = (classes[state], "." in by_symbol, *(classes[t] for t in by_symbol.values()))
-            refined.append(known.setdefault(key, len(known)))
-        if len(known) == count:
-            return refined
-        count, classes = len(known), refined
-
-
-def _alive(moves: list[dict[str, int]], ends: frozenset[int]) -> set[int]:
-    """States from which an end can be reached."""
-    alive, before = set(ends), -1
-    while len(alive) != before:
-        before = len(alive)
-        alive |= {s for s, by_symbol in enumerate(moves) if alive.intersection(by_symbol.values())}
-    return alive

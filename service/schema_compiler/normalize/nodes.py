@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from service.schema_compiler.frontend.checked_schema import CheckedSchema
 from service.schema_compiler.frontend.drafts import Draft, frozen
+from service.schema_compiler.frontend.keywords import COUNTS
 from service.schema_compiler.jsontext import pointer as pointer_of
 
 Atom = int
@@ -24,9 +25,6 @@ TYPE_NAMES = ("null", "boolean", "number", "string", "array", "object")
 ALL_TYPES = (1 << len(TYPES)) - 1
 _MAX_HOPS = 8
 """References and parts of ``allOf`` that a summary looks through."""
-_COUNTS = frozenset(
-    ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
-) | {"minContains", "maxContains"}
 
 
 def type_of(value: Any) -> int:
@@ -163,7 +161,7 @@ class Nodes:
     def meaning(self, schema: dict[str, Any]) -> dict[str, Any]:
         """The keywords of a subschema that assert something where they stand."""
         found = self.draft.meaning(schema)
-        for keyword in _COUNTS & found.keys():
+        for keyword in COUNTS & found.keys():
             if isinstance(found[keyword], Decimal):  # 2.0 is an integer, too
                 found[keyword] = int(found[keyword])
         return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.schema_compiler import api
-from service.schema_compiler.api import _analysed, analyse
+from service.schema_compiler.api import analyse
 from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.normalize import bounds
@@ -21,7 +21,7 @@ LARGE = SchemaLimits(max_bytes=1 << 20)
 
 
 def analysed(schema: Any) -> Analysed:
-    _analysed.cache_clear()
+    api._CACHE.clear()
     return analyse(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), LARGE)
 
 
