@@ -16,6 +16,7 @@ from typing import Any
 
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.worker import collect
+from service.types import Grammar as Asked
 from service.types import PropertyOrder
 
 LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
@@ -91,6 +92,18 @@ class MaskEngine(ABC):
         """Called between schemas."""
 
 
+def _is_valid(schema: str, limits: SchemaLimits, text: str) -> bool:
+    """Whether the final validation of the service lets an answer through; not if the schema is none."""
+    from service.errors import GrammarError, OutputInvalid
+    from service.structured_output.answers import AnswerValidator
+
+    try:
+        AnswerValidator(schema, limits).parse(text)
+    except (OutputInvalid, GrammarError):
+        return False
+    return True
+
+
 class _XGrammarGrammar(Grammar):
     def __init__(self, automaton: Any) -> None:
         self._automaton = automaton
@@ -155,23 +168,40 @@ class _LLGuidanceGrammar(Grammar):
         return step
 
 
-class LLGuidance(MaskEngine):
-    """llguidance by itself, with the blanks that JSON allows."""
+class _ValidatedLLGuidanceGrammar(_LLGuidanceGrammar):
+    def __init__(self, tokenizer: Any, matcher: Any, schema: str) -> None:
+        super().__init__(tokenizer, matcher)
+        self._schema = schema
 
-    def __init__(self) -> None:
+    def finally_valid(self, text: str) -> bool:
+        return _is_valid(self._schema, LARGE_LIMITS, text)
+
+
+class LLGuidance(MaskEngine):
+    """llguidance by itself, with the blanks that JSON allows.
+
+    lenient: unknown formats and keywords that it does not support are ignored, which needs a validation
+    of the answer behind it, as the service has; that one is used for `Grammar.finally_valid`.
+    """
+
+    def __init__(self, lenient: bool = False) -> None:
         import llguidance
 
         self._matcher = llguidance.LLMatcher
         self._tokenizer = llguidance.LLTokenizer("byte")
+        self._lenient = lenient
 
     def compile(self, schema: str) -> Grammar:
         try:
-            source = self._matcher.grammar_from_json_schema(schema)
+            options = {"overrides": {"lenient": True}} if self._lenient else {}
+            source = self._matcher.grammar_from_json_schema(schema, **options)
             matcher = self._matcher(self._tokenizer, source, log_level=0)
         except ValueError as error:
             raise Refused(str(error), "error") from None
         if matcher.is_error():
             raise Refused(matcher.get_error(), "error", located=True)
+        if self._lenient:
+            return _ValidatedLLGuidanceGrammar(self._tokenizer, matcher, schema)
         return _LLGuidanceGrammar(self._tokenizer, matcher)
 
 
@@ -182,14 +212,7 @@ class _OurGrammar(_XGrammarGrammar):
         self.enforced = enforced
 
     def finally_valid(self, text: str) -> bool:
-        from service.errors import OutputInvalid
-        from service.structured_output.answers import AnswerValidator
-
-        try:
-            AnswerValidator(self._schema, self._limits).parse(text)
-        except OutputInvalid:
-            return False
-        return True
+        return _is_valid(self._schema, self._limits, text)
 
 
 class Ours(MaskEngine):
@@ -207,6 +230,10 @@ class Ours(MaskEngine):
         gc.disable()
         self._answered = 0
 
+    def following(self, grammar: Asked) -> Grammar:
+        """An analysed grammar that follows texts."""
+        return _XGrammarGrammar(self._compiler.compile(grammar).automaton)
+
     def rest(self) -> None:
         """Collect garbage, as these processes do."""
         self._answered += 1
@@ -217,7 +244,6 @@ class Ours(MaskEngine):
         from service.schema_compiler.api import analyse
         from service.schema_compiler.frontend.checked_schema import check_json_schema
         from service.schema_compiler.report import Enforcement
-        from service.types import Grammar as Asked
         from service.types import GrammarKind
 
         try:
@@ -239,6 +265,7 @@ ENGINES: dict[str, Callable[[], MaskEngine]] = {
     "xgrammar, any whitespace": lambda: XGrammar(any_whitespace=True),
     "xgrammar, fixed separators": lambda: XGrammar(any_whitespace=False),
     "llguidance": LLGuidance,
+    "llguidance, lenient": lambda: LLGuidance(lenient=True),
     OURS: lambda: Ours(LARGE_LIMITS, PropertyOrder.DECLARED),
     ANY_ORDER: lambda: Ours(LARGE_LIMITS, PropertyOrder.ANY),
     DEFAULTS: lambda: Ours(DEFAULT_LIMITS, PropertyOrder.DECLARED),

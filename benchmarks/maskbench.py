@@ -35,7 +35,7 @@ from benchmarks.common import environment, markdown, write_results
 from benchmarks.mask_engines import ENGINES, LARGE_LIMITS, OURS, Refused, instance_text, schema_text
 from benchmarks.mask_outcomes import Outcome
 
-PEERS = {"llguidance": "llguidance"}
+PEERS = {"llguidance": "llguidance", "llguidance, lenient": "llguidance"}
 """Optional engines, and the package that they need."""
 COMPILE_LIMIT_S = 5.0
 FOLLOW_LIMIT_S = 60.0
@@ -237,7 +237,8 @@ order, and with names such as "labels " that garble a declared one, count as rej
 an instance is `json.dumps` of it without escapes, followed byte by byte. \
 accepts invalid, rejects valid: schemas of which the grammar alone misjudges an instance; rightly unsatisfiable: \
 refused because no value fits, which no instance contradicts, and counted as exact; OK answers invalid: after \
-the final validation, which only ours has. enforced: the analysis says that the grammar keeps every keyword. \
+the final validation, which ours has, and the lenient mode of llguidance (unknown formats and unsupported keywords \
+ignored) borrows. enforced: the analysis says that the grammar keeps every keyword. \
 refused without reason and place: for ours a reason code and a JSON pointer, or limit and size; xgrammar's \
 messages name lines of its source, llguidance's the keyword. compile: everything until there is a grammar, for \
 ours admission, analysis and compilation; killed after {limit:g} s. mask: mask and step, called from Python, \
