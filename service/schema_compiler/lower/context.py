@@ -233,6 +233,8 @@ class _Cached(Generic[T]):
 _numbers: dict[Key, _Cached[NumberSet]] = {}
 """Sets of numbers of all schemas: most schemas have the same few."""
 _KEPT_NUMBERS = 1024
+_SYNTHETIC = -1
+"""Index of a dropped literal that the lowering has added, such as the prefix of a name as a pattern."""
 
 
 def _key(literals: list[Literal]) -> Key:
@@ -241,12 +243,16 @@ def _key(literals: list[Literal]) -> Key:
 
 def _cached(literals: list[Literal], lowered: Lowered[T]) -> _Cached[T]:
     indices = {id(one): i for i, one in enumerate(literals)}
-    dropped = tuple((indices[id(one)], why) for one, why in lowered.dropped)
+    dropped = tuple((indices.get(id(one), _SYNTHETIC), why) for one, why in lowered.dropped)
     return _Cached(lowered.found, dropped)
 
 
 def _restored(literals: list[Literal], cached: _Cached[T]) -> Lowered[T]:
-    return Lowered(cached.found, tuple((literals[i], why) for i, why in cached.dropped))
+    dropped = (
+        (Literal("pattern", "") if i == _SYNTHETIC else literals[i], why)
+        for i, why in cached.dropped
+    )
+    return Lowered(cached.found, tuple(dropped))
 
 
 def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternatives, bool]:

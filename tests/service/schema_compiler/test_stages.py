@@ -38,6 +38,7 @@ from service.schema_compiler.ir.values import (
     WithSuffix,
     Zero,
 )
+from service.schema_compiler.lower import string_patterns
 from service.schema_compiler.lower.lowering import normalized
 from service.schema_compiler.normalize.constraints import Literal, Required
 from service.schema_compiler.normalize.nodes import OBJECT, STRING, TYPES
@@ -327,3 +328,16 @@ def test_stages_as_text(stage: str) -> None:
         "report": "  enforced   /properties/a/pattern",
     }
     assert wanted[stage] in lines
+
+
+def test_names_whose_automaton_is_too_large_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(string_patterns, "_fitted", lambda *_: None)
+    schema = {
+        "type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": False,
+        "patternProperties": {"^(a|ab)(c|bcd)$": {"const": 2}},
+    }  # fmt: skip
+    found = compiled(schema)
+    (one,) = found.document.values[found.document.root]
+    assert isinstance(one, Object)
+    assert all(not kind.names.extending for kind in one.additional)
+    assert "/patternProperties" in {keyword.pointer for keyword in found.report.checked}
