@@ -28,7 +28,7 @@ from service.schema_compiler.normalize.constraints import (
     Required,
 )
 from service.schema_compiler.normalize.evaluated import rest, unclear
-from service.schema_compiler.normalize.keywords import MEMBERS, Reader, only
+from service.schema_compiler.normalize.keywords import MEMBERS, READ, Reader, only
 from service.schema_compiler.normalize.nodes import (
     ARRAY,
     OBJECT,
@@ -114,6 +114,7 @@ class Expander:
         if any(k in node.keywords for k in MEMBERS):
             first = next(k for k in node.keywords if k in MEMBERS)
         whole = here if first is None else TRUE
+        self._drop_unknown(node)
         for keyword in node.keywords:
             if keyword == first:
                 whole = self._combiner.both(whole, here, node.at(keyword))
@@ -129,6 +130,8 @@ class Expander:
         if isinstance(node.schema, bool):
             return FALSE if node.schema else TRUE
         parts = list(self._reader.violated(node))
+        if self._drop_unknown(node):
+            parts.append(TRUE)
         if not _POSITIVE.isdisjoint(node.keywords):
             self._lost.add(node.pointer)
         for keyword in node.keywords:
@@ -141,6 +144,13 @@ class Expander:
                 t = OBJECT if keyword == "unevaluatedProperties" else ARRAY
                 parts.append(only({t: EVERY}))
         return self._combiner.any(parts)
+
+    def _drop_unknown(self, node: Node) -> bool:
+        """Note the keywords that become no constraint. Returns whether there are any."""
+        unknown = [keyword for keyword in node.keywords if keyword not in UNDERSTOOD]
+        for keyword in unknown:
+            self.drop(node.at(keyword), "a grammar cannot express this keyword")
+        return bool(unknown)
 
     def note(self, pointer: str, what: str) -> None:
         """Remember that something was rewritten."""
@@ -326,3 +336,5 @@ _IN_PLACE: dict[str, Callable[[Expander, Node, str, bool], Steps]] = {
     "dependentSchemas": Expander._dependent_schemas,
     "dependencies": Expander._dependencies,
 }
+UNDERSTOOD = READ | _IN_PLACE.keys() | {"then", "else", *_UNEVALUATED}
+"""Keywords that become constraints or alternatives. All others are only checked in finished answers."""

@@ -57,6 +57,11 @@ _MOST = {
 }
 MEMBERS = ("properties", "patternProperties", "additionalProperties")
 _ITEMS = ("prefixItems", "items", "additionalItems")
+READ = frozenset((
+    *MEMBERS, *_ITEMS, *_STRINGS, *_NUMBERS, *_LEAST, *_MOST, "type", "enum", "const", "format", "required",
+    "propertyNames", "contains", "minContains", "maxContains", "uniqueItems",
+))  # fmt: skip
+"""Keywords that become constraints here."""
 
 
 class Reader:

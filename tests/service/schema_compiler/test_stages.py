@@ -10,6 +10,7 @@ import pytest
 from service.errors import GrammarError
 from service.schema_compiler.api import CompiledSchema, Options, compile_schema
 from service.schema_compiler.budget import Budget, bounded
+from service.schema_compiler.frontend import drafts
 from service.schema_compiler.frontend.checked_schema import checked_schema
 from service.schema_compiler.ir.values import (
     AcceptedText,
@@ -40,6 +41,7 @@ from service.schema_compiler.ir.values import (
 )
 from service.schema_compiler.lower import string_patterns
 from service.schema_compiler.lower.lowering import normalized
+from service.schema_compiler.normalize import expand
 from service.schema_compiler.normalize.constraints import Literal, Required
 from service.schema_compiler.normalize.nodes import OBJECT, STRING, TYPES
 from service.schema_compiler.stages import STAGES
@@ -341,3 +343,16 @@ def test_names_whose_automaton_is_too_large_are_left_out(monkeypatch: pytest.Mon
     assert isinstance(one, Object)
     assert all(not kind.names.extending for kind in one.additional)
     assert "/patternProperties" in {keyword.pointer for keyword in found.report.checked}
+
+
+@pytest.mark.parametrize("schema", [{"uniqueItems": True}, {"not": {"uniqueItems": True}}])
+def test_a_keyword_that_the_compiler_does_not_know_is_checked(
+    schema: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expand, "UNDERSTOOD", expand.UNDERSTOOD - {"uniqueItems"})
+    why = {one.keyword: one.why for one in compiled({"type": "array", **schema}).report.checked}
+    assert why["uniqueItems"] == "a grammar cannot express this keyword"
+
+
+def test_the_compiler_knows_every_keyword_that_constrains_values() -> None:
+    assert {*drafts.ASSERTING} - expand.UNDERSTOOD == set()
