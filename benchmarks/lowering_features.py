@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +76,11 @@ FEATURES: dict[str, list[Patch]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """The grammar of a schema, the keywords that only validation checks, and the time of the analysis."""
+    """The grammar of a schema, and the number of keywords that only validation checks."""
 
     ebnf: str
     checked: int
     enforced: bool
-    seconds: float
 
 
 class Judge:
@@ -102,14 +100,12 @@ class Judge:
 
 
 def analysed(case: Case) -> Found | None:
-    begun = time.process_time()
     try:
         found = api.compile_schema(schema_text(case.schema), LARGE_LIMITS)
     except ServiceError:
         return None
     enforced = found.report.enforcement is Enforcement.ENFORCED
-    seconds = time.process_time() - begun
-    return Found(found.grammar, len(found.report.checked), enforced, seconds)
+    return Found(found.grammar, len(found.report.checked), enforced)
 
 
 @contextlib.contextmanager
@@ -137,14 +133,12 @@ def compared(
 ) -> dict[str, Any]:
     """The row of a feature."""
     changed = exact_lost = exact_won = enforced_lost = keywords_lost = 0
-    seconds = spent = 0.0
     with without(feature):
         after = [analysed(case) for case in cases]
     for case, old, new in zip(cases, before, after, strict=True):
         if old is None or new is None:
             changed += old is not new
             continue
-        seconds, spent = seconds + old.seconds, spent + new.seconds
         keywords_lost += new.checked - old.checked
         enforced_lost += old.enforced and not new.enforced
         if old.ebnf != new.ebnf:
@@ -159,7 +153,6 @@ def compared(
         "exact won": exact_won,
         "ENFORCED schemas lost": enforced_lost,
         "keywords no longer enforced": keywords_lost,
-        "analysis time": f"{100 * (spent / seconds - 1):+.0f} %",
     }
 
 

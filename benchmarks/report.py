@@ -23,6 +23,7 @@ TITLES = {
     "cold_start": "Cold start and memory",
     "deepstack_hook": "Hook of DeepStack",
     "maskbench": "Grammars from schemas",
+    "lowering_features": "Features of the schema compiler",
     "large_vocabulary": "Grammars over a large vocabulary",
     "schema_answers": "Answers under schemas, end to end",
     "schema_answers_http": "Answers under schemas, over HTTP",
