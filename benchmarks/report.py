@@ -27,6 +27,8 @@ TITLES = {
     "large_vocabulary": "Grammars over a large vocabulary",
     "schema_answers": "Answers under schemas, end to end",
     "schema_answers_http": "Answers under schemas, over HTTP",
+    "remote_validity": "Answers under schemas, on other model servers",
+    "remote_accuracy": "Accuracy on other model servers",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
     "attack": "Attacks and faults",
     "soak": "Soak",

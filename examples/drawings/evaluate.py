@@ -69,15 +69,23 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-async def score_analyses(stub: Any, count: int, pairs: bool = False) -> Score:
-    """AnalyzeImage on `count` held-out drawings, or on as many pairs of keyframes."""
+async def score_analyses(
+    stub: Any,
+    count: int,
+    pairs: bool = False,
+    prepare: Callable[[bytes], bytes] = lambda data: data,
+) -> Score:
+    """AnalyzeImage on `count` held-out drawings, or on as many pairs of keyframes.
+
+    prepare: changes the file of each drawing before it is sent.
+    """
     score = Score(Counter(), Counter())
 
     async def one(seed: int) -> None:
         facts = keyframes(seed) if pairs else scene(seed)
         frames = [facts.first, facts.second] if isinstance(facts, Keyframes) else [facts]
         request = pb.AnalyzeImageRequest(
-            images=[pb.Image(data=encoded_drawing(frame, seed)) for frame in frames]
+            images=[pb.Image(data=prepare(encoded_drawing(frame, seed))) for frame in frames]
         )
         seen: Any = pb.ImageAnalysis()
         with contextlib.suppress(grpc.aio.AioRpcError):  # an error is a wrong answer

@@ -36,7 +36,7 @@ class Script:
     vision: images are seen; False drops them; None refuses them with 400.
     thoughts: whether the answer to a request stands in the channel for thoughts.
     refusal: status for a format that is not accepted. ollama: has Ollama's own API. usage: tells
-    tokens. patterns: keeps to the patterns of a schema. key: API key that is asked for.
+    tokens. patterns: keeps to the patterns of a schema. image_tokens: of each image in the prompt. key: API key that is asked for.
     """
 
     pages: Mapping[str, Any]
@@ -53,6 +53,7 @@ class Script:
     ollama: bool = False
     usage: bool = True
     patterns: bool = True
+    image_tokens: int = IMAGE_TOKENS
     key: str | None = None
 
 
@@ -115,7 +116,7 @@ class Server:
             "choices": [choice],
         }
         if script.usage:
-            prompt = PROMPT_TOKENS + IMAGE_TOKENS * len(images) * bool(script.vision)
+            prompt = PROMPT_TOKENS + script.image_tokens * len(images) * bool(script.vision)
             answer["usage"] = {
                 "prompt_tokens": prompt,
                 "completion_tokens": tokens,

@@ -186,6 +186,19 @@ async def test_images_without_a_count_of_tokens_prove_nothing() -> None:
     assert "2 of 2 colours right" in vision.evidence
 
 
+async def test_right_colours_without_tokens_for_the_images_prove_nothing() -> None:
+    description = await described(replace(VLLM, image_tokens=0))
+    assert values(description)["vision"] is UNSURE
+
+
+async def test_the_field_that_limits_tokens_is_used_from_then_on() -> None:
+    async with running(replace(VLLM, limits=("max_tokens",))) as server:
+        await describe(server.url, Discoveries())
+        fields = [one.keys() & {"max_tokens", "max_completion_tokens"} for one in server.requests]
+    assert fields[0] == {"max_tokens", "max_completion_tokens"}
+    assert all(one == {"max_tokens"} for one in fields[1:])
+
+
 async def test_dropped_images_are_no_vision() -> None:
     description = await described(replace(VLLM, vision=False))
     assert values(description)["vision"] is NO
