@@ -52,6 +52,8 @@ CALLERS = 4
 ASK_LIMIT_S = 120.0
 MISTRAL_RS_MODEL = "drawings"
 """mistral.rs lists each model twice, the second time as ``default``."""
+LMDEPLOY_DRAWINGS = 32
+"""TurboMind on the host runtime is slow."""
 UNAVAILABLE = ("BACKEND_UNREACHABLE", "ENGINE_UNHEALTHY", "ENGINE_STALLED")
 """Reasons of a server behind ours that has died; asked again, as a client does."""
 ATTEMPTS, PAUSE_S = 20, 1.0
@@ -402,10 +404,18 @@ def main() -> None:
             write_results("remote_validity", rows, notes)
             print(markdown([{k: v for k, v in row.items() if k != "reasons"} for row in rows]))
         if options.only != "validity":
-            url = stack.enter_context(_lmdeploy(folder))
-            pictures["LMDeploy, TurboMind"] = (url, None)
             rows = accuracy(pictures, drawings)
-            write_results("remote_accuracy", rows, NOTES_ACCURACY.format(versions=versions()))
+            notes = NOTES_ACCURACY.format(versions=versions())
+            write_results("remote_accuracy", rows, notes)
+            few = min(drawings, LMDEPLOY_DRAWINGS)
+            reference = asyncio.run(reference_score(few))
+            rows.append(accuracy_row(f"reference, the first {few}", reference))
+            url = stack.enter_context(_lmdeploy(folder))
+            for name, prepare in (("", None), (", resized before", resized)):
+                score = remote_score("LMDeploy", url, few, prepare)
+                rows.append(accuracy_row(f"LMDeploy, TurboMind on a CPU{name}", score))
+                print(rows[-1], flush=True)
+            write_results("remote_accuracy", rows, notes)
             print(markdown(rows))
 
 

@@ -11,7 +11,9 @@ import importlib.metadata
 import json
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -31,6 +33,7 @@ runner = mistralrs.Runner(
     prefix_cache_n=0,
     token_source="none",
 )
+starting = threading.Lock()
 NAME = "drawings"
 CREATED = int(time.time())
 SAMPLING = (
@@ -83,7 +86,7 @@ def request_of(body: dict[str, Any]) -> Any:
         messages=body["messages"],
         model="default",
         max_tokens=limit,
-        stream=bool(body.get("stream")),
+        stream=True,
         enable_thinking=body.get("enable_thinking"),
         **given,
         **constraint(body),
@@ -95,21 +98,34 @@ def usage_of(usage: Any) -> dict[str, int]:
     return {name: getattr(usage, name) for name in names}
 
 
-def completion(found: Any) -> dict[str, Any]:
-    choices = [
-        {
-            "finish_reason": one.finish_reason,
-            "index": one.index,
-            "message": {"role": one.message.role, "content": one.message.content},
-            "logprobs": None,
-        }
-        for one in found.choices
-    ]
+def completion(chunks: Iterator[Any]) -> dict[str, Any]:
+    """A whole answer from the chunks of a stream: calls for whole answers exclude each other in the
+    package, and those for streams do not."""
+    text, usage, last = "", None, None
+    for last in chunks:
+        text += last.choices[0].delta.content or ""
+        usage = getattr(last, "usage", None) or usage
+    choice = {
+        "finish_reason": last.choices[0].finish_reason,
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "logprobs": None,
+    }
     return {
-        "id": found.id, "choices": choices, "created": found.created, "model": NAME,
-        "system_fingerprint": found.system_fingerprint, "object": "chat.completion",
-        "usage": usage_of(found.usage),
-    }  # fmt: skip
+        "id": last.id,
+        "choices": [choice],
+        "created": last.created,
+        "model": NAME,
+        "system_fingerprint": last.system_fingerprint,
+        "object": "chat.completion",
+        "usage": usage_of(usage),
+    }
+
+
+def started(request: Any) -> Iterator[Any]:
+    """The chunks of a request; the package lets one thread at a time start one."""
+    with starting:
+        return iter(runner.send_chat_completion_request(request))
 
 
 def chunk_of(found: Any) -> dict[str, Any]:
@@ -161,17 +177,17 @@ class Handler(BaseHTTPRequestHandler):
             request = request_of(body)
             if body.get("stream"):
                 return self._stream(request)
-            found = runner.send_chat_completion_request(request)
+            found = completion(started(request))
         except Unprocessable as error:
             return self._send(
                 422, f"Failed to deserialize the JSON body into the target type: {error}"
             )
         except Exception as error:
             return self._send(500, {"message": str(error)})
-        return self._send(200, completion(found))
+        return self._send(200, found)
 
     def _stream(self, request: Any) -> None:
-        chunks = iter(runner.send_chat_completion_request(request))
+        chunks = started(request)
         first = next(chunks)
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")

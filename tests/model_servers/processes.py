@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -118,7 +119,7 @@ def _process(script: Path, argument: str, *options: str) -> Iterator[str]:
                 running[0] = start()
 
         try:
-            _wait_until_listening(port, running[0], log)
+            _wait_until_ready(port, running[0], log)
             supervisor = threading.Thread(target=supervise, daemon=True)
             supervisor.start()
             yield f"http://127.0.0.1:{port}"
@@ -134,10 +135,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_listening(port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+def _wait_until_ready(port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    """Until the server lists its models, which llama.cpp does after it has loaded them."""
     deadline = time.monotonic() + START_LIMIT_S
+    url = f"http://127.0.0.1:{port}/v1/models"
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.1)
     log.seek(0)

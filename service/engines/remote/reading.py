@@ -175,6 +175,8 @@ def _no_models(pages: Pages) -> str:
     status = pages.statuses["/v1/models"]
     if status in (401, 403):
         return f"the server asks for an API key, or refuses the one that was sent (status {status})"
+    if status == 503:
+        return "the server is not ready, it may still load its model (status 503)"
     if pages.object("/v1/models").get("data") == []:
         return "the server lists no model in /v1/models"
     return f"the server does not list its models in /v1/models, which has status {status}; the URL may be wrong"

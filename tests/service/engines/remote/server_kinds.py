@@ -36,7 +36,8 @@ class Script:
     vision: images are seen; False drops them; None refuses them with 400.
     thoughts: whether the answer to a request stands in the channel for thoughts.
     refusal: status for a format that is not accepted. ollama: has Ollama's own API. usage: tells
-    tokens. patterns: keeps to the patterns of a schema. image_tokens: of each image in the prompt. key: API key that is asked for.
+    tokens. patterns: keeps to the patterns of a schema. image_tokens: of each image in the prompt.
+    key: API key that is asked for.
     """
 
     pages: Mapping[str, Any]
