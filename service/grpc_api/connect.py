@@ -15,6 +15,7 @@ from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
+from connectrpc import errors as connect_errors
 from connectrpc.code import Code
 from connectrpc.codec import Codec
 from connectrpc.errors import ConnectError, ErrorDetail
@@ -234,7 +235,7 @@ class _Call:
         code, status = status_of(refused, request_id.get())
         self.ended(code.name, refused.reason)
         connect = Code.CANCELED if code.name == "CANCELLED" else Code[code.name]
-        return ConnectError(connect, status.message, [_Detail(one) for one in status.details])
+        return ConnectError(connect, status.message, [_detail(one) for one in status.details])
 
     def ended(self, code: str, reason: str = "-") -> None:
         """The call has ended, for metrics, the access log and traces; the first end counts."""
@@ -292,22 +293,10 @@ class _Guard(MetadataInterceptor[None]):
             ctx.response_headers[REASON_KEY] = call.reason
 
 
-class _Detail(ErrorDetail):
-    """A detail of a status of gRPC. The library's own class takes messages of another protobuf."""
-
-    def __init__(self, detail: AnyMessage) -> None:
-        self._detail = detail
-
-    @property
-    def type_name(self) -> str:
-        return self._detail.type_url.rpartition("/")[2]
-
-    @property
-    def message_bytes(self) -> bytes:
-        return self._detail.value
-
-    def value(self, desc: Any = None, /) -> None:
-        """None: no readable form beside the bytes."""
+def _detail(detail: AnyMessage) -> ErrorDetail:
+    """A detail of a status of gRPC, as a message of the library, which has a protobuf of its own."""
+    kind = connect_errors.Any  # type: ignore[attr-defined]  # of that protobuf
+    return ErrorDetail(kind(type_url=detail.type_url, value=detail.value))
 
 
 class _Body:

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import json_format
-from google.rpc import error_details_pb2
+from google.rpc import error_details_pb2, status_pb2
 from opentelemetry.sdk.trace import TracerProvider
 
 from service.client import CallError, read_error
@@ -106,6 +106,30 @@ def untimed(message: Any) -> Any:
     if isinstance(message, pb.RunTaskResponse):
         message.result.ClearField("timings")
     return message
+
+
+@pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
+async def test_an_error_over_grpc_web_has_its_details(method: str, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"me:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    message = pb.RunTaskRequest().SerializeToString()
+    body = struct.pack(">BI", 0, len(message)) + message
+    headers = {"content-type": "application/grpc-web+proto"}
+    async with serving(api_keys_file=keys) as server:
+        path = f"{SERVICE}/{method}"
+        without = await server.request("POST", path, body, headers)
+        wrong = await server.request("POST", path, body, {**headers, "x-api-key": KEY})
+    found = []
+    for reply in (without, wrong):
+        flag, size = struct.unpack(">BI", reply.body[:5])
+        assert (reply.status, flag, size) == (200, 0x80, len(reply.body) - 5)
+        lines = (line.partition(": ") for line in reply.body[5:].decode().splitlines())
+        trailers = {name: value for name, _, value in lines}
+        packed = base64.b64decode(trailers["grpc-status-details-bin"] + "==")
+        info = error_details_pb2.ErrorInfo()
+        assert any(one.Unpack(info) for one in status_pb2.Status.FromString(packed).details)
+        found.append((trailers["grpc-status"], info.reason))
+    assert found == [("16", "API_KEY_MISSING"), ("3", "INVALID_FIELD")]
 
 
 async def test_a_stream_has_the_pieces_and_the_result() -> None:
