@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from lmdeploy_ext.families import FAMILIES, ModelFamily
+from service.engines.lmdeploy.generations import FORMATS, GENERATIONS, version
 from service.error_table import REASONS
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +15,12 @@ PAGE = ROOT / "docs" / "errors.md"
 BEGIN, END = "<!-- reasons:begin -->\n", "<!-- reasons:end -->\n"
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
 DIRECTIONS_BEGIN, DIRECTIONS_END = "<!-- directions:begin -->\n", "<!-- directions:end -->\n"
+
+GPU = ROOT / "docs" / "gpu.md"
+FAMILIES_BEGIN, FAMILIES_END = "<!-- families:begin -->\n", "<!-- families:end -->\n"
+GPUS_BEGIN, GPUS_END = "<!-- gpus:begin -->\n", "<!-- gpus:end -->\n"
+MODALITIES = "text, images"
+"""What every model of a family takes; the text-only mode leaves images out."""
 
 
 def error_table() -> str:
@@ -36,20 +44,63 @@ def directions_table(allowed: Mapping[str, set[str]]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+def families_table() -> str:
+    """The model families, and on which engine each runs with which modalities, as Markdown."""
+    lines = [
+        "| family | architectures | `reference` | `lmdeploy`, TurboMind | `lmdeploy`, PyTorch engine |",
+        "|---|---|---|---|---|",
+    ]
+    for family in FAMILIES:
+        names = ", ".join(f"`{name}`" for name in family.architectures)
+        reference = "refused" if family.recurrent else MODALITIES
+        lines.append(
+            f"| {family.name} | {names} | {reference} | {_on_turbomind(family)} | {MODALITIES} |"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _on_turbomind(family: ModelFamily) -> str:
+    by = "with `lmdeploy_ext`" if family.extension else "stock"
+    return f"{MODALITIES}; {by}{', images on one GPU only' if family.deepstack else ''}"
+
+
+def gpus_table() -> str:
+    """The types in which TurboMind computes on each generation of GPUs, as Markdown."""
+    kinds = list(dict.fromkeys(FORMATS.values()))
+    lines = [
+        f"| generation | GPUs | compute capability | {' | '.join(f'weights in {one}' for one in kinds)} |",
+        "|---|---|---|" + "---|" * len(kinds),
+    ]
+    for one in GENERATIONS:
+        cells = [", ".join(one.dtypes[kind]) for kind in kinds]
+        numbers = ", ".join(version(capability) for capability in one.capabilities)
+        lines.append(f"| {one.name} | {one.gpus} | {numbers} | {' | '.join(cells)} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def gpu_page() -> str:
+    """docs/gpu.md with the current tables of families and GPUs."""
+    page = _replaced(
+        GPU.read_text(encoding="utf-8"), FAMILIES_BEGIN, families_table(), FAMILIES_END
+    )
+    return _replaced(page, GPUS_BEGIN, gpus_table(), GPUS_END)
+
+
 def errors_page() -> str:
     """docs/errors.md with the current table."""
-    return _replaced(PAGE, BEGIN, error_table(), END)
+    return _replaced(PAGE.read_text(encoding="utf-8"), BEGIN, error_table(), END)
 
 
 def architecture_page(allowed: Mapping[str, set[str]]) -> str:
     """ARCHITECTURE.md with the current import directions. allowed: see ``directions_table``."""
     table = directions_table(allowed)
-    return _replaced(ARCHITECTURE, DIRECTIONS_BEGIN, table, DIRECTIONS_END)
+    page = ARCHITECTURE.read_text(encoding="utf-8")
+    return _replaced(page, DIRECTIONS_BEGIN, table, DIRECTIONS_END)
 
 
-def _replaced(page: Path, begin: str, text: str, end: str) -> str:
+def _replaced(page: str, begin: str, text: str, end: str) -> str:
     """The page with a new text between two markers."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    before, _, rest = page.partition(begin)
     _, _, after = rest.partition(end)
     return before + begin + text + end + after
 
@@ -60,6 +111,7 @@ def main() -> int:
 
     pages = {
         PAGE: (errors_page(), "service/error_table.py"),
+        GPU: (gpu_page(), "lmdeploy_ext/families.py, service/engines/lmdeploy/generations.py"),
         ARCHITECTURE: (architecture_page(ALLOWED), "tests/test_boundaries.py"),
     }
     if "--check" in sys.argv[1:]:

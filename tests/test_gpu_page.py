@@ -99,3 +99,11 @@ def test_the_steps_of_the_kit_are_those_of_its_plan() -> None:
         [f"`{step.name}`", step.part, f"{step.limit_s:g}", step.checks] for step in STEPS
     ]
     assert f"are {planned_s():g} s together" in PAGE
+
+
+def test_the_tables_of_families_and_gpus_are_those_of_the_records() -> None:
+    from docs.generate import gpu_page
+
+    assert gpu_page() == PAGE, "run `make docs`"
+    assert "| Qwen3.5 |" in PAGE
+    assert "| Turing | T4, RTX 20 | 7.5 | float16 |" in PAGE

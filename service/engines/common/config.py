@@ -51,6 +51,7 @@ class TextConfig:
     intermediate_size: of the dense layers; 0 where every layer has experts.
     mrope_section: how many of the rotated frequencies follow time, height and width.
     moe: for each layer its experts, or None for a dense one.
+    quantisation: ``quant_method`` of quantised weights, such as "awq"; None for others.
     state_dtype: dtype of the recurrent state that the checkpoint asks for, such as "float32";
         None for a family without such a state.
     """
@@ -76,6 +77,7 @@ class TextConfig:
     vision_end_id: int
     stop_ids: tuple[int, ...]
     dtype: str
+    quantisation: str | None = None
     state_dtype: str | None = None
 
     @property
@@ -157,6 +159,7 @@ class TextConfig:
                 or content.get("torch_dtype")
                 or "bfloat16"
             ),
+            quantisation=(content.get("quantization_config") or {}).get("quant_method"),
             state_dtype=_state_dtype(text, layers) if family.recurrent else None,
         )
 

@@ -20,6 +20,7 @@ from lmdeploy_ext.families import ModelFamily
 from lmdeploy_ext.patch import ExtensionError
 from service.engines.common.chat import Chat
 from service.engines.common.config import TextConfig
+from service.engines.lmdeploy.generations import choose_dtype
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
 from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options, unsupported
 from service.errors import EngineUnavailable
@@ -169,10 +170,26 @@ def _turbomind(
 ) -> Host:
     from lmdeploy import turbomind
 
+    options = with_dtype(options, config)
     native = turbomind.TurboMind.from_pretrained(
         str(folder), engine_config=turbomind_config(options, context_length, config.family)
     )
     return TurboMindHost(native, turbomind._tm, chat.table, config.stop_ids)
+
+
+def with_dtype(options: Options, config: TextConfig) -> Options:
+    """The options with the type in which TurboMind computes on this GPU, see
+    `service.engines.lmdeploy.generations`.
+
+    Raises EngineUnavailable.
+    """
+    model_format: str = options.model_format
+    if model_format == "auto":
+        model_format = config.quantisation or "hf"
+    dtype = choose_dtype(
+        options.dtype, config.dtype, model_format, _gpu(), torch.cuda.get_device_capability(0)
+    )
+    return options.model_copy(update={"dtype": dtype})
 
 
 def _pytorch(

@@ -111,3 +111,24 @@ def test_thinking_is_an_option_where_the_family_leaves_it_open() -> None:
     from service.engines.lmdeploy.sampling import honoured
 
     assert honoured(QWEN3_5) - honoured(QWEN3_VL) == {"thinking"}
+
+
+def test_the_type_of_the_computation_is_one_that_the_gpu_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    from service.engines.lmdeploy import building
+
+    def chosen(capability: tuple[int, int], quantisation: str | None = None, **options: Any) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        config: Any = SimpleNamespace(dtype="bfloat16", quantisation=quantisation)
+        return building.with_dtype(Options("model", **options), config).dtype
+
+    assert chosen((7, 5)) == "float16"
+    assert chosen((8, 6)) == "bfloat16"
+    assert chosen((8, 6), "awq") == "float16"
+    assert chosen((9, 0), "awq") == "bfloat16"
+    assert chosen((9, 0), model_format="fp8") == "bfloat16"
+    with pytest.raises(EngineUnavailable, match="leave dtype at auto"):
+        chosen((7, 5), dtype="bfloat16")
