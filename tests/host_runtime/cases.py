@@ -25,6 +25,7 @@ class Case:
     grids: (1, h, w) in patches of each image, whose pixels follow from ``seed``.
     image_seeds: of each image's pixels, where they are not to follow from ``seed``.
     video: the engine gets the images as frames of a video.
+    pixel_dtype: of the pixels that the engine gets.
     options: fields of LMDeploy's ``GenerationConfig`` besides those of greedy decoding.
     """
 
@@ -36,6 +37,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     image_seeds: list[int] = field(default_factory=list)
     video: bool = False
+    pixel_dtype: str = "bfloat16"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,7 +73,7 @@ class Case:
         return [
             {
                 "modality": kind,
-                pixels_name: pixels.bfloat16(),
+                pixels_name: pixels.to(getattr(torch, self.pixel_dtype)),
                 grid_name: torch.tensor([grid]),
                 "offset": tuple(span),
             }

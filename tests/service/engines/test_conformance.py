@@ -33,6 +33,7 @@ SUBJECTS = (
     pytest.param("lmdeploy, pytorch", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
     pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
+    pytest.param("qwen3.5 on turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
 SHAPES = {
     "reference, dense": Shape(kv_heads=2),
@@ -101,10 +102,11 @@ def subject(
         folder = BUNDLED_MODEL
         if name in SHAPES:
             folder = write_checkpoint(tmp_path_factory.mktemp("conformance"), SHAPES[name])
-        if name == "stock turbomind":
+        if name.endswith("turbomind") and not name.startswith("lmdeploy"):
             from tests.service.engines.lmdeploy import stock
 
-            folder = stock.write(tmp_path_factory.mktemp("stock"))
+            write = stock.write_qwen3_5 if "qwen3.5" in name else stock.write
+            folder = write(tmp_path_factory.mktemp("stock"))
             yield Subject(name, partial(stock.engine, folder), stock.is_idle, sensitive=True)
             return
         if name.startswith("lmdeploy"):

@@ -26,6 +26,13 @@ def write(folder: Path) -> Path:
     return folder
 
 
+def write_qwen3_5(folder: Path) -> Path:
+    """A tiny random dense Qwen3.5, for compute capability 8.0."""
+    from tests import qwen3_5
+
+    return qwen3_5.write_qwen3_5(folder)
+
+
 def engine(folder: Path, *, small: bool = False, **options: Any) -> LMDeployEngine:
     """small: one request runs, one may wait."""
     limits = {"max_batch": 1, "max_queue": 1} if small else {}

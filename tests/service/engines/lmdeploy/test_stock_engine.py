@@ -30,11 +30,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stock.write(tmp_path_factory.mktemp("stock"))
 
 
-def test_the_conformance_suite_passes_on_the_stock_engine() -> None:
+@pytest.mark.parametrize(
+    ("subject", "capability"),
+    [("stock", "90"), pytest.param("qwen3", "80", marks=pytest.mark.long)],
+    ids=["Qwen3-VL", "Qwen3.5"],
+)
+def test_the_conformance_suite_passes_on_the_stock_engine(subject: str, capability: str) -> None:
     suite = "tests/service/engines/test_conformance.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", suite]
+    variables = environment("numbers", extra={"HOST_RUNTIME_CAPABILITY": capability})
     done = subprocess.run(
-        [*command, "-k", "stock and not 500"], env=environment("numbers"), cwd=ROOT,
+        [*command, "-k", f"{subject} and not 500"], env=variables, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-6000:]
