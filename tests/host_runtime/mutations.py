@@ -250,17 +250,7 @@ def whole_rotary(model: Any) -> None:
     model._attn_cfg.rope.dim *= 2
 
 
-def no_mrope(model: Any) -> None:
-    model._attn_cfg.rope.mrope_section = [32, 0, 0]
-
-
-def chunked_partial_mrope(model: Any) -> None:
-    model._attn_cfg.rope.mrope_interleaved = False
-
-
-IN_PARTIAL_ROTARY: tuple[Callable[[Any], None], ...] = (
-    whole_rotary, no_mrope, chunked_partial_mrope,
-)  # fmt: skip
+IN_PARTIAL_ROTARY: tuple[Callable[[Any], None], ...] = (whole_rotary,)
 
 
 @contextmanager
