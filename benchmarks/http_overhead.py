@@ -349,7 +349,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
@@ -358,7 +358,7 @@ def main() -> None:
         asyncio.run(SERVERS[arguments.serve]())
         return
     if arguments.quick:
-        arguments.seconds, arguments.rounds = 0.3, 2
+        arguments.seconds, arguments.rounds = 0.2, 1
     rows = measure(arguments.seconds, arguments.rounds)
     notes = (
         f"{verdict(rows)} Median of {arguments.rounds} rounds, the servers taking turns. Client and "
