@@ -42,10 +42,12 @@ class Piece:
 class Reader:
     """What has been read of one answer.
 
-    answers_as: name of the model that the answer must have; empty accepts any.
+    answers_as: name of the model that the answer must have; empty accepts any. marks_end: a stream
+    ends with ``[DONE]``.
     """
 
     answers_as: str = ""
+    marks_end: bool = True
     model: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -92,7 +94,7 @@ class Reader:
         """Raises unless the answer has come to its end."""
         if self.finish_reason is None:
             raise invalid("incomplete", "ends without a finish reason")
-        if not self._done:
+        if not self._done and self.marks_end:
             raise invalid("incomplete", "ends without [DONE]")
         if not self._characters and self._thoughts:
             raise self._no_text()
@@ -102,6 +104,10 @@ class Reader:
             self._done = True
             return ""
         assert isinstance(event, dict)
+        return self.take(event)
+
+    def take(self, event: dict[str, Any]) -> str:
+        """The text of a chat.completion.chunk."""
         self._note(event)
         choice = self._choice(event)
         if choice is None:

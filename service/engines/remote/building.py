@@ -107,4 +107,5 @@ def _member(
         stream=settings.remote_stream,
         silence_s=settings.remote_silence_s,
         limit=settings.remote_connections,
+        probe=settings.remote_probe,
     )

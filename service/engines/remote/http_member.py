@@ -13,11 +13,14 @@ from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from service.engines.remote import chat
+from service.engines.remote import chat, ollama
 from service.engines.remote.answers import Reader, invalid
 from service.engines.remote.backend import BackEnd
+from service.engines.remote.discovery import Discoveries, DiscoveryError
 from service.engines.remote.members import NotBegun
+from service.engines.remote.ollama import OllamaReader
 from service.engines.remote.schemas import forms
+from service.engines.remote.servers import Protocol
 from service.engines.remote.wire import Incoming, Silence, TooLarge, Unreachable, Wire, WireError
 from service.errors import (
     BackEndAnswerInvalid,
@@ -58,7 +61,8 @@ class HttpMember:
     """See `service.engines.remote.members.Member`.
 
     model: name on the server; None takes the only one that the server lists. stream, silence_s: see
-    the settings. limit: maximum number of requests at a time.
+    the settings. limit: maximum number of requests at a time. probe: try out what the server does
+    not tell of itself.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class HttpMember:
         stream: bool,
         silence_s: float,
         limit: int,
+        probe: bool = False,
     ) -> None:
         self.name = name
         self.assumed = BackEnd(wire.base, _kind(kind), model or "")
@@ -82,6 +87,8 @@ class HttpMember:
         self._kind = kind
         self._stream = stream
         self._silence_s = silence_s
+        self._probe = probe
+        self._discoveries = Discoveries()
         self._places = asyncio.Semaphore(limit)
         self._answers_as = ""
         self._models: list[str] = []
@@ -136,18 +143,28 @@ class HttpMember:
         return self.description
 
     async def _describe(self) -> None:
-        """Look which models there are. The model must not be another one than before."""
+        """Look what the server is. The model must not be another one than before."""
         listed = await self._listed()
         before = None if self.description is None else self.description.model
         model = self._model or before
-        if model is None and len(listed) == 1:
-            model = listed[0]
-        if model is None or (listed and model not in listed):
+        if model is None and len(listed) > 1:
+            raise NotBegun(_other_models(None, listed), permanent=True)
+        if model is not None and listed and model not in listed:
             raise NotBegun(_other_models(model, listed), permanent=True)
+        kind = None if self._kind == "auto" else self._kind
+        try:
+            found = await self._discoveries.describe(
+                self._wire, kind=kind, model=model, probe=self._probe
+            )
+        except WireError as error:
+            raise self._not_reached(error) from None
+        except DiscoveryError as error:
+            log.warning("back end %s: %s", self.name, error)
+            raise NotBegun(_no_api(), permanent=True) from None
         if listed != self._models:  # then answers may have another name, too
-            self._answers_as, self._models = "", listed
+            self._answers_as, self._models = found.back_end.answers_as, listed
         self._stale = False
-        self.description = BackEnd(self._wire.base, _kind(self._kind), model)
+        self.description = found.back_end
 
     async def _listed(self) -> list[str]:
         value = await self._get(MODELS)
@@ -230,13 +247,15 @@ class HttpMember:
     async def _exchange(self, body: bytes, back_end: BackEnd) -> AsyncGenerator[Chunk, None]:
         """One request and its answer. Raises ``_Refused`` and ``NotBegun`` before the first
         chunk."""
-        reader = Reader(self._answers_as)
-        exchange = self._wire.request("POST", CHAT, body, silence_s=self._silence_s)
+        native = back_end.server.protocol is Protocol.OLLAMA
+        reader = (OllamaReader if native else Reader)(self._answers_as, not native)
+        path = ollama.PATH if native else CHAT
+        exchange = self._wire.request("POST", path, body, silence_s=self._silence_s)
         try:
             async with exchange as incoming:
                 if incoming.status != 200:
                     raise await self._refusal(incoming, back_end)
-                if _is_whole(incoming):
+                if not native and _is_whole(incoming):
                     yield Chunk(await reader.whole(incoming), usage=Usage(0, 0, 1))
                 else:
                     async for piece in reader.streamed(incoming):
@@ -352,9 +371,11 @@ class _Refused(Exception):
 async def _encoded(
     request: GenerateRequest, images: Sequence[str], back_end: BackEnd, plan: chat.Plan
 ) -> bytes:
+    native = back_end.server.protocol is Protocol.OLLAMA
+    encode = ollama.encode if native else chat.encode
     if sum(map(len, images)) <= INLINE_BYTES:
-        return chat.encode(request, images, back_end, plan)
-    return await asyncio.to_thread(chat.encode, request, images, back_end, plan)
+        return encode(request, images, back_end, plan)
+    return await asyncio.to_thread(encode, request, images, back_end, plan)
 
 
 def retry_after_s(value: str | None) -> float | None:

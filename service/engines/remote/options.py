@@ -99,6 +99,11 @@ class RemoteSettings(EngineSettings):
     remote_stream: bool = Field(
         True, description="Ask for streams, which end early when a caller leaves."
     )
+    remote_probe: bool = Field(
+        False,
+        description="At the start, also try out what the servers do not tell of themselves, such as "
+        "whether they obey schemas: dozens of short requests to each model.",
+    )
     context_length: int | None = Field(None, ge=16, description=CONTEXT_LENGTH)
 
     @field_validator("remote_url")

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+CHAT, NATIVE, MODELS = "/v1/chat/completions", "/api/chat", "/v1/models"
 MODEL = "tiny-vl"
 
 
@@ -118,6 +118,12 @@ def saying(text: str, *, model: str = MODEL) -> Script:
     """Answers with a text, streamed where that is asked for."""
 
     async def script(asked: Asked) -> None:
+        if asked.path == NATIVE:
+            message = {"role": "assistant", "content": text}
+            end = {"model": model, "message": message, "done": True, "done_reason": "stop"}
+            line = json.dumps(end).encode() + b"\n"
+            await asked.answer(line, content_type="application/x-ndjson")
+            return
         if not asked.json["stream"]:
             await asked.answer(completion(text, model=model))
             return
@@ -147,7 +153,6 @@ class Scripted:
     paths: list[str] = field(default_factory=list)
     port: int = 0
     tls: ssl.SSLContext | None = None
-    open_requests: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -185,18 +190,16 @@ class Scripted:
         asked = Asked(method, path, headers, body, writer, asyncio.Event())
         self.paths.append(path)
         watching = asyncio.create_task(_watch(reader, asked))
-        self.open_requests += 1
         try:
             await self._script(asked)(asked)
         finally:
-            self.open_requests -= 1
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
     def _script(self, asked: Asked) -> Script:
         if asked.path in self.others:
             return self.others[asked.path]
-        if asked.path == CHAT:
+        if asked.path in (CHAT, NATIVE):
             self.asked.append(asked)
             return self.chat
         return self._list_models if asked.path in (MODELS, "/health") else _not_found

@@ -34,11 +34,15 @@ async def in_front_of(
 
 @asynccontextmanager
 async def pair(
-    script: Script, *, server: dict[str, Any] | None = None, **settings: Any
+    script: Script,
+    *,
+    server: dict[str, Any] | None = None,
+    others: dict[str, Script] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Running, Scripted]]:
     """Our server, and behind it a scripted one, which answers the warm-up well."""
     async with (
-        scripted(saying("Hello")) as back,
+        scripted(saying("Hello"), others=others or {}) as back,
         in_front_of(back, server=server, **settings) as front,
     ):
         back.chat = script

@@ -248,3 +248,66 @@ async def test_the_status_of_each_reason() -> None:
             assert (
                 await failure(front.stub.RunTask(question(schema=None), timeout=10))
             ).code is code
+
+
+# Ollama's own API
+
+
+def lines(*values: Any) -> Script:
+    async def script(asked: Asked) -> None:
+        data = b"".join(json.dumps(value).encode() + b"\n" for value in values)
+        await asked.answer(data, content_type="application/x-ndjson")
+
+    return script
+
+
+def told(text: str = "", **more: Any) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "message": {"role": "assistant", "content": text},
+        "done": False,
+        **more,
+    }
+
+
+TAGS = {"/api/tags": whole({"models": [{"model": MODEL, "name": MODEL}]})}
+END = told(done=True, done_reason="stop", prompt_eval_count=7, eval_count=3)
+NATIVE = {
+    "a line without an end": (lines(told(GOOD)), "incomplete"),
+    "an unknown reason": (lines(told(GOOD), {**END, "done_reason": "load"}), "finish_reason"),
+    "thoughts alone": (
+        lines({**told(), "message": {"content": "", "thinking": GOOD}}, END), "reasoning",
+    ),
+    "no JSON": (lines("text"), "not_json"),
+}  # fmt: skip
+
+
+async def test_ollama_is_asked_in_its_own_api() -> None:
+    script = lines(told(GOOD[:5]), told(GOOD[5:]), END)
+    async with pair(script, remote_kind="ollama", others=TAGS) as (front, back):
+        sampling = pb.SamplingOptions(
+            temperature=0.5, seed=2**63, repetition_penalty=1.5, max_tokens=9
+        )
+        result = (await front.stub.RunTask(question(sampling=sampling), timeout=10)).result
+        asked = back.asked[0]
+    assert result.json == GOOD
+    assert result.usage == pb.Usage(prompt_tokens=7, output_tokens=3)
+    body = asked.json
+    assert asked.path == "/api/chat"
+    assert body["format"] == json.loads(OBJECT)
+    assert body["truncate"] is False
+    options = body["options"]
+    assert (options["temperature"], options["repeat_penalty"], options["num_predict"]) == (
+        0.5,
+        1.5,
+        9,
+    )
+    assert 0 <= options["seed"] < 2**31
+
+
+@pytest.mark.parametrize("fault", NATIVE)
+async def test_a_fault_of_ollama_is_an_error(fault: str) -> None:
+    script, named = NATIVE[fault]
+    async with pair(script, remote_kind="ollama", others=TAGS) as (front, _):
+        error = await failure(front.stub.RunTask(question(), timeout=10))
+    assert (error.reason, error.metadata["fault"]) == ("BACKEND_ANSWER_INVALID", named)

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from service import metrics
+from service.client import read_error
 from service.engines.remote.engine import RemoteEngine
 from service.engines.remote.fleet import read_fleet
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
@@ -90,16 +91,16 @@ async def test_the_least_loaded_server_gets_the_request(tmp_path: Path) -> None:
 
     async with two(tmp_path) as (front, a, b):
         a.chat = slow
-        running_one = []
+        held: list[asyncio.Future[Any]] = []
         while not a.asked:  # until the slow server has one
-            running_one.append(asyncio.ensure_future(front.stub.RunTask(question(), timeout=60)))
-            await asyncio.sleep(0.01)
+            held.append(asyncio.ensure_future(front.stub.RunTask(question(), timeout=60)))
+            await until(lambda: held[-1].done() or bool(a.asked), 60)
         seen = len(b.asked)
         for _ in range(5):
             await front.stub.RunTask(question(), timeout=10)
         assert (len(a.asked), len(b.asked)) == (1, seen + 5)
         done.set()
-        await asyncio.gather(*running_one)
+        await asyncio.gather(*held)
 
 
 @SLOW
@@ -131,7 +132,7 @@ async def test_no_other_server_after_something_was_sent(tmp_path: Path) -> None:
 
 @SLOW
 async def test_a_server_that_comes_back_is_used_again(tmp_path: Path) -> None:
-    async with two(tmp_path, server={"health_interval_s": 0.05}) as (front, a, _):
+    async with two(tmp_path, server={"health_interval_s": 2}) as (front, a, _):
         await a.kill()
         for _ in range(4):
             assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
@@ -158,7 +159,7 @@ async def test_one_of_two_servers_is_killed_under_load(tmp_path: Path) -> None:
         await asked.event(b"[DONE]")
         await asked.end_stream()
 
-    async with two(tmp_path, server={"health_interval_s": 0.1}) as (front, a, b):
+    async with two(tmp_path) as (front, a, b):
         a.chat = b.chat = answers
         outcomes: list[Any] = []
 
@@ -171,13 +172,12 @@ async def test_one_of_two_servers_is_killed_under_load(tmp_path: Path) -> None:
 
         callers = [asyncio.ensure_future(caller()) for _ in range(16)]
         await until(lambda: len(outcomes) >= 40, 120)
-        held = a.open_requests
         await a.kill()
         await asyncio.wait_for(asyncio.gather(*callers), 120)
     failed = [one for one in outcomes if isinstance(one, Exception)]
     assert len(outcomes) == 240
-    assert len(failed) <= held, "only what the killed server worked on"
-    assert all("BACKEND_UNREACHABLE" in repr(one) or "broke within" in str(one) for one in failed)
+    assert len(failed) <= 16, "each caller had at most one request in the killed server"
+    assert {read_error(one).reason for one in failed} <= {"BACKEND_UNREACHABLE"}
     assert {one for one in outcomes if not isinstance(one, Exception)} == {GOOD}
 
 
@@ -217,7 +217,7 @@ async def test_a_model_without_a_server_does_not_keep_the_others_from_serving(
             "late": {"backends": ["down"], "model": "tiny-vl"},
         }
         backs = {"up": up, "down": down}
-        options = {"health_interval_s": 0.05, "unhealthy_exit_s": 0.1}
+        options = {"health_interval_s": 1, "unhealthy_exit_s": 0.5}
         async with fleet(tmp_path, backs, models, server=options, remote_retries=0) as front:
             served = front.server.runtime.models
             assert (served["tiny-vl"].refusal, served["late"].refusal is None) == (None, False)
@@ -225,7 +225,9 @@ async def test_a_model_without_a_server_does_not_keep_the_others_from_serving(
                 front.stub.RunTask(question(schema=None, model="late"), timeout=10)
             )
             assert error.reason == "ENGINE_UNHEALTHY"
-            await asyncio.sleep(0.3)  # longer than unhealthy_exit_s: no restart would help
+            await asyncio.sleep(
+                3
+            )  # two failed checks, longer than unhealthy_exit_s: no restart would help
             await down.start()
             await until(lambda: served["late"].refusal is None, 60)
             result = await front.stub.RunTask(question(schema=None, model="late"), timeout=10)
