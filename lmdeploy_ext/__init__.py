@@ -27,23 +27,25 @@ def install(deepstack: str | None = None) -> None:
     from lmdeploy_ext.autoload import announce
     from lmdeploy_ext.deepstack import Mode, modes
     from lmdeploy_ext.patch import apply_all
-    from lmdeploy_ext.patches import PATCHES, WITHOUT_TURBOMIND
+    from lmdeploy_ext.patches import chosen
+    from lmdeploy_ext.promises import PROMISES
 
     mode = modes.chosen(deepstack)
     if is_installed() or modes.fell_back():
         if deepstack is not None:
             modes.check_unchanged(mode)
         return
+    promises = tuple(promise for promise in PROMISES if promise.applies)
+    shown = [promise.shown for promise in PROMISES]
     host.check()
     found = modes.enter(mode)
     serves = found.active or mode is Mode.OFF
     try:
-        apply_all(PATCHES if serves else WITHOUT_TURBOMIND, host.REMEDY, host.problems())
+        apply_all(chosen(promises, serves=serves), host.remedy(promises), host.problems(promises))
     except BaseException:
         modes.leave()
         raise
-    if serves:
-        announce()
+    announce(shown, serves=serves)
 
 
 def uninstall() -> None:
@@ -56,9 +58,9 @@ def uninstall() -> None:
 
 
 def is_installed() -> bool:
-    """Whether every record of `lmdeploy_ext.patches.PATCHES` is applied, so that TurboMind serves
+    """Whether every record of `lmdeploy_ext.patches.SERVING` is applied, so that TurboMind serves
     Qwen3-VL."""
     from lmdeploy_ext.patch import applied
-    from lmdeploy_ext.patches import PATCHES
+    from lmdeploy_ext.patches import SERVING
 
-    return {record.name for record in PATCHES} <= set(applied())
+    return {record.name for record in SERVING} <= set(applied())

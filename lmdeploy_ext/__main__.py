@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lmdeploy_ext import autoload
+from lmdeploy_ext.switches import OFF, ON
 
 HELP = f"""\
 usage: python -m lmdeploy_ext COMMAND …
@@ -23,7 +24,8 @@ Runs `lmdeploy COMMAND …` with Qwen3-VL on TurboMind. Every command and option
 
 Added to `serve api_server` and `chat`:
 
-  --disable-vision   leave the vision tower out and refuse images, video and audio
+  --disable-vision   leave the vision tower out and refuse images, video and audio; also
+                     spelled --disable-vision-encoder
 
 What a new release of LMDeploy has changed of what the extension uses, for its maintainers:
 
@@ -57,7 +59,7 @@ def main(arguments: list[str]) -> None:
             f"{LINE} is not in site-packages: worker processes would run LMDeploy without the "
             "extension. Install this package (pip install), do not only put it on the path."
         )
-    os.environ[autoload.VARIABLE] = autoload.ON[0]
+    os.environ[autoload.VARIABLE] = ON[0]
     autoload.arm()
     from lmdeploy.cli import run
 
@@ -69,7 +71,7 @@ def _verify(arguments: list[str]) -> NoReturn:
     from lmdeploy_ext import verify
     from lmdeploy_ext.patch import ExtensionError
 
-    os.environ[autoload.VARIABLE] = autoload.OFF[0]  # on the unchanged LMDeploy
+    os.environ[autoload.VARIABLE] = OFF[0]  # on the unchanged LMDeploy
     try:
         sys.exit(verify.main(arguments))
     except ExtensionError as error:

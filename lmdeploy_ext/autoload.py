@@ -18,9 +18,9 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, NoReturn
 
+from lmdeploy_ext.switches import OFF, ON
+
 VARIABLE = "LMDEPLOY_QWEN3VL"
-ON = ("1", "true", "on", "yes")
-OFF = ("0", "false", "off", "no")
 HOST = "lmdeploy"
 
 
@@ -40,15 +40,22 @@ def arm() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-def announce() -> None:
-    """Log one line through LMDeploy's logger: the active extension, its models and LMDeploy's
-    release."""
+def announce(promises: Sequence[str], *, serves: bool) -> None:
+    """Log one line through LMDeploy's logger: the active extension, LMDeploy's release, and what
+    LMDeploy does with the extension.
+
+    Args:
+        promises: one phrase for each promise, see `lmdeploy_ext.promises`.
+        serves: whether TurboMind serves the models of the extension.
+    """
     from lmdeploy_ext import host
 
     logging.getLogger(HOST).info(
-        "Qwen3-VL extension %s is active on LMDeploy %s: TurboMind serves %s",
+        "Qwen3-VL extension %s is active on LMDeploy %s: %s; TurboMind %s %s",
         _own_version(),
         host.installed_version(),
+        ", ".join(promises),
+        "serves" if serves else "does not serve",
         ", ".join(host.ARCHITECTURES),
     )
 

@@ -7,11 +7,14 @@ lacks a name, `lmdeploy_ext.install` raises one error before it changes anything
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from lmdeploy_ext import deepstack, vision_off
 from lmdeploy_ext.families import QWEN3_VL
 from lmdeploy_ext.patch import ExtensionError, HostDrift, drift
+from lmdeploy_ext.promise import Promise
+from lmdeploy_ext.promises import PROMISES
 
 FIRST, BEFORE = (0, 18, 0), (0, 19)
 """Verified releases: FIRST <= release < BEFORE."""
@@ -34,7 +37,7 @@ _QWEN3 = "lmdeploy.turbomind.models.qwen3:Qwen3TextModel"
 _VIT = "lmdeploy.turbomind.models.qwen3_5:Qwen3_5VisionModel"
 _TEXT = "lmdeploy.turbomind.text_model:TextModel"
 
-NAMES: dict[str, str | None] = {
+_OWN_NAMES: dict[str, str | None] = {
     # registration
     SUPPORTED_ARCHS: None,
     INPUT_MODELS: None,
@@ -84,6 +87,11 @@ NAMES: dict[str, str | None] = {
     **deepstack.NAMES,
     **vision_off.NAMES,
 }
+
+NAMES: dict[str, str | None] = {
+    **_OWN_NAMES,
+    **{name: signature for one in PROMISES for name, signature in one.names.items()},
+}
 """``module:attribute`` -> its parameters as in `lmdeploy_ext.patch.Patch`; None if only the name
 matters. Methods are listed at the class that defines them. Targets of records are not listed."""
 
@@ -130,13 +138,30 @@ def check() -> None:
         )
 
 
-def problems() -> list[str]:
-    """The differences of the installed LMDeploy, one sentence for each of `NAMES`.
+def problems(promises: Sequence[Promise] = PROMISES) -> list[str]:
+    """The differences of the installed LMDeploy, one sentence for each of `NAMES`, without those
+    of other promises.
 
     A missing class is reported once, not again for each of its methods.
     """
+    left_out = {name for one in PROMISES if one not in promises for name in one.names}
+    left_out -= {*_OWN_NAMES, *(name for one in promises for name in one.names)}
+    return _problems({name: NAMES[name] for name in NAMES if name not in left_out})
+
+
+def remedy(promises: Sequence[Promise]) -> str:
+    """The advice for an LMDeploy that differs, also how to run without a promise that it breaks."""
+    ways = [
+        one.way_out
+        for one in promises
+        if _problems(one.names) or any(record.problem() for record in one.records)
+    ]
+    return " ".join([REMEDY, *ways])
+
+
+def _problems(names: Mapping[str, str | None]) -> list[str]:
     found: dict[str, str] = {}
-    for name, signature in NAMES.items():
+    for name, signature in names.items():
         if not any(name.startswith(f"{gone}.") for gone in found):
             problem = drift(name, signature, own=True)
             if problem is not None:

@@ -74,7 +74,8 @@ class Patch:
         signature: parameters of the replaced function, without annotations, as in ``"(self,
         multimodal, *, limit=4)"``. None for a value that is not a function. replace: takes the
         original and returns the replacement. For a static or class method, both are the plain
-        function; for a property, both are the getter. The kind of attribute does not change.
+        function; for a property, both are the getter. The kind of attribute does not change. own:
+        the class itself must define the function, not a base class.
     """
 
     name: str
@@ -83,9 +84,10 @@ class Patch:
     remove_when: str
     replace: Callable[[Any], Any]
     signature: str | None = None
+    own: bool = False
 
     def problem(self) -> str | None:
-        return drift(self.target, self.signature)
+        return drift(self.target, self.signature, self.own)
 
     def apply(self) -> Undo:
         owner, attribute = _locate(self.target)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageFile, _webp
+from PIL import ExifTags, Image, ImageFile, _webp
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
@@ -134,6 +134,39 @@ def decode(data: bytes, header: Header, field: str, limits: ImageLimits) -> Deco
     if not is_complete(data, header):
         raise truncated(field)
     raise ImageRefused(field, "is damaged and cannot be decoded", reason="IMAGE_INVALID")
+
+
+def from_pillow(image: Image.Image, field: str, limits: ImageLimits) -> Pixels:
+    """The pixels of an image that a program has opened or made with Pillow, as `decode_image`.
+
+    The number of pixels and the sides are checked. Raises ``ImageRefused`` on ``field``.
+    """
+    _check_pixels(*image.size, field, limits.max_pixels)
+    _check_sides(*image.size, field, limits)
+    try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        image.load()
+    except OSError:  # Pillow reads the pixels late
+        damaged = True
+    else:
+        damaged = False
+    if damaged:
+        raise truncated(field)
+    if image.mode == "I" and image.format is None:  # 32 bits, and nobody knows their range
+        image = image.convert("RGB")
+    # Only the size, the orientation and the profile of a header matter for rows.
+    header = Header(
+        "PNG",
+        *image.size,
+        orientation=_orientation(image),
+        icc=image.info.get("icc_profile") or b"",
+    )
+    return DecodedImage(PillowFrame(image), header, limits.background, field)[:]
+
+
+def _orientation(image: Image.Image) -> int:
+    found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def decoding_bytes(header: Header) -> int:

@@ -6,7 +6,6 @@ vision is enabled, every replacement behaves like the original.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import functools
 import os
@@ -20,6 +19,8 @@ from lmdeploy_ext.vision_off.http import RefuseMedia
 from lmdeploy_ext.vision_off.parts import find
 
 REASON = "VISION_DISABLED"
+SPELLINGS = ("disable_vision", "disable_vision_encoder")
+"""Names of the mode; the second is that of a change that was proposed to LMDeploy."""
 
 
 class VisionDisabledError(RequestError, ValueError):  # type: ignore[misc]  # LMDeploy has no types
@@ -110,19 +111,23 @@ def _forget(manager: Any, sessions: Any) -> None:
 
 
 def pipeline_init(original: Callable[..., None]) -> Callable[..., None]:
-    """`pipeline(…, disable_vision=True)`, or `disable_vision_encoder`, the name in the proposal to
-    LMDeploy."""
+    """`pipeline(…, disable_vision=True)`, also as ``disable_vision_encoder``."""
 
     @functools.wraps(original)
     def replacement(
         self: Any, model_path: str, backend_config: Any = None, *arguments: Any, **keywords: Any
     ) -> None:
-        given = [keywords.pop(name, False) for name in ("disable_vision", "disable_vision_encoder")]
-        if any(given):
+        if _disabled_by(keywords):
             model_path, backend_config = _without_vision(model_path, backend_config, keywords)
         original(self, model_path, backend_config, *arguments, **keywords)
 
     return replacement
+
+
+def _disabled_by(keywords: dict[str, Any]) -> bool:
+    """Take every spelling of the mode out of the keywords; whether one of them is true."""
+    given = [keywords.pop(name, False) for name in SPELLINGS]
+    return any(given)
 
 
 def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> tuple[str, Any]:
@@ -140,6 +145,18 @@ def _without_vision(model_path: str, config: Any, keywords: dict[str, Any]) -> t
     return model_path, config
 
 
+def engine_config_init(original: Callable[..., None]) -> Callable[..., None]:
+    """`TurbomindEngineConfig(disable_vision=True)`, a name that stock LMDeploy silently ignores."""
+
+    @functools.wraps(original)
+    def replacement(self: Any, *arguments: Any, **keywords: Any) -> None:
+        if _disabled_by(keywords):
+            keywords["language_model_only"] = True
+        original(self, *arguments, **keywords)
+
+    return replacement
+
+
 def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
     """Patches the last step before the engine, where stock LMDeploy only warns and drops the
     images."""
@@ -154,25 +171,19 @@ def mm_input_converter(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def command_line(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--disable-vision` to every command with `--language-model-only`."""
+    """Adds `--disable-vision`, also as `--disable-vision-encoder`, to every command with
+    `--language-model-only`."""
 
     @functools.wraps(original)
     def replacement(parser: Any) -> Any:
         action = original(parser)
         parser.add_argument(
-            "--disable-vision",
+            *(f"--{name.replace('_', '-')}" for name in SPELLINGS),
             dest=action.dest,
             action="store_true",
             default=False,
             help="Leave the vision tower out and refuse images, video and audio, for both "
             "engines. The same as --language-model-only; added by the Qwen3-VL extension.",
-        )
-        parser.add_argument(  # the name in the proposal to LMDeploy
-            "--disable-vision-encoder",
-            dest=action.dest,
-            action="store_true",
-            default=False,
-            help=argparse.SUPPRESS,
         )
         return action
 

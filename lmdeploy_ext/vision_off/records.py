@@ -78,6 +78,14 @@ RECORDS: tuple[Record, ...] = (
         replace=_by("pipeline_init"),
     ),
     Patch(
+        name="text only: engine configuration",
+        target="lmdeploy.messages:TurbomindEngineConfig.__init__",
+        signature="(__dataclass_self__, *args, **kwargs)",
+        why="LMDeploy silently ignores names of the configuration that it does not know.",
+        remove_when=FLAG,
+        replace=_by("engine_config_init"),
+    ),
+    Patch(
         name="text only: chat",
         target="lmdeploy.cli.chat:main",
         signature="(model_path, backend, trust_remote_code=False, **kwargs)",

@@ -2,20 +2,17 @@
 match.
 
 The test runs in a process that may crash or be killed, before an engine compiles the same EBNF over
-its own vocabulary. xgrammar imports torch and transformers, which take seconds and 700 MB and are
-not needed here: this module replaces them by stubs with the few names that xgrammar's modules use.
+its own vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib
 import random
-import sys
 import time
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lmdeploy_ext.grammars.light import import_xgrammar
 from service.compile_errors import refusal, too_costly
 from service.errors import GrammarError
 from service.types import Grammar, GrammarKind
@@ -42,7 +39,7 @@ class Trial:
 
     def __init__(self, *, light: bool) -> None:
         if light:
-            _stand_in()
+            import_xgrammar()
         import numpy as np
         import xgrammar
 
@@ -133,23 +130,3 @@ def _choices() -> list[Callable[[NDArray[np.uint8]], int]]:
         any_of,
         again,
     ]
-
-
-def _stand_in() -> None:
-    """Import xgrammar without the heavy packages that this module does not need."""
-    absent = ("torch", "transformers", "cuda", "sentencepiece", "tiktoken")
-    # None makes an import fail; xgrammar's own dependencies all handle that.
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
-    importlib.import_module("tvm_ffi")
-    names: dict[str, dict[str, Any]] = {
-        "torch": dict.fromkeys(("Tensor", "LongTensor", "FloatTensor", "int32"), object)
-        | {"tensor": lambda *_, **__: None},
-        "transformers": dict.fromkeys(
-            ("PreTrainedTokenizerBase", "PreTrainedTokenizerFast", "LogitsProcessor"), object
-        ),
-    }
-    for name, attributes in names.items():
-        module = ModuleType(name)
-        module.__dict__.update(attributes)
-        sys.modules[name] = module
-    importlib.import_module("xgrammar")

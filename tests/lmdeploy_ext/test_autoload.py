@@ -15,8 +15,9 @@ import pytest
 
 import lmdeploy_ext
 from lmdeploy_ext import __main__ as command
-from lmdeploy_ext import autoload, deepstack, host
+from lmdeploy_ext import autoload, deepstack, host, switches
 from lmdeploy_ext.patch import ExtensionError
+from lmdeploy_ext.promises import PROMISES
 
 HOST = "host_of_the_test"
 
@@ -178,7 +179,7 @@ def test_an_invalid_value_of_the_variable_ends_the_process(
     assert events == []
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Qwen3-VL extension of LMDeploy: LMDEPLOY_QWEN3VL='maybe' ")
-    assert all(word in line for word in (*autoload.ON, *autoload.OFF))
+    assert all(word in line for word in (*switches.ON, *switches.OFF))
 
 
 def test_a_refused_installation_ends_the_process(
@@ -268,12 +269,15 @@ def test_a_start_of_python_imports_nothing_of_the_extension() -> None:
 
 def test_the_page_documents_the_variable() -> None:
     page = (Path(__file__).parents[2] / "docs" / "lmdeploy.md").read_text()
-    assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {autoload.VARIABLE, deepstack.VARIABLE}
+    assert set(re.findall(r"\bLMDEPLOY_\w+", page)) == {
+        autoload.VARIABLE, deepstack.VARIABLE, *(promise.variable for promise in PROMISES),
+    }  # fmt: skip
     assert all(f"`{mode.value}`" in page for mode in deepstack.Mode)
-    assert f"`{autoload.VARIABLE}` takes {', '.join(f'`{v}`' for v in autoload.ON)}, or " in page
-    assert all(f"`{value}`" in page for value in autoload.OFF)
+    assert f"`{autoload.VARIABLE}` takes {', '.join(f'`{v}`' for v in switches.ON)}, or " in page
+    assert all(f"`{value}`" in page for value in switches.OFF)
     assert f"`{command.LINE}`" in page
-    assert f"TurboMind serves {', '.join(host.ARCHITECTURES)}\n" in page
+    shown = ", ".join(promise.on for promise in PROMISES)
+    assert f"{shown}; TurboMind serves {', '.join(host.ARCHITECTURES)}\n" in page
     links = re.findall(r"\]\(([^)]+)\)", page)
     assert links
     assert all((Path(__file__).parents[2] / "docs" / link).exists() for link in links)

@@ -94,7 +94,8 @@ def test_the_module_is_the_command_with_the_extension() -> None:
     _, _, usage = shown.partition("usage: ")
     assert usage.startswith("lmdeploy serve api_server")
     said = " ".join(usage.split())
-    assert "--disable-vision Leave the vision tower out and refuse images" in said
+    names = "--disable-vision, --disable-vision-encoder"
+    assert f"{names} Leave the vision tower out and refuse images" in said
 
 
 # Workers

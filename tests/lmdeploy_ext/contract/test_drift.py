@@ -18,6 +18,7 @@ from unittest import mock
 import pytest
 
 from lmdeploy_ext import host
+from lmdeploy_ext.media import VIDEO_VARIABLE
 from lmdeploy_ext.patches import PATCHES
 from tests.host_runtime.runner import environment, run
 
@@ -80,6 +81,7 @@ def _drifts() -> dict[str, dict[str, list[str]]]:
     """Each name that we touch taken away, then given other parameters, one at a time."""
     from tests.lmdeploy_ext.contract.listing import listing, unordered
 
+    os.environ[VIDEO_VARIABLE] = "off"  # so that every record is applied
     assert _error_of_install() == []
     before = unordered(listing())
     seen: dict[str, dict[str, list[str]]] = {}
@@ -150,6 +152,12 @@ def copied_lmdeploy(tmp_path: Path) -> Path:
             "def ffn(self, pfx, is_expert=False, *, tp)",
             "def ffn(self, pfx, *, tp, is_expert=False)",
             "Qwen3TextModel.ffn takes (self, pfx, *, tp, is_expert=False), not",
+        ),
+        (
+            "vl/media/image.py",
+            "def load_bytes(self, data",
+            "def load_bytes(self, content",
+            "LMDEPLOY_QWEN3VL_IMAGES=off runs LMDeploy without these changes.",
         ),
     ],
 )

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from lmdeploy_ext import host
+from lmdeploy_ext.media.records import VIDEO
 from lmdeploy_ext.patch import Entry, Patch
 from lmdeploy_ext.patches import PATCHES
+from lmdeploy_ext.promises import PROMISES
 from tests.host_runtime.runner import run
 from tests.lmdeploy_ext.contract.engine_checkpoints import EngineShape
 
@@ -75,7 +77,8 @@ def test_install_and_uninstall() -> None:
     assert seen["problems"] == [], "every name of host.py exists and has its signature"
     assert seen["is"] is True
     assert seen["is after"] is False
-    assert seen["names"] == [record.name for record in PATCHES]
+    refused = {record.name for record in VIDEO.records}  # where the switch is off
+    assert seen["names"] == [record.name for record in PATCHES if record.name not in refused]
     before, installed = seen["before"], seen["installed"]
     added = [pair for pair in installed["archs"] if pair not in before["archs"]]
     assert added == [[name, "qwen3_vl"] for name in host.ARCHITECTURES]
@@ -107,6 +110,57 @@ def _native_vision() -> dict[str, list[bool]]:
     lmdeploy_ext.install()
     after = flags()
     return {name: [before[name], after[name]] for name in before}
+
+
+def _switched() -> dict[str, Any]:
+    """What is applied with each switch off, and what LMDeploy's log says."""
+    import logging
+    import os
+
+    import lmdeploy_ext
+    from lmdeploy_ext.patch import ExtensionError, applied
+    from lmdeploy_ext.promises import PROMISES
+    from tests.lmdeploy_ext.contract.listing import listing
+
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("lmdeploy").addHandler(handler)
+    before = listing()
+    found: dict[str, Any] = {}
+    for promise in PROMISES:
+        for value in ("on", "off", "perhaps"):
+            said.clear()
+            os.environ[promise.variable] = value
+            try:
+                lmdeploy_ext.install()
+            except ExtensionError as error:
+                found[f"{promise.variable}={value}"] = [str(error), [], [], False]
+            else:
+                line = next(one for one in said if "is active" in one)
+                names = [record.name for record in promise.records]
+                there = sorted({*names} & {*applied()})
+                found[f"{promise.variable}={value}"] = [
+                    line, names, there, lmdeploy_ext.is_installed()
+                ]  # fmt: skip
+            lmdeploy_ext.uninstall()
+            assert listing() == before
+        del os.environ[promise.variable]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.host
+def test_each_promise_can_be_switched_off() -> None:
+    found = run(_switched, mode="driver")
+    for promise in PROMISES:
+        for value, shown in (("on", promise.on), ("off", promise.off)):
+            line, names, there, installed = found[f"{promise.variable}={value}"]
+            assert f"{shown}" in line
+            assert there == (sorted(names) if (value == "on") is promise.applied_when else [])
+            assert installed
+        message = found[f"{promise.variable}=perhaps"][0]
+        assert message.startswith(f"{promise.variable}='perhaps' is not understood. 1, true, on")
 
 
 @pytest.mark.slow

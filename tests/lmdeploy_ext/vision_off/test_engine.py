@@ -122,6 +122,7 @@ def ask_configured_pipeline(checkpoint: str) -> list[Any]:
         {"backend_config": mine, "disable_vision": True},
         {"backend_config": mine, "disable_vision_encoder": True},
         {"backend_config": TurbomindEngineConfig(language_model_only=True)},
+        {"backend_config": TurbomindEngineConfig(session_len=128, disable_vision_encoder=True)},
     ):
         pipe = pipeline_on(checkpoint, **options)
         found.append(outcome(lambda: pipe(MESSAGES))[:2])  # noqa: B023
@@ -219,11 +220,11 @@ def test_a_pipeline_with_vision_is_the_stock_one(text_checkpoint: Path, tmp_path
     assert "error" in stock["images"]["messages"][0]
 
 
-def test_both_ways_to_configure_a_pipeline(vision_checkpoint: Path, tmp_path: Path) -> None:
+def test_every_way_to_configure_a_pipeline(vision_checkpoint: Path, tmp_path: Path) -> None:
     extra = {"SCRIPTED_LOG": str(tmp_path / "log")}
     refused = ["ValueError", "VisionDisabledError"]
     found = run(ask_configured_pipeline, vision_checkpoint, mode="driver", extra=extra)
-    assert found == [refused, 256, refused, 256, refused, 1024, False]
+    assert found == [refused, 256, refused, 256, refused, 1024, refused, 128, False]
 
 
 def test_both_spellings_of_the_flag_disable_vision() -> None:
