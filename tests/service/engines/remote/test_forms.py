@@ -1,0 +1,112 @@
+"""What goes out: images as files that every decoder reads the same, and schemas in the form that is taken."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.engines.remote.schemas import forms, simplified
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from tests.service.engines.remote.scripted import Asked, completion, saying
+from tests.service.engines.remote.serving import GOOD, OBJECT, pair, question
+from tests.service.harness import failure
+
+pytestmark = pytest.mark.slow
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def encoded(format: str, mode: str = "RGB", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).convert(mode).save(file, format, **options)
+    return file.getvalue()
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded("JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "data", [encoded("JPEG"), encoded("PNG"), encoded("JPEG", progressive=True)]
+)
+async def test_a_plain_file_goes_out_as_it_came(data: bytes) -> None:
+    async with pair(saying(GOOD)) as (front, back):
+        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=10)
+    image, text = back.asked[0].json["messages"][0]["content"]
+    assert text == {"type": "text", "text": "How many?"}
+    head, _, body = image["image_url"]["url"].partition(",")
+    assert head in ("data:image/jpeg;base64", "data:image/png;base64")
+    assert base64.b64decode(body) == data
+
+
+@pytest.mark.parametrize(
+    ("image", "size"),
+    [
+        (pb.Image(data=turned()), (40, 60)),
+        (pb.Image(data=encoded("JPEG", "CMYK")), (60, 40)),
+        (pb.Image(data=encoded("JPEG", "L")), (60, 40)),
+        (pb.Image(data=encoded("PNG", "RGBA")), (60, 40)),
+        (pb.Image(data=encoded("PNG", "P")), (60, 40)),
+        (pb.Image(data=encoded("WEBP")), (60, 40)),
+        (pb.Image(data=encoded("JPEG"), max_pixels=600), (30, 20)),
+    ],
+)
+async def test_other_files_go_out_as_upright_png(image: pb.Image, size: tuple[int, int]) -> None:
+    async with pair(saying(GOOD)) as (front, back):
+        await front.stub.RunTask(question(images=[image]), timeout=10)
+    url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert (sent.mode, sent.size) == ("RGB", size)
+
+
+async def test_a_truncated_file_is_refused_here() -> None:
+    async with pair(saying(GOOD)) as (front, back):
+        cut = pb.Image(data=encoded("JPEG")[:-40])
+        error = await failure(front.stub.RunTask(question(images=[cut]), timeout=10))
+        assert error.reason == "IMAGE_TRUNCATED"
+        assert not back.asked
+
+
+async def test_a_refused_schema_is_sent_in_a_simpler_form_and_checked_as_it_was() -> None:
+    schema = json.loads(OBJECT)
+    schema["properties"]["count"]["multipleOf"] = 3
+
+    async def picky(asked: Asked) -> None:
+        if b"multipleOf" in asked.body:
+            await asked.answer({"error": "unsupported keyword"}, 400)
+        else:
+            await asked.answer(completion(back.text))  # type: ignore[attr-defined]
+
+    async with pair(picky) as (front, back):
+        back.text = GOOD  # type: ignore[attr-defined]
+        request = question(schema=json.dumps(schema))
+        assert (await front.stub.RunTask(request, timeout=10)).result.json == GOOD
+        assert (await front.stub.RunTask(request, timeout=10)).result.json == GOOD
+        assert len(back.asked) == 3, "the form that was taken is remembered"
+        back.text = '{"count": 4}'  # type: ignore[attr-defined]
+        error = await failure(front.stub.RunTask(request, timeout=10))
+    assert error.reason == "OUTPUT_INVALID"
+
+
+def test_forms_allow_whatever_the_schema_allows() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"oneOf": [{"type": "integer", "minimum": 3}, {"const": "x"}]}},
+        "patternProperties": {"^p": {"type": "string"}},
+        "additionalProperties": False,
+        "required": ["a", "p1"],
+        "not": {"required": ["q"]},
+    }
+    for form in forms(json.dumps(schema)):
+        for value in ({"a": 3, "p1": "y"}, {"a": "x", "p1": ""}):
+            jsonschema.validate(value, json.loads(form))
+    assert "not" not in simplified(schema)
