@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak.__main__ import summary
+from benchmarks.soak.__main__ import MEMORY, summary
 from benchmarks.soak.load import KINDS, Material, World, once
 from benchmarks.soak.samples import growth_percent, last_line, minutes, plot
 
@@ -25,7 +25,7 @@ def samples(memory: Any, count: int = 360) -> list[dict[str, float]]:
     for number in range(count):
         minute = number / 12
         value = memory(minute)
-        row = {"minute": minute, "pss_mib": value, "server_rss_mib": value}
+        row = {"minute": minute, **dict.fromkeys(MEMORY, value)}
         found.append({**row, **dict.fromkeys(COUNTED, 1.0)})
     return found
 
@@ -48,7 +48,7 @@ def test_a_short_run_has_no_trend() -> None:
     assert growth_percent(minutes(samples(lambda _: 1.0, 12 * 7), "pss_mib", 5), 30) is None
 
 
-@pytest.mark.parametrize(("per_minute", "problems"), [(0.2, 0), (0.5, 2)])
+@pytest.mark.parametrize(("per_minute", "problems"), [(0.2, 0), (0.5, 1)])
 def test_growth_above_one_percent_is_a_problem(per_minute: float, problems: int) -> None:
     _, found = summary(samples(lambda minute: 1000 + per_minute * minute), 5)
     assert len(found) == problems
