@@ -279,7 +279,19 @@ class Identified:
                 message["headers"] = [*message["headers"], (key, identity.encode())]
             await send(message)
 
+        names = [name for name, _ in scope["headers"]]
+        if b"content-length" in names and b"transfer-encoding" in names:
+            await _two_lengths(scope, receive, identified)
+            return
         await self._app(scope, receive, identified)
+
+
+async def _two_lengths(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a body with two lengths, which a proxy may read in another way, and close the connection."""
+    what = "has a content-length and a transfer-encoding; send one of them"
+    refused = InvalidRequest(BODY, what, reason="MALFORMED_REQUEST")
+    headers = {**dict(headers_of(refused)), "connection": "close"}
+    await RawResponse(dumps(body_of(refused)), 400, headers, JSON)(scope, receive, send)
 
 
 async def _not_served(request: Request, error: Exception) -> RawResponse:

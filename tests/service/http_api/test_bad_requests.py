@@ -507,3 +507,19 @@ async def test_a_data_url_of_30_mb_does_not_stall_the_loop() -> None:
         connection.close()
     assert reply.error["code"] == "IMAGE_TOO_LARGE"
     assert len(pauses) > 20
+
+
+async def test_a_body_with_two_lengths_is_refused_and_the_connection_closed() -> None:
+    """Else what follows it could be a request of somebody else, smuggled through a proxy."""
+    second = b"GET /v1/models HTTP/1.1\r\nhost: a\r\n\r\n"
+    async with serving() as server:
+        connection = await server.connect()
+        both = {"content-length": str(len(second)), "transfer-encoding": "chunked"}
+        await connection.send("POST", CHAT, headers={**both, "content-type": "application/json"})
+        await connection.write(b"0\r\n\r\n" + second)
+        reply = await connection.reply()
+        rest = await asyncio.wait_for(connection.reader.read(), 60)
+        connection.close()
+    assert (reply.status, reply.error["code"]) == (400, "MALFORMED_REQUEST")
+    assert reply.headers["connection"] == "close"
+    assert rest == b"", "the second request has no answer"
