@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.attack import connections, images, lifecycle, sharing
+from benchmarks.attack import connections, images, lifecycle, over_http, sharing
 from benchmarks.attack.case import CASES, Case
 from benchmarks.common import environment, markdown, write_results
 
-MODULES = (connections, images, sharing, lifecycle)
+MODULES = (connections, images, sharing, lifecycle, over_http)
 """Imported for the cases that they register."""
 NOTES = (
     "`make attack`: each case against a server of its own; on the bundled model where images or the "
