@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.engines.kind import CONTEXT_LENGTH, EngineSettings
-from service.engines.remote.wire import parse_url
+from service.engines.remote.wire import parse_http_url
 
 MAX_KEY_BYTES = 16_384
 _FILES = ("remote_file", "remote_key_file", "remote_ca", "remote_cert", "remote_cert_key")
@@ -26,7 +26,7 @@ class RemoteSettings(EngineSettings):
     remote_url: str | None = Field(
         None,
         description="URL of the server that runs the model, such as http://127.0.0.1:8000, with or "
-        "without /v1; grpc://HOST:PORT (grpcs:// with TLS) for a server of this project.",
+        "without /v1.",
     )
     remote_file: Path | None = Field(
         None,
@@ -40,7 +40,7 @@ class RemoteSettings(EngineSettings):
     )
     remote_kind: Literal[
         "auto", "vllm", "sglang", "lmdeploy", "llama.cpp", "ollama", "lm-studio", "vllm-mlx",
-        "mistral.rs", "qwen3vl-http", "qwen3vl-grpc", "unknown",
+        "mistral.rs", "qwen3vl-http", "unknown",
     ] = Field(
         "auto",
         description="Kind of that server, which decides how it is asked; auto: found out. unknown "
@@ -109,7 +109,7 @@ class RemoteSettings(EngineSettings):
     @field_validator("remote_url")
     @classmethod
     def _readable_url(cls, url: str | None) -> str | None:
-        return None if url is None else parse_url(url)
+        return None if url is None else parse_http_url(url)
 
     @field_validator(*_FILES)
     @classmethod
@@ -133,17 +133,14 @@ class RemoteSettings(EngineSettings):
             raise ValueError(
                 "remote_url: engine=remote needs the URL of a server, or a remote_file"
             )
-        grpc = self.remote_url.startswith("grpc")
-        if self.remote_kind != "auto" and grpc is not (self.remote_kind == "qwen3vl-grpc"):
-            raise ValueError("remote_kind: qwen3vl-grpc belongs to grpc:// and grpcs:// URLs")
         if self.remote_key is not None and self.remote_key_file is not None:
             raise ValueError("remote_key: has no effect beside remote_key_file; set one of them")
         if (self.remote_cert is None) != (self.remote_cert_key is None):
             raise ValueError("remote_cert: remote_cert and remote_cert_key belong together")
-        tls = self.remote_url.startswith(("https:", "grpcs:"))
+        tls = self.remote_url.startswith("https:")
         for name in ("remote_ca", "remote_cert"):
             if getattr(self, name) is not None and not tls:
-                raise ValueError(f"{name}: needs a remote_url with https:// or grpcs://")
+                raise ValueError(f"{name}: needs a remote_url with https://")
         return self
 
     @property

@@ -31,8 +31,6 @@ class Protocol(enum.Enum):
     """POST /v1/chat/completions."""
     OLLAMA = "ollama"
     """POST /api/chat: Ollama's own API, because its OpenAI API cuts prompts without a word."""
-    QWEN3VL = "qwen3vl"
-    """The gRPC API of this project."""
 
 
 class Verbatim(str):
@@ -264,16 +262,6 @@ _RECORDS = (
         "this service over HTTP",
         health="/healthz",
         grammars=_VLLM_GRAMMARS,
-        names=_OPENAI_NAMES,
-        takes=_ALL,
-        seeds=2**64,
-        limits_itself=True,
-    ),
-    ServerKind(
-        "qwen3vl-grpc",
-        "this service over gRPC",
-        protocol=Protocol.QWEN3VL,
-        health=None,
         names=_OPENAI_NAMES,
         takes=_ALL,
         seeds=2**64,

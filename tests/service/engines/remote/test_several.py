@@ -237,7 +237,7 @@ async def test_a_model_without_a_server_does_not_keep_the_others_from_serving(
 def test_the_file_is_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        {"a": {"url": "http://h:1/v1", "kind": "vllm"}, "b": {"url": "grpc://h:2"}},
+        {"a": {"url": "http://h:1/v1", "kind": "vllm"}, "b": {"url": "http://h:2"}},
         {"m": {"backends": ["a", "b"], "model": "org/M"}, "n": {"backends": ["b"]}},
     )
     found = read_fleet(path)
