@@ -17,6 +17,7 @@ from tests.checkpoints import write_checkpoint
 from tests.host_runtime.checkpoints import write_text_checkpoint
 from tests.host_runtime.server import Server, serve
 from tests.lmdeploy_ext.vision_off import calls
+from tests.qwen3_5 import write_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]  # starts `lmdeploy serve api_server`
 
@@ -115,6 +116,20 @@ def test_text_is_answered(refusing: Scripted, name: str, request_: calls.Request
     assert text.startswith(("data: ", "event: ")) == ("stream" in name)
     if name != "count_tokens":
         assert refusing.reached_engine() > before
+
+
+@pytest.mark.parametrize(
+    ("moe", "option"), [(False, "--disable-vision"), (True, "--disable-vision-encoder")]
+)
+def test_qwen3_5_refuses_images_too(tmp_path: Path, moe: bool, option: str) -> None:
+    """Its vision model is LMDeploy's own, under other names of architectures."""
+    write_config(tmp_path / "checkpoint", moe=moe)
+    with ExitStack() as stack:
+        server = start(stack, tmp_path / "server", tmp_path / "checkpoint", option)
+        for part, expected in ((calls.PARTS["image"], 400), (None, 200)):
+            status, text = server.post(calls.chat(part) if part else calls.chat())
+            assert (status, "VISION_DISABLED: " in text) == (expected, expected == 400), text
+        assert server.reached_engine() == 1
 
 
 def test_chunked_bodies_and_bodies_that_are_not_json(refusing: Scripted) -> None:
