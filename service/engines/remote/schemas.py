@@ -14,11 +14,6 @@ ANY_OBJECT = '{"type":"object"}'
 _SCALARS = ("title", "description", "const", "enum", "required", "minItems", "maxItems")
 _DEFINITIONS = ("$defs", "definitions")
 _TYPES = frozenset({"string", "number", "integer", "boolean", "null", "array", "object"})
-CORE = frozenset(
-    (*_SCALARS, *_DEFINITIONS, "type", "properties", "items", "prefixItems", "anyOf", "$ref",
-     "additionalProperties")
-)  # fmt: skip
-"""Keywords of simpler forms: every converter of a server reads them."""
 
 
 def forms(source: str, keywords: frozenset[str] | None = None) -> Iterator[str]:

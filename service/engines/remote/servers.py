@@ -45,7 +45,6 @@ class ServerKind:
 
     Attributes:
         name: value of the setting ``remote_kind``.
-        title: name for people.
         health: path that tells whether the server works; None: ``/v1/models`` does.
         grammars: kinds of grammar that the server takes -> how each is sent.
         names: field of ``Sampling`` -> the name of the option in a body, without ``max_tokens``.
@@ -62,7 +61,6 @@ class ServerKind:
     """
 
     name: str
-    title: str
     protocol: Protocol = Protocol.OPENAI
     health: str | None = "/health"
     grammars: Mapping[GrammarKind, Form] = field(default_factory=dict)
@@ -153,7 +151,6 @@ _NO_PLAIN_GRAMMARS = "takes JSON schemas only"
 _RECORDS = (
     ServerKind(
         "vllm",
-        "vLLM",
         grammars=_VLLM_GRAMMARS,
         names=_OPENAI_NAMES,
         takes=_ALL,
@@ -162,7 +159,6 @@ _RECORDS = (
     ),
     ServerKind(
         "sglang",
-        "SGLang",
         grammars={
             **_JSON,
             GrammarKind.REGEX: _field_of_regex("regex"),
@@ -175,7 +171,6 @@ _RECORDS = (
     ),
     ServerKind(
         "lmdeploy",
-        "LMDeploy",
         grammars={
             **_JSON,
             GrammarKind.REGEX: _regex_schema,
@@ -187,7 +182,6 @@ _RECORDS = (
         refused={"ebnf": "LMDeploy's API has no field for it"},
     ),
     ServerKind(
-        "llama.cpp",
         "llama.cpp",
         grammars={
             **_JSON,
@@ -203,7 +197,6 @@ _RECORDS = (
     ),
     ServerKind(
         "ollama",
-        "Ollama",
         protocol=Protocol.OLLAMA,
         health="/api/version",
         grammars={GrammarKind.JSON_SCHEMA: _ollama_format},
@@ -218,7 +211,6 @@ _RECORDS = (
     ),
     ServerKind(
         "lm-studio",
-        "LM Studio",
         health=None,
         grammars=_JSON,
         names=_LLAMA_NAMES,
@@ -229,7 +221,6 @@ _RECORDS = (
     ),
     ServerKind(
         "vllm-mlx",
-        "vLLM-MLX",
         grammars=_JSON,
         names={name: name for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
         takes=frozenset({"temperature", "top_p"}),
@@ -240,7 +231,6 @@ _RECORDS = (
         },
     ),
     ServerKind(
-        "mistral.rs",
         "mistral.rs",
         grammars={
             **_JSON,
@@ -259,7 +249,6 @@ _RECORDS = (
     ),
     ServerKind(
         "qwen3vl-http",
-        "this service over HTTP",
         health="/healthz",
         grammars=_VLLM_GRAMMARS,
         names=_OPENAI_NAMES,
@@ -269,7 +258,6 @@ _RECORDS = (
     ),
     ServerKind(
         "unknown",
-        "an OpenAI-compatible server",
         health=None,
         grammars=_JSON,
         names=_OPENAI_NAMES,
