@@ -17,10 +17,12 @@ import grpc
 import numpy as np
 import psutil
 import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # compiled, without a stub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.engines.fake import FakeEngine
 from service.grpc_api import codec, health, interceptors
+from service.grpc_api import guard as grpc_guard
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.types import Chunk, GenerateRequest
 from tests.attacks import unread
@@ -76,10 +78,12 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def errors(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
-    """Records of errors, of any logger; the test fails where there are any at its end."""
-    yield caplog.records
-    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR] == []
+def errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The test fails where any logger has a record of an error at its end."""
+    yield
+    gc.collect()  # the error of a task that nobody awaited is written when the task is collected
+    records = caplog.get_records("call")  # caplog.records are those of the teardown by now
+    assert [r.getMessage() for r in records if r.levelno >= logging.ERROR] == []
 
 
 # Answers that nobody reads
@@ -264,7 +268,8 @@ async def test_the_number_of_slow_health_checks_is_limited(monkeypatch: pytest.M
         assert (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
 
 
-async def test_health_methods_need_no_key(keys: Path, errors: list[logging.LogRecord]) -> None:
+@pytest.mark.usefixtures("errors")
+async def test_health_methods_need_no_key(keys: Path) -> None:
     async with running(api_keys_file=keys) as started:
         stub = health_pb2_grpc.HealthStub(started.channel)
         found = (await stub.List(health_pb2.HealthListRequest(), timeout=5)).statuses
@@ -291,6 +296,63 @@ async def test_deadlines_of_callers_that_race_ours() -> None:
                 calls.append(started.stub.RunTask(run_request(), timeout=limit_s).code())
                 calls.append(started.stub.StreamTask(stream, timeout=limit_s).code())
             await asyncio.gather(*calls)
+
+
+class Torn:
+    """The context of a call whose caller is gone when the server writes: gRPC core raises, and has not
+    cancelled the task of the call."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> None:
+        self._context = context
+        self._method = method
+
+    def __getattr__(self, name: str) -> Any:
+        return self._raise if name == self._method else getattr(self._context, name)
+
+    async def _raise(self, *arguments: object) -> None:
+        raise cygrpc.ExecuteBatchError("Failed execute_batch: (<SendStatusFromServerOperation>,)")
+
+
+@pytest.mark.usefixtures("errors")
+@pytest.mark.parametrize(
+    ("method", "torn"), [("RunTask", "abort"), ("StreamTask", "abort"), ("StreamTask", "write")]
+)
+async def test_a_caller_who_is_gone_at_the_write_is_no_error(
+    method: str, torn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The race above, without a race, and without the filter that keeps grpcio from writing the error
+    of gRPC core to the log: the call ends as a cancelled one."""
+
+    class TornCall(interceptors.Call):
+        def __init__(self, interceptor: Any, rules: Any, context: Any) -> None:
+            super().__init__(interceptor, rules, Torn(context, torn))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(interceptors, "Call", TornCall)
+    grpc_guard.install()
+    monkeypatch.setattr(logging.getLogger(cygrpc.__name__), "filters", [])
+    task = pb.Task(name="no-such-task") if torn == "abort" else inline()
+    async with running() as started:
+        if method == "RunTask":
+            call: Any = started.stub.RunTask(pb.RunTaskRequest(task=task), timeout=0.5)
+        else:
+            call = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=0.5)
+        assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED, "nothing was sent"
+        await until(lambda: started.server.lifecycle.calls_in_flight == 0)
+        assert started.engine.active_requests == 0
+
+
+def test_only_callers_who_are_gone_leave_no_line_of_grpcio() -> None:
+    """The second line of defence: what grpcio itself writes to the log about such a call."""
+    log = logging.getLogger(cygrpc.__name__)
+    grpc_guard.install()
+
+    def kept(error: Exception) -> bool:
+        info = (type(error), error, None)
+        record = log.makeRecord(log.name, logging.ERROR, "", 0, "Unexpected", (), info)
+        return bool(log.filter(record))
+
+    assert not kept(cygrpc.ExecuteBatchError("Failed"))
+    assert kept(ValueError("a defect"))
 
 
 # What a failed call leaves behind
