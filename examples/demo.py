@@ -1,7 +1,8 @@
 """The main job in one command: serve the bundled model, analyse a drawing, run a schema task, ask over HTTP, stop.
 
 Every step is a command that you can type yourself; the script prints each one before it runs it. The
-call over HTTP is what an OpenAI SDK sends.
+call over HTTP is what an OpenAI SDK sends. At the end it prints how to open the playground, which it has
+requested from its own server.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ HERE = Path(__file__).parent
 DRAWING = HERE / "drawings" / "samples" / "night-desert.png"
 SCHEMA = HERE / "schemas" / "objects.json"
 PROMPT = "List every object with its position, shape, color and size."
+PLAYGROUND = "/playground"
+SERVE_HTTP = ("serve", "--http-port", "8000")
 START_LIMIT_S = 180
 STOP_LIMIT_S = 60
 
@@ -50,14 +53,24 @@ def step(*words: str) -> None:
         raise SystemExit(code)
 
 
+def direct() -> urllib.request.OpenerDirector:
+    """Opens URLs without the proxy of the environment."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def check_playground(base: str) -> None:
+    """Request the playground. Raises ``urllib.error.HTTPError`` if it is not served."""
+    with direct().open(base + PLAYGROUND, timeout=60) as response:
+        response.read()
+
+
 def ask_over_http(base: str) -> None:
     """Ask for the objects of the drawing as an OpenAI SDK does, and print the answer."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def sent(path: str, body: object = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(base + path, data, {"content-type": "application/json"})
-        with direct.open(request, timeout=60) as response:
+        with direct().open(request, timeout=60) as response:
             return json.load(response)
 
     image = base64.b64encode(DRAWING.read_bytes()).decode()
@@ -112,10 +125,13 @@ def main() -> None:
             call = ("run", "--server", address, "--schema", str(SCHEMA), "--prompt", PROMPT)
             step(*call, str(DRAWING))
             ask_over_http(f"http://127.0.0.1:{http_port}")
+            check_playground(f"http://127.0.0.1:{http_port}")
         finally:
             server.send_signal(signal.SIGTERM)
             code = stopped(server)
     print(f"\nServer stopped, exit code {code}.")
+    address = f"http://127.0.0.1:{SERVE_HTTP[-1]}{PLAYGROUND}"
+    print(f"\nPlayground: {address} after qwen3vl {' '.join(SERVE_HTTP)}")
     raise SystemExit(code)
 
 

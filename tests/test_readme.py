@@ -153,7 +153,7 @@ def structure(printed: str) -> list[str]:
     for answer in re.findall(r"^\{.*?^\}$", text, re.MULTILINE | re.DOTALL):
         text = text.replace(answer, f"JSON {sorted(shape(json.loads(answer)))}")
     for line in text.splitlines():
-        if line.startswith(("$ ", "JSON ", "Server stopped")):
+        if line.startswith(("$ ", "JSON ", "Server stopped", "Playground: ")):
             found.append(line)
         elif line.startswith("SERVING on "):
             found.append("SERVING")
