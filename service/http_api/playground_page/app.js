@@ -1,5 +1,7 @@
 // The playground: builds requests to the API of this server and shows the answers.
-// Every text goes through textContent. The key stays in the memory of the page.
+// Every text goes through textContent. The key stays in the memory of the page. Numbers of answers
+// are shown as they were sent, and whole numbers of requests are sent as they were typed: a number of
+// JavaScript would be rounded above 2^53.
 
 const $ = (id) => document.getElementById(id);
 const METHODS = "/qwen3vl.v1.VisionService/";
@@ -35,6 +37,38 @@ const NAMES = { schema: "JSON Schema", regex: "Regular expression", choice: "The
 const state = { images: [], tasks: new Map(), model: "", retry: 0, running: null, language: "curl", request: null };
 const drafts = { ...SAMPLES };
 
+// JSON with exact numbers
+
+class Numeral {
+  constructor(text) { this.text = text; }
+  toString() { return this.text; }
+}
+
+function read(text) {
+  // The value of JSON, with a Numeral for each number. Every text in place of a value gets the prefix
+  // "s" and every number becomes a text with the prefix "n", so that no text is taken for a number.
+  JSON.parse(text); // raises for what is not JSON
+  const marked = text.replace(/("(?:[^"\\]|\\.)*")(\s*:)?|-?\d[\d.eE+-]*/g, (whole, string, colon) => {
+    if (string === undefined) return `"n${whole}"`;
+    return colon === undefined ? `"s${string.slice(1)}` : whole;
+  });
+  return JSON.parse(marked, (_, value) => {
+    if (typeof value !== "string") return value;
+    return value[0] === "n" ? new Numeral(value.slice(1)) : value.slice(1);
+  });
+}
+
+function written(value, indent) {
+  // JSON of a value in which whole numbers may be BigInt.
+  const marked = JSON.stringify(value, (_, one) => (typeof one === "bigint" ? `\u0000${one}` : one), indent);
+  return marked.replace(/"\\u0000(-?\d+)"/g, "$1");
+}
+
+function typed(text) {
+  // What stands in a field for a number.
+  return /^-?\d+$/.test(text) && !Number.isSafeInteger(Number(text)) ? BigInt(text) : Number(text);
+}
+
 // Calls
 
 function headers() {
@@ -51,7 +85,7 @@ class Refused extends Error {
 }
 
 async function post(path, request, signal) {
-  const options = { method: "POST", headers: headers(), body: JSON.stringify(request), signal };
+  const options = { method: "POST", headers: headers(), body: written(request), signal };
   return fetch(path, options).catch((error) => {
     if (signal?.aborted) throw error;
     throw new Refused("The server does not answer.", "NO_ANSWER");
@@ -219,13 +253,20 @@ function build() {
     if ($("form").value === "choice") request.structured_outputs = { choice: lines(text) };
   }
   for (const [id, field] of [["max-tokens", "max_completion_tokens"], ["temperature", "temperature"], ["seed", "seed"]]) {
-    if ($(id).value !== "") request[field] = Number($(id).value);
+    if ($(id).value !== "") request[field] = typed($(id).value);
   }
   return request;
 }
 
+function complete() {
+  // Whether every field may be sent. The browser says what is wrong with one, which must be visible for that.
+  const wrong = $("request").querySelector(":invalid");
+  wrong?.closest("details")?.setAttribute("open", "");
+  return $("request").reportValidity();
+}
+
 async function run() {
-  if (state.running) return;
+  if (state.running || !complete()) return;
   const request = build();
   state.request = { ...request, names: state.images.map((image) => image.name), task: $("task").value, grammar: grammar(), prompt: $("prompt").value };
   state.running = new AbortController();
@@ -295,20 +336,24 @@ function refusal(error, id) {
 function show(text) {
   let value;
   try {
-    value = JSON.parse(text);
+    value = read(text);
   } catch {
     value = text;
   }
-  const structured = typeof value === "object" && value !== null;
+  const structured = isTree(value);
   $("raw").open = false;
   $("view").replaceChildren(render(value));
   $("view").hidden = false;
   if (structured) showBoxes(value);
 }
 
+function isTree(value) {
+  return typeof value === "object" && value !== null && !(value instanceof Numeral);
+}
+
 function render(value) {
   if (Array.isArray(value)) return renderArray(value);
-  if (value !== null && typeof value === "object") {
+  if (isTree(value)) {
     const table = element("table");
     for (const [name, member] of Object.entries(value)) {
       const row = table.insertRow();
@@ -318,14 +363,14 @@ function render(value) {
     return table;
   }
   const shown = element("span", String(value));
-  shown.className = value === null ? "null" : typeof value;
+  shown.className = value === null ? "null" : value instanceof Numeral ? "number" : typeof value;
   return shown;
 }
 
 function renderArray(values) {
-  const objects = values.length && values.every((one) => one !== null && typeof one === "object" && !Array.isArray(one));
+  const objects = values.length && values.every((one) => isTree(one) && !Array.isArray(one));
   if (!objects) {
-    if (values.every((one) => typeof one === "string" || typeof one === "number")) {
+    if (values.every((one) => typeof one === "string" || one instanceof Numeral)) {
       return element("span", values.length ? values.join(", ") : "none");
     }
     const list = element("ul");
@@ -343,16 +388,16 @@ function renderArray(values) {
   return table;
 }
 
-const isBox = (value, size) => Array.isArray(value) && value.length === size && value.every((one) => typeof one === "number" && one >= 0 && one <= 1000);
+const isBox = (value, size) => Array.isArray(value) && value.length === size && value.every((one) => one instanceof Numeral && one >= 0 && one <= 1000);
 
 function shapes(value, label, found) {
   if (Array.isArray(value)) {
     value.forEach((one) => shapes(one, label, found));
-  } else if (value !== null && typeof value === "object") {
+  } else if (isTree(value)) {
     const own = ["label", "name", "text", "class"].map((name) => value[name]).find((one) => typeof one === "string") ?? label;
     for (const [name, member] of Object.entries(value)) {
-      if (/^(bbox|box|bounding_?box)(_2d)?$/i.test(name) && isBox(member, 4)) found.push({ box: member, label: own });
-      else if (/^(point|center)(_2d)?$/i.test(name) && isBox(member, 2)) found.push({ point: member, label: own });
+      if (/^(bbox|box|bounding_?box)(_2d)?$/i.test(name) && isBox(member, 4)) found.push({ box: member.map(Number), label: own });
+      else if (/^(point|center)(_2d)?$/i.test(name) && isBox(member, 2)) found.push({ point: member.map(Number), label: own });
       else shapes(member, own, found);
     }
   }
@@ -432,14 +477,16 @@ function showCode() {
 
 function placed(request, place) {
   let index = 0;
-  return JSON.parse(JSON.stringify(request), (key, value) => (key === "url" ? place(index++) : value));
+  const placedPart = (part) => (part.type === "image_url" ? { ...part, image_url: { url: place(index++) } } : part);
+  const messages = request.messages.map((one) => ({ ...one, content: one.content.map(placedPart) }));
+  return { ...request, messages };
 }
 
 function curl(request, names) {
   const mark = `@IMAGE-${Math.random().toString(36).slice(2)}-`; // what no prompt has
   const body = placed(request, (index) => `data:image/png;base64,${mark}${index}@`);
   if (state.request.task) body.task = state.request.task;
-  let text = quoted(JSON.stringify(body, null, 2));
+  let text = quoted(written(body, 2));
   text = text.replace(new RegExp(`${mark}(\\d+)@`, "g"), (_, index) => `'"$(base64 < ${quoted(names[index])} | tr -d '\\n')"'`);
   const key = $("key").value ? ' \\\n  -H "authorization: Bearer $QWEN3VL_API_KEY"' : "";
   return `curl ${location.origin}${CHAT} \\\n  -H 'content-type: application/json'${key} \\\n  --data-binary @- <<< ${text}\n`;
@@ -447,7 +494,7 @@ function curl(request, names) {
 
 function literal(value) {
   // JSON of a request as Python: only true, false and null differ.
-  return JSON.stringify(value, null, 4).replace(/("(?:[^"\\]|\\.)*")|\b(true|false|null)\b/g,
+  return written(value, 4).replace(/("(?:[^"\\]|\\.)*")|\b(true|false|null)\b/g,
     (whole, string, word) => string ?? { true: "True", false: "False", null: "None" }[word]);
 }
 

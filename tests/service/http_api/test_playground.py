@@ -95,7 +95,12 @@ ANSWER = {
     ],
     "count": 2,
     "nothing": None,
+    "large": 12345678901234567891,
+    "texts": ["n5", "s", "-1"],
 }
+EXACT = '"decimal": 0.10000000000000000000010, "power": 1.0e30'
+"""Numbers of an answer that neither Python nor JavaScript keeps as they are."""
+SEED = 2**64 - 1
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +123,8 @@ async def test_in_a_browser(browser: tuple[Path, str], tmp_path: Path) -> None:
     folder, chromium = browser
     image = tmp_path / "drawing.png"
     image.write_bytes(image_bytes(200, 100, "PNG"))
-    engine = FakeEngine(json.dumps(ANSWER))
+    answer = f"{json.dumps(ANSWER)[:-1]}, {EXACT}}}"
+    engine = FakeEngine(answer)
     async with serving(engine) as server:
         process = await asyncio.create_subprocess_exec(
             "node", "browse.mjs", server.http.place, str(image), chromium,
@@ -132,7 +138,13 @@ async def test_in_a_browser(browser: tuple[Path, str], tmp_path: Path) -> None:
     assert "fake" in found["server"]
     assert found["verdict"].startswith("CHECKED")
     assert {"WARNING", "ENFORCED", "CHECKED"} <= set(found["marks"])
-    assert found["answer"] == json.dumps(ANSWER)
+    assert found["answer"] == answer
+    assert found["numbers"] == ["2", str(ANSWER["large"]), "0.10000000000000000000010", "1.0e30"]
+    assert "n5, s, -1" in found["view"]
+    assert json.loads(found["sent"])["seed"] == SEED
+    for code, seed in zip(found["codes"], ("seed=", "seed=", '"seed": '), strict=True):
+        assert f"{seed}{SEED}" in code
+    assert found["wrong_seed"] == [False, True], "not sent, and shown to the person"
     assert found["cells"][:4] == ["<b>cat</b>", "100, 200, 500, 600", "", "dog"]
     assert found["box"] == ["100", "200", "400", "400"]
     assert found["labels"] == ["<b>cat</b>", "dog"]
