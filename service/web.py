@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +47,10 @@ class WebLimits:
     its time.
 
     Attributes:
-        connections: maximum number of open connections; a further connection is closed at once.
+        connections: maximum number of open connections, those in their TLS handshake included; a
+            further connection is closed at once.
         header_bytes: maximum size of the request line and headers of one request.
-        header_s: time limit to receive them, in seconds.
+        header_s: time limit to receive them, in seconds; also the time limit of a TLS handshake.
         keep_alive_s: time that a connection stays open without a request, in seconds.
         write_s: time after which a connection is dropped whose peer reads nothing of an answer, in
             seconds.
@@ -86,13 +87,15 @@ class WebServer:
         bad_request: bytes | None = None,
     ) -> None:
         limits = limits or WebLimits()
+        handshakes = _Handshakes(tls, limits)
         self._host, self._port = host, port
         self._sockets: list[socket.socket] = []
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_limited(limits, bad_request),
+                # uvicorn only calls it.
+                http=_limited(limits, bad_request, handshakes),  # type: ignore[arg-type]
                 ws="none",
                 interface="asgi3",
                 lifespan="off",
@@ -105,7 +108,7 @@ class WebServer:
                 timeout_keep_alive=limits.keep_alive_s,
                 backlog=BACKLOG,
             ),
-            tls,
+            handshakes,
             limits.write_s,
         )
 
@@ -118,8 +121,8 @@ class WebServer:
 
     @property
     def connections(self) -> int:
-        """Connections that are open."""
-        return len(self._server.server_state.connections)
+        """Connections that are open, those in their TLS handshake included."""
+        return len(self._server.server_state.connections) + len(self._server.handshakes)
 
     async def start(self) -> None:
         """Listen and serve. Raises ``OSError`` when the address cannot be listened on."""
@@ -191,9 +194,9 @@ def server_tls(cert: Path, key: Path, client_ca: Path | None = None) -> ssl.SSLC
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, and with an end that starts at once."""
 
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, write_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, handshakes: _Handshakes, write_s: float) -> None:
         super().__init__(config)
-        self._tls = tls
+        self.handshakes = handshakes
         self._write_s = write_s
         self.up = asyncio.Event()
         self._leaving = asyncio.Event()
@@ -204,7 +207,6 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self.config.ssl = self._tls  # uvicorn's own reading of the files came before
         await super().startup(sockets)
         self.up.set()
 
@@ -228,14 +230,110 @@ class _Server(uvicorn.Server):
                 connection.transport.abort()
 
     def leave(self, grace_s: float) -> None:
-        """End ``serve``; requests in flight get the grace."""
+        """End ``serve``; requests in flight get the grace, TLS handshakes do not."""
+        self.handshakes.close()
         self.config.timeout_graceful_shutdown = grace_s  # type: ignore[assignment]  # any number
         self.should_exit = True
         self._leaving.set()
 
 
-def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
-    """The protocol of one connection, with the limits that uvicorn does not have."""
+class _Handshakes:
+    """The TLS handshakes of a server. They are in its limit on connections, and end in time.
+
+    tls: None for a server without TLS, which has no handshakes.
+    """
+
+    def __init__(self, tls: ssl.SSLContext | None, limits: WebLimits) -> None:
+        self.tls = tls
+        self.limits = limits
+        self.closed = False
+        self._open: set[_Handshake] = set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def begin(self, one: _Handshake, connections: int) -> bool:
+        """Count a handshake. Returns False where there is no room beside that many connections."""
+        if self.closed or len(self) + connections >= self.limits.connections:
+            return False
+        self._open.add(one)
+        return True
+
+    def end(self, one: _Handshake) -> None:
+        self._open.discard(one)
+
+    def close(self) -> None:
+        """Abort what is open, and refuse what comes."""
+        self.closed = True
+        for one in list(self._open):
+            one.abort()
+
+
+class _Handshake(asyncio.Protocol):
+    """A connection up to the end of its TLS handshake, which then goes to the protocol of HTTP.
+
+    asyncio's own listener with TLS tells its protocol of a connection only after the handshake. A peer
+    could open any number of connections and leave their handshakes unfinished.
+    """
+
+    def __init__(self, protocol: H11Protocol, handshakes: _Handshakes) -> None:
+        self._protocol = protocol
+        self._handshakes = handshakes
+        self._raw: asyncio.Transport | None = None
+        self._working: asyncio.Task[None] | None = None
+        self._early: list[bytes] = []
+        self._lost = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._raw = transport
+        if self._handshakes.begin(self, len(self._protocol.connections)):
+            self._working = asyncio.create_task(self._secure(transport), name="handshake")
+        else:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """What came with the last message of the handshake."""
+        self._early.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        assert self._raw is not None
+        assert self._working is not None
+        self._handshakes.end(self)
+        self._raw.abort()
+        self._working.cancel()
+
+    async def _secure(self, raw: asyncio.Transport) -> None:
+        secured = None
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                raw,
+                self,
+                self._handshakes.tls,  # type: ignore[arg-type]  # there are handshakes with TLS alone
+                server_side=True,
+                ssl_handshake_timeout=self._handshakes.limits.header_s,
+            )
+        except OSError:  # not TLS, too late, or the peer has gone
+            pass
+        finally:
+            self._handshakes.end(self)
+            if secured is None or self._lost:
+                raw.abort()
+        if secured is None or self._lost:
+            return
+        secured.set_protocol(self._protocol)
+        self._protocol.connection_made(secured)
+        for data in self._early:
+            self._protocol.data_received(data)
+
+
+def _limited(
+    limits: WebLimits, bad_request: bytes | None, handshakes: _Handshakes
+) -> Callable[..., asyncio.Protocol]:
+    """Makes the protocol of one connection, with the limits that uvicorn does not have."""
 
     class Limited(H11Protocol):
         def __init__(self, config: Any, server_state: ServerState, **more: Any) -> None:
@@ -262,7 +360,7 @@ def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self.app_state = {**self.app_state, "abort": transport.abort}
-            if len(self.connections) > limits.connections:
+            if len(self.connections) + len(handshakes) > limits.connections:
                 transport.abort()
             else:
                 self._await_headers()
@@ -298,7 +396,11 @@ def _limited(limits: WebLimits, bad_request: bytes | None) -> type[H11Protocol]:
                 self._late.cancel()
                 self._late = None
 
-    return Limited
+    def protocol(**options: Any) -> asyncio.Protocol:
+        found = Limited(**options)
+        return found if handshakes.tls is None else _Handshake(found, handshakes)
+
+    return protocol
 
 
 async def _listeners(host: str, port: int) -> list[socket.socket]:

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,87 @@ async def test_tls_and_files_that_are_renewed(tmp_path: Path) -> None:
             await asyncio.to_thread(fetch, first)
         key.write_text("broken")  # in the middle of a renewal
         assert await asyncio.to_thread(fetch, second) == (200, b"hello")
+
+
+@asynccontextmanager
+async def serving_tls(folder: Path, **options: Any) -> AsyncIterator[tuple[WebServer, Any]]:
+    """A server with TLS, and the context of a client that trusts it."""
+    authority = Authority.create(folder)
+    trusting = ssl.create_default_context(cafile=str(authority.cert))
+    async with serving(tls=server_tls(*authority.issue("server")), **options) as server:
+        yield server, trusting
+
+
+async def test_tls_handshakes_are_in_the_limit_of_connections(tmp_path: Path) -> None:
+    async with serving_tls(tmp_path, limits=WebLimits(connections=2)) as (server, trusting):
+        silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+        await until(lambda: server.connections == 2)
+        assert await asyncio.wait_for(read_to_end(server.port, b""), 5) == b""
+        assert server.connections == 2
+        silent[0][1].close()
+        await until(lambda: server.connections == 1)
+        assert await asyncio.to_thread(get, server.port, tls=trusting) == (200, b"hello")
+        silent[1][1].close()
+        await until(lambda: server.connections == 0)
+
+
+async def test_connections_are_in_the_limit_of_tls_handshakes(tmp_path: Path) -> None:
+    async with serving_tls(tmp_path, limits=WebLimits(connections=1)) as (server, trusting):
+        _, writer = await asyncio.open_connection(
+            "127.0.0.1", server.port, ssl=trusting, server_hostname="localhost"
+        )
+        assert server.connections == 1
+        assert await asyncio.wait_for(read_to_end(server.port, b""), 5) == b""
+        writer.transport.abort()
+        await until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"\x16\x03\x01\x02\x00\x01", b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n"],
+    ids=["nothing", "a part", "no TLS"],
+)
+async def test_a_tls_handshake_that_does_not_end_is_ended(tmp_path: Path, sent: bytes) -> None:
+    async with serving_tls(tmp_path, limits=WebLimits(header_s=0.1)) as (server, _):
+        assert b"hello" not in await asyncio.wait_for(read_to_end(server.port, sent), 5)
+        await until(lambda: server.connections == 0)
+
+
+async def test_the_end_does_not_wait_for_tls_handshakes(tmp_path: Path) -> None:
+    async with serving_tls(tmp_path) as (server, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        await until(lambda: server.connections == 1)
+        await asyncio.wait_for(server.stop(20), 5)
+        assert server.connections == 0
+        with suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+
+async def test_a_request_that_comes_with_the_end_of_the_handshake(tmp_path: Path) -> None:
+    """A client of TLS 1.3 sends its first request with its last message of the handshake."""
+    async with serving_tls(tmp_path) as (server, trusting):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = trusting.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        while True:
+            try:
+                client.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                writer.write(outgoing.read())
+                incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+        assert client.version() == "TLSv1.3"
+        client.write(b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n")
+        writer.write(outgoing.read())
+        answer = b""
+        while not answer.endswith(b"hello"):
+            incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+            with suppress(ssl.SSLWantReadError):
+                while True:
+                    answer += client.read(65536)
+        writer.transport.abort()
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_files_of_tls_that_cannot_be_used_are_an_error(tmp_path: Path) -> None:
