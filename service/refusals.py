@@ -1,4 +1,4 @@
-"""What all front ends tell a caller whose call cannot be answered, and how long they wait for one."""
+"""What all front ends tell a caller whose call cannot be answered."""
 
 from __future__ import annotations
 
@@ -10,12 +10,6 @@ from service.lifecycle import REFUSALS, Phase
 from service.logs import pairs
 
 INTERNAL_TEXT = "Internal error. The operator finds the cause in the log under the request id."
-DROP_AFTER_S = 1.0
-"""Time after its deadline, in seconds, at which a call is dropped that could not be ended
-normally."""
-STALL_S = 2.0
-"""Time, in seconds, that a message may wait for its reader; after it, a drain no longer waits for
-the call."""
 
 error_log = logging.getLogger("service.errors")
 

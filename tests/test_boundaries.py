@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "admin": {"metrics", "web", "lifecycle", "settings"},
     "lifecycle": {"errors"},
     "refusals": {"errors", "lifecycle", "logs"},
+    "unread": {"lifecycle"},
     "heartbeat": {*VALUES, "engine", "lifecycle", "logs", "settings"},
     "schema_compiler": VALUES,
     "structured_output": {
@@ -73,12 +74,12 @@ ALLOWED: dict[str, set[str]] = {
     },
     "grpc_api": {
         *VALUES, "error_table", "reload", "runtime", "inference", "tasks", "structured_output", "schema_compiler",
-        "refusals", "engine", "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation", "metrics",
-        "request_ids",
+        "refusals", "unread", "engine", "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation",
+        "metrics", "request_ids",
     },
     "http_api": {
         *VALUES, "error_table", "runtime", "inference", "schema_compiler", "settings", "lifecycle", "refusals",
-        "image_hosts", "logs", "auth", "quotas", "deadlines", "request_ids", "web", "observation",
+        "unread", "image_hosts", "logs", "auth", "quotas", "deadlines", "request_ids", "web", "observation",
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the

@@ -41,8 +41,9 @@ from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.status import status_of
 from service.logs import pairs, request_id
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.refusals import DROP_AFTER_S, STALL_S, error_log, late_request, refusal_of
+from service.refusals import error_log, late_request, refusal_of
 from service.runtime import Runtime
+from service.unread import Answer
 
 M = TypeVar("M", bound=Message)
 
@@ -110,7 +111,7 @@ class ConnectApi:
             else:
                 await call.misdirect(*misdirected)
         except asyncio.CancelledError:
-            if not (call.dropped or self._runtime.lifecycle.cutting):
+            if not (call.answer.dropped or self._runtime.lifecycle.cutting):
                 raise
         except ConnectError:
             pass  # its reader has gone; `ended` has told the log
@@ -147,11 +148,9 @@ class _Call:
         self._arriving = Deadline(runtime.settings.receive_timeout_s)
         self._arrived = False
         self._leave: Callable[[], None] | None = None
-        limit_s = (
-            runtime.settings.receive_timeout_s + runtime.settings.inference_timeout_s + DROP_AFTER_S
-        )
-        self._dropping = asyncio.get_running_loop().call_later(limit_s, self._drop)
-        self.dropped = False
+        self.answer = Answer(runtime.lifecycle, self._task)
+        limit_s = runtime.settings.receive_timeout_s + runtime.settings.inference_timeout_s
+        self.answer.drop_in(limit_s, self._drop)
 
     def misdirected(self) -> tuple[int, str, str] | None:
         """HTTP status, code and text for what is no call of a method in a known form."""
@@ -215,14 +214,13 @@ class _Call:
 
     async def send(self, message: Event) -> None:
         """Send, and tell the drain where the caller does not read."""
-        stalling = asyncio.get_running_loop().call_later(STALL_S, self._stall)
+        self.answer.waits()
         try:
             await self._send(message)
         except asyncio.CancelledError as error:
             raise self.cut(error) from None
         finally:
-            stalling.cancel()
-            self.runtime.lifecycle.move(self._task)
+            self.answer.read()
 
     def cut(self, error: asyncio.CancelledError) -> BaseException:
         """What a cancelled call raises: the refusal of a drain, else the cancellation."""
@@ -245,21 +243,17 @@ class _Call:
 
     def close(self) -> None:
         """The call is over."""
-        self._dropping.cancel()
+        self.answer.close()
         self.ended("CANCELLED")
 
     def _late(self) -> ConnectError:
         return self.refusal(late_request(self.runtime.settings.receive_timeout_s))
 
     def _drop(self) -> None:
-        """End a call whose answer nobody reads. An error could not be sent either."""
-        self.dropped = True
+        """End a call whose answer nobody reads."""
         self.ended("DEADLINE_EXCEEDED", "NOT_READ")
         self._scope["state"]["abort"]()
         self._task.cancel()
-
-    def _stall(self) -> None:
-        self.runtime.lifecycle.stall(self._task)
 
 
 _call: ContextVar[_Call] = ContextVar("connect_call")

@@ -38,9 +38,10 @@ from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import request_id
 from service.observation import Observation
 from service.quotas import ANONYMOUS, Caller
-from service.refusals import DROP_AFTER_S, STALL_S, late_request, refusal_of
+from service.refusals import late_request, refusal_of
 from service.request_ids import REQUEST_ID_KEY, TRACE_KEY, chosen_id
 from service.settings import Settings
+from service.unread import Answer
 
 CERTIFICATE_NAMES = ("x509_common_name", "x509_subject_alternative_name")
 HEALTH_PREFIX = "/grpc.health.v1.Health/"
@@ -201,23 +202,20 @@ class Call:
 
     __slots__ = (
         "_access",
+        "_answer",
         "_caller",
         "_context",
-        "_dropped",
-        "_dropping",
         "_held",
         "_id",
         "_interceptor",
         "_leave",
         "_lifecycle",
-        "_loop",
         "_metadata",
         "_observation",
         "_record",
         "_refusal",
         "_rules",
         "_task",
-        "_waiting",
     )
 
     def __init__(self, interceptor: CallInterceptor, rules: Rules, context: Context) -> None:
@@ -226,15 +224,12 @@ class Call:
         self._access = interceptor.access
         self._rules = rules
         self._context = context
-        self._loop = asyncio.get_running_loop()
         self._task = current_task()
+        self._answer = Answer(self._lifecycle, self._task)
         self._held = grpc_guard.holder.get()
         self._caller = ANONYMOUS
         self._leave: Callable[[], None] | None = None
         self._refusal: Refusal | None = None
-        self._dropped = False
-        self._dropping: asyncio.TimerHandle | None = None
-        self._waiting: asyncio.TimerHandle | None = None
         self._metadata = dict(context.invocation_metadata() or ())
         self._id = chosen_id(self._metadata.get(REQUEST_ID_KEY))
         self._observation = interceptor.observation
@@ -259,7 +254,7 @@ class Call:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._await_reader()  # time limit of the last message, or of the status
+        self._answer.waits()  # time limit of the last message, or of the status
         if self._leave is not None:
             self._leave()  # before the caller learns that the call has ended, and makes the next one
         if error is None:
@@ -269,9 +264,10 @@ class Call:
             self._observation.end(self._record, self._aborted_with())
             return False
         if isinstance(error, asyncio.CancelledError):
-            if self._dropped or not self._lifecycle.cutting:
+            dropped = self._answer.dropped
+            if dropped or not self._lifecycle.cutting:
                 # The caller has disconnected, or does not read the answer.
-                self._end(*(("DEADLINE_EXCEEDED", "NOT_READ") if self._dropped else ("CANCELLED",)))
+                self._end(*(("DEADLINE_EXCEEDED", "NOT_READ") if dropped else ("CANCELLED",)))
                 return False
         elif not isinstance(error, Exception):
             return False
@@ -295,10 +291,11 @@ class Call:
                 "request", "the call ended without a message", reason="MALFORMED_REQUEST"
             )
         if self._rules.endless:
-            self._keep()
+            self._answer.keep()
         else:
             left_s, call_s = self._context.time_remaining(), self._rules.call_s
-            self._drop_in(call_s if left_s is None else min(call_s, left_s))
+            limit_s = call_s if left_s is None else min(call_s, left_s)
+            self._answer.drop_in(limit_s, self._drop)
         return request
 
     async def requests(self) -> AsyncIterator[Any]:
@@ -318,16 +315,16 @@ class Call:
         cancels this task. That is not a bug of the server.
         """
         if self._rules.endless:
-            self._drop_in(self._rules.call_s)
-        self._await_reader()
+            self._answer.drop_in(self._rules.call_s, self._drop)
+        self._answer.waits()
         try:
             await self._context.write(response)
         except cygrpc.ExecuteBatchError:
             raise asyncio.CancelledError from None
         finally:
-            self._read_by_caller()
+            self._answer.read()
         if self._rules.endless:
-            self._keep()
+            self._answer.keep()
 
     async def abort(self) -> None:
         """Send the refusal. Always raises, as gRPC's abort does.
@@ -361,7 +358,7 @@ class Call:
 
     async def _receive(self) -> Any:
         """The next message, or EOF."""
-        self._drop_in(self._rules.receive_s)
+        self._answer.drop_in(self._rules.receive_s, self._drop)
         reading = self._context.read()
         data = await (self._probe(reading) if self._rules.probe else self._within(reading))
         if data is grpc.aio.EOF:
@@ -406,38 +403,13 @@ class Call:
             work.cancel()
             self._interceptor.slow_probes -= slow
 
-    def _keep(self) -> None:
-        """Cancel the scheduled ``_drop``."""
-        if self._dropping is not None:
-            self._dropping.cancel()
-
-    def _drop_in(self, seconds: float) -> None:
-        """Schedule ``_drop`` for a short time after the limit; replaces an earlier schedule."""
-        self._keep()
-        self._dropping = self._loop.call_later(seconds + DROP_AFTER_S, self._drop)
-
     def _drop(self) -> None:
-        """Drop a call whose caller reads no messages, so that its status could not be sent
-        either."""
-        self._dropped = True
+        """End a call whose caller reads no messages."""
         grpc_guard.drop(self._task, self._held)
-
-    def _await_reader(self) -> None:
-        """Note that a message waits for the caller to read it."""
-        if self._rules.ours and self._waiting is None:
-            self._waiting = self._loop.call_later(STALL_S, self._lifecycle.stall, self._task)
-
-    def _read_by_caller(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-            self._lifecycle.move(self._task)
 
     def _ended(self, _: object) -> None:
         """Called when gRPC has sent the status, or given up."""
-        for timer in (self._dropping, self._waiting):
-            if timer is not None:
-                timer.cancel()
+        self._answer.close()
 
     def _aborted_with(self) -> str:
         """The status that a handler aborted with."""

@@ -26,9 +26,10 @@ from service.http_api.errors import body_of, headers_of
 from service.http_api.reading import BODY
 from service.logs import request_id
 from service.quotas import ANONYMOUS
-from service.refusals import DROP_AFTER_S, STALL_S, late_request, refusal_of
+from service.refusals import late_request, refusal_of
 from service.request_ids import TRACE_KEY
 from service.runtime import Runtime
+from service.unread import Answer
 
 T = TypeVar("T")
 
@@ -123,8 +124,8 @@ class Exchange:
         self._leave: Callable[[], None] | None = None
         self._begun = False
         self._form: Form | None = None
-        self._gone = self._dropped = self._stalled = False
-        self._stalling: asyncio.TimerHandle | None = None
+        self._gone = False
+        self._answer = Answer(runtime.lifecycle, self._task)
 
     def admit(self) -> None:
         """Raise the ``ServiceError`` of a request that is refused by its key or by the phase."""
@@ -195,10 +196,10 @@ class Exchange:
     ) -> None:
         """Send a body as the answer."""
         length = ("content-length", str(len(body)))
-        self._await_reader()
+        self._answer.waits()
         await self._begin(status, (("content-type", content_type), length, *headers))
         await self._send({"type": "http.response.body", "body": body})
-        self._read_by_caller()
+        self._answer.read()
 
     async def stream(self, events: AsyncGenerator[bytes, None], form: Form) -> None:
         """Send server-sent events, then what closes a stream of this form.
@@ -207,9 +208,7 @@ class Exchange:
         A reader who does not read is dropped soon after the time limit of a call.
         """
         self._form = form
-        loop = asyncio.get_running_loop()
-        limit_s = self.runtime.settings.inference_timeout_s + DROP_AFTER_S
-        dropping = loop.call_later(limit_s, self._drop)
+        self._answer.drop_in(self.runtime.settings.inference_timeout_s, self._task.cancel)
         watching = asyncio.create_task(self._watch(), name="watch")
         pinging = asyncio.create_task(self._ping(), name="ping")
         try:
@@ -220,13 +219,13 @@ class Exchange:
         finally:
             for task in (watching, pinging):
                 task.cancel()
-            dropping.cancel()
+            self._answer.keep()
 
     async def _event(self, event: bytes) -> None:
-        self._await_reader()
+        self._answer.waits()
         await self._begin(200, STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": event, "more_body": True})
-        self._read_by_caller()
+        self._answer.read()
 
     async def _end_stream(self, events: bytes) -> None:
         if events:
@@ -257,33 +256,11 @@ class Exchange:
                 self._task.cancel()
                 return
 
-    def _drop(self) -> None:
-        """End a stream whose events nobody reads. An error could not be sent either."""
-        self._dropped = True
-        self._task.cancel()
-
-    def _await_reader(self) -> None:
-        """From now on something waits until the caller reads it."""
-        if self._stalling is None:
-            self._stalling = asyncio.get_running_loop().call_later(STALL_S, self._stall)
-
-    def _stall(self) -> None:
-        """The caller does not read: a drain does not wait for this call."""
-        self._stalled = True
-        self.runtime.lifecycle.stall(self._task)
-
-    def _read_by_caller(self) -> None:
-        if self._stalling is not None:
-            self._stalling.cancel()
-            self._stalling = None
-            self._stalled = False
-            self.runtime.lifecycle.move(self._task)
-
     # The end
 
     async def cancelled(self, error: asyncio.CancelledError) -> None:
         """The task was cancelled: the caller left, does not read, or the server stops."""
-        if self._dropped or self._stalled:
+        if self._answer.dropped or self._answer.stalled:
             self.ended("DEADLINE_EXCEEDED", "NOT_READ")
             await self._abort()
         elif self._gone or not self.runtime.lifecycle.cutting:
@@ -317,7 +294,7 @@ class Exchange:
 
     def ended(self, code: str, reason: str = "-") -> None:
         """Tell metrics, log and trace how the call ended, by the name of gRPC's status."""
-        self._read_by_caller()
+        self._answer.read()
         if self._leave is not None:
             self._leave()
         self.runtime.observation.end(self._record, code, reason)

@@ -16,9 +16,9 @@ from service.http_api.errors import body_of
 from service.http_api.reading import BODY
 from service.lifecycle import Phase
 from service.logs import pairs
-from service.refusals import DROP_AFTER_S
 from service.runtime import Runtime
 from service.settings import SettingsError
+from service.unread import DROP_AFTER_S
 from service.web import WebLimits, WebServer, server_tls
 
 if TYPE_CHECKING:

@@ -124,7 +124,7 @@ async def test_an_unread_answer_of_a_unary_call_is_dropped_at_its_deadline() -> 
 async def test_a_drain_does_not_wait_for_callers_who_do_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(interceptors, "STALL_S", 0.3)
+    monkeypatch.setattr("service.unread.STALL_S", 0.3)
     async with running() as started:
         connection, _ = await unread.open_unread("127.0.0.1", started.server.port, 4)
         await connection_idle(started, 4)
@@ -140,7 +140,7 @@ async def connection_idle(started: Running, calls: int) -> None:
 
 async def test_a_drain_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who is slow, but reads, gets everything; the engine is long done."""
-    monkeypatch.setattr(interceptors, "STALL_S", 1.0)
+    monkeypatch.setattr("service.unread.STALL_S", 1.0)
     engine = FakeEngine("word " * 60_000, context_length=10**6)
     async with running(engine) as started:
         request = pb.StreamTaskRequest(task=inline())

@@ -9,7 +9,8 @@ import json
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -424,28 +425,49 @@ async def test_a_trace_goes_on() -> None:
 # Callers that do not read, and odd requests
 
 
+@asynccontextmanager
+async def not_reading(server: Serving) -> AsyncIterator[None]:
+    """A stream whose caller reads nothing."""
+    unread = socket.socket()
+    unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    unread.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(unread, ("127.0.0.1", server.http.port))
+    body = framed({**run(), "sampling": {"maxTokens": 10**6}})
+    head = (
+        f"POST {SERVICE}/StreamTask HTTP/1.1\r\nhost: a\r\n"
+        f"content-type: application/connect+json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    await loop.sock_sendall(unread, head.encode() + body)
+    try:
+        yield
+    finally:
+        unread.close()
+
+
+async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.unread.STALL_S", 0.1)
+    engine = FakeEngine("word " * 200_000, context_length=2_000_000)
+    async with serving(engine) as server, not_reading(server):
+        await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
+        assert server.runtime.lifecycle.calls_in_flight == 1
+        await asyncio.wait_for(server.runtime.stop(200), 50)
+        assert server.runtime.lifecycle.calls_in_flight == 0
+
+
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connect, "DROP_AFTER_S", 0.1)
+    monkeypatch.setattr("service.unread.DROP_AFTER_S", 0.1)
     engine = FakeEngine("word " * 100_000, context_length=2_000_000)
     async with serving(engine, inference_timeout_s=0.5, receive_timeout_s=0.5) as server:
         records: list[Any] = []
         server.runtime.observation.listeners.append(records.append)
-        unread = socket.socket()
-        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        unread.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await loop.sock_connect(unread, ("127.0.0.1", server.http.port))
-        body = framed({**run(), "sampling": {"maxTokens": 10**6}})
-        head = (
-            f"POST {SERVICE}/StreamTask HTTP/1.1\r\nhost: a\r\n"
-            f"content-type: application/connect+json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        await loop.sock_sendall(unread, head.encode() + body)
-        await until(lambda: bool(records), 30)
-        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 30)
-        unread.close()
+        async with not_reading(server):
+            await until(lambda: bool(records), 30)
+            await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 30)
         assert (records[0].code, records[0].reason) == ("DEADLINE_EXCEEDED", "NOT_READ")
         assert engine.active_requests == 0
 

@@ -291,7 +291,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     limit_s = 300.0  # far away, so that the engine does not end the call itself
-    monkeypatch.setattr(exchange, "DROP_AFTER_S", 1.5 - limit_s)
+    monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - limit_s)
     caplog.set_level("INFO", "service.access")
     engine = FakeEngine("word " * 30_000, context_length=2_000_000)
     async with serving(engine, inference_timeout_s=limit_s) as server, not_reading(server):
@@ -305,7 +305,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
 async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange, "STALL_S", 0.1)
+    monkeypatch.setattr("service.unread.STALL_S", 0.1)
     engine = FakeEngine("word " * 30_000, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
         await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
