@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 from service.errors import InvalidRequest
@@ -191,14 +190,8 @@ def _sampling(request: ChatRequest, fields: dict[str, str]) -> Sampling:
             "max_tokens", f"is {older}, but max_completion_tokens is {newer}; send one of them"
         )
     if newer is None:
-        found = codec.sampling(request, older, "max_tokens", fields)
-    else:
-        found = codec.sampling(request, newer, "max_completion_tokens", fields)
-    template = request.chat_template_kwargs
-    if template is None or not template.enable_thinking:
-        return found
-    fields["sampling.thinking"] = "chat_template_kwargs.enable_thinking"
-    return replace(found, thinking=True)
+        return codec.sampling(request, older, "max_tokens", fields)
+    return codec.sampling(request, newer, "max_completion_tokens", fields)
 
 
 def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -321,7 +321,8 @@ def of_tool(tool: Function) -> Constraint:
 def sampling(
     request: Any, max_tokens: int | None, max_tokens_field: str, fields: dict[str, str]
 ) -> Sampling:
-    """The options of a request that has fields of the names of ``SAMPLING``.
+    """The options of a request that has ``chat_template_kwargs`` and fields of the names of
+    ``SAMPLING``.
 
     max_tokens_field: the name under which the request limits the tokens of its answer.
     """
@@ -331,6 +332,10 @@ def sampling(
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
         fields["sampling.max_tokens"] = max_tokens_field
+    template = request.chat_template_kwargs
+    if template is not None and template.enable_thinking:
+        given["thinking"] = True
+        fields["sampling.thinking"] = "chat_template_kwargs.enable_thinking"
     refuse([replace(one, field=path_of(one.field, fields)) for one in violations(given)])
     return Sampling(**given)
 

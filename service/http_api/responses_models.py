@@ -24,7 +24,12 @@ from service.http_api.fields import (
     treated,
     word_or_tool,
 )
-from service.http_api.models import JsonObjectFormat, StructuredOutputs, TextFormat
+from service.http_api.models import (
+    ChatTemplateOptions,
+    JsonObjectFormat,
+    StructuredOutputs,
+    TextFormat,
+)
 
 MAX_METADATA = 16
 
@@ -295,6 +300,11 @@ class ResponsesRequest(Model):
     ) = treated(
         HONOURED, "A named function, required with one tool, or none; auto is refused with tools."
     )
+    chat_template_kwargs: ChatTemplateOptions | None = treated(
+        HONOURED,
+        "Options of the chat template (vLLM's spelling): enable_thinking, for models whose thinking "
+        "is optional and answers without a grammar. Not of OpenAI's API.",
+    )
     require_enforced: bool | None = treated(
         HONOURED,
         "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
@@ -322,7 +332,9 @@ class ResponsesRequest(Model):
         "can be included.",
     )
     reasoning: Reasoning | None = treated(
-        NEUTRAL, "Must have the effort none; thoughts are never part of an answer."
+        NEUTRAL,
+        "Must have the effort none; thoughts are never part of an answer. "
+        "chat_template_kwargs.enable_thinking lets the model write them.",
     )
     service_tier: Literal["auto", "default"] | None = treated(
         NEUTRAL, "Must be auto or default; there is one tier."

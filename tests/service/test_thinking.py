@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from service.engines.fake import SAMPLING_OPTIONS, FakeEngine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.types import GenerateRequest
 from tests.service.harness import failure, inline, running
-from tests.service.http_api.harness import serving
+from tests.service.http_api.harness import Reply, Serving, serving
 
+Ask = Callable[..., Awaitable[Reply]]
 THINK = pb.SamplingOptions(thinking=True)
 
 
@@ -64,36 +67,50 @@ async def test_an_engine_that_cannot_think_refuses_it() -> None:
     assert "sampling.thinking" in error.message
 
 
+@pytest.fixture(params=["chat", "responses"])
+def ask(request: pytest.FixtureRequest) -> Ask:
+    """POST to one of the two APIs, with fields over sensible ones."""
+
+    async def chat(server: Serving, **fields: Any) -> Reply:
+        return await server.chat(**fields)
+
+    async def responses(server: Serving, **fields: Any) -> Reply:
+        body = json.dumps({"model": "fake", "input": "Hello", **fields})
+        return await server.request("POST", "/v1/responses", body.encode())
+
+    return chat if request.param == "chat" else responses
+
+
 @pytest.mark.parametrize(("kwargs", "chosen"), [({"enable_thinking": True}, True),
                                                 ({"enable_thinking": False}, False), ({}, False)])  # fmt: skip
 async def test_over_http_the_choice_is_an_option_of_the_template(
-    kwargs: dict[str, Any], chosen: bool
+    ask: Ask, kwargs: dict[str, Any], chosen: bool
 ) -> None:
     engine = Thinker("thinking")
     async with serving(engine) as server:
         engine.seen.clear()
-        reply = await server.chat(chat_template_kwargs=kwargs)
+        reply = await ask(server, chat_template_kwargs=kwargs)
     assert reply.status == 200
     assert engine.seen == [chosen]
 
 
 @pytest.mark.parametrize(
-    ("engine", "fields", "says"),
+    ("options", "fields", "says"),
     [
-        (Thinker(), {}, "is not supported by this engine"),
+        ([], {}, "is not supported by this engine"),
         (
-            Thinker("thinking"),
-            {"response_format": {"type": "json_object"}},
+            ["thinking"],
+            {"structured_outputs": {"choice": ["yes", "no"]}},
             "is for answers without a grammar",
         ),
     ],
 )
 async def test_over_http_the_refusal_names_that_option(
-    engine: FakeEngine, fields: dict[str, Any], says: str
+    ask: Ask, options: list[str], fields: dict[str, Any], says: str
 ) -> None:
-    async with serving(engine) as server:
-        reply = await server.chat(chat_template_kwargs={"enable_thinking": True}, **fields)
-        unknown = await server.chat(chat_template_kwargs={"thinking": True})
+    async with serving(Thinker(*options)) as server:
+        reply = await ask(server, chat_template_kwargs={"enable_thinking": True}, **fields)
+        unknown = await ask(server, chat_template_kwargs={"thinking": True})
     assert reply.status == 400
     assert reply.json["error"]["param"] == "chat_template_kwargs.enable_thinking"
     assert says in reply.json["error"]["message"]
