@@ -30,6 +30,7 @@ SHOWN_NAMES = 20
 
 log = logging.getLogger(__name__)
 
+Changed = Callable[[set[str], set[str]], object]
 current: ContextVar[Caller] = ContextVar("caller", default=ANONYMOUS)
 """The caller of the call that the current asyncio task works for."""
 
@@ -38,9 +39,13 @@ class Access:
     """The callers that a server accepts, from its settings; shared by all front ends.
 
     A thread may reload the files while calls are checked.
+
+    Attributes:
+        changed: told the names of callers that a file adds and removes, in the thread that reads it.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.changed: Changed = _nobody_listens
         self._settings = settings
         self._keys: ApiKeys | None = None
         self._names: CertificateNames | None = None
@@ -91,15 +96,18 @@ class Access:
         path = self._settings.api_keys_file
         assert path is not None
         found = ApiKeys.read(path, self._settings.quota)
-        _tell("api keys", self._keys, found)
-        self._keys = found
+        before, self._keys = self._keys, found
+        _tell("api keys", before, found)
+        self.changed(*_difference(before, found))
 
     def _read_names(self) -> None:
         path = self._settings.tls_client_names_file
         assert path is not None
         found = CertificateNames.read(path, self._settings.quota)
-        _tell("certificate names", self._names, found)
-        self._names = found
+        before, self._names = self._names, found
+        _tell("certificate names", before, found)
+        if self._settings.api_keys_file is None:  # else the keys determine the callers
+            self.changed(*_difference(before, found))
 
 
 class ApiKeys:
@@ -216,6 +224,19 @@ class CertificateNames:
         )
 
 
+def _difference(
+    old: ApiKeys | CertificateNames | None, new: ApiKeys | CertificateNames
+) -> tuple[set[str], set[str]]:
+    """Names that were added and that were removed."""
+    before = set() if old is None else set(old.known)
+    after = set(new.known)
+    return after - before, before - after
+
+
+def _nobody_listens(added: set[str], removed: set[str]) -> None:
+    """What an ``Access`` calls until somebody listens."""
+
+
 def _tell(
     what: str, old: ApiKeys | CertificateNames | None, new: ApiKeys | CertificateNames
 ) -> None:
@@ -223,13 +244,14 @@ def _tell(
     if old is None:
         return
     before, after = old.known, new.known
+    added, removed = _difference(old, new)
     both = before.keys() & after.keys()
     log.info(
         "%s reloaded %s",
         what,
         pairs(
-            added=_listed(after.keys() - before.keys()),
-            removed=_listed(before.keys() - after.keys()),
+            added=_listed(added),
+            removed=_listed(removed),
             key_changed=_listed(name for name in both if before[name][1] != after[name][1]),
             quota_changed=_listed(name for name in both if before[name][0] != after[name][0]),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -89,6 +89,8 @@ _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15
 OTHER = "other"
 MAX_METHODS, MAX_CALLERS = 64, 256
 """Names that get series of their own; all further ones share ``other``."""
+KEPT_REMOVED = 1024
+"""Removed callers that are remembered: calls of theirs may still be in flight."""
 
 calls = Counter(
     "qwen3vl_calls",
@@ -156,19 +158,33 @@ backend_up = Gauge(
 
 
 class _Names:
-    """The first ``limit`` names; ``other`` stands for the rest."""
+    """The first ``limit`` names; ``other`` stands for the rest, and for names that were removed."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._known: set[str] = set()
+        self._removed: dict[str, None] = {}
 
     def __call__(self, name: str) -> str:
         if name in self._known:
             return name
-        if len(self._known) >= self._limit:
+        if name in self._removed or len(self._known) >= self._limit:
             return OTHER
         self._known.add(name)
         return name
+
+    def add(self, names: Iterable[str]) -> None:
+        """Names that may have series again."""
+        for name in names:
+            self._removed.pop(name, None)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Names that have no series any more, and whose room others may take."""
+        for name in names:
+            self._known.discard(name)
+            self._removed[name] = None
+        for oldest in list(self._removed)[:-KEPT_REMOVED]:
+            del self._removed[oldest]
 
 
 _method, _caller = _Names(MAX_METHODS), _Names(MAX_CALLERS)
@@ -221,6 +237,21 @@ def count(record: CallRecord) -> None:
         _caller_tokens_of(record.caller).inc(usage.prompt_tokens + usage.output_tokens)
     if record.token_s is not None:
         output_token_seconds.observe(record.token_s)
+
+
+def change_callers(added: Iterable[str], removed: Iterable[str]) -> None:
+    """Follow a change of the callers that a server knows: the series of removed ones go away.
+
+    Calls of theirs that end later count for the caller ``other``. Must run where calls are counted,
+    on the event loop.
+    """
+    _caller.add(added)
+    _caller.remove(removed)
+    _caller_calls_of.cache_clear()
+    _caller_tokens_of.cache_clear()
+    for name in removed:
+        for family in (caller_calls, caller_tokens):
+            family.remove_by_labels({"caller": name})
 
 
 def count_backend_request(backend: str, outcome: str, seconds: float) -> None:

@@ -152,6 +152,11 @@ class Runtime:
         Raises ``SettingsError`` when a port, the certificates or the keys cannot be used.
         """
         self._front_ends = tuple(front_ends)
+        # Files are read in threads, calls are counted on this loop.
+        loop = asyncio.get_running_loop()
+        self.access.changed = lambda added, removed: loop.call_soon_threadsafe(
+            metrics.change_callers, added, removed
+        )
         for path, read in self.access.files:
             self.reloader.watch([path], read)
         if self.settings.traces:

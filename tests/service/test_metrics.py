@@ -240,6 +240,17 @@ async def test_callers_cannot_make_series(tmp_path: Path) -> None:
         assert "odd-" not in (await page(port, "/metrics")).text
 
 
+def test_few_removed_names_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "KEPT_REMOVED", 2)
+    names = metrics._Names(2)
+    assert [names(name) for name in "abc"] == ["a", "b", "other"]
+    names.remove("abz")
+    assert [names(name) for name in "bac"] == ["other", "a", "c"], "a is long gone"
+    names.remove("c")
+    names.add("b")
+    assert [names(name) for name in "bc"] == ["b", "other"]
+
+
 def test_names_beyond_the_limit_share_one_series(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_caller", metrics._Names(metrics.MAX_CALLERS))
     before = {key for key in collected() if key[0] == "qwen3vl_caller_calls_total"}

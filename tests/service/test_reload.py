@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import grpc
@@ -16,6 +18,7 @@ from service import reload
 from service.client import read_error
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.settings import SettingsError
+from tests.service.admin_pages import samples
 from tests.service.certificates import Authority
 from tests.service.harness import Running, run_request, running, separate, until
 
@@ -82,6 +85,42 @@ async def test_a_removed_key_is_refused_and_a_new_key_works(
         assert await outcome(started, "other") == "OK"
     for name in ("phone", "shop", "other", "tablet"):
         assert digest(name) not in caplog.text
+
+
+async def counted(started: Running) -> dict[str, int]:
+    """Callers that have series -> their calls."""
+    found: Counter[str] = Counter()
+    for (name, labels), value in (await samples(started.server.admin_port)).items():
+        if name in ("qwen3vl_caller_calls_total", "qwen3vl_caller_tokens_total"):
+            found[dict(labels)["caller"]] += int(value) if "calls" in name else 0
+    return found
+
+
+async def test_the_series_of_a_removed_caller_go_away(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "service")
+    async with running(api_keys_file=keys, admin_port=0) as started:
+        before = await counted(started)
+        assert await outcome(started, "phone") == await outcome(started, "shop") == "OK"
+        started.engine.hang_after = 0
+        late = asyncio.create_task(outcome(started, "phone"))
+        await until(lambda: started.engine.active_requests == 1)
+        replace(keys, f"shop:{digest('shop')}\n")
+        await logged(caplog, "api keys reloaded")
+        found = await counted(started)
+        assert "phone" not in found
+        assert found["shop"] == before.get("shop", 0) + 1
+        late.cancel()  # a call of the removed caller that ends now
+        await until(lambda: started.server.lifecycle.calls_in_flight == 0)
+        found = await counted(started)
+        assert "phone" not in found
+        assert found["other"] == before.get("other", 0) + 1
+        started.engine.hang_after = None
+        replace(keys, f"phone:{digest('phone')}\nshop:{digest('shop')}\n")
+        await logged(caplog, "api keys reloaded", 2)
+        assert await outcome(started, "phone") == "OK"
+        assert (await counted(started))["phone"] == 1
 
 
 async def test_changed_quotas_hold_for_the_next_call(
