@@ -37,7 +37,7 @@ CHECKS = (
 async def test_no_defect_and_no_answer_outside_the_document(
     phases: str, only: tuple[str, ...], share: float, tmp_path: Path
 ) -> None:
-    pytest.importorskip("schemathesis", reason="pip install 'schemathesis>=4.32,<5'")
+    pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11 or newer")
     async with serving(ReferenceEngine(BUNDLED_MODEL)) as server:
         process = await asyncio.create_subprocess_exec(
             str(Path(sys.executable).with_name("schemathesis")),
