@@ -68,7 +68,7 @@ attack: $(STAMP)  ## every hostile case against the real server; figures go to b
 demo: $(STAMP)  ## server on the bundled model, one drawing analysed, one schema task run
 	$(BIN)/python examples/demo.py
 
-lock: $(STAMP)  ## renew constraints.txt and requirements.lock from pyproject.toml
+lock: $(STAMP)  ## renew constraints.txt, requirements.lock and requirements-extras.lock from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv
 	@echo '# Exact versions that CI installs, for every supported Python. Renewed by `make lock`.' > constraints.txt
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 pyproject.toml --extra dev --extra mutants \
@@ -76,6 +76,9 @@ lock: $(STAMP)  ## renew constraints.txt and requirements.lock from pyproject.to
 	@echo '# What the service needs, with hashes, for every supported Python and platform. Renewed by `make lock`.' > requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml \
 	    -c constraints.txt --generate-hashes --no-header --no-annotate >> requirements.lock
+	@echo '# The same with the extras otel and heif. Renewed by `make lock`.' > requirements-extras.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml --extra otel --extra heif \
+	    -c constraints.txt --generate-hashes --no-header --no-annotate >> requirements-extras.lock
 
 # cyclonedx-bom gets an environment of its own: what it needs would change how jsonschema checks formats here.
 sbom: $(STAMP)  ## SBOM (CycloneDX) of requirements.lock, or of an environment: make sbom OF=/opt/venv/bin/python

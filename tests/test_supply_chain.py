@@ -1,4 +1,4 @@
-"""The lock file with hashes, the SBOM, the CI job that installs from the lock, Docker's health check."""
+"""The lock files with hashes, the SBOM, the CI job that installs from the lock, Docker's health check."""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCKS: dict[str, list[str | None]] = {
+    "requirements.lock": [None],
+    "requirements-extras.lock": [None, "otel", "heif"],
+}
+"""Lock file -> the parts of pyproject.toml that it locks; None is what the service always needs."""
 HASH = re.compile(r"\s*--hash=sha256:[0-9a-f]{64}")
 PLACES = [
     {
@@ -45,9 +49,9 @@ PLACES = [
 ]
 
 
-def locked() -> dict[str, list[str]]:
-    """Each requirement of the lock -> its hashes."""
-    entries = re.sub(r"\\\n", " ", LOCK).splitlines()[1:]
+def locked(lock: str = "requirements.lock") -> dict[str, list[str]]:
+    """Each requirement of a lock -> its hashes."""
+    entries = re.sub(r"\\\n", " ", (ROOT / lock).read_text()).splitlines()[1:]
     found = {}
     for entry in entries:
         requirement, *hashes = re.split(r"\s+(?=--hash)", entry.strip())
@@ -62,9 +66,9 @@ def declared(extra: str | None = None) -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-def names_at(place: dict[str, str]) -> list[str]:
-    """Names of what the lock installs on a system."""
-    requirements = [Requirement(text) for text in locked()]
+def names_at(place: dict[str, str], lock: str) -> list[str]:
+    """Names of what a lock installs on a system."""
+    requirements = [Requirement(text) for text in locked(lock)]
     return [
         canonicalize_name(one.name)
         for one in requirements
@@ -72,41 +76,62 @@ def names_at(place: dict[str, str]) -> list[str]:
     ]
 
 
-def test_every_package_of_the_lock_has_hashes() -> None:
-    assert len(locked()) > 100
-    assert [name for name, hashes in locked().items() if not hashes] == []
+each_lock = pytest.mark.parametrize("lock", LOCKS)
 
 
-def test_the_lock_has_the_versions_of_the_constraints() -> None:
+@each_lock
+def test_every_package_of_a_lock_has_hashes(lock: str) -> None:
+    assert len(locked(lock)) > 100
+    assert [name for name, hashes in locked(lock).items() if not hashes] == []
+
+
+@each_lock
+def test_a_lock_has_the_versions_of_the_constraints(lock: str) -> None:
     """So that what CI tests is what the lock installs."""
     constraints = (ROOT / "constraints.txt").read_text().splitlines()
     tested = {line.partition(" ;")[0] for line in constraints}
-    assert sorted({line.partition(" ;")[0] for line in locked()} - tested) == []
+    assert sorted({line.partition(" ;")[0] for line in locked(lock)} - tested) == []
 
 
+def test_the_lock_of_the_extras_has_all_of_the_other() -> None:
+    """On more systems, where an extra needs a package that the rest needs on some systems alone."""
+
+    def versions(lock: str) -> dict[str, list[str]]:
+        return {line.partition(" ;")[0]: hashes for line, hashes in locked(lock).items()}
+
+    basic, extras = versions("requirements.lock"), versions("requirements-extras.lock")
+    assert {version: extras.get(version) for version in basic} == basic
+
+
+@each_lock
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: " ".join(list(place.values())[1:]))
-def test_the_lock_has_every_dependency_once_on_every_system(place: dict[str, str]) -> None:
-    found = names_at(place)
+def test_a_lock_has_every_dependency_once_on_every_system(place: dict[str, str], lock: str) -> None:
+    found = names_at(place, lock)
     assert len(found) == len(set(found))
     wanted = {
         canonicalize_name(one.name)
-        for one in declared()
+        for part in LOCKS[lock]
+        for one in declared(part)
         if one.marker is None or one.marker.evaluate(place)
     }
     assert sorted(wanted - set(found)) == []
     assert sorted({"pytest", "mypy", "ruff"} & set(found)) == []
 
 
-def test_the_lock_names_no_index_and_no_file() -> None:
+@each_lock
+def test_a_lock_names_no_index_and_no_file(lock: str) -> None:
     """Hashes are of releases, wherever they are fetched from."""
-    assert re.findall(r"https?:|file:|--find-links|--index|(?m:^\s*/)", LOCK) == []
+    text = (ROOT / lock).read_text()
+    assert re.findall(r"https?:|file:|--find-links|--index|(?m:^\s*/)", text) == []
 
 
-def test_ci_installs_from_the_lock() -> None:
+def test_ci_installs_from_each_lock() -> None:
     workflow: Any = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-    steps = [step["run"] for step in workflow["jobs"]["locked"]["steps"] if "run" in step]
+    job = workflow["jobs"]["locked"]
+    assert job["strategy"]["matrix"]["lock"] == list(LOCKS)
+    steps = [step["run"] for step in job["steps"] if "run" in step]
     assert steps == [
-        "pip install --require-hashes -r requirements.lock",
+        "pip install --require-hashes -r ${{ matrix.lock }}",
         "pip install --no-deps -e .",
         "pip check",
         "qwen3vl check --port 0",
@@ -117,6 +142,7 @@ def test_the_pages_say_how_to_install_from_the_lock() -> None:
     page = (ROOT / "docs" / "platforms.md").read_text()
     assert "pip install --require-hashes -r requirements.lock\n" in page
     assert "pip install --no-deps -e .\n" in page
+    assert all(f"[{lock}](../{lock})" in page for lock in LOCKS)
 
 
 def test_the_gpu_image_installs_from_the_lock() -> None:
