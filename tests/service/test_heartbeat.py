@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -241,20 +243,27 @@ def test_endless_engine_threads_do_not_keep_the_process_alive() -> None:
 
 @pytest.mark.slow  # loads the bundled model: its libraries bring handlers of their own
 def test_a_crash_of_the_server_leaves_a_trace() -> None:
-    command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+    """As plain text behind the lines of the log, which are JSON here: docs/operations.md says so."""
+    command = [sys.executable, "-m", "service", "serve", "--port", "0", "--log-format", "json"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             for line in process.stderr:
-                if line.startswith("SERVING"):
+                assert isinstance(json.loads(line), dict), line
+                if "SERVING on" in line:
                     break
             process.send_signal(signal.SIGSEGV)
             _, log = process.communicate(timeout=20)
         finally:
             process.kill()
     assert process.returncode == -signal.SIGSEGV
-    assert "Fatal Python error: Segmentation fault" in log
-    assert "most recent call first" in log
+    before, begin, trace = log.partition("Fatal Python error: Segmentation fault\n")
+    assert begin
+    assert all(isinstance(json.loads(line), dict) for line in before.splitlines())
+    assert "most recent call first" in trace
+    assert re.search(r"^(Current thread|Thread) 0x", trace, re.MULTILINE)
+    page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert "`Fatal Python error: `" in page
 
 
 @pytest.mark.slow
