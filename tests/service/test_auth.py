@@ -329,3 +329,32 @@ def test_names_with_blanks_are_one_word_in_the_log(tmp_path: Path) -> None:
     caller = CertificateNames.read(path).caller(["Acme App=1", "acme.example"])
     assert caller == Caller("Acme_App_1", Quota(queue=2))
     assert Access(Settings()).caller({}, ["Acme"]) == ANONYMOUS
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_who_listens_hears_of_the_names_that_determine_callers(
+    tmp_path: Path, with_keys: bool
+) -> None:
+    keys, names = tmp_path / "keys", tmp_path / "names"
+    keys.write_text(f"a:{digest('a')}\nb:{digest('b')}\n")
+    names.write_text("a\nc\n")
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    access = Access(
+        Settings(
+            tls_cert=ca,
+            tls_key=ca,
+            tls_client_ca=ca,
+            tls_client_names_file=names,
+            api_keys_file=keys if with_keys else None,
+        )
+    )
+    heard: list[tuple[set[str], set[str]]] = []
+    access.changed = lambda added, removed: heard.append((added, removed))
+    access.read()
+    assert heard == [({"a", "b"} if with_keys else {"a", "c"}, set())]
+    heard.clear()
+    keys.write_text(f"b:{digest('b')}\nd:{digest('d')}\n")
+    names.write_text("e\n")
+    access.read()
+    assert heard == [({"d"}, {"a"}) if with_keys else ({"e"}, {"a", "c"})]
