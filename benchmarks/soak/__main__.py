@@ -29,10 +29,10 @@ import psutil
 from benchmarks import common
 from benchmarks.attack.servers import free_port
 from benchmarks.common import environment, markdown, write_results
+from benchmarks.soak.kinds import caller
 from benchmarks.soak.load import (
     Material,
     World,
-    caller,
     kill_workers,
     rotate_keys,
     until,
@@ -264,8 +264,8 @@ def main(words: Sequence[str] | None = None) -> int:
     ]
     notes = (
         "`make soak`: `qwen3vl serve` on the bundled model under a mixed load with callers who "
-        "cancel, do not read, send wrong images and requests, over gRPC and HTTP, while grammar "
-        "workers are killed and keys replaced. Growth of memory: the median of every "
+        "cancel, do not read, send wrong images and requests and hostile bytes, over gRPC, HTTP and "
+        "Connect, while grammar workers are killed and keys replaced. Growth of memory: the median of every "
         f"minute from minute {SETTLE_MINUTES:g} on, the median of the slopes between all pairs of "
         f"these (Theil–Sen), times {GROWTH_MINUTES:g} minutes, in percent of the trend's value at "
         f"minute {SETTLE_MINUTES:g}. {options.note}\n\n![Samples](soak.svg)"

@@ -7,11 +7,9 @@ under a schema that does not validate.
 from __future__ import annotations
 
 import asyncio
-import base64
 import collections
 import dataclasses
 import hashlib
-import http.client
 import io
 import json
 import random
@@ -307,67 +305,6 @@ async def new_schema(world: World) -> None:
     await world.call("ValidateSchema", pb.ValidateSchemaRequest(grammar=grammar))
 
 
-def _post(
-    world: World, body: dict[str, Any] | bytes, lines: int | None = None
-) -> tuple[int, bytes]:
-    """Status and body of a chat completion. lines: leave after so many."""
-    connection = http.client.HTTPConnection("127.0.0.1", world.http_port, timeout=LIMIT_S)
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {world.key}"}
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        connection.request("POST", "/v1/chat/completions", data, headers)
-        response = connection.getresponse()
-        if lines is None:
-            return response.status, response.read()
-        return response.status, b"".join(response.readline() for _ in range(lines))
-    finally:
-        connection.close()
-
-
-def _chat(world: World, wanted: str | None = None, **more: Any) -> dict[str, Any]:
-    """A chat completion about a drawing, under a schema where one is wanted."""
-    url = "data:;base64," + base64.b64encode(world.rng.choice(world.material.drawings)).decode()
-    content = [
-        {"type": "text", "text": "What is it?"},
-        {"type": "image_url", "image_url": {"url": url}},
-    ]
-    if wanted is not None:
-        form = {"name": "answer", "schema": json.loads(wanted)}
-        more["response_format"] = {"type": "json_schema", "json_schema": form}
-    return {"model": "drawings", "messages": [{"role": "user", "content": content}], **more}
-
-
-async def http_chat(world: World) -> None:
-    wanted = world.rng.choice(world.material.schemas)
-    status, body = await asyncio.to_thread(_post, world, _chat(world, wanted, max_tokens=400))
-    if status == 429:
-        return
-    if status != 200:
-        raise Unexpected(f"HTTP {status}: {body[:300]!r}")
-    text = json.loads(body)["choices"][0]["message"]["content"]
-    jsonschema.Draft202012Validator(json.loads(wanted)).validate(json.loads(text))
-
-
-async def http_stream(world: World) -> None:
-    """Read to the end, or leave after a few lines."""
-    lines = world.rng.choice([None, 3])
-    body = _chat(world, stream=True, max_tokens=100)
-    status, found = await asyncio.to_thread(_post, world, body, lines)
-    if status == 200 and (lines or found.endswith(b"data: [DONE]\n\n")):
-        return
-    if status != 429:
-        raise Unexpected(f"HTTP {status}: {found[-300:]!r}")
-
-
-async def http_bad(world: World) -> None:
-    body = world.rng.choice(
-        [b"{", _chat(world, max_tokens=-1), _chat(world, '{"type": "nothing"}')]
-    )
-    status, found = await asyncio.to_thread(_post, world, body)
-    if status != 400:
-        raise Unexpected(f"HTTP {status}: {found[:300]!r}")
-
-
 async def burst(world: World) -> None:
     """More calls at once than there are slots."""
     request = pb.RunTaskRequest(task=world.task(regex="[a-z]{5}"))
@@ -382,54 +319,6 @@ class Kind:
     weight: int
     ends: frozenset[str] = frozenset()
     ok: bool = True
-
-
-def _ends(run: Callable[[World], Awaitable[None]], weight: int, *ends: str) -> Kind:
-    """A kind that never ends well."""
-    return Kind(run, weight, frozenset(ends), ok=False)
-
-
-BUSY = frozenset({"OVERLOADED"})
-KINDS = (
-    Kind(analyze, 12, BUSY),
-    Kind(schema, 20, BUSY),
-    Kind(regex, 8, BUSY),
-    Kind(photo, 2, BUSY),
-    Kind(stream, 8, BUSY),
-    Kind(slow_reader, 2, BUSY),
-    Kind(cancelled_stream, 4, BUSY),
-    Kind(cancelled_call, 4, BUSY),
-    Kind(short_deadline, 3, BUSY | {"DEADLINE_EXCEEDED", "INFERENCE_TIMEOUT"}),
-    Kind(unread, 1),
-    Kind(half_sent, 1),
-    _ends(
-        bad_image,
-        5,
-        "IMAGE_TRUNCATED",
-        "IMAGE_INVALID",
-        "IMAGE_EMPTY",
-        "IMAGE_FORMAT_UNSUPPORTED",
-        "IMAGE_TOO_MANY_PIXELS",
-    ),
-    _ends(
-        bad_request,
-        5,
-        "SCHEMA_INVALID",
-        "SCHEMA_NOT_JSON",
-        "GRAMMAR_INVALID",
-        "UNKNOWN_TASK",
-        "CONTEXT_TOO_LONG",
-        "TEXT_EMPTY",
-    ),
-    _ends(truncated, 3, "OUTPUT_TRUNCATED", "OVERLOADED"),
-    _ends(wrong_key, 2, "API_KEY_INVALID"),
-    Kind(lookups, 4, BUSY),
-    Kind(new_schema, 2, BUSY),
-    Kind(http_chat, 6),
-    Kind(http_stream, 4),
-    Kind(http_bad, 2),
-    Kind(burst, 1, BUSY),
-)
 
 
 async def once(world: World, kind: Kind) -> None:
@@ -448,15 +337,6 @@ async def once(world: World, kind: Kind) -> None:
     world.counts[name][end] += 1
     if not (kind.ok if end == "OK" else end in kind.ends):
         world.failures.append(f"{name}: {'it succeeded' if end == 'OK' else message}")
-
-
-async def caller(world: World, stop: asyncio.Event, pause_s: float) -> None:
-    """Calls of all kinds, one after the other, with pauses of up to twice ``pause_s``."""
-    weights = [kind.weight for kind in KINDS]
-    while not stop.is_set():
-        (kind,) = world.rng.choices(KINDS, weights)
-        await once(world, kind)
-        await asyncio.sleep(world.rng.random() * 2 * pause_s)
 
 
 async def kill_workers(world: World, stop: asyncio.Event, every_s: float) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from benchmarks.soak.__main__ import MEMORY, summary
-from benchmarks.soak.load import KINDS, Material, World, once
+from benchmarks.soak.kinds import KINDS
+from benchmarks.soak.load import Material, World, once
 from benchmarks.soak.samples import growth_percent, last_line, minutes, plot
 
 ROOT = Path(__file__).parents[2]
