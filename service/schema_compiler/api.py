@@ -31,12 +31,12 @@ from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.types import Grammar, GrammarKind, PropertyOrder
 
 ANALYSIS_SECONDS = 5.0
-"""Bound on one analysis; schemas in use take some thousandths."""
+"""Processor time of one analysis at most; schemas in use take some thousandths of a second."""
 ANALYSIS_STEPS = 200_000_000
 """Steps of regular expressions in one analysis."""
 ATTEMPT = 0.4
 """Share of the remaining time that one attempt may take. Attempts end before, by bounds that are
-counted, unless the machine is too busy."""
+counted, unless the processor is very slow."""
 MAX_FORCED = 200_000
 """Characters that a grammar may force in a row, so that they are used to decode faster."""
 _CACHE: SingleFlightCache[Analysed] = SingleFlightCache(128, max_characters=8 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from service.schema_compiler import api
 from service.schema_compiler.api import analyse
+from service.schema_compiler.budget import Budget, BudgetExceeded
 from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.normalize import bounds
@@ -112,6 +114,18 @@ def test_the_same_grammar_each_time() -> None:
     assert first.grammar.ebnf == second.grammar.ebnf
     assert cost(first.grammar.ebnf) <= MAX_COST
     assert accepts(first, {"k3": 1})
+
+
+def test_a_budget_counts_work_and_no_waiting() -> None:
+    budget = Budget(seconds=0.02)
+    time.sleep(0.03)
+    budget.check()
+    assert budget.part(1.0).seconds > 0.01
+    begun = time.thread_time()
+    while time.thread_time() - begun < 0.02:
+        pass
+    with pytest.raises(BudgetExceeded):
+        budget.check()
 
 
 def test_anything_where_nothing_else_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
