@@ -19,6 +19,10 @@ _SHORT = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
+WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
+"""Characters that are escaped or have several bytes."""
+NARROW = difference(ALL, WIDE)
+"""The others: those of a JSON string that are one byte."""
 
 
 class RawText:
@@ -70,9 +74,15 @@ class JsonEscapes:
 
     def _anything(self) -> str:
         name = self._rules.reserve("json_rest")
-        plain, escape = character_class(PLAIN), self._any_escape()
-        self._rules.fill(name, f"{self.end} | {plain} {name} | {escape} {name}")
+        narrow = f"{character_class(NARROW)} {name}"
+        self._rules.fill(name, f"{self.end} | {narrow} | {self.wide(name)}")
         return name
+
+    def wide(self, rest: str) -> str:
+        """The rule for a character of ``WIDE`` and the rest. It takes a compiler about ten states, so
+        that there is one for each rest."""
+        ways = [f"{one} {rest}" for one in self.alternatives(WIDE)]
+        return self._rules.define("json_wide", " | ".join(ways))
 
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)

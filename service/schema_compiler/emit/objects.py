@@ -49,6 +49,8 @@ class OrderedObject:
         self.additional = [(kind.names, _written(kind.values, value)) for kind in one.additional]
         required = [i for i, (_, is_required, _) in enumerate(self.properties) if is_required]
         self._optional_from = required[-1] + 1 if required else 0
+        self._everywhere: set[str] = set()
+        """Additional properties that may stand at every position."""
         self._others = self._additional()
         self.counted = one.minimum > 0 or one.maximum is not None
         if one.maximum is None and one.minimum <= len(required):
@@ -63,24 +65,27 @@ class OrderedObject:
         last = len(self.properties)
         found: list[list[tuple[str, int]]] = [[] for _ in range(last + 1)]
         for names, values in self.additional:
-            apart, anywhere, extending = self._names(names)
+            everywhere, extending = self._names(names)
+            name = self._shared("name", everywhere, twice=False)
             chain: str | None = None
             for i in range(last, -1, -1):
                 if i < last and self.properties[i][1]:
                     chain = None
                 parts = [*extending.get(i, ()), *([chain] if chain else [])]
                 chain = self._shared("longer", parts, twice=False)
-                several = [one for one in (*apart, *anywhere, chain) if one is not None]
-                name = self._shared("name", several, twice=False)
-                if name is not None:
-                    found[i] += [(f'{name} ": " {value}', meets) for value, meets in values]
+                for one in (name, chain):
+                    if one is not None:
+                        found[i] += [(f'{one} ": " {value}', meets) for value, meets in values]
+            if name is not None:
+                self._everywhere |= {f'{name} ": " {value}' for value, _ in values}
         return found
 
-    def _names(self, names: NameSet) -> tuple[list[str], list[str], dict[int, list[str]]]:
-        apart = [] if names.apart is None else [self._name(names.apart)]
+    def _names(self, names: NameSet) -> tuple[list[str], dict[int, list[str]]]:
+        """Names that may stand at every position, and the others by the last position."""
         anywhere, extending = names_by_position(self.object.properties, names)
+        apart = [] if names.apart is None else [names.apart]
         by_position = {i: [self._name(one) for one in sets] for i, sets in extending.items()}
-        return apart, [self._name(one) for one in anywhere], by_position
+        return [self._name(one) for one in (*apart, *anywhere)], by_position
 
     def run(self) -> str:
         """The expression."""
@@ -170,7 +175,9 @@ class OrderedObject:
             recursive = False
             parts = []
             for pair, meets in self._others[i]:
-                other = self.rules.define("other", sequence('", "', pair))
+                other = sequence('", "', pair)
+                if self.often or pair in self._everywhere:
+                    other = self.rules.define("other", other)
                 then = self._add(count, meets)
                 if then == count:
                     recursive = True

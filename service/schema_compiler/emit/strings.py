@@ -7,7 +7,14 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from service.schema_compiler.emit import patterns
-from service.schema_compiler.emit.json_escapes import PLAIN, JsonEscapes, RawText, character_class
+from service.schema_compiler.emit.json_escapes import (
+    NARROW,
+    PLAIN,
+    WIDE,
+    JsonEscapes,
+    RawText,
+    character_class,
+)
 from service.schema_compiler.emit.patterns import counted
 from service.schema_compiler.emit.rules import Rules, literal
 from service.schema_compiler.ir.values import (
@@ -63,7 +70,11 @@ def _rest(texts: TextSet, rules: Rules, name: bool) -> str:
 def canonical(low: int, high: int | None, rules: Rules) -> str:
     """From behind the first quote: low to high characters as ``json.dumps`` writes them."""
     escapes = JsonEscapes(rules)
-    return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, escapes.anything(), rules)
+    rest = escapes.anything()
+    if (low, high) == (1, None):
+        some = f"{character_class(NARROW)} {rest} | {escapes.wide(rest)}"
+        return rules.define("json_some", some)
+    return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, rest, rules)
 
 
 def in_any_form(low: int, high: int | None, rules: Rules) -> str:
@@ -102,8 +113,6 @@ def _any_escape(rules: Rules) -> str:
 
 _Tree = dict[str, "_Tree | None"]
 """By character; None where no text may go on with it, as it would begin with a name."""
-_WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
-"""Characters that are escaped or have several bytes."""
 _END = ""
 """The key of a node at which a name ends."""
 
@@ -185,8 +194,7 @@ class _TreeWriter:
                 others, is_wide = _others_than(goes_on)
                 parts += self._followed(others, rest)
                 if is_wide:
-                    wide = " | ".join(self._followed(_WIDE, rest))
-                    parts.append(self._rules.define("json_wide", wide))
+                    parts.append(self._escapes.wide(rest))
             body = " | ".join(parts)
             self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
         return self._leaving[key]
@@ -203,16 +211,15 @@ class _TreeWriter:
         high = None if self._high is None else self._high - depth
         if high is not None and high < 0:
             return None
-        one, rest = self._escapes.alternatives(ALL), self._escapes.anything()
-        return counted(one, low, high, JsonEscapes.end, rest, self._rules)
+        return canonical(low, high, self._rules)
 
 
 @lru_cache(maxsize=1024)
 def _others_than(goes_on: frozenset[str]) -> tuple[Ranges, bool]:
     """All other characters, or the plain ones of them where all of the wide ones are others, too."""
     others = complement(ranges((ord(character), ord(character)) for character in goes_on))
-    is_wide = not difference(_WIDE, others)
-    return (difference(others, _WIDE) if is_wide else others), is_wide
+    is_wide = not difference(WIDE, others)
+    return (difference(others, WIDE) if is_wide else others), is_wide
 
 
 def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:

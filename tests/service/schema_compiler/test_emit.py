@@ -86,6 +86,29 @@ def test_additional_properties_stand_between_declared_ones() -> None:
     assert accepted(document((one,), ONE, TWO), texts) == texts[:3]
 
 
+def test_names_that_may_stand_everywhere_are_written_once() -> None:
+    """In one rule, and where the object begins without a comma: not once for each position."""
+    longer = {name: PrefixedText(name, AnyText(1, None)) for name in "abcd"}
+    names = NameSet(OtherText(0, None, frozenset(), frozenset("abcd")), longer)
+    one = Object(
+        tuple(prop(name, 1, required=False) for name in "abcd"),
+        (AdditionalProperties(names, (PropertyValue(1),)),),
+    )
+    with bounded(Budget()):
+        bodies = [line.split(" ::= ")[1] for line in grammar_of(document((one,), ONE)).splitlines()]
+    assert sum("json_leaves" in body for body in bodies) == 2
+    texts = ['{"x": 1, "cc": 1, "b": 1, "x": 1, "d": 1}', '{"b": 1, "bb": 1}', '{"b": 1, "aa": 1}']
+    assert accepted(document((one,), ONE), texts) == texts[:1]
+
+
+def test_names_of_wide_and_escaped_characters() -> None:
+    names = NameSet(PrefixedText("a", AnyText(1, None)))
+    one = Object((), (AdditionalProperties(names, (PropertyValue(1),)),))
+    texts = [json.dumps({"a" + end: 1}, ensure_ascii=False) for end in ("b", "é", "\n", "😀\x01é")]
+    others = ['{"a": 1}', '{"a\x01": 1}', '{"a\\u00e9": 1}', '{"b": 1}']
+    assert accepted(document((one,), ONE), [*texts, *others]) == texts
+
+
 @pytest.mark.parametrize(
     ("minimum", "maximum", "sizes"), [(1, None, [1, 2, 3]), (0, 1, [0, 1]), (2, 2, [2])]
 )
