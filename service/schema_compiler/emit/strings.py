@@ -151,34 +151,49 @@ def _node_at(tree: _Tree, path: str) -> _Tree | None:
     return node
 
 
+_Ways = list[tuple[str, str]]
+"""The alternatives of a node: characters, and the expression of what follows them."""
+_MOST_WAYS = 5
+"""Alternatives up to which a node is written in the rule of the node before it. With more, compilers
+take longer for them than for another rule."""
+
+
 class _TreeWriter:
     def __init__(self, low: int, high: int | None, rules: Rules) -> None:
         self._low, self._high, self._rules = low, high, rules
         self._most = math.inf if high is None else high
         self._escapes = JsonEscapes(rules)
         self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
-        self._spelled: dict[str, str] = {}
 
     def write(self, tree: _Tree) -> str | None:
         """The expression of a tree; its nodes from the leaves up, so that equal ones are one rule."""
-        made: dict[int, str | None] = {}
+        made: dict[int, _Ways] = {}
         for node, depth in _bottom_up(tree):
             made[id(node)] = self._node(node, depth, made)
-        return made[id(tree)]
+        return self._rule(made[id(tree)])
 
-    def _node(self, node: _Tree, depth: int, made: dict[int, str | None]) -> str | None:
+    def _node(self, node: _Tree, depth: int, made: dict[int, _Ways]) -> _Ways:
         goes_on = [character for character in node if character != _END]
         ends = len(goes_on) == len(node) and self._low <= depth <= self._most
         leaves = self._leaves(frozenset(goes_on), self._rest(depth + 1), ends)
-        found = [] if leaves is None else [leaves]
+        ways: _Ways = [] if leaves is None else [("", leaves)]
         for character in goes_on:
             child = node[character]
-            below = None if child is None else made[id(child)]
-            if below is not None:
-                found.append(f"{self._text(character)} {below}")
-        if found == [leaves]:
-            return leaves
-        return self._rules.define("json_other", " | ".join(found)) if found else None
+            below = [] if child is None else made[id(child)]
+            if len(ways) + len(below) > _MOST_WAYS:
+                rule = self._rule(below)
+                below = [] if rule is None else [("", rule)]
+            ways += [(character + path, rest) for path, rest in below]
+        return ways
+
+    def _rule(self, ways: _Ways) -> str | None:
+        """The expression of a node; None where it has no text."""
+        if not ways:
+            return None
+        if len(ways) == 1 and not ways[0][0]:
+            return ways[0][1]
+        parts = [f"{self._escapes.text(path)} {rest}" if path else rest for path, rest in ways]
+        return self._rules.define("json_other", " | ".join(parts))
 
     def _followed(self, characters: Ranges, rest: str) -> list[str]:
         return [f"{one} {rest}" for one in self._escapes.alternatives(characters)]
@@ -199,15 +214,11 @@ class _TreeWriter:
             self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
         return self._leaving[key]
 
-    def _text(self, character: str) -> str:
-        known = self._spelled.get(character)
-        if known is None:
-            known = self._spelled[character] = self._escapes.text(character)
-        return known
-
     def _rest(self, depth: int) -> str | None:
         """Any characters from a depth on."""
         low = max(self._low - depth, 0)
+        if not low and self._high is None:
+            return self._escapes.anything()
         high = None if self._high is None else self._high - depth
         if high is not None and high < 0:
             return None
