@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 
 from service.schema_compiler import budget
 from service.schema_compiler.ir.values import NameSet, TextSet, beginnings
@@ -185,11 +187,15 @@ class AdditionalNames:
             return {}
         found: dict[str, TextSet] = {}
         impossible = set(declared) - possible
+        in_order = sorted(declared)
         for name in declared:
-            if not impossible.isdisjoint(beginnings(name)) or _LONE_SURROGATE.search(name):
+            if impossible and not impossible.isdisjoint(beginnings(name)):
+                continue
+            if _LONE_SURROGATE.search(name):
                 continue
             own = [Literal(PREFIX, name)]
-            below = [one for one in declared if one.startswith(name) and one != name]
+            behind = islice(in_order, bisect_right(in_order, name), None)
+            below = list(takewhile(lambda one, name=name: one.startswith(name), behind))
             if below:
                 own.append(Literal(PREFIX, below, negated=True))
             lowered = self.context.string([*literals, *own], name=True)
