@@ -19,6 +19,8 @@ MAX_EFFORT = 160_000
 """Edges and places that are looked at for one string: 50 to 100 ms."""
 
 DEAD = -1
+_ROUNDS = 16
+"""Of a minimisation by rounds, before it goes on by splits."""
 S = TypeVar("S", bound=Hashable)
 
 
@@ -143,16 +145,39 @@ def explore(
 
 
 def negation(dfa: Dfa, effort: Effort) -> Dfa:
-    """Of the texts that are not accepted."""
-    sink = len(dfa.edges)
-    return explore(
-        dfa.blocks,
-        0,
-        lambda s, b: sink if s == sink or dfa.edges[s][b] == DEAD else dfa.edges[s][b],
-        lambda s: s == sink or not dfa.accepting[s],
-        effort,
-        max_states=sink + 1,
+    """Of the texts that are not accepted; dfa: minimal.
+
+    With a state for what leads nowhere, the negation of a minimal automaton is one. The states are
+    numbered anew since the state that accepts whatever follows goes.
+    """
+    count, width = len(dfa.edges), len(dfa.blocks)
+    every = (DEAD,) * width
+    if dfa.is_empty:
+        effort.spend(2 * width)
+        return Dfa(dfa.blocks, ((0,) * width,), (True,))
+    leaves = any(DEAD in row for row in dfa.edges)
+    effort.spend((count + leaves) * width)
+    whole = next(
+        (s for s, row in enumerate(dfa.edges) if dfa.accepting[s] and row == (s,) * width), None
     )
+    if whole == 0:
+        return Dfa(dfa.blocks, (every,), (False,))
+    numbers: dict[int, int] = {0: 0}
+    order, edges = [0], []
+    for state in order:
+        row = []
+        for target in (count,) * width if state == count else dfa.edges[state]:
+            target = count if target == DEAD else target
+            if target == whole:
+                row.append(DEAD)
+                continue
+            number = numbers.setdefault(target, len(order))
+            if number == len(order):
+                order.append(target)
+            row.append(number)
+        edges.append(tuple(row))
+    accepting = (state == count or not dfa.accepting[state] for state in order)
+    return Dfa(dfa.blocks, tuple(edges), tuple(accepting))
 
 
 def product(left: Dfa, right: Dfa, effort: Effort) -> Dfa:
@@ -190,7 +215,7 @@ def bounded(dfa: Dfa, low: int, high: int | None, effort: Effort) -> Dfa:
 
 def minimal(dfa: Dfa) -> Dfa:
     """The least automaton of the same texts: without states from which nothing is accepted, and
-    with equal states as one (Hopcroft). States are numbered in breadth-first order."""
+    with equal states as one. States are numbered in breadth-first order."""
     live = _live(dfa)
     if not live[0]:
         return Dfa(dfa.blocks, ((DEAD,) * len(dfa.blocks),), (False,))
@@ -241,6 +266,36 @@ def _groups(
     states: list[int], columns: list[tuple[int, ...]], accepting: list[bool], dead: int
 ) -> dict[int, int]:
     """The class of equal states for each state. columns: the next states by state."""
+    return _refined(states, columns, accepting, dead) or _split(states, columns, accepting, dead)
+
+
+def _refined(
+    states: list[int], columns: list[tuple[int, ...]], accepting: list[bool], dead: int
+) -> dict[int, int] | None:
+    """By rounds that tell all states apart by the classes of their next states; None after
+    ``_ROUNDS``. Most automata take a few rounds, each of which is faster than one split (Moore)."""
+    group = [0] * (dead + 1)
+    classes = [1 + found for found in accepting]
+    count = len(set(classes))
+    for _ in range(_ROUNDS):
+        for state, number in zip(states, classes, strict=True):
+            group[state] = number
+        following = (map(group.__getitem__, column) for column in columns)
+        numbers: dict[tuple[int, ...], int] = {}
+        classes = [
+            numbers.setdefault(key, len(numbers) + 1)
+            for key in zip(classes, *following, strict=True)
+        ]
+        if len(numbers) == count:
+            return dict(zip(states, classes, strict=True))
+        count = len(numbers)
+    return None
+
+
+def _split(
+    states: list[int], columns: list[tuple[int, ...]], accepting: list[bool], dead: int
+) -> dict[int, int]:
+    """By splitting classes, each by the states that lead into another one (Hopcroft)."""
     inverse: list[dict[int, list[int]]] = []
     for column in columns:
         backwards: dict[int, list[int]] = {}

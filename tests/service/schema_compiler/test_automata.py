@@ -15,6 +15,7 @@ from service.schema_compiler.regex.dfa import (
     TooLarge,
     bounded,
     excluding,
+    minimal,
     negation,
     product,
 )
@@ -86,6 +87,18 @@ def test_combinations() -> None:
     rest = negation(found, Effort())
     assert {t for t in texts() if not accepted(rest, alphabet.spelled(t))} == wanted
     assert product(found, rest, Effort()).is_empty
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a", "^a", "^a$", "^(a|b)*x$", r"\bab\b", "a{2,3}", "(ab?){2}", "^$", "[]", ""]
+)
+def test_negations_are_minimal(pattern: str) -> None:
+    dfa, alphabet = made(pattern)
+    found = negation(dfa, Effort())
+    assert minimal(found) == found
+    assert negation(found, Effort()) == dfa
+    for text in map(alphabet.spelled, texts()):
+        assert accepted(found, text) != accepted(dfa, text)
 
 
 @pytest.mark.parametrize(
