@@ -8,6 +8,7 @@ no UTF-8.
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 from itertools import pairwise
 
@@ -16,6 +17,8 @@ from service.schema_compiler.regex.codepoints import ALL, Ranges, difference, in
 
 _SHORT = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}
 """The character after the backslash."""
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_]+")
+"""Most names; nothing of them is escaped."""
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
@@ -66,6 +69,8 @@ class JsonEscapes:
 
     def text(self, characters: str) -> str:
         """See `RawText.text`."""
+        if _PLAIN_WORD.fullmatch(characters):
+            return f'"{characters}"'
         return literal(json.dumps(characters, ensure_ascii=False)[1:-1])
 
     def anything(self) -> str:
