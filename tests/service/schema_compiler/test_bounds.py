@@ -149,7 +149,14 @@ def test_two_thousand_places() -> None:
 
 @pytest.mark.parametrize(
     ("body", "states"),
-    [('"abc" [0-9]', 4), ('"\\U00000022a"', 2), ("[a]{3,5}", 6), ("[a]{7}", 8), ("[a]{2,}", 3)],
+    [
+        ('x | "a" y | "ab" y | "abd" y | "c"', 4),
+        ('"abc" [0-9]', 4),
+        ('"\\U00000022a"', 2),
+        ("[a]{3,5}", 6),
+        ("[a]{7}", 8),
+        ("[a]{2,}", 3),
+    ],
 )
 def test_cost_counts_states(body: str, states: int) -> None:
     lines = "".join(f"rule_{i} ::= {body}\n" for i in range(5000))
