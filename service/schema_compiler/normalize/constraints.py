@@ -53,11 +53,10 @@ class Properties:
 
     def atoms(self, name: str) -> list[Atom]:
         """What the value of a name has to satisfy."""
-        atoms = [] if name not in self.declared else [self.declared[name]]
-        atoms += [atom for pattern, atom in self.patterns.items() if found(pattern, name)]
-        if not atoms:
-            atoms = [self.additional]
-        return [atom for atom in atoms if atom is not None]
+        atoms = [self.declared[name]] if name in self.declared else []
+        if self.patterns:
+            atoms += [atom for pattern, atom in self.patterns.items() if found(pattern, name)]
+        return [atom for atom in atoms or [self.additional] if atom is not None]
 
     def forbids(self, name: str) -> bool:
         """Whether a name is one of the additional ones, and those are forbidden outright."""

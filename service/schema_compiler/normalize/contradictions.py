@@ -122,14 +122,17 @@ def _object(nodes: Nodes, conjunction: Conjunction) -> bool:
                 atoms.append(constraint.atom)
     if not absent.isdisjoint(extra):
         return True
+    # Those that speak of all names, or of those that they declare alone.
+    speaking = [bool(m.patterns) or m.additional is not None for m in members]
     for name, atoms in extra.items():
         several = [
-            m for m in members if name in m.declared or m.patterns or m.additional is not None
+            m for m, all_ in zip(members, speaking, strict=True) if all_ or name in m.declared
         ]
         if len(several) + len(atoms) < 2 and not any(m.closed for m in several):
             continue
-        if any(member.forbids(name) for member in several):
-            return True
+        for member in several:
+            if member.closed and member.forbids(name):
+                return True
         for member in several:
             atoms = atoms + member.atoms(name)
         if impossible(nodes, atoms):
@@ -148,10 +151,16 @@ def _array(nodes: Nodes, conjunction: Conjunction, literals: list[Literal]) -> b
 
 
 def impossible(nodes: Nodes, atoms: list[Atom]) -> bool:
-    """Whether no value satisfies all atoms, at a glance."""
-    several = set(atoms)
+    """Whether no value satisfies all atoms, at a glance. Branches of one ``oneOf`` ask the same for each
+    pair of them."""
+    several = frozenset(atoms)
+    known = nodes.impossible.get(several)
+    if known is None:
+        known = nodes.impossible[several] = _impossible(nodes, several)
+    return known
+
+
+def _impossible(nodes: Nodes, several: frozenset[Atom]) -> bool:
     if any(negated(atom) in several for atom in several):
         return True
-    if not several:
-        return False
-    return reduce(and_, (nodes.summary(atom) for atom in several)).empty
+    return bool(several) and reduce(and_, map(nodes.summary, several)).empty

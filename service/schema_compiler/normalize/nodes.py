@@ -117,6 +117,8 @@ class Nodes:
         self._by_id: dict[int, Node] = {}
         self._booleans: dict[str, Node] = {}
         self._summaries: dict[Atom, Summary] = {}
+        self.impossible: dict[State, bool] = {}
+        """Whether atoms exclude each other, as far as that was asked."""
 
     def __getitem__(self, index: int) -> Node:
         return self._nodes[index]
