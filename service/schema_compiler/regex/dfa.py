@@ -19,8 +19,10 @@ MAX_EFFORT = 160_000
 """Edges and places that are looked at for one string: 50 to 100 ms."""
 
 DEAD = -1
-_ROUNDS = 16
-"""Of a minimisation by rounds, before it goes on by splits."""
+_ROUNDS = 100
+_LOOKED_UP = 1_000_000
+"""Bounds on a minimisation by rounds, before it goes on by splits: rounds, and next states that are
+looked up in all of them, 30 to 50 ms."""
 S = TypeVar("S", bound=Hashable)
 
 
@@ -273,11 +275,11 @@ def _refined(
     states: list[int], columns: list[tuple[int, ...]], accepting: list[bool], dead: int
 ) -> dict[int, int] | None:
     """By rounds that tell all states apart by the classes of their next states; None after
-    ``_ROUNDS``. Most automata take a few rounds, each of which is faster than one split (Moore)."""
+    too many. Most automata take a few rounds, each of which is faster than one split (Moore)."""
     group = [0] * (dead + 1)
     classes = [1 + found for found in accepting]
     count = len(set(classes))
-    for _ in range(_ROUNDS):
+    for _ in range(min(_ROUNDS, _LOOKED_UP // (len(states) * len(columns) + 1))):
         for state, number in zip(states, classes, strict=True):
             group[state] = number
         following = (map(group.__getitem__, column) for column in columns)
