@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice, takewhile
 
 from service.schema_compiler import budget
@@ -195,7 +196,7 @@ class AdditionalNames:
                 continue
             own = [Literal(PREFIX, name)]
             behind = islice(in_order, bisect_right(in_order, name), None)
-            below = list(takewhile(lambda one, name=name: one.startswith(name), behind))
+            below = list(takewhile(partial(_begins, name), behind))
             if below:
                 own.append(Literal(PREFIX, below, negated=True))
             lowered = self.context.string([*literals, *own], name=True)
@@ -203,3 +204,7 @@ class AdditionalNames:
             if lowered.found is not None and is_kept:
                 found[name] = lowered.found
         return found
+
+
+def _begins(beginning: str, name: str) -> bool:
+    return name.startswith(beginning)
