@@ -38,7 +38,7 @@ from benchmarks.judge import Judge
 from benchmarks.mask_engines import schema_text
 from benchmarks.schema_answers import ADMISSION, PROMPT, Call, caller_of, server
 from examples.drawings.evaluate import Score, score_analyses, serving
-from lmdeploy_ext.encoder.preprocess import smart_resize
+from lmdeploy_ext.encoder.sizes import smart_resize
 from service.client import CHANNEL_OPTIONS
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub

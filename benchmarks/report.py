@@ -29,6 +29,7 @@ TITLES = {
     "schema_answers_http": "Answers under schemas, over HTTP",
     "remote_validity": "Answers under schemas, on other model servers",
     "remote_accuracy": "Accuracy on other model servers",
+    "remote_overhead": "Time added in front of another model server",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
     "attack": "Attacks and faults",
     "soak": "Soak",

@@ -307,4 +307,22 @@ TARGETS = (
         at_least=False,
         unit="calls",
     ),
+    Target(
+        "remote_overhead",
+        "time that the service adds to a call to llama.cpp, median",
+        lambda row: row["server"] == "llama.cpp",
+        _number("added, ms"),
+        3,
+        at_least=False,
+        unit="ms",
+    ),
+    Target(
+        "remote_overhead",
+        "the same in per cent of the call",
+        lambda row: row["server"] == "llama.cpp",
+        _number("added, %"),
+        5,
+        at_least=False,
+        unit="%",
+    ),
 )

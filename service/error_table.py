@@ -200,7 +200,7 @@ _ROWS = (
         False,
         "the answer is longer than `max_tokens`, or without `max_tokens` longer than 1024 tokens or "
         "the rest of the context; or the answer repeats itself; metadata: `finish_reason`, "
-        "`output_tokens`, `max_tokens` (the limit that applied)",
+        "`max_tokens` (the limit that applied), `output_tokens`, `prompt_tokens`, `image_tokens`",
     ),
     Reason(
         "OUTPUT_INVALID",

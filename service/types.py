@@ -268,8 +268,9 @@ class GenerateRequest:
 
     The short form is a system text, then one user turn with all images followed by the text.
     messages: the whole conversation; the fields of the short form are then empty. tools: tools that
-    the model may call, rendered as the chat template does. deadline: time of the event loop's clock
-    after which nobody waits for the answer; None where there is none.
+    the model may call, rendered as the chat template does. enforced: the caller was told that the
+    engine enforces the grammar, so nothing that only checks answers may answer. deadline: time of the
+    event loop's clock after which nobody waits for the answer; None where there is none.
     """
 
     request_id: str
@@ -280,6 +281,7 @@ class GenerateRequest:
     sampling: Sampling = Sampling()
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
+    enforced: bool = False
     deadline: float | None = None
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "fairness",
     },
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
-    "engines": {*VALUES, "engine", "metrics", "compile_errors"},
+    "engines": {*VALUES, "engine", "metrics", "compile_errors", "client"},
     "image_hosts": set(),
     "settings": {"engines", "image_hosts", "quotas"},
     "fairness": set(),
@@ -269,7 +269,11 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
         of=("service.engines",),
     ),
     "generated code stays at the edge": only_in(
-        "service/grpc_api", "service/client.py", "service/cli", of=("service.pb",)
+        "service/grpc_api",
+        "service/client.py",
+        "service/cli",
+        "service/engines/remote",
+        of=("service.pb",),
     ),
 }
 

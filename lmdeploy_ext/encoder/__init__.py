@@ -15,8 +15,8 @@ if TYPE_CHECKING:
         ImageProcessorConfig,
         normalise,
         preprocess,
-        smart_resize,
     )
+    from lmdeploy_ext.encoder.sizes import smart_resize
 
 __all__ = [
     "ImageProcessorConfig",
@@ -28,7 +28,12 @@ __all__ = [
     "smart_resize",
 ]
 
-_HOME = {"VisionConfig": "config", "VisionEncoder": "model", "VisionFeatures": "model"}
+_HOME = {
+    "VisionConfig": "config",
+    "VisionEncoder": "model",
+    "VisionFeatures": "model",
+    "smart_resize": "sizes",
+}
 
 
 def __getattr__(name: str) -> Any:

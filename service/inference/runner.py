@@ -40,6 +40,7 @@ from service.types import (
     DEFAULT_MAX_TOKENS,
     Capabilities,
     Chunk,
+    Enforcer,
     FinishReason,
     GenerateRequest,
     GrammarKind,
@@ -65,6 +66,7 @@ async def run(
     request_id: str,
     accept_empty: bool = False,
     accept_cut: bool = False,
+    strict: bool = False,
     stop: Sequence[str] = (),
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
@@ -74,16 +76,18 @@ async def run(
     coroutine cancels the request in the engine.
 
     timeout_s: time limit for all attempts together.
-    accept_cut, stop: see ``Call``.
+    accept_cut, strict, stop: see ``Call``. Whether the grammar is enforced was checked before.
     limits: size limits under which the task's grammar was analysed.
     compile_timeout_s: time limit for the engine to compile the grammar.
     retries: maximum number of further attempts, made only if another attempt can give a different
         answer.
     """
-    task = on_engine(task, engine.capabilities)
+    capabilities = engine.capabilities
+    task = on_engine(task, capabilities)
     deadline = Deadline(timeout_s)
-    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
-    request = replace(request, deadline=deadline.at)
+    request = check_request(capabilities, task, images, sampling, request_id, stop)
+    enforced = strict or capabilities.enforcer is Enforcer.MASK
+    request = replace(request, deadline=deadline.at, enforced=enforced)
     attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
 
     async def answered() -> Answer:
@@ -93,13 +97,14 @@ async def run(
         while True:
             seed = seed_of(sampling.seed, len(thrown_away))
             again = replace(request, sampling=replace(sampling, seed=seed))
-            collected = await _collect(engine, again, task, stop)
+            collected = _Chunks()
             try:
+                await _collect(engine, again, task, stop, collected)
                 result = await _finish(
-                    task, collected, sampling, engine.capabilities, accept_empty, accept_cut, limits
+                    task, collected, sampling, capabilities, accept_empty, accept_cut, limits
                 )
-            except OutputInvalid as error:
-                thrown_away.append(collected.ended())
+            except OutputInvalid as error:  # found here, or by a server behind the engine
+                thrown_away.append(collected.last or Chunk(""))
                 error.metadata["attempts"] = str(len(thrown_away))
                 if len(thrown_away) == attempts:
                     raise
@@ -119,6 +124,7 @@ async def stream(
     request_id: str,
     accept_empty: bool = False,
     accept_cut: bool = False,
+    strict: bool = False,
     stop: Sequence[str] = (),
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
@@ -129,10 +135,12 @@ async def stream(
 
     Closing the iterator cancels the request in the engine.
     """
-    task = on_engine(task, engine.capabilities)
+    capabilities = engine.capabilities
+    task = on_engine(task, capabilities)
     deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
-    request = check_request(engine.capabilities, task, images, sampling, request_id, stop)
-    request = replace(request, deadline=deadline.at)
+    request = check_request(capabilities, task, images, sampling, request_id, stop)
+    enforced = strict or capabilities.enforcer is Enforcer.MASK
+    request = replace(request, deadline=deadline.at, enforced=enforced)
     collected = _Chunks()
     if task.grammar is not None:
         field = task.grammar_field
@@ -142,9 +150,7 @@ async def stream(
             collected.add(chunk)
             if chunk.text:
                 yield chunk.text
-    finishing = _finish(
-        task, collected, sampling, engine.capabilities, accept_empty, accept_cut, limits
-    )
+    finishing = _finish(task, collected, sampling, capabilities, accept_empty, accept_cut, limits)
     yield await deadline.wait(finishing, late)
 
 
@@ -219,13 +225,11 @@ async def _generating(
 
 
 async def _collect(
-    engine: Engine, request: GenerateRequest, task: Task, stop: Sequence[str]
-) -> _Chunks:
-    collected = _Chunks()
+    engine: Engine, request: GenerateRequest, task: Task, stop: Sequence[str], into: _Chunks
+) -> None:
     async with _generating(engine, request, task, stop) as chunks:
         async for chunk in chunks:
-            collected.add(chunk)
-    return collected
+            into.add(chunk)
 
 
 async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
@@ -318,6 +322,8 @@ def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTr
             "finish_reason": reason.value if reason else "",
             "output_tokens": str(tokens),
             "max_tokens": str(limit),
+            "prompt_tokens": str(last.usage.prompt_tokens),
+            "image_tokens": str(last.usage.image_tokens),
         },
     )
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from service.deadlines import Deadline
 from service.engine import Engine
-from service.errors import ContextTooLong, GrammarError
+from service.errors import ContextTooLong, FieldViolation, GrammarError
 from service.observation import current
 from service.types import Grammar
 
@@ -43,9 +43,14 @@ async def naming(grammar_field: str, prompt_field: str = "task") -> AsyncIterato
     try:
         yield
     except GrammarError as error:
-        what = error.violations[0].description
+        first, *more = error.violations
         raise GrammarError(
-            grammar_field, what, reason=error.reason, metadata=error.metadata
+            grammar_field,
+            first.description,
+            reason=error.reason,
+            metadata=error.metadata,
+            more=tuple(FieldViolation(grammar_field, one.description) for one in more),
+            summary=error.message.removeprefix(f"{first.field}: "),
         ) from error
     except ContextTooLong as error:
         (found,) = error.violations

@@ -26,7 +26,7 @@ from examples.drawings.scenes import (
     keyframes,
     scene,
 )
-from lmdeploy_ext.encoder.preprocess import smart_resize
+from lmdeploy_ext.encoder.sizes import smart_resize
 
 SEEDS = st.integers(0, 2 * HELD_OUT_SEED)
 AREA = {

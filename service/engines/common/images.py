@@ -10,8 +10,8 @@ from lmdeploy_ext.encoder.preprocess import (
     ImageProcessorConfig,
     preprocess,
     preprocess_bytes,
-    smart_resize,
 )
+from lmdeploy_ext.encoder.sizes import smart_resize
 from lmdeploy_ext.packing import PackedImage
 from service.engines.common.reducing import reduce_all
 from service.errors import ImageError

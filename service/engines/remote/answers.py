@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.engines.remote.own_errors import error_of, told_in
 from service.engines.remote.wire import Incoming
 from service.errors import BackEndAnswerInvalid, BackEndFailed
 from service.types import FinishReason, Usage
@@ -43,11 +44,12 @@ class Reader:
     """What has been read of one answer.
 
     answers_as: name of the model that the answer must have; empty accepts any. marks_end: a stream
-    ends with ``[DONE]``.
+    ends with ``[DONE]``. own: of a server of this project, whose errors have reasons.
     """
 
     answers_as: str = ""
     marks_end: bool = True
+    own: bool = False
     model: str = ""
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
@@ -130,6 +132,9 @@ class Reader:
         """What stands beside the choices: an error, the name of the model, the tokens."""
         if value.get("error") is not None:
             log.warning("a model server failed within an answer: %.500r", value["error"])
+            told = told_in(value["error"]) if self.own else None
+            if told is not None:
+                raise error_of(told)
             raise BackEndFailed(
                 "The model server began an answer and then failed; the operator finds its error in "
                 "the log.",

@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from service.engines.remote.servers import SERVERS, ServerKind
 from service.types import GrammarKind
+
+T = TypeVar("T")
 
 
 class State(enum.Enum):
@@ -27,6 +30,10 @@ class Finding:
 
 
 NOTHING_KNOWN = Finding()
+NOT_ENFORCED = (
+    "the model runs on another server, which may drop a schema without a word: the answer is "
+    "checked against the schema, but not forced to fit"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +52,9 @@ class BackEnd:
         sampling: field of ``Sampling`` -> whether the server honours it.
         token_limit: name of the field for the maximum number of tokens; None: that of the kind.
         thinking: whether the model writes thoughts unless they are turned off.
+        not_enforced: why its answers are not held to their grammars while they are generated, as
+            the analysis of this server says; empty where they are.
+        max_images: maximum number of images in a request; None where it is not known.
         details: what else the server tells, for operators.
     """
 
@@ -59,6 +69,8 @@ class BackEnd:
     sampling: Mapping[str, Finding] = field(default_factory=dict)
     token_limit: str | None = None
     thinking: Finding = NOTHING_KNOWN
+    not_enforced: str = NOT_ENFORCED
+    max_images: int | None = None
     details: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -70,6 +82,8 @@ class BackEnd:
     def grammar_kinds(self) -> frozenset[GrammarKind]:
         """Kinds of grammar that are sent: those of the record, without those that were found to
         have no effect."""
+        if self.server.describes_itself:
+            return frozenset(_told(self.grammars))
         return frozenset(
             kind
             for kind in self.server.grammars
@@ -80,8 +94,15 @@ class BackEnd:
     def sampling_options(self) -> frozenset[str]:
         """Fields of ``Sampling`` that are sent."""
         found = {"max_tokens"}
+        if self.server.describes_itself:
+            return frozenset(found | _told(self.sampling))
         for name in self.server.names:
             state = self.sampling.get(name, NOTHING_KNOWN).state
             if state is State.YES or (state is State.UNKNOWN and name in self.server.takes):
                 found.add(name)
         return frozenset(found)
+
+
+def _told(findings: Mapping[T, Finding]) -> set[T]:
+    """The abilities that a server says it has."""
+    return {name for name, one in findings.items() if one.state is State.YES}

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from service.engines.remote.discovery import DiscoveryError, only_local_url
 from service.engines.remote.engine import RemoteEngine
-from service.engines.remote.fleet import BackEndEntry, read_fleet
+from service.engines.remote.fleet import BackEndEntry, ModelEntry, read_fleet
 from service.engines.remote.http_member import HttpMember
-from service.engines.remote.members import Member
+from service.engines.remote.images import Sizing
+from service.engines.remote.members import Member, NotBegun
 from service.engines.remote.options import RemoteSettings
 from service.engines.remote.wire import Wire, WireOptions
+from service.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
 
 ONLY = "remote"
 """Name of the back end where the settings name one server."""
@@ -52,7 +59,10 @@ def build_all(
     }
     if settings.remote_file is None:
         options |= {"vision": settings.vision, "context_length": settings.context_length}
-        return [RemoteEngine([_only_member(settings)], **options)]
+        if settings.remote_discover:
+            find = partial(_found_member, settings)
+            return [RemoteEngine([], sizing=_sizing(settings), find=find, **options)]
+        return [RemoteEngine([_only_member(settings)], sizing=_sizing(settings), **options)]
     fleet = read_fleet(settings.remote_file)
     return [
         RemoteEngine(
@@ -64,6 +74,7 @@ def build_all(
             patient=len(fleet.models) > 1,
             vision=settings.vision and entry.vision,
             context_length=entry.context_length,
+            sizing=_sizing(settings, entry),
             **options,
         )
         for name, entry in fleet.models.items()
@@ -85,6 +96,25 @@ def _only_member(settings: RemoteSettings) -> Member:
     return _member(ONLY, entry, settings.remote_model, settings, settings.key)
 
 
+async def _found_member(settings: RemoteSettings) -> Member:
+    """The server of this machine. Raises ``NotBegun`` where none answers, or several do."""
+    try:
+        url = await only_local_url()
+    except DiscoveryError as error:
+        raise NotBegun(_not_found(str(error)), permanent=True) from None
+    if url is None:
+        raise NotBegun(
+            _not_found("no model server answers at VLLM_MLX_ENDPOINT, or on the usual ports")
+        )
+    log.info("found a model server: %s", url)
+    entry = BackEndEntry(url=url, kind=settings.remote_kind)
+    return _member(ONLY, entry, settings.remote_model, settings)
+
+
+def _not_found(text: str) -> EngineUnavailable:
+    return EngineUnavailable(text, reason="BACKEND_UNREACHABLE")
+
+
 def _member(
     name: str,
     entry: BackEndEntry,
@@ -99,6 +129,17 @@ def _member(
         cert_key=entry.cert_key,
         connect_s=settings.remote_connect_s,
     )
+    if entry.url.startswith("grpc"):
+        from service.engines.remote.grpc_member import GrpcMember
+
+        return GrpcMember(
+            name,
+            entry.url,
+            model,
+            options,
+            silence_s=settings.remote_silence_s,
+            limit=settings.remote_connections,
+        )
     return HttpMember(
         name,
         Wire(entry.url, options),
@@ -109,3 +150,19 @@ def _member(
         limit=settings.remote_connections,
         probe=settings.remote_probe,
     )
+
+
+def _sizing(settings: RemoteSettings, entry: ModelEntry | None = None) -> Sizing:
+    """The size in which images are sent: as the model says in the file, or the settings."""
+    given = (
+        {} if entry is None else entry.model_dump(include={"resize", "min_pixels", "max_pixels"})
+    )
+    chosen = {
+        "resize": settings.remote_resize,
+        "min_pixels": settings.remote_min_pixels,
+        "max_pixels": settings.remote_max_pixels,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+    if chosen["min_pixels"] > chosen["max_pixels"]:
+        raise ValueError("min_pixels of a model must not be above its max_pixels")
+    return Sizing(**chosen)

@@ -198,11 +198,8 @@ async def local_urls(options: WireOptions | None = None, limit_s: float = 2.0) -
 
     Raises ``DiscoveryError`` for a ``VLLM_MLX_ENDPOINT`` that is no URL.
     """
-    named = os.environ.get(VLLM_MLX_ENDPOINT, "").strip()
-    try:
-        first = [parse_url(named)] if named else []
-    except ValueError as error:
-        raise DiscoveryError(f"{VLLM_MLX_ENDPOINT} {error}") from None
+    named = _named_endpoint()
+    first = [] if named is None else [named]
     candidates = first + [f"http://127.0.0.1:{port}" for port in LOCAL_PORTS]
     unique = list(dict.fromkeys(candidates))
     keyless = dataclasses.replace(options or WireOptions(), key=None, connect_s=limit_s)
@@ -210,12 +207,41 @@ async def local_urls(options: WireOptions | None = None, limit_s: float = 2.0) -
     return [one for one, answered in zip(unique, answers, strict=True) if answered]
 
 
+async def only_local_url(options: WireOptions | None = None) -> str | None:
+    """URL of the model server on this machine: at ``VLLM_MLX_ENDPOINT`` where that is set, else the
+    only one on the usual ports. None: it does not answer yet.
+
+    Raises ``DiscoveryError`` where several answer, or for a ``VLLM_MLX_ENDPOINT`` that is no URL.
+    """
+    named = _named_endpoint()
+    found = await local_urls(options)
+    if named is not None:
+        return named if named in found else None
+    if len(found) > 1:
+        raise DiscoveryError(
+            f"several model servers answer on this machine: {', '.join(found)}; name one (remote_url)"
+        )
+    return found[0] if found else None
+
+
+def _named_endpoint() -> str | None:
+    """The base URL in ``VLLM_MLX_ENDPOINT``. Raises ``DiscoveryError``."""
+    named = os.environ.get(VLLM_MLX_ENDPOINT, "").strip()
+    try:
+        return parse_url(named) if named else None
+    except ValueError as error:
+        raise DiscoveryError(f"{VLLM_MLX_ENDPOINT} {error}") from None
+
+
 async def _answers(url: str, options: WireOptions, limit_s: float) -> bool:
-    """Whether a server with OpenAI's API answers."""
+    """Whether a server with OpenAI's API answers, and has loaded: this server, while it starts, may
+    listen on one of the ports itself."""
     wire = Wire(url, options)
     try:
         reply = await wire.fetch("GET", "/v1/models", limit_s=limit_s)
-        return reply.status in (401, 403) or isinstance(reply.json(), dict)
+        return reply.status in (401, 403) or (
+            reply.status == 200 and isinstance(reply.json(), dict)
+        )
     except (WireError, ValueError, RecursionError):
         return False
     finally:

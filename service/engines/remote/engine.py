@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from service import metrics
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.remote.backend import BackEnd, State
 from service.engines.remote.chat import check_supported
-from service.engines.remote.images import data_url, files
+from service.engines.remote.images import AS_THEY_ARE, Outgoing, Sizing
 from service.engines.remote.members import Member, NotBegun
 from service.errors import (
     EngineUnavailable,
@@ -35,10 +35,6 @@ from service.types import (
     GrammarKind,
 )
 
-NOT_ENFORCED = (
-    "the model runs on another server, which may drop a schema without a word: the answer is "
-    "checked against the schema, but not forced to fit"
-)
 START_PAUSE_S = 1.0
 """Time between two attempts to reach a server at the start, in seconds."""
 FIRST_PAUSE_S = 0.1
@@ -51,10 +47,12 @@ class RemoteEngine:
     """Asks other servers for answers, and accepts only complete ones.
 
     Args:
-        members: the servers that run the model.
+        members: the servers that run the model. find: looks for the only one at the start, in place
+            of ``members``; raises ``NotBegun`` where there is none yet.
         name: name of the model for callers; None takes that of the server.
         vision: False refuses images. max_images: maximum number of images in a request.
         context_length: tokens of prompt and answer; None takes what the servers tell.
+        sizing: the size in which images are sent.
         retries: further rounds of attempts where nothing was generated.
         start_s: how long the start waits for a server. patient: start also when none answers; the
             health check then finds the first one that does. Needs a name.
@@ -69,16 +67,20 @@ class RemoteEngine:
         vision: bool = True,
         max_images: int = 16,
         context_length: int | None = None,
+        sizing: Sizing = AS_THEY_ARE,
         retries: int = 2,
         start_s: float = 60.0,
         patient: bool = False,
         on_progress: Callable[[str], None] | None = None,
+        find: Callable[[], Awaitable[Member]] | None = None,
     ) -> None:
         self._members = tuple(members)
+        self._find = find
         self._name = name
         self._vision = vision
         self._max_images = max_images
         self._context_length = context_length
+        self._sizing = sizing
         self._retries = retries
         self._start_s = start_s
         self._patient = patient
@@ -102,6 +104,8 @@ class RemoteEngine:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         reached = [one.description for one in self._members if one.description is not None]
         found = reached or [one.assumed for one in self._members]
+        # A server that was not reached may get the next request, so it counts here.
+        why = next((one.not_enforced for one in self._known if one.not_enforced), "")
         vision = self._vision and all(one.vision.state is not State.NO for one in found)
         return Capabilities(
             model=self._name or found[0].model,
@@ -110,9 +114,9 @@ class RemoteEngine:
             grammar_kinds=frozenset[GrammarKind].intersection(*(o.grammar_kinds for o in found)),
             sampling_options=frozenset[str].intersection(*(o.sampling_options for o in found)),
             context_length=self._context_length or _context_length(found),
-            max_images=self._max_images if vision else 0,
-            enforcer=Enforcer.VALIDATION,
-            not_enforced=NOT_ENFORCED,
+            max_images=self._most_images(found) if vision else 0,
+            enforcer=Enforcer.VALIDATION if why else Enforcer.MASK,
+            not_enforced=why,
             restart_helps=False,
             details=self._details(found),
         )
@@ -129,9 +133,11 @@ class RemoteEngine:
             self._started = True
 
     async def prepare(self, grammar: Grammar) -> None:
-        """Refuse a kind of grammar that the servers do not take; they compile the rest themselves."""
+        """Refuse a grammar that the servers do not take, as far as they tell; they compile the rest
+        themselves."""
         self._ready()
         self._check_kind(grammar, self.capabilities)
+        await or_closed(self._choose(set()).prepare(grammar), self._closed)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         """Run one request; see `service.engine.Engine.generate`."""
@@ -139,7 +145,7 @@ class RemoteEngine:
         self._check(request)
         self._active += 1
         try:
-            images = await or_closed(_data_urls(request), self._closed)
+            images = Outgoing(request.all_images, self._sizing)
             attempts = _Attempts(self._members, self._retries, request.deadline)
             while True:
                 self._ready()
@@ -181,7 +187,7 @@ class RemoteEngine:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._start_s
         while True:
-            errors = await self._check_all()
+            errors = await self._check_or_find()
             if not all(errors):
                 return
             hopeless = all(error is not None and error.permanent for error in errors)
@@ -194,10 +200,17 @@ class RemoteEngine:
             await asyncio.sleep(min(START_PAUSE_S, max(0.0, end - loop.time())))
 
     def _why_not(self, errors: Sequence[NotBegun | None]) -> str:
-        lines = dict.fromkeys(
-            f"{one.name}: {e}" for one, e in zip(self._members, errors, strict=True)
-        )
+        names = [one.name for one in self._members] or ["remote_discover"]
+        lines = dict.fromkeys(f"{name}: {e}" for name, e in zip(names, errors, strict=True))
         return "No model server can be used. " + " ".join(lines)
+
+    async def _check_or_find(self) -> list[NotBegun | None]:
+        if not self._members and self._find is not None:
+            try:
+                self._members = (await self._find(),)
+            except NotBegun as error:
+                return [error]
+        return await self._check_all()
 
     async def _check_all(self) -> list[NotBegun | None]:
         async def check(member: Member) -> NotBegun | None:
@@ -226,7 +239,8 @@ class RemoteEngine:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
 
     def _check(self, request: GenerateRequest) -> None:
-        check_supported(request)
+        if not all(one.takes_tools for one in self._members):
+            check_supported(request)
         count, capabilities = len(request.all_images), self.capabilities
         if count and capabilities.modalities == TEXT_ONLY:
             raise VisionDisabled("this server was started without vision; send text only")
@@ -240,6 +254,15 @@ class RemoteEngine:
         if grammar.kind not in capabilities.grammar_kinds:
             what = "is a kind of grammar that the model server does not take"
             raise GrammarError(grammar.kind.value, what, reason="GRAMMAR_KIND_UNSUPPORTED")
+
+    @property
+    def _known(self) -> list[BackEnd]:
+        """What is known of each server, or assumed of one that was not reached."""
+        return [one.description or one.assumed for one in self._members]
+
+    def _most_images(self, found: Sequence[BackEnd]) -> int:
+        told = [one.max_images for one in found if one.max_images is not None]
+        return min([self._max_images, *told])
 
     def _details(self, found: Sequence[BackEnd]) -> dict[str, str]:
         """Names only: the addresses of servers are not for callers."""
@@ -287,7 +310,7 @@ class _Attempts:
 
 
 async def _counted(
-    member: Member, request: GenerateRequest, images: Sequence[str]
+    member: Member, request: GenerateRequest, images: Outgoing
 ) -> AsyncGenerator[Chunk, None]:
     """The answer of a server, counted in the metrics by its outcome."""
     begun = time.monotonic()
@@ -309,14 +332,6 @@ async def _counted(
         running.dec()
         metrics.backend_up.labels(member.name).set(member.healthy)
         metrics.count_backend_request(member.name, outcome, time.monotonic() - begun)
-
-
-async def _data_urls(request: GenerateRequest) -> list[str]:
-    """The images of a request inside URLs, in the order of the prompt."""
-    found = await files(request.all_images)
-    if not found:
-        return []
-    return await asyncio.to_thread(lambda: [data_url(*one) for one in found])
 
 
 def _context_length(found: Sequence[BackEnd]) -> int:

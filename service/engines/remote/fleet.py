@@ -3,7 +3,7 @@
 backends:
   gpu-1: {url: "http://10.0.0.5:8000", kind: vllm, key_file: /run/secrets/vllm}
   gpu-2: {url: "http://10.0.0.6:8000", kind: vllm, key_variable: VLLM_KEY}
-  worker: {url: "https://10.0.0.7:8443", ca: /etc/ca.pem}
+  worker: {url: "grpcs://10.0.0.7:50051", ca: /etc/ca.pem}
 models:
   qwen3-vl-8b: {backends: [gpu-1, gpu-2], model: Qwen/Qwen3-VL-8B-Instruct}
   drawings: {backends: [worker]}
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from service.engines.remote.options import read_key
 from service.engines.remote.servers import SERVERS
-from service.engines.remote.wire import parse_http_url
+from service.engines.remote.wire import parse_url
 
 MAX_BACK_ENDS = 256
 """Maximum number of back ends: each has series of its own in the metrics."""
@@ -47,7 +47,7 @@ class BackEndEntry(_Part):
     @field_validator("url")
     @classmethod
     def _readable_url(cls, url: str) -> str:
-        return parse_http_url(url)
+        return parse_url(url)
 
     @field_validator("kind")
     @classmethod
@@ -69,6 +69,8 @@ class BackEndEntry(_Part):
             raise ValueError("key_file and key_variable: set one of them")
         if (self.cert is None) != (self.cert_key is None):
             raise ValueError("cert and cert_key belong together")
+        if self.kind != "auto" and self.url.startswith("grpc") != (self.kind == "qwen3vl-grpc"):
+            raise ValueError("kind: qwen3vl-grpc belongs to grpc:// and grpcs:// URLs")
         return self
 
     @property
@@ -85,12 +87,16 @@ class BackEndEntry(_Part):
 
 
 class ModelEntry(_Part):
-    """One model. ``model``: its name on the servers; None takes the name for callers."""
+    """One model. ``model``: its name on the servers; None takes the name for callers. ``resize``,
+    ``min_pixels``, ``max_pixels``: in place of ``remote_resize`` and its bounds, for this model."""
 
     backends: Annotated[list[Name], Field(min_length=1)]
     model: str | None = Field(None, min_length=1)
     context_length: int | None = Field(None, ge=16)
     vision: bool = True
+    resize: bool | None = None
+    min_pixels: int | None = Field(None, ge=1024)
+    max_pixels: int | None = Field(None, ge=1024)
 
 
 class Fleet(_Part):

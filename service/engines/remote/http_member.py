@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -17,8 +17,10 @@ from service.engines.remote import chat, ollama
 from service.engines.remote.answers import Reader, invalid
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.discovery import Discoveries, DiscoveryError
+from service.engines.remote.images import Outgoing
 from service.engines.remote.members import NotBegun
 from service.engines.remote.ollama import OllamaReader
+from service.engines.remote.own_errors import cut, error_of, told_over_http
 from service.engines.remote.schemas import forms
 from service.engines.remote.servers import Protocol
 from service.engines.remote.wire import Incoming, Silence, TooLarge, Unreachable, Wire, WireError
@@ -29,6 +31,7 @@ from service.errors import (
     ContextTooLong,
     EngineUnavailable,
     GrammarError,
+    OutputTruncated,
     Overloaded,
     ServiceError,
 )
@@ -47,6 +50,8 @@ BUSY_AFTER_S = 1.0
 """When to come again to a busy server that does not say when."""
 ERROR_BYTES = 4096
 """Bytes of a refusal that are read and logged."""
+OWN_ERROR_BYTES = 64 * 1024
+"""Maximum size of an error of a server of this project, in bytes."""
 _CONTEXT = re.compile(
     r"context_length_exceeded|exceed_context_size|context (length|size|window)|maximum model length"
     r"|max_model_len|prompt is too long|input is too long",
@@ -64,6 +69,8 @@ class HttpMember:
     the settings. limit: maximum number of requests at a time. probe: try out what the server does
     not tell of itself.
     """
+
+    takes_tools = False
 
     def __init__(
         self,
@@ -111,16 +118,20 @@ class HttpMember:
             log.info("back end %s works", self.name)
         self.healthy = True
 
+    async def prepare(self, grammar: Grammar) -> None:
+        """OpenAI's API has no way to ask for this."""
+
     async def generate(
-        self, request: GenerateRequest, images: Sequence[str]
+        self, request: GenerateRequest, images: Outgoing
     ) -> AsyncGenerator[Chunk, None]:
         begun = time.monotonic()
         self.in_flight += 1
         try:
             async with self._places:
                 back_end = await self._described()
+                urls = await images.urls()
                 waited_s = time.monotonic() - begun
-                async with aclosing(self._answer(request, images, back_end)) as chunks:
+                async with aclosing(self._answer(request, urls, back_end)) as chunks:
                     first_s = 0.0
                     async for chunk in chunks:
                         now_s = time.monotonic() - begun
@@ -248,7 +259,8 @@ class HttpMember:
         """One request and its answer. Raises ``_Refused`` and ``NotBegun`` before the first
         chunk."""
         native = back_end.server.protocol is Protocol.OLLAMA
-        reader = (OllamaReader if native else Reader)(self._answers_as, not native)
+        own = back_end.server.own
+        reader = (OllamaReader if native else Reader)(self._answers_as, not native, own)
         path = ollama.PATH if native else CHAT
         exchange = self._wire.request("POST", path, body, silence_s=self._silence_s)
         try:
@@ -265,6 +277,9 @@ class HttpMember:
             raise self._not_reached(error) from None
         except WireError as error:
             raise self._broken(error) from None
+        except OutputTruncated as error:  # of a server of this project
+            yield cut(error.metadata)
+            return
         except BackEndAnswerInvalid as error:
             if error.metadata.get("fault") == "model":
                 self.healthy, self._stale = False, True
@@ -279,10 +294,14 @@ class HttpMember:
         body = b""
         async for piece in incoming.pieces():
             body += piece
-            if len(body) >= ERROR_BYTES:
+            if len(body) >= OWN_ERROR_BYTES:
                 break
-        body = body[:ERROR_BYTES]
         log.warning("back end %s answers %d: %.500r", self.name, incoming.status, body)
+        if back_end.server.own:
+            error = _own_error(incoming.status, incoming.headers, body)
+            if error is not None:
+                return error
+        body = body[:ERROR_BYTES]
         if incoming.status in back_end.server.schema_errors:
             return _Refused(incoming.status, body.decode("utf-8", "replace"))
         if incoming.status in (429, 503):
@@ -322,6 +341,18 @@ class HttpMember:
         if isinstance(error, TooLarge):
             return invalid("too_large", "is larger than any complete answer")
         return _unavailable("The connection to the model server broke within an answer.")
+
+
+def _own_error(status: int, headers: Mapping[str, str], body: bytes) -> Exception | None:
+    """The error of a server of this project; None where the body is none of its own."""
+    after_s = retry_after_s(headers.get("retry-after"))
+    told = told_over_http(status, body, after_s if status == 429 else None)
+    if told is None:
+        return None
+    error = error_of(told)
+    if status in (429, 503):  # refused before anything was generated
+        return NotBegun(error, after_s=after_s)
+    return error
 
 
 def _kind(setting: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from service.engines.remote.backend import BackEnd
+from service.engines.remote.images import Outgoing
 from service.errors import ServiceError
-from service.types import Chunk, GenerateRequest
+from service.types import Chunk, GenerateRequest, Grammar
 
 
 class NotBegun(Exception):
@@ -31,10 +32,12 @@ class Member(Protocol):
 
     name: for logs and metrics. assumed: the server by its settings alone. description: what is
     known of it; None until it was reached.
+    takes_tools: whether definitions of tools reach the model as they are meant.
     healthy: whether its last check or request reached it. in_flight: requests that it works on.
     """
 
     name: str
+    takes_tools: bool
     assumed: BackEnd
     description: BackEnd | None
     healthy: bool
@@ -45,9 +48,12 @@ class Member(Protocol):
         reached before. Sets ``healthy``. Raises ``NotBegun``."""
         ...
 
-    def generate(
-        self, request: GenerateRequest, images: Sequence[str]
-    ) -> AsyncGenerator[Chunk, None]:
+    async def prepare(self, grammar: Grammar) -> None:
+        """Raise ``GrammarError`` for a grammar that the server is known to refuse. A server that
+        does not tell, or cannot tell now, refuses it when it gets the request."""
+        ...
+
+    def generate(self, request: GenerateRequest, images: Outgoing) -> AsyncGenerator[Chunk, None]:
         """See `service.engine.Engine.generate`. Raises ``NotBegun`` before the first chunk."""
         ...
 

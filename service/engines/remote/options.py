@@ -8,16 +8,21 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from service.engines.kind import CONTEXT_LENGTH, EngineSettings
-from service.engines.remote.wire import parse_http_url
+from service.engines.remote.wire import parse_url
 
 MAX_KEY_BYTES = 16_384
+MAX_PIXELS = 16_777_216
 _FILES = ("remote_file", "remote_key_file", "remote_ca", "remote_cert", "remote_cert_key")
 
 _OF_ONE_SERVER = (
     "remote_url", "remote_model", "remote_kind", "remote_key", "remote_key_file", "remote_ca",
-    "remote_cert", "remote_cert_key", "context_length",
+    "remote_cert", "remote_cert_key", "remote_discover", "context_length",
 )  # fmt: skip
 """Settings that a file with back ends has for each of them."""
+_OF_A_URL = (
+    "remote_url", "remote_key", "remote_key_file", "remote_ca", "remote_cert", "remote_cert_key",
+)  # fmt: skip
+"""Settings of a server that is named; a server that was found gets no key."""
 
 
 class RemoteSettings(EngineSettings):
@@ -26,7 +31,12 @@ class RemoteSettings(EngineSettings):
     remote_url: str | None = Field(
         None,
         description="URL of the server that runs the model, such as http://127.0.0.1:8000, with or "
-        "without /v1.",
+        "without /v1; grpc://HOST:PORT (grpcs:// with TLS) for a server of this project.",
+    )
+    remote_discover: bool = Field(
+        False,
+        description="Look for a model server on this machine at the start, in place of remote_url: at "
+        "VLLM_MLX_ENDPOINT, then on the usual ports. More than one is an error that names them.",
     )
     remote_file: Path | None = Field(
         None,
@@ -40,7 +50,7 @@ class RemoteSettings(EngineSettings):
     )
     remote_kind: Literal[
         "auto", "vllm", "sglang", "lmdeploy", "llama.cpp", "ollama", "lm-studio", "vllm-mlx",
-        "mistral.rs", "qwen3vl-http", "unknown",
+        "mistral.rs", "qwen3vl-http", "qwen3vl-grpc", "unknown",
     ] = Field(
         "auto",
         description="Kind of that server, which decides how it is asked; auto: found out. unknown "
@@ -104,12 +114,32 @@ class RemoteSettings(EngineSettings):
         description="At the start, also try out what the servers do not tell of themselves, such as "
         "whether they obey schemas: dozens of short requests to each model.",
     )
+    remote_resize: bool = Field(
+        False,
+        description="Send images in the size of the model's own processing, by bicubic interpolation, "
+        "so that a server that resizes in another way has nothing to resize. Not for servers of this "
+        "project over gRPC, which do it themselves.",
+    )
+    remote_min_pixels: int = Field(
+        65_536,
+        ge=1024,
+        le=MAX_PIXELS,
+        description="Smallest area of an image after remote_resize, in pixels, where a request sets "
+        "none; size.shortest_edge of preprocessor_config.json.",
+    )
+    remote_max_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1024,
+        le=MAX_PIXELS,
+        description="Largest area of an image after remote_resize, in pixels, where a request sets "
+        "none; size.longest_edge of preprocessor_config.json.",
+    )
     context_length: int | None = Field(None, ge=16, description=CONTEXT_LENGTH)
 
     @field_validator("remote_url")
     @classmethod
     def _readable_url(cls, url: str | None) -> str | None:
-        return None if url is None else parse_http_url(url)
+        return None if url is None else parse_url(url)
 
     @field_validator(*_FILES)
     @classmethod
@@ -124,23 +154,34 @@ class RemoteSettings(EngineSettings):
 
     @model_validator(mode="after")
     def _combinations(self) -> RemoteSettings:
+        if self.remote_min_pixels > self.remote_max_pixels:
+            raise ValueError("remote_min_pixels: must not be above remote_max_pixels")
         if self.remote_file is not None:
             for name in _OF_ONE_SERVER:
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name}: has no effect beside remote_file, which sets it")
             return self
+        if self.remote_discover:
+            for name in _OF_A_URL:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name}: has no effect beside remote_discover")
+            return self
         if self.remote_url is None:
             raise ValueError(
-                "remote_url: engine=remote needs the URL of a server, or a remote_file"
+                "remote_url: engine=remote needs the URL of a server, a remote_file or "
+                "remote_discover"
             )
+        grpc = self.remote_url.startswith("grpc")
+        if self.remote_kind != "auto" and grpc is not (self.remote_kind == "qwen3vl-grpc"):
+            raise ValueError("remote_kind: qwen3vl-grpc belongs to grpc:// and grpcs:// URLs")
         if self.remote_key is not None and self.remote_key_file is not None:
             raise ValueError("remote_key: has no effect beside remote_key_file; set one of them")
         if (self.remote_cert is None) != (self.remote_cert_key is None):
             raise ValueError("remote_cert: remote_cert and remote_cert_key belong together")
-        tls = self.remote_url.startswith("https:")
+        tls = self.remote_url.startswith(("https:", "grpcs:"))
         for name in ("remote_ca", "remote_cert"):
             if getattr(self, name) is not None and not tls:
-                raise ValueError(f"{name}: needs a remote_url with https://")
+                raise ValueError(f"{name}: needs a remote_url with https:// or grpcs://")
         return self
 
     @property

@@ -31,6 +31,8 @@ class Protocol(enum.Enum):
     """POST /v1/chat/completions."""
     OLLAMA = "ollama"
     """POST /api/chat: Ollama's own API, because its OpenAI API cuts prompts without a word."""
+    QWEN3VL = "qwen3vl"
+    """The gRPC API of this project."""
 
 
 class Verbatim(str):
@@ -53,6 +55,8 @@ class ServerKind:
         token_limit: name of the field for the maximum number of tokens of an answer.
         fixed: fields of every body.
         no_thinking: fields that turn the thoughts of a model off.
+        describes_itself: the server tells all that it can do; nothing is concluded from this record.
+        own: a server of this project, whose errors have reasons that callers know.
         limits_itself: without a maximum number of tokens the server takes the same as this service.
         schema_errors: statuses of a request that the server refused before it generated anything,
             perhaps for its schema.
@@ -70,6 +74,8 @@ class ServerKind:
     token_limit: str = MAX_COMPLETION_TOKENS
     fixed: Fields = field(default_factory=dict)
     no_thinking: Fields = field(default_factory=dict)
+    describes_itself: bool = False
+    own: bool = False
     limits_itself: bool = False
     schema_errors: frozenset[int] = frozenset({400, 422})
     keywords: frozenset[str] | None = None
@@ -254,6 +260,16 @@ _RECORDS = (
         names=_OPENAI_NAMES,
         takes=_ALL,
         seeds=2**64,
+        own=True,
+        limits_itself=True,
+    ),
+    ServerKind(
+        "qwen3vl-grpc",
+        protocol=Protocol.QWEN3VL,
+        health=None,
+        seeds=2**64,
+        describes_itself=True,
+        own=True,
         limits_itself=True,
     ),
     ServerKind(

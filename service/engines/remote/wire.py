@@ -267,17 +267,6 @@ def parse_url(text: str) -> str:
     return f"{url.scheme}://{url.netloc}{url.path.rstrip('/').removesuffix('/v1').rstrip('/')}"
 
 
-def parse_http_url(text: str) -> str:
-    """`parse_url` for a server that runs the model: HTTP alone."""
-    url = parse_url(text)
-    if url.startswith("grpc"):
-        raise ValueError(
-            "must begin with http:// or https://; a server of this project runs the model for "
-            "another one over its HTTP port (--http-port)"
-        )
-    return url
-
-
 def _unsent(error: Exception) -> WireError:
     """The error of a request whose answer has not begun."""
     import aiohttp

@@ -18,8 +18,8 @@ from lmdeploy_ext.encoder.preprocess import (
     ImageProcessorConfig,
     normalise,
     preprocess,
-    smart_resize,
 )
+from lmdeploy_ext.encoder.sizes import smart_resize
 
 IMAGES = Path(__file__).parents[4] / "shared" / "images"
 CONFIG = ImageProcessorConfig(min_pixels=64 * 64, max_pixels=512 * 512)

@@ -13,9 +13,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jsonschema
@@ -66,6 +66,7 @@ class Subject:
     idle: whether an engine holds nothing of any request: no slot, no memory, no place in a queue.
     certain: its answers are fixed beforehand, so that sampling has nothing to choose from.
     sensitive: its weights are random, so that whatever changes the prompt changes the answer.
+    excluded: tests that do not hold for it, by name -> the reason.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Subject:
     idle: Callable[[Engine], bool]
     certain: bool = False
     sensitive: bool = False
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
 
 def schema(**properties: Any) -> Grammar:
@@ -475,14 +477,14 @@ class Answers:
                         seed=1, thinking=True)  # fmt: skip
         task = Task("test", "", "", "Any.")
         honoured = engine.capabilities.sampling_options
-        for field in fields(Sampling):
-            only = replace(Sampling(), **{field.name: getattr(used, field.name)})
-            if field.name in honoured:
+        for option in fields(Sampling):
+            only = replace(Sampling(), **{option.name: getattr(used, option.name)})
+            if option.name in honoured:
                 check_request(engine.capabilities, task, [], only, "id")
                 continue
             with pytest.raises(InvalidRequest) as raised:
                 check_request(engine.capabilities, task, [], only, "id")
-            assert [one.field for one in raised.value.violations] == [f"sampling.{field.name}"]
+            assert [one.field for one in raised.value.violations] == [f"sampling.{option.name}"]
 
     async def test_options_are_honoured(self, engine: Engine, subject: Subject) -> None:
         honoured = engine.capabilities.sampling_options

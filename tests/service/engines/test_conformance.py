@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import pytest_asyncio
 from service.engine import Engine
 from service.engines.fake import FakeEngine
 from service.engines.reference import ReferenceEngine
+from service.engines.remote import RemoteEngine
+from service.settings import Settings
 from service.types import GrammarKind
-from service.wiring import BUNDLED_MODEL
+from service.wiring import BUNDLED_MODEL, build_engine
 from tests.checkpoints import Shape, write_checkpoint
 from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
+from tests.service.engines.remote.workers import worker
 
 ON_HOST = pytest.mark.skipif(
     os.environ.get("HOST_RUNTIME_MODE") != "numbers",
@@ -32,6 +36,8 @@ SUBJECTS = (
     pytest.param("lmdeploy, turbomind", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch", marks=pytest.mark.slow),
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
+    pytest.param("remote, gRPC", marks=pytest.mark.slow),
+    pytest.param("remote, HTTP", marks=pytest.mark.slow),
     pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
     pytest.param("qwen3.5 on turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
@@ -42,6 +48,28 @@ SHAPES = {
     "lmdeploy, pytorch": Shape(),
     "lmdeploy, pytorch in other processes": Shape(),
 }
+
+
+AT_THE_END = "a stream tells the tokens of the prompt when it ends"
+NO_QUEUE = "the queue is that of the server; its OVERLOADED is passed on, see test_own_servers"
+IMAGES_FIRST = (
+    "an image is sent before the server can refuse it; CONTEXT_TOO_LONG is passed on, see "
+    "test_own_servers"
+)
+EXCLUDED = {
+    "remote, gRPC": {
+        "test_chunks": AT_THE_END,
+        "test_a_full_queue_is_overloaded": NO_QUEUE,
+        "test_context": IMAGES_FIRST,
+    },
+    "remote, HTTP": {
+        "test_chunks": AT_THE_END,
+        "test_a_full_queue_is_overloaded": NO_QUEUE,
+        "test_context": IMAGES_FIRST,
+        "test_a_broken_grammar": "OpenAI's API compiles a grammar only in a request",
+    },
+}
+"""Subject -> tests that do not hold for it, with the reason."""
 
 
 def fake(*, vision: bool = True, small: bool = False, **options: Any) -> Engine:
@@ -86,6 +114,34 @@ def scripted_is_idle(engine: Engine) -> bool:
     return engine.active_requests == 0 and not inside
 
 
+@contextmanager
+def remote_subject(name: str) -> Iterator[Subject]:
+    """The remote engine in front of our own server, which runs the fake engine. A second server is
+    slow, for tests that need requests to be in flight."""
+    with worker(FakeEngine(script)) as fast, worker(FakeEngine(script)) as slow:
+        slow.engine.token_delay_s = 0.005
+
+        def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
+            back = slow if small else fast
+            url = back.grpc if name.endswith("gRPC") else back.http
+            options = {"remote_url": url, "vision": vision, "max_images": max_images}
+            return build_engine(Settings(engine="remote", **options))
+
+        def idle(engine: Engine) -> bool:
+            assert isinstance(engine, RemoteEngine)
+            return engine.active_requests == 0 and fast.idle and slow.idle
+
+        yield Subject(name, build, idle, certain=True, excluded=EXCLUDED[name])
+
+
+@pytest.fixture(autouse=True)
+def leave_out(request: pytest.FixtureRequest, subject: Subject) -> None:
+    """Skip what does not hold for a subject."""
+    reason = subject.excluded.get(request.node.originalname)
+    if reason is not None:
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="module", params=SUBJECTS)
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -98,6 +154,9 @@ def subject(
             fake, grammar_kinds={GrammarKind.JSON_SCHEMA}, sampling_options={"max_tokens"}
         )
         yield Subject(name, few, fake_is_idle, certain=True)
+    elif name in EXCLUDED:
+        with remote_subject(name) as found:
+            yield found
     else:
         folder = BUNDLED_MODEL
         if name in SHAPES:

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, preprocess
+from service.engines.remote.images import Sizing, files
 from service.engines.remote.schemas import forms, simplified
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.types import Image as DecodedImage
 from tests.service.engines.remote.scripted import Asked, completion, saying
 from tests.service.engines.remote.serving import GOOD, OBJECT, pair, question
 from tests.service.harness import failure
@@ -66,6 +69,72 @@ async def test_other_files_go_out_as_upright_png(image: pb.Image, size: tuple[in
     assert url.startswith("data:image/png;base64,")
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
     assert (sent.mode, sent.size) == ("RGB", size)
+
+
+def resized_file(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).resize((width, height)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "size"),
+    [
+        (pb.Image(data=encoded("JPEG")), {}, (320, 224)),
+        (pb.Image(data=encoded("WEBP")), {}, (320, 224)),
+        (pb.Image(data=turned()), {}, (224, 320)),
+        (pb.Image(data=encoded("PNG")), {"remote_min_pixels": 4096}, (96, 64)),
+        (pb.Image(data=encoded("PNG"), min_pixels=16384), {}, (160, 128)),
+        (pb.Image(data=encoded("PNG"), max_pixels=4096), {}, (96, 64)),
+        (
+            pb.Image(data=resized_file(640, 480)),
+            {"remote_min_pixels": 1024, "remote_max_pixels": 20_000},
+            (160, 96),
+        ),
+    ],
+)
+async def test_images_go_out_in_the_size_of_the_models_own_processing(
+    image: pb.Image, options: dict[str, int], size: tuple[int, int]
+) -> None:
+    """The sizes are those of transformers' ``smart_resize`` with patches of 16 pixels, two by two."""
+    async with pair(saying(GOOD), remote_resize=True, **options) as (front, back):
+        await front.stub.RunTask(question(images=[image]), timeout=10)
+    url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert (sent.mode, sent.size) == ("RGB", size)
+
+
+async def test_an_image_in_the_right_size_goes_out_as_it_came() -> None:
+    data = resized_file(320, 224)
+    async with pair(saying(GOOD), remote_resize=True) as (front, back):
+        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=10)
+    url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
+    assert base64.b64decode(url.partition(",")[2]) == data
+
+
+async def test_the_resized_image_is_the_one_of_the_reference_engine() -> None:
+    """Pixel by pixel, but for the rounding of two libraries."""
+    pixels = np.random.default_rng(2).integers(0, 256, (150, 210, 3), dtype=np.uint8)
+    config = ImageProcessorConfig(min_pixels=65_536)
+    packed = preprocess(pixels, config)
+    ((media_type, data),) = await files([DecodedImage(pixels)], Sizing(resize=True))
+    sent = np.asarray(Image.open(io.BytesIO(data)))
+    again = preprocess(sent, config)
+    assert media_type == "image/png"
+    assert again.grid == packed.grid
+    apart = np.abs(again.patches.astype(int) - packed.patches.astype(int))
+    assert apart.max() <= 1
+
+
+async def test_sides_too_far_apart_are_refused_before_anything_is_sent() -> None:
+    narrow = io.BytesIO()
+    Image.new("RGB", (2, 500)).save(narrow, "PNG")
+    async with pair(saying(GOOD), remote_resize=True) as (front, back):
+        image = pb.Image(data=narrow.getvalue())
+        error = await failure(front.stub.RunTask(question(images=[image]), timeout=10))
+        assert dict(error.field_violations).keys() == {"images[0].data"}
+        assert not back.asked
 
 
 async def test_a_truncated_file_is_refused_here() -> None:

@@ -32,6 +32,7 @@ def settings(**values: Any) -> RemoteSettings:
         ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000"),
         ("https://host/openai/v1", "https://host/openai"),
         ("http://[::1]:8000/v1", "http://[::1]:8000"),
+        ("grpc://host:50051", "grpc://host:50051"),
     ],
 )
 def test_the_base_of_a_url(given: str, base: str) -> None:
@@ -46,7 +47,12 @@ def test_the_base_of_a_url(given: str, base: str) -> None:
         ({"remote_url": "http://user:pass@host"}, "must not contain a name or password"),
         ({"remote_url": "http://host/v1?key=1"}, "must not have a query"),
         ({"remote_url": "http://host:70000"}, "a port that is not a number from 0 to 65535"),
-        ({"remote_url": "grpc://host:1"}, "must begin with http:// or https://"),
+        ({"remote_url": "grpc://host"}, "must be grpc://HOST:PORT"),
+        ({"remote_kind": "qwen3vl-grpc"}, "belongs to grpc:// and grpcs:// URLs"),
+        ({"remote_kind": "vllm", "remote_url": "grpc://host:1"}, "belongs to grpc://"),
+        ({"remote_discover": True}, "remote_url: has no effect beside remote_discover"),
+        ({"remote_min_pixels": 4096, "remote_max_pixels": 2048}, "must not be above"),
+        ({"remote_min_pixels": 10}, "remote_min_pixels: "),
         ({"remote_ca": Path("/no/such.pem")}, "remote_ca: there is no file /no/such.pem"),
         ({"remote_ca": Path(__file__)}, "remote_ca: needs a remote_url with https://"),
         ({"remote_cert": Path(__file__)}, "remote_cert and remote_cert_key belong together"),

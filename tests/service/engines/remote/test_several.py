@@ -16,6 +16,7 @@ from service import metrics
 from service.client import read_error
 from service.engines.remote.engine import RemoteEngine
 from service.engines.remote.fleet import read_fleet
+from service.engines.remote.images import Sizing
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.settings import Settings
 from service.wiring import build_engines
@@ -237,13 +238,29 @@ async def test_a_model_without_a_server_does_not_keep_the_others_from_serving(
 def test_the_file_is_read(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        {"a": {"url": "http://h:1/v1", "kind": "vllm"}, "b": {"url": "http://h:2"}},
+        {"a": {"url": "http://h:1/v1", "kind": "vllm"}, "b": {"url": "grpc://h:2"}},
         {"m": {"backends": ["a", "b"], "model": "org/M"}, "n": {"backends": ["b"]}},
     )
     found = read_fleet(path)
     assert found.backends["a"].url == "http://h:1"
     assert list(found.models) == ["m", "n"]
     assert found.models["m"].model == "org/M"
+
+
+def test_a_model_has_a_size_of_images_of_its_own(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"a": {"url": "http://h:1"}},
+        {
+            "m": {"backends": ["a"], "resize": True, "min_pixels": 40_960, "max_pixels": 65_536},
+            "n": {"backends": ["a"]},
+        },
+    )
+    sizings = [one._sizing for one in engines_of(path, remote_max_pixels=500_000)]
+    assert sizings == [Sizing(True, 40_960, 65_536), Sizing(False, 65_536, 500_000)]
+    write(tmp_path, {"a": {"url": "http://h:1"}}, {"m": {"backends": ["a"], "max_pixels": 2048}})
+    with pytest.raises(ValueError, match="min_pixels of a model must not be above"):
+        engines_of(path)
 
 
 A = "backends: {a: {url: 'http://h:1'}}\n"
@@ -265,6 +282,10 @@ A = "backends: {a: {url: 'http://h:1'}}\n"
         (
             "backends: {a: {url: 'http://h', kind: x}}\nmodels: {m: {backends: [a]}}",
             "there is no kind",
+        ),
+        (
+            "backends: {a: {url: 'grpc://h:1', kind: vllm}}\nmodels: {m: {backends: [a]}}",
+            "qwen3vl-grpc belongs to grpc://",
         ),
         (
             "backends: {a: {url: 'http://h'}, b: {url: 'http://i'}}\nmodels: {m: {backends: [a]}}",
