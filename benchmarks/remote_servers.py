@@ -57,6 +57,8 @@ LMDEPLOY_DRAWINGS = 32
 UNAVAILABLE = ("BACKEND_UNREACHABLE", "ENGINE_UNHEALTHY", "ENGINE_STALLED")
 """Reasons of a server behind ours that has died; asked again, as a client does."""
 ATTEMPTS, PAUSE_S = 20, 1.0
+RESIZING = "--remote-resize"
+"""How names of rows end whose images our server resizes."""
 STEP = 32
 """Sides of an image in tokens: patches of 16 pixels, two by two."""
 IGNORED = (
@@ -121,8 +123,25 @@ def ignoring() -> Iterator[str]:
 
 def settings(name: str, url: str) -> tuple[str, ...]:
     """Settings of our server in front of a server."""
-    words = ("--engine", "remote", "--remote-url", url)
-    return (*words, "--remote-model", MISTRAL_RS_MODEL) if name.startswith("mistral.rs") else words
+    words = ["--engine", "remote", "--remote-url", url]
+    if name.startswith("mistral.rs"):
+        words += ["--remote-model", MISTRAL_RS_MODEL]
+    if name.endswith(RESIZING):
+        low, high = bounds()
+        words += [
+            "--remote-resize",
+            "--remote-min-pixels",
+            str(low),
+            "--remote-max-pixels",
+            str(high),
+        ]
+    return tuple(words)
+
+
+def bounds() -> tuple[int, int]:
+    """Smallest and largest area of an image in the model's own processing, in pixels."""
+    size = json.loads((BUNDLED_MODEL / "preprocessor_config.json").read_text())["size"]
+    return size["shortest_edge"], size["longest_edge"]
 
 
 # Validity
@@ -287,12 +306,9 @@ def validity(
 
 def resized(data: bytes) -> bytes:
     """The image in the size that the model's own processing gives it, by bicubic interpolation."""
-    size = json.loads((BUNDLED_MODEL / "preprocessor_config.json").read_text())["size"]
     with Image.open(io.BytesIO(data)) as image:
         colours = image.convert("RGB")
-    height, width = smart_resize(
-        colours.height, colours.width, STEP, size["shortest_edge"], size["longest_edge"]
-    )
+    height, width = smart_resize(colours.height, colours.width, STEP, *bounds())
     buffer = io.BytesIO()
     colours.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "PNG")
     return buffer.getvalue()
@@ -347,7 +363,7 @@ cent. Every engine decodes greedily from the same weights (float32; LMDeploy bfl
 on images of 40 to 64 tokens, to which its own processing resizes. llama.cpp resizes with bilinear \
 interpolation, and unless told otherwise to 8 to 4096 tokens; "40 to 64 tokens": image_min_tokens and \
 image_max_tokens; "resized before": the image was sent in the size of the model's own processing, so that the \
-server has nothing to resize. {versions}"""
+server has nothing to resize; "--remote-resize": our server does that. {versions}"""
 
 
 def versions() -> str:
@@ -383,6 +399,7 @@ def main() -> None:
             )
             pictures["llama.cpp, 40 to 64 tokens"] = (bounded, None)
             pictures["llama.cpp, resized before"] = (url, resized)
+            pictures[f"llama.cpp, {RESIZING}"] = (url, None)
         except Missing as missing:
             print(f"without llama.cpp: {missing}")
         try:

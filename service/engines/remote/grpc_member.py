@@ -30,7 +30,7 @@ from service.engines.remote.grpc_messages import (
 )
 from service.engines.remote.images import Outgoing
 from service.engines.remote.members import NotBegun
-from service.engines.remote.own_errors import Told, cut, error_of
+from service.engines.remote.own_errors import NOT_NOW, Told, cut, error_of
 from service.engines.remote.wire import WireOptions
 from service.errors import (
     BackEndFailed,
@@ -61,11 +61,14 @@ _PERMANENT = frozenset(
     }
 )
 
-_NOT_NOW = frozenset(
-    {"ENGINE_LOADING", "ENGINE_DRAINING", "ENGINE_UNHEALTHY", "GRAMMAR_WORKER_LOST"}
+_NO_ANSWER = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
 )
-"""Reasons of a server that has not begun to generate."""
-
+NOT_REACHED = "The model server cannot be reached."
 log = logging.getLogger(__name__)
 
 
@@ -99,6 +102,7 @@ class GrpcMember:
         self._silence_s = silence_s
         self._places = asyncio.Semaphore(limit)
         self._channel: grpc.aio.Channel | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed = False
         self._stale = True
         """Whether the server has to be described before it gets a request."""
@@ -168,6 +172,9 @@ class GrpcMember:
     async def close(self) -> None:
         self._closed = True
         channel, self._channel = self._channel, None
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         if channel is not None:
             await channel.close()
 
@@ -263,7 +270,11 @@ class GrpcMember:
 
     def _not_answered(self, error: grpc.aio.AioRpcError) -> NotBegun:
         """A check that failed: nothing was generated."""
-        found = self._failure(read_error(error))
+        told = read_error(error)
+        if not told.reason and told.code in _NO_ANSWER:
+            log.debug("back end %s: %s", self.name, told)
+            return NotBegun(_unavailable(NOT_REACHED), permanent=_untrusted(told))
+        found = self._failure(told)
         if isinstance(found, NotBegun):
             return found
         return NotBegun(found, permanent=error.code() in _PERMANENT)
@@ -284,7 +295,7 @@ class GrpcMember:
         found = error_of(_told(told))
         if isinstance(found, Overloaded):
             return NotBegun(found, after_s=found.retry_after_s)
-        if told.reason in _NOT_NOW:
+        if told.reason in NOT_NOW:
             self.healthy, self._stale = False, True
             return NotBegun(found)
         if told.code in _PERMANENT:
@@ -300,8 +311,7 @@ class GrpcMember:
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             self._lost(told)
             if _not_connected(told):
-                unreachable = _unavailable("The model server cannot be reached.")
-                return NotBegun(unreachable, permanent=_untrusted(told))
+                return NotBegun(_unavailable(NOT_REACHED), permanent=_untrusted(told))
             return _unavailable("The connection to the model server broke within an answer.")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return BackEndRefusal(
@@ -336,7 +346,7 @@ class GrpcMember:
     def _opened(self) -> grpc.aio.Channel:
         """The channel, opened when it is first used: it belongs to the event loop."""
         if self._closed:
-            raise NotBegun(_unavailable("The model server cannot be reached."))
+            raise NotBegun(_unavailable(NOT_REACHED))
         if self._channel is None:
             scheme, address = self._url.split("://")
             options = (
@@ -349,7 +359,18 @@ class GrpcMember:
                 if scheme == "grpc"
                 else grpc.aio.secure_channel(address, _credentials(self._options), options)
             )
+            self._watching = asyncio.ensure_future(self._watch(self._channel))
         return self._channel
+
+    async def _watch(self, channel: grpc.aio.Channel) -> None:
+        """Have the server described again after every break of the connection: another one may answer
+        then, or another version."""
+        state = channel.get_state()
+        while True:
+            await channel.wait_for_state_change(state)
+            state = channel.get_state()
+            if state is not grpc.ChannelConnectivity.READY:
+                self._stale = True
 
 
 def _credentials(options: WireOptions) -> grpc.ChannelCredentials:
@@ -360,9 +381,7 @@ def _credentials(options: WireOptions) -> grpc.ChannelCredentials:
         )
     except OSError as error:
         log.warning("TLS cannot be set up: %s", error)
-        raise NotBegun(
-            _unavailable("The model server cannot be reached."), permanent=True
-        ) from None
+        raise NotBegun(_unavailable(NOT_REACHED), permanent=True) from None
 
 
 def _left_s(deadline: float | None) -> float | None:

@@ -20,7 +20,7 @@ from service.engines.remote.discovery import Discoveries, DiscoveryError
 from service.engines.remote.images import Outgoing
 from service.engines.remote.members import NotBegun
 from service.engines.remote.ollama import OllamaReader
-from service.engines.remote.own_errors import cut, error_of, told_over_http
+from service.engines.remote.own_errors import NOT_NOW, cut, error_of, told_over_http
 from service.engines.remote.schemas import forms
 from service.engines.remote.servers import Protocol
 from service.engines.remote.wire import Incoming, Silence, TooLarge, Unreachable, Wire, WireError
@@ -291,13 +291,15 @@ class HttpMember:
 
     async def _refusal(self, incoming: Incoming, back_end: BackEnd) -> Exception:
         """The error for another status than 200."""
+        own = back_end.server.own
+        limit = OWN_ERROR_BYTES if own else ERROR_BYTES
         body = b""
         async for piece in incoming.pieces():
             body += piece
-            if len(body) >= OWN_ERROR_BYTES:
+            if len(body) >= limit:
                 break
         log.warning("back end %s answers %d: %.500r", self.name, incoming.status, body)
-        if back_end.server.own:
+        if own:
             error = _own_error(incoming.status, incoming.headers, body)
             if error is not None:
                 return error
@@ -350,7 +352,7 @@ def _own_error(status: int, headers: Mapping[str, str], body: bytes) -> Exceptio
     if told is None:
         return None
     error = error_of(told)
-    if status in (429, 503):  # refused before anything was generated
+    if isinstance(error, Overloaded) or told.reason in NOT_NOW:
         return NotBegun(error, after_s=after_s)
     return error
 

@@ -40,6 +40,10 @@ BETWEEN_SERVERS = (
     "CONTENT_TYPE_UNSUPPORTED", "REQUEST_COMPRESSED", "RECEIVE_TIMEOUT", "INTERNAL", "BACKEND_FAILED",
 )  # fmt: skip
 """Reasons that the caller cannot do anything about: this server asked in its own name."""
+NOT_NOW = frozenset(
+    {"ENGINE_LOADING", "ENGINE_DRAINING", "ENGINE_UNHEALTHY", "GRAMMAR_WORKER_LOST"}
+)
+"""Reasons of a server that has not begun to generate."""
 _PLAIN: dict[str, type[ServiceError]] = {
     one.reason: one
     for one in (
