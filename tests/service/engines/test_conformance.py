@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.types import GrammarKind
 from service.wiring import BUNDLED_MODEL, build_engine
 from tests.checkpoints import Shape, write_checkpoint
+from tests.model_servers.processes import Missing, gguf_files, llama_cpp
 from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
 from tests.service.engines.remote.workers import worker
 
@@ -38,6 +39,7 @@ SUBJECTS = (
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
     pytest.param("remote, gRPC", marks=pytest.mark.slow),
     pytest.param("remote, HTTP", marks=pytest.mark.slow),
+    pytest.param("remote, llama.cpp", marks=[pytest.mark.slow, pytest.mark.long]),
     pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
     pytest.param("qwen3.5 on turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
@@ -51,7 +53,9 @@ SHAPES = {
 
 
 AT_THE_END = "a stream tells the tokens of the prompt when it ends"
+NO_IMAGE_TOKENS = "llama.cpp does not tell the tokens of images"
 NO_QUEUE = "the queue is that of the server; its OVERLOADED is passed on, see test_own_servers"
+LATE_GRAMMARS = "OpenAI's API compiles a grammar only in a request"
 IMAGES_FIRST = (
     "an image is sent before the server can refuse it; CONTEXT_TOO_LONG is passed on, see "
     "test_own_servers"
@@ -66,7 +70,16 @@ EXCLUDED = {
         "test_chunks": AT_THE_END,
         "test_a_full_queue_is_overloaded": NO_QUEUE,
         "test_context": IMAGES_FIRST,
-        "test_a_broken_grammar": "OpenAI's API compiles a grammar only in a request",
+        "test_a_broken_grammar": LATE_GRAMMARS,
+    },
+    "remote, llama.cpp": {
+        "test_chunks": AT_THE_END,
+        "test_a_full_queue_is_overloaded": "its queue has no limit",
+        "test_context": IMAGES_FIRST,
+        "test_a_broken_grammar": LATE_GRAMMARS,
+        "test_as_many_images_as_the_limit": NO_IMAGE_TOKENS,
+        "test_usage_counts_every_image": NO_IMAGE_TOKENS,
+        "test_bounds_of_one_image": NO_IMAGE_TOKENS,
     },
 }
 """Subject -> tests that do not hold for it, with the reason."""
@@ -134,6 +147,25 @@ def remote_subject(name: str) -> Iterator[Subject]:
         yield Subject(name, build, idle, certain=True, excluded=EXCLUDED[name])
 
 
+@contextmanager
+def llama_cpp_subject(name: str, folder: Path) -> Iterator[Subject]:
+    """The remote engine in front of llama.cpp with the bundled model."""
+    try:
+        with llama_cpp(gguf_files(folder)) as url:
+
+            def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
+                options = {"remote_url": url, "vision": vision, "max_images": max_images}
+                return build_engine(Settings(engine="remote", **options))
+
+            def idle(engine: Engine) -> bool:
+                assert isinstance(engine, RemoteEngine)
+                return engine.active_requests == 0
+
+            yield Subject(name, build, idle, excluded=EXCLUDED[name])
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+
 @pytest.fixture(autouse=True)
 def leave_out(request: pytest.FixtureRequest, subject: Subject) -> None:
     """Skip what does not hold for a subject."""
@@ -154,6 +186,9 @@ def subject(
             fake, grammar_kinds={GrammarKind.JSON_SCHEMA}, sampling_options={"max_tokens"}
         )
         yield Subject(name, few, fake_is_idle, certain=True)
+    elif name == "remote, llama.cpp":
+        with llama_cpp_subject(name, tmp_path_factory.mktemp("gguf")) as found:
+            yield found
     elif name in EXCLUDED:
         with remote_subject(name) as found:
             yield found
