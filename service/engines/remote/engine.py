@@ -149,6 +149,7 @@ class RemoteEngine:
             attempts = _Attempts(self._members, self._retries, request.deadline)
             while True:
                 self._ready()
+                self._turn += 1
                 member = self._choose(attempts.tried)
                 try:
                     async with aclosing(_counted(member, request, images)) as chunks:
@@ -227,7 +228,6 @@ class RemoteEngine:
     def _choose(self, tried: set[Member]) -> Member:
         """The server with the fewest requests, one that works if there is one. Servers that are
         equal take turns."""
-        self._turn += 1
         order = [*self._members[self._turn % len(self._members) :], *self._members]
         left = [one for one in order if one not in tried]
         return min(left, key=lambda one: (not one.healthy, one.in_flight))
