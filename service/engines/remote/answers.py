@@ -16,7 +16,7 @@ from typing import Any
 
 from service.engines.remote.own_errors import error_of, told_in
 from service.engines.remote.wire import Incoming
-from service.errors import BackEndAnswerInvalid, BackEndFailed
+from service.errors import BackEndAnswerInvalid, BackEndFailed, OutputTruncated
 from service.types import FinishReason, Usage
 
 INLINE_BYTES = 64 * 1024
@@ -85,9 +85,16 @@ class Reader:
     async def streamed(self, incoming: Incoming) -> AsyncIterator[Piece]:
         """The text of a stream of chat.completion.chunk, in pieces as they arrive."""
         async for events in _events(incoming, self._buffer):
-            text = "".join(self._delta(event) for event in events)
-            if text:
+            texts: list[str] = []
+            cut: OutputTruncated | None = None
+            try:
+                texts.extend(map(self._delta, events))
+            except OutputTruncated as error:  # the text before it counts
+                cut = error
+            if text := "".join(texts):
                 yield Piece(text, self.deltas)
+            if cut is not None:
+                raise cut
             if self._done:
                 break
         self.check_complete()

@@ -236,12 +236,18 @@ class GrpcMember:
                 if event is grpc.aio.EOF:
                     raise invalid("incomplete", "ends without a result")
                 if event.HasField("result"):
-                    yield self._last(event.result, "".join(texts), back_end)
+                    last = self._last(event.result, "".join(texts), back_end)
+                    await asyncio.wait_for(call.read(), self._silence_s)  # its end
+                    yield last
                     return
                 pieces += 1
                 texts.append(event.delta)
                 if event.delta:
                     yield Chunk(event.delta, usage=Usage(0, 0, pieces))
+        except asyncio.CancelledError:
+            if self._closed:  # which cancels every call
+                raise _unavailable("The connections are closed.") from None
+            raise
         except asyncio.TimeoutError:
             raise EngineUnavailable(
                 f"The model server sent nothing for {self._silence_s:g} s.",

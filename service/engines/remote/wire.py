@@ -116,8 +116,8 @@ class Incoming:
 
         try:
             return await self._response.content.readany()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise _broken(error) from None
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, RuntimeError) as error:
+            raise _broken(error) from None  # RuntimeError: closed meanwhile
 
     async def body(self) -> bytes:
         """The whole body. Raises ``TooLarge``, before reading where the server tells the size."""

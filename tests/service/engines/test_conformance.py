@@ -56,6 +56,7 @@ AT_THE_END = "a stream tells the tokens of the prompt when it ends"
 NO_IMAGE_TOKENS = "llama.cpp does not tell the tokens of images"
 NO_QUEUE = "the queue is that of the server; its OVERLOADED is passed on, see test_own_servers"
 LATE_GRAMMARS = "OpenAI's API compiles a grammar only in a request"
+TOGETHER = "what arrives together over HTTP is one piece, and a fast server sends all at once"
 IMAGES_FIRST = (
     "an image is sent before the server can refuse it; CONTEXT_TOO_LONG is passed on, see "
     "test_own_servers"
@@ -71,6 +72,7 @@ EXCLUDED = {
         "test_a_full_queue_is_overloaded": NO_QUEUE,
         "test_context": IMAGES_FIRST,
         "test_a_broken_grammar": LATE_GRAMMARS,
+        "test_text_comes_in_pieces_of_whole_characters": TOGETHER,
     },
     "remote, llama.cpp": {
         "test_chunks": AT_THE_END,
@@ -131,7 +133,8 @@ def scripted_is_idle(engine: Engine) -> bool:
 def remote_subject(name: str) -> Iterator[Subject]:
     """The remote engine in front of our own server, which runs the fake engine. A second server is
     slow, for tests that need requests to be in flight."""
-    with worker(FakeEngine(script)) as fast, worker(FakeEngine(script)) as slow:
+    fakes = [FakeEngine(script, context_length=4096) for _ in range(2)]
+    with worker(fakes[0]) as fast, worker(fakes[1]) as slow:
         slow.engine.token_delay_s = 0.005
 
         def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
@@ -144,7 +147,7 @@ def remote_subject(name: str) -> Iterator[Subject]:
             assert isinstance(engine, RemoteEngine)
             return engine.active_requests == 0 and fast.idle and slow.idle
 
-        yield Subject(name, build, idle, certain=True, excluded=EXCLUDED[name])
+        yield Subject(name, build, idle, certain=True, elsewhere=True, excluded=EXCLUDED[name])
 
 
 @contextmanager
@@ -161,7 +164,7 @@ def llama_cpp_subject(name: str, folder: Path) -> Iterator[Subject]:
                 assert isinstance(engine, RemoteEngine)
                 return engine.active_requests == 0
 
-            yield Subject(name, build, idle, excluded=EXCLUDED[name])
+            yield Subject(name, build, idle, elsewhere=True, excluded=EXCLUDED[name])
     except Missing as missing:
         pytest.skip(str(missing))
 
