@@ -20,7 +20,6 @@ from service.settings import Settings
 from service.types import GrammarKind
 from service.wiring import BUNDLED_MODEL, build_engine
 from tests.checkpoints import Shape, write_checkpoint
-from tests.model_servers.processes import Missing, gguf_files, llama_cpp
 from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
 from tests.service.engines.remote.workers import worker
 
@@ -39,7 +38,6 @@ SUBJECTS = (
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
     pytest.param("remote, gRPC", marks=pytest.mark.slow),
     pytest.param("remote, HTTP", marks=pytest.mark.slow),
-    pytest.param("remote, llama.cpp", marks=[pytest.mark.slow, pytest.mark.long]),
     pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
     pytest.param("qwen3.5 on turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
@@ -53,7 +51,6 @@ SHAPES = {
 
 
 AT_THE_END = "a stream tells the tokens of the prompt when it ends"
-NO_IMAGE_TOKENS = "llama.cpp does not tell the tokens of images"
 NO_QUEUE = "the queue is that of the server; its OVERLOADED is passed on, see test_own_servers"
 LATE_GRAMMARS = "OpenAI's API compiles a grammar only in a request"
 TOGETHER = "what arrives together over HTTP is one piece, and a fast server sends all at once"
@@ -73,15 +70,6 @@ EXCLUDED = {
         "test_context": IMAGES_FIRST,
         "test_a_broken_grammar": LATE_GRAMMARS,
         "test_text_comes_in_pieces_of_whole_characters": TOGETHER,
-    },
-    "remote, llama.cpp": {
-        "test_chunks": AT_THE_END,
-        "test_a_full_queue_is_overloaded": "its queue has no limit",
-        "test_context": IMAGES_FIRST,
-        "test_a_broken_grammar": LATE_GRAMMARS,
-        "test_as_many_images_as_the_limit": NO_IMAGE_TOKENS,
-        "test_usage_counts_every_image": NO_IMAGE_TOKENS,
-        "test_bounds_of_one_image": NO_IMAGE_TOKENS,
     },
 }
 """Subject -> tests that do not hold for it, with the reason."""
@@ -150,25 +138,6 @@ def remote_subject(name: str) -> Iterator[Subject]:
         yield Subject(name, build, idle, certain=True, elsewhere=True, excluded=EXCLUDED[name])
 
 
-@contextmanager
-def llama_cpp_subject(name: str, folder: Path) -> Iterator[Subject]:
-    """The remote engine in front of llama.cpp with the bundled model."""
-    try:
-        with llama_cpp(gguf_files(folder)) as url:
-
-            def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
-                options = {"remote_url": url, "vision": vision, "max_images": max_images}
-                return build_engine(Settings(engine="remote", **options))
-
-            def idle(engine: Engine) -> bool:
-                assert isinstance(engine, RemoteEngine)
-                return engine.active_requests == 0
-
-            yield Subject(name, build, idle, elsewhere=True, excluded=EXCLUDED[name])
-    except Missing as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.fixture(autouse=True)
 def leave_out(request: pytest.FixtureRequest, subject: Subject) -> None:
     """Skip what does not hold for a subject."""
@@ -189,9 +158,6 @@ def subject(
             fake, grammar_kinds={GrammarKind.JSON_SCHEMA}, sampling_options={"max_tokens"}
         )
         yield Subject(name, few, fake_is_idle, certain=True)
-    elif name == "remote, llama.cpp":
-        with llama_cpp_subject(name, tmp_path_factory.mktemp("gguf")) as found:
-            yield found
     elif name in EXCLUDED:
         with remote_subject(name) as found:
             yield found
