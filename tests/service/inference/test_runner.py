@@ -205,6 +205,8 @@ async def test_a_cut_answer_never_reaches_the_parser(finish: FinishReason) -> No
         "finish_reason": finish.value,
         "output_tokens": "3",
         "max_tokens": "1024",
+        "prompt_tokens": "7",
+        "image_tokens": "4",
     }
 
 
