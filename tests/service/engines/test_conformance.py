@@ -128,7 +128,11 @@ def remote_subject(name: str) -> Iterator[Subject]:
         def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
             back = slow if small else fast
             url = back.grpc if name.endswith("gRPC") else back.http
-            options = {"remote_url": url, "vision": vision, "max_images": max_images}
+            options: dict[str, Any] = {
+                "remote_url": url,
+                "vision": vision,
+                "max_images": max_images,
+            }
             return build_engine(Settings(engine="remote", **options))
 
         def idle(engine: Engine) -> bool:

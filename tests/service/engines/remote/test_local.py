@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def finding(**settings: Any) -> Any:
-    options = {"remote_start_s": 0, **settings}
+    options: dict[str, Any] = {"remote_start_s": 0, **settings}
     return build_engine(Settings(engine="remote", remote_discover=True, **options))
 
 

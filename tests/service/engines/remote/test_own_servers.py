@@ -244,7 +244,7 @@ def comparable(error: CallError) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", FAILURES)
 async def test_the_gateway_fails_as_the_worker_does(name: str) -> None:
     case = FAILURES[name]
-    options = {"worker": case.worker, "remote_retries": 0}
+    options: dict[str, Any] = {"worker": case.worker, "remote_retries": 0}
     async with chain(FakeEngine(**case.engine), **options) as (front, back):
         case.spoil(back.engine)
         for method, request in (
@@ -330,8 +330,8 @@ async def test_a_conversation_with_tools_and_images_arrives_as_it_was() -> None:
     assert [one.tool_calls for one in through.messages] == [
         one.tool_calls for one in direct.messages
     ]
-    for one, other in zip(through.all_images, direct.all_images, strict=True):
-        assert (one.min_pixels, one.max_pixels) == (other.min_pixels, other.max_pixels)
+    for shown, other in zip(through.all_images, direct.all_images, strict=True):
+        assert (shown.min_pixels, shown.max_pixels) == (other.min_pixels, other.max_pixels)
 
 
 @pytest.mark.parametrize(
@@ -432,8 +432,12 @@ async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path)
     cert, key = authority.issue("server")
     client = authority.issue("client")
-    tls = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.cert}
-    files = {"remote_ca": authority.cert, "remote_cert": client[0], "remote_cert_key": client[1]}
+    tls: dict[str, Any] = {"tls_cert": cert, "tls_key": key, "tls_client_ca": authority.cert}
+    files: dict[str, Any] = {
+        "remote_ca": authority.cert,
+        "remote_cert": client[0],
+        "remote_cert_key": client[1],
+    }
     async with running(**tls) as back:
         async with gateway(back, scheme="grpcs", **files) as front:
             assert (await front.stub.RunTask(question(), timeout=10)).result.json
@@ -497,7 +501,7 @@ async def two_workers(
         path.write_text(
             "\n".join(["backends:", *lines, "models:", "  vl: {backends: [w0, w1], model: fake}"])
         )
-        options = {"remote_start_s": 0, "remote_file": path, **settings}
+        options: dict[str, Any] = {"remote_start_s": 0, "remote_file": path, **settings}
         engines = build_engines(Settings(engine="remote", **options))
         front = await stack.enter_async_context(running(engines))  # type: ignore[arg-type]
         yield front, workers
@@ -555,7 +559,9 @@ async def test_no_other_worker_after_text_was_generated(tmp_path: Path) -> None:
 # Over HTTP
 
 
-HTTP_FAILURES = {
+HTTP_FAILURES: dict[
+    str, tuple[str, pb.RunTaskRequest, dict[str, Any], Callable[[FakeEngine], None]]
+] = {
     "invalid": ("OUTPUT_INVALID", question(), {"answer": bad('{"count": "x"}')}, nothing),
     "context": ("CONTEXT_TOO_LONG", question("word " * 90), {"context_length": 64}, nothing),
     "overloaded": ("OVERLOADED", question(), {}, overloaded),
