@@ -415,7 +415,7 @@ def _not_connected(error: CallError) -> bool:
 
 def _untrusted(error: CallError) -> bool:
     """Whether TLS failed, which another attempt does not change."""
-    return "handshake failed" in error.message.lower() or "CERTIFICATE_VERIFY" in error.message
+    return "handshake failed" in error.message.lower()
 
 
 def _unavailable(text: str) -> EngineUnavailable:
