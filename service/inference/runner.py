@@ -332,7 +332,7 @@ def read_answer(
     task: Task, text: str, accept_empty: bool = False, limits: SchemaLimits = DEFAULT_LIMITS
 ) -> tuple[Any, str | None]:
     """Parse and validate a complete answer. Returns its value, and its JSON text if the task
-    answers in JSON."""
+    answers in JSON. In that text, no name comes twice in an object: the last one counts."""
     grammar = task.grammar
     is_json = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA
     parser = task.parse or (parse_json if is_json else str)
@@ -342,12 +342,12 @@ def read_answer(
             "The answer has no usable information about the images; "
             "set accept_empty to accept such answers."
         )
+    written: str | None = None
     if task.document is not None:
-        written: str | None = json.dumps(task.document(value), ensure_ascii=False)
-    else:
-        written = text if is_json else None
+        written = json.dumps(task.document(value), ensure_ascii=False)
     if grammar is not None and is_json:
-        AnswerValidator(grammar.source, limits).check(text if written is None else written)
+        document = text if written is None else written
+        written = AnswerValidator(grammar.source, limits).check(document)
     elif grammar is not None:
         check_answer(grammar, text, limits)
     return value, written

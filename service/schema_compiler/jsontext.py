@@ -20,6 +20,8 @@ MAX_ANSWER_DEPTH = 200
 
 # A string (also one that never ends, so that the scan stays linear) or a bracket.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+# The same of a text that is JSON, with the comma between members.
+_MEMBER_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]')
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,11 +46,18 @@ def depth(text: str) -> int:
     return deepest
 
 
-def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH, exact: bool = False) -> Any:
+def decode(
+    text: str,
+    *,
+    max_depth: int = MAX_ANSWER_DEPTH,
+    exact: bool = False,
+    names_may_repeat: bool = False,
+) -> Any:
     """One JSON value. Raises ``JsonTextError`` for anything that is not exactly one.
 
     exact: numbers with a point or an exponent are ``Decimal``, as in `service.schema_compiler.exact`, else
-    ``float``.
+    ``float``. names_may_repeat: of members of an object with the same name the last one counts, at
+    its place, as in `without_repeats`; else they are an error.
     """
     if text.startswith("\ufeff"):
         raise JsonTextError("a byte order mark (U+FEFF) stands before it; leave it out")
@@ -57,7 +66,7 @@ def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH, exact: bool = False)
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique,
+            object_pairs_hook=_last if names_may_repeat else _unique,
             parse_constant=_refuse_constant,
             parse_float=_exact if exact else _finite,
             parse_int=_integer,
@@ -67,6 +76,66 @@ def decode(text: str, *, max_depth: int = MAX_ANSWER_DEPTH, exact: bool = False)
     if "\\u" in text and _has_surrogate(value):
         raise JsonTextError("a string holds half of a surrogate pair")
     return value
+
+
+def without_repeats(text: str) -> str:
+    """The text without the members of objects whose name comes again in the same object, so that the
+    last one counts, as in JSON parsers. Everything else stays as it is written.
+
+    text: JSON that `decode` takes with ``names_may_repeat``. Takes linear time.
+    """
+    cuts: list[tuple[int, int]] = []
+    # Of each open object the places where its members begin, and the last member of each name.
+    open_: list[tuple[list[int], dict[str, int]] | None] = []
+    is_name = False
+    for match in _MEMBER_TOKEN.finditer(text):
+        token = match.group()
+        if token[0] == '"':
+            if is_name:
+                object_ = open_[-1]
+                assert object_ is not None
+                begins, last = object_
+                name = json.loads(token) if "\\" in token else token[1:-1]
+                begins.append(match.start())
+                earlier = last.get(name)
+                if earlier is not None:
+                    cuts.append((begins[earlier], begins[earlier + 1]))
+                last[name] = len(begins) - 1
+            is_name = False
+        elif token == ",":
+            is_name = open_[-1] is not None
+        elif token == "{":
+            open_.append(([], {}))
+            is_name = True
+        elif token == "[":
+            open_.append(None)
+            is_name = False
+        else:
+            open_.pop()
+            is_name = False
+    return _without(text, cuts) if cuts else text
+
+
+def _without(text: str, cuts: list[tuple[int, int]]) -> str:
+    """The text without some parts, of which one can lie within another."""
+    kept: list[str] = []
+    at = 0
+    for begin, end in sorted(cuts):
+        if begin >= at:
+            kept.append(text[at:begin])
+            at = end
+    kept.append(text[at:])
+    return "".join(kept)
+
+
+def _last(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        found = {}
+        for name, value in pairs:
+            found.pop(name, None)  # so that the name comes where its last member is
+            found[name] = value
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 
 
 def parse_json(text: str, *, exact: bool = False) -> Any:
-    """Parse the answer as one JSON value. Raises ``OutputInvalid`` for duplicate keys, NaN, and
-    text before or after the value. exact: as in `jsontext.decode`."""
+    """Parse the answer as one JSON value. Where the name of a member comes again in its object, the
+    last one counts. Raises ``OutputInvalid`` for NaN, and for text before or after the value.
+    exact: as in `jsontext.decode`."""
     try:
-        return jsontext.decode(text, exact=exact)
+        return jsontext.decode(text, exact=exact, names_may_repeat=True)
     except jsontext.JsonTextError as error:
         message = f"The model's answer is not strict JSON: {error}."
         raise OutputInvalid(message, metadata={"pointer": "", "keyword": "json"}) from None
@@ -50,11 +51,17 @@ class AnswerValidator:
         self.check(text)
         return value
 
-    def check(self, text: str) -> None:
+    def check(self, text: str) -> str:
         """Raise ``OutputInvalid`` for the first violation, with the JSON pointer into the answer
         and the keyword. Numbers are compared as the decimals that were written, not as binary64
-        approximations."""
+        approximations.
+
+        Returns the document that is validated: the text, without members whose name comes again in
+        their object, as `jsontext.without_repeats` writes it."""
         value = parse_json(text, exact=True)
+        document = jsontext.without_repeats(text)
+        if document != text:
+            value = parse_json(document, exact=True)
         validator = checked_schema(self.schema, self.limits).validator
         try:
             with bounded(Budget(self.seconds, self.steps)):
@@ -64,6 +71,7 @@ class AnswerValidator:
         if error is not None:
             pointer = jsontext.pointer(error.absolute_path)
             raise _invalid("does not fit the schema", pointer, _keyword(error))
+        return document
 
 
 def _keyword(error: ValidationError) -> str:

@@ -26,7 +26,8 @@ from service.types import (
 class Task:
     """A prompt, the grammar of its answer and a parser. Runs unchanged on every engine.
 
-    parse: text of a complete answer -> value; raises a ``ServiceError``. None: parse JSON strictly
+    parse: text of a complete answer -> value; raises a ``ServiceError``. Names of members can repeat
+        in the text; the last one counts, as in JSON parsers. None: parse JSON strictly
         if the grammar is a JSON schema, else keep the text.
     document: value -> plain JSON value, for a parser that tidies the answer. This value is then
         validated and returned to callers as JSON. None: the answer itself.

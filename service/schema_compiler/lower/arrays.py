@@ -36,9 +36,8 @@ MAX_DISTINCT = 5
 class _Lowering:
     """Lowers one conjunction."""
 
-    def __init__(self, context: Context, conjunction: Conjunction, place: str) -> None:
+    def __init__(self, context: Context, conjunction: Conjunction) -> None:
         self.context = context
-        self.place = place
         self.items = [c for c in conjunction if isinstance(c, Items)]
         self.contains = [c for c in conjunction if isinstance(c, Contains)]
         self.unique = [c for c in conjunction if isinstance(c, Unique)]
@@ -71,10 +70,9 @@ class _Lowering:
         if not self.context.affords(places):
             return self._any_array()
         base = [self._atoms(place) for place in range(places + 1)]
-        origin = f"{self.place}/items/additionalProperties"
-        prefix = tuple(self.context.part(atoms, origin) for atoms in base[:places])
+        prefix = tuple(self.context.part(atoms) for atoms in base[:places])
         beyond = self.high is None or self.high > places
-        rest = self.context.part(base[places], origin) if beyond else None
+        rest = self.context.part(base[places]) if beyond else None
         found = Array(prefix, rest, self.low, self.high)
         distinct = self._distinct(found)
         if distinct is None and self.contains:
@@ -90,7 +88,7 @@ class _Lowering:
         pointers += [pointer for one in self.contains for pointer in one.pointers]
         for pointer in pointers + self.bounds:
             self.context.drop(pointer, BEYOND)
-        return Array((), self.context.part([], f"{self.place}/items/additionalProperties"))
+        return Array((), self.context.part([]))
 
     def _atoms(self, place: int) -> list[Atom]:
         several = (c.prefix[place] if place < len(c.prefix) else c.rest for c in self.items)
@@ -150,8 +148,7 @@ class _Lowering:
                     for own, counts in choices
                 ]
                 choices = hit + miss
-        origin = f"{self.place}/items/additionalProperties"
-        return tuple(ItemValue(self.context.part(own, origin), counts) for own, counts in choices)
+        return tuple(ItemValue(self.context.part(own), counts) for own, counts in choices)
 
 
 def _plain(value: Any) -> bool:
@@ -160,10 +157,7 @@ def _plain(value: Any) -> bool:
 
 
 def lower_array(
-    context: Context, conjunction: Conjunction, place: str
+    context: Context, conjunction: Conjunction
 ) -> Array | CountedArray | DistinctArray | None:
-    """The arrays of a conjunction; None where there are none.
-
-    place: pointer of a subschema that the arrays belong to.
-    """
-    return _Lowering(context, conjunction, place).array()
+    """The arrays of a conjunction; None where there are none."""
+    return _Lowering(context, conjunction).array()

@@ -36,8 +36,6 @@ _EXACT_INTEGER = 10**15
 MAX_ORDER_RULES = 2_048
 """Of all objects whose members may come in any order: one for each set of members that are there."""
 
-REPEAT = "names of further properties may repeat; close the object with additionalProperties: false"
-
 Key = tuple[tuple[str, str, bool], ...]
 """Literals without their pointers."""
 T = TypeVar("T")
@@ -63,7 +61,6 @@ class Context:
         self.given_up: dict[int, tuple[Any, str]] = {}
         """Subschemas that are dropped with all below them, by ``id()``, and why."""
         self.expander = Expander(nodes, bounds, self.drop)
-        self.silent = False
         self._expansions: dict[State, Expansion] = {}
         self._strings: dict[tuple[Key, bool], _Cached[TextSet]] = {}
         self._joined: set[State] = set()
@@ -72,13 +69,11 @@ class Context:
 
     def drop(self, pointer: str, why: str) -> None:
         """Note that the grammar does not enforce a keyword; the first reason stays."""
-        if not self.silent:
-            self.dropped.setdefault(pointer, why)
+        self.dropped.setdefault(pointer, why)
 
     def remark(self, pointer: str, what: str) -> None:
         """Note what is to be said of a keyword, whether it is enforced or not."""
-        if not self.silent:
-            self.remarks.setdefault(pointer, what)
+        self.remarks.setdefault(pointer, what)
 
     def note(self, pointer: str, what: str) -> None:
         """Note a rewrite."""
@@ -102,15 +97,15 @@ class Context:
             self._references[state] = found
         return found
 
-    def part(self, atoms: Iterable[Atom], origin: str) -> Reference:
-        """The value of a part of a value. origin: pointer of the keyword that lets names repeat."""
-        return self.reference(self._part(list(atoms), origin))
+    def part(self, atoms: Iterable[Atom]) -> Reference:
+        """The value of a part of a value."""
+        return self.reference(self._part(list(atoms)))
 
-    def _part(self, several: list[Atom], origin: str) -> State:
+    def _part(self, several: list[Atom]) -> State:
         state = self.nodes.reduced(several)
         if not self.nodes.canonical(state):
-            self.drop(self._origin(several, origin), REPEAT)
-        elif self._members > self.bounds.members:
+            return state
+        if self._members > self.bounds.members:
             self.give_up(state, BEYOND)
             return ANY
         elif len(state) > 1 and state not in self._joined:
@@ -135,9 +130,6 @@ class Context:
             return False
         self.order_rules = left
         return True
-
-    def _origin(self, atoms: list[Atom], origin: str) -> str:
-        return self.nodes.of(atoms[0]).at("additionalProperties") if atoms else origin
 
     def give_up(self, state: Iterable[Atom], why: str) -> None:
         """Note that the grammar enforces nothing of subschemas here."""

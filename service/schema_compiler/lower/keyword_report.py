@@ -8,13 +8,9 @@ from typing import Any
 from service.schema_compiler.frontend.formats import FORMATS
 from service.schema_compiler.frontend.keywords import BY_NAME, REFERENCES
 from service.schema_compiler.jsontext import pointer as pointer_of
-from service.schema_compiler.lower.context import REPEAT
-from service.schema_compiler.lower.objects import PATTERN_REPEAT
 from service.schema_compiler.normalize.nodes import Nodes
 from service.schema_compiler.report import Enforcement, KeywordReport
 
-_REPEATS = (REPEAT, PATTERN_REPEAT)
-"""An answer with a name that repeats is no JSON, whatever conditions say."""
 _BESIDE = {"exclusiveMinimum": "minimum", "exclusiveMaximum": "maximum"}
 
 
@@ -60,7 +56,7 @@ def _by_open_conditions(
 ) -> Iterable[tuple[Any, str]]:
     """What applies by an ``if`` of which something is only checked: the grammar may take a value for
     one that meets the condition, and it does not, or the other way round."""
-    checked = {at.rpartition("/")[0] for at, why in dropped.items() if why not in _REPEATS}
+    checked = {at.rpartition("/")[0] for at in dropped}
     if not checked and not lost:
         return
     for schema, pointer in _places(nodes):

@@ -78,7 +78,7 @@ def lower_schema(
     """
     lowering = _Lowering(Nodes(checked, text), bounds, order_rules)
     root = lowering.nodes.node(lowering.nodes.subschemas.root, "")
-    return lowering.run(lowering.context.part([root.atom], "/additionalProperties"))
+    return lowering.run(lowering.context.part([root.atom]))
 
 
 def lower_to_anything(checked: CheckedSchema, text: str) -> LoweredSchema:
@@ -98,7 +98,7 @@ def normalized(checked: CheckedSchema, text: str) -> list[tuple[tuple[str, ...],
     lowering = _Lowering(Nodes(checked, text), EXACT, None)
     nodes, context = lowering.nodes, lowering.context
     root = nodes.node(nodes.subschemas.root, "")
-    lowering.run(context.part([root.atom], "/additionalProperties"))
+    lowering.run(context.part([root.atom]))
     states = [context.states[reference] for reference in lowering.values]
     return [
         (tuple(nodes.name(atom) for atom in sorted(state)), context.expand(state))
@@ -144,9 +144,6 @@ class _Lowering:
 
     def _alternatives(self, state: State) -> tuple[Alternative, ...]:
         """The alternatives of a state, those of objects and arrays last."""
-        # A keyword that allows any value has been reported as such; nothing in the value is reported.
-        self.context.silent = not state
-        place = min((self.nodes.of(atom).pointer for atom in state), key=len, default="")
         expansion = self.context.expand(state)
         scalars: list[Alternative] = []
         composed: list[Alternative] = []
@@ -156,16 +153,16 @@ class _Lowering:
             values, rest = self.context.listed(state, t, expansion[t])
             scalars += (Constant(text) for value in values for text in _texts(value))
             for conjunction in rest:
-                found = self._alternative(t, conjunction, place)
+                found = self._alternative(t, conjunction)
                 if found is not None:
                     (composed if t in (OBJECT, ARRAY) else scalars).append(found)
         return (*scalars, *composed)
 
-    def _alternative(self, t: int, conjunction: Conjunction, place: str) -> Alternative | None:
+    def _alternative(self, t: int, conjunction: Conjunction) -> Alternative | None:
         if t == OBJECT:
-            return lower_object(self.context, conjunction, place)
+            return lower_object(self.context, conjunction)
         if t == ARRAY:
-            return lower_array(self.context, conjunction, place)
+            return lower_array(self.context, conjunction)
         literals = [c for c in conjunction if isinstance(c, Literal)]
         if t == STRING:
             string = self.context.string(literals)

@@ -14,7 +14,7 @@ from service.schema_compiler.ir.values import (
     PropertyValue,
 )
 from service.schema_compiler.lower.additional_names import AdditionalNames
-from service.schema_compiler.lower.context import REPEAT, Context
+from service.schema_compiler.lower.context import Context
 from service.schema_compiler.normalize.bounds import BEYOND
 from service.schema_compiler.normalize.constraints import (
     Conjunction,
@@ -35,16 +35,22 @@ MAX_OBLIGATIONS = 2
 MAX_RULES = 400
 """Rules for counting the members of one object; beyond, bounds are checked."""
 _FINITE = re.compile(r"\^\(?(?:\?:)?([\w -]+(?:\|[\w -]+)*)\)?\$", re.ASCII)
-PATTERN_REPEAT = "names that match may repeat; list the names under properties"
+COUNTED_ONCE = (
+    "additional names may repeat, and a repeated name counts once; close the object: "
+    'additionalProperties: false, close_objects, extra="forbid" in pydantic, z.strictObject in zod'
+)
+LAST_COUNTS = (
+    "additional names may repeat, and the last member of a name counts; list the names under "
+    "properties"
+)
 
 
 class _Lowering:
     """Lowers one conjunction."""
 
-    def __init__(self, context: Context, conjunction: Conjunction, place: str) -> None:
+    def __init__(self, context: Context, conjunction: Conjunction) -> None:
         self.context = context
         self.nodes = context.nodes
-        self.place = place
         self.members = [c for c in conjunction if isinstance(c, Properties)]
         self.required = [c for c in conjunction if isinstance(c, Required)]
         self.absent = [c for c in conjunction if isinstance(c, Forbidden)]
@@ -72,6 +78,7 @@ class _Lowering:
             elif name in needed:
                 return None
         additional = self._additional(names, {one.name for one in properties})
+        self._note_overwritten(additional)
         found = self._bounded(
             Object(tuple(properties), additional, self.low, self.high, len(self.some)), len(needed)
         )
@@ -82,7 +89,6 @@ class _Lowering:
         for pointer in self._pointers():
             self.context.drop(pointer, BEYOND)
         self.context.give_up(self._parts(), BEYOND)
-        self._open_at()
         names = self.context.string([], name=True).found
         anything = PropertyValue(self.context.reference(ANY))
         return Object((), (AdditionalProperties(NameSet(names), (anything,)),))
@@ -140,6 +146,18 @@ class _Lowering:
             self.context.remark(pointer, f"in the declared order: {why}")
         return False
 
+    def _note_overwritten(self, additional: tuple[AdditionalProperties, ...]) -> None:
+        """Note the obligations that an additional property can meet by its value: another property of
+        the same name can come after it, and only the last one counts. Everything else that is said of
+        names and values holds for an object without repeated names if it holds with them."""
+        met = 0
+        for kind in additional:
+            for value in kind.values:
+                met |= value.meets
+        for i, one in enumerate(self.some):
+            if met >> i & 1 and one.atom is not None:
+                self.context.drop(one.pointer, LAST_COUNTS)
+
     def _bounded(self, one: Object, needed: int) -> Object | None:
         """Without counting where it changes nothing or costs too much."""
         size, low, high = len(one.properties), one.minimum, one.maximum
@@ -151,8 +169,11 @@ class _Lowering:
             low = 0
         if not one.additional and size < low:
             return None
-        if one.additional and (high is None or high - needed > 1):
-            self._open_at()
+        # Required names and one more are different names, whatever repeats.
+        if one.additional:
+            for constraint in self.literals:
+                if constraint.keyword == "minProperties" and constraint.value > needed + 1:
+                    self.context.drop(constraint.pointer, COUNTED_ONCE)
         if (size + 1) * (high or low) > MAX_RULES:
             why = f"counting costs more than {MAX_RULES} rules"
             if low:
@@ -160,8 +181,6 @@ class _Lowering:
             if high is not None:
                 self.context.drop(self.high_at, why)
             low, high = 0, None
-            if one.additional:
-                self._open_at()
         return replace(one, minimum=low, maximum=high)
 
     def _bounds(self) -> None:
@@ -246,23 +265,9 @@ class _Lowering:
         found: dict[PropertyValue, None] = {}
         for own, meets in choices:
             if not any(not a & 1 and self.nodes.of(a).schema is False for a in own):
-                value = self.context.part(own, self._open_pointer()[0])
+                value = self.context.part(own)
                 found[PropertyValue(value, meets)] = None
         return tuple(found)
-
-    def _open_at(self) -> None:
-        """Note that names may repeat, at the keyword that lets them."""
-        self.context.drop(*self._open_pointer())
-
-    def _open_pointer(self) -> tuple[str, str]:
-        for members in self.members:
-            if members.additional is not None and not members.closed:
-                return f"{members.pointer}/{members.keyword}", REPEAT
-        for members in self.members:
-            if members.closed and members.patterns:
-                return f"{members.pointer}/patternProperties", PATTERN_REPEAT
-        place = self.members[0].pointer if self.members else self.place
-        return f"{place}/additionalProperties", REPEAT
 
 
 def listed_names(pattern: str) -> list[str]:
@@ -274,9 +279,6 @@ def listed_names(pattern: str) -> list[str]:
     return names if all(found(pattern, name) for name in names) else []
 
 
-def lower_object(context: Context, conjunction: Conjunction, place: str) -> Object | None:
-    """The objects of a conjunction; None where there are none.
-
-    place: pointer of a subschema that the objects belong to.
-    """
-    return _Lowering(context, conjunction, place).object()
+def lower_object(context: Context, conjunction: Conjunction) -> Object | None:
+    """The objects of a conjunction; None where there are none."""
+    return _Lowering(context, conjunction).object()

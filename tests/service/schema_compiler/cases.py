@@ -149,10 +149,10 @@ CASES = (
     *(
         Case("unevaluatedProperties", SINCE_2019,
              {"type": "object", "properties": {"b": {}}, "not": negated, "unevaluatedProperties": False},
-             fits, ({"a": 1}, {"a": 1, "b": 1}, {"c": 1}), ("unevaluatedProperties",))
-        for negated, fits in (
+             fits, ({"a": 1}, {"a": 1, "b": 1}, {"c": 1}), ("unevaluatedProperties", *counted))
+        for negated, fits, *counted in (
             ({"not": _SHOUT}, ()),
-            ({"oneOf": [_SHOUT, {"maxProperties": 2}]}, ()),
+            ({"oneOf": [_SHOUT, {"maxProperties": 2}]}, (), "maxProperties"),
             ({"if": _SHOUT, "then": {"minProperties": 9}}, ()),
             ({"if": {"required": ["c"]}, "then": {}, "else": {"minProperties": 2}}, ({}, {"b": 1})),
         )

@@ -13,7 +13,7 @@ from service.schema_compiler.frontend.drafts import DRAFTS
 from service.schema_compiler.frontend.keywords import KEYWORDS, REFERENCES
 from service.schema_compiler.report import Enforcement, WarningKind
 from tests.service.schema_compiler import schemas
-from tests.service.schema_compiler.agreement import REPEATS, analysed, valid
+from tests.service.schema_compiler.agreement import analysed, valid
 from tests.service.schema_compiler.cases import CASES, EVERY, FOURTH, NEWEST, SECOND, Case
 
 FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
@@ -93,9 +93,7 @@ def agrees(case: Case, schema: Any, library: Any) -> None:
     """The library, the final validation and the grammar judge the values of a case alike."""
     found = analysed(schema)
     assert found is not None
-    assert {one.keyword for one in found.report.checked if REPEATS not in one.why} == {
-        *case.checked
-    }
+    assert {one.keyword for one in found.report.checked} == {*case.checked}
     grammar = schemas.compiled(found.grammar.ebnf)
     for value in case.fits:
         assert library.is_valid(value)
@@ -141,7 +139,7 @@ def test_answers_are_judged_as_in_the_table(case: Case, draft: str) -> None:
 def test_the_grammar_says_the_same(case: Case, draft: str) -> None:
     found = analysed(of_draft(case, draft))
     assert found is not None
-    checked = {one.keyword for one in found.report.checked if REPEATS not in one.why}
+    checked = {one.keyword for one in found.report.checked}
     assert checked == set(case.checked)
     said = {one.enforcement for one in found.report.keywords if one.keyword == case.keyword}
     assert (said == {Enforcement.ANNOTATION}) == (case.keyword not in asserting(draft))

@@ -46,7 +46,8 @@ def refused(schema: Any, text: str, **bounds: Any) -> OutputInvalid:
         ({"properties": {"a": False}}, '{"a": 1}', "/a", "false"),
         ({"const": 9007199254740993}, "9007199254740992", "", "const"),
         ({"maximum": 2}, "1e999", "", "json"),
-        ({}, '{"a": 1, "a": 1}', "", "json"),
+        ({"type": "object", "minProperties": 2}, '{"a": 1, "a": 2}', "", "minProperties"),
+        ({"properties": {"a": {"minimum": 3}}}, '{"a": 3, "a": 2}', "/a", "minimum"),
         ({}, "NaN", "", "json"),
         ({}, "-Infinity", "", "json"),
         ({}, "{} {}", "", "json"),
@@ -77,6 +78,21 @@ def test_the_first_violation_is_named(schema: Any, answer: str, pointer: str, ke
 )
 def test_unusual_valid_answers_pass(text: str) -> None:
     assert AnswerValidator("true").parse(text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ('{"a": 2, "b": 1.50, "a": 3}', '{"b": 1.50, "a": 3}'),
+        ('{"a": "x", "c": {"d": 0, "d": 1}, "a": 3}', '{"c": {"d": 1}, "a": 3}'),
+        (' {"a": 3} ', ' {"a": 3} '),
+    ],
+)
+def test_of_repeated_names_the_last_one_is_validated(text: str, document: str) -> None:
+    validator = AnswerValidator(json.dumps({"properties": {"a": {"minimum": 3}}}))
+    assert validator.check(text) == document
+    assert validator.parse(text) == json.loads(text) == json.loads(document)
+    assert list(validator.parse(text)) == list(json.loads(document))
 
 
 def test_the_message_quotes_no_answer() -> None:

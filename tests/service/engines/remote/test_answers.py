@@ -174,7 +174,9 @@ FAULTS: dict[str, tuple[Script, str, str]] = {
     ),
     "prose in place of JSON": (saying("There are three."), "OUTPUT_INVALID", ""),
     "JSON with something behind it": (saying(GOOD + " Anything else?"), "OUTPUT_INVALID", ""),
-    "a duplicate key": (saying('{"count": 3, "count": 4}'), "OUTPUT_INVALID", ""),
+    "another type in the last member of a name": (
+        saying('{"count": 3, "count": "4"}'), "OUTPUT_INVALID", "",
+    ),
     "another type": (saying('{"count": "3"}'), "OUTPUT_INVALID", ""),
     "an empty answer": (saying(""), "OUTPUT_INVALID", ""),
 }  # fmt: skip
