@@ -212,6 +212,11 @@ class ServerSettings(BaseSettings):
         description="Order of the properties of objects where neither the request nor the task "
         "sets one: declared (as in the JSON Schema), or any (for objects of up to 8 properties).",
     )
+    close_objects: bool = Field(
+        False,
+        description="Forbid properties that a JSON Schema does not list, in objects that have "
+        "properties and say nothing of others; where neither the request nor the task decides.",
+    )
     compile_timeout_s: Seconds = Field(
         5.0, description="Maximum time to compile a grammar, in seconds."
     )

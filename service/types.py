@@ -70,10 +70,12 @@ class Grammar:
 
     source: the JSON schema as text, the regular expression, or the EBNF grammar (root rule
         ``root``); for CHOICE a JSON array of the allowed strings. Always text, so that a grammar is
-        hashable and can be cached.
+        hashable and can be cached. The analysis replaces a schema by the one with closed objects.
     ebnf: the equivalent grammar for engines, set by the analysis; empty before.
     forces_little: the grammar never forces more than a few thousand characters in a row.
     property_order: order of properties for a JSON schema; None uses the server's default.
+    close_objects: for a JSON schema, forbid names that are not in ``properties`` where the schema
+        says nothing of them; None uses the server's default.
     """
 
     kind: GrammarKind
@@ -81,12 +83,17 @@ class Grammar:
     ebnf: str = ""
     forces_little: bool = False
     property_order: PropertyOrder | None = None
+    close_objects: bool | None = None
 
-    def with_defaults(self, property_order: PropertyOrder) -> Grammar:
-        """The grammar, with the server's order of properties if it is a JSON schema without one."""
-        if self.property_order is not None or self.kind is not GrammarKind.JSON_SCHEMA:
+    def with_defaults(self, property_order: PropertyOrder, close_objects: bool) -> Grammar:
+        """The grammar, with the server's options if it is a JSON schema without its own."""
+        if self.kind is not GrammarKind.JSON_SCHEMA:
             return self
-        return replace(self, property_order=property_order)
+        if self.property_order is not None:
+            property_order = self.property_order
+        if self.close_objects is not None:
+            close_objects = self.close_objects
+        return replace(self, property_order=property_order, close_objects=close_objects)
 
 
 DEFAULT_MAX_TOKENS = 1024

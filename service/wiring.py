@@ -54,7 +54,8 @@ def build_pool(settings: Settings) -> GrammarPool:
 def build_registry(settings: Settings) -> Registry:
     """The built-in tasks, those of installed packages and those of the operator's folder."""
     order = PropertyOrder(settings.property_order)
-    registry = load_registry(settings.tasks_dir, schema_limits(settings), order)
+    limits, closes = schema_limits(settings), settings.close_objects
+    registry = load_registry(settings.tasks_dir, limits, order, closes)
     check_examples(registry, image_limits(settings))
     return registry
 

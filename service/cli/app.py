@@ -118,6 +118,13 @@ Order = Annotated[
         help="Order of properties: as declared, or any, for up to 8. Default: the server's."
     ),
 ]
+Closed = Annotated[
+    bool | None,
+    typer.Option(
+        "--close-objects/--leave-objects-open",
+        help="Forbid properties that the schema does not list. Default: the server's setting.",
+    ),
+]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the call, in seconds.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; up to 2.")]
 TopP = Annotated[float | None, typer.Option(help="Above 0, at most 1.")]
@@ -237,6 +244,7 @@ def run(
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
     ] = None,
     property_order: Order = None,
+    close_objects: Closed = None,
     examples: Annotated[
         Path | None,
         typer.Option(
@@ -279,7 +287,16 @@ def run(
 
     inputs.check_stdin(images=images, prompt=prompt, system=system, schema=schema, ebnf=ebnf)
     work = calls.task(
-        prompt, task, system, schema, regex, ebnf, choice or [], property_order, examples
+        prompt,
+        task,
+        system,
+        schema,
+        regex,
+        ebnf,
+        choice or [],
+        property_order,
+        close_objects,
+        examples,
     )
     sampling = calls.sampling(
         temperature, top_p, top_k, repetition_penalty, seed, max_tokens, thinking or None
@@ -306,6 +323,7 @@ def schema(
         typer.Option(help="Compile the schema in this process and print a stage of the compiler."),
     ] = None,
     property_order: Order = None,
+    close_objects: Closed = None,
     server: Server = DEFAULT_SERVER,
     local: Local = False,
     as_json: AsJson = False,
@@ -321,9 +339,9 @@ def schema(
     from service.cli.schema import print_stage, validate
 
     if stage is not None:
-        raise typer.Exit(print_stage(file, stage, property_order))
+        raise typer.Exit(print_stage(file, stage, property_order, bool(close_objects)))
     target = calls.Target(server, calls.credentials(api_key, ca, cert, key), timeout, local)
-    raise typer.Exit(validate(target, file, property_order, everything, as_json))
+    raise typer.Exit(validate(target, file, property_order, close_objects, everything, as_json))
 
 
 @app.command()

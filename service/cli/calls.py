@@ -129,6 +129,7 @@ def task(
     ebnf: Path | None,
     choice: Sequence[str],
     property_order: str | None,
+    close_objects: bool | None,
     examples: Path | None = None,
 ) -> pb.Task:
     """The task from the options; a usage error for contradicting options."""
@@ -140,7 +141,7 @@ def task(
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
-        if given or system or property_order or examples:
+        if given or system or property_order or close_objects is not None or examples:
             raise typer.BadParameter("a registered task has its own texts and grammar")
         return pb.Task(name=utf8(name, "--task"))
     if name is not None or prompt is None:
@@ -149,8 +150,12 @@ def task(
         raise typer.BadParameter("give at most one of --schema, --regex, --ebnf, --choice")
     if property_order is not None and schema is None:
         raise typer.BadParameter("--property-order needs a --schema")
+    if close_objects is not None and schema is None:
+        raise typer.BadParameter("--close-objects needs a --schema")
     order = PROPERTY_ORDERS[property_order]
-    grammar = pb.Grammar(**given, property_order=order) if given else None
+    grammar = (
+        pb.Grammar(**given, property_order=order, close_objects=close_objects) if given else None
+    )
     inline = pb.InlineTask(
         system=option_text(system, "--system"),
         user=option_text(prompt, "--prompt"),

@@ -18,6 +18,7 @@ FLAGS = {
     "task.inline.grammar.choice.options": "--choice",
     "task.inline.grammar.choice": "--choice",
     "task.inline.grammar.property_order": "--property-order",
+    "task.inline.grammar.close_objects": "--close-objects",
     "grammar.json_schema": "FILE",
     "grammar.property_order": "--property-order",
     "task.inline.system": "--system",

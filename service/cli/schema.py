@@ -22,7 +22,12 @@ NOT_ENFORCED = 3
 
 
 def validate(
-    target: Target, schema: Path, property_order: str | None, everything: bool, as_json: bool
+    target: Target,
+    schema: Path,
+    property_order: str | None,
+    close_objects: bool | None,
+    everything: bool,
+    as_json: bool,
 ) -> int:
     """Call ValidateSchema; prints the warnings and the keywords that are not enforced, or all
     keywords.
@@ -31,7 +36,8 @@ def validate(
     """
     text = read_text(schema, "FILE")
     order = PROPERTY_ORDERS[property_order]
-    request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text, property_order=order))
+    grammar = pb.Grammar(json_schema=text, property_order=order, close_objects=close_objects)
+    request = pb.ValidateSchemaRequest(grammar=grammar)
     enforced = False
 
     def call(stub: VisionServiceStub) -> None:
@@ -54,12 +60,12 @@ def validate(
     return failed or (0 if enforced else NOT_ENFORCED)
 
 
-def print_stage(schema: Path, stage: str, property_order: str | None) -> int:
+def print_stage(schema: Path, stage: str, property_order: str | None, close_objects: bool) -> int:
     """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar`` or ``report``. Returns 0, or 1
     for a schema that cannot be used."""
     order = PropertyOrder.ANY if property_order == "any" else PropertyOrder.DECLARED
     try:
-        for line in STAGES[stage](read_text(schema, "FILE"), Options(order)):
+        for line in STAGES[stage](read_text(schema, "FILE"), Options(order, close_objects)):
             echo(line)
     except ServiceError as error:
         typer.echo(f"{error.message} [{error.reason}]", err=True)

@@ -57,16 +57,21 @@ WARNING_BYTES = 16 * 1024
 """Maximum size of the warnings in each answer, in bytes."""
 
 
+_OF_SCHEMAS = "is for a json_schema alone; leave it out"
+
+
 def decode_grammar(grammar: pb.Grammar, path: str) -> Grammar:
     """Grammar -> Grammar. The text of the grammar is checked later, by the analysis."""
     kind = grammar.WhichOneof("kind")
     if kind is None:
         raise InvalidRequest(path, "one of json_schema, regex, ebnf and choice is required")
     order = decode_property_order(grammar, f"{path}.property_order")
+    close_objects = decode_close_objects(grammar, f"{path}.close_objects")
     if kind == "choice":
         source = json.dumps(list(grammar.choice.options), ensure_ascii=False)
         return Grammar(GrammarKind.CHOICE, source)
-    return Grammar(GrammarKind(kind), getattr(grammar, kind), property_order=order)
+    source = getattr(grammar, kind)
+    return Grammar(GrammarKind(kind), source, property_order=order, close_objects=close_objects)
 
 
 def decode_property_order(grammar: pb.Grammar, path: str) -> PropertyOrder | None:
@@ -76,8 +81,17 @@ def decode_property_order(grammar: pb.Grammar, path: str) -> PropertyOrder | Non
         raise InvalidRequest(path, f"is {grammar.property_order}, which is none of {known}")
     order = PROPERTY_ORDERS[grammar.property_order]
     if order is not None and not grammar.HasField("json_schema"):
-        raise InvalidRequest(path, "is for a json_schema alone; leave it out")
+        raise InvalidRequest(path, _OF_SCHEMAS)
     return order
+
+
+def decode_close_objects(grammar: pb.Grammar, path: str) -> bool | None:
+    """Grammar.close_objects -> bool; None for a caller that does not set it."""
+    if not grammar.HasField("close_objects"):
+        return None
+    if not grammar.HasField("json_schema"):
+        raise InvalidRequest(path, _OF_SCHEMAS)
+    return grammar.close_objects
 
 
 def encode_grammar(grammar: Grammar) -> pb.Grammar:
@@ -85,7 +99,7 @@ def encode_grammar(grammar: Grammar) -> pb.Grammar:
     if grammar.kind is GrammarKind.CHOICE:
         return pb.Grammar(choice=pb.Choice(options=json.loads(grammar.source)))
     order = next(one for one, value in PROPERTY_ORDERS.items() if value is grammar.property_order)
-    found = pb.Grammar(property_order=order)
+    found = pb.Grammar(property_order=order, close_objects=grammar.close_objects)
     setattr(found, grammar.kind.value, grammar.source)
     return found
 

@@ -245,6 +245,15 @@ def one_grammar(found: Sequence[Constraint], fields: dict[str, str]) -> Grammar 
     return only.grammar
 
 
+def with_closed_objects(grammar: Grammar | None, close_objects: bool | None) -> Grammar | None:
+    """The grammar with the caller's wish to close objects, if there is one."""
+    if close_objects is None:
+        return grammar
+    if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA:
+        raise InvalidRequest("close_objects", "is for answers under a JSON Schema; leave it out")
+    return replace(grammar, close_objects=close_objects)
+
+
 def of_structured_outputs(
     schema: str | Mapping[str, Any] | None,
     regex: str | None,

@@ -341,6 +341,11 @@ class ChatRequest(Model):
         "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
         "API.",
     )
+    close_objects: bool | None = treated(
+        HONOURED,
+        "Forbid properties that the schema does not list, in objects that say nothing of others. "
+        "Not of OpenAI's API.",
+    )
     n: Annotated[int, Field(ge=1, le=1)] | None = treated(
         NEUTRAL, "Must be 1; send a request for each answer."
     )

@@ -50,6 +50,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     fields = dict(FIELDS)
     forced = _forced_tool(request)
     grammar = codec.one_grammar(_constraints(request, forced), fields)
+    grammar = codec.with_closed_objects(grammar, request.close_objects)
     conversation = Conversation("input", limits, payloads)
     _converse(request, conversation)
     messages, images = conversation.whole()

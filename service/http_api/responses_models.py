@@ -310,6 +310,11 @@ class ResponsesRequest(Model):
         "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
         "API.",
     )
+    close_objects: bool | None = treated(
+        HONOURED,
+        "Forbid properties that the schema does not list, in objects that say nothing of others. "
+        "Not of OpenAI's API.",
+    )
     metadata: (
         Annotated[
             dict[

@@ -50,7 +50,7 @@ class Inference:
         self._registry = registry
         self._settings = settings
         self._schema_limits = schema_limits(settings)
-        self._property_order = PropertyOrder(settings.property_order)
+        self._defaults = PropertyOrder(settings.property_order), settings.close_objects
         self._analyser = analyser
         self.progress = 0
         """Counter that increases with every answer, and every chunk of an answer, from the
@@ -134,7 +134,7 @@ class Inference:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._quotas.use(caller, 0))
             await stack.enter_async_context(self.validations.slot(deadline, caller))
-            asked = grammar.with_defaults(self._property_order)
+            asked = grammar.with_defaults(*self._defaults)
             work = self._analyser(asked, self._schema_limits, caller.name)
             analysed = await deadline.wait(work, late)
             check_kind(grammar, self._engine.capabilities, field)
@@ -161,7 +161,7 @@ class Inference:
         async with self.analyses.slot(deadline, caller):
             work = inline_task(
                 InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
-                inline.grammar and inline.grammar.with_defaults(self._property_order),
+                inline.grammar and inline.grammar.with_defaults(*self._defaults),
                 partial(self._analyser, caller=caller.name),
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from service.errors import GrammarError
 from service.schema_compiler import budget, jsontext
@@ -18,7 +18,7 @@ from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.emit.grammar import choice_grammar, grammar_of, text_grammar
 from service.schema_compiler.emit.portable import portable
 from service.schema_compiler.emit.string_lengths import StringLengths, string_lengths
-from service.schema_compiler.frontend import schema_warnings
+from service.schema_compiler.frontend import closing, schema_warnings
 from service.schema_compiler.frontend.checked_schema import FIELD, CheckedSchema, checked_schema
 from service.schema_compiler.grammar_checks import check_grammar
 from service.schema_compiler.ir.values import Document
@@ -47,16 +47,19 @@ class Options:
     """How a schema is compiled."""
 
     property_order: PropertyOrder = PropertyOrder.DECLARED
+    close_objects: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledSchema:
     """A compiled JSON schema.
 
-    grammar: EBNF for xgrammar. report: on each keyword. document: the values that the grammar describes.
+    schema: that answers have to fit: as sent, or with its objects closed. grammar: EBNF for xgrammar.
+    report: on each keyword. document: the values that the grammar describes.
     forced_text: a bound on the characters that the grammar can force in a row.
     """
 
+    schema: str
     grammar: str
     report: GrammarReport
     document: Document
@@ -80,21 +83,26 @@ def compile_schema(
     checked = checked_schema(text, limits)
     try:
         with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
+            objects = closing.open_objects(checked)
+            if options.close_objects and any(not one.why_not for one in objects):
+                text = closing.closed(checked, objects, limits)
+                checked = checked_schema(text, limits)
             lowered, ebnf = lowered_and_emitted(checked, text, options)
             warnings = schema_warnings.find(checked)
     except BudgetExceeded:
         what = "takes too long to analyse; make it smaller, or its alternatives fewer"
         raise GrammarError(FIELD, what, reason="SCHEMA_TOO_LARGE") from None
     weakened = any(one.enforcement is Enforcement.CHECKED for one in lowered.keywords)
+    is_closed = options.close_objects
     report = GrammarReport(
         Enforcement.CHECKED if weakened else Enforcement.ENFORCED,
-        lowered.keywords,
-        lowered.rewrites,
+        tuple(closing.remarked(lowered.keywords, objects, is_closed=is_closed)),
+        (*(closing.rewrites(objects) if is_closed else ()), *lowered.rewrites),
         len(ebnf.encode()),
         time.perf_counter() - begun,
         warnings=warnings,
     )
-    return CompiledSchema(ebnf, report, lowered.document, lowered.forced_text)
+    return CompiledSchema(text, ebnf, report, lowered.document, lowered.forced_text)
 
 
 def lowered_and_emitted(
@@ -132,20 +140,22 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
     Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
     """
     order = grammar.property_order or PropertyOrder.DECLARED
-    key = grammar.kind, grammar.source, order, limits
+    key = grammar.kind, grammar.source, Options(order, bool(grammar.close_objects)), limits
     return _CACHE.get(key, len(grammar.source), lambda: _analysed(*key))
 
 
-def _analysed(
-    kind: GrammarKind, source: str, order: PropertyOrder, limits: SchemaLimits
-) -> Analysed:
+def _analysed(kind: GrammarKind, source: str, options: Options, limits: SchemaLimits) -> Analysed:
     if kind is GrammarKind.JSON_SCHEMA:
-        asked = Grammar(kind, source, property_order=order)
-        found = compile_schema(source, limits, Options(order))
-        forces_little = found.forced_text <= MAX_FORCED
-        return Analysed(
-            replace(asked, ebnf=found.grammar, forces_little=forces_little), found.report
+        found = compile_schema(source, limits, options)
+        grammar = Grammar(
+            kind,
+            found.schema,
+            ebnf=found.grammar,
+            forces_little=found.forced_text <= MAX_FORCED,
+            property_order=options.property_order,
+            close_objects=options.close_objects,
         )
+        return Analysed(grammar, found.report)
     begun = time.perf_counter()
     plain = Grammar(kind, source)
     check_grammar(plain, limits)

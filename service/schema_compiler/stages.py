@@ -20,6 +20,7 @@ Stage = Callable[[str, Options], Iterable[str]]
 
 def _normalized(text: str, options: Options) -> Iterator[str]:
     """Each state with its alternatives by type; the alternatives as conjunctions of constraints."""
+    text = compile_schema(text, DEFAULT_LIMITS, options).schema
     checked = checked_schema(text, DEFAULT_LIMITS)
     with bounded(Budget(ANALYSIS_SECONDS, ANALYSIS_STEPS)):
         states = normalized(checked, text)

@@ -41,6 +41,7 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
         "kind": grammar.kind.value,
         "source": grammar.source,
         "property_order": grammar.property_order and grammar.property_order.value,
+        "close_objects": grammar.close_objects,
         "limits": asdict(limits),
         "limit_s": limit_s,
     }
@@ -53,14 +54,18 @@ def read_request(message: dict[str, Any]) -> tuple[Grammar, SchemaLimits, float]
         GrammarKind(message["kind"]),
         message["source"],
         property_order=None if order is None else PropertyOrder(order),
+        close_objects=message["close_objects"],
     )
     return grammar, SchemaLimits(**message["limits"]), float(message["limit_s"])
 
 
-def write_analysed(analysed: Analysed) -> dict[str, Any]:
-    """Encode the answer for a valid grammar, without its source, which the server has already."""
+def write_analysed(grammar: Grammar, analysed: Analysed) -> dict[str, Any]:
+    """Encode the answer for a valid grammar. grammar: as it was sent, so that its source is sent back
+    only where the analysis has changed it."""
     report = analysed.report
+    source = analysed.grammar.source
     return {
+        "source": None if source == grammar.source else source,
         "ebnf": analysed.grammar.ebnf,
         "forces_little": analysed.grammar.forces_little,
         "enforcement": report.enforcement.value,
@@ -94,7 +99,13 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
             metadata=message["metadata"],
             more=tuple(FieldViolation(*violation) for violation in more),
         )
-    ready = replace(grammar, ebnf=message["ebnf"], forces_little=message["forces_little"])
+    source = message["source"]
+    ready = replace(
+        grammar,
+        source=grammar.source if source is None else source,
+        ebnf=message["ebnf"],
+        forces_little=message["forces_little"],
+    )
     report = GrammarReport(
         enforcement=Enforcement(message["enforcement"]),
         keywords=tuple(

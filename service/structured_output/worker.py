@@ -128,7 +128,7 @@ def answers(analyse: Analyse | None = None) -> Answers:
                     reason="GRAMMAR_TOO_COSTLY",
                 )
             )
-        return wire.write_analysed(analysed)
+        return wire.write_analysed(grammar, analysed)
 
     return answer
 

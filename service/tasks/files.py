@@ -70,6 +70,7 @@ class TaskFile(BaseModel):
         description=f"a list of at most {MAX_EXAMPLES} examples with user, images and assistant",
     )
     property_order: Literal["declared", "any"] | None = Field(None, description="declared or any")
+    close_objects: bool | None = Field(None, description="true or false")
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -84,13 +85,14 @@ class TaskFile(BaseModel):
             names = " and ".join(kind.value for kind in given)
             raise GrammarError(names, "give only one of them")
         order = None if self.property_order is None else PropertyOrder(self.property_order)
-        if order is not None and given != [GrammarKind.JSON_SCHEMA]:
-            raise GrammarError("property_order", "is for a json_schema alone; leave it out")
+        for option in ("property_order", "close_objects"):
+            if getattr(self, option) is not None and given != [GrammarKind.JSON_SCHEMA]:
+                raise GrammarError(option, "is for a json_schema alone; leave it out")
         if not given:
             return None
         value = getattr(self, given[0].value)
         source = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return Grammar(given[0], source, property_order=order)
+        return Grammar(given[0], source, property_order=order, close_objects=self.close_objects)
 
 
 def load_tasks(folder: Path) -> tuple[list[tuple[str, Task]], list[str]]:

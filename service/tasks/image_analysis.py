@@ -150,7 +150,10 @@ IMAGE_ANALYSIS = Task(
     description="Describes one image, or several keyframes of one scene, in nine typed fields.",
     user=PROMPT,
     grammar=Grammar(
-        GrammarKind.JSON_SCHEMA, json.dumps(schema()), property_order=PropertyOrder.DECLARED
+        GrammarKind.JSON_SCHEMA,
+        json.dumps(schema()),
+        property_order=PropertyOrder.DECLARED,
+        close_objects=False,  # its one object is closed
     ),
     needs_image=True,
     parse=parse,

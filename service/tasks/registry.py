@@ -52,11 +52,12 @@ def load_registry(
     tasks_dir: Path | None,
     limits: SchemaLimits = DEFAULT_LIMITS,
     property_order: PropertyOrder = PropertyOrder.DECLARED,
+    close_objects: bool = False,
 ) -> Registry:
     """All tasks of this server, with analysed grammars. Raises one ``TaskSourceError`` with all
     problems.
 
-    property_order: default for tasks that do not set one.
+    property_order, close_objects: defaults for tasks that do not set them.
     """
     found: list[tuple[str, Task]] = [("built in", IMAGE_ANALYSIS)]
     problems: list[str] = []
@@ -67,7 +68,7 @@ def load_registry(
     origins: dict[str, str] = {}
     for origin, task in found:
         try:
-            tasks.append(_analysed(task, limits, property_order))
+            tasks.append(_analysed(task, limits, property_order, close_objects))
         except GrammarError as error:
             problems.append(f"{origin}: {_problem(error)}")
         if task.name in origins:
@@ -93,10 +94,12 @@ async def try_grammars(registry: Registry, analyser: Analyser, limits: SchemaLim
         raise TaskSourceError("Tasks cannot be used:\n" + "\n".join(f"  {p}" for p in problems))
 
 
-def _analysed(task: Task, limits: SchemaLimits, property_order: PropertyOrder) -> Task:
+def _analysed(
+    task: Task, limits: SchemaLimits, property_order: PropertyOrder, close_objects: bool
+) -> Task:
     if task.grammar is None:
         return task
-    analysed = analyse(task.grammar.with_defaults(property_order), limits)
+    analysed = analyse(task.grammar.with_defaults(property_order, close_objects), limits)
     return replace(task, grammar=analysed.grammar, report=analysed.report)
 
 

@@ -201,6 +201,14 @@ def test_property_order(number: pb.PropertyOrder.ValueType, order: PropertyOrder
     assert grammar_codec.encode_grammar(decoded) == grammar
 
 
+@pytest.mark.parametrize("wish", [None, False, True])
+def test_close_objects(wish: bool | None) -> None:
+    grammar = pb.Grammar(json_schema="true", close_objects=wish)
+    decoded = codec.decode_validate(pb.ValidateSchemaRequest(grammar=grammar))
+    assert decoded == Grammar(GrammarKind.JSON_SCHEMA, "true", close_objects=wish)
+    assert grammar_codec.encode_grammar(decoded) == grammar
+
+
 def test_an_unknown_property_order_is_refused() -> None:
     grammar = pb.Grammar.FromString(
         b"\x28\x03" + pb.Grammar(json_schema="true").SerializeToString()
@@ -363,7 +371,9 @@ ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
         }
     )
 )
-SCHEMA = Grammar(GrammarKind.JSON_SCHEMA, "{}", property_order=PropertyOrder.ANY)
+SCHEMA = Grammar(
+    GrammarKind.JSON_SCHEMA, "{}", property_order=PropertyOrder.ANY, close_objects=True
+)
 ENCODED: list[Message] = [
     codec.encode_analysis(replace(ANSWER, value=ANALYSIS)),
     pb.RunTaskResponse(result=codec.encode_result(ANSWER)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -20,11 +21,17 @@ from service.schema_compiler.report import (
     WarningKind,
 )
 from service.structured_output import wire
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, PropertyOrder
 
 TEXT = st.text(st.characters(exclude_categories=()))  # with half surrogates
 NUMBERS = st.integers(0, 2**40)
-GRAMMARS = st.builds(Grammar, st.sampled_from(GrammarKind), TEXT)
+GRAMMARS = st.builds(
+    Grammar,
+    st.sampled_from(GrammarKind),
+    TEXT,
+    property_order=st.none() | st.sampled_from(PropertyOrder),
+    close_objects=st.none() | st.booleans(),
+)
 LIMITS = st.builds(SchemaLimits, NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 KEYWORDS = st.builds(KeywordReport, TEXT, TEXT, st.sampled_from(Enforcement), TEXT)
 REPORTS = st.builds(
@@ -59,9 +66,17 @@ def test_requests(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> Non
 
 @given(GRAMMARS, TEXT, st.booleans(), REPORTS)
 def test_analysed(grammar: Grammar, ebnf: str, little: bool, report: GrammarReport) -> None:
-    ready = Grammar(grammar.kind, grammar.source, ebnf, little)
-    message = sent(wire.write_analysed(Analysed(ready, report)))
-    assert wire.read_answer(grammar, message) == Analysed(ready, report)
+    analysed = Analysed(replace(grammar, ebnf=ebnf, forces_little=little), report)
+    message = sent(wire.write_analysed(grammar, analysed))
+    assert message["source"] is None, "the server has it"
+    assert wire.read_answer(grammar, message) == analysed
+
+
+@given(GRAMMARS, TEXT, REPORTS)
+def test_analysed_with_another_source(grammar: Grammar, source: str, report: GrammarReport) -> None:
+    analysed = Analysed(replace(grammar, source=source), report)
+    message = sent(wire.write_analysed(grammar, analysed))
+    assert wire.read_answer(grammar, message) == analysed
 
 
 @given(GRAMMARS, st.lists(VIOLATIONS, min_size=1, max_size=3), st.dictionaries(TEXT, TEXT))

@@ -1123,9 +1123,10 @@ class Grammar(_message.Message):
     EBNF_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     PROPERTY_ORDER_FIELD_NUMBER: _builtins.int
+    CLOSE_OBJECTS_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """A JSON Schema as JSON text: an object, true or false. At most Limits.max_schema_bytes bytes (default 256 KiB) and
-    Limits.max_schema_depth levels (default 64). The answer is JSON and valid against it.
+    Limits.max_schema_depth levels (default 64). The answer is JSON and TaskResult.json is valid against it.
     """
     regex: _builtins.str
     """A regular expression that must match the whole answer. At most Limits.max_regex_length characters (default
@@ -1136,6 +1137,15 @@ class Grammar(_message.Message):
     property_order: Global___PropertyOrder.ValueType
     """The order of the properties of objects in the answer. Only for a JSON Schema; refused with other kinds.
     Default: the server's setting, which is PROPERTY_ORDER_DECLARED unless the operator changes it.
+    """
+    close_objects: _builtins.bool
+    """Close objects: forbid properties that the schema does not list, in each object that has `properties` and says
+    nothing of others, as if `additionalProperties: false` were written there. Answers are validated against the closed
+    schema, and `rewrites` of ValidateSchema lists the closed objects. Objects stay open where the schema says something
+    of others (additionalProperties, patternProperties, propertyNames, unevaluatedProperties, required names that are
+    not in `properties`), where several subschemas speak of one object (allOf), and in conditions (if, not); the report
+    says so at their `properties`. Only for a JSON Schema; refused with other kinds. Default: the server's setting,
+    which is false unless the operator changes it.
     """
     @_builtins.property
     def choice(self) -> Global___Choice:
@@ -1149,13 +1159,19 @@ class Grammar(_message.Message):
         ebnf: _builtins.str = ...,
         choice: Global___Choice | None = ...,
         property_order: Global___PropertyOrder.ValueType = ...,
+        close_objects: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_close_objects", b"_close_objects", "choice", b"choice", "close_objects", b"close_objects", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "regex", b"regex"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "property_order", b"property_order", "regex", b"regex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_close_objects", b"_close_objects", "choice", b"choice", "close_objects", b"close_objects", "ebnf", b"ebnf", "json_schema", b"json_schema", "kind", b"kind", "property_order", b"property_order", "regex", b"regex"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__close_objects: _TypeAlias = _typing.Literal["close_objects"]  # noqa: Y015
+    _WhichOneofArgType__close_objects: _TypeAlias = _typing.Literal["_close_objects", b"_close_objects"]  # noqa: Y015
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["json_schema", "regex", "ebnf", "choice"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__close_objects) -> _WhichOneofReturnType__close_objects | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Grammar: _TypeAlias = Grammar  # noqa: Y015
@@ -1352,10 +1368,12 @@ class TaskResult(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """The exact text that the model wrote."""
+    """The exact text that the model wrote, also the deltas of a stream together."""
     json: _builtins.str
-    """The answer as JSON text, if the task answers in JSON; otherwise absent. For a task with a JSON Schema it equals
-    `text`, which preserves integers beyond 2^53 and the order of keys; other tasks may tidy it.
+    """The answer as JSON text, if the task answers in JSON; otherwise absent. For a task with a JSON Schema it is `text`,
+    which preserves integers beyond 2^53 and the order of keys, without repeated names: where a name comes again in the
+    same object, the last one counts, as in JSON parsers, and the earlier ones are left out. This is the document that
+    was validated. Other tasks may tidy it.
     """
     finish_reason: Global___FinishReason.ValueType
     """Why generation ended; always FINISH_REASON_STOP in an OK answer."""
@@ -1432,7 +1450,8 @@ class KeywordReport(_message.Message):
     """The way in which the keyword is guaranteed."""
     reason: _builtins.str
     """For CHECKED, the reason and a change of the schema that would help. For ENFORCED, the valid answers that the
-    grammar does not allow; mostly empty. A text for people, which may change.
+    grammar does not allow, or that an object allows properties which the schema does not list; mostly empty. A text
+    for people, which may change.
     """
     def __init__(
         self,
