@@ -35,6 +35,8 @@ class ModelFamily:
         thinking_closed: the same text with immediately closed thoughts.
         thinking_optional: whether each request may choose to think. Otherwise a model of the family
             always thinks or never, which its chat template shows.
+        schema_in_prompt: whether the models follow a JSON schema that they read in the prompt; it is
+            then shown unless a caller says otherwise. A ``config.json`` with the same key wins.
         turbomind_options: settings of LMDeploy's ``TurbomindEngineConfig`` for these models. A
             ``cache_checkpoint_interval`` is lowered to the length of a prefill chunk.
     """
@@ -50,6 +52,7 @@ class ModelFamily:
     thinking_prefix: str = ""
     thinking_closed: str = ""
     thinking_optional: bool = False
+    schema_in_prompt: bool = True
     turbomind_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

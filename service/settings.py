@@ -217,6 +217,12 @@ class ServerSettings(BaseSettings):
         description="Forbid properties that a JSON Schema does not list, in objects that have "
         "properties and say nothing of others; where neither the request nor the task decides.",
     )
+    schema_in_prompt: bool | None = Field(
+        None,
+        description="Show the JSON Schema of an answer to the model, where neither the request nor "
+        "the task decides. Unset: published checkpoints see it; the bundled model and models on "
+        "other servers do not.",
+    )
     compile_timeout_s: Seconds = Field(
         5.0, description="Maximum time to compile a grammar, in seconds."
     )

@@ -76,6 +76,7 @@ class Grammar:
     property_order: order of properties for a JSON schema; None uses the server's default.
     close_objects: for a JSON schema, forbid names that are not in ``properties`` where the schema
         says nothing of them; None uses the server's default.
+    prompt_schema: a JSON schema as a model reads it in its prompt, set by the analysis.
     """
 
     kind: GrammarKind
@@ -84,6 +85,7 @@ class Grammar:
     forces_little: bool = False
     property_order: PropertyOrder | None = None
     close_objects: bool | None = None
+    prompt_schema: str = ""
 
     def with_defaults(self, property_order: PropertyOrder, close_objects: bool) -> Grammar:
         """The grammar, with the server's options if it is a JSON schema without its own."""
@@ -407,6 +409,8 @@ class Capabilities:
     enforcer: Enforcer = Enforcer.MASK
     not_enforced: str = ""
     """Why the engine does not enforce grammars, for people; empty where it does."""
+    schema_in_prompt: bool = False
+    """Whether the prompt has the JSON schema of the answer where the caller does not say."""
     restart_helps: bool = True
     """Whether a new process may cure an engine that makes no progress. False for an engine whose model
     runs elsewhere."""

@@ -62,6 +62,8 @@ def _config(model: Qwen3VLForConditionalGeneration) -> dict[str, Any]:
         "mrope_section": MROPE_SECTION,
         "mrope_interleaved": True,
     }
+    # The model was trained on questions alone. It has seen no schema and reads none.
+    settings["schema_in_prompt"] = False
     return settings
 
 

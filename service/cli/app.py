@@ -125,6 +125,13 @@ Closed = Annotated[
         help="Forbid properties that the schema does not list. Default: the server's setting.",
     ),
 ]
+Shown = Annotated[
+    bool | None,
+    typer.Option(
+        "--schema-in-prompt/--no-schema-in-prompt",
+        help="Show the schema to the model. Default: the server's, or the model's.",
+    ),
+]
 Timeout = Annotated[float, typer.Option(min=0.001, help="Deadline of the call, in seconds.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy; up to 2.")]
 TopP = Annotated[float | None, typer.Option(help="Above 0, at most 1.")]
@@ -245,6 +252,7 @@ def run(
     ] = None,
     property_order: Order = None,
     close_objects: Closed = None,
+    schema_in_prompt: Shown = None,
     examples: Annotated[
         Path | None,
         typer.Option(
@@ -296,6 +304,7 @@ def run(
         choice or [],
         property_order,
         close_objects,
+        schema_in_prompt,
         examples,
     )
     sampling = calls.sampling(
@@ -319,7 +328,7 @@ def schema(
         bool, typer.Option("--all", help="Print every keyword and every rewrite.")
     ] = False,
     stage: Annotated[
-        Literal["normalized", "ir", "grammar", "report"] | None,
+        Literal["normalized", "ir", "grammar", "report", "prompt"] | None,
         typer.Option(help="Compile the schema in this process and print a stage of the compiler."),
     ] = None,
     property_order: Order = None,

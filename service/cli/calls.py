@@ -130,6 +130,7 @@ def task(
     choice: Sequence[str],
     property_order: str | None,
     close_objects: bool | None,
+    schema_in_prompt: bool | None,
     examples: Path | None = None,
 ) -> pb.Task:
     """The task from the options; a usage error for contradicting options."""
@@ -141,7 +142,8 @@ def task(
     }
     given = {kind: value for kind, value in grammars.items() if value is not None}
     if name is not None and prompt is None:
-        if given or system or property_order or close_objects is not None or examples:
+        wishes = (property_order, close_objects, schema_in_prompt)
+        if given or system or examples or any(one is not None for one in wishes):
             raise typer.BadParameter("a registered task has its own texts and grammar")
         return pb.Task(name=utf8(name, "--task"))
     if name is not None or prompt is None:
@@ -152,6 +154,8 @@ def task(
         raise typer.BadParameter("--property-order needs a --schema")
     if close_objects is not None and schema is None:
         raise typer.BadParameter("--close-objects needs a --schema")
+    if schema_in_prompt is not None and schema is None:
+        raise typer.BadParameter("--schema-in-prompt needs a --schema")
     order = PROPERTY_ORDERS[property_order]
     grammar = (
         pb.Grammar(**given, property_order=order, close_objects=close_objects) if given else None
@@ -160,6 +164,7 @@ def task(
         system=option_text(system, "--system"),
         user=option_text(prompt, "--prompt"),
         grammar=grammar,
+        schema_in_prompt=schema_in_prompt,
     )
     if examples is not None:
         inline.messages.extend(example_messages(examples))

@@ -19,6 +19,7 @@ FLAGS = {
     "task.inline.grammar.choice": "--choice",
     "task.inline.grammar.property_order": "--property-order",
     "task.inline.grammar.close_objects": "--close-objects",
+    "task.inline.schema_in_prompt": "--schema-in-prompt",
     "grammar.json_schema": "FILE",
     "grammar.property_order": "--property-order",
     "task.inline.system": "--system",

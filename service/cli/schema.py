@@ -61,7 +61,8 @@ def validate(
 
 
 def print_stage(schema: Path, stage: str, property_order: str | None, close_objects: bool) -> int:
-    """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar`` or ``report``. Returns 0, or 1
+    """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar``, ``report`` or
+    ``prompt``. Returns 0, or 1
     for a schema that cannot be used."""
     order = PropertyOrder.ANY if property_order == "any" else PropertyOrder.DECLARED
     try:

@@ -64,7 +64,7 @@ class FakeEngine:
     max_images: maximum number of images in a request.
     max_active: maximum number of concurrent requests; further requests are refused with
         ``Overloaded``. None means no limit.
-    grammar_kinds, sampling_options, enforcer: the declared capabilities.
+    grammar_kinds, sampling_options, enforcer, schema_in_prompt: the declared capabilities.
     Failures can be set at any time: the engine raises a RuntimeError after ``crash_after`` tokens,
     produces nothing more after ``hang_after`` tokens, and fails its health check while ``healthy``
     is False.
@@ -83,6 +83,7 @@ class FakeEngine:
         enforcer: Enforcer = Enforcer.MASK,
         grammar_kinds: Iterable[GrammarKind] = GrammarKind,
         sampling_options: Iterable[str] = SAMPLING_OPTIONS,
+        schema_in_prompt: bool = False,
     ) -> None:
         self.answer = answer
         self.token_delay_s = token_delay_s
@@ -94,6 +95,7 @@ class FakeEngine:
         self.enforcer = enforcer
         self.grammar_kinds = frozenset(grammar_kinds)
         self.sampling_options = frozenset(sampling_options)
+        self.schema_in_prompt = schema_in_prompt
         self.crash_after: int | None = None
         self.hang_after: int | None = None
         self.healthy = True
@@ -116,6 +118,7 @@ class FakeEngine:
             context_length=self.context_length,
             max_images=self.max_images if self.vision else 0,
             enforcer=self.enforcer,
+            schema_in_prompt=self.schema_in_prompt,
             details={"device": "none"},
         )
 

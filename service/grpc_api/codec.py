@@ -19,6 +19,7 @@ from service.errors import InvalidRequest
 from service.grpc_api.conversation_codec import decode_messages, decode_tools
 from service.grpc_api.grammar_codec import (
     GRAMMAR_KINDS,
+    OF_SCHEMAS,
     decode_grammar,
     encode_grammar,
     encode_report,
@@ -116,15 +117,26 @@ def decode_task(
     given = inline.HasField("grammar")
     grammar = decode_grammar(inline.grammar, "task.inline.grammar") if given else None
     tools = decode_tools(inline.tools, "task.inline.tools")
+    shown = _decode_schema_in_prompt(inline)
     if not inline.messages:
-        return InlineTask(inline.system, inline.user, grammar, tools=tools), ()
+        found = InlineTask(inline.system, inline.user, grammar, (), tools, shown)
+        return found, ()
     for name in ("system", "user"):
         if getattr(inline, name):
             raise InvalidRequest(
                 f"task.inline.{name}", "must be empty beside task.inline.messages; it is a message"
             )
     messages, images = decode_messages(inline.messages, "task.inline.messages", max_images)
-    return InlineTask("", "", grammar, messages, tools), images
+    return InlineTask("", "", grammar, messages, tools, shown), images
+
+
+def _decode_schema_in_prompt(inline: pb.InlineTask) -> bool | None:
+    """InlineTask.schema_in_prompt -> bool; None for a caller that does not set it."""
+    if not inline.HasField("schema_in_prompt"):
+        return None
+    if not inline.grammar.HasField("json_schema"):
+        raise InvalidRequest("task.inline.schema_in_prompt", OF_SCHEMAS)
+    return inline.schema_in_prompt
 
 
 def decode_sampling(message: pb.SamplingOptions) -> Sampling:
@@ -286,6 +298,7 @@ def encode_capabilities(capabilities: Capabilities) -> pb.Capabilities:
         max_images=min(capabilities.max_images, UINT32_MAX),
         modalities=sorted(MODALITIES[one] for one in capabilities.modalities),
         enforcer=ENFORCERS[capabilities.enforcer],
+        schema_in_prompt=capabilities.schema_in_prompt,
     )
 
 

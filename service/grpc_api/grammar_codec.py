@@ -57,7 +57,7 @@ WARNING_BYTES = 16 * 1024
 """Maximum size of the warnings in each answer, in bytes."""
 
 
-_OF_SCHEMAS = "is for a json_schema alone; leave it out"
+OF_SCHEMAS = "is for a json_schema alone; leave it out"
 
 
 def decode_grammar(grammar: pb.Grammar, path: str) -> Grammar:
@@ -81,7 +81,7 @@ def decode_property_order(grammar: pb.Grammar, path: str) -> PropertyOrder | Non
         raise InvalidRequest(path, f"is {grammar.property_order}, which is none of {known}")
     order = PROPERTY_ORDERS[grammar.property_order]
     if order is not None and not grammar.HasField("json_schema"):
-        raise InvalidRequest(path, _OF_SCHEMAS)
+        raise InvalidRequest(path, OF_SCHEMAS)
     return order
 
 
@@ -90,7 +90,7 @@ def decode_close_objects(grammar: pb.Grammar, path: str) -> bool | None:
     if not grammar.HasField("close_objects"):
         return None
     if not grammar.HasField("json_schema"):
-        raise InvalidRequest(path, _OF_SCHEMAS)
+        raise InvalidRequest(path, OF_SCHEMAS)
     return grammar.close_objects
 
 

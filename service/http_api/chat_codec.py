@@ -49,6 +49,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     forced = _forced_tool(request)
     grammar = codec.one_grammar(_constraints(request, forced), fields)
     grammar = codec.with_closed_objects(grammar, request.close_objects)
+    shown = codec.schema_in_prompt(grammar, request.schema_in_prompt)
     conversation = Conversation("messages", limits, payloads)
     task: str | InlineTask
     if request.task is not None:
@@ -56,7 +57,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     else:
         _converse(request, conversation)
         messages, images = conversation.whole()
-        task = InlineTask("", "", grammar, messages)
+        task = InlineTask("", "", grammar, messages, schema_in_prompt=shown)
     stream = bool(request.stream)
     codec.check_stream_options(request.stream_options, stream=stream)
     call = Call(

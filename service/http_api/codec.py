@@ -249,9 +249,20 @@ def with_closed_objects(grammar: Grammar | None, close_objects: bool | None) -> 
     """The grammar with the caller's wish to close objects, if there is one."""
     if close_objects is None:
         return grammar
+    return replace(_of_schemas(grammar, "close_objects"), close_objects=close_objects)
+
+
+def schema_in_prompt(grammar: Grammar | None, wish: bool | None) -> bool | None:
+    """The caller's wish to show the schema to the model, if there is one."""
+    if wish is not None:
+        _of_schemas(grammar, "schema_in_prompt")
+    return wish
+
+
+def _of_schemas(grammar: Grammar | None, option: str) -> Grammar:
     if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA:
-        raise InvalidRequest("close_objects", "is for answers under a JSON Schema; leave it out")
-    return replace(grammar, close_objects=close_objects)
+        raise InvalidRequest(option, "is for answers under a JSON Schema; leave it out")
+    return grammar
 
 
 def of_structured_outputs(

@@ -346,6 +346,11 @@ class ChatRequest(Model):
         "Forbid properties that the schema does not list, in objects that say nothing of others. "
         "Not of OpenAI's API.",
     )
+    schema_in_prompt: bool | None = treated(
+        HONOURED,
+        "Show the schema of the answer to the model, with its descriptions. Default: that of the "
+        "model. Not of OpenAI's API.",
+    )
     n: Annotated[int, Field(ge=1, le=1)] | None = treated(
         NEUTRAL, "Must be 1; send a request for each answer."
     )

@@ -51,13 +51,14 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     forced = _forced_tool(request)
     grammar = codec.one_grammar(_constraints(request, forced), fields)
     grammar = codec.with_closed_objects(grammar, request.close_objects)
+    shown = codec.schema_in_prompt(grammar, request.schema_in_prompt)
     conversation = Conversation("input", limits, payloads)
     _converse(request, conversation)
     messages, images = conversation.whole()
     stream = bool(request.stream)
     codec.check_stream_options(request.stream_options, stream=stream)
     call = Call(
-        InlineTask("", "", grammar, messages),
+        InlineTask("", "", grammar, messages, schema_in_prompt=shown),
         images,
         codec.sampling(request, request.max_output_tokens, "max_output_tokens", fields),
         strict=bool(request.require_enforced),

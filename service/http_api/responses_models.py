@@ -315,6 +315,11 @@ class ResponsesRequest(Model):
         "Forbid properties that the schema does not list, in objects that say nothing of others. "
         "Not of OpenAI's API.",
     )
+    schema_in_prompt: bool | None = treated(
+        HONOURED,
+        "Show the schema of the answer to the model, with its descriptions. Default: that of the "
+        "model. Not of OpenAI's API.",
+    )
     metadata: (
         Annotated[
             dict[

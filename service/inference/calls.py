@@ -29,6 +29,7 @@ class InlineTask:
     messages: a whole conversation instead of ``system`` and ``user``; its empty image parts are
         filled with the images of the call, in order.
     tools: tools that the model may call.
+    schema_in_prompt: whether the prompt has the JSON schema of the answer; None uses the default.
     """
 
     system: str
@@ -36,6 +37,7 @@ class InlineTask:
     grammar: Grammar | None
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
+    schema_in_prompt: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,8 +69,11 @@ class Inference:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine can do. Valid once it has started."""
-        return self._engine.capabilities
+        """What the engine can do, with the operator's default for ``schema_in_prompt``. Valid once it
+        has started."""
+        wish = self._settings.schema_in_prompt
+        found = self._engine.capabilities
+        return found if wish is None else replace(found, schema_in_prompt=wish)
 
     async def answer(self, call: Call, time_left_s: float | None) -> Answer:
         """The answer, validated."""
@@ -153,6 +157,8 @@ class Inference:
         record = current()
         record.model = self.capabilities.model
         record.task = "inline" if isinstance(call.task, InlineTask) else task.name
+        if task.schema_in_prompt is None:
+            task = replace(task, schema_in_prompt=self.capabilities.schema_in_prompt)
         if call.strict:
             check_enforced(on_engine(task, self.capabilities))
         return task
@@ -160,7 +166,13 @@ class Inference:
     async def _inline(self, inline: InlineTask, deadline: Deadline, caller: Caller) -> Task:
         async with self.analyses.slot(deadline, caller):
             work = inline_task(
-                InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
+                InlinePrompt(
+                    inline.system,
+                    inline.user,
+                    inline.messages,
+                    inline.tools,
+                    inline.schema_in_prompt,
+                ),
                 inline.grammar and inline.grammar.with_defaults(*self._defaults),
                 partial(self._analyser, caller=caller.name),
                 self._schema_limits,

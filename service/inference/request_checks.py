@@ -22,11 +22,16 @@ from service.types import (
     GenerateRequest,
     Grammar,
     ImageSource,
+    Message,
     Modality,
+    Role,
     Sampling,
+    TextPart,
 )
 
 DEFAULT_SAMPLING = Sampling()
+SCHEMA_NOTE = "Answer with one JSON value that is valid under this JSON Schema:\n"
+"""Stands before the schema in a prompt."""
 MAX_NOT_ENFORCED = 16
 """Maximum number of keywords that the error of a strict request names; the error also has their
 total."""
@@ -53,9 +58,31 @@ def check_request(
     request = GenerateRequest(
         request_id=request_id, tools=task.tools, grammar=task.grammar, sampling=sampling
     )
+    note = schema_note(task, capabilities)
     if task.messages or task.examples:
-        return replace(request, messages=task.conversation(images))
-    return replace(request, user=task.user, system=task.system, images=tuple(images))
+        return replace(request, messages=_with_note(task.conversation(images), note))
+    system = "\n\n".join(filter(None, (task.system, note)))
+    return replace(request, user=task.user, system=system, images=tuple(images))
+
+
+def schema_note(task: Task, capabilities: Capabilities) -> str:
+    """What the prompt says of the JSON schema of the answer; empty where it says nothing."""
+    grammar, wish = task.grammar, task.schema_in_prompt
+    shown = capabilities.schema_in_prompt if wish is None else wish
+    if not shown or grammar is None or not grammar.prompt_schema:
+        return ""
+    return SCHEMA_NOTE + grammar.prompt_schema
+
+
+def _with_note(messages: tuple[Message, ...], note: str) -> tuple[Message, ...]:
+    """The conversation with the note at the end of the system text, where chat templates also list
+    tools: it is the same for all calls of a task, so that a prefix cache keeps it."""
+    if not note:
+        return messages
+    first, *others = messages
+    if first.role is not Role.SYSTEM:
+        return (Message(Role.SYSTEM, (TextPart(note),)), *messages)
+    return (replace(first, parts=(*first.parts, TextPart("\n\n" + note))), *others)
 
 
 def on_engine(task: Task, capabilities: Capabilities) -> Task:

@@ -26,7 +26,12 @@ from service.errors import (
     OutputTruncated,
 )
 from service.inference.calls import Answer
-from service.inference.request_checks import check_request, on_engine, takes_any_text
+from service.inference.request_checks import (
+    check_request,
+    on_engine,
+    schema_note,
+    takes_any_text,
+)
 from service.inference.stops import until_stop
 from service.logs import OUTPUT_LOGGER, pairs
 from service.observation import CallRecord, current
@@ -52,6 +57,7 @@ from service.types import (
 
 output_log = logging.getLogger(OUTPUT_LOGGER)
 
+SCHEMA_HINT = "; schema_in_prompt: false leaves the JSON schema out of the prompt"
 CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
 """Finish reasons of a text that is not complete."""
 
@@ -211,12 +217,13 @@ async def _generating(
     The engine's iterator is closed when the body ends, for whatever reason. Closing cancels the
     request and frees its memory.
     """
+    hint = SCHEMA_HINT if schema_note(task, engine.capabilities) else ""
     chunks = engine.generate(request)
     if stop:
         chunks = until_stop(chunks, stop)
     try:
         with current().generating():
-            async with naming(task.grammar_field, task.prompt_field):
+            async with naming(task.grammar_field, task.prompt_field, hint):
                 yield chunks
     finally:
         close = getattr(chunks, "aclose", None)

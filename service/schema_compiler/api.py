@@ -27,6 +27,7 @@ from service.schema_compiler.lower.context import MAX_ORDER_RULES
 from service.schema_compiler.lower.lowering import LoweredSchema, lower_schema, lower_to_anything
 from service.schema_compiler.lower.strings import lower_regex
 from service.schema_compiler.normalize.bounds import LADDER, Bounds, TooCostly
+from service.schema_compiler.prompt_schema import prompt_schema
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.types import Grammar, GrammarKind, PropertyOrder
 
@@ -154,6 +155,7 @@ def _analysed(kind: GrammarKind, source: str, options: Options, limits: SchemaLi
             forces_little=found.forced_text <= MAX_FORCED,
             property_order=options.property_order,
             close_objects=options.close_objects,
+            prompt_schema=prompt_schema(found.schema, limits),
         )
         return Analysed(grammar, found.report)
     begun = time.perf_counter()

@@ -39,19 +39,24 @@ def read(text: str) -> Decimal:
     return Decimal(text)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any, *, compact: bool = False) -> str:
     """A JSON value as text, like ``json.dumps`` without escapes, with every number exact.
 
-    A number that a float stands for is written as the float, so 1.50 as 1.5.
+    A number that a float stands for is written as the float, so 1.50 as 1.5. compact: without
+    whitespace between the parts.
     """
+    comma, colon = (",", ":") if compact else (", ", ": ")
     if isinstance(value, Decimal):
         short = json.dumps(float(value))
         return short if Decimal(short) == value else str(value)
     if isinstance(value, list):
-        return f"[{', '.join(map(text_of, value))}]"
+        return f"[{comma.join(text_of(one, compact=compact) for one in value)}]"
     if isinstance(value, dict):
-        members = (f"{text_of(name)}: {text_of(member)}" for name, member in value.items())
-        return f"{{{', '.join(members)}}}"
+        members = (
+            f"{text_of(name)}{colon}{text_of(member, compact=compact)}"
+            for name, member in value.items()
+        )
+        return f"{{{comma.join(members)}}}"
     return json.dumps(value, ensure_ascii=False)
 
 

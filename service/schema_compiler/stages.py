@@ -14,6 +14,7 @@ from service.schema_compiler.ir.values import AcceptedText, Digits, Document, Ma
 from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.lower.lowering import normalized
 from service.schema_compiler.normalize.nodes import TYPE_NAMES
+from service.schema_compiler.prompt_schema import prompt_schema
 
 Stage = Callable[[str, Options], Iterable[str]]
 
@@ -46,6 +47,11 @@ def _grammar(text: str, options: Options) -> Iterator[str]:
     yield from compile_schema(text, DEFAULT_LIMITS, options).grammar.splitlines()
 
 
+def _prompt(text: str, options: Options) -> Iterator[str]:
+    """The schema as a model reads it in its prompt."""
+    yield prompt_schema(compile_schema(text, DEFAULT_LIMITS, options).schema)
+
+
 def _report(text: str, options: Options) -> Iterator[str]:
     """Each keyword with its enforcement and the reason, rewrites and warnings."""
     report = compile_schema(text, DEFAULT_LIMITS, options).report
@@ -64,6 +70,7 @@ STAGES: dict[str, Stage] = {
     "ir": _ir,
     "grammar": _grammar,
     "report": _report,
+    "prompt": _prompt,
 }
 
 

@@ -38,8 +38,13 @@ async def prepare(engine: Engine, grammar: Grammar, field: str, timeout_s: float
 
 
 @asynccontextmanager
-async def naming(grammar_field: str, prompt_field: str = "task") -> AsyncIterator[None]:
-    """Replace the field names in an engine's errors by the paths in the caller's request."""
+async def naming(
+    grammar_field: str, prompt_field: str = "task", hint: str = ""
+) -> AsyncIterator[None]:
+    """Replace the field names in an engine's errors by the paths in the caller's request.
+
+    hint: what else makes a prompt shorter.
+    """
     try:
         yield
     except GrammarError as error:
@@ -54,6 +59,6 @@ async def naming(grammar_field: str, prompt_field: str = "task") -> AsyncIterato
         ) from error
     except ContextTooLong as error:
         (found,) = error.violations
-        if found.field != "task":
-            raise
-        raise ContextTooLong(prompt_field, found.description, metadata=error.metadata) from error
+        field = prompt_field if found.field == "task" else found.field
+        what = found.description + hint
+        raise ContextTooLong(field, what, metadata=error.metadata) from error

@@ -402,7 +402,11 @@ def _size(grammar: Grammar, result: Analysed | GrammarError) -> int:
     """Approximate memory of a result, in bytes."""
     if isinstance(result, GrammarError):
         return _ENTRY_BYTES + sum(len(v.description) for v in result.violations)
-    texts: list[Any] = [result.grammar.source, result.grammar.ebnf]
+    texts: list[Any] = [
+        result.grammar.source,
+        result.grammar.ebnf,
+        result.grammar.prompt_schema,
+    ]
     for keyword in result.report.keywords:
         texts += [keyword.pointer, keyword.keyword, keyword.why, " " * 200]
     for rewrite in result.report.rewrites:

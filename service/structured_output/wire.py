@@ -68,6 +68,7 @@ def write_analysed(grammar: Grammar, analysed: Analysed) -> dict[str, Any]:
         "source": None if source == grammar.source else source,
         "ebnf": analysed.grammar.ebnf,
         "forces_little": analysed.grammar.forces_little,
+        "prompt_schema": analysed.grammar.prompt_schema,
         "enforcement": report.enforcement.value,
         "keywords": [[k.pointer, k.keyword, k.enforcement.value, k.why] for k in report.keywords],
         "rewrites": [[rewrite.pointer, rewrite.what] for rewrite in report.rewrites],
@@ -105,6 +106,7 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
         source=grammar.source if source is None else source,
         ebnf=message["ebnf"],
         forces_little=message["forces_little"],
+        prompt_schema=message["prompt_schema"],
     )
     report = GrammarReport(
         enforcement=Enforcement(message["enforcement"]),

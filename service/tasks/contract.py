@@ -38,6 +38,8 @@ class Task:
     examples: turns between the system text and the question that show how to answer.
     example_images: the images of the examples, in order.
     tools: tools that the model may call.
+    schema_in_prompt: whether the prompt has the JSON schema of the answer; None uses the default of
+        the server or of the model.
     grammar_field, prompt_field: paths of the request fields that errors of the grammar and of the
     whole prompt name.
     """
@@ -59,6 +61,7 @@ class Task:
     examples: tuple[Message, ...] = ()
     example_images: tuple[EncodedImage, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
+    schema_in_prompt: bool | None = None
 
     def conversation(self, images: Sequence[ImageSource]) -> tuple[Message, ...]:
         """The prompt as messages, with the images of the examples and of the request in place."""

@@ -71,6 +71,7 @@ class TaskFile(BaseModel):
     )
     property_order: Literal["declared", "any"] | None = Field(None, description="declared or any")
     close_objects: bool | None = Field(None, description="true or false")
+    schema_in_prompt: bool | None = Field(None, description="true or false")
 
     @field_validator("json_schema", mode="before")
     @classmethod
@@ -85,7 +86,7 @@ class TaskFile(BaseModel):
             names = " and ".join(kind.value for kind in given)
             raise GrammarError(names, "give only one of them")
         order = None if self.property_order is None else PropertyOrder(self.property_order)
-        for option in ("property_order", "close_objects"):
+        for option in ("property_order", "close_objects", "schema_in_prompt"):
             if getattr(self, option) is not None and given != [GrammarKind.JSON_SCHEMA]:
                 raise GrammarError(option, "is for a json_schema alone; leave it out")
         if not given:
@@ -152,6 +153,7 @@ def _load(path: Path) -> Task:
         max_images=values.max_images,
         examples=examples,
         example_images=images,
+        schema_in_prompt=values.schema_in_prompt,
     )
 
 

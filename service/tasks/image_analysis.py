@@ -156,6 +156,7 @@ IMAGE_ANALYSIS = Task(
         close_objects=False,  # its one object is closed
     ),
     needs_image=True,
+    schema_in_prompt=False,  # the prompt describes the fields
     parse=parse,
     document=document,
     usable=usable,

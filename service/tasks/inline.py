@@ -14,12 +14,16 @@ from service.types import Grammar, Message, TextPart, ToolDefinition
 
 @dataclass(frozen=True, slots=True)
 class InlinePrompt:
-    """The prompt of a caller: a system and a user text, or a conversation; and tools."""
+    """The prompt of a caller: a system and a user text, or a conversation; and tools.
+
+    schema_in_prompt: see `Task`.
+    """
 
     system: str
     user: str
     messages: tuple[Message, ...] = ()
     tools: tuple[ToolDefinition, ...] = ()
+    schema_in_prompt: bool | None = None
 
     def texts(self) -> Iterator[str]:
         """All texts of the caller that count towards ``max_text_bytes``."""
@@ -50,6 +54,7 @@ async def inline_task(
         user=prompt.user,
         messages=prompt.messages,
         tools=prompt.tools,
+        schema_in_prompt=prompt.schema_in_prompt,
         prompt_field=f"{field}.messages" if prompt.messages else "task",
     )
     if grammar is None:

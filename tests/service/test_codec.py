@@ -362,6 +362,7 @@ CAPABILITIES = Capabilities(
     context_length=4096,
     max_images=8,
     details={"dtype": "float32"},
+    schema_in_prompt=True,
 )
 ANALYSIS = IMAGE_ANALYSIS.parse(  # type: ignore[misc]
     json.dumps(

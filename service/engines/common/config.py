@@ -52,6 +52,8 @@ class TextConfig:
     mrope_section: how many of the rotated frequencies follow time, height and width.
     moe: for each layer its experts, or None for a dense one.
     quantisation: ``quant_method`` of quantised weights, such as "awq"; None for others.
+    schema_in_prompt: whether the prompt has the JSON schema of an answer by default; as the family
+        says, unless the checkpoint has a key of this name.
     state_dtype: dtype of the recurrent state that the checkpoint asks for, such as "float32";
         None for a family without such a state.
     """
@@ -79,6 +81,7 @@ class TextConfig:
     dtype: str
     quantisation: str | None = None
     state_dtype: str | None = None
+    schema_in_prompt: bool = True
 
     @property
     def kv_values_per_token(self) -> int:
@@ -161,6 +164,7 @@ class TextConfig:
             ),
             quantisation=(content.get("quantization_config") or {}).get("quant_method"),
             state_dtype=_state_dtype(text, layers) if family.recurrent else None,
+            schema_in_prompt=bool(content.get("schema_in_prompt", family.schema_in_prompt)),
         )
 
 

@@ -78,6 +78,7 @@ class Loaded:
             sampling_options=sampling.honoured(config.family),
             context_length=length,
             max_images=options.max_images if options.vision else 0,
+            schema_in_prompt=config.schema_in_prompt,
             details=describe(host, options, config) | origin,
         )
 

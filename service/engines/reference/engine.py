@@ -229,6 +229,7 @@ class ReferenceEngine:
             sampling_options=SAMPLING,
             context_length=model.context_length,
             max_images=options.max_images if model.vision is not None else 0,
+            schema_in_prompt=model.config.schema_in_prompt,
             details=model.details() | {"max_batch": str(options.max_batch)},
         )
 

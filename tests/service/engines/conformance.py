@@ -579,6 +579,19 @@ class Answers:
         system = (await answer(engine, request("Hi.", system=SPECIAL, max_tokens=1)))[2]
         assert system.image_tokens == 0
 
+    async def test_special_tokens_in_a_schema_are_text(
+        self, engine: Engine, subject: Subject
+    ) -> None:
+        """Where the prompt shows the schema, it is a text of the system turn, to the token."""
+        shown = grammar(GrammarKind.JSON_SCHEMA, {"const": 1, "description": SPECIAL})
+        task = Task("t", "", "Hi.", grammar=shown, schema_in_prompt=True)
+        asked = check_request(engine.capabilities, task, [], Sampling(max_tokens=9), "r")
+        assert json.dumps(SPECIAL)[1:-1] in asked.system
+        text, _, usage = await answer(engine, asked)
+        typed = request("Hi.", system=asked.system, constraint=shown, max_tokens=9)
+        assert (text, usage) == ("1", (await answer(engine, typed))[2])
+        assert usage.image_tokens == 0
+
     async def test_special_tokens_in_answers_are_text(
         self, engine: Engine, subject: Subject
     ) -> None:

@@ -328,6 +328,7 @@ def test_stages_as_text(stage: str) -> None:
         "ir": "value 0 (root)",
         "grammar": 'value ::= "{" "\\U00000022a\\U00000022: " "\\U00000022" [x] [x]* "\\U00000022" "}"',
         "report": "  enforced   /properties/a/pattern",
+        "prompt": json.dumps(json.loads(schema), separators=(",", ":")),
     }
     assert wanted[stage] in lines
 

@@ -951,11 +951,18 @@ class InlineTask(_message.Message):
     GRAMMAR_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    SCHEMA_IN_PROMPT_FIELD_NUMBER: _builtins.int
     system: _builtins.str
     """Text of the system turn. Default: none. Special tokens of the model, such as <|im_start|>, are plain text here."""
     user: _builtins.str
     """Text of the user turn, after the images of the request. Required. Empty only beside `messages`. Special tokens of the
     model are plain text here. All texts of the task together: at most Limits.max_text_bytes bytes of UTF-8.
+    """
+    schema_in_prompt: _builtins.bool
+    """Show the JSON Schema of the answer to the model, with its descriptions: at the end of the system turn, in compact
+    form. Its tokens count as tokens of the prompt. Special tokens of the model are plain text in it. Only for a task
+    with a JSON Schema; refused with others. Default: the server's setting, else that of the model, which is
+    Capabilities.schema_in_prompt.
     """
     @_builtins.property
     def grammar(self) -> Global___Grammar:
@@ -983,12 +990,15 @@ class InlineTask(_message.Message):
         grammar: Global___Grammar | None = ...,
         messages: _abc.Iterable[Global___Message] | None = ...,
         tools: _abc.Iterable[Global___ToolDefinition] | None = ...,
+        schema_in_prompt: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_schema_in_prompt", b"_schema_in_prompt", "grammar", b"grammar", "schema_in_prompt", b"schema_in_prompt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "messages", b"messages", "system", b"system", "tools", b"tools", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_schema_in_prompt", b"_schema_in_prompt", "grammar", b"grammar", "messages", b"messages", "schema_in_prompt", b"schema_in_prompt", "system", b"system", "tools", b"tools", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__schema_in_prompt: _TypeAlias = _typing.Literal["schema_in_prompt"]  # noqa: Y015
+    _WhichOneofArgType__schema_in_prompt: _TypeAlias = _typing.Literal["_schema_in_prompt", b"_schema_in_prompt"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__schema_in_prompt) -> _WhichOneofReturnType__schema_in_prompt | None: ...
 
 Global___InlineTask: _TypeAlias = InlineTask  # noqa: Y015
 
@@ -1656,6 +1666,7 @@ class Capabilities(_message.Message):
     MAX_IMAGES_FIELD_NUMBER: _builtins.int
     MODALITIES_FIELD_NUMBER: _builtins.int
     ENFORCER_FIELD_NUMBER: _builtins.int
+    SCHEMA_IN_PROMPT_FIELD_NUMBER: _builtins.int
     vision: _builtins.bool
     """Whether images are accepted. `modalities` has the same information."""
     context_length: _builtins.int
@@ -1666,6 +1677,10 @@ class Capabilities(_message.Message):
     """Maximum number of images in one request for this model; Limits.max_images may be lower."""
     enforcer: Global___Enforcer.ValueType
     """The component that guarantees that an answer matches its grammar."""
+    schema_in_prompt: _builtins.bool
+    """Whether the model sees the JSON Schema of an answer where neither the request nor the task says. True for published
+    checkpoints; false for the bundled model and for models on other servers.
+    """
     @_builtins.property
     def grammar_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___GrammarKind.ValueType]:
         """Kinds of grammar that the engine supports."""
@@ -1688,10 +1703,11 @@ class Capabilities(_message.Message):
         max_images: _builtins.int = ...,
         modalities: _abc.Iterable[Global___Modality.ValueType] | None = ...,
         enforcer: Global___Enforcer.ValueType = ...,
+        schema_in_prompt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "enforcer", b"enforcer", "grammar_kinds", b"grammar_kinds", "max_images", b"max_images", "modalities", b"modalities", "sampling_options", b"sampling_options", "vision", b"vision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "enforcer", b"enforcer", "grammar_kinds", b"grammar_kinds", "max_images", b"max_images", "modalities", b"modalities", "sampling_options", b"sampling_options", "schema_in_prompt", b"schema_in_prompt", "vision", b"vision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
