@@ -71,7 +71,8 @@ _ROWS = (
     _invalid(
         "IMAGE_FETCH_FAILED",
         "over HTTP: an image could not be fetched from its URL: the host cannot be reached, has no "
-        "valid certificate, answered with another status than 200, or took too long",
+        "valid certificate, answered with another status than 200, or took too long; in a batch: an "
+        "image file cannot be read",
     ),
     _invalid("IMAGE_EMPTY", "an image has no bytes"),
     _invalid(

@@ -66,6 +66,14 @@ FILES = (
 UNIX = "unix:"
 KEY = "key_"
 """What the settings of quotas begin with."""
+UNSERVED: dict[str, Any] = {
+    "host": "127.0.0.1", "port": 0,
+    **dict.fromkeys((
+        "tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file", "admin_port", "http_port",
+        *(f"{KEY}{name}" for name in QUOTA_NAMES),
+    )),
+}  # fmt: skip
+"""Values of the settings of access, for an engine that only this process calls."""
 MAX_SOCKET_BYTES = 107
 """Maximum length of the path of a Unix socket in the kernel, in bytes."""
 

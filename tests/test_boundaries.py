@@ -83,9 +83,9 @@ ALLOWED: dict[str, set[str]] = {
     },
 }  # fmt: skip
 """Module or package below ``service/`` -> what it may import of the service. The command line, the
-wiring and the client are the outer layer and may import everything."""
+wiring, batches and the client are the outer layer and may import everything."""
 
-OUTER = {"__main__", "cli", "client", "wiring", "pb"}
+OUTER = {"__main__", "batch", "cli", "client", "wiring", "pb"}
 REGISTRY = {"service.engines.kind", "service.engines.registry"}
 
 DEFERRED = {
@@ -272,6 +272,7 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
         "service/grpc_api",
         "service/client.py",
         "service/cli",
+        "service/batch",
         "service/engines/remote",
         of=("service.pb",),
     ),

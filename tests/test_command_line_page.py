@@ -26,7 +26,17 @@ def test_the_page_has_commands() -> None:
         "run",
         "tasks",
     }
-    for name in ("serve", "check", "analyze", "run", "schema", "tasks", "health", "discover"):
+    for name in (
+        "serve",
+        "check",
+        "analyze",
+        "run",
+        "schema",
+        "tasks",
+        "health",
+        "discover",
+        "batch",
+    ):
         assert f"| `{name}` |" in PAGE
 
 

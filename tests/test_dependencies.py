@@ -95,7 +95,7 @@ def test_every_dependency_has_a_lower_bound() -> None:
         assert any(part.operator == ">=" for part in requirement.specifier), name
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "otel", "mutants"])
+@pytest.mark.parametrize("extra", ["", "dev", "otel", "batch", "mutants"])
 def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
     texts = project()["optional-dependencies"][extra] if extra else project()["dependencies"]
     pins: dict[str, set[str]] = {}
@@ -122,8 +122,8 @@ def test_lmdeploy_is_only_where_it_has_wheels(system: str, machine: str, expecte
     assert marker.evaluate(place) is expected
     pins = [Requirement(line) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]]
     here = {one.name for one in pins if one.marker is None or one.marker.evaluate(place)}
-    assert {"lmdeploy", "ray", "openai-harmony"} & here == (
-        {"lmdeploy", "ray", "openai-harmony"} if expected else set()
+    assert {"lmdeploy", "mmengine-lite", "openai-harmony"} & here == (
+        {"lmdeploy", "mmengine-lite", "openai-harmony"} if expected else set()
     )
     assert {"torch", "xgrammar", "grpcio"} <= here
     assert ("nvidia-cublas" in here) is (system == "linux")

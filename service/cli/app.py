@@ -452,3 +452,144 @@ def discover(
 
     request = servers.Request(model, kind, probe, timeout)
     raise typer.Exit(servers.discover(urls or [], request, api_key, ca, as_json))
+
+
+@app.command()
+def batch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="Parquet files, a folder of images, or WebDataset tars: a path, or a URI such as "
+            "s3://bucket/folder.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="Folder of the answers, Parquet files. A run that was stopped goes on where it was.",
+            show_default=False,
+        ),
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="A registered task, such as image-analysis.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text of the user turn; - is standard input.")
+    ] = None,
+    system: Annotated[str, typer.Option(help="Text of the system turn; - is standard input.")] = "",
+    schema: Annotated[
+        Path | None,
+        typer.Option(callback=_input, help="File with a JSON schema; - is standard input."),
+    ] = None,
+    regex: Annotated[str | None, typer.Option(help="The whole answer matches it.")] = None,
+    ebnf: Annotated[
+        Path | None,
+        typer.Option(callback=_input, help="File with an EBNF grammar; - is standard input."),
+    ] = None,
+    choice: Annotated[
+        list[str] | None, typer.Option(help="An allowed answer; give it several times.")
+    ] = None,
+    property_order: Order = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="File with a list of examples (user, images, assistant), YAML or JSON.",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
+    ] = False,
+    accept_empty: Annotated[
+        bool, typer.Option(help="Accept analyses without any information about the image.")
+    ] = False,
+    input_kind: Annotated[
+        Literal["parquet", "images", "tars"] | None,
+        typer.Option(help="What IN has; default: by the names of its files."),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="Parquet column with the bytes of images; default: the only such one."),
+    ] = None,
+    path_column: Annotated[
+        str | None, typer.Option(help="Parquet column with paths or URIs of image files instead.")
+    ] = None,
+    images_root: Annotated[
+        str | None, typer.Option(help="Folder of relative paths; default: that of IN.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Parquet column that the answers keep; give it several times. Default: all but the "
+            "image."
+        ),
+    ] = None,
+    shard_rows: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Rows of one file of OUT; a run that is killed repeats up to a few."
+        ),
+    ] = 512,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A setting of `qwen3vl serve`, such as engine=lmdeploy; give it several times. "
+            "Variables QWEN3VL_… apply, too.",
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster, or auto; default: Ray on this machine alone."),
+    ] = None,
+    actors: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines; default: as many as the GPUs allow, one without GPUs."),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each engine; default: what the engine needs."),
+    ] = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Processors of each engine.")] = 1.0,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repetition_penalty: Penalty = None,
+    seed: Seed = None,
+    max_tokens: MaxTokens = None,
+) -> None:
+    """Answer a task for each of many images, on this machine or on a Ray cluster. An image that cannot
+    be used is a row with an error."""
+    from service.cli import batch as batches
+    from service.cli import calls, inputs
+    from service.pb.qwen3vl.v1 import vision_pb2 as pb
+
+    inputs.check_stdin(prompt=prompt, system=system, schema=schema, ebnf=ebnf)
+    work = calls.task(
+        prompt, task, system, schema, regex, ebnf, choice or [], property_order, examples
+    )
+    sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
+    request = pb.RunTaskRequest(**calls.asked(work, []), sampling=sampling, strict=strict)
+    raise typer.Exit(
+        batches.batch(
+            source,
+            output,
+            request,
+            accept_empty=accept_empty,
+            chosen=settings or [],
+            input_options={
+                "kind": input_kind,
+                "image_column": image_column,
+                "path_column": path_column,
+                "root": images_root,
+                "keep": None if keep is None else tuple(keep),
+            },
+            rows_per_shard=shard_rows,
+            resources={"address": address, "actors": actors, "cpus": cpus, "gpus": gpus},
+        )
+    )

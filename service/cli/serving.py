@@ -19,9 +19,8 @@ from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
 from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
-from service.quotas import QUOTA_NAMES
 from service.runtime import FrontEnd, Runtime, end_soon, serve
-from service.settings import KEY, SettingsError, load_settings
+from service.settings import UNSERVED, SettingsError, load_settings
 from service.wiring import build_engines, build_pool, build_registry
 
 if TYPE_CHECKING:
@@ -30,11 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAILED, USAGE = 1, 2
-PUBLIC = (
-    "tls_cert", "tls_key", "tls_client_ca", "tls_client_names_file", "api_keys_file", "admin_port", "http_port",
-    *(f"{KEY}{name}" for name in QUOTA_NAMES),
-)  # fmt: skip
-"""Settings that a server for ``--local`` does not use."""
 
 
 def serve_command(arguments: Sequence[str]) -> int:
@@ -83,7 +77,7 @@ def local_server() -> Iterator[str]:
     Yields its address. Ends the command with an error message if the server cannot start.
     """
     try:
-        settings = load_settings(host="127.0.0.1", port=0, **dict.fromkeys(PUBLIC))
+        settings = load_settings(**UNSERVED)
         engines = build_engines(settings, progress)
         server = VisionServer(settings, engines, build_registry(settings))
     except (SettingsError, ServiceError, ValueError) as error:

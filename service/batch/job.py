@@ -1,0 +1,220 @@
+"""The driver of a run: plans the shards, gives them to actors on Ray, and shows the progress."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from service import __version__
+from service.batch.actors import ShardActor
+from service.batch.counts import Board, Counts, Display, Snapshot
+from service.batch.engine import Work
+from service.batch.errors import BatchError, Stopped
+from service.batch.outputs import Output, check_names, plan_of
+from service.batch.places import is_local, opened
+from service.batch.request import record_of
+from service.batch.sources import InputOptions, Piece, Source, list_input
+from service.settings import Settings
+
+MIB = 1 << 20
+OBJECT_STORE_BYTES = 100 * MIB
+"""Of a local Ray: rows never pass through it, only the places where they are."""
+SHARDS_AT_ONCE = 2
+"""Shards that an actor answers at the same time, so that its engine is full when one of them ends."""
+RESTARTS = 3
+"""How often engines may be started again without a shard being finished in between. Ray itself
+starts an actor again whenever its process has died."""
+LOOK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the run uses.
+
+    address: of a Ray cluster; None starts Ray on this machine. actors: None is one for each part of
+    the GPUs of the cluster, or one without GPUs. gpus: for each actor; None is what the engine needs.
+    """
+
+    address: str | None = None
+    actors: int | None = None
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The end of a run. rows: of the input; counts: of this run alone."""
+
+    rows: int
+    shards: int
+    counts: Counts
+    skipped: int
+
+
+def run_job(
+    work: Work,
+    settings: Settings,
+    options: InputOptions,
+    place: str,
+    rows_per_shard: int,
+    resources: Resources,
+) -> Summary:
+    """Answer what is not answered yet, and show the progress on stderr.
+
+    Raises ``BatchError``, or ``Stopped`` after Ctrl-C.
+    """
+    _check_apart(options.where, place)
+    source = list_input(options, rows_per_shard)
+    check_names(source.key_schema, work.columns)
+    plan = plan_of(__version__, options, source, record_of(work, settings), rows_per_shard)
+    output = Output(place)
+    with output.locked():
+        output.agree(plan)
+        done = output.done(source.pieces)
+        counts = Counts()
+        try:
+            if len(done) < len(source.pieces):
+                with _ray(resources):
+                    counts = _answer(work, settings, output, source, done, resources)
+        except KeyboardInterrupt:
+            raise Stopped(len(output.done(source.pieces)), len(source.pieces)) from None
+    rows = sum(piece.rows for piece in source.pieces)
+    return Summary(rows, len(source.pieces), counts, source.skipped)
+
+
+def _check_apart(where: str, place: str) -> None:
+    """Raise ``BatchError`` where the output would become a part of the input of the next run."""
+    inner, outer = opened(place)[1], opened(where)[1]
+    if is_local(where) == is_local(place) and f"{inner}/".startswith(f"{outer}/"):
+        raise BatchError(
+            f"the output {place} is inside of the input {where}; choose another folder"
+        )
+
+
+def _answer(
+    work: Work,
+    settings: Settings,
+    output: Output,
+    source: Source,
+    done: set[int],
+    resources: Resources,
+) -> Counts:
+    """Have actors answer the shards that are not done."""
+    pieces = source.pieces
+    todo = [number for number in range(len(pieces)) if number not in done]
+    actors, gpus = _actors(settings, resources, len(todo))
+    board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(actors + RESTARTS)
+    arguments = (settings, work, output.place, len(pieces), board)
+    dataset = _shards(pieces, todo).map_batches(
+        ShardActor,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(
+            size=actors,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=resources.cpus,
+        num_gpus=gpus,
+    )
+    total = sum(piece.rows for piece in pieces)
+    before = sum(pieces[number].rows for number in done)
+    with Display(total, before, lambda: _look(board)):
+        try:
+            for _ in dataset.iter_batches(batch_size=None):
+                pass
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:
+            raise _ended(board, error) from None
+    last: Snapshot = ray.get(board.snapshot.remote(), timeout=LOOK_S)
+    return last.counts
+
+
+def _shards(pieces: Sequence[Piece], todo: Sequence[int]) -> Any:
+    """A data set with a block for each shard."""
+    rows = [{"shard": number, "piece": pickle.dumps(pieces[number])} for number in todo]
+    return ray.data.from_items(rows, override_num_blocks=len(rows))
+
+
+def _look(board: Any) -> Snapshot | None:
+    try:
+        state: Snapshot = ray.get(board.snapshot.remote(), timeout=LOOK_S)
+    except Exception:  # the display is not worth an error; the run itself tells what is wrong
+        return None
+    return state
+
+
+def _ended(board: Any, error: Exception) -> BatchError:
+    """Why the run has ended: what an actor said, or else Ray."""
+    state = _look(board)
+    if state is not None and state.failure:
+        return BatchError(state.failure)
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return BatchError(
+        f"the engine cannot be started: {text[-1]}\n"
+        "The logs of its process are in /tmp/ray/session_latest/logs of its machine."
+    )
+
+
+def _actors(settings: Settings, resources: Resources, todo: int) -> tuple[int, float]:
+    """The number of actors, and the GPUs of each. Raises ``BatchError`` for more than there is."""
+    there = ray.cluster_resources()
+    gpus = resources.gpus
+    if gpus is None:
+        gpus = float(getattr(settings.engine_settings, "tensor_parallel", 0))
+    actors = resources.actors
+    if actors is None:
+        actors = max(1, int(there.get("GPU", 0) // gpus)) if gpus else 1
+    actors = min(actors, todo)
+    for name, each in (("GPU", gpus), ("CPU", resources.cpus)):
+        if each * actors > there.get(name, 0):
+            raise BatchError(
+                f"{actors} actors with {each:g} {name} each need {each * actors:g}, and Ray has "
+                f"{there.get(name, 0):g}; see --actors, --gpus and --cpus"
+            )
+    return actors, gpus
+
+
+@contextmanager
+def _ray(resources: Resources) -> Iterator[None]:
+    """A connection to Ray: to a cluster, or to one that lives as long as the body. Ray writes
+    nothing to the terminal."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if resources.address is None:
+            cpus = max(os.cpu_count() or 1, int((resources.actors or 1) * resources.cpus))
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **quiet,
+            )
+        else:
+            ray.init(address=resources.address, **quiet)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        where = resources.address or "this machine"
+        raise BatchError(f"Ray cannot be used on {where}: {error}") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
