@@ -29,7 +29,7 @@ from service.wiring import build_registry
 ANSWER_SETTINGS = (
     "engine", "model", "revision", "dtype", "backend", "deepstack", "model_format", "cache_type", "image_pixels",
     "context_length", "vision", "max_images", "max_image_bytes", "max_image_pixels", "max_request_pixels",
-    "image_formats", "image_background", "jpeg_scaled_pixels", "property_order", "output_retries",
+    "image_formats", "image_background", "jpeg_scaled_pixels", "property_order", "close_objects", "output_retries",
 )  # fmt: skip
 """Settings that change answers, or which images are accepted. Those of speed are not among them: a run may
 go on with others."""
@@ -91,9 +91,10 @@ async def _task(call: Call, settings: Settings) -> Task:
     if isinstance(call.task, str):
         return registry.get(call.task)
     inline, order = call.task, PropertyOrder(settings.property_order)
+    grammar = inline.grammar and inline.grammar.with_defaults(order, settings.close_objects)
     return await inline_task(
         InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
-        inline.grammar and inline.grammar.with_defaults(order),
+        grammar,
         in_thread,
         schema_limits(settings),
         max_text_bytes=settings.max_text_bytes,

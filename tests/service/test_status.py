@@ -164,6 +164,7 @@ NO_REASONS |= {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"}
 NO_REASONS |= {"DATA_LOSS", "INVALID_ARGUMENT"}  # gRPC statuses
 NO_REASONS |= {"MAX_STATES"}  # in a module's __all__
 NO_REASONS |= {"DEADLINE_EXCEEDED", "NOT_READ"}  # in the access log alone
+NO_REASONS |= {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"}  # variables
 
 
 def reasons_in_the_code() -> set[str]:
