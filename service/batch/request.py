@@ -30,6 +30,7 @@ ANSWER_SETTINGS = (
     "engine", "model", "revision", "dtype", "backend", "deepstack", "model_format", "cache_type", "image_pixels",
     "context_length", "vision", "max_images", "max_image_bytes", "max_image_pixels", "max_request_pixels",
     "image_formats", "image_background", "jpeg_scaled_pixels", "property_order", "close_objects", "output_retries",
+    "schema_in_prompt",
 )  # fmt: skip
 """Settings that change answers, or which images are accepted. Those of speed are not among them: a run may
 go on with others."""
@@ -93,7 +94,9 @@ async def _task(call: Call, settings: Settings) -> Task:
     inline, order = call.task, PropertyOrder(settings.property_order)
     grammar = inline.grammar and inline.grammar.with_defaults(order, settings.close_objects)
     return await inline_task(
-        InlinePrompt(inline.system, inline.user, inline.messages, inline.tools),
+        InlinePrompt(
+            inline.system, inline.user, inline.messages, inline.tools, inline.schema_in_prompt
+        ),
         grammar,
         in_thread,
         schema_limits(settings),
@@ -127,6 +130,7 @@ def _described(task: Task, call: Call) -> dict[str, Any]:
         "system": task.system,
         "user": task.user,
         "grammar": None if grammar is None else [grammar.kind.value, grammar.source],
+        "schema_in_prompt": task.schema_in_prompt,
         "order": grammar.property_order.value if grammar and grammar.property_order else None,
     }
     messages = [repr(one) for one in (*task.messages, *task.examples)]

@@ -493,6 +493,8 @@ def batch(
         list[str] | None, typer.Option(help="An allowed answer; give it several times.")
     ] = None,
     property_order: Order = None,
+    close_objects: Closed = None,
+    schema_in_prompt: Shown = None,
     examples: Annotated[
         Path | None,
         typer.Option(
@@ -571,7 +573,17 @@ def batch(
 
     inputs.check_stdin(prompt=prompt, system=system, schema=schema, ebnf=ebnf)
     work = calls.task(
-        prompt, task, system, schema, regex, ebnf, choice or [], property_order, examples
+        prompt,
+        task,
+        system,
+        schema,
+        regex,
+        ebnf,
+        choice or [],
+        property_order,
+        close_objects,
+        schema_in_prompt,
+        examples,
     )
     sampling = calls.sampling(temperature, top_p, top_k, repetition_penalty, seed, max_tokens)
     request = pb.RunTaskRequest(**calls.asked(work, []), sampling=sampling, strict=strict)
