@@ -27,7 +27,7 @@ HANDSHAKE_S = 20.0
 """Time limit for the handshakes of TLS and HTTP/2. Without it, gRPC keeps a silent connection for 120 s."""
 GRACE_S = 10.0
 """How much longer than ``inference_timeout_s`` a connection that is too old is kept for its calls."""
-MAX_PENDING = 1024
+MAX_PENDING = 768
 """Calls of one method that this process has not accepted yet. gRPC cancels further calls. It accepts some
 thousand calls per second, so only a flood fills this; gRPC's own limit is 3,000."""
 CHECK_INTERVAL_S = 1.0

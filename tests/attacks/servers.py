@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,21 @@ class Target:
     def memory_mib(self) -> float:
         """Resident memory of the server; 0 where it cannot be seen."""
         return self.process.memory_info().rss / 2**20 if self.process else 0.0
+
+    def reset_peak(self) -> None:
+        """Let ``peak_mib`` begin anew. Linux only."""
+        if self.process:
+            Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def peak_mib(self) -> float:
+        """Maximum resident memory since ``reset_peak``, as the kernel counts it: an attacker that keeps
+        its own process busy cannot miss it. 0 where it cannot be seen."""
+        if not self.process:
+            return 0.0
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert found is not None
+        return int(found[1]) / 1024
 
 
 def arguments(about: str | None) -> argparse.ArgumentParser:
