@@ -16,7 +16,7 @@ from benchmarks.attack.probe import probing
 from benchmarks.attack.servers import channel_to, paced, serving, text_request
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from tests.attacks import bombs, leftovers, unread, withheld
+from tests.attacks import bombs, keyless, leftovers, unread, withheld
 from tests.attacks.servers import Target
 
 MEMORY_WITHOUT_A_KEY_MIB = 30.0
@@ -84,6 +84,24 @@ def withheld_bytes(short: bool) -> Iterable[Value]:
     yield Value("memory added", seen.peak_mib - seen.before_mib, "MiB", MEMORY_WITHOUT_A_KEY_MIB)
     yield share("calls ended by the server", seen.ended, 60)
     yield health(probe)
+
+
+@case(
+    "keyless",
+    "4,000 calls without a key at once, each with a body, again and again; then calls of all methods",
+    "+71 MiB",
+)
+def calls_without_a_key(short: bool) -> Iterable[Value]:
+    seconds, streams = (1, 100) if short else (5, 500)
+    with paced(0.0, 1, keys=True) as server, probing(server.address) as probe:
+        seen = asyncio.run(keyless.attack(_target(server), 8, streams, seconds))
+    yield Value("memory added", seen.peak_mib - seen.before_mib, "MiB", MEMORY_WITHOUT_A_KEY_MIB)
+    yield share("calls ended by the server", seen.ended, seen.calls)
+    yield health(probe)
+    with paced(0.0, 1, keys=True) as server:
+        attack = keyless.attack(_target(server), 8, streams, seconds, keyless.EVERY_METHOD)
+        seen = asyncio.run(attack)
+    yield Value("memory added, calls of all methods", seen.peak_mib - seen.before_mib, "MiB")
 
 
 @case(

@@ -37,6 +37,7 @@ from service.errors import (
     forget_frames,
 )
 from service.grpc_api import strict_json
+from service.grpc_api.large_messages import LargeMessages
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.status import status_of
 from service.logs import pairs, request_id
@@ -87,7 +88,7 @@ class ConnectApi:
     """An ASGI application for one path of every method: ``PATH``."""
 
     def __init__(self, runtime: Runtime) -> None:
-        servicer = VisionServicer(runtime)
+        servicer = VisionServicer(runtime, LargeMessages())
         self._runtime = runtime
         self._app = _Application(
             service=servicer,

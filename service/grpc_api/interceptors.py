@@ -32,7 +32,7 @@ from service.errors import (
     forget_frames,
 )
 from service.grpc_api import guard as grpc_guard
-from service.grpc_api.off_loop import off_loop
+from service.grpc_api.large_messages import LargeMessages, received_bytes
 from service.grpc_api.status import DETAILS_KEY, status_of
 from service.lifecycle import REFUSALS, Lifecycle, Phase
 from service.logs import request_id
@@ -103,12 +103,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         observation: Observation,
         settings: Settings,
         enter: Enter,
+        large: LargeMessages,
     ) -> None:
-        """enter: see ``Runtime.enter``."""
+        """enter: see ``Runtime.enter``. large: of all calls of the server."""
         self.lifecycle = lifecycle
         self.enter = enter
         self.observation = observation
         self.access = access
+        self.large = large
         self.slow_probes = 0
         self._settings = settings
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -208,6 +210,7 @@ class Call:
         "_held",
         "_id",
         "_interceptor",
+        "_large",
         "_leave",
         "_lifecycle",
         "_metadata",
@@ -222,6 +225,7 @@ class Call:
         self._interceptor = interceptor
         self._lifecycle = interceptor.lifecycle
         self._access = interceptor.access
+        self._large = interceptor.large
         self._rules = rules
         self._context = context
         self._task = current_task()
@@ -360,10 +364,14 @@ class Call:
         """The next message, or EOF."""
         self._answer.drop_in(self._rules.receive_s, self._drop)
         reading = self._context.read()
-        data = await (self._probe(reading) if self._rules.probe else self._within(reading))
+        if self._rules.probe:
+            data = await self._probe(reading)
+        else:
+            data = await self._within(self._large.received(reading))
         if data is grpc.aio.EOF:
             return data
-        request = await off_loop(len(data), self._rules.read, data)
+        received_bytes.set(len(data))
+        request = await self._large.off_loop(len(data), self._rules.read, data)
         if request is Undecodable.COMPRESSED:
             raise InvalidRequest(
                 "request",

@@ -24,6 +24,7 @@ from service.grpc_api import guard as grpc_guard
 from service.grpc_api.connections import ConnectionWatch, connection_limit, connection_options
 from service.grpc_api.health import HealthServicer
 from service.grpc_api.interceptors import CallInterceptor
+from service.grpc_api.large_messages import LargeMessages
 from service.grpc_api.servicer import VisionServicer
 from service.grpc_api.tls import server_credentials
 from service.lifecycle import Phase
@@ -68,7 +69,8 @@ class GrpcFrontEnd:
         self._server: grpc.aio.Server | None = None
         self._connections: ConnectionWatch | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.servicer = VisionServicer(runtime)
+        self._large = LargeMessages()
+        self.servicer = VisionServicer(runtime, self._large)
         self.port = settings.port
 
     @property
@@ -95,7 +97,12 @@ class GrpcFrontEnd:
         self._server = grpc.aio.server(
             interceptors=[
                 CallInterceptor(
-                    self._lifecycle, self._access, self._observation, settings, self._enter
+                    self._lifecycle,
+                    self._access,
+                    self._observation,
+                    settings,
+                    self._enter,
+                    self._large,
                 )
             ],
             options=options(settings, limit),

@@ -10,7 +10,7 @@ import grpc
 
 from service.auth import current
 from service.grpc_api import codec, grammar_codec
-from service.grpc_api.off_loop import off_loop
+from service.grpc_api.large_messages import LargeMessages, received_bytes
 from service.inference.ahead import ahead
 from service.inference.calls import Call, TaskDescription
 from service.inference.pipeline import Inference
@@ -26,8 +26,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class VisionServicer(pb_grpc.VisionServiceServicer):
     """The handlers. They let errors pass; the interceptor converts errors to a gRPC status."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, large: LargeMessages) -> None:
         self._runtime = runtime
+        self._large = large
         self._registry = runtime.registry
         self._settings = runtime.settings
 
@@ -104,7 +105,8 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
 
     async def _decoded(self, decode: Callable[..., Call], request: Any) -> Call:
         """A request with images as a call."""
-        return await off_loop(request.ByteSize(), decode, request, self._settings, current.get())
+        size = received_bytes.get() if request.images else 0
+        return await self._large.off_loop(size, decode, request, self._settings, current.get())
 
     def _described(self, task: Task) -> TaskDescription:
         """The public description of a task on this engine."""

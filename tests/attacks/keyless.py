@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.attacks.http2 import Connection, message
 from tests.attacks.servers import SERVICE, Target, arguments, target
 
 LIMIT_S = 60.0
+EVERY_METHOD = tuple(
+    SERVICE + name.encode()
+    for name in pb.DESCRIPTOR.services_by_name["VisionService"].methods_by_name
+)
 
 
 @dataclass
@@ -30,7 +36,7 @@ async def attack(
     connections: int,
     streams: int,
     seconds: float,
-    path: bytes = SERVICE + b"RunTask",
+    paths: Sequence[bytes] = (SERVICE + b"RunTask",),
 ) -> Outcome:
     """Wave after wave of ``streams`` calls on each of the connections.
 
@@ -43,7 +49,7 @@ async def attack(
 
     async def wave(connection: Connection) -> None:
         while time.monotonic() < until:
-            calls = [connection.call(path, None) for _ in range(streams)]
+            calls = [connection.call(paths[at % len(paths)], None) for at in range(streams)]
             outcome.calls += streams
             sending = [asyncio.create_task(connection.send(call, body)) for call in calls]
             await asyncio.wait([connection.ended[call] for call in calls], timeout=LIMIT_S)
@@ -67,9 +73,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     options = parser.parse_args()
     with target(options, keys=True) as server:
-        seen = asyncio.run(
-            attack(server, options.connections, options.streams, options.seconds)
-        )
+        seen = asyncio.run(attack(server, options.connections, options.streams, options.seconds))
     print(
         f"{seen.calls} calls without a key, {options.connections * options.streams} at the same time: "
         f"{seen.ended} were ended by the server; memory {seen.before_mib:.0f} MiB before, "
