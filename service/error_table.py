@@ -253,6 +253,11 @@ _ROWS = (
     _unavailable("ENGINE_DEAD", "the engine has ended"),
     _unavailable("ENGINE_DRAINING", "the server is stopping"),
     _unavailable("ENGINE_CLOSED", "the engine was closed"),
+    _unavailable(
+        "REPLICA_LOST",
+        "with `engine=ray`: the replica that ran the request has ended, after text was sent or several "
+        "times in a row",
+    ),
     _unavailable("ENGINE_UNAVAILABLE", "the engine cannot be used"),
     _unavailable(
         "GRAMMAR_WORKER_LOST",

@@ -156,6 +156,14 @@ backend_up = Gauge(
     "qwen3vl_backend_up", "1 where the last check or request reached the model server.", ["backend"]
 )
 
+replicas = Gauge("qwen3vl_replicas", "Replicas of the Ray engine that take requests.")
+replicas_lost = Counter(
+    "qwen3vl_replicas_lost",
+    "Requests whose replica was lost. outcome: again, on another replica, or error, because text was "
+    "sent or no attempt was left.",
+    ["outcome"],
+)
+
 
 class _Names:
     """The first ``limit`` names; ``other`` stands for the rest, and for names that were removed."""

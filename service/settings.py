@@ -473,7 +473,7 @@ class ServerSettings(BaseSettings):
         the engine to have the next calls ready when one ends."""
         if self.max_concurrent is not None:
             return self.max_concurrent
-        rows: int | None = getattr(self.engine_settings, "max_batch", None)
+        rows = self.engine_settings.rows
         return DEFAULT_SLOTS if rows is None else rows + max(1, rows // 2)
 
     @property

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +37,19 @@ class EngineSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vision: bool = Field(True, description=VISION)
+
+    passed_on: ClassVar[frozenset[str]] = frozenset()
+    """Names of settings of other engines that this engine passes on to them."""
+
+    @property
+    def rows(self) -> int | None:
+        """Maximum number of requests decoded together; None where the engine does not say."""
+        return getattr(self, "max_batch", None)
+
+    @property
+    def gpus(self) -> float:
+        """Number of GPUs that the engine takes."""
+        return 0
 
     @classmethod
     def why_not(cls, name: str) -> str | None:

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import TypeVar
 
 from lmdeploy_ext.images.files import THREADS, ImageLimits, decoding_bytes
@@ -63,6 +63,11 @@ class ImageDecoder:
         self.memory = MemoryBudget(max_decoding_bytes)
         self._ordinary = _Lane(_ORDINARY, THREADS)
         self._large = _Lane(_LARGE, max(1, THREADS // 2))
+
+    @property
+    def bounds(self) -> tuple[ImageLimits, int]:
+        """The limits of images, and the maximum memory for decoding them."""
+        return self._limits, self.memory.limit
 
     async def open(
         self, encoded: Sequence[EncodedImage], caller: str = ANONYMOUS.name
@@ -144,6 +149,11 @@ class RequestImage:
         self.width, self.height = header.upright
         self.min_pixels, self.max_pixels = encoded.min_pixels, encoded.max_pixels
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the file, for an engine in another process, which decodes it within the same
+        limits. Data from clients is never unpickled."""
+        return _received, (self._decoder.bounds, self._encoded, self._header, self._caller)
+
     @property
     def file_pixels(self) -> int:
         """Pixels of the file as it was sent, whatever the scale at which it is decoded."""
@@ -167,6 +177,18 @@ class RequestImage:
         decode = self._decoder.decode
         with current().span("decode image", pixels=self.width * self.height):
             return await decode(self._encoded, self._header, reduce, needs_bytes, self._caller)
+
+
+@lru_cache(maxsize=16)
+def _decoder(limits: ImageLimits, max_decoding_bytes: int) -> ImageDecoder:
+    """The decoder of images that come from other processes."""
+    return ImageDecoder(limits, max_decoding_bytes)
+
+
+def _received(
+    bounds: tuple[ImageLimits, int], encoded: EncodedImage, header: Header, caller: str
+) -> RequestImage:
+    return RequestImage(_decoder(*bounds), encoded, header, caller)
 
 
 async def _until_done(ended: asyncio.Future[T]) -> None:

@@ -103,6 +103,10 @@ class LMDeploySettings(EngineSettings):
         return self
 
     @property
+    def gpus(self) -> float:
+        return self.tensor_parallel
+
+    @property
     def chosen_backend(self) -> str:
         """The backend, ``turbomind`` or ``pytorch``; resolves ``auto`` from the settings.
 

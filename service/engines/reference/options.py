@@ -36,6 +36,10 @@ class ReferenceSettings(EngineSettings):
     max_batch: int = Field(16, ge=1, le=1024, description=MAX_BATCH)
     grammar_cache_bytes: int = Field(64 * MIB, ge=1, description=GRAMMAR_CACHE)
 
+    @property
+    def gpus(self) -> float:
+        return float(self.device.startswith("cuda"))
+
     @field_validator("dtype", mode="before")
     @classmethod
     def _no_float16(cls, value: object) -> object:

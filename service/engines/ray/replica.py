@@ -1,0 +1,201 @@
+"""A replica: another engine inside a process of Ray Serve.
+
+What a replica sends is values, errors included: Ray turns an exception that is raised here into one
+of its own, which has lost its fields.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from service.engine import Engine
+from service.errors import EngineUnavailable, InferenceTimeout, ServiceError, forget_frames
+from service.types import Capabilities, Chunk, GenerateRequest, Grammar
+
+log = logging.getLogger(__name__)
+
+
+class ReplicaError(RuntimeError):
+    """A defect in a replica: its traceback as text, for the log of the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks that cross together.
+
+    error: why there are no more. age_s: seconds since the replica received the request.
+    """
+
+    chunks: list[Chunk]
+    error: Exception | None
+    age_s: float
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing follows."""
+        ended = bool(self.chunks) and self.chunks[-1].finish_reason is not None
+        return ended or self.error is not None
+
+
+class Replica:
+    """Runs an engine. Ray Serve calls its methods.
+
+    build: makes the engine. text_delay_s: maximum time for which chunks are collected.
+    on_failed_start: called with the reason when the engine does not start.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve waits for it
+        self,
+        build: Callable[[], Engine],
+        text_delay_s: float,
+        on_failed_start: Callable[[str], None],
+    ) -> None:
+        self._text_delay_s = text_delay_s
+        self._active = 0
+        try:
+            self._engine = build()
+            await self._engine.start()
+        except (ServiceError, ValueError) as error:
+            on_failed_start(str(error))
+            raise
+
+    async def describe(self) -> Capabilities:
+        """What the engine can do."""
+        return self._engine.capabilities
+
+    async def active(self) -> int:
+        """Number of requests that have begun and not ended."""
+        return self._active
+
+    async def process(self) -> int:
+        """The id of the process on its machine."""
+        return os.getpid()
+
+    async def check_health(self) -> None:
+        """Ray Serve calls it every few seconds, and replaces the replica when it raises."""
+        await self._engine.check_health()
+
+    async def prepare(self, grammar: Grammar) -> Exception | None:
+        """Compile a grammar. Returns the error of the engine."""
+        try:
+            await self._engine.prepare(grammar)
+        except Exception as error:
+            return as_value(error)
+        return None
+
+    async def generate(
+        self, request: GenerateRequest, left_s: float | None
+    ) -> AsyncGenerator[Batch, None]:
+        """Run one request. left_s: seconds until nobody waits for the answer; None: no limit."""
+        now = asyncio.get_running_loop().time
+        begun = now()
+        deadline = None if left_s is None else begun + left_s
+        request = replace(request, deadline=deadline)
+        self._active += 1
+        try:
+            collected = batches(self._engine.generate(request), self._text_delay_s, deadline)
+            async with aclosing(collected) as found:
+                async for chunks, error in found:
+                    yield Batch(chunks, error, now() - begun)
+        finally:
+            self._active -= 1
+
+    async def __del__(self) -> None:
+        """Ray Serve calls it when the replica ends in order."""
+        await self._engine.close()
+
+
+async def batches(
+    chunks: AsyncIterator[Chunk], delay_s: float, deadline: float | None = None
+) -> AsyncGenerator[tuple[list[Chunk], Exception | None], None]:
+    """Collect chunks: the first ones at once, then every ``delay_s`` seconds, and the rest with the
+    error, if there is one, as soon as the chunks end.
+
+    deadline: time of the event loop's clock after which there is only an ``InferenceTimeout``.
+    Closing the iterator closes that of the chunks.
+    """
+    now = asyncio.get_running_loop().time
+    collector = _Collector(chunks)
+    task = asyncio.create_task(collector.run(), name="collect-chunks")
+    try:
+        pause_s = 0.0
+        while not collector.ended.is_set():
+            left_s = None if deadline is None else deadline - now()
+            if not await _set_within(collector.some, left_s):
+                yield collector.take(), InferenceTimeout("Inference took longer than the deadline.")
+                return
+            if pause_s:
+                await _set_within(collector.ended, pause_s)
+            if collector.ended.is_set():
+                break
+            yield collector.take(), None
+            pause_s = delay_s
+        yield collector.take(), collector.error
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+class _Collector:
+    """Takes chunks as they come."""
+
+    def __init__(self, chunks: AsyncIterator[Chunk]) -> None:
+        self._chunks = chunks
+        self._found: list[Chunk] = []
+        self.error: Exception | None = None
+        self.some = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    async def run(self) -> None:
+        try:
+            async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    self._found.append(chunk)
+                    self.some.set()
+        except Exception as error:
+            self.error = as_value(error)
+        finally:
+            self.some.set()
+            self.ended.set()
+
+    def take(self) -> list[Chunk]:
+        """What there is since the last time."""
+        found, self._found = self._found, []
+        if not self.ended.is_set():
+            self.some.clear()
+        return found
+
+
+async def _set_within(event: asyncio.Event, limit_s: float | None) -> bool:
+    """Wait for an event. Returns whether it came in time."""
+    if event.is_set():
+        return True
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        done, _ = await asyncio.wait([waiting], timeout=limit_s)
+    finally:
+        waiting.cancel()
+    return bool(done)
+
+
+def as_value(error: Exception) -> Exception:
+    """An error that survives the way to the server: a ``ServiceError`` as it is, any other one as
+    text."""
+    if isinstance(error, ServiceError):
+        forget_frames(error)
+        error.__cause__ = error.__context__ = None
+        return error
+    log.exception("the engine of a replica failed", exc_info=error)
+    return ReplicaError("".join(traceback.format_exception(error)))
+
+
+def lost(error: Exception) -> bool:
+    """Whether a request may be run again on another replica: the engine of this one has ended or
+    makes no progress."""
+    return isinstance(error, EngineUnavailable)

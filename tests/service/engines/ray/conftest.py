@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from service.engines.ray.cluster import CONNECTION
+from tests.service.engines.ray.clusters import CLUSTER
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray on this machine, started once for all tests of this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, at its import and start
+        CONNECTION.open(CLUSTER)
+    yield
+    CONNECTION.close()
