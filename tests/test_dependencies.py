@@ -125,7 +125,7 @@ def test_lmdeploy_is_only_where_it_has_wheels(system: str, machine: str, expecte
     assert {"lmdeploy", "mmengine-lite", "openai-harmony"} & here == (
         {"lmdeploy", "mmengine-lite", "openai-harmony"} if expected else set()
     )
-    assert {"torch", "xgrammar", "grpcio"} <= here
+    assert {"torch", "xgrammar", "grpcio", "ray"} <= here
     assert ("nvidia-cublas" in here) is (system == "linux")
 
 

@@ -32,6 +32,8 @@ ATTEMPTS = 4
 """Attempts of a request while replicas are lost under it."""
 FIRST_PAUSE_S = 0.1
 """Pause before the second attempt, in seconds; each further one is twice as long."""
+CANCEL_LIMIT_S = 1.0
+"""Maximum time to wait until Ray has cancelled a request, in seconds."""
 POLL_S = 0.1
 """Time between two looks at the deployment at the start, in seconds."""
 GRAMMARS = 1024
@@ -281,6 +283,7 @@ class RayEngine:
             responses = self._handle.options(stream=True).generate.remote(request, left_s)
             closing = asyncio.get_running_loop().create_future()
             self._open.add(closing)
+            step: asyncio.Future[Batch] | None = None
             ended = False
             try:
                 while not ended:
@@ -296,6 +299,8 @@ class RayEngine:
                 self._open.discard(closing)
                 if not ended:
                     responses.cancel()
+                    if step is not None:
+                        await asyncio.wait([step], timeout=CANCEL_LIMIT_S)
 
     def _ready(self) -> None:
         if self._closed.is_set():

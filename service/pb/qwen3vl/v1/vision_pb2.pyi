@@ -827,8 +827,8 @@ class GetModelResponse(_message.Message):
     """Name of the model: a hub name, the name of its folder, or the name that the operator gave to it."""
     engine: _builtins.str
     """Engine that runs it: "lmdeploy" (TurboMind or LMDeploy's PyTorch engine; "backend" of `details` says which),
-    "reference" (torch, on any machine), "remote" (another server runs the model) or "fake" (answers without a model,
-    for tests of clients).
+    "reference" (torch, on any machine), "remote" (another server runs the model), "ray" (replicas of another engine,
+    which `replica_engine` of `details` names) or "fake" (answers without a model, for tests of clients).
     """
     server_version: _builtins.str
     """Version of the server, such as "0.1.0". Empty from servers older than this field."""

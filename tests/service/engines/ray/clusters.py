@@ -57,9 +57,16 @@ def asked(engine: Engine, method: str) -> Any:
         return pool.submit(lambda: getattr(engine._handle, method).remote().result()).result()
 
 
+def busy(engine: Engine) -> int:
+    """Requests that any replica has."""
+    assert isinstance(engine, RayEngine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: sum(engine._handle.broadcast("active").results())).result()
+
+
 def is_idle(engine: Engine) -> bool:
     """Whether neither the engine nor its replica, if it still runs, has a request."""
     assert isinstance(engine, RayEngine)
     if engine.active_requests or engine._closed.is_set():
         return engine.active_requests == 0
-    return asked(engine, "active") == 0
+    return busy(engine) == 0

@@ -1,0 +1,130 @@
+"""How chunks are collected before they cross."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
+from service.errors import ContextTooLong, InferenceTimeout, Overloaded
+from service.types import Chunk, FinishReason
+
+LAST = Chunk("", FinishReason.STOP)
+NEVER = 3600.0
+
+
+async def at_once(*texts: str, error: Exception | None = None) -> AsyncIterator[Chunk]:
+    for text in texts:
+        yield Chunk(text)
+    if error is not None:
+        raise error
+    yield LAST
+
+
+class Told:
+    """Chunks that come when the test says so."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Chunk] = asyncio.Queue()
+        self.closed = False
+
+    async def chunks(self) -> AsyncIterator[Chunk]:
+        try:
+            while (chunk := await self.queue.get()) is not LAST:
+                yield chunk
+            yield LAST
+        finally:
+            self.closed = True
+
+    def say(self, *texts: str) -> None:
+        for text in texts:
+            self.queue.put_nowait(Chunk(text))
+
+
+def texts(chunks: list[Chunk]) -> list[str]:
+    return [chunk.text for chunk in chunks]
+
+
+async def test_an_answer_that_is_there_crosses_at_once() -> None:
+    found = [one async for one in batches(at_once("a", "b"), NEVER)]
+    assert [(texts(chunks), error) for chunks, error in found] == [(["a", "b", ""], None)]
+
+
+async def test_the_first_text_is_not_held_back_and_the_rest_is() -> None:
+    told = Told()
+    async with aclosing(batches(told.chunks(), 0.2)) as found:
+        told.say("a")
+        assert texts((await anext(found))[0]) == ["a"]
+        second = asyncio.ensure_future(anext(found))
+        for text in "bcd":
+            told.say(text)
+            await asyncio.sleep(0)
+        assert not second.done()
+        assert texts((await second)[0]) == ["b", "c", "d"]
+
+
+async def test_the_end_is_not_held_back() -> None:
+    told = Told()
+    async with aclosing(batches(told.chunks(), NEVER)) as found:
+        told.say("a")
+        await anext(found)
+        told.say("b")
+        told.queue.put_nowait(LAST)
+        chunks, error = await asyncio.wait_for(anext(found), 60)
+        assert (texts(chunks), error) == (["b", ""], None)
+        assert Batch(chunks, error, 0.0).last
+
+
+async def test_chunks_before_an_error_are_not_lost() -> None:
+    wrong = ContextTooLong("task", "is too long")
+    found = [one async for one in batches(at_once("a", error=wrong), NEVER)]
+    assert [(texts(chunks), error) for chunks, error in found] == [(["a"], wrong)]
+
+
+async def test_closing_closes_the_iterator_of_the_engine() -> None:
+    told = Told()
+    found = batches(told.chunks(), NEVER)
+    told.say("a")
+    await anext(found)
+    assert not told.closed
+    await found.aclose()
+    assert told.closed
+
+
+async def test_nothing_is_generated_after_the_deadline() -> None:
+    told = Told()
+    told.say("a")
+    deadline = asyncio.get_running_loop().time() + 0.05
+    found = [one async for one in batches(told.chunks(), 0.0, deadline)]
+    assert texts(found[0][0]) == ["a"]
+    assert isinstance(found[-1][1], InferenceTimeout)
+    assert told.closed
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ContextTooLong("task", "is too long"), Overloaded("Later.", retry_after_s=3.0)],
+    ids=lambda one: type(one).__name__,
+)
+def test_errors_of_the_service_cross_as_themselves(error: ContextTooLong | Overloaded) -> None:
+    found = pickle.loads(pickle.dumps(Batch([], as_value(error), 0.0))).error
+    assert type(found) is type(error)
+    assert vars(found) == vars(error)
+
+
+def test_a_defect_crosses_as_text(caplog: pytest.LogCaptureFixture) -> None:
+    class Local(Exception):
+        """Does not pickle."""
+
+    try:
+        raise Local("here")
+    except Local as error:
+        found = pickle.loads(pickle.dumps(as_value(error)))
+    assert type(found) is ReplicaError
+    assert "Local: here" in str(found)
+    assert "test_batches.py" in str(found)
+    assert "the engine of a replica failed" in caplog.text
