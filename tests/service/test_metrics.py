@@ -61,6 +61,8 @@ METRICS = {
     "phase": {"qwen3vl_phase"},
     "prompt_tokens_total": set(),
     "queue_seconds": set(),
+    "replicas": set(),
+    "replicas_lost_total": {"outcome"},
     "requests_queued": set(),
     "requests_queued_limit": set(),
     "requests_running": set(),
@@ -207,7 +209,8 @@ async def test_every_metric_and_label(tmp_path: Path) -> None:
         known.setdefault(short, set()).update(label for label, _ in labels if label != "le")
     # Without a pool of workers grammars are not counted: test_grammar_pool.py has these counts.
     # Without remote servers there are no back ends: engines/remote/test_several.py has them.
-    of_others = {name for name in METRICS if name.startswith(("grammar_", "backend_"))}
+    # Without Ray no replica is lost: engines/ray/test_sharing.py has it.
+    of_others = {name for name in METRICS if name.startswith(("grammar_", "backend_", "replicas_"))}
     assert known.keys() | of_others == METRICS.keys()
     assert known == {name: METRICS[name] for name in known}
 

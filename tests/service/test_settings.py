@@ -141,7 +141,7 @@ def test_the_engine_without_a_model_is_not_offered() -> None:
     assert load_settings(engine="fake").engine == "fake"
     assert (
         refused(engine="fast")
-        == "engine: there is no engine 'fast'; there are reference, lmdeploy, remote"
+        == "engine: there is no engine 'fast'; there are reference, lmdeploy, remote, ray"
     )
 
 
@@ -174,6 +174,25 @@ OUTSIDE = [
     ("remote_max_pixels", 1023),
     ("remote_max_pixels", 16_777_217),
     ("remote_ca", "/nowhere.pem"),
+    ("ray_engine", "remote"),
+    ("ray_name", "a b"),
+    ("ray_address", ""),
+    ("ray_replicas", 0),
+    ("ray_replicas", 1025),
+    ("ray_max_replicas", 0),
+    ("ray_max_replicas", 1025),
+    ("ray_gpus", -1),
+    ("ray_gpus", 65),
+    ("ray_cpus", -1),
+    ("ray_cpus", 1025),
+    ("ray_ongoing", 0),
+    ("ray_ongoing", 65537),
+    ("ray_target_ongoing", 0),
+    ("ray_text_delay_s", -1),
+    ("ray_text_delay_s", 11),
+    ("ray_start_s", 0),
+    ("ray_linger_s", -1),
+    ("ray_store_bytes", 1024),
     ("tensor_parallel", 0),
     ("tensor_parallel", 65),
     ("model_format", "gguf"),

@@ -293,6 +293,7 @@ def test_settings_are_printed_with_their_origin() -> None:
     every = set(printed(qwen3vl("check", "--print-settings", "--engine", "lmdeploy")))
     remote = ("--engine", "remote", "--remote-url", "http://127.0.0.1:1")
     every |= set(printed(qwen3vl("check", "--print-settings", *remote)))
+    every |= set(printed(qwen3vl("check", "--print-settings", "--engine", "ray")))
     assert every | found.keys() == set(Settings.model_fields) - {"script"}
 
 
