@@ -20,8 +20,9 @@ from service.errors import EngineUnavailable
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Environment of every process of Ray that this one starts: no reports to Ray's authors."""
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-"""Makes Ray listen on loopback, as it does by default on these systems, on every system."""
+LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+"""Environment of a Ray of our own. The first makes it listen on loopback, as it does by default on these
+systems, on every system. The second gives replicas the priority of other processes: Ray's default is low."""
 TOKEN = "RAY_AUTH_TOKEN"
 LONGEST_FOLDER = 40
 """Maximum length of the folder of Ray: the paths of its sockets are longer, and the system takes 107
@@ -145,7 +146,7 @@ def _import_ray(*, local: bool) -> Any:
     """Import Ray and Ray Serve, which read variables of the environment at their import."""
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     if local and "ray" not in sys.modules:
-        os.environ.update(LOOPBACK)
+        os.environ.update(LOCAL)
         # Without it Ray writes a token into the home folder, which may be read-only.
         os.environ.setdefault(TOKEN, secrets.token_hex(32))
     _quiet_loggers()

@@ -81,8 +81,9 @@ async def test_answers_and_the_description_of_the_model() -> None:
 )
 async def test_errors_are_those_of_an_engine_here(request_: pb.RunTaskRequest) -> None:
     async with running(TalkingEngine()) as here, on_replicas() as there:
-        expected = await failure(here.stub.RunTask(request_))
-        found = await failure(there.stub.RunTask(request_))
+        metadata = [("x-request-id", "the-same")]
+        expected = await failure(here.stub.RunTask(request_, metadata=metadata))
+        found = await failure(there.stub.RunTask(request_, metadata=metadata))
     assert vars(found) == vars(expected)
     assert expected.code is not grpc.StatusCode.INTERNAL
 

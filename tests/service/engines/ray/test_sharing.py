@@ -102,6 +102,7 @@ async def test_a_lost_replica(tmp_path: Path) -> None:
         await engine.close()
 
 
+@pytest.mark.long
 async def test_health_follows_the_replicas() -> None:
     engine = on_ray(TalkingEngine)
     await engine.start()
@@ -149,6 +150,7 @@ async def test_servers_share_a_deployment(tmp_path: Path) -> None:
     await changed.close()
 
 
+@pytest.mark.long
 async def test_the_last_server_ends_the_deployment() -> None:
     engine = on_ray(TalkingEngine)
     await engine.start()

@@ -1,0 +1,321 @@
+"""What replicas on Ray cost: the time that ``engine=ray`` adds to an engine, its throughput, and what happens
+when a replica is lost.
+
+``python -m benchmarks.ray_overhead``. Ray runs on this machine. Ray Serve's own HTTP proxy is measured beside,
+with the same engine in the same number of replicas.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+
+from benchmarks.common import environment, markdown, write_results
+from service.client import CHANNEL_OPTIONS
+from service.engine import Engine
+from service.engines.fake import FakeEngine
+from service.engines.ray import RayEngine
+from service.engines.ray.cluster import CONNECTION, ClusterOptions
+from service.engines.ray.plan import Plan, Scale
+from service.engines.reference import ReferenceEngine
+from service.errors import EngineUnavailable
+from service.grpc_api.server import VisionServer
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.settings import Settings
+from service.types import GenerateRequest, Sampling
+from service.wiring import BUNDLED_MODEL, build_registry
+
+ROOT = Path(__file__).parents[1]
+CLUSTER = ClusterOptions(None, store_bytes=100 * 1024 * 1024, cpus=8)
+CALLERS = 16
+TARGETS = {
+    "added, fake engine, 6 chunks, ms": 8.0,
+    "added to the first text, ms": 10.0,
+    "added, reference engine, 32 chunks, ms": 15.0,
+    "throughput of two replicas, of two bare processes": 0.9,
+    "full service after a kill, s": 10.0,
+}
+NOTES = (
+    "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same "
+    "engine in a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: "
+    "reference engine, bundled model, 16 callers, answers of 31 tokens. Kill: SIGKILL to one of two replicas "
+    "under 16 callers. proxy: one call of the fake engine through Ray Serve's own HTTP proxy, and through this "
+    "server over gRPC."
+)
+
+
+def fake(token_delay_s: float = 0.0) -> Engine:
+    return FakeEngine(token_delay_s=token_delay_s)
+
+
+def reference() -> Engine:
+    return ReferenceEngine(BUNDLED_MODEL, threads=1, max_batch=16)
+
+
+def on_ray(name: str, build: Callable[[], Engine], replicas: int = 1) -> RayEngine:
+    plan = Plan(name, build, Scale(replicas=replicas), {}, linger_s=0.0)
+    return RayEngine(plan, CLUSTER)
+
+
+def request(tokens: int = 64) -> GenerateRequest:
+    return GenerateRequest("bench", "List every object.", sampling=Sampling(max_tokens=tokens))
+
+
+async def timed(engine: Engine, tokens: int) -> tuple[float, float, int]:
+    """Seconds to the first text and to the end, and the number of chunks."""
+    begun, first, count = time.perf_counter(), 0.0, 0
+    async for _ in engine.generate(request(tokens)):
+        first = first or time.perf_counter() - begun
+        count += 1
+    return first, time.perf_counter() - begun, count
+
+
+async def added(name: str, build: Callable[[], Engine], tokens: int, rounds: int) -> dict[str, Any]:
+    """One caller, both engines in turns."""
+    direct, ray = build(), on_ray(f"bench-{name}", build)
+    await direct.start()
+    await ray.start()
+    found: dict[str, list[tuple[float, float, int]]] = {"direct": [], "ray": []}
+    for turn in range(-10, rounds):
+        pairs = [("direct", direct), ("ray", ray)]
+        for one, engine in pairs if turn % 2 else reversed(pairs):
+            sample = await timed(engine, tokens)
+            if turn >= 0:
+                found[one].append(sample)
+    await direct.close()
+    await ray.close()
+    firsts, totals = (
+        {one: 1e3 * statistics.median(s[place] for s in samples) for one, samples in found.items()}
+        for place in (0, 1)
+    )
+    return {
+        "row": f"{name} engine, {found['direct'][0][2]} chunks",
+        "direct p50, ms": totals["direct"],
+        "ray p50, ms": totals["ray"],
+        "added, ms": totals["ray"] - totals["direct"],
+        "first text, direct, ms": firsts["direct"],
+        "first text, ray, ms": firsts["ray"],
+        "first text, added, ms": firsts["ray"] - firsts["direct"],
+        "rounds": rounds,
+    }
+
+
+async def many(engine: Engine, callers: int, seconds: float) -> float:
+    """Requests per second of so many callers."""
+    end, done = time.perf_counter() + seconds, 0
+
+    async def caller() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await timed(engine, 31)
+            done += 1
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return done / (time.perf_counter() - begun)
+
+
+async def bare(seconds: float) -> None:
+    """In a process of its own: half of the callers. Waits for a line before it begins."""
+    engine = reference()
+    await engine.start()
+    await many(engine, 1, 0.5)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(await many(engine, CALLERS // 2, seconds), flush=True)
+    await engine.close()
+
+
+def two_bare_processes(seconds: float) -> float:
+    command = [sys.executable, "-m", "benchmarks.ray_overhead", "--bare", str(seconds)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for one in processes:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in processes:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    return sum(float(one.communicate()[0]) for one in processes)
+
+
+async def with_replicas(engine: RayEngine, count: int) -> None:
+    while engine.capabilities.details["replicas"] != str(count):
+        await asyncio.sleep(0.1)
+        await engine.check_health()
+
+
+async def throughput(seconds: float) -> dict[str, Any]:
+    engine = on_ray("bench-throughput", reference, replicas=2)
+    await engine.start()
+    await with_replicas(engine, 2)
+    await many(engine, CALLERS, 1.0)
+    rates = {"ray": [await many(engine, CALLERS, seconds)]}
+    await engine.close()
+    await asyncio.sleep(5.0)  # the replicas end
+    rates["bare"] = [await asyncio.to_thread(two_bare_processes, seconds)]
+    ray, processes = max(rates["ray"]), max(rates["bare"])
+    return {
+        "row": f"throughput, {CALLERS} callers",
+        "two bare processes, requests/s": processes,
+        "two replicas, requests/s": ray,
+        "share": ray / processes,
+    }
+
+
+async def kill(seconds: float) -> dict[str, Any]:
+    """One of two replicas is killed under all callers."""
+    engine = on_ray("bench-kill", partial(fake, 0.02), replicas=2)
+    await engine.start()
+    await with_replicas(engine, 2)
+    end = time.perf_counter() + seconds
+    counts = {"answered": 0, "lost after text": 0, "lost without text": 0}
+
+    async def caller() -> None:
+        while time.perf_counter() < end:
+            texts = 0
+            try:
+                async with aclosing(engine.generate(request())) as chunks:  # type: ignore[type-var]
+                    async for _ in chunks:
+                        texts += 1
+                counts["answered"] += 1
+            except EngineUnavailable:
+                counts["lost after text" if texts else "lost without text"] += 1
+
+    callers = [asyncio.create_task(caller()) for _ in range(CALLERS)]
+    await asyncio.sleep(1.0)
+    process = await engine._asked("process")
+    killed = time.perf_counter()
+    os.kill(process, signal.SIGKILL)
+    while engine.capabilities.details["replicas"] == "2":
+        await asyncio.sleep(0.1)
+        await engine.check_health()
+    noticed = time.perf_counter() - killed
+    await with_replicas(engine, 2)
+    full = time.perf_counter() - killed
+    await asyncio.gather(*callers)
+    await engine.close()
+    return {
+        "row": f"kill under {CALLERS} callers",
+        **counts,
+        "loss seen by the server, s": noticed,
+        "full service, s": full,
+    }
+
+
+class Proxied:
+    """The fake engine behind Ray Serve's own HTTP proxy."""
+
+    def __init__(self) -> None:
+        self._engine = FakeEngine()
+
+    async def __call__(self, call: Any) -> str:
+        await self._engine.start()
+        body = await call.json()
+        asked = GenerateRequest("proxied", body["user"], sampling=Sampling(max_tokens=64))
+        return "".join([chunk.text async for chunk in self._engine.generate(asked)])
+
+
+async def p50(ask: Callable[[], Any], rounds: int) -> float:
+    times = []
+    for turn in range(-10, rounds):
+        begun = time.perf_counter()
+        await ask()
+        if turn >= 0:
+            times.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(times)
+
+
+def start_proxy() -> None:
+    from ray import serve
+
+    serve.start(http_options={"host": "127.0.0.1", "port": 18_099})
+    serve.run(serve.deployment(Proxied).bind(), name="bench-proxy", route_prefix="/")
+
+
+async def proxy(rounds: int) -> dict[str, Any]:
+    settings = Settings(port=0)
+    server = VisionServer(settings, on_ray("bench-server", fake), build_registry(settings))
+    await server.start()
+    await server.load()
+    inline = pb.InlineTask(user="List every object.")
+    asked = pb.RunTaskRequest(task=pb.Task(inline=inline))
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}", CHANNEL_OPTIONS) as channel:
+        stub: Any = VisionServiceStub(channel)
+        ours = await p50(lambda: stub.RunTask(asked), rounds)
+    async with aiohttp.ClientSession(trust_env=False) as session:
+
+        async def ask() -> None:
+            url = "http://127.0.0.1:18099/"
+            async with session.post(url, json={"user": "List every object."}) as answer:
+                assert answer.status == 200
+                await answer.read()
+
+        theirs = await p50(ask, rounds)
+    await server.stop(0)
+    return {
+        "row": "one call of the fake engine, end to end",
+        "this server over gRPC, ms": ours,
+        "Ray Serve's HTTP proxy, ms": theirs,
+        "rounds": rounds,
+    }
+
+
+def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
+    import ray
+
+    CONNECTION.open(CLUSTER)
+    start_proxy()  # Ray Serve starts proxies with its first application, or never
+    try:
+        rows = [
+            asyncio.run(added("fake", fake, 64, rounds)),
+            asyncio.run(added("reference", reference, 31, max(10, rounds // 5))),
+            asyncio.run(throughput(seconds)),
+            asyncio.run(kill(max(12.0, seconds))),
+            asyncio.run(proxy(rounds)),
+        ]
+    finally:
+        CONNECTION.close()
+    for row in rows:
+        row["ray version"] = ray.__version__
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="see that it runs")
+    parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare is not None:
+        asyncio.run(bare(arguments.bare))
+        return
+    rows = measure(20 if arguments.quick else 200, 2.0 if arguments.quick else 10.0)
+    print(environment())
+    for row in rows:
+        print(markdown([row]))
+    print("Targets:", TARGETS)
+    print(write_results("ray_overhead", rows, NOTES))
+
+
+if __name__ == "__main__":
+    main()
