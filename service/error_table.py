@@ -209,7 +209,7 @@ _ROWS = (
         500,
         False,
         "the answer is not valid against the schema, after all attempts; it is not returned; metadata: "
-        "`pointer` into the answer, `keyword`, `attempts`",
+        "`pointer` into the answer, `keyword`, `attempts`, `output_tokens` where generation ended early",
     ),
     Reason(
         "NO_USABLE_FIELDS",

@@ -182,19 +182,27 @@ class CallRecord:
         if chunk.finish_reason is None:
             self._unfinished = chunk.usage
             return
-        self._unfinished = NO_TOKENS
         usage, timings = chunk.usage, chunk.timings
-        self.attempts += 1
-        self.finish_reason = chunk.finish_reason.value
+        self._ended(usage, chunk.finish_reason.value)
         self.queued_s += timings.queue_s
+        if usage.output_tokens > 1:
+            self._decode_s += timings.total_s - timings.first_token_s
+            self._decoded += usage.output_tokens - 1
+
+    def ended_early(self, chunk: Chunk) -> None:
+        """The service ended an attempt after this chunk, because its answer was invalid already. The
+        engine has told no times of it."""
+        self._ended(chunk.usage, "invalid")
+
+    def _ended(self, usage: Usage, finish_reason: str) -> None:
+        self._unfinished = NO_TOKENS
+        self.attempts += 1
+        self.finish_reason = finish_reason
         self.usage = Usage(
             self.usage.prompt_tokens + usage.prompt_tokens,
             self.usage.image_tokens + usage.image_tokens,
             self.usage.output_tokens + usage.output_tokens,
         )
-        if usage.output_tokens > 1:
-            self._decode_s += timings.total_s - timings.first_token_s
-            self._decoded += usage.output_tokens - 1
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("call_record", default=None)

@@ -246,7 +246,8 @@ class ServerSettings(BaseSettings):
         ge=0,
         le=5,
         description="Maximum number of further attempts when an answer does not fit the schema; "
-        "used where the grammar does not enforce every keyword and temperature is above 0.",
+        "used where the grammar does not enforce every keyword. Further attempts at a greedy answer "
+        "are sampled.",
     )
 
     # Concurrency and time limits.

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -38,8 +39,9 @@ from service.observation import CallRecord, current
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.report import Enforcement
-from service.structured_output.answers import AnswerValidator, parse_json
+from service.structured_output.answers import AnswerValidator, invalid, parse_json
 from service.structured_output.compilation import COMPILE_TIMEOUT_S, naming, prepare
+from service.structured_output.prefix_check import PrefixCheck, prefix_check
 from service.tasks.contract import Task
 from service.types import (
     DEFAULT_MAX_TOKENS,
@@ -57,6 +59,10 @@ from service.types import (
 
 output_log = logging.getLogger(OUTPUT_LOGGER)
 
+GREEDY = Sampling()
+SECOND_TEMPERATURE, SECOND_TOP_P, SECOND_TOP_K = 0.7, 0.8, 20
+"""Options of further attempts at a greedy answer, as far as the engine has them and the caller sets no
+others."""
 SCHEMA_HINT = "; schema_in_prompt: false leaves the JSON schema out of the prompt"
 CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
 """Finish reasons of a text that is not complete."""
@@ -86,7 +92,7 @@ async def run(
     limits: size limits under which the task's grammar was analysed.
     compile_timeout_s: time limit for the engine to compile the grammar.
     retries: maximum number of further attempts, made only if another attempt can give a different
-        answer.
+        answer. Further attempts at a greedy answer are sampled, see `_sampling_of`.
     """
     capabilities = engine.capabilities
     task = on_engine(task, capabilities)
@@ -94,26 +100,26 @@ async def run(
     request = check_request(capabilities, task, images, sampling, request_id, stop)
     enforced = strict or capabilities.enforcer is Enforcer.MASK
     request = replace(request, deadline=deadline.at, enforced=enforced)
-    attempts = 1 + (retries if _another_may_fit(task, sampling) else 0)
+    attempts = 1 + (retries if _another_may_fit(task, sampling, capabilities) else 0)
 
     async def answered() -> Answer:
         if task.grammar is not None:
             await prepare(engine, task.grammar, task.grammar_field, compile_timeout_s)
         thrown_away: list[Chunk] = []
         while True:
-            seed = seed_of(sampling.seed, len(thrown_away))
-            again = replace(request, sampling=replace(sampling, seed=seed))
-            collected = _Chunks()
+            options = _sampling_of(sampling, len(thrown_away), capabilities)
+            again = replace(request, sampling=options)
+            collected = _Chunks(_check(task, capabilities, limits))
             try:
                 await _collect(engine, again, task, stop, collected)
                 result = await _finish(
                     task, collected, sampling, capabilities, accept_empty, accept_cut, limits
                 )
             except OutputInvalid as error:  # found here, or by a server behind the engine
-                thrown_away.append(collected.last or Chunk(""))
+                thrown_away.append(collected.spent())
                 error.metadata["attempts"] = str(len(thrown_away))
                 if len(thrown_away) == attempts:
-                    raise
+                    raise _advised(error, task, attempts, streamed=False) from None
             else:
                 return _together(thrown_away, result)
 
@@ -135,9 +141,8 @@ async def stream(
     limits: SchemaLimits = DEFAULT_LIMITS,
     compile_timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> AsyncIterator[str | Answer]:
-    """Yield the chunks of the answer as they are generated, then the validated answer. The chunks
-    are not validated. There is only one attempt, because chunks that were sent cannot be taken
-    back.
+    """Yield the chunks of the answer as they are generated, then the validated answer. There is only
+    one attempt, because chunks that were sent cannot be taken back.
 
     Closing the iterator cancels the request in the engine.
     """
@@ -147,24 +152,74 @@ async def stream(
     request = check_request(capabilities, task, images, sampling, request_id, stop)
     enforced = strict or capabilities.enforcer is Enforcer.MASK
     request = replace(request, deadline=deadline.at, enforced=enforced)
-    collected = _Chunks()
+    collected = _Chunks(_check(task, capabilities, limits))
     if task.grammar is not None:
         field = task.grammar_field
         await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
-    async with _generating(engine, request, task, stop) as chunks:
-        while (chunk := await deadline.wait(_next(chunks), late)) is not None:
-            collected.add(chunk)
-            if chunk.text:
-                yield chunk.text
-    finishing = _finish(task, collected, sampling, capabilities, accept_empty, accept_cut, limits)
-    yield await deadline.wait(finishing, late)
+    try:
+        async with _generating(engine, request, task, stop) as chunks:
+            while (chunk := await deadline.wait(_next(chunks), late)) is not None:
+                collected.add(chunk)
+                if chunk.text:
+                    yield chunk.text
+        finishing = _finish(
+            task, collected, sampling, capabilities, accept_empty, accept_cut, limits
+        )
+        answer = await deadline.wait(finishing, late)
+    except OutputInvalid as error:
+        raise _advised(error, task, 1, streamed=True) from None
+    yield answer
 
 
-def _another_may_fit(task: Task, sampling: Sampling) -> bool:
+def _check(task: Task, capabilities: Capabilities, limits: SchemaLimits) -> PrefixCheck | None:
+    """What finds violations before the answer ends; None where the grammar rules them out, and where
+    the answer is not validated as it is written."""
+    grammar, report = task.grammar, task.report
+    if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA or report is None:
+        return None
+    if task.document is not None:
+        return None
+    return prefix_check(grammar.source, report, capabilities, limits)
+
+
+def _is_checked(task: Task) -> bool:
+    return task.report is not None and task.report.enforcement is Enforcement.CHECKED
+
+
+def _another_may_fit(task: Task, sampling: Sampling, capabilities: Capabilities) -> bool:
     """Whether another attempt can give a different answer: not if the grammar enforces every
-    keyword, and not if generation is greedy."""
-    checked = task.report is not None and task.report.enforcement is Enforcement.CHECKED
-    return checked and sampling.temperature > 0
+    keyword, and not if the engine can only be greedy."""
+    can_sample = sampling.temperature > 0 or "temperature" in capabilities.sampling_options
+    return _is_checked(task) and can_sample
+
+
+def _sampling_of(sampling: Sampling, attempt: int, capabilities: Capabilities) -> Sampling:
+    """The options of an attempt. Further attempts at a greedy answer are sampled as the model card of
+    Qwen3-VL has it, with a seed that follows from that of the call, so that the same call gets the
+    same answer."""
+    if sampling.temperature > 0 or attempt == 0:
+        return replace(sampling, seed=seed_of(sampling.seed, attempt))
+    wanted: dict[str, Any] = {"temperature": SECOND_TEMPERATURE}
+    if sampling.top_p == GREEDY.top_p:
+        wanted["top_p"] = SECOND_TOP_P
+    if sampling.top_k == GREEDY.top_k:
+        wanted["top_k"] = SECOND_TOP_K
+    wanted["seed"] = seed_of(sampling.seed or 0, attempt)
+    honoured = capabilities.sampling_options
+    return replace(sampling, **{name: wanted[name] for name in wanted if name in honoured})
+
+
+def _advised(error: OutputInvalid, task: Task, attempts: int, *, streamed: bool) -> OutputInvalid:
+    """The error, with how to get another attempt where one can help."""
+    if not _is_checked(task):
+        return error
+    if streamed:
+        how = "A stream has one attempt; a call without streaming can have a second one."
+    elif attempts > 1:
+        how = f"All {attempts} attempts failed; another seed gives others."
+    else:
+        how = "A temperature above 0 with another seed gives other answers."
+    return OutputInvalid(f"{error.message} {how}", metadata=error.metadata)
 
 
 def seed_of(seed: int | None, attempt: int) -> int | None:
@@ -247,22 +302,45 @@ async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
 
 @dataclass(slots=True)
 class _Chunks:
-    """The chunks of one answer."""
+    """The chunks of one answer. check: finds violations before the end of the answer."""
 
+    check: PrefixCheck | None = None
     parts: list[str] = field(default_factory=list)
     last: Chunk | None = None
     record: CallRecord = field(default_factory=current)
+    begun: float = field(default_factory=time.perf_counter)
 
     def add(self, chunk: Chunk) -> None:
+        """Keep a chunk. Raises ``OutputInvalid`` for a violation that no further text can mend, so that
+        generation ends."""
         self.record.generated(chunk)
         self.parts.append(chunk.text)
         self.last = chunk
+        if self.check is None or chunk.finish_reason is not None:
+            return
+        violation = self.check.feed(chunk.text)
+        if violation is not None:
+            self.record.ended_early(chunk)
+            self.log_output("invalid")
+            raise invalid(
+                "does not fit the schema",
+                violation.pointer,
+                violation.keyword,
+                after_tokens=chunk.usage.output_tokens,
+            )
 
-    def log_output(self, finish_reason: FinishReason) -> None:
+    def spent(self) -> Chunk:
+        """The last chunk, with the time of the attempt also where its generation was ended early."""
+        last = self.last or Chunk("")
+        if last.finish_reason is not None:
+            return last
+        return replace(last, timings=Timings(total_s=time.perf_counter() - self.begun))
+
+    def log_output(self, finish_reason: str) -> None:
         """Write the text to the log, where the operator allows it and the caller asks for it."""
         if self.record.log_output:
             text = "".join(self.parts)
-            output_log.debug("output %s", pairs(finish_reason=finish_reason.value, text=text))
+            output_log.debug("output %s", pairs(finish_reason=finish_reason, text=text))
 
     def ended(self) -> Chunk:
         """The chunk with the finish reason."""
@@ -284,7 +362,7 @@ async def _finish(
     time runs outside the event loop."""
     last = collected.ended()
     assert last.finish_reason is not None
-    collected.log_output(last.finish_reason)
+    collected.log_output(last.finish_reason.value)
     free = takes_any_text(task)
     if last.finish_reason in CUT and not (accept_cut and free):
         raise _truncated(last, sampling, capabilities.context_length)

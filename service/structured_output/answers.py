@@ -67,10 +67,10 @@ class AnswerValidator:
             with bounded(Budget(self.seconds, self.steps)):
                 error = next(validator.iter_errors(value), None)
         except (BudgetExceeded, RecursionError):
-            raise _invalid("could not be validated in bounded time", "", "") from None
+            raise invalid("could not be validated in bounded time", "", "") from None
         if error is not None:
             pointer = jsontext.pointer(error.absolute_path)
-            raise _invalid("does not fit the schema", pointer, _keyword(error))
+            raise invalid("does not fit the schema", pointer, _keyword(error))
         return document
 
 
@@ -78,10 +78,15 @@ def _keyword(error: ValidationError) -> str:
     return str(error.validator or "false")  # the schema `false` has no keyword
 
 
-def _invalid(what: str, pointer: str, keyword: str) -> OutputInvalid:
+def invalid(
+    what: str, pointer: str, keyword: str, *, after_tokens: int | None = None
+) -> OutputInvalid:
+    """The error for an answer. after_tokens: where generation was ended because of it."""
     where = f" at {jsontext.short(pointer, 200)}" if pointer else ""
     why = f" ({keyword})" if keyword else ""
-    return OutputInvalid(
-        f"The model's answer {what}{where}{why}.",
-        metadata={"pointer": pointer[:500], "keyword": keyword},
-    )
+    metadata = {"pointer": pointer[:500], "keyword": keyword}
+    end = ""
+    if after_tokens is not None:
+        metadata["output_tokens"] = str(after_tokens)
+        end = f" Generation ended after {after_tokens} tokens, as no further text could mend that."
+    return OutputInvalid(f"The model's answer {what}{where}{why}.{end}", metadata=metadata)

@@ -92,7 +92,8 @@ async def test_a_raw_answer_on_demand(lines: pytest.LogCaptureFixture) -> None:
         assert not of(lines, logs.OUTPUT_LOGGER)
         await failure(started.stub.RunTask(request, timeout=60, metadata=ASKS))
         said = of(lines, logs.OUTPUT_LOGGER)
-        assert said == ["output finish_reason=stop text='[1, 1]'"] * 2, "one of each attempt"
+        ended = "output finish_reason=invalid text='[1, 1]'"
+        assert said == [ended] * 2, "one of each attempt, which ends at the violation"
         stream = pb.StreamTaskRequest(task=inline())
         _ = [one async for one in started.stub.StreamTask(stream, timeout=60, metadata=ASKS)]
         assert of(lines, logs.OUTPUT_LOGGER)[2:] == ["output finish_reason=stop text='[1, 1]'"]

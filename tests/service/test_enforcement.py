@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from service.inference.calls import ANALYZE_TASK
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.schema_compiler.limits import SchemaLimits
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
-from service.types import Enforcer, GenerateRequest, Grammar, GrammarKind
+from service.types import Enforcer, GenerateRequest, Grammar, GrammarKind, Sampling
 from tests.service.harness import (
     failure,
     image_bytes,
@@ -239,13 +239,11 @@ async def test_the_number_of_attempts_is_limited(retries: int) -> None:
 @pytest.mark.parametrize(
     ("request_", "answer"),
     [
-        (checked_request(temperature=0), BAD),
-        (run_request(inline(json_schema=CHECKED)), BAD),
         (run_request(inline(json_schema=ENFORCED), temperature=1.0), "{}"),
         (run_request(inline(choice=["a", "b"]), temperature=1.0), "c"),
         (run_request(temperature=1.0), " "),
     ],
-    ids=["greedy", "greedy by default", "enforced", "choice", "no grammar"],
+    ids=["enforced", "choice", "no grammar"],
 )
 async def test_no_second_attempt_if_the_answer_would_be_the_same(
     request_: pb.RunTaskRequest, answer: str
@@ -255,6 +253,84 @@ async def test_no_second_attempt_if_the_answer_would_be_the_same(
         error = await failure(started.stub.RunTask(request_, timeout=10))
     assert (error.reason, error.metadata["attempts"]) == ("OUTPUT_INVALID", "1")
     assert len(script.requests) == 1
+
+
+async def test_a_greedy_answer_is_sampled_the_second_time() -> None:
+    """As the model card has it, except for what the caller sets, and the same in each call."""
+
+    async def second(**options: Any) -> Sampling:
+        script = Script(BAD, GOOD)
+        async with running(FakeEngine(script)) as started:
+            request = run_request(inline(json_schema=CHECKED), **options)
+            result = (await started.stub.RunTask(request, timeout=10)).result
+        assert (result.text, result.attempts) == (GOOD, 2)
+        greedy, sampled = (request.sampling for request in script.requests)
+        assert greedy.temperature == 0
+        return sampled
+
+    found = await second()
+    assert (found.temperature, found.top_p, found.top_k, found.max_tokens) == (0.7, 0.8, 20, None)
+    assert found.seed is not None
+    assert found == await second(temperature=0)
+    own = await second(seed=5, top_p=0.5, top_k=3, max_tokens=50, repetition_penalty=1.1)
+    assert own.seed != found.seed
+    assert own == replace(
+        found, seed=own.seed, top_p=0.5, top_k=3, max_tokens=50, repetition_penalty=1.1
+    )
+
+
+async def test_an_engine_that_can_only_be_greedy_is_not_asked_again() -> None:
+    script = Script(BAD, GOOD)
+    async with running(FakeEngine(script, sampling_options=["max_tokens"])) as started:
+        request = run_request(inline(json_schema=CHECKED))
+        error = await failure(started.stub.RunTask(request, timeout=10))
+    assert (error.reason, error.metadata["attempts"]) == ("OUTPUT_INVALID", "1")
+    assert len(script.requests) == 1
+
+
+async def test_the_error_says_how_to_get_another_attempt() -> None:
+    async with running(FakeEngine(BAD), output_retries=0) as started:
+        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        assert "A temperature above 0 with another seed" in error.message
+        call = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        assert "a call without streaming" in (await stream_failure(call))[1].message
+    async with running(FakeEngine(BAD), output_retries=2) as started:
+        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        assert "All 3 attempts failed; another seed" in error.message
+    async with running(FakeEngine("{}")) as started:  # the grammar rules that out
+        request = run_request(inline(json_schema=ENFORCED))
+        error = await failure(started.stub.RunTask(request, timeout=10))
+        assert error.message.endswith("(required).")
+
+
+async def test_generation_ends_with_a_violation_that_nothing_can_mend() -> None:
+    """The answer would go on for 4,000 tokens; nobody pays for them."""
+    long = '{"tags": ["a", "a"' + ', "b"' * 1000
+    engine = FakeEngine(long)
+    async with running(engine, output_retries=1) as started:
+        error = await failure(started.stub.RunTask(checked_request(max_tokens=5000), timeout=30))
+        assert (error.metadata["pointer"], error.metadata["keyword"]) == ("/tags", "uniqueItems")
+        assert error.metadata["attempts"] == "2"
+        assert 1 < int(error.metadata["output_tokens"]) < 20
+        assert f"ended after {error.metadata['output_tokens']} tokens" in error.message
+        request = streamed(checked_request(max_tokens=5000))
+        events, error = await stream_failure(started.stub.StreamTask(request, timeout=30))
+        assert 1 < len(events) < 20
+        assert error.reason == "OUTPUT_INVALID"
+        await until(lambda: engine.active_requests == 0)
+        assert (engine.finished_requests, engine.cancelled_requests) == (1, 3)  # 1: the warm-up
+        assert started.server.servicer.inference.admission.active == 0
+
+
+async def test_an_attempt_that_is_ended_early_counts() -> None:
+    script = Script(BAD[:-2] + ', "b"' * 100 + "]}", GOOD)
+    async with running(FakeEngine(script)) as started:
+        both = (await started.stub.RunTask(checked_request(), timeout=10)).result
+        once = (await started.stub.RunTask(checked_request(), timeout=10)).result
+    assert (both.attempts, once.attempts) == (2, 1)
+    assert both.usage.prompt_tokens == 2 * once.usage.prompt_tokens
+    assert once.usage.output_tokens < both.usage.output_tokens < 3 * once.usage.output_tokens
+    assert both.timings.total_seconds > both.timings.first_token_seconds > 0
 
 
 async def test_a_truncated_answer_is_not_generated_again() -> None:
@@ -278,7 +354,7 @@ async def test_a_stream_is_not_tried_again() -> None:
     async with running(FakeEngine(script), output_retries=3) as started:
         call = started.stub.StreamTask(streamed(checked_request()), timeout=10)
         events, error = await stream_failure(call)
-    assert "".join(event.delta for event in events) == BAD
+    assert BAD.startswith("".join(event.delta for event in events))
     assert (error.reason, error.metadata["pointer"]) == ("OUTPUT_INVALID", "/tags")
     assert len(script.requests) == 1
 
@@ -314,7 +390,7 @@ async def test_cancelled_during_the_second_attempt() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         await until(lambda: engine.active_requests == 0)
-        assert engine.cancelled_requests == 1
+        assert engine.cancelled_requests == 2, "the first one ended at the violation"
         await until(lambda: started.server.servicer.inference.admission.active == 0)
         assert len(script.requests) == 2
 

@@ -289,8 +289,8 @@ async def test_seeds_of_further_attempts_are_uint64() -> None:
 
 @pytest.mark.parametrize(
     ("report", "temperature"),
-    [(CHECKED, 0.0), (GrammarReport(Enforcement.ENFORCED), 1.0), (None, 1.0)],
-    ids=["greedy", "enforced", "no report"],
+    [(GrammarReport(Enforcement.ENFORCED), 1.0), (None, 1.0)],
+    ids=["enforced", "no report"],
 )
 async def test_no_further_attempt_if_the_answer_would_be_the_same(
     report: GrammarReport | None, temperature: float

@@ -1396,10 +1396,11 @@ class TaskResult(_message.Message):
     checked_omitted: _builtins.int
     """How many keywords are left out of `checked`, so that it stays below 64 KiB. ValidateSchema tells more of them."""
     attempts: _builtins.int
-    """Number of attempts for this answer. More than 1 if an earlier complete answer violated a CHECKED keyword and was
-    discarded: RunTask then tries again if temperature is above 0, at most Limits.output_retries times and within the
-    same deadline. Greedy decoding would give the same answer again, and StreamTask has already sent its text, so
-    both end with OUTPUT_INVALID at once.
+    """Number of attempts for this answer. More than 1 if an earlier answer violated a CHECKED keyword and was discarded:
+    RunTask then tries again, at most Limits.output_retries times and within the same deadline. Greedy decoding would
+    give the same answer again, so further attempts at temperature 0 are sampled: temperature 0.7, top_p 0.8, top_k 20
+    where the request sets no others, with a seed that follows from that of the request. An engine that cannot sample
+    and StreamTask, which has already sent its text, end with OUTPUT_INVALID at once.
     """
     @_builtins.property
     def usage(self) -> Global___Usage:
