@@ -76,7 +76,6 @@ def main() -> None:
     from lmdeploy import TurbomindEngineConfig
     from lmdeploy.serve.openai.api_server import serve
 
-    os.environ["UVICORN_LOG_LEVEL"] = "warning"  # a line for each call would slow it down
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -270,9 +270,7 @@ PLAIN = re.compile(r"[^ \"'=]+")
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
+    if isinstance(value, int):
+        return str(value)
     text = str(value)
-    return text if isinstance(value, int) or not _odd(text) else repr(text)
-
-
-def _odd(text: str) -> bool:
-    return not text.isprintable() or PLAIN.fullmatch(text) is None
+    return text if text.isprintable() and PLAIN.fullmatch(text) else repr(text)

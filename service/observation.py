@@ -122,11 +122,9 @@ class CallRecord:
         finally:
             self.queued_s += time.perf_counter() - begun
 
-    def span(
-        self, name: str, *, wanted: bool = True, **attributes: int | str
-    ) -> AbstractContextManager[None]:
-        """The body is a part of the call that its trace shows. wanted: False leaves the part out."""
-        return self._span(name, attributes) if wanted and self.spans is not None else _NO_SPAN
+    def span(self, name: str, **attributes: int | str) -> AbstractContextManager[None]:
+        """The body is a part of the call that its trace shows."""
+        return _NO_SPAN if self.spans is None else self._span(name, attributes)
 
     @contextmanager
     def _span(

@@ -340,9 +340,11 @@ def _limited(
             super().__init__(config, server_state, **more)
             self._late: asyncio.TimerHandle | None = None
             self.unread_since: float | None = None
-            self._next_event = self.conn.next_event
+            self._next_event, self._send_event = self.conn.next_event, self.conn.send
             self.conn.next_event = self._counted_event  # type: ignore[method-assign]
+            self.conn.send = self._joined  # type: ignore[method-assign]
             self._pieces = self._piece_bytes = 0
+            self._head = b""
 
         def _counted_event(self) -> Any:
             """The next event of h11. A body in very many tiny chunks is not HTTP that anybody needs:
@@ -356,6 +358,19 @@ def _limited(
             elif isinstance(event, h11.Request):
                 self._pieces = self._piece_bytes = 0
             return event
+
+        def _joined(self, event: Any) -> bytes | None:
+            """The bytes of an event. The head of an answer whose length is known waits for its body:
+            uvicorn writes each event by itself, and a system call costs more than small answers do."""
+            found = self._send_event(event)
+            if isinstance(event, h11.Response) and any(
+                name == b"content-length" for name, _ in event.headers
+            ):
+                self._head = found or b""
+                return b""
+            if self._head:
+                found, self._head = self._head + (found or b""), b""
+            return found
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)

@@ -154,11 +154,12 @@ class FakeEngine:
         await reduce_all(request.all_images, _looked_at)
         self.active_requests += 1
         first_s = 0.0
+        size = prompt.prompt_tokens, prompt.image_tokens
         try:
             for number, piece in enumerate(pieces[:limit]):
                 await self._step(number)
                 first_s = first_s or time.perf_counter() - started
-                yield Chunk(piece, usage=replace(prompt, output_tokens=number + 1))
+                yield Chunk(piece, usage=Usage(*size, number + 1))
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled_requests += 1
             raise

@@ -178,7 +178,9 @@ class Inference:
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,
             )
-            with current().span("analyse grammar", wanted=inline.grammar is not None):
+            if inline.grammar is None:  # nothing to wait for
+                return await work
+            with current().span("analyse grammar"):
                 return await deadline.wait(work, late)
 
     @asynccontextmanager
@@ -199,8 +201,10 @@ class Inference:
             task = await self._task(call, deadline)
             encoded = [*task.example_images, *call.images]
             caller = call.caller.name
-            with record.span("read image headers", wanted=bool(encoded), images=len(encoded)):
-                images = await deadline.wait(self.decoder.open(encoded, caller), late)
+            images: list[RequestImage] = []
+            if encoded:
+                with record.span("read image headers", images=len(encoded)):
+                    images = await deadline.wait(self.decoder.open(encoded, caller), late)
             size = sum(len(image.data) for image in encoded)
             record.images, record.image_bytes = len(images), size
             record.pixels = sum(image.width * image.height for image in images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.selector_events
 import http.client
 import signal
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.web import MAX_TINY, TINY_BYTES, WebLimits, WebServer, server_tls
@@ -88,6 +89,44 @@ async def test_accepted_connections_do_not_delay_small_packets() -> None:
         await asyncio.to_thread(get, server.port, "/look")
     assert len(found) == 1
     assert found[0] != 0
+
+
+async def test_the_head_of_a_whole_answer_leaves_with_its_body(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[bytes] = []
+    transport: Any = asyncio.selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+    write = transport.write
+
+    def noted(self: Any, data: bytes) -> None:
+        written.append(bytes(data))
+        write(self, data)
+
+    monkeypatch.setattr(transport, "write", noted)
+    async with serving() as server:
+        assert await asyncio.to_thread(get, server.port) == (200, b"hello")
+    (head,) = [data for data in written if data.startswith(b"HTTP/1.1 200")]
+    assert head.endswith(b"\r\n\r\nhello")
+
+
+async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece() -> None:
+    go_on = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        await go_on.wait()
+        yield b"late"
+
+    async def stream(request: Request) -> Response:
+        return StreamingResponse(pieces())
+
+    async with serving(Route("/stream", stream)) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        assert head.startswith(b"HTTP/1.1 200")
+        go_on.set()
+        assert b"late" in await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 20)
+        writer.close()
 
 
 async def test_leaves_the_signals_alone() -> None:
