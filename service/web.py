@@ -342,7 +342,7 @@ def _limited(
             self.unread_since: float | None = None
             self._next_event, self._send_event = self.conn.next_event, self.conn.send
             self.conn.next_event = self._counted_event  # type: ignore[method-assign]
-            self.conn.send = self._joined  # type: ignore[method-assign]
+            self.conn.send = self._joined  # type: ignore[assignment, method-assign]
             self._pieces = self._piece_bytes = 0
             self._head = b""
 
@@ -362,7 +362,7 @@ def _limited(
         def _joined(self, event: Any) -> bytes | None:
             """The bytes of an event. The head of an answer whose length is known waits for its body:
             uvicorn writes each event by itself, and a system call costs more than small answers do."""
-            found = self._send_event(event)
+            found: bytes | None = self._send_event(event)
             if isinstance(event, h11.Response) and any(
                 name == b"content-length" for name, _ in event.headers
             ):

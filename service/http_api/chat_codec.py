@@ -47,8 +47,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     request = read_model(ChatRequest, read_json(payloads.lean))
     fields = dict(FIELDS)
     forced = _forced_tool(request)
-    grammar = codec.one_grammar(_constraints(request, forced), fields)
-    grammar = codec.with_closed_objects(grammar, request.close_objects)
+    grammar = codec.grammar_of(request, _format(request), forced, fields)
     shown = codec.schema_in_prompt(grammar, request.schema_in_prompt)
     conversation = Conversation("messages", limits, payloads)
     task: str | InlineTask
@@ -152,22 +151,14 @@ def _registered(
     return name, conversation.images()
 
 
-def _constraints(request: ChatRequest, forced: Function | None) -> list[Constraint]:
-    found: list[Constraint] = []
+def _format(request: ChatRequest) -> Constraint | None:
     chosen = request.response_format
     if isinstance(chosen, JsonObjectFormat):
-        found.append(codec.any_object("response_format"))
-    elif isinstance(chosen, JsonSchemaFormat):
+        return codec.any_object("response_format")
+    if isinstance(chosen, JsonSchemaFormat):
         path = "response_format.json_schema.schema"
-        found.append(codec.of_schema(chosen.json_schema.schema_, "response_format", path))
-    given = request.structured_outputs
-    if given is not None:
-        found.append(
-            codec.of_structured_outputs(given.json_, given.regex, given.choice, given.grammar)
-        )
-    if forced is not None:
-        found.append(codec.of_tool(forced))
-    return found
+        return codec.of_schema(chosen.json_schema.schema_, "response_format", path)
+    return None
 
 
 def _forced_tool(request: ChatRequest) -> Function | None:

@@ -231,21 +231,33 @@ def of_schema(schema: Mapping[str, Any], name: str, path: str) -> Constraint:
     return Constraint(name, Grammar(GrammarKind.JSON_SCHEMA, text_of(schema)), path)
 
 
-def one_grammar(found: Sequence[Constraint], fields: dict[str, str]) -> Grammar | None:
-    """The grammar of the one constraint; ``fields`` learns where its source stands in the request."""
-    if not found:
-        return None
+def grammar_of(
+    request: Any, form: Constraint | None, forced: Function | None, fields: dict[str, str]
+) -> Grammar | None:
+    """The grammar of the answer, of the one constraint that a request has; ``fields`` learns where its
+    source stands in the request.
+
+    request: has ``structured_outputs`` and ``close_objects``. form: the constraint of its format.
+    forced: the tool that the answer has to call.
+    """
+    found = [] if form is None else [form]
+    if request.structured_outputs is not None:
+        found.append(of_structured_outputs(request.structured_outputs))
+    if forced is not None:
+        found.append(of_tool(forced))
     if len(found) > 1:
         raise InvalidRequest(
             found[1].name, f"constrains the answer beside {found[0].name}; send one of them"
         )
+    if not found:
+        return _with_closed_objects(None, request.close_objects)
     (only,) = found
     fields[f"task.inline.grammar.{only.grammar.kind.value}"] = only.path
     fields[f"task.inline.grammar.{only.grammar.kind.value}.options"] = only.path
-    return only.grammar
+    return _with_closed_objects(only.grammar, request.close_objects)
 
 
-def with_closed_objects(grammar: Grammar | None, close_objects: bool | None) -> Grammar | None:
+def _with_closed_objects(grammar: Grammar | None, close_objects: bool | None) -> Grammar | None:
     """The grammar with the caller's wish to close objects, if there is one."""
     if close_objects is None:
         return grammar
@@ -265,18 +277,13 @@ def _of_schemas(grammar: Grammar | None, option: str) -> Grammar:
     return grammar
 
 
-def of_structured_outputs(
-    schema: str | Mapping[str, Any] | None,
-    regex: str | None,
-    choice: Sequence[str] | None,
-    ebnf: str | None,
-) -> Constraint:
+def of_structured_outputs(given: Any) -> Constraint:
     """vLLM's ``structured_outputs``, of which one is given."""
     kinds: dict[str, tuple[GrammarKind, Any]] = {
-        "json": (GrammarKind.JSON_SCHEMA, schema),
-        "regex": (GrammarKind.REGEX, regex),
-        "choice": (GrammarKind.CHOICE, choice),
-        "grammar": (GrammarKind.EBNF, ebnf),
+        "json": (GrammarKind.JSON_SCHEMA, given.json_),
+        "regex": (GrammarKind.REGEX, given.regex),
+        "choice": (GrammarKind.CHOICE, given.choice),
+        "grammar": (GrammarKind.EBNF, given.grammar),
     }
     chosen = {name: one for name, one in kinds.items() if one[1] is not None}
     if len(chosen) != 1:

@@ -49,8 +49,7 @@ def _decode(payloads: Payloads, limits: Settings, caller: Caller) -> Asked:
     request = read_model(ResponsesRequest, read_json(payloads.lean))
     fields = dict(FIELDS)
     forced = _forced_tool(request)
-    grammar = codec.one_grammar(_constraints(request, forced), fields)
-    grammar = codec.with_closed_objects(grammar, request.close_objects)
+    grammar = codec.grammar_of(request, _format(request), forced, fields)
     shown = codec.schema_in_prompt(grammar, request.schema_in_prompt)
     conversation = Conversation("input", limits, payloads)
     _converse(request, conversation)
@@ -107,21 +106,13 @@ def _parts(content: str | Sequence[InputText | InputImage]) -> list[str | ImageS
     return [part.text if isinstance(part, InputText) else part.source for part in content]
 
 
-def _constraints(request: ResponsesRequest, forced: Function | None) -> list[Constraint]:
-    found: list[Constraint] = []
+def _format(request: ResponsesRequest) -> Constraint | None:
     chosen = request.text and request.text.format
     if isinstance(chosen, JsonObjectFormat):
-        found.append(codec.any_object("text.format"))
-    elif isinstance(chosen, SchemaFormat):
-        found.append(codec.of_schema(chosen.schema_, "text.format", "text.format.schema"))
-    given = request.structured_outputs
-    if given is not None:
-        found.append(
-            codec.of_structured_outputs(given.json_, given.regex, given.choice, given.grammar)
-        )
-    if forced is not None:
-        found.append(codec.of_tool(forced))
-    return found
+        return codec.any_object("text.format")
+    if isinstance(chosen, SchemaFormat):
+        return codec.of_schema(chosen.schema_, "text.format", "text.format.schema")
+    return None
 
 
 def _forced_tool(request: ResponsesRequest) -> Function | None:
