@@ -3,7 +3,8 @@
 The application, its routes, models and the parser of answers are LMDeploy's. ``AsyncEngine`` neither
 renders a prompt nor generates: it answers at once with the text that our fake engine answers with.
 
-``python -m benchmarks.api_server FOLDER`` serves the text checkpoint in the folder, and prints its port.
+``python -m benchmarks.api_server FOLDER`` writes a text checkpoint into the folder, serves it with the
+settings of a user who gives none, and prints its port.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 PIECES = ("This ", "is ", "the ", "fake ", "engine.")
@@ -62,23 +64,26 @@ def stand_in() -> None:
 
 
 def announce(port: int) -> None:
-    """Print the port, twice as the benchmark reads it, once the server listens."""
+    """Print the port once the server listens."""
     while True:
         with socket.socket() as attempt:
             if attempt.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.2)
     sys.stderr.flush()
-    os.write(OUTPUT, f"{port} 0\n".encode())
+    os.write(OUTPUT, f"{port}\n".encode())
 
 
 def main() -> None:
     from lmdeploy import TurbomindEngineConfig
     from lmdeploy.serve.openai.api_server import serve
 
+    from tests.host_runtime.checkpoints import write_text_checkpoint
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    write_text_checkpoint(Path(sys.argv[1]))
     stand_in()
     threading.Thread(target=announce, args=(port,), daemon=True).start()
     serve(

@@ -10,18 +10,14 @@ between two pieces counts. LMDeploy's ``api_server`` runs with a stand-in for ge
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from benchmarks.common import environment, markdown, write_results
+from benchmarks.overhead import publish, rounds_of, started
 from benchmarks.server_overhead import METHOD, jpeg
 from service import logs
 from service.engines.fake import FakeEngine
@@ -42,9 +38,7 @@ from service.runtime import Runtime, serve
 from service.settings import Settings
 from service.tasks.registry import load_registry
 from service.web import WebServer
-from tests.host_runtime.checkpoints import write_text_checkpoint
 
-ROOT = Path(__file__).parents[1]
 PATH = "/v1/chat/completions"
 TEXT = "This is the fake engine."
 PIECES, PIECE_S = 60, 0.02
@@ -103,37 +97,18 @@ SERVERS: dict[str, Any] = {
 @contextmanager
 def server(name: str) -> Iterator[tuple[int, int]]:
     """One of the servers in a process of its own: its ports of HTTP and of gRPC."""
-    with started("benchmarks.http_overhead", "--serve", name) as ports:
-        yield ports
+    with started("benchmarks.http_overhead", "--serve", name) as ((http, grpc_port), _):
+        yield http, grpc_port
 
 
 @contextmanager
 def api_server() -> Iterator[int]:
     """LMDeploy's server: its port."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_text_checkpoint(Path(folder))
-        with started("benchmarks.api_server", folder) as (port, _):
-            yield port
-
-
-@contextmanager
-def started(*words: str) -> Iterator[tuple[int, int]]:
-    """A module in a process of its own, which prints two ports when it is ready."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            http, grpc_port = map(int, process.stdout.readline().split())
-            yield http, grpc_port
-        finally:
-            process.terminate()
-            process.wait(20)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        started("benchmarks.api_server", folder) as ((port,), _),
+    ):
+        yield port
 
 
 # The client
@@ -348,26 +323,15 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short round, to see that it runs")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        asyncio.run(SERVERS[arguments.serve]())
+    chosen = rounds_of(__doc__, SERVERS, quick_rounds=1)
+    if chosen is None:
         return
-    if arguments.quick:
-        arguments.seconds, arguments.rounds = 0.2, 1
-    rows = measure(arguments.seconds, arguments.rounds)
+    rows = measure(*chosen)
     notes = (
-        f"{verdict(rows)} Median of {arguments.rounds} rounds, the servers taking turns. Client and "
-        "servers share the machine."
+        f"Median of {chosen[1]} rounds, the servers taking turns. Each server writes the log that it "
+        "writes by default, a line for each call. Client and servers share the machine."
     )
-    write_results("http_overhead", rows, notes)
-    print(environment())
-    print(markdown([{key: value for key, value in row.items() if key != "rounds"} for row in rows]))
-    print(verdict(rows))
+    publish("http_overhead", rows, verdict(rows), notes)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,15 @@ that it takes as little as possible of the two servers' machine.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import io
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -31,7 +26,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.common import Sample, environment, markdown, spread, write_results
+from benchmarks.common import Sample, spread
+from benchmarks.overhead import publish, rounds_of, started
 from lmdeploy_ext.images.files import ImageLimits
 from service import logs
 from service.engines.fake import FakeEngine
@@ -48,7 +44,6 @@ from service.types import FinishReason, Timings, Usage
 METHOD = "/qwen3vl.v1.VisionService/RunTask"
 TEXT = "This is the fake engine."
 CALLERS = (1, 8, 64)
-ROOT = Path(__file__).parents[1]
 TARGET_OVERHEAD_MS, TARGET_RATIO = 1.5, 0.5
 
 
@@ -104,21 +99,8 @@ class Server:
 @contextmanager
 def server(name: str) -> Iterator[Server]:
     """One of the servers in a process of its own."""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.server_overhead", "--serve", name],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            address = f"127.0.0.1:{int(process.stdout.readline())}"
-            yield Server(address, psutil.Process(process.pid))
-        finally:
-            process.terminate()
-            process.wait(20)
+    with started("benchmarks.server_overhead", "--serve", name) as ((port,), process):
+        yield Server(f"127.0.0.1:{port}", psutil.Process(process.pid))
 
 
 # The client
@@ -264,36 +246,26 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few rounds, to see that it runs")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        asyncio.run(SERVERS[arguments.serve]())
+    chosen = rounds_of(__doc__, SERVERS, quick_rounds=2)
+    if chosen is None:
         return
-    if arguments.quick:
-        arguments.seconds, arguments.rounds = 0.2, 2
+    seconds, rounds = chosen
     small, large = jpeg(100_000), jpeg(1_000_000)
     cases = {
         "text": None,
         f"JPEG {len(small) / 1e3:.0f} KB": small,
         f"JPEG {len(large) / 1e6:.1f} MB": large,
     }
-    rows = measure(cases, arguments.seconds, arguments.rounds)
+    rows = measure(cases, seconds, rounds)
     notes = (
-        f"{verdict(rows)} Each cell: {arguments.rounds} rounds of {arguments.seconds:g} s, the "
+        f"Each cell: {rounds} rounds of {seconds:g} s, the "
         "servers taking turns; calls/s as median (slowest-fastest round), latencies over all "
         "calls. CPU: processor time of the server per call, all threads; for an image it splits "
         "into that of echo (transport), that of decoding alone and the rest, which is our own; at "
         "1 MB most of it are page faults: memory of the decoder goes back to the system between "
         "images of different sizes. Client and server share the machine."
     )
-    write_results("server_overhead", rows, notes)
-    print(environment())
-    print(markdown([{k: v for k, v in one.items() if k != "rounds"} for one in rows]))
-    print(verdict(rows))
+    publish("server_overhead", rows, verdict(rows), notes)
 
 
 if __name__ == "__main__":
