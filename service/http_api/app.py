@@ -294,6 +294,12 @@ async def _two_lengths(scope: Scope, receive: Receive, send: Send) -> None:
     await RawResponse(dumps(body_of(refused)), 400, headers, JSON)(scope, receive, send)
 
 
+def _meant(path: str) -> str | None:
+    """The path of the API that a path stands for whose base URL lacks /v1, or has it twice."""
+    served = ("/v1/chat/completions", "/v1/responses", "/v1/models")
+    return next((one for one in served if path in (one.removeprefix("/v1"), f"/v1{one}")), None)
+
+
 async def _not_served(request: Request, error: Exception) -> RawResponse:
     """The answer to a path or method that is not served."""
     assert isinstance(error, HTTPException)
@@ -302,6 +308,8 @@ async def _not_served(request: Request, error: Exception) -> RawResponse:
         message = f"This path takes {allowed}, not {request.method[:20]}."
     elif request.url.path.startswith("/v1/responses/"):
         message = "Responses are not stored; the answer to POST /v1/responses is the only one."
+    elif (meant := _meant(request.url.path)) is not None:
+        message = f"This path is not served; {meant} is. The base URL of SDKs ends with /v1."
     else:
         message = "This path is not served. The document of this API is at /openapi.json."
     refused = ServiceError(message, reason=ROUTE_ERRORS[error.status_code])

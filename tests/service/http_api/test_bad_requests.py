@@ -366,6 +366,15 @@ async def test_paths_and_methods_that_are_not_served() -> None:
     assert all(one.headers["x-request-id"] for one in (path, slash, method, options))
 
 
+@pytest.mark.parametrize("base", ["", "/v1/v1"])
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses", "/models"])
+async def test_a_wrong_base_url_is_named(base: str, path: str) -> None:
+    async with serving() as server:
+        reply = await server.request("GET" if path == "/models" else "POST", f"{base}{path}")
+    assert (reply.status, reply.error["code"]) == (404, "UNKNOWN_PATH")
+    assert f"; /v1{path} is. The base URL of SDKs ends with /v1." in reply.error["message"]
+
+
 @pytest.mark.parametrize(
     "data", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"\x16\x03\x01\x02"]
 )
