@@ -56,6 +56,7 @@ class _Emitter:
         self._strings: dict[tuple[int, bool], str] = {}
         self._numbers: dict[int, str] = {}
         self._shared = _shared_properties(document)
+        self._told_apart = _told_apart(document)
 
     def run(self) -> str:
         in_order, recursive = order(self._document)
@@ -102,7 +103,9 @@ class _Emitter:
     def _string(self, texts: TextSet, *, name: bool = False) -> str:
         key = id(texts), name
         if key not in self._strings:
-            self._strings[key] = strings.string(texts, self._rules, name=name)
+            self._strings[key] = strings.string(
+                texts, self._rules, name=name, told_apart=self._told_apart
+            )
         return self._strings[key]
 
     def _number(self, one: Number) -> str:
@@ -122,3 +125,19 @@ def _shared_properties(document: Document) -> set[tuple[object, ...]]:
         for prop in one.properties
     )
     return {key for key, count in counts.items() if count > 1}
+
+
+def _told_apart(document: Document) -> frozenset[str]:
+    """The characters of all texts that are excluded somewhere."""
+    found: set[str] = set()
+    for alternatives in document.values.values():
+        for one in alternatives:
+            if isinstance(one, String):
+                found |= strings.excluded_characters(one.texts)
+            elif isinstance(one, Object):
+                for kind in one.additional:
+                    if kind.names.apart is not None:
+                        found |= strings.excluded_characters(kind.names.apart)
+                    for texts in kind.names.extending.values():
+                        found |= strings.excluded_characters(texts)
+    return frozenset(found)

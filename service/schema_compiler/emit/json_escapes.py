@@ -22,10 +22,6 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9_]+")
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
-WIDE = difference(ALL, difference(PLAIN, ((0x80, 0x10FFFF),)))
-"""Characters that are escaped or have several bytes."""
-NARROW = difference(ALL, WIDE)
-"""The others: those of a JSON string that are one byte."""
 
 
 class RawText:
@@ -85,11 +81,15 @@ class JsonEscapes:
         self._rules.fill(name, f"{self.end} | {plain} {name} | {escape} {name}")
         return name
 
-    def wide(self, rest: str) -> str:
-        """The rule for a character of ``WIDE`` and the rest. It takes a compiler about ten states, so
+    def others(self, characters: Ranges, rest: str) -> str:
+        """The rule for any character but some, and the rest. It takes a compiler about ten states, so
         that there is one for each rest."""
-        ways = [f"{one} {rest}" for one in self.alternatives(WIDE)]
-        return self._rules.define("json_wide", " | ".join(ways))
+
+        def make() -> str:
+            ways = [f"{one} {rest}" for one in self.alternatives(difference(ALL, characters))]
+            return self._rules.define("json_others", " | ".join(ways))
+
+        return self._rules.once(("others", characters, rest), make)
 
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)

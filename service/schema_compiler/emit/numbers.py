@@ -17,9 +17,8 @@ from service.schema_compiler.ir.values import (
     Zero,
 )
 
-_DIGITS = "[0-9]{0,39}"
-_FRACTION = "[0-9] [0-9]{0,39}"
-"""With the same repeat as in other numbers, since compilers write each out once."""
+_MAX_DIGITS = 39
+"""Digits of a number that an automaton does not read."""
 _EXPONENT = '([eE] [+-]? ([0-9]{1,2} | "1" [0-9]{2}))?'
 _SMALL = '[1-9] ("." {fraction})? [eE] "-" ("0" [5-9] | [1-9] [0-9])'
 _LARGE = '[1-9] ("." {fraction})? [eE] "+"? ("1" [6-9] | [2-9] [0-9] | "1" [0-9] [0-9])'
@@ -50,7 +49,23 @@ def _with_suffix(numbers: WithSuffix, rules: Rules) -> str:
 
 
 def _fraction(rules: Rules) -> str:
-    return rules.define("fraction", _FRACTION)
+    return rules.define("fraction", f"[0-9] {_some_digits(rules)}")
+
+
+def _some_digits(rules: Rules) -> str:
+    """The rule for up to ``_MAX_DIGITS`` digits, by fours: a repeat would be a rule for each digit."""
+    return rules.once("some digits", lambda: _by_fours(rules))
+
+
+def _by_fours(rules: Rules) -> str:
+    three = rules.define("three_digits", "[0-9] [0-9] [0-9]")
+    # A rule that refers to another one is not copied into the rules that begin with it.
+    four = rules.define("four_digits", f"[0-9] {three}")
+    up_to = rules.define("few_digits", '"" | [0-9] | [0-9] [0-9] | [0-9] [0-9] [0-9]')
+    few = up_to
+    for _ in range(_MAX_DIGITS // 4):
+        up_to = rules.define("some_digits", f"{few} | {four} {up_to}")
+    return up_to
 
 
 def _digits(digits: Digits, rules: Rules) -> str:
@@ -94,10 +109,10 @@ class _Writer:
         if tail is Tail.NOTHING:
             return '""'
         if tail is Tail.DIGITS:
-            return self._rules.define("more", _DIGITS)
+            return _some_digits(self._rules)
         fraction = _fraction(self._rules)
         if tail is Tail.DIGITS_AND_FRACTION:
-            return self._rules.define("more", f'{_DIGITS} ("." {fraction})?')
+            return self._rules.define("more", f'{_some_digits(self._rules)} ("." {fraction})?')
         if tail is Tail.FRACTION:
             return fraction
         return self._rules.define("more", f"{fraction}?")

@@ -8,9 +8,7 @@ from functools import lru_cache
 
 from service.schema_compiler.emit import patterns
 from service.schema_compiler.emit.json_escapes import (
-    NARROW,
     PLAIN,
-    WIDE,
     JsonEscapes,
     RawText,
     character_class,
@@ -21,20 +19,39 @@ from service.schema_compiler.ir.values import (
     AcceptedText,
     AnyText,
     MatchedText,
+    OtherText,
     PrefixedText,
     TextSet,
 )
-from service.schema_compiler.regex.codepoints import ALL, Ranges, complement, difference, ranges
+from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
 
 _QUOTE = literal('"')
 _HEX = "[0-9a-fA-F]"
 _BACKSLASH = literal("\\")
 
 
-def string(texts: TextSet, rules: Rules, *, name: bool = False) -> str:
-    """The expression for JSON strings, quotes included. name: names of properties, in which each
-    character is written in its canonical form; values may use any escape of JSON."""
-    return f"{_QUOTE} {_rest(texts, rules, name)}"
+NO_CHARACTERS: frozenset[str] = frozenset()
+
+
+def string(
+    texts: TextSet, rules: Rules, *, name: bool = False, told_apart: frozenset[str] = NO_CHARACTERS
+) -> str:
+    """The expression for JSON strings, quotes included.
+
+    name: names of properties, in which each character is written in its canonical form; values may use
+    any escape of JSON. told_apart: characters of all texts that are excluded somewhere in the grammar, so
+    that rules for all other characters are shared.
+    """
+    return f"{_QUOTE} {_rest(texts, rules, name, told_apart)}"
+
+
+def excluded_characters(texts: TextSet) -> set[str]:
+    """The characters of the texts that a set excludes."""
+    if isinstance(texts, PrefixedText):
+        return excluded_characters(texts.rest)
+    if isinstance(texts, OtherText):
+        return set().union(*texts.texts, *texts.prefixes)
+    return set()
 
 
 def raw_text(texts: TextSet, rules: Rules) -> str:
@@ -48,7 +65,7 @@ def raw_text(texts: TextSet, rules: Rules) -> str:
     return escapes.anything()
 
 
-def _rest(texts: TextSet, rules: Rules, name: bool) -> str:
+def _rest(texts: TextSet, rules: Rules, name: bool, told_apart: frozenset[str]) -> str:
     """What comes after the first quote."""
     escapes = JsonEscapes(rules)
     if isinstance(texts, AcceptedText):
@@ -56,10 +73,14 @@ def _rest(texts: TextSet, rules: Rules, name: bool) -> str:
     if isinstance(texts, MatchedText):
         return patterns.expression(texts.expression, rules, escapes)
     if isinstance(texts, PrefixedText):
-        return f"{escapes.text(texts.prefix)} {_rest(texts.rest, rules, name)}"
+        return f"{escapes.text(texts.prefix)} {_rest(texts.rest, rules, name, told_apart)}"
     if isinstance(texts, AnyText):
-        return (canonical if name else in_any_form)(texts.minimum, texts.maximum, rules)
-    found = anything_but(texts.texts, texts.minimum, texts.maximum, rules, texts.prefixes)
+        if name:
+            return canonical(texts.minimum, texts.maximum, rules, told_apart)
+        return in_any_form(texts.minimum, texts.maximum, rules)
+    found = anything_but(
+        texts.texts, texts.minimum, texts.maximum, rules, texts.prefixes, told_apart
+    )
     assert found is not None, "values without a text are pruned before"
     return found
 
@@ -67,13 +88,16 @@ def _rest(texts: TextSet, rules: Rules, name: bool) -> str:
 # Any characters
 
 
-def canonical(low: int, high: int | None, rules: Rules) -> str:
+def canonical(
+    low: int, high: int | None, rules: Rules, told_apart: frozenset[str] = NO_CHARACTERS
+) -> str:
     """From behind the first quote: low to high characters as ``json.dumps`` writes them."""
     escapes = JsonEscapes(rules)
     rest = escapes.anything()
     if (low, high) == (1, None):
-        some = f"{character_class(NARROW)} {rest} | {escapes.wide(rest)}"
-        return rules.define("json_some", some)
+        ways = [f"{one} {rest}" for one in _spelled(escapes, _ranges_of(told_apart))]
+        ways.append(escapes.others(_ranges_of(told_apart), rest))
+        return rules.define("json_some", " | ".join(ways))
     return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, rest, rules)
 
 
@@ -123,12 +147,16 @@ def anything_but(
     high: int | None,
     rules: Rules,
     beginnings: Iterable[str] = (),
+    told_apart: frozenset[str] = NO_CHARACTERS,
 ) -> str | None:
     """The expression for a JSON string behind its first quote, of low to high characters, that is none
     of the names and begins with none of the beginnings, which are not empty; None if there is none.
 
+    told_apart: see `string`.
     There may be thousands of names, so their tree is written as it is: in each node, a character that
     goes on with no name leaves the tree, and anything may follow."""
+    names, beginnings = list(names), list(beginnings)
+    told_apart = told_apart.union(*names, *beginnings)
     tree: _Tree = {}
     for beginning in sorted(beginnings):  # a set has another order in each process
         node = _node_at(tree, beginning[:-1])
@@ -138,7 +166,7 @@ def anything_but(
         node = _node_at(tree, name)
         if node is not None:
             node[_END] = {}
-    return _TreeWriter(low, high, rules).write(tree)
+    return _TreeWriter(low, high, rules, told_apart).write(tree)
 
 
 def _node_at(tree: _Tree, path: str) -> _Tree | None:
@@ -159,8 +187,11 @@ take longer for them than for another rule."""
 
 
 class _TreeWriter:
-    def __init__(self, low: int, high: int | None, rules: Rules) -> None:
+    def __init__(
+        self, low: int, high: int | None, rules: Rules, told_apart: frozenset[str]
+    ) -> None:
         self._low, self._high, self._rules = low, high, rules
+        self._told_apart = told_apart
         self._most = math.inf if high is None else high
         self._escapes = JsonEscapes(rules)
         self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
@@ -195,21 +226,17 @@ class _TreeWriter:
         parts = [f"{self._escapes.text(path)} {rest}" if path else rest for path, rest in ways]
         return self._rules.define("json_other", " | ".join(parts))
 
-    def _followed(self, characters: Ranges, rest: str) -> list[str]:
-        return [f"{one} {rest}" for one in self._escapes.alternatives(characters)]
-
     def _leaves(self, goes_on: frozenset[str], rest: str | None, ends: bool) -> str | None:
         """The rule for any other character and the rest, or with ``ends`` the end; None for none of
         both. What it takes to compile grows with rules and with the characters that a state takes, so
-        that the many nodes that go on alike share one."""
+        that nodes that go on alike share one, and characters that no name has are in a rule for all."""
         key = goes_on, rest, ends
         if key not in self._leaving:
             parts = [self._escapes.end] if ends else []
             if rest is not None:
-                others, is_wide = _others_than(goes_on)
-                parts += self._followed(others, rest)
-                if is_wide:
-                    parts.append(self._escapes.wide(rest))
+                own = _ranges_of(self._told_apart - goes_on)
+                parts += [f"{one} {rest}" for one in _spelled(self._escapes, own)]
+                parts.append(self._escapes.others(_ranges_of(self._told_apart), rest))
             body = " | ".join(parts)
             self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
         return self._leaving[key]
@@ -222,15 +249,16 @@ class _TreeWriter:
         high = None if self._high is None else self._high - depth
         if high is not None and high < 0:
             return None
-        return canonical(low, high, self._rules)
+        return canonical(low, high, self._rules, self._told_apart)
+
+
+def _spelled(escapes: JsonEscapes, characters: Ranges) -> list[str]:
+    return escapes.alternatives(characters) if characters else []
 
 
 @lru_cache(maxsize=1024)
-def _others_than(goes_on: frozenset[str]) -> tuple[Ranges, bool]:
-    """All other characters, or the plain ones of them where all of the wide ones are others, too."""
-    others = complement(ranges((ord(character), ord(character)) for character in goes_on))
-    is_wide = not difference(WIDE, others)
-    return (difference(others, WIDE) if is_wide else others), is_wide
+def _ranges_of(characters: frozenset[str]) -> Ranges:
+    return ranges((ord(character), ord(character)) for character in characters)
 
 
 def _bottom_up(tree: _Tree) -> Iterator[tuple[_Tree, int]]:

@@ -101,6 +101,25 @@ def test_names_that_may_stand_everywhere_are_written_once() -> None:
     assert accepted(document((one,), ONE), texts) == texts[:1]
 
 
+def test_characters_that_no_excluded_name_has_share_a_rule() -> None:
+    """Of all objects: what may follow a character is compiled once for each rule that takes it."""
+
+    def closed_to(name: str, value: int) -> Object:
+        names = NameSet(OtherText(0, None, frozenset(), frozenset((name,))))
+        return Object(
+            (prop(name, value, required=False),),
+            (AdditionalProperties(names, (PropertyValue(value),)),),
+        )
+
+    values = document((closed_to("ab", 1),), (closed_to("é", 2),), ONE)
+    with bounded(Budget()):
+        rules = grammar_of(values).splitlines()
+    assert sum(rule.startswith("json_others") for rule in rules) == 1
+    names = ["a", "aé", "z", "ba", "\n", "😀", "ab", "é", "ü", "éa"]
+    texts = [json.dumps({"x": {name: 1}}, ensure_ascii=False) for name in names]
+    assert accepted(values, texts) == texts[:-1]
+
+
 def test_names_of_wide_and_escaped_characters() -> None:
     names = NameSet(PrefixedText("a", AnyText(1, None)))
     one = Object((), (AdditionalProperties(names, (PropertyValue(1),)),))
