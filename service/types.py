@@ -77,6 +77,10 @@ class Grammar:
     close_objects: for a JSON schema, forbid names that are not in ``properties`` where the schema
         says nothing of them; None uses the server's default.
     prompt_schema: a JSON schema as a model reads it in its prompt, set by the analysis.
+    lengths_beside: for a JSON schema, leave lengths of strings to the engine, which has to declare
+        `Capabilities.limits_lengths`.
+    lengths: the limits that the engine has to keep in addition to the EBNF, see
+        ``service.schema_compiler.emit.length_plan``; set by the analysis, empty where there are none.
     """
 
     kind: GrammarKind
@@ -86,16 +90,26 @@ class Grammar:
     property_order: PropertyOrder | None = None
     close_objects: bool | None = None
     prompt_schema: str = ""
+    lengths_beside: bool = False
+    lengths: bytes = b""
 
-    def with_defaults(self, property_order: PropertyOrder, close_objects: bool) -> Grammar:
-        """The grammar, with the server's options if it is a JSON schema without its own."""
+    def with_defaults(
+        self, property_order: PropertyOrder, close_objects: bool, lengths_beside: bool = False
+    ) -> Grammar:
+        """The grammar, with the server's options if it is a JSON schema without its own.
+        lengths_beside: whether the engine limits lengths."""
         if self.kind is not GrammarKind.JSON_SCHEMA:
             return self
         if self.property_order is not None:
             property_order = self.property_order
         if self.close_objects is not None:
             close_objects = self.close_objects
-        return replace(self, property_order=property_order, close_objects=close_objects)
+        return replace(
+            self,
+            property_order=property_order,
+            close_objects=close_objects,
+            lengths_beside=lengths_beside,
+        )
 
 
 DEFAULT_MAX_TOKENS = 1024
@@ -407,6 +421,8 @@ class Capabilities:
     max_images: int
     """Maximum number of images in one request."""
     enforcer: Enforcer = Enforcer.MASK
+    limits_lengths: bool = False
+    """Whether the masks of the engine keep `Grammar.lengths`."""
     not_enforced: str = ""
     """Why the engine does not enforce grammars, for people; empty where it does."""
     schema_in_prompt: bool = False

@@ -138,7 +138,7 @@ class Inference:
         async with AsyncExitStack() as stack:
             stack.enter_context(self._quotas.use(caller, 0))
             await stack.enter_async_context(self.validations.slot(deadline, caller))
-            asked = grammar.with_defaults(*self._defaults)
+            asked = self._with_defaults(grammar)
             work = self._analyser(asked, self._schema_limits, caller.name)
             analysed = await deadline.wait(work, late)
             check_kind(grammar, self._engine.capabilities, field)
@@ -147,6 +147,9 @@ class Inference:
             await deadline.wait(prepare(self._engine, analysed.grammar, field, limit_s), late)
         report = under(self.capabilities, analysed.report)
         return Validation(report, time.perf_counter() - begun)
+
+    def _with_defaults(self, grammar: Grammar) -> Grammar:
+        return grammar.with_defaults(*self._defaults, self._engine.capabilities.limits_lengths)
 
     async def _task(self, call: Call, deadline: Deadline) -> Task:
         """The task, registered or inline. Raises if ``strict`` refuses its grammar."""
@@ -173,7 +176,7 @@ class Inference:
                     inline.tools,
                     inline.schema_in_prompt,
                 ),
-                inline.grammar and inline.grammar.with_defaults(*self._defaults),
+                inline.grammar and self._with_defaults(inline.grammar),
                 partial(self._analyser, caller=caller.name),
                 self._schema_limits,
                 max_text_bytes=self._settings.max_text_bytes,

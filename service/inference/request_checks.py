@@ -86,7 +86,10 @@ def _with_note(messages: tuple[Message, ...], note: str) -> tuple[Message, ...]:
 
 
 def on_engine(task: Task, capabilities: Capabilities) -> Task:
-    """The task, with what this engine enforces of its grammar."""
+    """The task with the grammar for this engine, and what the engine enforces of it."""
+    if task.counted is not None and not capabilities.limits_lengths:
+        counted = task.counted
+        task = replace(task, grammar=counted.grammar, report=counted.report, counted=None)
     if task.report is None:
         return task
     return replace(task, report=under(capabilities, task.report))

@@ -16,6 +16,7 @@ from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
 from service.schema_compiler.cache import SingleFlightCache
 from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.emit.grammar import choice_grammar, grammar_of, text_grammar
+from service.schema_compiler.emit.length_plan import length_plan
 from service.schema_compiler.emit.portable import portable
 from service.schema_compiler.emit.string_lengths import StringLengths, string_lengths
 from service.schema_compiler.frontend import closing, schema_warnings
@@ -49,6 +50,9 @@ class Options:
 
     property_order: PropertyOrder = PropertyOrder.DECLARED
     close_objects: bool = False
+    lengths_beside: bool = False
+    """The decoder counts lengths of strings, by the table of the compiled schema. Otherwise the grammar
+    counts them, up to 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,8 @@ class CompiledSchema:
 
     schema: that answers have to fit: as sent, or with its objects closed. grammar: EBNF for xgrammar.
     report: on each keyword. document: the values that the grammar describes.
-    forced_text: a bound on the characters that the grammar can force in a row.
+    forced_text: a bound on the characters that the grammar can force in a row. lengths: the table of
+    ``emit/length_plan.py``, which the decoder has to keep; empty if the grammar says everything.
     """
 
     schema: str
@@ -65,6 +70,7 @@ class CompiledSchema:
     report: GrammarReport
     document: Document
     forced_text: float
+    lengths: bytes = b""
 
     @property
     def string_lengths(self) -> StringLengths:
@@ -88,7 +94,7 @@ def compile_schema(
             if options.close_objects and any(not one.why_not for one in objects):
                 text = closing.closed(checked, objects, limits)
                 checked = checked_schema(text, limits)
-            lowered, ebnf = lowered_and_emitted(checked, text, options)
+            lowered, ebnf, lengths = lowered_and_emitted(checked, text, options)
             warnings = schema_warnings.find(checked)
     except BudgetExceeded:
         what = "takes too long to analyse; make it smaller, or its alternatives fewer"
@@ -103,28 +109,48 @@ def compile_schema(
         time.perf_counter() - begun,
         warnings=warnings,
     )
-    return CompiledSchema(text, ebnf, report, lowered.document, lowered.forced_text)
+    return CompiledSchema(text, ebnf, report, lowered.document, lowered.forced_text, lengths)
 
 
 def lowered_and_emitted(
     checked: CheckedSchema, text: str, options: Options
-) -> tuple[LoweredSchema, str]:
-    """The values of a checked schema and their grammar, with as few keywords dropped as the bounds on
-    the size of a grammar allow. text: the schema as sent.
+) -> tuple[LoweredSchema, str, bytes]:
+    """The values of a checked schema, their grammar and the table of lengths beside it, with as few
+    keywords dropped as the bounds on the size of a grammar allow. text: the schema as sent.
 
     Raises ``GrammarError`` for a schema that no value satisfies, ``BudgetExceeded``.
     """
     for bounds, order_rules in _attempts(options.property_order):
         try:
             with bounded(budget.current().part(ATTEMPT)):
-                lowered = lower_schema(checked, text, bounds, order_rules)
+                if options.lengths_beside:
+                    lowered, lengths = _uncounted(checked, text, bounds, order_rules)
+                else:
+                    lowered, lengths = lower_schema(checked, text, bounds, order_rules), b""
                 ebnf = grammar_of(lowered.document)
         except (BudgetExceeded, TooCostly):
             continue
         if cost(ebnf) <= MAX_COST:
-            return lowered, ebnf
+            return lowered, ebnf, lengths
     lowered = lower_to_anything(checked, text)
-    return lowered, grammar_of(lowered.document)
+    return lowered, grammar_of(lowered.document), b""
+
+
+def _uncounted(
+    checked: CheckedSchema, text: str, bounds: Bounds, order_rules: int | None
+) -> tuple[LoweredSchema, bytes]:
+    """The values of a schema whose lengths of strings the decoder counts, and the table for it. The
+    grammar counts those that the table cannot tell apart."""
+    counted: frozenset[str] = frozenset()
+    for _ in range(2):
+        lowered = lower_schema(checked, text, bounds, order_rules, counted)
+        plan = length_plan(lowered.document)
+        if plan is None:
+            break
+        if not plan.looser:
+            return lowered, plan.table
+        counted |= plan.looser
+    return lower_schema(checked, text, bounds, order_rules), b""
 
 
 def _attempts(order: PropertyOrder) -> Iterable[tuple[Bounds, int | None]]:
@@ -141,7 +167,8 @@ def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:
     Raises ``GrammarError`` on a field at or below ``grammar`` for one that cannot be used.
     """
     order = grammar.property_order or PropertyOrder.DECLARED
-    key = grammar.kind, grammar.source, Options(order, bool(grammar.close_objects)), limits
+    options = Options(order, bool(grammar.close_objects), grammar.lengths_beside)
+    key = grammar.kind, grammar.source, options, limits
     return _CACHE.get(key, len(grammar.source), lambda: _analysed(*key))
 
 
@@ -156,6 +183,8 @@ def _analysed(kind: GrammarKind, source: str, options: Options, limits: SchemaLi
             property_order=options.property_order,
             close_objects=options.close_objects,
             prompt_schema=prompt_schema(found.schema, limits),
+            lengths_beside=options.lengths_beside,
+            lengths=found.lengths,
         )
         return Analysed(grammar, found.report)
     begun = time.perf_counter()

@@ -58,7 +58,7 @@ OWN_SIGNALS = frozenset(
 of memory."""
 _ENTRY_BYTES = 1024
 
-Key = tuple[str, bytes, tuple[PropertyOrder | None, bool | None], SchemaLimits]
+Key = tuple[str, bytes, tuple[PropertyOrder | None, bool | None, bool], SchemaLimits]
 
 
 @dataclass(slots=True)
@@ -375,7 +375,7 @@ class GrammarPool:
 def _key(grammar: Grammar, limits: SchemaLimits) -> Key:
     """The cache key: a digest of the grammar, which needs little memory and compares fast."""
     source = grammar.source.encode("utf-8", "surrogatepass")
-    options = grammar.property_order, grammar.close_objects
+    options = grammar.property_order, grammar.close_objects, grammar.lengths_beside
     return grammar.kind.value, hashlib.sha256(source).digest(), options, limits
 
 

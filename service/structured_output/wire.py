@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from base64 import b64decode, b64encode
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -42,6 +43,7 @@ def write_request(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> dic
         "source": grammar.source,
         "property_order": grammar.property_order and grammar.property_order.value,
         "close_objects": grammar.close_objects,
+        "lengths_beside": grammar.lengths_beside,
         "limits": asdict(limits),
         "limit_s": limit_s,
     }
@@ -55,6 +57,7 @@ def read_request(message: dict[str, Any]) -> tuple[Grammar, SchemaLimits, float]
         message["source"],
         property_order=None if order is None else PropertyOrder(order),
         close_objects=message["close_objects"],
+        lengths_beside=message["lengths_beside"],
     )
     return grammar, SchemaLimits(**message["limits"]), float(message["limit_s"])
 
@@ -69,6 +72,7 @@ def write_analysed(grammar: Grammar, analysed: Analysed) -> dict[str, Any]:
         "ebnf": analysed.grammar.ebnf,
         "forces_little": analysed.grammar.forces_little,
         "prompt_schema": analysed.grammar.prompt_schema,
+        "lengths": b64encode(analysed.grammar.lengths).decode("ascii"),
         "enforcement": report.enforcement.value,
         "keywords": [[k.pointer, k.keyword, k.enforcement.value, k.why] for k in report.keywords],
         "rewrites": [[rewrite.pointer, rewrite.what] for rewrite in report.rewrites],
@@ -107,6 +111,7 @@ def read_answer(grammar: Grammar, message: dict[str, Any]) -> Analysed | Grammar
         ebnf=message["ebnf"],
         forces_little=message["forces_little"],
         prompt_schema=message["prompt_schema"],
+        lengths=b64decode(message["lengths"], validate=True),
     )
     report = GrammarReport(
         enforcement=Enforcement(message["enforcement"]),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from service.schema_compiler.report import GrammarReport
+from service.schema_compiler.report import Analysed, GrammarReport
 from service.types import (
     EncodedImage,
     Grammar,
@@ -34,6 +34,8 @@ class Task:
     usable: whether a value has any information; checked unless the caller accepts empty answers.
     max_images: None means the limit of the engine.
     report: the enforcement of each schema keyword; set together with the grammar's ``ebnf``.
+    counted: grammar and report for an engine that does not limit lengths of strings; None if the
+        grammar is the same for all engines.
     messages: a whole conversation instead of ``system`` and ``user``, with empty image parts.
     examples: turns between the system text and the question that show how to answer.
     example_images: the images of the examples, in order.
@@ -55,6 +57,7 @@ class Task:
     document: Callable[[Any], object] | None = None
     usable: Callable[[Any], bool] | None = None
     report: GrammarReport | None = None
+    counted: Analysed | None = None
     grammar_field: str = "task.name"
     prompt_field: str = "task"
     messages: tuple[Message, ...] = ()

@@ -88,6 +88,8 @@ async def try_grammars(registry: Registry, analyser: Analyser, limits: SchemaLim
         if task.grammar is not None:
             try:
                 await analyser(replace(task.grammar, ebnf=""), limits)
+                if task.counted is not None:
+                    await analyser(replace(task.counted.grammar, ebnf=""), limits)
             except GrammarError as error:
                 problems.append(f"{task.name}: {_problem(error)}")
     if problems:
@@ -99,8 +101,12 @@ def _analysed(
 ) -> Task:
     if task.grammar is None:
         return task
-    analysed = analyse(task.grammar.with_defaults(property_order, close_objects), limits)
-    return replace(task, grammar=analysed.grammar, report=analysed.report)
+    asked = task.grammar.with_defaults(property_order, close_objects, lengths_beside=True)
+    found = analyse(asked, limits)
+    counted = None
+    if found.grammar.lengths:
+        counted = analyse(replace(asked, lengths_beside=False), limits)
+    return replace(task, grammar=found.grammar, report=found.report, counted=counted)
 
 
 def _problem(error: GrammarError) -> str:

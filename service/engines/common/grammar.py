@@ -7,7 +7,8 @@ anywhere can write it without end. A worker process, which can be killed, has al
 EBNF, with a vocabulary of the 256 bytes (docs/decisions/0003-compiling-grammars.md).
 
 In the vocabulary for xgrammar, special tokens and ids beyond the tokenizer have no bytes, so that
-no string can contain them. A second mask (``permitted``) also forbids both.
+no string can contain them. A second mask (``permitted``) also forbids both. Lengths of strings are
+counted beside the grammar, see `lmdeploy_ext.lengths`.
 
 Letters: V width of the logits; W = ceil(V / 32) words of a mask.
 """
@@ -21,10 +22,14 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from lmdeploy_ext.lengths.follower import Follower
+from lmdeploy_ext.lengths.table import Table
+from lmdeploy_ext.lengths.vocabulary import Vocabulary
 from service import metrics
 from service.compile_errors import refusal, too_costly
 from service.errors import EngineUnavailable, InternalError, Overloaded
@@ -65,11 +70,13 @@ class CompiledGrammar:
     automaton: the grammar as xgrammar compiled it.
     is_json: whether its texts are JSON.
     bounded: whether the length of forced text is bounded.
+    lengths: limits of strings that the automaton does not have; None where there are none.
     """
 
     automaton: xgrammar.CompiledGrammar
     is_json: bool
     bounded: bool
+    lengths: Table | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -90,6 +97,7 @@ class GrammarCompiler:
                 words[index // 32] |= 1 << (index % 32)
             return np.array([words], dtype=np.uint32).view(np.int32)  # (1, W)
 
+        self.table = table
         self.vocab_size = len(table)
         self.stop_ids = tuple(stop_ids)
         info = xgrammar.TokenizerInfo(
@@ -121,10 +129,16 @@ class GrammarCompiler:
         except (RuntimeError, ValueError, TypeError) as error:
             raise refusal(grammar.kind, error) from None
         is_json = grammar.kind is GrammarKind.JSON_SCHEMA
-        compiled = CompiledGrammar(automaton, is_json, grammar.forces_little)
+        lengths = Table(grammar.lengths) if grammar.lengths else None
+        compiled = CompiledGrammar(automaton, is_json, grammar.forces_little, lengths)
         if not Matcher(compiled, self).can_go_on():
             raise refusal(grammar.kind, ValueError("it matches no text"))
         return compiled
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens for limits of strings; made for the first grammar that has some."""
+        return Vocabulary(self.table)
 
 
 def analysed_ebnf(grammar: Grammar) -> str:
@@ -153,11 +167,12 @@ class Compiles(Protocol[S_co]):
         ...
 
 
-Key = tuple[str, bool, bool]
+Key = tuple[str, bool, bool, bytes]
 
 
 class GrammarCache(Generic[S]):
-    """A cache of compiled grammars with least-recently-used eviction. Its key is the EBNF.
+    """A cache of compiled grammars with least-recently-used eviction. Its key is the EBNF with the
+    limits of strings.
 
     Sources with the same EBNF share one entry, and concurrent requests share one compilation. A
     grammar larger than the whole cache is used but not cached.
@@ -178,6 +193,7 @@ class GrammarCache(Generic[S]):
             analysed_ebnf(grammar),
             grammar.kind is GrammarKind.JSON_SCHEMA,
             grammar.forces_little,
+            grammar.lengths,
         )
         found = self._ready.get(key)
         if found is not None:
@@ -240,6 +256,7 @@ class Matcher:
         self._permitted = compiler.permitted_json if compiled.is_json else compiler.permitted
         self._matcher = xgrammar.GrammarMatcher(compiled.automaton)
         self._bounded = compiled.bounded
+        self._follower = None if compiled.lengths is None else Follower(compiled.lengths)
         self._compiler = compiler
         self._apply = xgrammar.apply_token_bitmask_inplace
         self._mask: Tensor = xgrammar.allocate_token_bitmask(1, compiler.vocab_size)  # (1, W)
@@ -276,6 +293,8 @@ class Matcher:
         begun = time.thread_time()
         if not self._matcher.accept_token(token):
             raise InternalError(f"the grammar refused token {token}, which its mask had allowed")
+        if self._follower is not None and not self._follower.feed(self._compiler.table[token]):
+            raise InternalError(f"token {token} breaks a limit of a string, which its mask holds")
         step = time.thread_time() - begun
         self._spent_s += step
         self._fresh = False
@@ -308,6 +327,8 @@ class Matcher:
             begun = time.thread_time()
             self._matcher.fill_next_token_bitmask(self._mask)
             self._bits &= self._permitted
+            if self._follower is not None:
+                self._compiler.vocabulary.narrow_inplace(self._bits[0], self._follower)
             self._fresh = True
             step = time.thread_time() - begun
             self._masks_s += step

@@ -230,6 +230,7 @@ class ReferenceEngine:
             context_length=model.context_length,
             max_images=options.max_images if model.vision is not None else 0,
             schema_in_prompt=model.config.schema_in_prompt,
+            limits_lengths=True,
             details=model.details() | {"max_batch": str(options.max_batch)},
         )
 

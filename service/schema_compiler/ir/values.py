@@ -158,13 +158,22 @@ class String:
     """JSON strings.
 
     shortest: characters of a shortest one as JSON, never underestimated. minimum, maximum: bounds on the
-    number of characters, which ``texts`` may leave out; maximum None: any number.
+    number of characters, which ``texts`` may leave out; maximum None: any number. minimum_by,
+    maximum_by: JSON pointers of the keywords behind a bound that ``texts`` leaves to the decoder; empty
+    for a bound that it has.
     """
 
     texts: TextSet
     shortest: int = 2
     minimum: int = 0
     maximum: int | None = None
+    minimum_by: tuple[str, ...] = field(default=(), compare=False)
+    maximum_by: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the decoder has to keep a bound."""
+        return bool(self.minimum_by or self.maximum_by)
 
 
 @dataclass(frozen=True, slots=True)

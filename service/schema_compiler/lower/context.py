@@ -44,10 +44,18 @@ T = TypeVar("T")
 class Context:
     """The work on one schema."""
 
-    def __init__(self, nodes: Nodes, bounds: Bounds, order_rules: int | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        bounds: Bounds,
+        order_rules: int | None = None,
+        counted: frozenset[str] | None = None,
+    ) -> None:
         """order_rules: that may be written so that members come in any order; None where it is not
-        asked for."""
+        asked for. counted: pointers of the lengths that the grammar counts, while a decoder counts the
+        others; None: the grammar counts all."""
         self.nodes = nodes
+        self._counted = counted
         self.order_rules = order_rules
         self.bounds = bounds
         self.effort = 0
@@ -62,7 +70,7 @@ class Context:
         """Subschemas that are dropped with all below them, by ``id()``, and why."""
         self.expander = Expander(nodes, bounds, self.drop)
         self._expansions: dict[State, Expansion] = {}
-        self._strings: dict[tuple[Key, bool], _Cached[TextSet]] = {}
+        self._strings: dict[tuple[Key, bool, frozenset[str]], _Cached[TextSet]] = {}
         self._joined: set[State] = set()
         self._members = 0
         self._filter = Budget(seconds=FILTER_SECONDS)
@@ -144,13 +152,36 @@ class Context:
     def string(self, literals: list[Literal], *, name: bool = False) -> Lowered[TextSet]:
         """Strings that satisfy all literals; equal literals at different places give the same object.
         name: names of properties. Raises ``TooCostly``."""
-        key = _key(literals), name
+        uncounted = frozenset[str]() if name else self._uncounted(literals)
+        key = _key(literals), name, uncounted
         found = self._strings.get(key)
         if found is None:
-            found = self._strings[key] = _cached(literals, self._string(literals))
+            found = self._strings[key] = _cached(literals, self._string(literals, uncounted))
         return _restored(literals, found)
 
-    def _string(self, literals: list[Literal]) -> Lowered[TextSet]:
+    def left_to_decoder(self, literals: list[Literal]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Pointers of the keywords behind the least and the greatest length of a value, each empty
+        where the decoder does not count it."""
+        if self._counted is None or any(one.keyword in ("pattern", "format") for one in literals):
+            return (), ()
+        least: list[str] = []
+        most: list[str] = []
+        for one in literals:
+            if one.keyword in ("minLength", "maxLength"):
+                is_least = (one.keyword == "minLength") != one.negated
+                if not is_least or one.value or one.negated:  # a least length of 0 says nothing
+                    (least if is_least else most).append(one.pointer)
+        return self._if_left(least), self._if_left(most)
+
+    def _if_left(self, pointers: list[str]) -> tuple[str, ...]:
+        counted = self._counted is None or self._counted.intersection(pointers)
+        return () if counted else tuple(pointers)
+
+    def _uncounted(self, literals: list[Literal]) -> frozenset[str]:
+        least, most = self.left_to_decoder(literals)
+        return frozenset(("minLength",) * bool(least) + ("maxLength",) * bool(most))
+
+    def _string(self, literals: list[Literal], uncounted: frozenset[str]) -> Lowered[TextSet]:
         """Without patterns where automata have taken too much."""
         patterns: list[Literal] = []
         if self.effort > self.bounds.effort:
@@ -158,7 +189,7 @@ class Context:
                 raise TooCostly
             patterns = [one for one in literals if one.keyword in ("pattern", "format")]
         others = [one for one in literals if one not in patterns]
-        lowered, effort = lower_string(others)
+        lowered, effort = lower_string(others, uncounted)
         self.effort += effort
         return replace(lowered, dropped=(*lowered.dropped, *((p, BEYOND) for p in patterns)))
 

@@ -31,6 +31,7 @@ from service.schema_compiler.lower.arrays import lower_array
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.lower.keyword_report import keyword_reports
 from service.schema_compiler.lower.objects import lower_object
+from service.schema_compiler.lower.string_constraints import StringConstraints
 from service.schema_compiler.normalize.alternatives import Expansion
 from service.schema_compiler.normalize.bounds import BEYOND, EXACT, LOOSE, Bounds
 from service.schema_compiler.normalize.constraints import Conjunction, Literal
@@ -68,15 +69,20 @@ class LoweredSchema:
 
 
 def lower_schema(
-    checked: CheckedSchema, text: str, bounds: Bounds, order_rules: int | None
+    checked: CheckedSchema,
+    text: str,
+    bounds: Bounds,
+    order_rules: int | None,
+    counted: frozenset[str] | None = None,
 ) -> LoweredSchema:
     """The values of a schema. text: as sent. order_rules: that may be used for properties in any order;
-    None: properties come in the declared order.
+    None: properties come in the declared order. counted: pointers of the lengths of strings that the
+    grammar counts, while the decoder counts the others; None: the grammar counts all.
 
     Raises ``GrammarError`` for a schema that no value satisfies, ``TooCostly`` where the schema needs
     other bounds, ``BudgetExceeded``.
     """
-    lowering = _Lowering(Nodes(checked, text), bounds, order_rules)
+    lowering = _Lowering(Nodes(checked, text), bounds, order_rules, counted)
     root = lowering.nodes.node(lowering.nodes.subschemas.root, "")
     return lowering.run(lowering.context.part([root.atom]))
 
@@ -107,9 +113,15 @@ def normalized(checked: CheckedSchema, text: str) -> list[tuple[tuple[str, ...],
 
 
 class _Lowering:
-    def __init__(self, nodes: Nodes, bounds: Bounds, order_rules: int | None) -> None:
+    def __init__(
+        self,
+        nodes: Nodes,
+        bounds: Bounds,
+        order_rules: int | None,
+        counted: frozenset[str] | None = None,
+    ) -> None:
         self.nodes = nodes
-        self.context = Context(nodes, bounds, order_rules)
+        self.context = Context(nodes, bounds, order_rules, counted)
         self.values: dict[Reference, tuple[Alternative, ...]] = {}
 
     def run(self, root: Reference) -> LoweredSchema:
@@ -167,7 +179,9 @@ class _Lowering:
         if t == STRING:
             string = self.context.string(literals)
             self._report(string.dropped)
-            return None if string.found is None else _string(string.found, literals)
+            if string.found is None:
+                return None
+            return _string(string.found, literals, *self.context.left_to_decoder(literals))
         assert t == NUMBER
         for one in literals:
             if one.keyword == "multipleOf" and not is_whole(one.value):
@@ -190,10 +204,17 @@ def _texts(value: Any) -> Iterable[str]:
             yield plain
 
 
-def _string(texts: TextSet, literals: list[Literal]) -> String:
-    lows = [int(one.value) for one in literals if one.keyword == "minLength"]
-    highs = [int(one.value) for one in literals if one.keyword == "maxLength"]
-    return String(texts, _length(literals), max(lows, default=0), min(highs, default=None))
+def _string(
+    texts: TextSet,
+    literals: list[Literal],
+    minimum_by: tuple[str, ...],
+    maximum_by: tuple[str, ...],
+) -> String:
+    bounds = StringConstraints()
+    for one in literals:
+        if one.keyword in ("minLength", "maxLength"):
+            bounds.add(one)
+    return String(texts, _length(literals), bounds.low, bounds.high, minimum_by, maximum_by)
 
 
 def _length(literals: list[Literal]) -> int:

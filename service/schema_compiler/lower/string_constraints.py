@@ -17,8 +17,9 @@ TOO_LONG = f"counts to more than {MAX_COUNTED} characters, which a grammar does 
 
 @dataclass(slots=True)
 class StringConstraints:
-    """A conjunction of literals, by kind."""
+    """A conjunction of literals, by kind. uncounted: keywords of lengths that the decoder counts."""
 
+    uncounted: frozenset[str] = frozenset()
     low: int = 0
     high: int | None = None
     lows: list[Literal] = field(default_factory=list)
@@ -64,7 +65,8 @@ class StringConstraints:
 
     def countable(self) -> tuple[int, int | None]:
         """The bounds that a grammar can count to; the others are dropped."""
-        low, high = self.low, self.high
+        low = 0 if "minLength" in self.uncounted else self.low
+        high = None if "maxLength" in self.uncounted else self.high
         if low > MAX_COUNTED:
             low = 0
             self.drop(self.lows, TOO_LONG)

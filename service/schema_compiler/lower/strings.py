@@ -17,9 +17,14 @@ from service.schema_compiler.regex.syntax import PatternError, parse
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def lower_string(literals: Iterable[Literal]) -> tuple[Lowered[TextSet], int]:
-    """The strings that satisfy all the literals, and the steps that their automata took."""
-    constraints = StringConstraints()
+def lower_string(
+    literals: Iterable[Literal], uncounted: frozenset[str] = frozenset()
+) -> tuple[Lowered[TextSet], int]:
+    """The strings that satisfy all the literals, and the steps that their automata took.
+
+    uncounted: the keywords, ``minLength`` or ``maxLength``, that are left to the decoder.
+    """
+    constraints = StringConstraints(uncounted=uncounted)
     for one in literals:
         constraints.add(one)
     low, high = constraints.low, constraints.high
@@ -63,6 +68,8 @@ def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet 
         effort = strings.effort
         if strings.is_lowered:
             return found, effort
+    if constraints.uncounted:
+        return _uncounted(constraints, excluded), effort
     low, high = constraints.countable()
     if not prefix:
         return _other_than(excluded, low, high), effort
@@ -70,6 +77,19 @@ def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet 
     low, high = max(low - size, 1), None if high is None else high - size
     rest = _other_than(excluded.behind(prefix), low, high)
     return None if rest is None else PrefixedText(prefix, rest), effort
+
+
+def _uncounted(constraints: StringConstraints, excluded: Excluded) -> AnyText | OtherText | None:
+    """Strings without the bounds that the decoder keeps. A text that is excluded at the greatest length
+    must not be begun to the end, as nothing could follow it."""
+    found = _other_than(excluded, constraints.low, constraints.high)
+    if found is None:
+        return None
+    low, high = constraints.countable()
+    if isinstance(found, AnyText):
+        return AnyText(low, high)
+    full = frozenset(text for text in found.texts if text and len(text) == constraints.high)
+    return OtherText(low, high, found.texts - full, found.prefixes | full)
 
 
 def _other_than(excluded: Excluded, low: int, high: int | None) -> AnyText | OtherText | None:

@@ -1,0 +1,205 @@
+"""Limits of strings that the decoder counts: which bounds the table has, and what is enforced."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lmdeploy_ext.lengths.follower import Follower
+from lmdeploy_ext.lengths.table import Table
+from service.schema_compiler.api import CompiledSchema, Options, compile_schema
+from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower.string_constraints import TOO_LONG
+from service.schema_compiler.report import Enforcement
+
+
+def compiled(schema: Any, **options: Any) -> CompiledSchema:
+    return compile_schema(
+        json.dumps(schema), DEFAULT_LIMITS, Options(**{"lengths_beside": True, **options})
+    )
+
+
+def text(low: int | None = None, high: int | None = None) -> dict[str, Any]:
+    bounds = {"minLength": low, "maxLength": high}
+    return {
+        "type": "string",
+        **{name: value for name, value in bounds.items() if value is not None},
+    }
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    names = list(properties)
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+def lengths_at(found: CompiledSchema, before: str) -> tuple[int, int | None] | None:
+    """Least and greatest length of the string that comes after a text; None if nothing is limited."""
+    if not found.lengths:
+        return None
+    table = Table(found.lengths)
+    follower = Follower(table)
+    assert follower.feed(before.encode() + b'"')
+    maximum = follower.left
+    return max(follower.need, 0), None if maximum == 2**31 - 1 else maximum
+
+
+def why(found: CompiledSchema) -> dict[str, str]:
+    checked = (one for one in found.report.keywords if one.enforcement is Enforcement.CHECKED)
+    return {one.pointer: one.why for one in checked}
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 255), (0, 2000), (70, None), (3, 70), (0, 5), (2000, 2000)]
+)
+def test_lengths_are_enforced(low: int, high: int | None) -> None:
+    for schema, before in [
+        (text(low, high), ""),
+        (closed(a=text(low, high)), '{"a": '),
+        ({"type": "array", "items": text(low, high)}, "[[1], "),
+        ({"type": "object", "additionalProperties": text(low, high)}, '{"x": "", "y": '),
+        ({"anyOf": [text(low, high), {"type": "null"}]}, ""),
+        (
+            {"$defs": {"t": text(low, high)}, **closed(b=closed(a={"$ref": "#/$defs/t"}))},
+            '{"b": {"a": ',
+        ),
+    ]:
+        before = before.replace('"": ', "")
+        found = compiled(schema)
+        assert found.report.enforcement is Enforcement.ENFORCED, (schema, why(found))
+        before = before.replace('"x": "", ', '"x": 1, ')
+        assert lengths_at(found, before) == (low, high)
+
+
+def test_a_grammar_does_not_count() -> None:
+    schema = closed(a=text(2, 60), b=text(None, 30))
+    beside, counted = compiled(schema), compiled(schema, lengths_beside=False)
+    assert len(beside.grammar) < len(counted.grammar)
+    assert compiled(closed(a=text(), b=text())).grammar == beside.grammar
+    assert counted.lengths == b""
+
+
+def test_without_limits_there_is_no_table() -> None:
+    for schema in ({}, closed(a=text()), {"type": "integer"}, {"enum": ["abc"]}, text(0)):
+        assert compiled(schema).lengths == b"", schema
+
+
+def test_names_and_indices_lead_to_their_limits() -> None:
+    schema = closed(
+        a=text(None, 1),
+        ab=text(None, 2),
+        list={
+            "type": "array",
+            "prefixItems": [text(None, 3), text(None, 4)],
+            "items": text(None, 5),
+        },
+        **{'é"\\': text(None, 6)},
+    )
+    found = compiled({**schema, "required": [], "additionalProperties": text(None, 7)})
+    assert found.report.enforcement is Enforcement.ENFORCED
+    for before, most in {
+        '{"a": ': 1, '{"ab": ': 2, '{"list": [': 3, '{"list": ["", ': 4, '{"list": ["", "", ': 5,
+        '{"é\\"\\\\": ': 6, '{"abc": ': 7, '{"list": ["", "", "", ""], "other": ': 7,
+    }.items():  # fmt: skip
+        assert lengths_at(found, before) == (0, most), before
+
+
+def test_alternatives_at_one_place_share_the_widest_bounds() -> None:
+    same = compiled(
+        {"anyOf": [closed(a=text(None, 70)), closed(a=text(None, 70), b={"type": "null"})]}
+    )
+    assert same.report.enforcement is Enforcement.ENFORCED
+    assert lengths_at(same, '{"a": ') == (0, 70)
+    one = {
+        "anyOf": [
+            closed(kind={"const": 1}, a=text(None, 70)),
+            closed(kind={"const": 2}, a=text(5, 90)),
+        ]
+    }
+    found = compiled(one)
+    assert why(found) == {"/anyOf/0/properties/a/maxLength": TOO_LONG}
+    assert lengths_at(found, '{"kind": 1, "a": ') == (0, 90)
+    free = compiled({"anyOf": [closed(a=text(None, 70)), closed(a={"type": "string"})]})
+    assert why(free) == {"/anyOf/0/properties/a/maxLength": TOO_LONG}
+    assert lengths_at(free, '{"a": ') is None
+
+
+def test_the_grammar_counts_the_short_of_several_alternatives() -> None:
+    schema = {
+        "anyOf": [
+            closed(kind={"const": 1}, a=text(None, 7), b=text(None, 80)),
+            closed(kind={"const": 2}, a=text(5, 90), b=text(None, 80)),
+        ]
+    }
+    found = compiled(schema)
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    assert lengths_at(found, '{"kind": 1, "a": ') == (0, 90)
+    assert lengths_at(found, '{"kind": 1, "a": "", "b": ') == (0, 80)
+
+
+def test_constants_at_a_place_can_be_written() -> None:
+    inside = compiled({"anyOf": [{"enum": ["red", "green"]}, text(2, 70)]})
+    assert inside.report.enforcement is Enforcement.ENFORCED
+    assert lengths_at(inside, "") == (2, 70)
+    longer = compiled({"anyOf": [{"enum": ["x" * 100, ""]}, text(2, 70)]})
+    assert set(why(longer)) == {"/anyOf/1/maxLength"}
+    deep = compiled(
+        {
+            "anyOf": [
+                {"const": {"a": ["x" * 100]}},
+                closed(a={"type": "array", "items": text(0, 90)}),
+            ]
+        }
+    )
+    assert set(why(deep)) == {"/anyOf/1/properties/a/items/maxLength"}
+
+
+def test_patterns_count_in_the_grammar() -> None:
+    schema = {**text(2, 20), "pattern": "^[a-z ]+$"}
+    found = compiled(schema)
+    assert found.report.enforcement is Enforcement.ENFORCED
+    assert found.lengths == b""
+    assert found.grammar == compiled(schema, lengths_beside=False).grammar
+
+
+def test_an_excluded_text_at_its_full_length_is_not_begun_to_the_end() -> None:
+    found = compiled({**text(None, 3), "not": {"enum": ["abc", "ab"]}})
+    assert found.report.enforcement is Enforcement.ENFORCED
+    from tests.service.engines.common.test_lengths import Walker
+
+    walker = Walker(found)
+    assert walker.allows(b'"ab')
+    assert not walker.allows(b'"abc')
+    assert walker.allows(b'"abd"')
+    assert not walker.allows(b'"ab"')
+    assert not walker.allows(b'"abdd')
+
+
+def test_a_value_that_contains_itself() -> None:
+    node = closed(name=text(None, 100), below={"type": "array", "items": {"$ref": "#"}})
+    found = compiled(node)
+    assert found.report.enforcement is Enforcement.ENFORCED
+    assert lengths_at(found, '{"name": "", "below": [{"name": "", "below": [{"name": ') == (0, 100)
+
+
+def test_negated_lengths() -> None:
+    found = compiled({"type": "string", "not": {"minLength": 80}})
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    assert lengths_at(found, "") == (0, 79)
+
+
+def test_too_many_positions_fall_back_to_the_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from service.schema_compiler.emit import length_plan
+
+    monkeypatch.setattr(length_plan, "MAX_STATES", 2)
+    schema = closed(a=text(None, 70), b=text(None, 20))
+    found = compiled(schema)
+    assert found.lengths == b""
+    assert why(found) == {"/properties/a/maxLength": TOO_LONG}
+    assert found.grammar == compiled(schema, lengths_beside=False).grammar
