@@ -1,7 +1,6 @@
-"""Adds the hook library of `lmdeploy_ext.deepstack` to the wheel if ``QWEN3VL_BUILD_HOOK=1`` is
-set.
+"""Adds the hook libraries of `lmdeploy_ext` to the wheel if ``QWEN3VL_BUILD_HOOK=1`` is set.
 
-Without the variable, the wheel is the same for every platform, and the library is compiled on first
+Without the variable, the wheel is the same for every platform, and the libraries are compiled on first
 use, which needs a C compiler on the machine. With the variable, the wheel only works on the
 platform of the build machine.
 """
@@ -18,6 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VARIABLE = "QWEN3VL_BUILD_HOOK"
 PACKAGE = "lmdeploy_ext/deepstack"
+SOURCES = (f"{PACKAGE}/hook.c", "lmdeploy_ext/lengths/lengths.c")
 
 
 class HookLibrary(BuildHookInterface):  # type: ignore[type-arg]
@@ -29,9 +29,11 @@ class HookLibrary(BuildHookInterface):  # type: ignore[type-arg]
         library = _load(Path(self.root) / PACKAGE / "library.py")
         folder = Path(self.directory) / "hook"
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / library.file_name()
-        library.build(target)
-        build_data["force_include"][str(target)] = f"{PACKAGE}/{target.name}"
+        for source in (Path(self.root) / name for name in SOURCES):
+            target = folder / library.file_name(source)
+            library.build(target, source)
+            inside = source.parent.relative_to(self.root)
+            build_data["force_include"][str(target)] = f"{inside}/{target.name}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-linux_{platform.machine()}"
 

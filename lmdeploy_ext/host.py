@@ -114,6 +114,19 @@ def installed_version() -> str:
         ) from None
 
 
+def check_release() -> str:
+    """The release of the installed LMDeploy, if it is a verified one.
+
+    Raises:
+        HostUnavailable: LMDeploy is not installed.
+        HostDrift: another release.
+    """
+    found = installed_version()
+    if not FIRST <= _release(found) < BEFORE:
+        raise HostDrift([f"LMDeploy {found} is not verified"], REMEDY)
+    return found
+
+
 def check() -> None:
     """Refuse an LMDeploy that the extension does not support. Imports LMDeploy, changes nothing.
 
@@ -121,9 +134,7 @@ def check() -> None:
         HostUnavailable: LMDeploy is missing, or its native module does not load.
         HostDrift: another release, or a release that supports Qwen3-VL on TurboMind itself.
     """
-    found = installed_version()
-    if not FIRST <= _release(found) < BEFORE:
-        raise HostDrift([f"LMDeploy {found} is not verified"], REMEDY)
+    found = check_release()
     _check_native_module()
     if drift(SUPPORTED_ARCHS):
         return  # reported by `problems`

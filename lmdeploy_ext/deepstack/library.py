@@ -1,8 +1,8 @@
-"""Finds the hook library, or compiles it from `hook.c` with the system's C compiler.
+"""Finds a hook library, or compiles it from its source with the system's C compiler.
 
-The library is searched next to the source, where platform-specific wheels have it, and in the
-user's cache folder. Its name contains a hash of the source, so that a library of another version is
-never used.
+There are two: that of DeepStack, from `hook.c`, and that of `lmdeploy_ext.lengths`. A library is searched
+next to its source, where platform-specific wheels have it, and in the user's cache folder. Its name
+contains a hash of the source, so that a library of another version is never used.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "hook.c"
+HEADER = HERE / "call_slots.h"
 FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra")
 TIMEOUT_S = 120
 
@@ -30,43 +31,47 @@ class LibraryUnavailable(Exception):
     do."""
 
 
-def find() -> Path:
-    """The path of the hook library for this machine. Compiles the library if needed, in less than a
-    second.
+def find(source: Path | None = None) -> Path:
+    """The path of a hook library for this machine; that of DeepStack unless another source is given.
+    Compiles the library if needed, in less than a second.
 
     Raises:
         LibraryUnavailable: the system is not Linux, or there is neither a library nor a compiler.
     """
     if sys.platform != "linux":
         raise LibraryUnavailable(f"it needs Linux; this is {sys.platform}")
-    name = file_name()
-    if (HERE / name).is_file():
-        return HERE / name
+    source = source or SOURCE
+    name = file_name(source)
+    if (source.parent / name).is_file():
+        return source.parent / name
     folder = cache_folder()
     if folder is None:  # a temporary folder for this process
         folder = Path(tempfile.mkdtemp(prefix="lmdeploy-ext-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     target = folder / name
     if not target.is_file():
-        build(target)
+        build(target, source)
     return target
 
 
-def file_name() -> str:
-    """``hook-<processor>-<hash>.so``."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    return f"hook-{platform.machine()}-{digest}.so"
+def file_name(source: Path | None = None) -> str:
+    """``<source>-<processor>-<hash>.so``."""
+    source = source or SOURCE
+    parts = source.read_bytes(), HEADER.read_bytes(), " ".join(FLAGS).encode()
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+    return f"{source.stem}-{platform.machine()}-{digest}.so"
 
 
-def build(target: Path) -> None:
-    """Compile the library to a path, atomically.
+def build(target: Path, source: Path | None = None) -> None:
+    """Compile a library to a path, atomically.
 
     Raises:
         LibraryUnavailable: there is no compiler, or the compilation fails.
     """
     compiler = find_compiler()
     partial = target.with_name(f"{target.name}.{os.getpid()}")
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(partial), "-ldl"]
+    include = f"-I{HEADER.parent}"
+    command = [compiler, *FLAGS, include, str(source or SOURCE), "-o", str(partial), "-ldl"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
         if done.returncode != 0:

@@ -346,6 +346,7 @@ def test_unsupported_settings_of_lmdeploy_are_refused(changes: dict[str, Any], s
 ONLY_LMDEPLOY: list[tuple[str, object]] = [
     ("backend", "auto"),
     ("deepstack", "auto"),
+    ("string_lengths", "off"),
     ("tensor_parallel", 1),
     ("model_format", "auto"),
     ("cache_share", 0.5),

@@ -15,8 +15,9 @@ from lmdeploy.messages import PytorchEngineConfig, QuantPolicy, TurbomindEngineC
 
 import lmdeploy_ext
 from lmdeploy_ext import deepstack
-from lmdeploy_ext.deepstack import selftest
+from lmdeploy_ext.deepstack import Mode, selftest
 from lmdeploy_ext.families import ModelFamily
+from lmdeploy_ext.lengths import modes as lengths
 from lmdeploy_ext.patch import ExtensionError
 from service.engines.common.chat import Chat
 from service.engines.common.config import TextConfig
@@ -171,10 +172,14 @@ def _turbomind(
     from lmdeploy import turbomind
 
     options = with_dtype(options, config)
+    try:
+        limiter = lengths.enter(Mode(options.string_lengths))
+    except ExtensionError as error:
+        raise EngineUnavailable(str(error)) from error
     native = turbomind.TurboMind.from_pretrained(
         str(folder), engine_config=turbomind_config(options, context_length, config.family)
     )
-    return TurboMindHost(native, turbomind._tm, chat.table, config.stop_ids)
+    return TurboMindHost(native, turbomind._tm, chat.table, config.stop_ids, limiter)
 
 
 def with_dtype(options: Options, config: TextConfig) -> Options:
@@ -275,6 +280,9 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
         "backend_chosen": _chosen_by(host.backend, options, config.family),
         "family": config.family.name,
         **(_deepstack(host, options) if config.family.deepstack else {"deepstack": "none"}),
+        "string_lengths": "beside the grammar"
+        if host.limits_lengths
+        else "up to 64 in the grammar",
         **_state(host, config),
         "lmdeploy": VERSION,
         "torch": torch.__version__,

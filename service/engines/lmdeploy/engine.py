@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import struct
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmdeploy_ext.deepstack.state import Mode
+from lmdeploy_ext.lengths import modes as lengths
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.lmdeploy.options import LMDeploySettings, Options
 from service.errors import (
@@ -51,6 +55,16 @@ PROBE = Grammar(
     forces_little=True,
 )
 """What no model says by itself."""
+LENGTHS_PROBE = Grammar(
+    GrammarKind.JSON_SCHEMA,
+    '{"type": "string", "pattern": "^x*$", "minLength": 5, "maxLength": 5}',
+    ebnf='root ::= "\\"" "x"* "\\""',
+    lengths=struct.pack(
+        "<21i", 1, 2, 0, 0, 0, 1, 5, *(0, 2**31 - 1, -1, 0, 0, 0, 0), *(5, 5, -1, 0, 0, 0, 0)
+    ),
+)
+"""A string of five letters x, of which the grammar allows any number."""
+LENGTHS_PROBE_ANSWER = '"xxxxx"'
 
 
 class LMDeployEngine:
@@ -62,7 +76,8 @@ class LMDeployEngine:
         thread. load: starts the host; tests replace it. options: the
         fields of `Options`. backend: turbomind, pytorch, or auto: TurboMind, but
             PyTorch where TurboMind cannot be given DeepStack, which images need. deepstack: auto,
-            require or off, see `lmdeploy_ext.deepstack`. vision: False loads no tower.
+            require or off, see `lmdeploy_ext.deepstack`. string_lengths: the same for lengths of
+            strings, see `lmdeploy_ext.lengths`. vision: False loads no tower.
             tensor_parallel: GPUs. context_length: tokens of prompt and answer; None is the model's
             own. max_batch: requests decoded together. max_queue: requests that may wait for that.
             cache_share: of the memory that the weights leave free, for keys and values.
@@ -119,6 +134,8 @@ class LMDeployEngine:
                 if self._options.check_guidance:
                     self._on_progress("checking guided decoding")
                     await self._check_guidance(loaded)
+                    if loaded.capabilities.limits_lengths:
+                        await self._check_lengths(loaded)
             except BaseException:
                 self._loaded = None
                 self._front.shutdown(wait=False)
@@ -300,6 +317,28 @@ class LMDeployEngine:
                 "LMDeploy does not obey grammars on this machine, so answers could not be trusted "
                 "to fit; its log may say why"
             )
+
+    async def _check_lengths(self, loaded: Loaded) -> None:
+        """Run one request for a string of a length that only the limits beside its grammar know.
+
+        Where the answer has another length, lengths are counted in grammars from now on.
+
+        Raises EngineUnavailable where the options require limits.
+        """
+        request = GenerateRequest(
+            "lengths", "Say no.", grammar=LENGTHS_PROBE, sampling=Sampling(max_tokens=64)
+        )
+        async with aclosing(self._answer(request, loaded)) as chunks:
+            text = "".join([chunk.text async for chunk in chunks])
+        if text == LENGTHS_PROBE_ANSWER:
+            return
+        logger.error("limits of strings are not kept: a string of 5 came out as %r", text[:80])
+        problem = "an answer of 5 characters came out with another length"
+        try:
+            lengths.give_up(Mode(self._options.string_lengths), problem)
+        except lengths.LengthsUnavailable as error:
+            raise EngineUnavailable(str(error)) from error
+        loaded.capabilities = replace(loaded.capabilities, limits_lengths=False)
 
 
 def _front() -> ThreadPoolExecutor:

@@ -13,10 +13,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from lmdeploy_ext.lengths.binding import Library
 from service.engines.lmdeploy.guidance import (
     Compiler,
     Constraint,
     Handover,
+    LimitedDecoding,
     PyTorchCompiler,
     TurboMindCompiler,
 )
@@ -49,6 +51,8 @@ class Host(Protocol):
     """Number of tokens of a session in addition to the context."""
     native: Native
     compiler: Compiler
+    limits_lengths: bool
+    """Whether lengths of strings are limited beside the grammar."""
 
     @property
     def session_len(self) -> int | None:
@@ -87,11 +91,19 @@ class TurboMindHost:
     session_len = None
 
     def __init__(
-        self, native: Any, module: Any, table: Sequence[bytes], stop_ids: Sequence[int]
+        self,
+        native: Any,
+        module: Any,
+        table: Sequence[bytes],
+        stop_ids: Sequence[int],
+        limiter: Library | None = None,
     ) -> None:
-        """module: TurboMind's extension module, for its grammar compiler."""
+        """module: TurboMind's extension module, for its grammar compiler. limiter: intercepts its
+        xgrammar; None where lengths of strings cannot be limited beside the grammar."""
         self.native = native
-        self.compiler: Compiler = TurboMindCompiler(module, table, stop_ids)
+        self.compiler: Compiler = TurboMindCompiler(module, table, stop_ids, limiter)
+        self.limits_lengths = limiter is not None
+        self._open: dict[int, Constraint] = {}
 
     async def start(self) -> None:
         """Does nothing: TurboMind runs in its own threads."""
@@ -104,10 +116,12 @@ class TurboMindHost:
         instance = self.native.create_instance()
         if constraint is not None:
             instance.model_inst.set_grammar(constraint.compiled)
+            self._open[session_id] = constraint
         return instance, None
 
     def drop(self, session_id: int) -> None:
-        """Does nothing: the grammar belongs to the request object."""
+        """See `Host.drop`. The grammar belongs to the request object, the limits do not."""
+        self._open.pop(session_id, None)
 
     def bad_ids(self, constraint: Constraint | None) -> Sequence[int]:
         """No tokens: the mask forbids special tokens."""
@@ -146,6 +160,11 @@ class PyTorchHost:
                     "guided decoding would fail"
                 )
             manager.compiler = self._handover
+        self.limits_lengths = manager is not None and all(
+            hasattr(manager, name) for name in LimitedDecoding.METHODS
+        )
+        if self.limits_lengths and self._handover is not None:
+            LimitedDecoding(manager, self._handover, table)
         self.compiler: Compiler = PyTorchCompiler(table, stop_ids, as_text=manager is None)
 
     @property
@@ -166,7 +185,7 @@ class PyTorchHost:
             return instance, None
         if self._handover is None:
             return instance, constraint.compiled
-        return instance, self._handover.put(session_id, constraint.compiled)
+        return instance, self._handover.put(session_id, constraint.compiled, constraint.lengths)
 
     def drop(self, session_id: int) -> None:
         """See `Host.drop`."""

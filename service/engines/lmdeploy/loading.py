@@ -79,6 +79,7 @@ class Loaded:
             context_length=length,
             max_images=options.max_images if options.vision else 0,
             schema_in_prompt=config.schema_in_prompt,
+            limits_lengths=host.limits_lengths,
             details=describe(host, options, config) | origin,
         )
 

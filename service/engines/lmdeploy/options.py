@@ -36,6 +36,12 @@ class LMDeploySettings(EngineSettings):
         description="DeepStack on TurboMind: require ends the start where it cannot be had, off "
         "goes without, for worse answers about images.",
     )
+    string_lengths: Literal["auto", "require", "off"] = Field(
+        "auto",
+        description="Lengths of strings counted beside the grammar on TurboMind: require ends the start "
+        "where that is not possible; with off, or where it is not, the grammar counts up to 64 and longer "
+        "ones are checked after generation.",
+    )
     dtype: Literal["auto", "bfloat16", "float16"] = Field("auto", description=DTYPE)
     tensor_parallel: int = Field(
         1, ge=1, le=64, description="GPUs that share the model; divides its attention heads."

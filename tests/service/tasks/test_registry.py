@@ -70,7 +70,9 @@ def test_built_in() -> None:
     assert task.grammar is not None
     assert task.report is not None
     assert task.report.enforcement is Enforcement.ENFORCED, "so it is never tried again"
-    grammar = replace(task.grammar, ebnf="", forces_little=False, lengths_beside=False, prompt_schema="")
+    grammar = replace(
+        task.grammar, ebnf="", forces_little=False, lengths_beside=False, prompt_schema=""
+    )
     assert replace(task, grammar=grammar, report=None) == IMAGE_ANALYSIS
 
 

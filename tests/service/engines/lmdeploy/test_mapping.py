@@ -438,3 +438,53 @@ def test_the_interface_matches_lmdeploy() -> None:
         GuidedDecodingManager.get_processor
     )
     assert "self.guided_decoding_manager = " in inspect.getsource(agent)
+
+
+def test_limits_of_strings_in_the_masks_of_the_pytorch_engine() -> None:
+    """With LMDeploy's own manager of matchers, which the service changes in three places."""
+    import numpy as np
+    from lmdeploy.pytorch.engine.guided_process import GuidedDecodingManager
+
+    from lmdeploy_ext.lengths.table import Table
+    from service.engines.common.grammar import GrammarCompiler, Matcher
+    from service.engines.lmdeploy.guidance import Handover, LimitedDecoding
+    from service.types import Grammar, GrammarKind
+    from tests.lmdeploy_ext.lengths.oracle import STOP, VOCABULARY, string_table
+
+    compiler = GrammarCompiler(VOCABULARY, [STOP])
+    grammar = Grammar(
+        GrammarKind.JSON_SCHEMA,
+        "{}",
+        ebnf=r"""root ::= "\"" [^"\\]* "\"" """,
+        lengths=string_table(2, 3),
+    )
+    compiled = compiler.compile(grammar)
+    manager = GuidedDecodingManager.__new__(GuidedDecodingManager)
+    manager.vocab_size, manager.processors = len(VOCABULARY), {}
+    handover = Handover()
+    manager.compiler = handover
+    LimitedDecoding(manager, handover, VOCABULARY)
+    formats = tuple(
+        handover.put(session, compiled.automaton, lengths)
+        for session, lengths in ((5, Table(grammar.lengths)), (6, None))
+    )
+    context = [{"session_id": session, "seq_id": session} for session in (5, 6)]
+    masks = manager.allocate_batched_bitmap(2)
+    matcher = Matcher(compiled, compiler)
+    for token in b'"abc':
+        processors = manager.get_processors(context, formats)
+        masks.fill_(-1)
+        for row, processor in processors.items():
+            manager.fill_bitmap(processor, masks, row)
+        ours = matcher._next_bits()[0]
+        assert (masks[0].numpy() & compiler.permitted_json[0] == ours).all()
+        assert (masks[1].numpy() & ours == ours).all()
+        for processor in processors.values():
+            manager.accept_token(processor, token)
+        matcher.accept(token)
+    (limited, free) = manager.get_processors(context, formats).values()
+    for row, processor in enumerate((limited, free)):
+        manager.fill_bitmap(processor, masks, row)
+    bits = np.unpackbits(masks.numpy().view(np.uint8), axis=1, bitorder="little")
+    assert bits[:, ord("d")].tolist() == [0, 1]
+    assert bits[:, ord('"')].tolist() == [1, 1]

@@ -1,0 +1,638 @@
+// Counts the characters of strings beside the grammar, for TurboMind: `follower.py` and `vocabulary.py` in
+// C, and hooks on three functions of the xgrammar inside LMDeploy's module.
+//
+//   GrammarMatcher::GrammarMatcher        if its grammar has limits, a follower begins
+//   GrammarMatcher::FillNextTokenBitmask  the mask is narrowed by the limits
+//   GrammarMatcher::AcceptToken           the follower reads the token
+//
+// A matcher and a compiled grammar are told apart by the addresses of their implementations, the first
+// word of each object. The end of a matcher cannot be seen: its follower stays until another matcher is
+// made at the same address, or until `MOST_MATCHERS` newer ones are there, which is far more than an engine
+// runs at a time. Needs libc, libdl and pthreads.
+#include "call_slots.h"
+
+#include <pthread.h>
+
+// ---- limits of one schema -----------------------------------------------------------------------------------
+
+// The table of `table.py`, which has checked its numbers.
+struct State { int32_t minimum, maximum, names, other, first_item, items, rest; };
+struct Node { int32_t first_edge, edges, end; };
+struct Edge { int32_t byte, node; };
+
+enum { NONE = -1, HEADER = 7 };
+
+// States of a string's escapes, as in `follower.py`.
+enum Lex {
+    PLAIN, ESCAPE, CODE, CODE_D, CODE_1, HIGH_2, CODE_2, HIGH_3, CODE_3, PAIR, PAIR_ESCAPE, PAIR_CODE, PAIR_1,
+    PAIR_2, PAIR_3, CLOSED, STATES
+};
+
+// The state after a byte of a string. *begun: 1 where a character begins with the byte, else 0.
+static inline int step(int lex, uint8_t byte, int *begun) {
+    *begun = 0;
+    switch (lex) {
+        case ESCAPE: return byte == 'u' ? CODE : PLAIN;
+        case CODE: return (byte | 0x20) == 'd' ? CODE_D : CODE_1;
+        case CODE_D: {
+            const uint8_t lower = byte | 0x20;
+            return byte == '8' || byte == '9' || lower == 'a' || lower == 'b' ? HIGH_2 : CODE_2;
+        }
+        case CODE_1: return CODE_2;
+        case HIGH_2: return HIGH_3;
+        case CODE_2: return CODE_3;
+        case HIGH_3: return PAIR;
+        case CODE_3: return PLAIN;
+        case PAIR_ESCAPE: return byte == 'u' ? PAIR_CODE : PLAIN;
+        case PAIR_CODE: return PAIR_1;
+        case PAIR_1: return PAIR_2;
+        case PAIR_2: return PAIR_3;
+        case PAIR_3: return PLAIN;
+        case CLOSED: return CLOSED;
+        default: break;  // PLAIN, and PAIR, in which only the other half of the pair can follow
+    }
+    if (byte == '\\') {
+        *begun = lex == PLAIN;
+        return lex == PAIR ? PAIR_ESCAPE : ESCAPE;
+    }
+    if (byte == '"') return CLOSED;
+    *begun = (byte & 0xC0) != 0x80;
+    return PLAIN;
+}
+
+// ---- tokens -------------------------------------------------------------------------------------------------
+
+struct Vocabulary {
+    atomic_int owners;
+    int32_t size, words, longest, widest;
+    uint8_t *bytes;
+    int64_t *offsets;            // size + 1
+    int16_t *widths[CLOSED];     // by state and token: the characters that begin before the string closes
+    uint8_t *closes[CLOSED];     // and whether it closes
+    int32_t *closers, closing;   // tokens that close a plain string, by width
+    int32_t *several, touching;  // tokens with at least two quotes
+    int32_t *opening, *behind, openers;  // tokens with one, by falling number of characters behind it
+    uint32_t *fitting;           // by characters that are left, below `widest`: plain tokens that fit
+};
+
+struct Limits {
+    atomic_int owners;
+    struct Vocabulary *vocabulary;
+    int32_t *numbers, root, least_maximum;
+    const struct State *states;
+    const struct Node *nodes;
+    const struct Edge *edges;
+    const int32_t *items;
+};
+
+static void *made(size_t size) {
+    void *memory = calloc(1, size ? size : 1);
+    if (!memory) abort();  // a mask without its limits would be a wrong answer
+    return memory;
+}
+
+static void count_token(struct Vocabulary *v, int32_t token, int lex) {
+    int state = lex, count = 0, begun;
+    for (int64_t at = v->offsets[token]; at < v->offsets[token + 1] && state != CLOSED; ++at) {
+        state = step(state, v->bytes[at], &begun);
+        count += begun;
+    }
+    v->widths[lex][token] = (int16_t)(count < INT16_MAX ? count : INT16_MAX);
+    v->closes[lex][token] = state == CLOSED;
+}
+
+static _Thread_local const struct Vocabulary *sorted;  // that the comparisons below look at
+
+static int by_width(const void *left, const void *right) {
+    const int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
+    const int difference = sorted->widths[PLAIN][a] - sorted->widths[PLAIN][b];
+    return difference ? difference : (a > b) - (a < b);
+}
+
+static int32_t characters_behind_quote(const struct Vocabulary *v, int32_t token) {
+    int state = PLAIN, count = 0, begun, is_behind = 0;
+    for (int64_t at = v->offsets[token]; at < v->offsets[token + 1]; ++at) {
+        if (is_behind) {
+            state = step(state, v->bytes[at], &begun);
+            count += begun;
+        } else if (v->bytes[at] == '"') {
+            is_behind = 1;
+        }
+    }
+    return count;
+}
+
+static int by_behind(const void *left, const void *right) {
+    const int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
+    const int32_t difference = characters_behind_quote(sorted, b) - characters_behind_quote(sorted, a);
+    return difference ? difference : (a > b) - (a < b);
+}
+
+static void sort_tokens(struct Vocabulary *v) {
+    for (int32_t token = 0; token < v->size; ++token) {
+        int quotes = 0;
+        for (int64_t at = v->offsets[token]; at < v->offsets[token + 1]; ++at) quotes += v->bytes[at] == '"';
+        if (quotes >= 2) v->several[v->touching++] = token;
+        if (quotes == 1) v->opening[v->openers++] = token;
+        if (v->closes[PLAIN][token]) v->closers[v->closing++] = token;
+    }
+    sorted = v;
+    qsort(v->closers, (size_t)v->closing, sizeof *v->closers, by_width);
+    qsort(v->opening, (size_t)v->openers, sizeof *v->opening, by_behind);
+    for (int32_t i = 0; i < v->openers; ++i) v->behind[i] = characters_behind_quote(v, v->opening[i]);
+}
+
+// Tokens by their bytes, empty for tokens that are never text: token i is bytes[offsets[i]:offsets[i + 1]].
+struct Vocabulary *lengths_vocabulary(const uint8_t *bytes, const int64_t *offsets, int32_t size) {
+    struct Vocabulary *v = made(sizeof *v);
+    atomic_store(&v->owners, 1);
+    v->size = size;
+    v->words = (size + 31) / 32;
+    v->bytes = made((size_t)offsets[size]);
+    if (offsets[size]) memcpy(v->bytes, bytes, (size_t)offsets[size]);
+    v->offsets = made(sizeof(int64_t) * ((size_t)size + 1));
+    memcpy(v->offsets, offsets, sizeof(int64_t) * ((size_t)size + 1));
+    for (int32_t token = 0; token < size; ++token) {
+        const int64_t length = offsets[token + 1] - offsets[token];
+        if (length > v->longest) v->longest = (int32_t)length;
+    }
+    for (int lex = 0; lex < CLOSED; ++lex) {
+        v->widths[lex] = made(sizeof(int16_t) * (size_t)size);
+        v->closes[lex] = made((size_t)size);
+        for (int32_t token = 0; token < size; ++token) count_token(v, token, lex);
+    }
+    for (int32_t token = 0; token < size; ++token)
+        if (v->widths[PLAIN][token] > v->widest) v->widest = v->widths[PLAIN][token];
+    v->closers = made(sizeof(int32_t) * (size_t)size);
+    v->several = made(sizeof(int32_t) * (size_t)size);
+    v->opening = made(sizeof(int32_t) * (size_t)size);
+    v->behind = made(sizeof(int32_t) * (size_t)size);
+    sort_tokens(v);
+    v->fitting = made(sizeof(uint32_t) * (size_t)v->widest * (size_t)v->words);
+    for (int32_t left = 0; left < v->widest; ++left) {
+        uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
+        for (int32_t token = 0; token < v->words * 32; ++token)  // bits behind the last token stay as they are
+            if (token >= size || v->widths[PLAIN][token] <= left) row[token >> 5] |= 1u << (token & 31);
+    }
+    return v;
+}
+
+void lengths_release_vocabulary(struct Vocabulary *v) {
+    if (!v || atomic_fetch_sub(&v->owners, 1) != 1) return;
+    for (int lex = 0; lex < CLOSED; ++lex) {
+        free(v->widths[lex]);
+        free(v->closes[lex]);
+    }
+    free(v->bytes);
+    free(v->offsets);
+    free(v->closers);
+    free(v->several);
+    free(v->opening);
+    free(v->behind);
+    free(v->fitting);
+    free(v);
+}
+
+// The limits of a schema over a vocabulary. numbers: of a checked table.
+struct Limits *lengths_limits(struct Vocabulary *vocabulary, const int32_t *numbers, int64_t count) {
+    struct Limits *limits = made(sizeof *limits);
+    atomic_store(&limits->owners, 1);
+    atomic_fetch_add(&vocabulary->owners, 1);
+    limits->vocabulary = vocabulary;
+    limits->numbers = made(sizeof(int32_t) * (size_t)count);
+    memcpy(limits->numbers, numbers, sizeof(int32_t) * (size_t)count);
+    limits->root = numbers[5];
+    limits->least_maximum = numbers[6];
+    const int32_t *at = limits->numbers + HEADER;
+    limits->states = (const struct State *)at;
+    limits->nodes = (const struct Node *)(at += 7 * numbers[1]);
+    limits->edges = (const struct Edge *)(at += 3 * numbers[2]);
+    limits->items = at + 2 * numbers[3];
+    return limits;
+}
+
+void lengths_release_limits(struct Limits *limits) {
+    if (!limits || atomic_fetch_sub(&limits->owners, 1) != 1) return;
+    lengths_release_vocabulary(limits->vocabulary);
+    free(limits->numbers);
+    free(limits);
+}
+
+// ---- following one answer -----------------------------------------------------------------------------------
+
+enum Mode { OUTSIDE, NAME, STRING };
+
+// An open object (item NONE) or array with the index of its item, and its state.
+struct Frame { int32_t state, item; };
+
+struct Place {
+    int32_t mode, lex, here, left, need, is_naming, node, is_escaped;
+};
+
+struct Follower {
+    struct Limits *limits;
+    struct Place place;
+    struct Frame *stack;
+    int32_t depth, capacity;
+};
+
+enum { MOST_OWN = 256 };
+
+// A follower that goes on without changing the one it comes from: frames that it opens are its own.
+struct Cursor {
+    const struct Limits *limits;
+    struct Place place;
+    const struct Frame *below;
+    int32_t kept, own;
+    struct Frame frames[MOST_OWN];
+};
+
+static struct Follower *follower_on(struct Limits *limits) {
+    struct Follower *follower = made(sizeof *follower);
+    atomic_fetch_add(&limits->owners, 1);
+    follower->limits = limits;
+    follower->place = (struct Place){.mode = OUTSIDE, .here = limits->root, .node = NONE};
+    return follower;
+}
+
+struct Follower *lengths_follower(struct Limits *limits) { return follower_on(limits); }
+
+void lengths_release_follower(struct Follower *follower) {
+    if (!follower) return;
+    lengths_release_limits(follower->limits);
+    free(follower->stack);
+    free(follower);
+}
+
+static inline void begin(struct Cursor *cursor, const struct Follower *follower) {
+    cursor->limits = follower->limits;
+    cursor->place = follower->place;
+    cursor->below = follower->stack;
+    cursor->kept = follower->depth;
+    cursor->own = 0;
+}
+
+static inline const struct Frame *top(const struct Cursor *cursor) {
+    if (cursor->own) return &cursor->frames[cursor->own - 1];
+    return cursor->kept ? &cursor->below[cursor->kept - 1] : NULL;
+}
+
+static inline void pop(struct Cursor *cursor) {
+    if (cursor->own) --cursor->own;
+    else if (cursor->kept) --cursor->kept;
+}
+
+static inline int push(struct Cursor *cursor, struct Frame frame) {
+    if (cursor->own == MOST_OWN) return 0;
+    cursor->frames[cursor->own++] = frame;
+    return 1;
+}
+
+static int32_t item_state(const struct Limits *limits, struct Frame frame) {
+    const struct State *state = &limits->states[frame.state];
+    return frame.item < state->items ? limits->items[state->first_item + frame.item] : state->rest;
+}
+
+static int32_t next_node(const struct Limits *limits, int32_t node, uint8_t byte) {
+    const struct Node *found = &limits->nodes[node];
+    for (int32_t i = 0; i < found->edges; ++i) {
+        const struct Edge *edge = &limits->edges[found->first_edge + i];
+        if (edge->byte == byte) return edge->node;
+    }
+    return NONE;
+}
+
+static int in_string(struct Place *place, uint8_t byte) {
+    int begun;
+    place->lex = step(place->lex, byte, &begun);
+    place->left -= begun;
+    place->need -= begun;
+    if (place->lex != CLOSED) return place->left >= 0;
+    place->mode = OUTSIDE;
+    return place->need <= 0;
+}
+
+static void in_name(struct Cursor *cursor, uint8_t byte) {
+    struct Place *place = &cursor->place;
+    if (byte == '"' && !place->is_escaped) {
+        const int32_t end = place->node == NONE ? NONE : cursor->limits->nodes[place->node].end;
+        place->here = end == NONE ? cursor->limits->states[top(cursor)->state].other : end;
+        place->mode = OUTSIDE;
+        place->is_naming = 0;
+        return;
+    }
+    place->is_escaped = byte == '\\' && !place->is_escaped;
+    if (place->node != NONE) place->node = next_node(cursor->limits, place->node, byte);
+}
+
+static int outside(struct Cursor *cursor, uint8_t byte) {
+    struct Place *place = &cursor->place;
+    const struct Frame *frame = top(cursor);
+    if (byte == '"') {
+        if (place->is_naming && frame) {
+            place->mode = NAME;
+            place->is_escaped = 0;
+            place->node = cursor->limits->states[frame->state].names;
+        } else {
+            const struct State *state = &cursor->limits->states[place->here];
+            place->mode = STRING;
+            place->lex = PLAIN;
+            place->left = state->maximum;
+            place->need = state->minimum;
+        }
+    } else if (byte == '{' || byte == '[') {
+        const struct Frame opened = {place->here, byte == '{' ? NONE : 0};
+        if (!push(cursor, opened)) return 0;
+        place->is_naming = byte == '{';
+        if (byte == '[') place->here = item_state(cursor->limits, opened);
+    } else if (byte == '}' || byte == ']') {
+        pop(cursor);
+        place->is_naming = 0;
+    } else if (byte == ',' && frame) {
+        place->is_naming = frame->item == NONE;
+        if (frame->item != NONE) {
+            const struct Frame next = {frame->state, frame->item + 1};
+            pop(cursor);
+            if (!push(cursor, next)) return 0;
+            place->here = item_state(cursor->limits, next);
+        }
+    }
+    return 1;
+}
+
+// Goes on with bytes; returns 0 where a string is too long or too short.
+static int go_on(struct Cursor *cursor, const uint8_t *bytes, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+        if (cursor->place.mode == STRING) {
+            if (!in_string(&cursor->place, bytes[i])) return 0;
+        } else if (cursor->place.mode == NAME) {
+            in_name(cursor, bytes[i]);
+        } else if (!outside(cursor, bytes[i])) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static void keep(struct Follower *follower, const struct Cursor *cursor) {
+    const int32_t depth = cursor->kept + cursor->own;
+    if (depth > follower->capacity) {
+        const int32_t capacity = 2 * depth;
+        struct Frame *stack = realloc(follower->stack, sizeof *stack * (size_t)capacity);
+        if (!stack) abort();
+        follower->stack = stack;
+        follower->capacity = capacity;
+    }
+    if (cursor->own)
+        memcpy(follower->stack + cursor->kept, cursor->frames, sizeof *cursor->frames * (size_t)cursor->own);
+    follower->depth = depth;
+    follower->place = cursor->place;
+}
+
+int lengths_feed(struct Follower *follower, const uint8_t *bytes, int64_t count) {
+    struct Cursor cursor;
+    for (int64_t done = 0; done < count; done += MOST_OWN) {
+        const int64_t part = count - done < MOST_OWN ? count - done : MOST_OWN;
+        begin(&cursor, follower);
+        if (!go_on(&cursor, bytes + done, part)) return 0;
+        keep(follower, &cursor);
+    }
+    return 1;
+}
+
+int lengths_accept(struct Follower *follower, int32_t token) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    if (token < 0 || token >= v->size) return 0;
+    return lengths_feed(follower, v->bytes + v->offsets[token], v->offsets[token + 1] - v->offsets[token]);
+}
+
+// Whether the answer can go on with a token.
+static int fits(const struct Follower *follower, int32_t token) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    struct Cursor cursor;
+    begin(&cursor, follower);
+    return go_on(&cursor, v->bytes + v->offsets[token], v->offsets[token + 1] - v->offsets[token]);
+}
+
+// ---- masks --------------------------------------------------------------------------------------------------
+
+static inline int is_set(const uint32_t *mask, int32_t token) { return mask[token >> 5] >> (token & 31) & 1; }
+
+static inline void clear(uint32_t *mask, int32_t token) { mask[token >> 5] &= ~(1u << (token & 31)); }
+
+static void narrow_string(const struct Vocabulary *v, const struct Place *place, uint32_t *mask) {
+    const int32_t left = place->left, need = place->need;
+    if (place->lex != PLAIN) {
+        if (left >= v->longest && need <= 0) return;
+        const int16_t *widths = v->widths[place->lex];
+        const uint8_t *closes = v->closes[place->lex];
+        for (int32_t token = 0; token < v->size; ++token)
+            if (widths[token] > left || (closes[token] && widths[token] < need)) clear(mask, token);
+        return;
+    }
+    if (left < v->widest) {
+        const uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
+        for (int32_t word = 0; word < v->words; ++word) mask[word] &= row[word];
+    }
+    for (int32_t i = 0; i < v->closing && v->widths[PLAIN][v->closers[i]] < need; ++i) clear(mask, v->closers[i]);
+}
+
+static void narrow_one_by_one(const struct Follower *follower, const int32_t *tokens, int32_t count, uint32_t *mask) {
+    for (int32_t i = 0; i < count; ++i)
+        if (is_set(mask, tokens[i]) && !fits(follower, tokens[i])) clear(mask, tokens[i]);
+}
+
+// Clears the bits of tokens with which a string would become too long, or be closed too short.
+// mask: one bit for each token of the vocabulary, in words of 32.
+void lengths_narrow(const struct Follower *follower, uint32_t *mask) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    if (follower->place.mode == STRING) {
+        narrow_string(v, &follower->place, mask);
+    } else if (follower->place.mode == OUTSIDE) {
+        int32_t count = 0;
+        while (count < v->openers && v->behind[count] > follower->limits->least_maximum) ++count;
+        narrow_one_by_one(follower, v->opening, count, mask);
+    }
+    narrow_one_by_one(follower, v->several, v->touching, mask);
+}
+
+// For tests: mode, lex, here, left, need, and how many objects and arrays are open.
+void lengths_place(const struct Follower *follower, int32_t place[6]) {
+    const struct Place *at = &follower->place;
+    const int32_t found[6] = {at->mode, at->lex, at->here, at->left, at->need, follower->depth};
+    memcpy(place, found, sizeof found);
+}
+
+// ---- grammars and matchers of TurboMind ---------------------------------------------------------------------
+
+struct Entry {
+    struct Entry *next, *older, *newer;
+    const void *key;
+    struct Limits *limits;      // of a grammar
+    struct Follower *follower;  // of a matcher
+};
+
+enum { BUCKETS = 4096, MOST_MATCHERS = 65536 };
+
+struct Map {
+    struct Entry *buckets[BUCKETS];
+    struct Entry *oldest, *newest;
+    int count;
+};
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct Map grammars, matchers;
+enum { CONSTRUCTED, JOINED, NARROWED, ACCEPTED, BROKEN, EVICTED, COUNTERS };
+static int64_t counters[COUNTERS];
+
+static struct Entry **place_of(struct Map *map, const void *key) {
+    const uintptr_t number = (uintptr_t)key >> 4;
+    struct Entry **at = &map->buckets[(number ^ number >> 12) % BUCKETS];
+    while (*at && (*at)->key != key) at = &(*at)->next;
+    return at;
+}
+
+static void drop(struct Map *map, const void *key) {
+    struct Entry **at = place_of(map, key), *entry = *at;
+    if (!entry) return;
+    *at = entry->next;
+    if (entry->older) entry->older->newer = entry->newer;
+    else map->oldest = entry->newer;
+    if (entry->newer) entry->newer->older = entry->older;
+    else map->newest = entry->older;
+    --map->count;
+    lengths_release_limits(entry->limits);
+    lengths_release_follower(entry->follower);
+    free(entry);
+}
+
+static struct Entry *add(struct Map *map, const void *key) {
+    drop(map, key);
+    struct Entry *entry = made(sizeof *entry);
+    entry->key = key;
+    *place_of(map, key) = entry;
+    entry->older = map->newest;
+    if (map->newest) map->newest->newer = entry;
+    else map->oldest = entry;
+    map->newest = entry;
+    ++map->count;
+    return entry;
+}
+
+// Sets the limits of a compiled grammar, given the address of its implementation; NULL removes them.
+void hook_limit(const void *grammar, struct Limits *limits) {
+    pthread_mutex_lock(&lock);
+    if (limits) {
+        add(&grammars, grammar)->limits = limits;
+        atomic_fetch_add(&limits->owners, 1);
+    } else {
+        drop(&grammars, grammar);
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+// Forgets all matchers: for an engine that is closed, when no other runs.
+void hook_forget(void) {
+    pthread_mutex_lock(&lock);
+    while (matchers.oldest) drop(&matchers, matchers.oldest->key);
+    pthread_mutex_unlock(&lock);
+}
+
+// What has been seen so far: matchers made, matchers with limits, masks narrowed, tokens read, tokens that
+// broke a limit, matchers forgotten because there were too many; and the grammars and matchers that are known.
+void hook_counters(int64_t found[COUNTERS + 2]) {
+    pthread_mutex_lock(&lock);
+    memcpy(found, counters, sizeof counters);
+    found[COUNTERS] = grammars.count;
+    found[COUNTERS + 1] = matchers.count;
+    pthread_mutex_unlock(&lock);
+}
+
+// ---- the functions of TurboMind -----------------------------------------------------------------------------
+
+// dlpack.h
+struct Tensor {
+    void *data;
+    int32_t device_type, device_id, dimensions;
+    uint8_t type_code, type_bits;
+    uint16_t type_lanes;
+    const int64_t *shape, *strides;
+    uint64_t byte_offset;
+};
+
+typedef void Construct(void *self, const void *grammar, void *stop_tokens, bool without_stop, int rollback);
+typedef bool Fill(void *self, struct Tensor *mask, int row, bool debug);
+typedef bool Accept(void *self, int token, bool debug);
+
+enum { CONSTRUCT, FILL, ACCEPT, FUNCTIONS };
+static struct Hooked functions[FUNCTIONS];
+
+static const void *implementation(const void *object) { return *(const void *const *)object; }
+
+static void construct(void *self, const void *grammar, void *stop_tokens, bool without_stop, int rollback) {
+    ((Construct *)original_of(&functions[CONSTRUCT]))(self, grammar, stop_tokens, without_stop, rollback);
+    pthread_mutex_lock(&lock);
+    ++counters[CONSTRUCTED];
+    struct Entry *found = *place_of(&grammars, implementation(grammar));
+    if (found) {
+        ++counters[JOINED];
+        struct Follower *follower = follower_on(found->limits);
+        add(&matchers, implementation(self))->follower = follower;
+        if (matchers.count > MOST_MATCHERS) {
+            drop(&matchers, matchers.oldest->key);
+            ++counters[EVICTED];
+        }
+    } else {
+        drop(&matchers, implementation(self));
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static uint32_t *row_of(const struct Tensor *mask, int row, int64_t *words) {
+    const int64_t width = mask->dimensions < 1 ? 0 : mask->shape[mask->dimensions - 1];
+    const int64_t stride = mask->dimensions < 2 ? 0 : mask->strides ? mask->strides[0] : width;
+    *words = width;
+    return (uint32_t *)((char *)mask->data + mask->byte_offset) + stride * row;
+}
+
+static bool fill(void *self, struct Tensor *mask, int row, bool debug) {
+    bool is_needed = ((Fill *)original_of(&functions[FILL]))(self, mask, row, debug);
+    pthread_mutex_lock(&lock);
+    struct Entry *found = *place_of(&matchers, implementation(self));
+    if (found) {
+        int64_t words;
+        uint32_t *bits = row_of(mask, row, &words);
+        if (words >= found->follower->limits->vocabulary->words) {
+            ++counters[NARROWED];
+            lengths_narrow(found->follower, bits);
+            is_needed = true;  // false would mean that the mask allows everything
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return is_needed;
+}
+
+static bool accept_token(void *self, int token, bool debug) {
+    const bool is_accepted = ((Accept *)original_of(&functions[ACCEPT]))(self, token, debug);
+    pthread_mutex_lock(&lock);
+    struct Entry *found = *place_of(&matchers, implementation(self));
+    if (found && is_accepted) {
+        ++counters[ACCEPTED];
+        if (!lengths_accept(found->follower, token)) ++counters[BROKEN];
+    }
+    pthread_mutex_unlock(&lock);
+    return is_accepted;
+}
+
+static struct Hooked functions[FUNCTIONS] = {
+    [CONSTRUCT] = {"_ZN8xgrammar14GrammarMatcherC1ERKNS_15CompiledGrammarESt8optionalISt6vectorIiSaIiEEEbi",
+                   (Function *)construct},
+    [FILL] = {"_ZN8xgrammar14GrammarMatcher20FillNextTokenBitmaskEP8DLTensorib", (Function *)fill},
+    [ACCEPT] = {"_ZN8xgrammar14GrammarMatcher11AcceptTokenEib", (Function *)accept_token},
+};
+
+// As in `hook.c` of DeepStack.
+const char *hook_check(const char *path) { return check_calls(path, functions, FUNCTIONS); }
+const char *hook_attach(const char *path) { return take_calls(path, functions, FUNCTIONS); }
+int hook_bound(void) { return bound_calls(functions, FUNCTIONS); }
+void hook_detach(void) { restore_calls(functions, FUNCTIONS); }
