@@ -104,12 +104,13 @@ class Follower:
     Attributes:
         mode, lex: where the end of the text is; lex only in STRING.
         here: in OUTSIDE, the state of the value that comes next.
+        is_naming: in OUTSIDE, whether the next string is a name.
         left: in STRING, how many characters the string can still have.
         need: in STRING, how many it still has to have; 0 or less: none.
     """
 
     __slots__ = (
-        "_escaped", "_naming", "_node", "_stack", "here", "left", "lex", "mode", "need", "table",
+        "_escaped", "_node", "_stack", "here", "is_naming", "left", "lex", "mode", "need", "table",
     )  # fmt: skip
 
     def __init__(self, table: Table) -> None:
@@ -118,7 +119,7 @@ class Follower:
         self.lex: int = Lex.PLAIN
         self.here = table.root
         self.left = self.need = 0
-        self._naming = False  # the next string is a name
+        self.is_naming = False
         self._node = NONE
         self._escaped = False
         self._stack: Stack = None
@@ -161,7 +162,7 @@ class Follower:
             state = self.table.states[self._stack[0][1]]
             end = NONE if self._node == NONE else self.table.ends[self._node]
             self.here = state.other if end == NONE else end
-            self.mode, self._naming = Mode.OUTSIDE, False
+            self.mode, self.is_naming = Mode.OUTSIDE, False
             return
         self._escaped = byte == _BACKSLASH and not self._escaped
         if self._node != NONE:
@@ -174,16 +175,16 @@ class Follower:
             self._open(is_object=byte == ord("{"))
         elif byte in b"}]":
             self._stack = self._stack and self._stack[1]
-            self._naming = False
+            self.is_naming = False
         elif byte == ord(",") and self._stack is not None:
             (is_object, number, index), below = self._stack
-            self._naming = is_object
+            self.is_naming = is_object
             if not is_object:
                 self._stack = (False, number, index + 1), below
                 self.here = self._item(number, index + 1)
 
     def _open_string(self) -> None:
-        if self._naming and self._stack is not None:
+        if self.is_naming and self._stack is not None:
             self.mode, self._escaped = Mode.NAME, False
             self._node = self.table.states[self._stack[0][1]].names
             return
@@ -194,7 +195,7 @@ class Follower:
     def _open(self, *, is_object: bool) -> None:
         number = self.here
         self._stack = (is_object, number, 0), self._stack
-        self._naming = is_object
+        self.is_naming = is_object
         if not is_object:
             self.here = self._item(number, 0)
 

@@ -71,7 +71,8 @@ struct Vocabulary {
     uint8_t *closes[CLOSED];     // and whether it closes
     int32_t *closers, closing;   // tokens that close a plain string, by width
     int32_t *several, touching;  // tokens with at least two quotes
-    int32_t *opening, *behind, openers;  // tokens with one, by falling number of characters behind it
+    // Tokens with one quote, by falling number of characters behind it: those that begin with it, and others.
+    int32_t *leading, *behind_leading, leaders, *inner, *behind_inner, inners;
     uint32_t *fitting;           // by characters that are left, below `widest`: plain tokens that fit
 };
 
@@ -133,13 +134,16 @@ static void sort_tokens(struct Vocabulary *v) {
         int quotes = 0;
         for (int64_t at = v->offsets[token]; at < v->offsets[token + 1]; ++at) quotes += v->bytes[at] == '"';
         if (quotes >= 2) v->several[v->touching++] = token;
-        if (quotes == 1) v->opening[v->openers++] = token;
+        if (quotes == 1 && v->bytes[v->offsets[token]] == '"') v->leading[v->leaders++] = token;
+        else if (quotes == 1) v->inner[v->inners++] = token;
         if (v->closes[PLAIN][token]) v->closers[v->closing++] = token;
     }
     sorted = v;
     qsort(v->closers, (size_t)v->closing, sizeof *v->closers, by_width);
-    qsort(v->opening, (size_t)v->openers, sizeof *v->opening, by_behind);
-    for (int32_t i = 0; i < v->openers; ++i) v->behind[i] = characters_behind_quote(v, v->opening[i]);
+    qsort(v->leading, (size_t)v->leaders, sizeof *v->leading, by_behind);
+    qsort(v->inner, (size_t)v->inners, sizeof *v->inner, by_behind);
+    for (int32_t i = 0; i < v->leaders; ++i) v->behind_leading[i] = characters_behind_quote(v, v->leading[i]);
+    for (int32_t i = 0; i < v->inners; ++i) v->behind_inner[i] = characters_behind_quote(v, v->inner[i]);
 }
 
 // Tokens by their bytes, empty for tokens that are never text: token i is bytes[offsets[i]:offsets[i + 1]].
@@ -165,8 +169,10 @@ struct Vocabulary *lengths_vocabulary(const uint8_t *bytes, const int64_t *offse
         if (v->widths[PLAIN][token] > v->widest) v->widest = v->widths[PLAIN][token];
     v->closers = made(sizeof(int32_t) * (size_t)size);
     v->several = made(sizeof(int32_t) * (size_t)size);
-    v->opening = made(sizeof(int32_t) * (size_t)size);
-    v->behind = made(sizeof(int32_t) * (size_t)size);
+    v->leading = made(sizeof(int32_t) * (size_t)size);
+    v->behind_leading = made(sizeof(int32_t) * (size_t)size);
+    v->inner = made(sizeof(int32_t) * (size_t)size);
+    v->behind_inner = made(sizeof(int32_t) * (size_t)size);
     sort_tokens(v);
     v->fitting = made(sizeof(uint32_t) * (size_t)v->widest * (size_t)v->words);
     for (int32_t left = 0; left < v->widest; ++left) {
@@ -187,8 +193,10 @@ void lengths_release_vocabulary(struct Vocabulary *v) {
     free(v->offsets);
     free(v->closers);
     free(v->several);
-    free(v->opening);
-    free(v->behind);
+    free(v->leading);
+    free(v->behind_leading);
+    free(v->inner);
+    free(v->behind_inner);
     free(v->fitting);
     free(v);
 }
@@ -449,9 +457,14 @@ void lengths_narrow(const struct Follower *follower, uint32_t *mask) {
     if (follower->place.mode == STRING) {
         narrow_string(v, &follower->place, mask);
     } else if (follower->place.mode == OUTSIDE) {
+        const struct Limits *limits = follower->limits;
+        if (!follower->place.is_naming) {
+            const int32_t most = limits->states[follower->place.here].maximum;
+            for (int32_t i = 0; i < v->leaders && v->behind_leading[i] > most; ++i) clear(mask, v->leading[i]);
+        }
         int32_t count = 0;
-        while (count < v->openers && v->behind[count] > follower->limits->least_maximum) ++count;
-        narrow_one_by_one(follower, v->opening, count, mask);
+        while (count < v->inners && v->behind_inner[count] > limits->least_maximum) ++count;
+        narrow_one_by_one(follower, v->inner, count, mask);
     }
     narrow_one_by_one(follower, v->several, v->touching, mask);
 }

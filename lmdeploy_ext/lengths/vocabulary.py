@@ -33,11 +33,9 @@ class Vocabulary:
         self._fitting: dict[int, Words] = {}
         quotes = np.array([token.count(b'"') for token in tokens], dtype=np.int64)
         self._several = np.flatnonzero(quotes >= 2)
-        opening = np.flatnonzero(quotes == 1)
-        behind = [self._characters(tokens[index].partition(b'"')[2]) for index in opening.tolist()]
-        order = np.argsort(-np.array(behind, dtype=np.int64), kind="stable")
-        self._opening = opening[order]
-        self._behind = -np.array(behind, dtype=np.int64)[order]
+        opening = np.flatnonzero(quotes == 1).tolist()
+        self._leading = _Openers([i for i in opening if tokens[i][:1] == b'"'], tokens)
+        self._inner = _Openers([i for i in opening if tokens[i][:1] != b'"'], tokens)
 
     def narrow_inplace(self, words: Words, follower: Follower) -> None:
         """Clear the bits of tokens with which a string would become too long, or be closed too short.
@@ -47,9 +45,10 @@ class Vocabulary:
         if follower.mode is Mode.STRING:
             self._narrow_string(words, follower)
         elif follower.mode is Mode.OUTSIDE:
-            # A token that opens a string with more characters than some string can have.
-            count = int(np.searchsorted(self._behind, -follower.table.least_maximum))
-            self._follow(words, self._opening[:count], follower)
+            if not follower.is_naming:
+                most = follower.table.states[follower.here].maximum
+                _clear(words, self._leading.longer_than(most))
+            self._follow(words, self._inner.longer_than(follower.table.least_maximum), follower)
         self._follow(words, self._several, follower)
 
     def _narrow_string(self, words: Words, follower: Follower) -> None:
@@ -102,13 +101,33 @@ class Vocabulary:
         found[0][order], found[1][order] = widths, states == Lex.CLOSED
         return found
 
-    @staticmethod
-    def _characters(data: bytes) -> int:
-        state, count = int(Lex.PLAIN), 0
-        for byte in data:
-            state, begun = STEPS[state][byte]
-            count += begun
-        return count
+
+class _Openers:
+    """Tokens with one quote, by falling number of characters behind it."""
+
+    def __init__(self, indices: list[int], tokens: Sequence[bytes]) -> None:
+        behind = [_characters(tokens[index].partition(b'"')[2]) for index in indices]
+        order = np.argsort(-np.array(behind, dtype=np.int64), kind="stable")
+        self._tokens = np.array(indices, dtype=np.int64)[order]
+        self._behind = -np.array(behind, dtype=np.int64)[order]
+
+    def longer_than(self, characters: int) -> NDArray[np.int64]:
+        """The tokens with more characters behind the quote."""
+        return self._tokens[: int(np.searchsorted(self._behind, -characters))]
+
+
+def _characters(data: bytes) -> int:
+    """The characters that begin in the bytes of a string."""
+    state, count = int(Lex.PLAIN), 0
+    for byte in data:
+        state, begun = STEPS[state][byte]
+        count += begun
+    return count
+
+
+def _clear(words: Words, indices: NDArray[np.int64]) -> None:
+    bits = np.left_shift(np.uint32(1), (indices & 31).astype(np.uint32))
+    np.bitwise_and.at(words.view(np.uint32), indices >> 5, ~bits)
 
 
 def _packed(bits: NDArray[np.bool_]) -> Words:
