@@ -10,9 +10,12 @@ import math
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +92,12 @@ class Connection:
         try:
             if options.address is None:
                 self._folder = _private_folder()
-                ray.init(address="local", **_local(options, self._folder))
+                arguments = _local(options, os.path.join(self._folder, "ray"))
             else:
-                ray.init(address=options.address, **_QUIET_DRIVER)
+                arguments = {"address": options.address}
+            with _silent():
+                ray.init(logging_level=logging.WARNING, log_to_driver=False,
+                         configure_logging=False, **arguments)  # fmt: skip
         except (
             Exception,
             SystemExit,
@@ -119,21 +125,21 @@ _QUIET_DRIVER = {
 }
 
 
-def _local(options: ClusterOptions, folder: str) -> dict[str, object]:
+def _local(options: ClusterOptions, folder: str) -> dict[str, Any]:
     """Arguments of ``ray.init`` for a Ray of this process's own."""
     return {
+        "address": "local",
         "num_cpus": max(os.cpu_count() or 1, math.ceil(options.cpus)),
         "object_store_memory": options.store_bytes,
         "include_dashboard": False,
         "_temp_dir": folder,
-        **_QUIET_DRIVER,
     }
 
 
 def _private_folder() -> str:
     """A folder for sockets, logs and images that do not fit into memory; only for this user.
 
-    Ray makes everything in its folder readable for every user of the machine.
+    Ray lets every user of the machine read and write its own folder, which is below this one.
     """
     folder = tempfile.mkdtemp(prefix="qwen3vl-ray-")
     if len(folder) > LONGEST_FOLDER:
@@ -148,7 +154,8 @@ def _import_ray(*, local: bool) -> Any:
     if local and "ray" not in sys.modules:
         os.environ.update(LOCAL)
         # Without it Ray writes a token into the home folder, which may be read-only.
-        os.environ.setdefault(TOKEN, secrets.token_hex(32))
+        if TOKEN not in os.environ:
+            os.environ.update({"RAY_AUTH_MODE": "token", TOKEN: secrets.token_hex(32)})
     _quiet_loggers()
     try:
         import ray
@@ -157,6 +164,33 @@ def _import_ray(*, local: bool) -> Any:
         raise EngineUnavailable(MISSING.format(error.name or error)) from error
     _quiet_loggers()
     return ray
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No warnings of Ray at its start: they are about this thread, and about tokens."""
+    logger = logging.getLogger("ray")
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(logging.WARNING)
+
+
+def keep_signals() -> None:
+    """Give the signals back to the handlers of this process; for its main thread, after Ray has
+    started.
+
+    Ray's library replaces their handlers in the system, where Python does not notice: SIGTERM would
+    end the process without a drain.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handler = signal.getsignal(number)
+        if handler is not None:
+            signal.signal(number, handler)
+            signal.siginterrupt(number, False)
 
 
 def _quiet_loggers() -> None:

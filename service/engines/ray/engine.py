@@ -13,7 +13,7 @@ from typing import Any
 
 from service import metrics
 from service.engines.common.closing import closed_error, or_closed
-from service.engines.ray.cluster import CONNECTION, ClusterOptions
+from service.engines.ray.cluster import CONNECTION, ClusterOptions, keep_signals
 from service.engines.ray.plan import Plan
 from service.engines.ray.registrar import ATTEND_S, Report, registrar
 from service.engines.ray.replica import Batch, lost
@@ -116,6 +116,7 @@ class RayEngine:
             finally:
                 # A thread goes on when its task is cancelled: what it opens has to be closed.
                 opening.add_done_callback(self._opened)
+            keep_signals()
             await or_closed(self._join(), self._closed)
 
     async def prepare(self, grammar: Grammar) -> None:
