@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from service.engines.remote.backend import BackEnd, State
+from service.engines.remote.images import EncodedFile
 from service.engines.remote.servers import Verbatim
 from service.errors import InvalidRequest
 from service.types import (
@@ -36,11 +37,10 @@ class Plan:
     limit: bool = True
 
 
-def encode(request: GenerateRequest, images: Sequence[str], back_end: BackEnd, plan: Plan) -> bytes:
-    """The body of POST /v1/chat/completions. images: data URLs, in the order of the prompt.
-
-    Takes milliseconds for megabytes, so large bodies are encoded outside of the event loop.
-    """
+def encode(
+    request: GenerateRequest, images: Sequence[EncodedFile], back_end: BackEnd, plan: Plan
+) -> bytes:
+    """The body of POST /v1/chat/completions. images: in the order of the prompt."""
     body: dict[str, Any] = {
         "model": back_end.model,
         "messages": _messages(request.conversation, images),
@@ -84,7 +84,9 @@ def check_supported(request: GenerateRequest) -> None:
         )
 
 
-def _messages(conversation: Sequence[Message], images: Sequence[str]) -> list[dict[str, Any]]:
+def _messages(
+    conversation: Sequence[Message], images: Sequence[EncodedFile]
+) -> list[dict[str, Any]]:
     remaining = iter(images)
     found: list[dict[str, Any]] = []
     calls = answered = 0
@@ -108,32 +110,41 @@ def _messages(conversation: Sequence[Message], images: Sequence[str]) -> list[di
     return found
 
 
-def _content(message: Message, images: Any) -> str | list[dict[str, Any]]:
+def _content(message: Message, images: Iterator[EncodedFile]) -> str | list[dict[str, Any]]:
     """Text alone as a string, which every server takes; otherwise parts in their order."""
     if not any(isinstance(part, ImagePart) for part in message.parts):
         return "".join(part.text for part in message.parts if isinstance(part, TextPart))
     return [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": next(images)}}
+        else {"type": "image_url", "image_url": {"url": Ascii(next(images).url)}}
         for part in message.parts
     ]
 
 
+class Ascii(bytes):
+    """A text that JSON writes as it is, such as base64. Megabytes are not searched for characters to
+    escape."""
+
+
 def dumps(body: Mapping[str, Any]) -> bytes:
-    """A body as JSON. ``Verbatim`` texts stand in it as they are."""
+    """A body as JSON. ``Verbatim`` texts stand in it as they are, without quotes."""
     mark = secrets.token_hex(16)
-    verbatim: list[str] = []
+    apart: list[bytes] = []
 
     def marked(value: Any) -> Any:
         if isinstance(value, Verbatim):
-            verbatim.append(value)
-            return f"{mark}{len(verbatim) - 1}"
-        if isinstance(value, dict):
+            apart.append(value.encode("utf-8", "replace"))
+        elif isinstance(value, Ascii):
+            apart.append(b'"%s"' % value)
+        elif isinstance(value, dict):
             return {name: marked(one) for name, one in value.items()}
-        return value
+        elif isinstance(value, list):
+            return [marked(one) for one in value]
+        else:
+            return value
+        return mark
 
     text = json.dumps(marked(body), ensure_ascii=False, separators=(",", ":"))
-    for index, one in enumerate(verbatim):
-        text = text.replace(f'"{mark}{index}"', one, 1)
-    return text.encode("utf-8", "replace")
+    between = text.encode("utf-8", "replace").split(b'"%s"' % mark.encode("ascii"))
+    return b"".join(one for pair in zip(between, [*apart, b""], strict=True) for one in pair)

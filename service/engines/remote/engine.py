@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -88,6 +89,8 @@ class RemoteEngine:
         self._starting = asyncio.Lock()
         self._started = False
         self._closed = asyncio.Event()
+        self._told: tuple[tuple[BackEnd | None, ...], Capabilities] | None = None
+        """The capabilities, and the descriptions from which they were made."""
         self._turn = 0
         self._active = 0
 
@@ -102,24 +105,10 @@ class RemoteEngine:
         returned."""
         if not self._started:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
-        reached = [one.description for one in self._members if one.description is not None]
-        found = reached or [one.assumed for one in self._members]
-        # A server that was not reached may get the next request, so it counts here.
-        why = next((one.not_enforced for one in self._known if one.not_enforced), "")
-        vision = self._vision and all(one.vision.state is not State.NO for one in found)
-        return Capabilities(
-            model=self._name or found[0].model,
-            engine="remote",
-            modalities=TEXT_AND_IMAGES if vision else TEXT_ONLY,
-            grammar_kinds=frozenset[GrammarKind].intersection(*(o.grammar_kinds for o in found)),
-            sampling_options=frozenset[str].intersection(*(o.sampling_options for o in found)),
-            context_length=self._context_length or _context_length(found),
-            max_images=self._most_images(found) if vision else 0,
-            enforcer=Enforcer.VALIDATION if why else Enforcer.MASK,
-            not_enforced=why,
-            restart_helps=False,
-            details=self._details(found),
-        )
+        known = tuple(one.description for one in self._members)
+        if self._told is None or any(map(operator.is_not, known, self._told[0])):
+            self._told = (known, self._described())
+        return self._told[1]
 
     async def start(self) -> None:
         """Wait until a server answers, unless patient. A second call returns at once.
@@ -183,6 +172,26 @@ class RemoteEngine:
         """Close all connections. Requests in flight end with ``EngineUnavailable``."""
         self._closed.set()
         await asyncio.gather(*(member.close() for member in self._members))
+
+    def _described(self) -> Capabilities:
+        reached = [one.description for one in self._members if one.description is not None]
+        found = reached or [one.assumed for one in self._members]
+        # A server that was not reached may get the next request, so it counts here.
+        why = next((one.not_enforced for one in self._known if one.not_enforced), "")
+        vision = self._vision and all(one.vision.state is not State.NO for one in found)
+        return Capabilities(
+            model=self._name or found[0].model,
+            engine="remote",
+            modalities=TEXT_AND_IMAGES if vision else TEXT_ONLY,
+            grammar_kinds=frozenset[GrammarKind].intersection(*(o.grammar_kinds for o in found)),
+            sampling_options=frozenset[str].intersection(*(o.sampling_options for o in found)),
+            context_length=self._context_length or _context_length(found),
+            max_images=self._most_images(found) if vision else 0,
+            enforcer=Enforcer.VALIDATION if why else Enforcer.MASK,
+            not_enforced=why,
+            restart_helps=False,
+            details=self._details(found),
+        )
 
     async def _reach_one(self) -> None:
         loop = asyncio.get_running_loop()

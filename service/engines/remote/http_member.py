@@ -17,7 +17,7 @@ from service.engines.remote import chat, ollama
 from service.engines.remote.answers import Reader, invalid
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.discovery import Discoveries, DiscoveryError
-from service.engines.remote.images import Outgoing
+from service.engines.remote.images import EncodedFile, Outgoing
 from service.engines.remote.members import NotBegun
 from service.engines.remote.ollama import OllamaReader
 from service.engines.remote.own_errors import NOT_NOW, cut, error_of, told_over_http
@@ -41,8 +41,8 @@ CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 WHOLE, STREAM = "application/json", "text/event-stream"
 CHECK_LIMIT_S = 5.0
 """Time limit of a health check and of a list of models, in seconds."""
-INLINE_BYTES = 64 * 1024
-"""Size of images up to which a body is encoded on the event loop."""
+INLINE_BYTES = 1 << 20
+"""Size of images up to which a body is put together on the event loop."""
 MAX_REMEMBERED = 1024
 """Schemas whose form is remembered."""
 MAX_AFTER_S = 3600.0
@@ -129,9 +129,9 @@ class HttpMember:
         try:
             async with self._places:
                 back_end = await self._described()
-                urls = await images.urls()
+                files = await images.encoded()
                 waited_s = time.monotonic() - begun
-                async with aclosing(self._answer(request, urls, back_end)) as chunks:
+                async with aclosing(self._answer(request, files, back_end)) as chunks:
                     first_s = 0.0
                     async for chunk in chunks:
                         now_s = time.monotonic() - begun
@@ -210,7 +210,7 @@ class HttpMember:
     # Answers
 
     async def _answer(
-        self, request: GenerateRequest, images: Sequence[str], back_end: BackEnd
+        self, request: GenerateRequest, images: Sequence[EncodedFile], back_end: BackEnd
     ) -> AsyncGenerator[Chunk, None]:
         """The answer, asked for in the strongest form that the server takes."""
         limit = True
@@ -262,7 +262,13 @@ class HttpMember:
         own = back_end.server.own
         reader = (OllamaReader if native else Reader)(self._answers_as, not native, own)
         path = ollama.PATH if native else CHAT
-        exchange = self._wire.request("POST", path, body, silence_s=self._silence_s)
+        exchange = self._wire.request(
+            "POST",
+            path,
+            body,
+            silence_s=self._silence_s,
+            keep=not (self._stream and back_end.server.closes_streams),
+        )
         try:
             async with exchange as incoming:
                 if incoming.status != 200:
@@ -402,11 +408,11 @@ class _Refused(Exception):
 
 
 async def _encoded(
-    request: GenerateRequest, images: Sequence[str], back_end: BackEnd, plan: chat.Plan
+    request: GenerateRequest, images: Sequence[EncodedFile], back_end: BackEnd, plan: chat.Plan
 ) -> bytes:
     native = back_end.server.protocol is Protocol.OLLAMA
     encode = ollama.encode if native else chat.encode
-    if sum(map(len, images)) <= INLINE_BYTES:
+    if sum(len(one.base64) for one in images) <= INLINE_BYTES:
         return encode(request, images, back_end, plan)
     return await asyncio.to_thread(encode, request, images, back_end, plan)
 

@@ -24,6 +24,9 @@ STEP = 32
 """Pixels per side of one image token of Qwen3-VL: patches of 16 pixels, two by two."""
 OWN_FORMATS = ("JPEG", "PNG", "WebP")
 """Formats that every server of this project reads; HEIC is accepted only where the operator wants it."""
+INLINE_BYTES = 256 * 1024
+"""Size of images up to which they are encoded in base64 on the event loop, which takes less than a
+millisecond: a thread would cost as much."""
 _PNG_LEVEL = 1
 """Compression of PNG files: a higher level takes several times as long and saves little."""
 _ENCODE_BYTES = 8
@@ -60,6 +63,19 @@ AS_THEY_ARE = Sizing()
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """An image for a body of JSON. base64: ASCII."""
+
+    media_type: str
+    base64: bytes
+
+    @property
+    def url(self) -> bytes:
+        """The image inside a data URL."""
+        return b"data:%s;base64,%s" % (self.media_type.encode("ascii"), self.base64)
+
+
+@dataclass(frozen=True, slots=True)
 class WholeFile:
     """An image for a server of this project, which applies the bounds itself."""
 
@@ -78,17 +94,18 @@ class Outgoing:
     def __init__(self, images: Sequence[ImageSource], sizing: Sizing = AS_THEY_ARE) -> None:
         self._images = tuple(images)
         self._sizing = sizing
-        self._urls: list[str] | None = None
+        self._encoded: list[EncodedFile] | None = None
         self._files: list[WholeFile] | None = None
 
-    async def urls(self) -> list[str]:
-        """Data URLs."""
-        if self._urls is None:
+    async def encoded(self) -> list[EncodedFile]:
+        """Files in base64."""
+        if self._encoded is None:
             found = await files(self._images, self._sizing)
-            self._urls = (
-                await asyncio.to_thread(lambda: [data_url(*one) for one in found]) if found else []
-            )
-        return self._urls
+            if sum(len(data) for _, data in found) <= INLINE_BYTES:
+                self._encoded = _in_base64(found)
+            else:
+                self._encoded = await asyncio.to_thread(_in_base64, found)
+        return self._encoded
 
     async def files(self) -> list[WholeFile]:
         """Files for a server of this project."""
@@ -180,6 +197,5 @@ def _bounded(image: ImageSource) -> tuple[int, int]:
     return width, height
 
 
-def data_url(media_type: str, data: bytes) -> str:
-    """The image inside a URL."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+def _in_base64(found: Sequence[tuple[str, bytes]]) -> list[EncodedFile]:
+    return [EncodedFile(media_type, base64.b64encode(data)) for media_type, data in found]

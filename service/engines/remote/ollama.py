@@ -8,15 +8,18 @@ from typing import Any
 
 from service.engines.remote.answers import MAX_EVENT_BYTES, Piece, Reader, invalid
 from service.engines.remote.backend import BackEnd, State
-from service.engines.remote.chat import Plan, dumps, sampling_fields
+from service.engines.remote.chat import Ascii, Plan, dumps, sampling_fields
+from service.engines.remote.images import EncodedFile
 from service.engines.remote.wire import Incoming
 from service.types import GenerateRequest, ImagePart, Message, TextPart
 
 PATH = "/api/chat"
 
 
-def encode(request: GenerateRequest, images: Sequence[str], back_end: BackEnd, plan: Plan) -> bytes:
-    """The body of POST /api/chat. images: data URLs, in the order of the prompt."""
+def encode(
+    request: GenerateRequest, images: Sequence[EncodedFile], back_end: BackEnd, plan: Plan
+) -> bytes:
+    """The body of POST /api/chat. images: in the order of the prompt."""
     options = sampling_fields(request.sampling, back_end, plan)
     if back_end.context_length is not None:
         options["num_ctx"] = back_end.context_length
@@ -34,7 +37,9 @@ def encode(request: GenerateRequest, images: Sequence[str], back_end: BackEnd, p
     return dumps(body)
 
 
-def _messages(conversation: Sequence[Message], images: Sequence[str]) -> list[dict[str, Any]]:
+def _messages(
+    conversation: Sequence[Message], images: Sequence[EncodedFile]
+) -> list[dict[str, Any]]:
     """Images stand before the text of a message there, so a text before an image is a message of
     its own."""
     remaining = iter(images)
@@ -47,7 +52,7 @@ def _messages(conversation: Sequence[Message], images: Sequence[str]) -> list[di
                 if one["content"]:
                     found.append(one)
                     one = {"role": role, "content": ""}
-                one.setdefault("images", []).append(next(remaining).partition(",")[2])
+                one.setdefault("images", []).append(Ascii(next(remaining).base64))
             else:
                 assert isinstance(part, TextPart)
                 one["content"] += part.text

@@ -57,6 +57,8 @@ class ServerKind:
         no_thinking: fields that turn the thoughts of a model off.
         describes_itself: the server tells all that it can do; nothing is concluded from this record.
         own: a server of this project, whose errors have reasons that callers know.
+        closes_streams: closes the connection after a stream, and does not say so. A request on such a
+            connection would be lost.
         limits_itself: without a maximum number of tokens the server takes the same as this service.
         schema_errors: statuses of a request that the server refused before it generated anything,
             perhaps for its schema.
@@ -76,6 +78,7 @@ class ServerKind:
     no_thinking: Fields = field(default_factory=dict)
     describes_itself: bool = False
     own: bool = False
+    closes_streams: bool = False
     limits_itself: bool = False
     schema_errors: frozenset[int] = frozenset({400, 422})
     keywords: frozenset[str] | None = None
@@ -199,6 +202,7 @@ _RECORDS = (
         seeds=2**32 - 1,  # the largest number asks for a random seed
         token_limit=MAX_TOKENS,
         no_thinking=_TEMPLATE_WITHOUT_THOUGHTS,
+        closes_streams=True,
         refused={"regex": "llama.cpp takes regular expressions only inside a JSON schema"},
     ),
     ServerKind(

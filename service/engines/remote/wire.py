@@ -147,10 +147,12 @@ class Wire:
         *,
         silence_s: float | None,
         limit_s: float | None = None,
+        keep: bool = True,
     ) -> AsyncIterator[Incoming]:
         """Send a request; the body of the ``with`` block reads the answer.
 
-        silence_s: maximum time without a byte. limit_s: maximum time of everything.
+        silence_s: maximum time without a byte. limit_s: maximum time of everything. keep: use the
+        connection again.
         Raises ``Unreachable`` if nothing was sent, ``Silence``, or ``WireError``.
         """
         import aiohttp
@@ -165,6 +167,8 @@ class Wire:
             ceil_threshold=3600,
         )
         headers = {} if body is None else {"content-type": "application/json"}
+        if not keep:
+            headers["connection"] = "close"
         try:
             response = await self._opened().request(
                 method,
@@ -181,9 +185,10 @@ class Wire:
         incoming = Incoming(response)
         try:
             yield incoming
-            await incoming.drained()
+            if keep:
+                await incoming.drained()
         finally:
-            if response.content.at_eof():
+            if keep and response.content.at_eof():
                 response.release()
             else:
                 response.close()
@@ -275,6 +280,8 @@ def _unsent(error: Exception) -> WireError:
         error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
     ):
         return Unreachable(f"TLS failed: {_cause(error)}", permanent=True)
+    if isinstance(error.__cause__ or error, aiohttp.ClientConnectionResetError):
+        return Unreachable(f"the server closed the connection meanwhile: {_cause(error)}")
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return Unreachable(f"no connection: {_cause(error)}")
     if isinstance(error, (ssl.SSLError, FileNotFoundError)):

@@ -107,6 +107,31 @@ async def test_tls_with_a_ca_and_a_client_certificate(tmp_path: Path) -> None:
         await engine.close()
 
 
+@pytest.mark.parametrize(("kind", "kept"), [("llama.cpp", False), ("vllm", True)])
+async def test_no_request_on_a_connection_that_the_server_closes(kind: str, kept: bool) -> None:
+    """llama.cpp says keep-alive, and closes after a stream."""
+    async with pair(saying(GOOD), remote_kind=kind) as (front, back):
+        for _ in range(3):
+            assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
+    assert all((one.headers.get("connection") != "close") is kept for one in back.asked)
+    assert kept or len({id(one.writer) for one in back.asked}) == 3
+
+
+async def test_a_connection_that_the_server_has_closed_is_replaced() -> None:
+    async with scripted(saying(GOOD)) as back:
+        connections = wire.Wire(back.url, wire.WireOptions())
+        for _ in range(2):
+            assert (await connections.fetch("GET", "/v1/models", limit_s=10)).status == 200
+            session: Any = connections._opened()
+            ((idle, _),) = next(iter(session.connector._conns.values()))
+            # After the connection is chosen, before anything is written.
+            asyncio.get_running_loop().call_soon(idle.transport.close)
+            with pytest.raises(wire.Unreachable, match="closed the connection meanwhile"):
+                await connections.fetch("POST", "/v1/models", b"{}", limit_s=10)
+        assert len(back.paths) == 2, "nothing was sent"
+        await connections.close()
+
+
 async def test_429_with_retry_after_is_honoured() -> None:
     times: list[float] = []
 
