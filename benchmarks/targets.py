@@ -318,8 +318,8 @@ TARGETS = (
     ),
     Target(
         "remote_overhead",
-        "the same in per cent of the call",
-        lambda row: row["server"] == "llama.cpp",
+        "the same in per cent of an image analysis by the bundled model",
+        lambda row: row["server"] == "llama.cpp" and row["call"] == "analysis",
         _number("added, %"),
         5,
         at_least=False,
