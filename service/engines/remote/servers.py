@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.types import Grammar, GrammarKind
@@ -88,6 +88,21 @@ class ServerKind:
 def _response_format(grammar: Grammar) -> Fields:
     schema = {"name": "answer", "strict": True, "schema": Verbatim(grammar.source)}
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
+
+
+_LAYOUT = '"x-guidance":{"whitespace_flexible":false,"item_separator":", ","key_separator":": "}'
+"""Of llguidance, in the schema. Without it an answer may have any number of blanks and line breaks, and
+small models write them until the limit of tokens."""
+
+
+def _guidance_format(grammar: Grammar) -> Fields:
+    """A schema for llguidance, with one layout of JSON, unless the caller's schema sets its own."""
+    source = grammar.source.strip()
+    if not source.startswith("{") or '"x-guidance"' in source:
+        return _response_format(grammar)
+    rest = source[1:].lstrip()
+    comma = "" if rest.startswith("}") else ","
+    return _response_format(replace(grammar, source=f"{{{_LAYOUT}{comma}{rest}"))
 
 
 def _ollama_format(grammar: Grammar) -> Fields:
@@ -243,7 +258,7 @@ _RECORDS = (
     ServerKind(
         "mistral.rs",
         grammars={
-            **_JSON,
+            GrammarKind.JSON_SCHEMA: _guidance_format,
             GrammarKind.REGEX: _typed_regex,
             GrammarKind.CHOICE: _typed_regex,
         },

@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, preprocess
+from service.engines.remote.chat import dumps
 from service.engines.remote.images import Sizing, files
 from service.engines.remote.schemas import forms, simplified
+from service.engines.remote.servers import SERVERS
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from service.types import Grammar, GrammarKind
 from service.types import Image as DecodedImage
 from tests.service.engines.remote.scripted import Asked, completion, saying
 from tests.service.engines.remote.serving import GOOD, OBJECT, pair, question
@@ -179,3 +182,14 @@ def test_forms_allow_whatever_the_schema_allows() -> None:
         for value in ({"a": 3, "p1": "y"}, {"a": "x", "p1": ""}):
             jsonschema.validate(value, json.loads(form))
     assert "not" not in simplified(schema)
+
+
+@pytest.mark.parametrize("schema", [OBJECT, "{}", ' {"enum": ["a", {"b": 1.0}]}\n', "true"])
+def test_mistral_rs_gets_one_layout_of_json(schema: str) -> None:
+    form = SERVERS["mistral.rs"].grammars[GrammarKind.JSON_SCHEMA]
+    sent = json.loads(dumps(form(Grammar(GrammarKind.JSON_SCHEMA, schema))))
+    found = sent["response_format"]["json_schema"]["schema"]
+    if schema != "true":
+        layout = found.pop("x-guidance")
+        assert layout["whitespace_flexible"] is False
+    assert found == json.loads(schema)
