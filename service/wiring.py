@@ -36,8 +36,7 @@ def build_engines(
     """
     kind = ENGINES[settings.engine]
     model = BUNDLED_MODEL if settings.model == "bundled" else settings.model
-    build = kind.several or (lambda *args, **kwargs: [kind.build(*args, **kwargs)])
-    return build(
+    return kind.engines(
         model,
         settings.engine_settings,
         revision=settings.revision,

@@ -114,14 +114,24 @@ class EngineKind:
     Attributes:
         name: value of the setting ``engine``.
         settings: class of its settings.
-        build: makes the engine; imports what is heavy when it is called.
-        several: builds all engines of a kind whose settings may name several models; None: there is
-            one.
+        build: makes the engine; imports what is heavy when it is called. Of a kind whose settings
+            name one model.
+        several: makes the engines of a kind whose settings may name several models, in place of
+            ``build``.
         offered: whether help and errors name the engine; False for engines that only tests use.
     """
 
     name: str
     settings: type[EngineSettings]
-    build: Build
+    build: Build | None = None
     several: BuildSeveral | None = None
     offered: bool = True
+
+    def engines(
+        self, model: str | Path, settings: EngineSettings, **options: Any
+    ) -> Sequence[Engine]:
+        """The engines that the settings name; see `BuildSeveral`."""
+        if self.several is not None:
+            return self.several(model, settings, **options)
+        assert self.build is not None
+        return [self.build(model, settings, **options)]

@@ -5,10 +5,10 @@ valid, or an error. Importing this package imports no HTTP client.
 """
 
 from service.engines.kind import EngineKind
-from service.engines.remote.building import build, build_all
+from service.engines.remote.building import build
 from service.engines.remote.engine import RemoteEngine
 from service.engines.remote.options import RemoteSettings
 
 __all__ = ["KIND", "RemoteEngine"]
 
-KIND = EngineKind("remote", RemoteSettings, build, build_all)
+KIND = EngineKind("remote", RemoteSettings, several=build)

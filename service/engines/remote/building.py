@@ -31,20 +31,6 @@ def build(
     revision: str | None,
     max_images: int,
     on_progress: Callable[[str], None] | None,
-) -> RemoteEngine:
-    """The engine of calls that name no model; see `build_all`."""
-    return build_all(
-        model, settings, revision=revision, max_images=max_images, on_progress=on_progress
-    )[0]
-
-
-def build_all(
-    model: str | Path,
-    settings: RemoteSettings,
-    *,
-    revision: str | None,
-    max_images: int,
-    on_progress: Callable[[str], None] | None,
 ) -> list[RemoteEngine]:
     """Build the engines for the registry; see `service.engines.kind.BuildSeveral`. Models and
     revisions are chosen on the servers that run them.
