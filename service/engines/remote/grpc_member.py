@@ -31,7 +31,7 @@ from service.engines.remote.grpc_messages import (
 from service.engines.remote.images import Outgoing
 from service.engines.remote.members import NotBegun
 from service.engines.remote.own_errors import NOT_NOW, Told, cut, error_of
-from service.engines.remote.wire import WireOptions
+from service.engines.remote.wire import MAX_BODY_BYTES, WireOptions
 from service.errors import (
     BackEndFailed,
     BackEndRefusal,
@@ -50,6 +50,7 @@ CHECK_LIMIT_S = 5.0
 SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 PREPARE_LIMIT_S = 3.0
 """Time limit of the analysis of a grammar; less than this server has for it."""
+RECEIVE_LIMIT = "grpc.max_receive_message_length"
 MAX_REMEMBERED = 1024
 """Grammars that the server is known to take."""
 _PERMANENT = frozenset(
@@ -68,6 +69,8 @@ _NO_ANSWER = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
+TOO_LARGE = "CLIENT: Received message larger than max"
+"""How gRPC tells that it did not take a message of the server."""
 NOT_REACHED = "The model server cannot be reached."
 log = logging.getLogger(__name__)
 
@@ -228,7 +231,7 @@ class GrpcMember:
             timeout=_left_s(request.deadline),
             metadata=self._metadata(request.request_id),
         )
-        pieces = 0
+        pieces = size = 0
         texts: list[str] = []
         try:
             while True:
@@ -237,10 +240,14 @@ class GrpcMember:
                     raise invalid("incomplete", "ends without a result")
                 if event.HasField("result"):
                     last = self._last(event.result, "".join(texts), back_end)
-                    await asyncio.wait_for(call.read(), self._silence_s)  # its end
+                    if await asyncio.wait_for(call.read(), self._silence_s) is not grpc.aio.EOF:
+                        raise invalid("content", "goes on after its result")
                     yield last
                     return
                 pieces += 1
+                size += event.ByteSize()
+                if size > MAX_BODY_BYTES:
+                    raise invalid("too_large", "is larger than any complete answer")
                 texts.append(event.delta)
                 if event.delta:
                     yield Chunk(event.delta, usage=Usage(0, 0, pieces))
@@ -319,6 +326,8 @@ class GrpcMember:
             if _not_connected(told):
                 return NotBegun(_unavailable(NOT_REACHED), permanent=_untrusted(told))
             return _unavailable("The connection to the model server broke within an answer.")
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in told.message:
+            return invalid("too_large", "is larger than any complete answer")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return BackEndRefusal(
                 "The model server refuses the request, which is too large for it.",
@@ -356,7 +365,8 @@ class GrpcMember:
         if self._channel is None:
             scheme, address = self._url.split("://")
             options = (
-                *CHANNEL_OPTIONS,
+                *(one for one in CHANNEL_OPTIONS if one[0] != RECEIVE_LIMIT),
+                (RECEIVE_LIMIT, MAX_BODY_BYTES),
                 DIRECTLY,
                 ("grpc.min_reconnect_backoff_ms", int(self._options.connect_s * 1000)),
             )
