@@ -293,7 +293,8 @@ class GenerateRequest:
     messages: the whole conversation; the fields of the short form are then empty. tools: tools that
     the model may call, rendered as the chat template does. enforced: the caller was told that the
     engine enforces the grammar, so nothing that only checks answers may answer. deadline: time of the
-    event loop's clock after which nobody waits for the answer; None where there is none.
+    event loop's clock after which nobody waits for the answer; None where there is none. piecewise:
+    the text is read while it is generated; otherwise the engine may give it in one piece.
     """
 
     request_id: str
@@ -306,6 +307,7 @@ class GenerateRequest:
     tools: tuple[ToolDefinition, ...] = ()
     enforced: bool = False
     deadline: float | None = None
+    piecewise: bool = True
 
     def __post_init__(self) -> None:
         if self.messages and (self.user or self.system or self.images):

@@ -99,7 +99,7 @@ async def run(
     deadline = Deadline(timeout_s)
     request = check_request(capabilities, task, images, sampling, request_id, stop)
     enforced = strict or capabilities.enforcer is Enforcer.MASK
-    request = replace(request, deadline=deadline.at, enforced=enforced)
+    request = replace(request, deadline=deadline.at, enforced=enforced, piecewise=bool(stop))
     attempts = 1 + (retries if _another_may_fit(task, sampling, capabilities) else 0)
 
     async def answered() -> Answer:

@@ -214,13 +214,16 @@ class HttpMember:
     ) -> AsyncGenerator[Chunk, None]:
         """The answer, asked for in the strongest form that the server takes."""
         limit = True
+        stream = self._stream and (request.piecewise or not back_end.server.wholes)
+        # A whole answer that replaces a stream may take until the deadline.
+        silence_s = self._silence_s if stream or not self._stream else None
         waiting = self._grammars(request.grammar, back_end)
         while True:
             number, grammar = waiting[0]
-            plan = chat.Plan(grammar, self._stream, limit)
+            plan = chat.Plan(grammar, stream, limit)
             body = await _encoded(request, images, back_end, plan)
             try:
-                async with aclosing(self._exchange(body, back_end)) as chunks:
+                async with aclosing(self._exchange(body, back_end, stream, silence_s)) as chunks:
                     async for chunk in chunks:
                         yield chunk
             except _Refused as refused:
@@ -255,7 +258,9 @@ class HttpMember:
         while len(self._forms) > MAX_REMEMBERED:
             self._forms.popitem(last=False)
 
-    async def _exchange(self, body: bytes, back_end: BackEnd) -> AsyncGenerator[Chunk, None]:
+    async def _exchange(
+        self, body: bytes, back_end: BackEnd, stream: bool, silence_s: float | None
+    ) -> AsyncGenerator[Chunk, None]:
         """One request and its answer. Raises ``_Refused`` and ``NotBegun`` before the first
         chunk."""
         native = back_end.server.protocol is Protocol.OLLAMA
@@ -266,8 +271,8 @@ class HttpMember:
             "POST",
             path,
             body,
-            silence_s=self._silence_s,
-            keep=not (self._stream and back_end.server.closes_streams),
+            silence_s=silence_s,
+            keep=not (stream and back_end.server.closes_streams),
         )
         try:
             async with exchange as incoming:

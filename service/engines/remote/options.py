@@ -87,7 +87,7 @@ class RemoteSettings(EngineSettings):
         le=86_400,
         allow_inf_nan=False,
         description="Maximum time without a byte of an answer, in seconds; with --no-remote-stream "
-        "of the whole answer.",
+        "of the whole answer. Whole answers of llama.cpp may take until the deadline of the request.",
     )
     remote_start_s: float = Field(
         60.0,

@@ -59,6 +59,8 @@ class ServerKind:
         own: a server of this project, whose errors have reasons that callers know.
         closes_streams: closes the connection after a stream, and does not say so. A request on such a
             connection would be lost.
+        wholes: an answer that nobody reads piece by piece is asked for as a whole: a stream costs the
+            server more, and it notices callers that leave without one, too.
         limits_itself: without a maximum number of tokens the server takes the same as this service.
         schema_errors: statuses of a request that the server refused before it generated anything,
             perhaps for its schema.
@@ -79,6 +81,7 @@ class ServerKind:
     describes_itself: bool = False
     own: bool = False
     closes_streams: bool = False
+    wholes: bool = False
     limits_itself: bool = False
     schema_errors: frozenset[int] = frozenset({400, 422})
     keywords: frozenset[str] | None = None
@@ -218,6 +221,7 @@ _RECORDS = (
         token_limit=MAX_TOKENS,
         no_thinking=_TEMPLATE_WITHOUT_THOUGHTS,
         closes_streams=True,
+        wholes=True,
         refused={"regex": "llama.cpp takes regular expressions only inside a JSON schema"},
     ),
     ServerKind(

@@ -15,6 +15,7 @@ import pytest
 from service.engines.remote import wire
 from service.engines.remote.http_member import retry_after_s
 from service.errors import EngineUnavailable
+from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from tests.service.certificates import Authority
 from tests.service.engines.remote.scripted import (
     Asked,
@@ -73,6 +74,11 @@ async def test_connection_refused_for_good() -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "BACKEND_UNREACHABLE")
 
 
+def streamed() -> pb.StreamTaskRequest:
+    asked = question()
+    return pb.StreamTaskRequest(task=asked.task)
+
+
 def server_tls(authority: Authority, *, asks_for_client: bool = False) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*authority.issue("server"))
@@ -112,9 +118,23 @@ async def test_no_request_on_a_connection_that_the_server_closes(kind: str, kept
     """llama.cpp says keep-alive, and closes after a stream."""
     async with pair(saying(GOOD), remote_kind=kind) as (front, back):
         for _ in range(3):
-            assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
+            events = [event async for event in front.stub.StreamTask(streamed(), timeout=10)]
+            assert events[-1].result.json == GOOD
     assert all((one.headers.get("connection") != "close") is kept for one in back.asked)
     assert kept or len({id(one.writer) for one in back.asked}) == 3
+
+
+async def test_llama_cpp_is_asked_for_a_whole_answer_where_nobody_reads_the_pieces() -> None:
+    async with pair(saying(GOOD), remote_kind="llama.cpp", remote_silence_s=0.5) as (front, back):
+
+        async def late(one: Asked) -> None:
+            if not one.json["stream"]:
+                await asyncio.sleep(1.5)  # longer than the silence that a stream may have
+            await saying(GOOD)(one)
+
+        back.chat = late
+        assert (await front.stub.RunTask(question(), timeout=60)).result.text == GOOD
+    assert [one.json["stream"] for one in back.asked] == [False]
 
 
 async def test_a_connection_that_the_server_has_closed_is_replaced() -> None:
