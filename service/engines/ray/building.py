@@ -36,6 +36,7 @@ def build(
         target_ongoing=settings.target_ongoing,
         text_delay_s=settings.ray_text_delay_s,
     )
+    assert settings.inner_kind.build is not None, "an inner engine has one model"
     sent = portable(model)
     agreed = {name: str(value) for name, value in inner.model_dump(mode="json").items()}
     agreed |= {
