@@ -100,7 +100,7 @@ def test_details_name_the_family_and_the_precision_of_its_state(
     from service.engines.lmdeploy import building
 
     native = SimpleNamespace(engine_config=SimpleNamespace(dtype=model))
-    host: Any = SimpleNamespace(backend=TURBOMIND, native=native)
+    host: Any = SimpleNamespace(backend=TURBOMIND, native=native, limits_lengths=True)
     config: Any = SimpleNamespace(dtype="bfloat16", family=QWEN3_5, state_dtype=asked)
     found = building.describe(host, Options("model"), config)
     assert (found["family"], found["state_dtype"], found["deepstack"]) == ("Qwen3.5", kept, "none")

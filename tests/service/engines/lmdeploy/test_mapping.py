@@ -267,7 +267,8 @@ def test_details_name_the_mode_and_the_fallback(monkeypatch: pytest.MonkeyPatch)
     def details(runs: str, active: bool, **options: Any) -> dict[str, str]:
         found = SimpleNamespace(active=active, reason="/opt/module.so lacks a function")
         monkeypatch.setattr(deepstack, "status", lambda: found)
-        host: Any = SimpleNamespace(backend=runs, native=SimpleNamespace(engine_config=None))
+        native = SimpleNamespace(engine_config=None)
+        host: Any = SimpleNamespace(backend=runs, native=native, limits_lengths=True)
         config: Any = SimpleNamespace(dtype="bfloat16", family=QWEN3_VL, state_dtype=None)
         return building.describe(host, Options("model", **options), config)
 
