@@ -61,7 +61,7 @@ ENV QWEN3VL_DEVICE=cpu
 FROM runtime AS cuda
 COPY --from=build-cuda /opt/venv /opt/venv
 # The CUDA libraries come with the wheels; the driver comes from the host through the NVIDIA container runtime.
-ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility QWEN3VL_DEVICE=cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Triton and TileLang, which LMDeploy uses, compile small launchers at run time.
 USER 0
 # hadolint ignore=DL3008
