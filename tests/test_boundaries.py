@@ -89,6 +89,7 @@ OUTER = {"__main__", "batch", "cli", "client", "wiring", "pb"}
 REGISTRY = {"service.engines.kind", "service.engines.registry"}
 
 DEFERRED = {
+    "service/batch": "Ray reads its environment at its import, and users of Ray import it first",
     "service/cli": "the command line answers --help without loading what a command needs",
     "service/engines": "torch, LMDeploy and the hub are imported when an engine starts",
     "service/http_api/server.py": "the client for HTTP is imported where images are fetched by URL",

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from service.batch.counts import ShardCounter
 from service.batch.engine import BatchEngine, Work
@@ -29,6 +28,8 @@ class ShardActor:
 
     def __init__(self, settings: Settings, work: Work, output: str, count: int, board: Any) -> None:
         self._work, self._output, self._count, self._board = work, Output(output), count, board
+        import ray
+
         self._engine: BatchEngine | None = None
         # An error here would be for the next call: Ray prints errors of constructors.
         if not ray.get(board.start.remote()):
@@ -59,6 +60,8 @@ class ShardActor:
         self._board.finish.remote(number, counter.counts)
 
     def _fail(self, text: str) -> None:
+        import ray
+
         ray.get(self._board.fail.remote(text))  # the driver reads it there
 
 

@@ -1,16 +1,16 @@
-"""The driver of a run: plans the shards, gives them to actors on Ray, and shows the progress."""
+"""The driver of a run: plans the shards, gives them to actors on Ray, and shows the progress.
+
+Ray reads its environment when it is imported, so that comes after `CONNECTION` has prepared it.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 from service import __version__
 from service.batch.actors import ShardActor
@@ -21,6 +21,8 @@ from service.batch.outputs import Output, check_names, plan_of
 from service.batch.places import is_local, opened
 from service.batch.request import record_of
 from service.batch.sources import InputOptions, Piece, Source, list_input
+from service.engines.ray.cluster import CONNECTION, ClusterOptions
+from service.errors import EngineUnavailable
 from service.settings import Settings
 
 MIB = 1 << 20
@@ -107,6 +109,9 @@ def _answer(
     resources: Resources,
 ) -> Counts:
     """Have actors answer the shards that are not done."""
+    import ray
+    import ray.data
+
     pieces = source.pieces
     todo = [number for number in range(len(pieces)) if number not in done]
     actors, gpus = _actors(settings, resources, len(todo))
@@ -142,11 +147,15 @@ def _answer(
 
 def _shards(pieces: Sequence[Piece], todo: Sequence[int]) -> Any:
     """A data set with a block for each shard."""
+    import ray.data
+
     rows = [{"shard": number, "piece": pickle.dumps(pieces[number])} for number in todo]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
 def _look(board: Any) -> Snapshot | None:
+    import ray
+
     try:
         state: Snapshot = ray.get(board.snapshot.remote(), timeout=LOOK_S)
     except Exception:  # the display is not worth an error; the run itself tells what is wrong
@@ -160,14 +169,13 @@ def _ended(board: Any, error: Exception) -> BatchError:
     if state is not None and state.failure:
         return BatchError(state.failure)
     text = str(error).strip().splitlines() or [type(error).__name__]
-    return BatchError(
-        f"the engine cannot be started: {text[-1]}\n"
-        "The logs of its process are in /tmp/ray/session_latest/logs of its machine."
-    )
+    return BatchError(f"the engine cannot be started: {text[-1]}")
 
 
 def _actors(settings: Settings, resources: Resources, todo: int) -> tuple[int, float]:
     """The number of actors, and the GPUs of each. Raises ``BatchError`` for more than there is."""
+    import ray
+
     there = ray.cluster_resources()
     gpus = resources.gpus
     if gpus is None:
@@ -189,27 +197,15 @@ def _actors(settings: Settings, resources: Resources, todo: int) -> tuple[int, f
 def _ray(resources: Resources) -> Iterator[None]:
     """A connection to Ray: to a cluster, or to one that lives as long as the body. Ray writes
     nothing to the terminal."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options = ClusterOptions(
+        resources.address, OBJECT_STORE_BYTES, (resources.actors or 1) * resources.cpus
+    )
     try:
-        if resources.address is None:
-            cpus = max(os.cpu_count() or 1, int((resources.actors or 1) * resources.cpus))
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                **quiet,
-            )
-        else:
-            ray.init(address=resources.address, **quiet)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-        where = resources.address or "this machine"
-        raise BatchError(f"Ray cannot be used on {where}: {error}") from None
+        CONNECTION.open(options)
+    except EngineUnavailable as error:
+        raise BatchError(error.message) from None
+    import ray.data
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -217,4 +213,4 @@ def _ray(resources: Resources) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        CONNECTION.close()

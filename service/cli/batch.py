@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -45,6 +46,7 @@ def batch(
     from service.batch.request import work_of
     from service.batch.sources import InputOptions
 
+    logging.getLogger().addHandler(logging.NullHandler())  # errors are printed here, by us
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         work = work_of(request, settings, accept_empty)

@@ -166,7 +166,6 @@ NO_REASONS |= {"MAX_STATES"}  # in a module's __all__
 NO_REASONS |= {"DEADLINE_EXCEEDED", "NOT_READ"}  # in the access log alone
 NO_REASONS |= {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
 NO_REASONS |= {"DEPLOY_FAILED"}  # a status of Ray Serve
-NO_REASONS |= {"RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"}  # variables
 
 
 def reasons_in_the_code() -> set[str]:
