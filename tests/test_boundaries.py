@@ -267,6 +267,7 @@ RULES: dict[str, Callable[[Sources], set[str]]] = {
         "service/wiring.py",
         "service/settings.py",
         "service/cli/discover.py",
+        "service/batch/job.py",  # the connection to Ray alone
         of=("service.engines",),
     ),
     "generated code stays at the edge": only_in(
