@@ -173,7 +173,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("write", "options", "text"), BAD, ids=lambda one: str(one)[:30])
+@pytest.mark.parametrize(("write", "options", "text"), BAD, ids=[text for _, _, text in BAD])
 def test_an_input_that_cannot_be_used(
     tmp_path: Path, write: Any, options: dict[str, Any], text: str
 ) -> None:
