@@ -36,6 +36,10 @@ QUEUE_LINES = 4096
 """Lines that wait for the writer; a line of a call has about 300 bytes."""
 BATCH_LINES = 64
 """Lines that one system call writes."""
+GATHER_S = 0.01
+"""How long the writer waits for further lines before it writes: a thread that wakes for every line
+takes turns with the event loop, which costs each call more than its line does. A process that is
+killed loses what came in that time; one that ends by itself writes it first."""
 FLUSH_LIMIT_S = 2.0
 """How long the end of the process waits for lines that are not written yet."""
 
@@ -179,6 +183,8 @@ class QueueHandler(logging.handlers.QueueHandler):
         while True:
             lines: list[str] = []
             entry = self.queue.get()
+            if isinstance(entry, str) and self.queue.qsize() < BATCH_LINES:
+                time.sleep(GATHER_S)
             while isinstance(entry, str):
                 lines.append(entry)
                 if len(lines) == BATCH_LINES or self.queue.empty():

@@ -182,6 +182,27 @@ class Stuck:
         self.text += data.decode()
 
 
+def test_lines_that_come_together_are_written_together(
+    levels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer wakes once for the lines of many calls."""
+    woken, said, writes = threading.Event(), threading.Event(), list[bytes]()
+
+    def gather(_: float) -> None:
+        woken.set()
+        said.wait(30)
+
+    monkeypatch.setattr(logs.time, "sleep", gather)
+    logs.configure(write=lambda data: (woken.set(), writes.append(data)))
+    logs.log.warning("the first")
+    assert woken.wait(30)
+    logs.log.warning("the second")
+    said.set()
+    assert logs.flush(limit_s=30)
+    (text,) = writes
+    assert text.count(b"\n") == 2
+
+
 async def test_a_log_that_nobody_reads_costs_lines_and_no_calls(
     levels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
