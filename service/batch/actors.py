@@ -57,7 +57,13 @@ class ShardActor:
         except BatchError as error:
             self._fail(str(error))
             raise
-        self._board.finish.remote(number, counter.counts)
+        except Exception as error:
+            traceback.print_exc()  # into the log of this process
+            self._fail(f"shard {number} cannot be answered: {type(error).__name__}: {error}")
+            raise
+        import ray
+
+        ray.get(self._board.finish.remote(number, counter.counts))
 
     def _fail(self, text: str) -> None:
         import ray

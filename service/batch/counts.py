@@ -78,7 +78,7 @@ class Board:
         if self._starts_left < 0:
             shards = ", ".join(map(str, sorted(self._open))) or "none"
             self.fail(
-                f"the process of an engine has ended {self._most_starts} times and no shard was "
+                f"engines were started more than {self._most_starts} times and no shard was "
                 f"finished. Shards in work: {shards}. On a cluster, the logs of the processes are "
                 "in /tmp/ray/session_latest/logs of their machine."
             )

@@ -10,6 +10,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -139,13 +140,16 @@ class BatchEngine:
     async def _shard(self, work: Work, piece: Piece, on_row: OnRow) -> pa.Table:
         keys: list[pa.Table] = []
         answering: list[asyncio.Task[Row]] = []
+        unseen = deque[asyncio.Task[Row]]()
         rows = piece.read(self._settings.max_image_bytes)
         try:
             while (some := await asyncio.to_thread(next, rows, None)) is not None:
                 keys.append(some.keys)
                 for loads in some.images:
                     answering.append(await self._begin(work, loads, on_row))
-                    _raise_failures(answering)
+                    unseen.append(answering[-1])
+                    while unseen and unseen[0].done():
+                        unseen.popleft().result()
             answers = await asyncio.gather(*answering)
         except (pa.ArrowInvalid, OSError) as error:
             raise BatchError(f"the input cannot be read: {error}") from None
@@ -229,12 +233,6 @@ def _plain(value: Any) -> Any:
 def _copy(image: EncodedImage) -> EncodedImage:
     """A copy, because the bytes of a call are released when it ends."""
     return replace(image)
-
-
-def _raise_failures(tasks: Sequence[asyncio.Task[Row]]) -> None:
-    for one in tasks:
-        if one.done() and not one.cancelled() and one.exception() is not None:
-            one.result()
 
 
 def _end(running: asyncio.Task[None]) -> None:

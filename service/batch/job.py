@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,8 +142,8 @@ def _answer(
             raise
         except Exception as error:
             raise _ended(board, error) from None
-    last: Snapshot = ray.get(board.snapshot.remote(), timeout=LOOK_S)
-    return last.counts
+    last = _look(board)
+    return Counts() if last is None else last.counts
 
 
 def _shards(pieces: Sequence[Piece], todo: Sequence[int]) -> Any:
@@ -169,7 +170,7 @@ def _ended(board: Any, error: Exception) -> BatchError:
     if state is not None and state.failure:
         return BatchError(state.failure)
     text = str(error).strip().splitlines() or [type(error).__name__]
-    return BatchError(f"the engine cannot be started: {text[-1]}")
+    return BatchError(f"the run cannot go on: {text[-1]}")
 
 
 def _actors(settings: Settings, resources: Resources, todo: int) -> tuple[int, float]:
@@ -200,10 +201,13 @@ def _ray(resources: Resources) -> Iterator[None]:
     options = ClusterOptions(
         resources.address, OBJECT_STORE_BYTES, (resources.actors or 1) * resources.cpus
     )
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         CONNECTION.open(options)
     except EngineUnavailable as error:
         raise BatchError(error.message) from None
+    for number, handler in handlers.items():  # Ray has replaced them
+        signal.signal(number, handler)
     import ray.data
 
     context = ray.data.DataContext.get_current()

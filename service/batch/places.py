@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -51,14 +50,12 @@ def files_below(place: str) -> tuple[str, list[Any]]:
         found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
         raise BatchError(f"{place} cannot be read: {error}") from None
-    files = [one for one in found if one.type == fs.FileType.File]
-    shown = [one for one in files if not _hidden(one.path[len(path) + 1 :])]
+    try:
+        files = [one for one in found if one.type == fs.FileType.File]
+        shown = [one for one in files if not _hidden(one.path[len(path) + 1 :])]
+    except UnicodeDecodeError as error:
+        raise BatchError(f"{place} has a file whose name is not UTF-8: {error}") from None
     return path, sorted(shown, key=lambda one: one.path)
-
-
-def relative(paths: Iterator[str], root: str) -> list[str]:
-    """Paths below a folder, without it."""
-    return [path[len(root) + 1 :] for path in paths]
 
 
 def _hidden(path: str) -> bool:

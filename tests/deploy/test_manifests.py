@@ -246,7 +246,7 @@ def test_pods_are_scaled_by_a_metric_that_exists() -> None:
         (DEPLOY / "kubernetes/components/autoscaling/prometheus-adapter.yaml").read_text()
     )
     assert rules["rules"]["custom"][0]["seriesQuery"].startswith(name + "{")
-    assert scaler["minReplicas"] == deployment["spec"]["replicas"]
+    assert "replicas" not in deployment["spec"], "every apply would undo the autoscaler's work"
 
 
 def test_the_route_leads_to_the_service() -> None:
@@ -361,7 +361,10 @@ def runnable(folder: Path, drop_in: str | None = None) -> Path:
 def test_systemd_accepts_the_unit(drop_in: str | None, tmp_path: Path) -> None:
     words = [tool("systemd-analyze"), "verify", "--man=no", str(runnable(tmp_path, drop_in))]
     done = subprocess.run(words, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    ours = [
+        line for line in done.stderr.splitlines() if "qwen3vl" in line
+    ]  # others: of this machine
+    assert (done.returncode, ours) == (0, [])
 
 
 def test_systemd_finds_little_that_is_exposed(tmp_path: Path) -> None:

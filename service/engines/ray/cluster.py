@@ -23,9 +23,14 @@ from service.errors import EngineUnavailable
 
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Environment of every process of Ray that this one starts: no reports to Ray's authors."""
-LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_worker_niceness": "0"}
+LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 """Environment of a Ray of our own. The first makes it listen on loopback, as it does by default on these
-systems, on every system. The second gives replicas the priority of other processes: Ray's default is low."""
+systems, on every system. The second gives replicas the priority of other processes: Ray's default is low.
+The third starts no idle process for each core, for which a connection would wait without a limit."""
 TOKEN = "RAY_AUTH_TOKEN"
 LONGEST_FOLDER = 40
 """Maximum length of the folder of Ray: the paths of its sockets are longer, and the system takes 107
@@ -109,6 +114,9 @@ class Connection:
             raise EngineUnavailable(
                 f"Ray {where} cannot be used: {text[0] if text else type(error).__name__}"
             ) from error
+        except BaseException:  # Ctrl-C
+            self._remove_folder()
+            raise
 
     def _remove_folder(self) -> None:
         if self._folder is not None:
@@ -117,12 +125,6 @@ class Connection:
 
 
 CONNECTION = Connection()
-
-_QUIET_DRIVER = {
-    "logging_level": logging.WARNING,
-    "log_to_driver": False,
-    "configure_logging": False,
-}
 
 
 def _local(options: ClusterOptions, folder: str) -> dict[str, Any]:

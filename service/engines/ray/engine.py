@@ -71,6 +71,7 @@ class RayEngine:
         self._on_progress = on_progress or (lambda message: None)
         self._name = uuid.uuid4().hex
         self._starting = asyncio.Lock()
+        self._opening: asyncio.Task[None] | None = None
         self._connected = False
         self._closed = asyncio.Event()
         self._capabilities: Capabilities | None = None
@@ -111,13 +112,21 @@ class RayEngine:
                 return
             self._on_progress("connecting to Ray")
             opening = asyncio.create_task(asyncio.to_thread(CONNECTION.open, self._cluster))
+            self._opening = opening
             try:
                 await asyncio.shield(opening)
             finally:
                 # A thread goes on when its task is cancelled: what it opens has to be closed.
                 opening.add_done_callback(self._opened)
             keep_signals()
-            await or_closed(self._join(), self._closed)
+            joining = asyncio.wait_for(self._join(), self._start_s + ATTEND_S)
+            try:
+                await or_closed(joining, self._closed)
+            except TimeoutError:
+                raise EngineUnavailable(
+                    f"ray_start_s: Ray did not answer within {self._start_s:g} s. "
+                    f"{self._report.message}".rstrip()
+                ) from None
 
     async def prepare(self, grammar: Grammar) -> None:
         """Have a replica compile a grammar; the others compile it with the first request that needs
@@ -182,6 +191,8 @@ class RayEngine:
             await asyncio.wait([self._attending])
             self._attending = None
         async with self._starting:
+            if self._opening is not None:  # its thread goes on when the start was cancelled
+                await asyncio.wait([self._opening])
             if not self._connected:
                 return
             self._connected = False

@@ -144,7 +144,10 @@ class Registrar:
                     log.warning("Ray does not tell the state of the replicas", exc_info=True)
                     self._report = Report(message="Ray does not tell the state of the replicas")
                 if (gone_s := self._users.gone_s()) and gone_s >= self._plan.linger_s:
-                    await asyncio.to_thread(self._end)
+                    try:
+                        await asyncio.to_thread(self._end)
+                    except Exception:  # of Ray, of many types; the next look tries again
+                        log.warning("the deployment could not be ended", exc_info=True)
 
     def _replicas(self) -> Report:
         from ray import serve

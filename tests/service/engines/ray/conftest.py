@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from service.engines.ray.cluster import CONNECTION
+from service.errors import EngineUnavailable
 from tests.service.engines.ray.clusters import CLUSTER
 
 
@@ -14,6 +15,9 @@ def cluster() -> Iterator[None]:
     """Ray on this machine, started once for all tests of this process."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, at its import and start
-        CONNECTION.open(CLUSTER)
+        try:
+            CONNECTION.open(CLUSTER)
+        except EngineUnavailable:  # Ray gives itself 30 s to start, whatever else the machine does
+            CONNECTION.open(CLUSTER)
     yield
     CONNECTION.close()

@@ -18,7 +18,7 @@ from service.errors import EngineUnavailable
 from service.types import Chunk, GenerateRequest, Sampling
 from tests.service.engines.conformance import collect, generate
 from tests.service.engines.ray.clusters import START_S, busy, on_ray
-from tests.service.engines.ray.talking import HOLD, LONG, PROCESS, TalkingEngine, broken
+from tests.service.engines.ray.talking import BEGIN, HOLD, PROCESS, TalkingEngine, broken
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("cluster")]
 
@@ -73,8 +73,13 @@ async def test_a_lost_replica(tmp_path: Path) -> None:
     await engine.start()
     try:
         await with_replicas(engine, 2)
+
+        async def both_answer() -> bool:
+            return len({await said(engine, PROCESS) for _ in range(8)}) == 2
+
+        await eventually(both_answer)
         flag = tmp_path / "go"
-        streams = [generate(engine, request(LONG)) for _ in range(8)]
+        streams = [generate(engine, request(f"{BEGIN} {flag}")) for _ in range(8)]
         firsts = await asyncio.gather(*(anext(one) for one in streams))
         processes = [int(first.text) for first in firsts]
         assert len(set(processes)) == 2
@@ -87,14 +92,16 @@ async def test_a_lost_replica(tmp_path: Path) -> None:
 
         os.kill(processes[0], signal.SIGKILL)
         for process, stream in zip(processes, streams, strict=True):
-            async with aclosing(stream):
-                if process != processes[0]:
-                    assert (await rest_of(stream))[-1].finish_reason is not None
-                    continue
-                with pytest.raises(EngineUnavailable) as raised:
-                    await rest_of(stream)
+            if process == processes[0]:
+                async with aclosing(stream):
+                    with pytest.raises(EngineUnavailable) as raised:
+                        await rest_of(stream)
                 assert raised.value.reason == "REPLICA_LOST"
         flag.touch()
+        for process, stream in zip(processes, streams, strict=True):
+            if process != processes[0]:
+                async with aclosing(stream):
+                    assert (await rest_of(stream))[-1].finish_reason is not None
         answers = await asyncio.wait_for(asyncio.gather(*held), START_S)
         assert len(answers) == 8
         assert str(processes[0]) not in answers
