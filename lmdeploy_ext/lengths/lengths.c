@@ -532,6 +532,14 @@ static struct Entry *add(struct Map *map, const void *key) {
     return entry;
 }
 
+// The matchers of limits that nobody needs any more: a request keeps its grammar until it has ended.
+static void drop_followers(const struct Limits *limits) {
+    for (struct Entry *one = matchers.oldest, *next; one; one = next) {
+        next = one->newer;
+        if (one->follower->limits == limits) drop(&matchers, one->key);
+    }
+}
+
 // Sets the limits of a compiled grammar, given the address of its implementation; NULL removes them.
 void hook_limit(const void *grammar, struct Limits *limits) {
     pthread_mutex_lock(&lock);
@@ -539,6 +547,8 @@ void hook_limit(const void *grammar, struct Limits *limits) {
         add(&grammars, grammar)->limits = limits;
         atomic_fetch_add(&limits->owners, 1);
     } else {
+        const struct Entry *found = *place_of(&grammars, grammar);
+        if (found) drop_followers(found->limits);
         drop(&grammars, grammar);
     }
     pthread_mutex_unlock(&lock);
@@ -615,7 +625,9 @@ static bool fill(void *self, struct Tensor *mask, int row, bool debug) {
     if (found) {
         int64_t words;
         uint32_t *bits = row_of(mask, row, &words);
-        if (words >= found->follower->limits->vocabulary->words) {
+        if (words < found->follower->limits->vocabulary->words) {
+            ++counters[BROKEN];
+        } else {
             ++counters[NARROWED];
             lengths_narrow(found->follower, bits);
             is_needed = true;  // false would mean that the mask allows everything

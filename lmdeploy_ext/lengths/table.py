@@ -75,6 +75,11 @@ class Table:
         ]
         self.ends: list[int] = node_rows[:, 2].tolist()
 
+    @property
+    def size_bytes(self) -> int:
+        """Approximate memory; the dictionary of a node takes about 240 bytes."""
+        return 4 * self.numbers.nbytes + 240 * len(self.edges)
+
     def _check(
         self,
         rows: NDArray[np.int32],
@@ -90,6 +95,7 @@ class Table:
         fits = (
             0 <= self.root < len(rows)
             and within(rows[:, :2], 0, 2**31)
+            and self.least_maximum <= int(rows[:, 1].min())
             and within(rows[:, 2], NONE, len(nodes))
             and within(rows[:, [3, 6]], 0, len(rows))
             and within(items, 0, len(rows))

@@ -14,10 +14,10 @@ from service.grpc_api.large_messages import LargeMessages, received_bytes
 from service.inference.ahead import ahead
 from service.inference.calls import Call, TaskDescription
 from service.inference.pipeline import Inference
+from service.inference.request_checks import on_engine
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1 import vision_pb2_grpc as pb_grpc
 from service.runtime import Runtime
-from service.schema_compiler.report import under
 from service.tasks.contract import Task
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -110,5 +110,7 @@ class VisionServicer(pb_grpc.VisionServiceServicer):
 
     def _described(self, task: Task) -> TaskDescription:
         """The public description of a task on this engine."""
-        report = task.report and under(self.inference.capabilities, task.report)
-        return TaskDescription(task.name, task.description, task.needs_image, task.grammar, report)
+        task = on_engine(task, self.inference.capabilities)
+        return TaskDescription(
+            task.name, task.description, task.needs_image, task.grammar, task.report
+        )

@@ -109,7 +109,7 @@ async def run(
         while True:
             options = _sampling_of(sampling, len(thrown_away), capabilities)
             again = replace(request, sampling=options)
-            collected = _Chunks(_check(task, capabilities, limits))
+            collected = _Chunks(await _check(task, capabilities, limits))
             try:
                 await _collect(engine, again, task, stop, collected)
                 result = await _finish(
@@ -152,7 +152,7 @@ async def stream(
     request = check_request(capabilities, task, images, sampling, request_id, stop)
     enforced = strict or capabilities.enforcer is Enforcer.MASK
     request = replace(request, deadline=deadline.at, enforced=enforced)
-    collected = _Chunks(_check(task, capabilities, limits))
+    collected = _Chunks(await deadline.wait(_check(task, capabilities, limits), late))
     if task.grammar is not None:
         field = task.grammar_field
         await deadline.wait(prepare(engine, task.grammar, field, compile_timeout_s), late)
@@ -171,15 +171,18 @@ async def stream(
     yield answer
 
 
-def _check(task: Task, capabilities: Capabilities, limits: SchemaLimits) -> PrefixCheck | None:
+async def _check(
+    task: Task, capabilities: Capabilities, limits: SchemaLimits
+) -> PrefixCheck | None:
     """What finds violations before the answer ends; None where the grammar rules them out, and where
-    the answer is not validated as it is written."""
+    the answer is not validated as it is written. A schema that is new to this process takes time, so
+    it is read in a thread."""
     grammar, report = task.grammar, task.report
     if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA or report is None:
         return None
-    if task.document is not None:
+    if task.document is not None or not _is_checked(task):
         return None
-    return prefix_check(grammar.source, report, capabilities, limits)
+    return await asyncio.to_thread(prefix_check, grammar.source, report, capabilities, limits)
 
 
 def _is_checked(task: Task) -> bool:

@@ -413,7 +413,7 @@ def _size(grammar: Grammar, result: Analysed | GrammarError) -> int:
         texts += [rewrite.pointer, rewrite.what, " " * 150]
     for warning in result.report.warnings:
         texts += [warning.pointer, warning.message, " " * 150]
-    return _ENTRY_BYTES + sum(map(len, texts))
+    return _ENTRY_BYTES + sum(map(len, texts)) + len(result.grammar.lengths)
 
 
 def _too_slow(grammar: Grammar, limit_s: float) -> GrammarError:

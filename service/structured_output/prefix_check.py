@@ -9,6 +9,7 @@ is invalid. What it does not understand, it leaves to the final validation.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -27,7 +28,10 @@ MAX_PIECE = 64 * 1024
 MAX_CLAIMS = 500
 """Subschemas that are followed for one value; a schema with more is left to the final validation."""
 _BUDGET_S, _BUDGET_STEPS = 0.05, 2_000_000
-"""Bounds of the work on one value."""
+"""Bounds of the work on one piece."""
+_SAVED_S, _PER_PIECE_S = 0.25, 0.0001
+"""Processor time for one answer: at its start, and what each piece adds. Without time left, the final
+validation decides: the event loop has other answers to serve."""
 OF_VALUES = frozenset(
     {
         "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
@@ -131,7 +135,16 @@ class PrefixCheck:
         self._rest = ""
         self._expects = "value"
         self._violation: Violation | None = None
-        self._active = True
+        subschemas = self._checked.subschemas
+        # What a dynamic reference stands for depends on the way to it, which is not known here.
+        dynamic = subschemas.embedded and any(key != "$ref" for _, key in subschemas.targets)
+        self._active = not dynamic
+        self._left_s = _SAVED_S
+
+    @property
+    def is_active(self) -> bool:
+        """Whether further pieces are read."""
+        return self._active
 
     def feed(self, piece: str) -> Violation | None:
         """Read the next piece of the text; the first violation that cannot be mended."""
@@ -140,14 +153,19 @@ class PrefixCheck:
         if len(piece) > MAX_PIECE:
             self._active = False
             return None
+        begun = time.thread_time()
+        self._left_s = min(_SAVED_S, self._left_s + _PER_PIECE_S)
         try:
-            with bounded(Budget(_BUDGET_S, _BUDGET_STEPS)):
+            with bounded(Budget(min(_BUDGET_S, self._left_s), _BUDGET_STEPS)):
                 self._read(self._rest + piece)
         except _Found:
             self._active = False
         except (_GiveUp, BudgetExceeded, RecursionError, jsontext.JsonTextError):
             self._active = False
             self._violation = None
+        self._left_s -= time.thread_time() - begun
+        if self._left_s <= 0:
+            self._active = False
         return self._violation
 
     # The text, token by token

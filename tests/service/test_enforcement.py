@@ -714,3 +714,19 @@ async def test_a_registered_task_on_an_engine_that_enforces_no_grammars() -> Non
         strict = strictly(run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]))
         error = await failure(started.stub.RunTask(strict, timeout=5))
         assert error.reason == "SCHEMA_NOT_ENFORCED"
+
+
+async def test_a_registered_task_on_an_engine_that_does_not_limit_lengths(tmp_path: Path) -> None:
+    """A list of tasks says what the answers say: a long string is only checked there."""
+    schema = {
+        "type": "object",
+        "properties": {"s": {"type": "string", "maxLength": 500}},
+        "required": ["s"],
+        "additionalProperties": False,
+    }
+    task = {"name": "long", "description": "d", "user": "u", "json_schema": schema}
+    (tmp_path / "long.json").write_text(json.dumps(task))
+    async with running(FakeEngine('{"s": "x"}'), tasks_dir=tmp_path) as started:
+        found = await started.stub.GetTask(pb.GetTaskRequest(name="long"), timeout=5)
+        answer = await started.stub.RunTask(run_request(pb.Task(name="long")), timeout=5)
+    assert found.task.enforcement == answer.result.enforcement == pb.ENFORCEMENT_CHECKED

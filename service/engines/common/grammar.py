@@ -81,7 +81,8 @@ class CompiledGrammar:
     @property
     def size_bytes(self) -> int:
         """Memory of the compiled grammar, in bytes."""
-        return int(self.automaton.memory_size_bytes)
+        beside = 0 if self.lengths is None else self.lengths.size_bytes
+        return int(self.automaton.memory_size_bytes) + beside
 
 
 class GrammarCompiler:

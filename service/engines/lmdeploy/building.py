@@ -23,7 +23,15 @@ from service.engines.common.chat import Chat
 from service.engines.common.config import TextConfig
 from service.engines.lmdeploy.generations import choose_dtype
 from service.engines.lmdeploy.hosts import Host, PyTorchHost, TurboMindHost
-from service.engines.lmdeploy.options import CACHE_BITS, PYTORCH, TURBOMIND, Options, unsupported
+from service.engines.lmdeploy.options import (
+    CACHE_BITS,
+    LENGTHS_BESIDE,
+    LENGTHS_COUNTED,
+    PYTORCH,
+    TURBOMIND,
+    Options,
+    unsupported,
+)
 from service.errors import EngineUnavailable
 
 logger = logging.getLogger(__name__)
@@ -280,9 +288,7 @@ def describe(host: Host, options: Options, config: TextConfig) -> dict[str, str]
         "backend_chosen": _chosen_by(host.backend, options, config.family),
         "family": config.family.name,
         **(_deepstack(host, options) if config.family.deepstack else {"deepstack": "none"}),
-        "string_lengths": "beside the grammar"
-        if host.limits_lengths
-        else "up to 64 in the grammar",
+        "string_lengths": LENGTHS_BESIDE if host.limits_lengths else LENGTHS_COUNTED,
         **_state(host, config),
         "lmdeploy": VERSION,
         "torch": torch.__version__,

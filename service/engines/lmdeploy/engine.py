@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from lmdeploy_ext.deepstack.state import Mode
 from lmdeploy_ext.lengths import modes as lengths
 from service.engines.common.closing import closed_error, or_closed
-from service.engines.lmdeploy.options import LMDeploySettings, Options
+from service.engines.lmdeploy.options import LENGTHS_COUNTED, LMDeploySettings, Options
 from service.errors import (
     EngineUnavailable,
+    InternalError,
     Overloaded,
     TooManyImages,
     VisionDisabled,
@@ -328,8 +329,11 @@ class LMDeployEngine:
         request = GenerateRequest(
             "lengths", "Say no.", grammar=LENGTHS_PROBE, sampling=Sampling(max_tokens=64)
         )
-        async with aclosing(self._answer(request, loaded)) as chunks:
-            text = "".join([chunk.text async for chunk in chunks])
+        try:
+            async with aclosing(self._answer(request, loaded)) as chunks:
+                text = "".join([chunk.text async for chunk in chunks])
+        except InternalError as error:
+            text = f"({error})"
         if text == LENGTHS_PROBE_ANSWER:
             return
         logger.error("limits of strings are not kept: a string of 5 came out as %r", text[:80])
@@ -338,7 +342,8 @@ class LMDeployEngine:
             lengths.give_up(Mode(self._options.string_lengths), problem)
         except lengths.LengthsUnavailable as error:
             raise EngineUnavailable(str(error)) from error
-        loaded.capabilities = replace(loaded.capabilities, limits_lengths=False)
+        details = {**loaded.capabilities.details, "string_lengths": LENGTHS_COUNTED}
+        loaded.capabilities = replace(loaded.capabilities, limits_lengths=False, details=details)
 
 
 def _front() -> ThreadPoolExecutor:

@@ -107,7 +107,8 @@ class TurboMindCompiler:
         if self._limiter is None:
             raise InternalError("a grammar with limits of strings, which this engine does not keep")
         limits = self._vocabulary.limits(Table(grammar.lengths))
-        return Constraint(compiled, size, registered=Registered(self._limiter, compiled, limits))
+        registered = Registered(self._limiter, compiled, limits)
+        return Constraint(compiled, size + len(grammar.lengths), registered=registered)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:
@@ -248,7 +249,7 @@ class LimitedDecoding:
 def estimated_bytes(small: CompiledGrammar, mask_bytes: int) -> int:
     """An upper estimate of a grammar's memory over a full vocabulary; TurboMind does not report
     it."""
-    return small.size_bytes * max(1, mask_bytes // _SMALL_STATE_BYTES)
+    return int(small.automaton.memory_size_bytes) * max(1, mask_bytes // _SMALL_STATE_BYTES)
 
 
 def _compiler(module: Any, table: Sequence[bytes], stop_ids: Sequence[int]) -> Any:

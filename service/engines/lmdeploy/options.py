@@ -19,6 +19,8 @@ from service.engines.kind import (
 TURBOMIND, PYTORCH = "turbomind", "pytorch"
 CACHE_BITS = {"none": 0, "int8": 8, "int4": 4, "fp8": 16}
 """Types of the key-value cache -> LMDeploy's ``quant_policy``."""
+LENGTHS_BESIDE, LENGTHS_COUNTED = "beside the grammar", "up to 64 in the grammar"
+"""Where the engine keeps lengths of strings, for operators."""
 _ONLY_PYTORCH_CACHES = ("fp8",)
 _PYTORCH_FORMATS = ("auto", "hf")
 

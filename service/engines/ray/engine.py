@@ -210,7 +210,12 @@ class RayEngine:
         with _errors_of_ray():
             await self._wait_for_replica()
             self._handle = await asyncio.to_thread(_handle, self._plan.name)
-            self._capabilities = await self._asked("describe")
+            found: Capabilities = await self._asked("describe")
+            several = self._plan.scale.most > 1
+            if several and self._plan.settings.get("string_lengths", "require") != "require":
+                # One replica answers for all, and another one may have fallen back.
+                found = replace(found, limits_lengths=False)
+            self._capabilities = found
         self._attending = asyncio.create_task(self._attend_for_ever(), name="ray-attend")
 
     async def _wait_for_replica(self) -> None:
