@@ -307,6 +307,7 @@ SITUATIONS |= {
         EngineUnavailable("The engine has ended.", reason="ENGINE_DEAD"),
         EngineUnavailable("The engine cannot be used."),
         EngineUnavailable("No model server answers.", reason="BACKEND_UNREACHABLE"),
+        EngineUnavailable("The replica that ran the request has ended.", reason="REPLICA_LOST"),
         BackEndFailed("The model server failed."),
         BackEndRefusal("The model server refused the request."),
         BackEndAnswerInvalid("The model server sent no complete answer."),

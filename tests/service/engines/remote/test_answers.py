@@ -189,7 +189,9 @@ async def test_a_fault_is_an_error(fault: str) -> None:
         error = await failure(front.stub.RunTask(question(), timeout=10))
         assert error.reason == reason
         assert error.metadata.get("fault", "") == named
-        assert len(back.asked) == 1, "it is not tried again: something may have been generated"
+        # A whole answer that does not fit gets a second, sampled attempt, like that of any engine.
+        # Nothing else is tried again: something may have been generated.
+        assert len(back.asked) == (2 if reason == "OUTPUT_INVALID" else 1)
         for secret in ("secret", "127.0.0.1", "Traceback", str(back.port)):
             assert secret not in str(error)
         request = pb.StreamTaskRequest(task=question().task)
