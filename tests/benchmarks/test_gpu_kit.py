@@ -110,7 +110,8 @@ def check_packages(imported: set[str]) -> None:
     carried = {
         canonicalize_name(Requirement(one).name) for one in [*parts.PACKAGES, parts.LMDEPLOY]
     }
-    optional = {"grpcio-tools", "ml-dtypes"}  # grpcio and tvm-ffi go on without
+    # grpcio, tvm-ffi and uvicorn go on without
+    optional = {"grpcio-tools", "ml-dtypes", "watchfiles"}
     known = carried | required(parts.MACHINE) | optional
     # Several distributions can share a name, as those of OpenTelemetry do: one that is there is enough.
     found = {name: {canonicalize_name(one) for one in installed.get(name, [])} for name in imported}
