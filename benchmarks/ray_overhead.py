@@ -43,13 +43,6 @@ from service.wiring import BUNDLED_MODEL, build_registry
 ROOT = Path(__file__).parents[1]
 CLUSTER = ClusterOptions(None, store_bytes=100 * 1024 * 1024, cpus=8)
 CALLERS = 16
-TARGETS = {
-    "added, fake engine, 6 chunks, ms": 8.0,
-    "added to the first text, ms": 10.0,
-    "added, reference engine, 32 chunks, ms": 15.0,
-    "throughput of two replicas, of two bare processes": 0.9,
-    "full service after a kill, s": 10.0,
-}
 NOTES = (
     "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same "
     "engine in a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: "
@@ -313,7 +306,6 @@ def main() -> None:
     print(environment())
     for row in rows:
         print(markdown([row]))
-    print("Targets:", TARGETS)
     print(write_results("ray_overhead", rows, NOTES))
 
 

@@ -30,6 +30,7 @@ TITLES = {
     "remote_validity": "Answers under schemas, on other model servers",
     "remote_accuracy": "Accuracy on other model servers",
     "remote_overhead": "Time added in front of another model server",
+    "ray_overhead": "Replicas on Ray",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
     "attack": "Attacks and faults",
     "soak": "Soak",
