@@ -65,6 +65,7 @@ BOUNDS = [(0, 0), (0, 1), (0, 2), (1, 1), (2, 5), (3, None), (0, 9), (6, 40), (0
 
 @pytest.mark.parametrize(("low", "high"), BOUNDS)
 @pytest.mark.parametrize("answer", ["string", "array"])
+@pytest.mark.slow
 def test_masks_are_those_of_a_parser(low: int, high: int | None, answer: str) -> None:
     import xgrammar
 
@@ -106,6 +107,7 @@ def test_masks_are_those_of_a_parser(low: int, high: int | None, answer: str) ->
 @pytest.mark.parametrize(
     "unit", [b"a", "é".encode(), "😀".encode(), b"\\n", b"\\u00e9", b"\\ud83d\\ude00"]
 )
+@pytest.mark.slow
 def test_every_maximum_up_to_2000(unit: bytes) -> None:
     for high in range(0, 2001, 1 if unit == b"a" else 80):
         follower = Follower(Table(string_table(0, high)))
@@ -115,6 +117,7 @@ def test_every_maximum_up_to_2000(unit: bytes) -> None:
         assert follower.mode is Mode.OUTSIDE
 
 
+@pytest.mark.slow
 def test_every_minimum_up_to_2000() -> None:
     for low in range(2001):
         follower = Follower(Table(string_table(low, None)))

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import jsonschema
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
@@ -102,6 +103,7 @@ VALUES = (
 
 
 @given(SCHEMAS, SCHEMAS, SCHEMAS)
+@pytest.mark.slow
 def test_it_allows_the_same_values(
     whole: dict[str, Any], part: dict[str, Any], other: dict[str, Any]
 ) -> None:

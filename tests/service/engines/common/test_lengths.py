@@ -98,6 +98,7 @@ SCHEMAS = [
 
 
 @pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
+@pytest.mark.slow
 def test_answers_fit_and_can_always_go_on(schema: Any) -> None:
     walker = Walker(schema)
     enforced = walker.schema.report.enforcement is Enforcement.ENFORCED
