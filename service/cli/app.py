@@ -112,6 +112,29 @@ Images = Annotated[
         help="JPEG, PNG or WebP files; - is standard input.",
     ),
 ]
+Prompt = Annotated[str | None, typer.Option(help="Text of the user turn; - is standard input.")]
+System = Annotated[str, typer.Option(help="Text of the system turn; - is standard input.")]
+SchemaFile = Annotated[
+    Path | None,
+    typer.Option(callback=_input, help="File with a JSON schema; - is standard input."),
+]
+Regex = Annotated[str | None, typer.Option(help="The whole answer matches it.")]
+Ebnf = Annotated[
+    Path | None,
+    typer.Option(callback=_input, help="File with an EBNF grammar; - is standard input."),
+]
+Choice = Annotated[list[str] | None, typer.Option(help="An allowed answer; give it several times.")]
+Examples = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="File with a list of examples (user, images, assistant), YAML or JSON.",
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
+]
 Order = Annotated[
     Literal["declared", "any"] | None,
     typer.Option(
@@ -227,43 +250,18 @@ def run(
             help="JPEG, PNG or WebP files; - is standard input.",
         ),
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Text of the user turn; - is standard input.")
-    ] = None,
+    prompt: Prompt = None,
     task: Annotated[str | None, typer.Option(help="A registered task instead of a prompt.")] = None,
-    system: Annotated[str, typer.Option(help="Text of the system turn; - is standard input.")] = "",
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            callback=_input,
-            help="File with a JSON schema; - is standard input.",
-        ),
-    ] = None,
-    regex: Annotated[str | None, typer.Option(help="The whole answer matches it.")] = None,
-    ebnf: Annotated[
-        Path | None,
-        typer.Option(
-            callback=_input,
-            help="File with an EBNF grammar; - is standard input.",
-        ),
-    ] = None,
-    choice: Annotated[
-        list[str] | None, typer.Option(help="An allowed answer; give it several times.")
-    ] = None,
+    system: System = "",
+    schema: SchemaFile = None,
+    regex: Regex = None,
+    ebnf: Ebnf = None,
+    choice: Choice = None,
     property_order: Order = None,
     close_objects: Closed = None,
     schema_in_prompt: Shown = None,
-    examples: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="File with a list of examples (user, images, assistant), YAML or JSON.",
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
-    ] = False,
+    examples: Examples = None,
+    strict: Strict = False,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print text as it is generated.")
     ] = False,
@@ -476,36 +474,17 @@ def batch(
     task: Annotated[
         str | None, typer.Option(help="A registered task, such as image-analysis.")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Text of the user turn; - is standard input.")
-    ] = None,
-    system: Annotated[str, typer.Option(help="Text of the system turn; - is standard input.")] = "",
-    schema: Annotated[
-        Path | None,
-        typer.Option(callback=_input, help="File with a JSON schema; - is standard input."),
-    ] = None,
-    regex: Annotated[str | None, typer.Option(help="The whole answer matches it.")] = None,
-    ebnf: Annotated[
-        Path | None,
-        typer.Option(callback=_input, help="File with an EBNF grammar; - is standard input."),
-    ] = None,
-    choice: Annotated[
-        list[str] | None, typer.Option(help="An allowed answer; give it several times.")
-    ] = None,
+    prompt: Prompt = None,
+    system: System = "",
+    schema: SchemaFile = None,
+    regex: Regex = None,
+    ebnf: Ebnf = None,
+    choice: Choice = None,
     property_order: Order = None,
     close_objects: Closed = None,
     schema_in_prompt: Shown = None,
-    examples: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            help="File with a list of examples (user, images, assistant), YAML or JSON.",
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse a grammar that does not enforce every keyword.")
-    ] = False,
+    examples: Examples = None,
+    strict: Strict = False,
     accept_empty: Annotated[
         bool, typer.Option(help="Accept analyses without any information about the image.")
     ] = False,
