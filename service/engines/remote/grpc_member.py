@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +27,21 @@ from service.engines.remote.grpc_messages import (
     encode_request,
 )
 from service.engines.remote.images import Outgoing
-from service.engines.remote.members import NotBegun
+from service.engines.remote.members import (
+    BROKEN,
+    CHECK_LIMIT_S,
+    MAX_REMEMBERED,
+    NOT_REACHED,
+    NOT_SERVING,
+    Member,
+    NotBegun,
+    unavailable,
+)
 from service.engines.remote.own_errors import NOT_NOW, Told, cut, error_of
 from service.engines.remote.wire import MAX_BODY_BYTES, WireOptions
 from service.errors import (
     BackEndFailed,
     BackEndRefusal,
-    EngineUnavailable,
     GrammarError,
     InferenceTimeout,
     Overloaded,
@@ -45,14 +51,10 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.types import Chunk, FinishReason, GenerateRequest, Grammar, Timings, Usage
 
-CHECK_LIMIT_S = 5.0
-"""Time limit of a health check and of a description, in seconds."""
 SERVICE: str = pb.DESCRIPTOR.services_by_name["VisionService"].full_name
 PREPARE_LIMIT_S = 3.0
 """Time limit of the analysis of a grammar; less than this server has for it."""
 RECEIVE_LIMIT = "grpc.max_receive_message_length"
-MAX_REMEMBERED = 1024
-"""Grammars that the server is known to take."""
 _PERMANENT = frozenset(
     {
         grpc.StatusCode.UNAUTHENTICATED,
@@ -71,15 +73,14 @@ _NO_ANSWER = frozenset(
 )
 TOO_LARGE = "CLIENT: Received message larger than max"
 """How gRPC tells that it did not take a message of the server."""
-NOT_REACHED = "The model server cannot be reached."
 log = logging.getLogger(__name__)
 
 
-class GrpcMember:
+class GrpcMember(Member):
     """See `service.engines.remote.members.Member`.
 
     url: ``grpc://HOST:PORT``, or ``grpcs://`` with TLS. model: name on the server; None takes its
-    first one. silence_s: maximum time without a message. limit: maximum number of requests at a time.
+    first one.
     """
 
     takes_tools = True
@@ -94,41 +95,22 @@ class GrpcMember:
         silence_s: float,
         limit: int,
     ) -> None:
-        self.name = name
-        self.assumed = assumed(url, model or "")
-        self.description: BackEnd | None = None
-        self.healthy = False
-        self.in_flight = 0
+        super().__init__(name, assumed(url, model or ""), silence_s=silence_s, limit=limit)
         self._url = url
         self._model = model
         self._options = options
-        self._silence_s = silence_s
-        self._places = asyncio.Semaphore(limit)
         self._channel: grpc.aio.Channel | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closed = False
-        self._stale = True
-        """Whether the server has to be described before it gets a request."""
         self._taken: OrderedDict[Grammar, None] = OrderedDict()
-
-    async def check(self) -> None:
-        try:
-            await self._ask_health()
-            if self.description is None or self._stale or not self.healthy:
-                await self._describe()
-        except NotBegun as failed:
-            self._lost(failed)
-            raise
-        if not self.healthy:
-            log.info("back end %s works", self.name)
-        self.healthy = True
+        """Grammars that the server is known to take."""
 
     async def prepare(self, grammar: Grammar) -> None:
         if grammar in self._taken:
             self._taken.move_to_end(grammar)
             return
         back_end = self.description
-        if back_end is None or self._stale or not self._connected():
+        if back_end is None or self._unknown():
             return
         request = pb.ValidateSchemaRequest(grammar=encode_grammar(grammar), model=back_end.model)
         try:
@@ -146,32 +128,6 @@ class GrpcMember:
         while len(self._taken) > MAX_REMEMBERED:
             self._taken.popitem(last=False)
 
-    async def generate(
-        self, request: GenerateRequest, images: Outgoing
-    ) -> AsyncGenerator[Chunk, None]:
-        begun = time.monotonic()
-        self.in_flight += 1
-        try:
-            async with self._places:
-                back_end = await self._described()
-                if request.enforced and request.grammar is not None and back_end.not_enforced:
-                    text = "A model server enforces less than was promised for this request; try again."
-                    raise NotBegun(_unavailable(text))
-                message = encode_request(request, await images.files(), back_end.model)
-                waited_s = time.monotonic() - begun
-                async with aclosing(self._answer(request, message, back_end)) as chunks:
-                    first_s = 0.0
-                    async for chunk in chunks:
-                        now_s = time.monotonic() - begun
-                        first_s = first_s or now_s
-                        if chunk.finish_reason is not None:
-                            queue_s = min(waited_s + chunk.timings.queue_s, first_s)
-                            timings = Timings(queue_s, first_s, now_s)
-                            chunk = Chunk(chunk.text, chunk.finish_reason, chunk.usage, timings)
-                        yield chunk
-        finally:
-            self.in_flight -= 1
-
     async def close(self) -> None:
         self._closed = True
         channel, self._channel = self._channel, None
@@ -183,15 +139,16 @@ class GrpcMember:
 
     # What the server is
 
-    async def _described(self) -> BackEnd:
-        """What the server is; asked first where it was not reached yet, or is not connected."""
-        if self.description is None or self._stale or not self._connected():
-            await self.check()
-        assert self.description is not None
-        return self.description
+    async def _look(self) -> None:
+        await self._ask_health()
+        if self._undescribed():
+            await self._describe()
+
+    def _unknown(self) -> bool:
+        """Also without a connection: a request without one that fails was never sent."""
+        return super()._unknown() or not self._connected()
 
     def _connected(self) -> bool:
-        """Whether there is a connection. A request without one that fails was never sent."""
         return self._opened().get_state(True) is grpc.ChannelConnectivity.READY
 
     async def _describe(self) -> None:
@@ -217,10 +174,18 @@ class GrpcMember:
         if status != health_pb2.HealthCheckResponse.SERVING:
             name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
             log.debug("back end %s is %s", self.name, name)
-            text = "The model server cannot take requests now; try again later."
-            raise NotBegun(_unavailable(text))
+            raise NotBegun(unavailable(NOT_SERVING))
 
     # Answers
+
+    async def _begin(
+        self, request: GenerateRequest, images: Outgoing, back_end: BackEnd
+    ) -> AsyncGenerator[Chunk, None]:
+        if request.enforced and request.grammar is not None and back_end.not_enforced:
+            text = "A model server enforces less than was promised for this request; try again."
+            raise NotBegun(unavailable(text))
+        message = encode_request(request, await images.files(), back_end.model)
+        return self._answer(request, message, back_end)
 
     async def _answer(
         self, request: GenerateRequest, message: pb.StreamTaskRequest, back_end: BackEnd
@@ -253,13 +218,10 @@ class GrpcMember:
                     yield Chunk(event.delta, usage=Usage(0, 0, pieces))
         except asyncio.CancelledError:
             if self._closed:  # which cancels every call
-                raise _unavailable("The connections are closed.") from None
+                raise unavailable("The connections are closed.") from None
             raise
         except asyncio.TimeoutError:
-            raise EngineUnavailable(
-                f"The model server sent nothing for {self._silence_s:g} s.",
-                reason="ENGINE_STALLED",
-            ) from None
+            raise self._stalled() from None
         except grpc.aio.AioRpcError as error:
             told = read_error(error)
             if told.reason == "OUTPUT_TRUNCATED":  # the runner decides what a cut text is worth
@@ -286,7 +248,7 @@ class GrpcMember:
         told = read_error(error)
         if not told.reason and told.code in _NO_ANSWER:
             log.debug("back end %s: %s", self.name, told)
-            return NotBegun(_unavailable(NOT_REACHED), permanent=_untrusted(told))
+            return NotBegun(unavailable(NOT_REACHED), permanent=_untrusted(told))
         found = self._failure(told)
         if isinstance(found, NotBegun):
             return found
@@ -324,8 +286,8 @@ class GrpcMember:
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             self._lost(told)
             if _not_connected(told):
-                return NotBegun(_unavailable(NOT_REACHED), permanent=_untrusted(told))
-            return _unavailable("The connection to the model server broke within an answer.")
+                return NotBegun(unavailable(NOT_REACHED), permanent=_untrusted(told))
+            return unavailable(BROKEN)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in told.message:
             return invalid("too_large", "is larger than any complete answer")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -338,11 +300,6 @@ class GrpcMember:
             metadata={"status": code.name},
         )
         return NotBegun(found, permanent=True) if code in _PERMANENT else found
-
-    def _lost(self, why: Exception) -> None:
-        if self.healthy:
-            log.warning("back end %s does not work: %s", self.name, why)
-        self.healthy = False
 
     # The connection
 
@@ -361,7 +318,7 @@ class GrpcMember:
     def _opened(self) -> grpc.aio.Channel:
         """The channel, opened when it is first used: it belongs to the event loop."""
         if self._closed:
-            raise NotBegun(_unavailable(NOT_REACHED))
+            raise NotBegun(unavailable(NOT_REACHED))
         if self._channel is None:
             scheme, address = self._url.split("://")
             options = (
@@ -397,7 +354,7 @@ def _credentials(options: WireOptions) -> grpc.ChannelCredentials:
         )
     except OSError as error:
         log.warning("TLS cannot be set up: %s", error)
-        raise NotBegun(_unavailable(NOT_REACHED), permanent=True) from None
+        raise NotBegun(unavailable(NOT_REACHED), permanent=True) from None
 
 
 def _left_s(deadline: float | None) -> float | None:
@@ -426,7 +383,3 @@ def _not_connected(error: CallError) -> bool:
 def _untrusted(error: CallError) -> bool:
     """Whether TLS failed, which another attempt does not change."""
     return "handshake failed" in error.message.lower()
-
-
-def _unavailable(text: str) -> EngineUnavailable:
-    return EngineUnavailable(text, reason="BACKEND_UNREACHABLE")

@@ -18,7 +18,16 @@ from service.engines.remote.answers import Reader, invalid
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.discovery import Discoveries, DiscoveryError
 from service.engines.remote.images import EncodedFile, Outgoing
-from service.engines.remote.members import NotBegun
+from service.engines.remote.members import (
+    BROKEN,
+    CHECK_LIMIT_S,
+    MAX_REMEMBERED,
+    NOT_REACHED,
+    NOT_SERVING,
+    Member,
+    NotBegun,
+    unavailable,
+)
 from service.engines.remote.ollama import OllamaReader
 from service.engines.remote.own_errors import NOT_NOW, cut, error_of, told_over_http
 from service.engines.remote.schemas import forms
@@ -29,22 +38,17 @@ from service.errors import (
     BackEndFailed,
     BackEndRefusal,
     ContextTooLong,
-    EngineUnavailable,
     GrammarError,
     OutputTruncated,
     Overloaded,
     ServiceError,
 )
-from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Timings, Usage
+from service.types import Chunk, GenerateRequest, Grammar, GrammarKind, Usage
 
 CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 WHOLE, STREAM = "application/json", "text/event-stream"
-CHECK_LIMIT_S = 5.0
-"""Time limit of a health check and of a list of models, in seconds."""
 INLINE_BYTES = 1 << 20
 """Size of images up to which a body is put together on the event loop."""
-MAX_REMEMBERED = 1024
-"""Schemas whose form is remembered."""
 MAX_AFTER_S = 3600.0
 BUSY_AFTER_S = 1.0
 """When to come again to a busy server that does not say when."""
@@ -62,15 +66,12 @@ _CONTEXT = re.compile(
 log = logging.getLogger(__name__)
 
 
-class HttpMember:
+class HttpMember(Member):
     """See `service.engines.remote.members.Member`.
 
-    model: name on the server; None takes the only one that the server lists. stream, silence_s: see
-    the settings. limit: maximum number of requests at a time. probe: try out what the server does
-    not tell of itself.
+    model: name on the server; None takes the only one that the server lists. stream: see the
+    settings. probe: try out what the server does not tell of itself.
     """
-
-    takes_tools = False
 
     def __init__(
         self,
@@ -84,74 +85,32 @@ class HttpMember:
         limit: int,
         probe: bool = False,
     ) -> None:
-        self.name = name
-        self.assumed = BackEnd(wire.base, _kind(kind), model or "")
-        self.description: BackEnd | None = None
-        self.healthy = False
-        self.in_flight = 0
+        assumed = BackEnd(wire.base, _kind(kind), model or "")
+        super().__init__(name, assumed, silence_s=silence_s, limit=limit)
         self._wire = wire
         self._model = model
         self._kind = kind
         self._stream = stream
-        self._silence_s = silence_s
         self._probe = probe
         self._discoveries = Discoveries()
-        self._places = asyncio.Semaphore(limit)
         self._answers_as = ""
         self._models: list[str] = []
-        self._stale = True
-        """Whether the server has to be looked at before it gets a request."""
         self._forms: OrderedDict[Grammar, int] = OrderedDict()
-
-    async def check(self) -> None:
-        try:
-            if self.description is None or self._stale or not self.healthy:
-                await self._describe()
-            else:
-                await self._ask_health(self.description)
-        except NotBegun as failed:
-            if self.healthy:
-                log.warning("back end %s does not work: %s", self.name, failed)
-            self.healthy = False
-            raise
-        if not self.healthy:
-            log.info("back end %s works", self.name)
-        self.healthy = True
+        """Which form of a schema the server takes."""
 
     async def prepare(self, grammar: Grammar) -> None:
         """OpenAI's API has no way to ask for this."""
-
-    async def generate(
-        self, request: GenerateRequest, images: Outgoing
-    ) -> AsyncGenerator[Chunk, None]:
-        begun = time.monotonic()
-        self.in_flight += 1
-        try:
-            async with self._places:
-                back_end = await self._described()
-                files = await images.encoded()
-                waited_s = time.monotonic() - begun
-                async with aclosing(self._answer(request, files, back_end)) as chunks:
-                    first_s = 0.0
-                    async for chunk in chunks:
-                        now_s = time.monotonic() - begun
-                        first_s = first_s or now_s
-                        if chunk.finish_reason is not None:
-                            chunk = replace(chunk, timings=Timings(waited_s, first_s, now_s))
-                        yield chunk
-        finally:
-            self.in_flight -= 1
 
     async def close(self) -> None:
         await self._wire.close()
 
     # What the server is
 
-    async def _described(self) -> BackEnd:
-        if self.description is None or self._stale:
-            await self.check()
-        assert self.description is not None
-        return self.description
+    async def _look(self) -> None:
+        if self.description is None or self._undescribed():
+            await self._describe()
+        else:
+            await self._ask_health(self.description)
 
     async def _describe(self) -> None:
         """Look what the server is. The model must not be another one than before."""
@@ -208,6 +167,11 @@ class HttpMember:
             raise self._not_begun(reply.status, reply.headers, reply.body[:ERROR_BYTES])
 
     # Answers
+
+    async def _begin(
+        self, request: GenerateRequest, images: Outgoing, back_end: BackEnd
+    ) -> AsyncGenerator[Chunk, None]:
+        return self._answer(request, await images.encoded(), back_end)
 
     async def _answer(
         self, request: GenerateRequest, images: Sequence[EncodedFile], back_end: BackEnd
@@ -330,30 +294,21 @@ class HttpMember:
             )
             return NotBegun(error, after_s=after_s)
         if status == 503:
-            text = "The model server cannot take requests now; try again later."
-            return NotBegun(_unavailable(text), after_s=after_s)
+            return NotBegun(unavailable(NOT_SERVING), after_s=after_s)
         return NotBegun(_failed(status), permanent=400 <= status < 500)
 
     def _not_reached(self, error: WireError) -> NotBegun:
         log.debug("back end %s: %s", self.name, error)
         permanent = isinstance(error, Unreachable) and error.permanent
-        return NotBegun(_unavailable("The model server cannot be reached."), permanent=permanent)
-
-    def _lost(self, error: WireError) -> None:
-        if self.healthy:
-            log.warning("back end %s cannot be reached: %s", self.name, error)
-        self.healthy = False
+        return NotBegun(unavailable(NOT_REACHED), permanent=permanent)
 
     def _broken(self, error: WireError) -> ServiceError:
         log.warning("back end %s: %s", self.name, error)
         if isinstance(error, Silence):
-            return EngineUnavailable(
-                f"The model server sent nothing for {self._silence_s:g} s.",
-                reason="ENGINE_STALLED",
-            )
+            return self._stalled()
         if isinstance(error, TooLarge):
             return invalid("too_large", "is larger than any complete answer")
-        return _unavailable("The connection to the model server broke within an answer.")
+        return unavailable(BROKEN)
 
 
 def _own_error(status: int, headers: Mapping[str, str], body: bytes) -> Exception | None:
@@ -434,10 +389,6 @@ def retry_after_s(value: str | None) -> float | None:
         except (TypeError, ValueError):
             return None
     return min(max(found, 0.0), MAX_AFTER_S) if found == found else None  # NaN
-
-
-def _unavailable(text: str) -> EngineUnavailable:
-    return EngineUnavailable(text, reason="BACKEND_UNREACHABLE")
 
 
 def _failed(status: int) -> BackEndFailed:

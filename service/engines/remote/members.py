@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from contextlib import aclosing
+from dataclasses import replace
 
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.images import Outgoing
-from service.errors import ServiceError
-from service.types import Chunk, GenerateRequest, Grammar
+from service.errors import EngineUnavailable, ServiceError
+from service.types import Chunk, GenerateRequest, Grammar, Timings
+
+CHECK_LIMIT_S = 5.0
+"""Time limit of a health check and of a description, in seconds."""
+MAX_REMEMBERED = 1024
+"""Grammars of which a member remembers how the server takes them."""
+NOT_REACHED = "The model server cannot be reached."
+NOT_SERVING = "The model server cannot take requests now; try again later."
+BROKEN = "The connection to the model server broke within an answer."
+
+log = logging.getLogger(__name__)
 
 
 class NotBegun(Exception):
@@ -27,36 +42,104 @@ class NotBegun(Exception):
         self.permanent = permanent
 
 
-class Member(Protocol):
+class Member(ABC):
     """A back end of one model.
 
-    name: for logs and metrics. assumed: the server by its settings alone. description: what is
-    known of it; None until it was reached.
+    name: for logs and metrics. assumed: the server by its settings alone. silence_s: maximum time
+    without a message. limit: maximum number of requests at a time.
+    description: what is known of the server; None until it was reached.
     takes_tools: whether definitions of tools reach the model as they are meant.
     healthy: whether its last check or request reached it. in_flight: requests that it works on.
     """
 
-    name: str
-    takes_tools: bool
-    assumed: BackEnd
-    description: BackEnd | None
-    healthy: bool
-    in_flight: int
+    takes_tools = False
+
+    def __init__(self, name: str, assumed: BackEnd, *, silence_s: float, limit: int) -> None:
+        self.name = name
+        self.assumed = assumed
+        self.description: BackEnd | None = None
+        self.healthy = False
+        self.in_flight = 0
+        self._silence_s = silence_s
+        self._places = asyncio.Semaphore(limit)
+        self._stale = True
+        """Whether the server has to be described before it gets a request."""
 
     async def check(self) -> None:
         """Look whether the server works and serves the model, and describe it where it was not
         reached before. Sets ``healthy``. Raises ``NotBegun``."""
-        ...
+        try:
+            await self._look()
+        except NotBegun as failed:
+            self._lost(failed)
+            raise
+        if not self.healthy:
+            log.info("back end %s works", self.name)
+        self.healthy = True
 
+    @abstractmethod
     async def prepare(self, grammar: Grammar) -> None:
         """Raise ``GrammarError`` for a grammar that the server is known to refuse. A server that
         does not tell, or cannot tell now, refuses it when it gets the request."""
-        ...
 
-    def generate(self, request: GenerateRequest, images: Outgoing) -> AsyncGenerator[Chunk, None]:
+    async def generate(
+        self, request: GenerateRequest, images: Outgoing
+    ) -> AsyncGenerator[Chunk, None]:
         """See `service.engine.Engine.generate`. Raises ``NotBegun`` before the first chunk."""
-        ...
+        begun = time.monotonic()
+        self.in_flight += 1
+        try:
+            async with self._places:
+                if self._unknown():
+                    await self.check()
+                assert self.description is not None
+                answer = await self._begin(request, images, self.description)
+                waited_s = time.monotonic() - begun
+                first_s = 0.0
+                async with aclosing(answer) as chunks:
+                    async for chunk in chunks:
+                        now_s = time.monotonic() - begun
+                        first_s = first_s or now_s
+                        if chunk.finish_reason is not None:
+                            queue_s = min(waited_s + chunk.timings.queue_s, first_s)
+                            chunk = replace(chunk, timings=Timings(queue_s, first_s, now_s))
+                        yield chunk
+        finally:
+            self.in_flight -= 1
 
+    @abstractmethod
     async def close(self) -> None:
         """Close its connections; requests in flight break."""
-        ...
+
+    @abstractmethod
+    async def _look(self) -> None:
+        """Ask the server whether it works, and describe it where ``_undescribed``. Raises
+        ``NotBegun``."""
+
+    @abstractmethod
+    async def _begin(
+        self, request: GenerateRequest, images: Outgoing, back_end: BackEnd
+    ) -> AsyncGenerator[Chunk, None]:
+        """Encode a request, and return the answer to it. Nothing is sent before its first chunk is
+        asked for. The timings of the last chunk are those that the server tells."""
+
+    def _undescribed(self) -> bool:
+        return self.description is None or self._stale or not self.healthy
+
+    def _unknown(self) -> bool:
+        """Whether the server has to be checked before it gets a request."""
+        return self.description is None or self._stale
+
+    def _lost(self, why: Exception) -> None:
+        if self.healthy:
+            log.warning("back end %s does not work: %s", self.name, why)
+        self.healthy = False
+
+    def _stalled(self) -> EngineUnavailable:
+        return EngineUnavailable(
+            f"The model server sent nothing for {self._silence_s:g} s.", reason="ENGINE_STALLED"
+        )
+
+
+def unavailable(text: str) -> EngineUnavailable:
+    return EngineUnavailable(text, reason="BACKEND_UNREACHABLE")
