@@ -15,6 +15,9 @@ from service.quotas import ANONYMOUS, Caller, exceeded
 SMOOTHING = 0.1
 """Weight of the newest call in the moving average of call times."""
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 60.0
+"""The shortest and the longest time to return that a caller is told."""
+SPREAD = 0.25
+"""Share by which times to return differ at random, up and down."""
 ROOM_FACTOR = 7
 """Without a queue, a caller gets a further slot only if it holds fewer than 7 times the free slots. So
 one caller alone gets at most 7/8 of the slots."""
@@ -55,10 +58,12 @@ class Admission:
         """Seconds until all waiting calls should have slots; a call that is refused now should retry
         then.
 
-        The random factor spreads the retries of callers that were refused at the same time.
+        The random factor spreads the retries of callers that were refused at the same time, also
+        where the time is the shortest or the longest: from ``RETRY_MIN_S`` to ``RETRY_MAX_S``.
         """
         drained_s = (len(self._queue) + 1) * self._mean_s / self._max_concurrent
-        return min(max(drained_s, RETRY_MIN_S), RETRY_MAX_S) * jitter.uniform(0.75, 1.25)
+        mean_s = min(max(drained_s, RETRY_MIN_S / (1 - SPREAD)), RETRY_MAX_S / (1 + SPREAD))
+        return mean_s * jitter.uniform(1 - SPREAD, 1 + SPREAD)
 
     @asynccontextmanager
     async def slot(self, deadline: Deadline, caller: Caller = ANONYMOUS) -> AsyncIterator[None]:

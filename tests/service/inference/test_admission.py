@@ -8,7 +8,7 @@ import pytest
 
 from service.deadlines import Deadline
 from service.errors import InferenceTimeout, Overloaded
-from service.inference.admission import RETRY_MIN_S, Admission
+from service.inference.admission import RETRY_MAX_S, RETRY_MIN_S, Admission, jitter
 from service.quotas import ANONYMOUS
 
 
@@ -54,7 +54,20 @@ async def test_the_time_to_return_follows_how_long_calls_take() -> None:
     for _ in range(60):
         async with admission.slot(Deadline(60)):
             pass
-    assert RETRY_MIN_S * 0.75 <= admission.retry_after_s < 0.5
+    assert RETRY_MIN_S <= admission.retry_after_s < 0.5
+
+
+@pytest.mark.parametrize(("mean_s", "extreme_s"), [(0.0, RETRY_MIN_S), (1e6, RETRY_MAX_S)])
+@pytest.mark.parametrize("factor", [0.75, 1.25])
+def test_times_to_return_are_spread_within_their_bounds(
+    mean_s: float, extreme_s: float, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jitter, "uniform", lambda low, high: {0.75: low, 1.25: high}[factor])
+    admission = Admission(max_concurrent=1, max_queue=1)
+    monkeypatch.setattr(admission, "_mean_s", mean_s)
+    told_s = admission.retry_after_s
+    assert RETRY_MIN_S <= told_s <= RETRY_MAX_S
+    assert (told_s == pytest.approx(extreme_s)) == ((mean_s > 1) == (factor > 1))
 
 
 async def test_full_queue_is_refused_with_a_time_to_return() -> None:
