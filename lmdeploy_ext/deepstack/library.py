@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import importlib
 import os
 import platform
 import shutil
@@ -17,7 +18,9 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "hook.c"
@@ -29,6 +32,32 @@ TIMEOUT_S = 120
 class LibraryUnavailable(Exception):
     """The hook library was not found and cannot be compiled; the message says why and what to
     do."""
+
+
+class Hooking(Protocol):
+    """A loaded hook library."""
+
+    def attach(self, module: str) -> str | None:
+        """Intercept the functions of a loaded module, given its path. Returns the problem, or None."""
+        ...
+
+    def bound(self) -> int:
+        """Number of functions whose calls lead to the library; 0 if one of them does not."""
+        ...
+
+
+def attach_to_turbomind(load: Callable[[], Hooking]) -> str | None:
+    """Attach a hook library to TurboMind. Returns None if every call leads to it, otherwise the
+    problem."""
+    module = importlib.import_module("lmdeploy.turbomind")._tm.__file__
+    try:
+        library = load()
+    except LibraryUnavailable as error:
+        return f"there is no hook library: {error}"
+    problem = library.attach(module)
+    if problem is None and not library.bound():
+        problem = "the calls do not lead to the hook"
+    return None if problem is None else f"LMDeploy's module {module} does not fit: {problem}"
 
 
 def find(source: Path | None = None) -> Path:

@@ -3,12 +3,11 @@ torch nor LMDeploy."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 
 from lmdeploy_ext.deepstack.binding import hook
-from lmdeploy_ext.deepstack.library import LibraryUnavailable
+from lmdeploy_ext.deepstack.library import attach_to_turbomind
 from lmdeploy_ext.deepstack.state import STATE, Mode, Status, status
 from lmdeploy_ext.patch import ExtensionError
 
@@ -54,7 +53,7 @@ def enter(mode: Mode) -> Status:
         )
         STATE.status = Status(mode, False, f"switched off ({VARIABLE}=off)")
         return STATE.status
-    problem = _attach()
+    problem = attach_to_turbomind(hook)
     if problem is None:
         STATE.status = Status(mode, True, "")
     elif mode is Mode.REQUIRE:
@@ -104,16 +103,3 @@ def check_unchanged(wanted: Mode) -> None:
             f"with {found.mode.value if found.mode else 'none'!r}: call lmdeploy_ext.uninstall() "
             f"first, or set {VARIABLE}={wanted.value}"
         )
-
-
-def _attach() -> str | None:
-    """Attach the hook. Returns None if every call leads to the hook, otherwise the problem."""
-    module = importlib.import_module("lmdeploy.turbomind")._tm.__file__
-    try:
-        library = hook()
-    except LibraryUnavailable as error:
-        return f"there is no hook library: {error}"
-    problem = library.attach(module)
-    if problem is None and not library.bound():
-        problem = "the calls do not lead to the hook"
-    return None if problem is None else f"LMDeploy's module {module} does not fit: {problem}"

@@ -9,11 +9,10 @@ neither torch nor LMDeploy.
 
 from __future__ import annotations
 
-import importlib
 import logging
 
 from lmdeploy_ext import host
-from lmdeploy_ext.deepstack.library import LibraryUnavailable
+from lmdeploy_ext.deepstack.library import attach_to_turbomind
 from lmdeploy_ext.deepstack.state import Mode
 from lmdeploy_ext.lengths.binding import Library, native
 from lmdeploy_ext.patch import ExtensionError, HostDrift
@@ -58,12 +57,4 @@ def _attach() -> str | None:
         host.check_release()
     except HostDrift as error:
         return "; ".join(error.problems)
-    module = importlib.import_module("lmdeploy.turbomind")._tm.__file__
-    try:
-        library = native()
-    except LibraryUnavailable as error:
-        return f"there is no hook library: {error}"
-    problem = library.attach(module)
-    if problem is None and not library.bound():
-        problem = "the calls do not lead to the hook"
-    return None if problem is None else f"LMDeploy's module {module} does not fit: {problem}"
+    return attach_to_turbomind(native)
