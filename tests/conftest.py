@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
+from tests.ports import free_port
+
 # Tests run on every core at once: a process that takes them all for its matrix products slows the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,6 +20,12 @@ settings.load_profile("repeatable")
 
 # A script's background job starts with SIGINT ignored, and so would the processes that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """In place of the fixture of pytest-asyncio, whose port an outgoing connection may get."""
+    return free_port()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

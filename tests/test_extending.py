@@ -127,7 +127,7 @@ async def test_a_front_end() -> None:
     async def ask(question: str) -> str:
         reader, writer = await asyncio.open_connection("127.0.0.1", line.port)
         writer.write(question.encode() + b"\n")
-        said = await asyncio.wait_for(reader.readline(), 10)
+        said = await asyncio.wait_for(reader.readline(), 60)
         writer.close()
         return said.decode().strip()
 

@@ -31,6 +31,19 @@ async def run_program(servers: list[Running], capsys: pytest.CaptureFixture[str]
     return Counter(line.split()[1] for line in lines)
 
 
+async def spread_over(
+    names: set[str], servers: list[Running], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the program until every one of these servers has a share of the calls, which may be none
+    where all calls come before it is connected. No other server gets a call."""
+    for _ in range(10):
+        counts = await run_program(servers, capsys)
+        assert counts.keys() <= names
+        if min(counts[name] for name in names) >= 5:
+            return
+    raise AssertionError(f"the calls are not spread: {counts}")
+
+
 async def test_calls_are_spread_over_the_servers_that_serve(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -39,16 +52,14 @@ async def test_calls_are_spread_over_the_servers_that_serve(
             await stack.enter_async_context(running(FakeEngine(name), health_interval_s=0.05))
             for name in NAMES
         ]
-        counts = await run_program(servers, capsys)
-        assert counts.keys() == set(NAMES)
-        assert min(counts.values()) >= 5  # the first calls come before all are connected
+        await spread_over(set(NAMES), servers, capsys)
 
         _, second, third = servers
         second.engine.healthy = False
-        await until(lambda: second.server.lifecycle.phase is Phase.UNHEALTHY, 30)
+        await until(lambda: second.server.lifecycle.phase is Phase.UNHEALTHY, 60)
         asked: list[CallRecord] = []
         second.server.runtime.observation.listeners.append(asked.append)
-        assert (await run_program(servers, capsys)).keys() == {"red", "blue"}
+        await spread_over({"red", "blue"}, servers, capsys)
         assert [one.method for one in asked if one.method == "RunTask"] == []  # not even in vain
 
         await third.server.stop(0)

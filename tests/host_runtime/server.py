@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.host_runtime.runner import ROOT, ChildFailed, Mode, end, environment, tail
+from tests.ports import free_port
 
 LMDEPLOY = (str(Path(sys.executable).with_name("lmdeploy")),)
 """The plain command, as a user types it."""
@@ -78,7 +78,7 @@ def serve(
     Raises:
         ChildFailed: the server ended, or does not answer in time; the text has its output.
     """
-    port, log = _free_port(), folder / "server.log"
+    port, log = free_port(), folder / "server.log"
     arguments = [*command, "serve", "api_server", str(checkpoint), "--server-name", "127.0.0.1"]
     arguments += ["--server-port", str(port), *OPTIONS, *options]
     with log.open("wb") as sink:
@@ -110,9 +110,3 @@ def _wait_until_healthy(server: Server, timeout_s: float) -> None:
         except OSError:
             time.sleep(0.2)
     raise ChildFailed(f"the server does not answer after {timeout_s:g} s\n{tail(server.log)}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

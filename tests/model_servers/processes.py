@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from service.wiring import BUNDLED_MODEL
+from tests.ports import free_port
 
 VARIABLE = "MODEL_SERVERS_PYTHON"
 HERE = Path(__file__).parent
@@ -103,7 +103,7 @@ def mistral_rs(checkpoint: Path = BUNDLED_MODEL) -> Iterator[str]:
 def _process(script: Path, argument: str, *options: str) -> Iterator[str]:
     """Run a server on a free port. A server that dies is started again on the same port, as a
     supervisor does: some requests end llama.cpp."""
-    port = _free_port()
+    port = free_port()
     words = [python(), str(script), argument, str(port), *options]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ending = threading.Event()
@@ -127,12 +127,6 @@ def _process(script: Path, argument: str, *options: str) -> Iterator[str]:
             ending.set()
             running[0].kill()
             running[0].wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:

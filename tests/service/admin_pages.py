@@ -23,7 +23,7 @@ class Answer:
 def fetch(port: int | None, path: str, method: str = "GET", **headers: str) -> Answer:
     """One request over a connection of its own."""
     assert port is not None
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()

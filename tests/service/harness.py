@@ -34,6 +34,21 @@ ROOT = Path(__file__).parents[2]
 SERVICE = "/qwen3vl.v1.VisionService"
 
 
+class Paced(FakeEngine):
+    """Gives the first pieces of an answer at once, and the others when ``go_on`` is set."""
+
+    def __init__(self, answer: str, *, first: int = 1) -> None:
+        super().__init__(answer)
+        self.first = first
+        self.go_on = asyncio.Event()
+        self.go_on.set()  # for the warm-up
+
+    async def _step(self, number: int) -> None:
+        if number >= self.first:
+            await self.go_on.wait()
+        await super()._step(number)
+
+
 @dataclass
 class Running:
     """A server that serves, and a stub that talks to it."""
@@ -49,7 +64,7 @@ class Running:
 
     async def raw(self, method: str, data: bytes, **options: Any) -> bytes:
         """Call a unary method with these very bytes."""
-        return await self.channel.unary_unary(f"{SERVICE}/{method}")(data, timeout=10, **options)
+        return await self.channel.unary_unary(f"{SERVICE}/{method}")(data, timeout=60, **options)
 
 
 @asynccontextmanager
@@ -120,7 +135,7 @@ async def failure(call: Awaitable[Any]) -> CallError:
     raise AssertionError(f"the call succeeded: {response}")
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     """Wait for something that has to happen."""
     deadline = time.monotonic() + limit_s
     while not condition():  # what is waited for has no event

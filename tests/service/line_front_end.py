@@ -71,7 +71,7 @@ async def ask(port: int, text: str) -> dict[str, Any]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(text.encode() + b"\n")
-        return dict(json.loads(await asyncio.wait_for(reader.readline(), 10)))
+        return dict(json.loads(await asyncio.wait_for(reader.readline(), 60)))
     finally:
         writer.close()
 

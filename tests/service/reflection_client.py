@@ -47,7 +47,7 @@ class ReflectionClient:
             request_serializer=lambda one: one.SerializeToString(),
             response_deserializer=GetMessageClass(method.output_type).FromString,
         )
-        found = rpc(message, timeout=10)
+        found = rpc(message, timeout=60)
         answers = list(found) if method.server_streaming else [found]
         return [json_format.MessageToDict(one, preserving_proto_field_name=True) for one in answers]
 

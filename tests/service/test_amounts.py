@@ -46,7 +46,7 @@ async def test_invoices_are_given_out_as_they_were_written() -> None:
             text = f'{{"lines": [{lines}], "rate": {rate}, "total": {total}}}'
             engine.answer = text
             request = run_request(inline(json_schema=json.dumps(INVOICE)), max_tokens=4000)
-            result = (await started.stub.RunTask(request, timeout=10)).result
+            result = (await started.stub.RunTask(request, timeout=60)).result
             assert result.json == text
             assert result.enforcement == pb.ENFORCEMENT_ENFORCED
 
@@ -62,7 +62,7 @@ async def test_one_tenth_of_a_cent_is_found_among_amounts() -> None:
             engine.answer = f"[{', '.join(lines)}]"
             schema = json.dumps({"type": "array", "items": CENTS})
             request = run_request(inline(json_schema=schema), max_tokens=4000)
-            error = await failure(started.stub.RunTask(request, timeout=10))
+            error = await failure(started.stub.RunTask(request, timeout=60))
             assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
             assert error.metadata["pointer"] == f"/{place}"
             assert error.metadata["keyword"] == "multipleOf"
@@ -72,7 +72,7 @@ async def reported(schema: Any) -> pb.ValidateSchemaResponse:
     text = schema if isinstance(schema, str) else json.dumps(schema)
     request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
     async with running() as started:
-        return await started.stub.ValidateSchema(request, timeout=10)
+        return await started.stub.ValidateSchema(request, timeout=60)
 
 
 async def test_the_report_says_that_other_validators_may_disagree() -> None:
@@ -117,7 +117,7 @@ async def test_schemas_with_extreme_numbers_are_answered(schema: str) -> None:
 async def test_schemas_with_numbers_that_cannot_be_read_are_refused(schema: str, why: str) -> None:
     request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=schema))
     async with running() as started:
-        error = await failure(started.stub.ValidateSchema(request, timeout=10))
+        error = await failure(started.stub.ValidateSchema(request, timeout=60))
     assert error.code == grpc.StatusCode.INVALID_ARGUMENT
     assert why in next(iter(error.fields.values()))
 
@@ -130,10 +130,10 @@ async def test_the_case_of_amounts() -> None:
         for text in map(json.dumps, case["valid"]):
             engine.answer = text
             request = run_request(inline(json_schema=json.dumps(case["schema"])))
-            result = (await started.stub.RunTask(request, timeout=10)).result
+            result = (await started.stub.RunTask(request, timeout=60)).result
             assert (result.json, result.enforcement) == (text, pb.ENFORCEMENT_ENFORCED)
         for text in map(json.dumps, case["invalid"]):
             engine.answer = text
             request = run_request(inline(json_schema=json.dumps(case["schema"])))
-            error = await failure(started.stub.RunTask(request, timeout=10))
+            error = await failure(started.stub.RunTask(request, timeout=60))
             assert error.reason == "OUTPUT_INVALID"

@@ -102,24 +102,24 @@ def test_files_that_are_refused(tmp_path: Path, text: str, says: str) -> None:
 
 async def test_every_method_but_health_asks_for_the_key(keys_file: Path) -> None:
     async with running(api_keys_file=keys_file) as started:
-        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(), timeout=60))
         assert (error.code, error.reason) == (UNAUTHENTICATED, "API_KEY_MISSING")
         wrong = (("x-api-key", "wrong"),)
-        error = await failure(started.stub.RunTask(run_request(), timeout=5, metadata=wrong))
+        error = await failure(started.stub.RunTask(run_request(), timeout=60, metadata=wrong))
         assert (error.code, error.reason) == (UNAUTHENTICATED, "API_KEY_INVALID")
         right = (("authorization", f"Bearer {KEY}"),)
-        await started.stub.RunTask(run_request(), timeout=5, metadata=right)
+        await started.stub.RunTask(run_request(), timeout=60, metadata=right)
 
         health = health_pb2_grpc.HealthStub(started.channel)
-        status = await health.Check(health_pb2.HealthCheckRequest(), timeout=5)
+        status = await health.Check(health_pb2.HealthCheckRequest(), timeout=60)
         assert status.status == health_pb2.HealthCheckResponse.SERVING
 
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         stub = reflection_pb2_grpc.ServerReflectionStub(started.channel)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await stub.ServerReflectionInfo(iter([request]), timeout=5).read()
+            await stub.ServerReflectionInfo(iter([request]), timeout=60).read()
         assert refused.value.code() is UNAUTHENTICATED
-        answer = await stub.ServerReflectionInfo(iter([request]), timeout=5, metadata=right).read()
+        answer = await stub.ServerReflectionInfo(iter([request]), timeout=60, metadata=right).read()
         assert answer.list_services_response.service
 
 
@@ -247,7 +247,7 @@ async def reason(
     )
     async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as channel:
         try:
-            await VisionServiceStub(channel).RunTask(run_request(), timeout=10, metadata=metadata)
+            await VisionServiceStub(channel).RunTask(run_request(), timeout=60, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             found = read_error(error)
             return f"{found.code.name} {found.reason}"

@@ -23,7 +23,7 @@ from tests.service.harness import inline, run_request, running, until
 
 def call(address: str, request: pb.RunTaskRequest, **options: Any) -> pb.RunTaskResponse:
     with open_channel(address, **options) as channel:
-        return VisionServiceStub(channel).RunTask(request, timeout=10)
+        return VisionServiceStub(channel).RunTask(request, timeout=60)
 
 
 def error_of(address: str, request: pb.RunTaskRequest, **options: Any) -> grpc.RpcError:
@@ -45,7 +45,7 @@ async def test_a_key_goes_with_calls_and_streams(tmp_path: Path) -> None:
     def use(address: str) -> str:
         with open_channel(address, api_key="secret") as channel:
             stub = VisionServiceStub(channel)
-            stub.RunTask(run_request(), timeout=10, metadata=(("x-request-id", "mine"),))
+            stub.RunTask(run_request(), timeout=60, metadata=(("x-request-id", "mine"),))
             return list(stub.StreamTask(pb.StreamTaskRequest(task=inline())))[-1].result.text
 
     async with running(api_keys_file=keys) as started:
@@ -73,7 +73,7 @@ async def test_overload_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch)
     engine = FakeEngine()
     async with running(engine, max_concurrent=1, max_queue=0) as started:
         engine.hang_after = 0
-        first = started.stub.RunTask(run_request(), timeout=20)
+        first = started.stub.RunTask(run_request(), timeout=60)
         await until(lambda: engine.active_requests == 1)
         error = await asyncio.to_thread(error_of, started.address, run_request())
         found = read_error(error)

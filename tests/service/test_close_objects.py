@@ -49,9 +49,9 @@ async def test_a_request_decides_or_the_server_does(default: bool) -> None:
     engine = Listening()
     async with running(engine, close_objects=default) as started:
         for wish in (None, False, True):
-            await started.stub.RunTask(asking(wish), timeout=10)
+            await started.stub.RunTask(asking(wish), timeout=60)
         request = pb.StreamTaskRequest(task=asking(True).task)
-        async for _ in started.stub.StreamTask(request, timeout=10):
+        async for _ in started.stub.StreamTask(request, timeout=60):
             pass
     assert engine.schemas == [CLOSED if default else SCHEMA, SCHEMA, CLOSED, CLOSED]
     ebnf = [one.grammar.ebnf for one in engine.asked if one.grammar is not None]
@@ -60,9 +60,9 @@ async def test_a_request_decides_or_the_server_does(default: bool) -> None:
 
 async def test_answers_are_validated_against_the_closed_schema() -> None:
     async with running(Listening('{"total": 3, "note": "x"}')) as started:
-        result = (await started.stub.RunTask(asking(), timeout=10)).result
+        result = (await started.stub.RunTask(asking(), timeout=60)).result
         assert json.loads(result.json)["note"] == "x"
-        error = await failure(started.stub.RunTask(asking(True), timeout=10))
+        error = await failure(started.stub.RunTask(asking(True), timeout=60))
     assert error.reason == "OUTPUT_INVALID"
     assert error.metadata["keyword"] == "additionalProperties"
     assert error.metadata["pointer"] == "/note"
@@ -74,9 +74,9 @@ async def test_a_task_decides(tmp_path: Path) -> None:
     (tmp_path / "unsaid.yaml").write_text(text)
     engine = Listening()
     async with running(engine, tasks_dir=tmp_path) as started:
-        listed = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        listed = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=60)).tasks
         for name in ("narrow", "unsaid"):
-            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=10)
+            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=60)
     assert engine.schemas == [CLOSED, SCHEMA]
     shown = {task.name: task.grammar for task in listed}
     assert shown["narrow"].close_objects
@@ -108,7 +108,7 @@ async def test_validation_lists_what_is_closed() -> None:
 async def test_close_objects_is_for_a_json_schema_alone() -> None:
     async with running() as started:
         request = run_request(inline(regex="a", close_objects=False))
-        error = await failure(started.stub.RunTask(request, timeout=5))
+        error = await failure(started.stub.RunTask(request, timeout=60))
     assert list(error.fields) == ["task.inline.grammar.close_objects"]
     assert "json_schema alone" in error.message
 

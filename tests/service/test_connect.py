@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -26,7 +25,7 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.traces import Traces
 from tests.service.harness import ROOT, SERVICE, image_bytes, until
-from tests.service.http_api.harness import Reply, Serving, serving
+from tests.service.http_api.harness import Reply, Serving, serving, small_buffers
 
 pytestmark = pytest.mark.slow
 
@@ -204,7 +203,7 @@ async def test_the_errors_are_those_of_grpc(
 
 async def test_the_error_of_a_stream_comes_in_its_last_message() -> None:
     engine = FakeEngine("one two three")
-    async with serving(engine, inference_timeout_s=0.5) as server:
+    async with serving(engine, inference_timeout_s=2) as server:
         engine.hang_after = 2
         reply = await server.request("POST", f"{SERVICE}/StreamTask", framed(run()), STREAMED)
     *events, (flag, end) = frames(reply.body)
@@ -291,10 +290,9 @@ async def test_what_is_no_call_of_a_method() -> None:
 
 
 async def test_a_body_that_is_too_large_or_late() -> None:
-    async with serving(
-        max_message_bytes=1_100_000, max_image_bytes=1000, receive_timeout_s=0.3
-    ) as server:
+    async with serving(max_message_bytes=1_100_000, max_image_bytes=1000) as server:
         large = await call(server, "RunTask", run("a" * 1_200_000))
+    async with serving(receive_timeout_s=0.3) as server:
         connection = await server.connect()
         await connection.send("POST", f"{SERVICE}/GetModel", b"{", {"content-length": "50"})
         late = await connection.reply()
@@ -358,7 +356,7 @@ async def test_the_deadline_of_the_caller_ends_the_call() -> None:
     async with serving(engine) as server:
         engine.hang_after = 1
         reply = await call(server, "RunTask", run(), **{"connect-timeout-ms": "300"})
-        await until(lambda: engine.active_requests == 0, 20)
+        await until(lambda: engine.active_requests == 0, 60)
     assert (reply.status, reply.json["code"]) == (504, "deadline_exceeded")
 
 
@@ -371,10 +369,10 @@ async def test_the_slot_is_free_when_the_caller_leaves(method: str) -> None:
         engine.hang_after = 1
         connection = await server.connect()
         await connection.send("POST", f"{SERVICE}/{method}", body, STREAMED if streams else {})
-        await until(lambda: engine.active_requests == 1, 20)
+        await until(lambda: engine.active_requests == 1, 60)
         connection.close()
-        await until(lambda: engine.cancelled_requests == 1, 20)
-        await until(lambda: server.runtime.budgets.admission.active == 0, 20)
+        await until(lambda: engine.cancelled_requests == 1, 60)
+        await until(lambda: server.runtime.budgets.admission.active == 0, 60)
 
 
 async def test_a_drain_cuts_what_does_not_end() -> None:
@@ -385,7 +383,7 @@ async def test_a_drain_cuts_what_does_not_end() -> None:
         stream = asyncio.create_task(
             server.request("POST", f"{SERVICE}/StreamTask", framed(run()), STREAMED)
         )
-        await until(lambda: engine.active_requests == 2, 20)
+        await until(lambda: engine.active_requests == 2, 60)
         await server.runtime.stop(0.1)
     assert ((await whole).status, reason(await whole)) == (503, "ENGINE_DRAINING")
     *_, (_, end) = frames((await stream).body)
@@ -428,8 +426,7 @@ async def test_a_trace_goes_on() -> None:
 @asynccontextmanager
 async def not_reading(server: Serving) -> AsyncIterator[None]:
     """A stream whose caller reads nothing."""
-    unread = socket.socket()
-    unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    unread = small_buffers(server)
     unread.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(unread, ("127.0.0.1", server.http.port))
@@ -449,7 +446,7 @@ async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.unread.STALL_S", 0.1)
-    engine = FakeEngine("word " * 200_000, context_length=2_000_000)
+    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
         await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
         assert server.runtime.lifecycle.calls_in_flight == 1
@@ -461,22 +458,22 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.unread.DROP_AFTER_S", 0.1)
-    engine = FakeEngine("word " * 100_000, context_length=2_000_000)
-    async with serving(engine, inference_timeout_s=0.5, receive_timeout_s=0.5) as server:
+    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
+    async with serving(engine, inference_timeout_s=3, receive_timeout_s=1) as server:
         records: list[Any] = []
         server.runtime.observation.listeners.append(records.append)
         async with not_reading(server):
-            await until(lambda: bool(records), 30)
-            await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 30)
+            await until(lambda: bool(records), 60)
+            await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 60)
         assert (records[0].code, records[0].reason) == ("DEADLINE_EXCEEDED", "NOT_READ")
-        assert engine.active_requests == 0
+        await until(lambda: engine.active_requests == 0)
 
 
 async def test_a_drain_cuts_a_call_whose_body_is_still_arriving() -> None:
     async with serving() as server:
         connection = await server.connect()
         await connection.send("POST", f"{SERVICE}/GetModel", b"{}", {"content-length": "9"})
-        await until(lambda: server.runtime.lifecycle.calls_in_flight == 1, 20)
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 1, 60)
         await server.runtime.stop(0.1)
         reply = await connection.reply()
         connection.close()

@@ -53,9 +53,9 @@ async def test_a_conversation_reaches_the_engine_as_it_was_sent() -> None:
         tools=[TOOL],
     )
     async with running(FakeEngine(remember)) as started:
-        answer = await started.stub.RunTask(sent, timeout=10)
+        answer = await started.stub.RunTask(sent, timeout=60)
         events = [one async for one in started.stub.StreamTask(
-            pb.StreamTaskRequest(task=sent.task), timeout=10)]  # fmt: skip
+            pb.StreamTaskRequest(task=sent.task), timeout=60)]  # fmt: skip
     assert answer.result.text == events[-1].result.text == "fine"
     del seen[0]  # the warm-up
     system, asked, called, tool = seen[0].conversation
@@ -132,7 +132,7 @@ async def test_a_conversation_that_is_wrong_is_refused_by_field(
 ) -> None:
     async with running(max_images=3, max_text_bytes=110) as started:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await started.stub.RunTask(sent, timeout=10)
+            await started.stub.RunTask(sent, timeout=60)
     error = read_error(caught.value)
     assert error.field_violations[0][0] == field
     assert says in error.field_violations[0][1]
@@ -143,14 +143,14 @@ async def test_images_of_the_request_beside_messages_are_refused() -> None:
     sent.images.append(IMAGE)
     async with running() as started:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await started.stub.RunTask(sent, timeout=10)
+            await started.stub.RunTask(sent, timeout=60)
     assert read_error(caught.value).field_violations[0][0] == "images"
 
 
 async def test_as_many_images_and_messages_as_are_allowed() -> None:
     async with running(max_images=3) as started:
-        await started.stub.RunTask(request(user(IMAGE, IMAGE), user(IMAGE)), timeout=10)
-        await started.stub.RunTask(request(*[user("a")] * 1024), timeout=10)
+        await started.stub.RunTask(request(user(IMAGE, IMAGE), user(IMAGE)), timeout=60)
+        await started.stub.RunTask(request(*[user("a")] * 1024), timeout=60)
 
 
 # Examples of task files and of the command line
@@ -200,7 +200,7 @@ async def test_examples_of_a_task_file_come_before_the_question(tmp_path: Path) 
     sent = pb.RunTaskRequest(task=pb.Task(name="shapes"), images=[IMAGE, IMAGE])
     async with running(remembering(seen), tasks_dir=tmp_path) as started:
         for _ in range(2):  # the images of the examples are there for the next call, too
-            await started.stub.RunTask(sent, timeout=10)
+            await started.stub.RunTask(sent, timeout=60)
     assert [spoken(one) for one in seen[1:]] == [FEW_SHOT, FEW_SHOT]
     assert [one.width for one in seen[2].all_images] == [40, 64, 64]
 

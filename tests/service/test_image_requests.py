@@ -70,8 +70,8 @@ def nothing_decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_the_pixels_of_a_request_are_bounded() -> None:
     assert len(BOMB) == 36
     async with running() as started:
-        error = await failure(started.stub.RunTask(run_request(images=[BOMB] * 64), timeout=20))
-        limits = (await started.stub.GetModel(pb.GetModelRequest(), timeout=10)).limits
+        error = await failure(started.stub.RunTask(run_request(images=[BOMB] * 64), timeout=60))
+        limits = (await started.stub.GetModel(pb.GetModelRequest(), timeout=60)).limits
     assert limits.max_request_pixels == 800_000_000
     assert (error.code, error.reason) == (
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -86,7 +86,7 @@ async def test_the_pixels_of_a_request_are_bounded() -> None:
 async def test_all_headers_are_read_before_the_first_image_is_decoded() -> None:
     async with running() as started:
         request = run_request(images=[image_bytes(), image_bytes(), b"no image"])
-        error = await failure(started.stub.RunTask(request, timeout=20))
+        error = await failure(started.stub.RunTask(request, timeout=60))
     assert list(error.fields) == ["images[2].data"]
 
 
@@ -178,7 +178,7 @@ async def test_large_images_of_one_caller_do_not_hold_up_the_others(watched: Wat
         ]
         await until(lambda: watched.inside > 0)
         for _ in range(5):
-            await started.stub.RunTask(run_request(images=[image_bytes()] * 4), timeout=20)
+            await started.stub.RunTask(run_request(images=[image_bytes()] * 4), timeout=60)
         watched.gate.set()
         await asyncio.gather(*large)
         inference = started.server.servicer.inference
@@ -232,9 +232,9 @@ async def test_a_caller_with_many_calls_does_not_stand_before_another(
             return started.stub.RunTask(request, timeout=120, metadata=[("x-api-key", key)])
 
         many = [call("many", 80) for _ in range(20)]
-        await until(lambda: inference.admission.active == 20, 30)
+        await until(lambda: inference.admission.active == 20, 60)
         few = call("few", 64)
-        await until(lambda: inference.admission.active == 21, 30)
+        await until(lambda: inference.admission.active == 21, 60)
         go_on.set()
         await asyncio.gather(few, *many)
     # First come the images whose threads had begun, then one caller after the other. Without turns
@@ -441,7 +441,7 @@ async def test_a_failed_call_keeps_no_image(
         gc.disable()
         try:
             for _ in range(3):
-                await failure(started.stub.RunTask(case(engine), timeout=20))
+                await failure(started.stub.RunTask(case(engine), timeout=60))
             await until(lambda: watched.living == 0)
             assert sent
             assert not any(one.data for one in sent)
@@ -461,7 +461,7 @@ async def test_too_little_memory_is_an_overload(
     else:
         monkeypatch.setattr("service.engines.fake._looked_at", fails)
     async with running() as started:
-        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=20))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=60))
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
     assert "memory" in error.message
     assert not error.fields

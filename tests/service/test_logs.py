@@ -282,15 +282,15 @@ async def test_every_kind_of_call_leaves_exactly_one_access_line(
     async with running(engine) as started:
         stub = started.stub
         stream = pb.StreamTaskRequest(task=inline())
-        await stub.RunTask(run_request(), timeout=5)
-        _ = [event async for event in stub.StreamTask(stream, timeout=5)]
-        await stub.GetModel(pb.GetModelRequest(), timeout=5)
+        await stub.RunTask(run_request(), timeout=60)
+        _ = [event async for event in stub.StreamTask(stream, timeout=60)]
+        await stub.GetModel(pb.GetModelRequest(), timeout=60)
         await failure(started.raw("RunTask", b"\xff"))
         engine.crash_after = 1
-        await failure(stub.RunTask(run_request(), timeout=5))
-        await stream_failure(stub.StreamTask(stream, timeout=5))
+        await failure(stub.RunTask(run_request(), timeout=60))
+        await stream_failure(stub.StreamTask(stream, timeout=60))
         engine.crash_after, engine.hang_after = None, 1
-        call = stub.RunTask(run_request(), timeout=5)
+        call = stub.RunTask(run_request(), timeout=60)
         await until(lambda: engine.active_requests == 1)
         call.cancel()
         await until(lambda: len(access_lines(caplog)) == 7)
@@ -315,7 +315,7 @@ async def test_every_line_of_a_call_has_its_request_id(written: Written) -> None
     async with running(engine) as started:
         engine.crash_after = 0
         metadata = (("x-request-id", "order-66"),)
-        await failure(started.stub.RunTask(run_request(), timeout=5, metadata=metadata))
+        await failure(started.stub.RunTask(run_request(), timeout=60, metadata=metadata))
     events = [line for line in written.getvalue().splitlines() if line.startswith("time=")]
     lines = [line for line in events if "method=" in line]
     assert len(lines) == 2  # what failed, with its traceback below, and the access line
@@ -339,7 +339,7 @@ async def test_what_callers_send_and_get_stays_out_of_the_log(written: Written) 
             run_request(inline(secret), max_tokens=1),
         ):
             with contextlib.suppress(grpc.aio.AioRpcError):
-                await started.stub.RunTask(request, timeout=5)
+                await started.stub.RunTask(request, timeout=60)
     text = written.getvalue()
     assert text.count("logger=service.access") == 8
     assert secret not in text

@@ -56,7 +56,7 @@ async def test_requests_choose_a_model() -> None:
         answers = {}
         for name in ("", "first", "second"):
             request = pb.RunTaskRequest(task=task, model=name)
-            answers[name] = (await stub.RunTask(request, timeout=10)).result
+            answers[name] = (await stub.RunTask(request, timeout=60)).result
         streamed = [
             event
             async for event in stub.StreamTask(
@@ -71,9 +71,9 @@ async def test_requests_choose_a_model() -> None:
 
 async def test_models_are_listed_and_described() -> None:
     async with two() as (started, _, _):
-        listed = (await started.stub.ListModels(pb.ListModelsRequest(), timeout=10)).models
-        named = await started.stub.GetModel(pb.GetModelRequest(name="second"), timeout=10)
-        unnamed = await started.stub.GetModel(pb.GetModelRequest(), timeout=10)
+        listed = (await started.stub.ListModels(pb.ListModelsRequest(), timeout=60)).models
+        named = await started.stub.GetModel(pb.GetModelRequest(name="second"), timeout=60)
+        unnamed = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)
         async with AsyncClient(started.address) as client:
             again = (await client.list_models()).models
     assert [(one.name, one.engine, one.serving) for one in listed] == [
@@ -105,18 +105,18 @@ async def test_an_unknown_model_is_not_found() -> None:
         errors = [
             await failure(call)
             for call in (
-                stub.RunTask(pb.RunTaskRequest(task=task, model="third"), timeout=10),
+                stub.RunTask(pb.RunTaskRequest(task=task, model="third"), timeout=60),
                 stub.AnalyzeImage(
                     pb.AnalyzeImageRequest(images=[image], model="third"), timeout=10
                 ),
                 stub.ValidateSchema(
                     pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=SCHEMA), model="third"),
-                    timeout=10,
+                    timeout=60,
                 ),
-                stub.GetModel(pb.GetModelRequest(name="third"), timeout=10),
+                stub.GetModel(pb.GetModelRequest(name="third"), timeout=60),
             )
         ]
-        stream = stub.StreamTask(pb.StreamTaskRequest(task=task, model="third"), timeout=10)
+        stream = stub.StreamTask(pb.StreamTaskRequest(task=task, model="third"), timeout=60)
         errors.append((await stream_failure(stream))[1])
         assert (first.finished_requests, second.finished_requests) == (1, 1)
     for error in errors:
@@ -128,14 +128,14 @@ async def test_an_unhealthy_model_is_listed_as_not_serving() -> None:
     async with two(health_interval_s=0.05) as (started, _, second):
         second.healthy = False
         inferences = started.server.runtime.models
-        await until(lambda: inferences["second"].refusal is not None, 30)
-        listed = (await started.stub.ListModels(pb.ListModelsRequest(), timeout=10)).models
+        await until(lambda: inferences["second"].refusal is not None, 60)
+        listed = (await started.stub.ListModels(pb.ListModelsRequest(), timeout=60)).models
         error = await failure(
-            started.stub.RunTask(pb.RunTaskRequest(task=inline(), model="second"), timeout=10)
+            started.stub.RunTask(pb.RunTaskRequest(task=inline(), model="second"), timeout=60)
         )
-        answer = await started.stub.RunTask(pb.RunTaskRequest(task=inline()), timeout=10)
+        answer = await started.stub.RunTask(pb.RunTaskRequest(task=inline()), timeout=60)
         second.healthy = True
-        await until(lambda: inferences["second"].refusal is None, 30)
+        await until(lambda: inferences["second"].refusal is None, 60)
     assert [one.serving for one in listed] == [True, False]
     assert error.reason == "ENGINE_UNHEALTHY"
     assert answer.result.model == "first"

@@ -72,7 +72,7 @@ def grammar(text: str) -> Any:
 
 async def report(started: Running, text: str) -> pb.ValidateSchemaResponse:
     request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
-    found: pb.ValidateSchemaResponse = await started.stub.ValidateSchema(request, timeout=10)
+    found: pb.ValidateSchemaResponse = await started.stub.ValidateSchema(request, timeout=60)
     return found
 
 
@@ -80,7 +80,7 @@ async def given_out(text: str, value: Any) -> bool:
     """Whether a server gives a value out that a model has answered with."""
     async with running(FakeEngine(json.dumps(value, ensure_ascii=False))) as started:
         try:
-            await started.stub.RunTask(run_request(inline(json_schema=text)), timeout=10)
+            await started.stub.RunTask(run_request(inline(json_schema=text)), timeout=60)
         except grpc.aio.AioRpcError as error:
             reason = read_error(error).reason
         else:
@@ -113,8 +113,8 @@ async def test_the_envelope_of_a_tool() -> None:
     text = json.dumps({"name": "t", "input_schema": {"type": "object"}})
     request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
     async with running() as started:
-        error = await failure(started.stub.ValidateSchema(request, timeout=5))
-        run = await failure(started.stub.RunTask(run_request(inline(json_schema=text)), timeout=5))
+        error = await failure(started.stub.ValidateSchema(request, timeout=60))
+        run = await failure(started.stub.RunTask(run_request(inline(json_schema=text)), timeout=60))
     assert error.reason == run.reason == "SCHEMA_ENVELOPE"
     assert error.metadata["pointer"] == run.metadata["pointer"] == "/input_schema"
 
@@ -149,7 +149,7 @@ async def test_a_file_has_the_outcome_that_its_user_expects(path: Path) -> None:
     async with running() as started:
         if path.name in ENVELOPES:
             request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=text))
-            error = await failure(started.stub.ValidateSchema(request, timeout=10))
+            error = await failure(started.stub.ValidateSchema(request, timeout=60))
             assert error.reason == "SCHEMA_ENVELOPE"
             assert error.metadata["pointer"] == ENVELOPES[path.name]
             return

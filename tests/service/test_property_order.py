@@ -51,7 +51,7 @@ async def test_a_request_says_the_order_or_the_server_does(default: str) -> None
     engine = Listening()
     async with running(engine, property_order=default) as started:
         for order in (UNSAID, DECLARED, ANY):
-            await started.stub.RunTask(asking(order), timeout=10)
+            await started.stub.RunTask(asking(order), timeout=60)
         async for _ in started.stub.StreamTask(
             pb.StreamTaskRequest(task=asking(ANY).task), timeout=10
         ):
@@ -66,9 +66,9 @@ async def test_a_task_says_the_order(tmp_path: Path) -> None:
     (tmp_path / "unsaid.yaml").write_text(text)
     engine = Listening()
     async with running(engine, tasks_dir=tmp_path) as started:
-        listed = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        listed = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=60)).tasks
         for name in ("free", "unsaid"):
-            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=10)
+            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=60)
     assert engine.orders == [PropertyOrder.ANY, PropertyOrder.DECLARED]
     orders = {task.name: task.grammar.property_order for task in listed}
     assert orders == {"free": ANY, "unsaid": DECLARED, "image-analysis": DECLARED}
@@ -87,7 +87,7 @@ async def test_validation_tells_where_any_order_ends(default: str) -> None:
         async def reason(order: pb.PropertyOrder.ValueType) -> str:
             grammar = pb.Grammar(json_schema=json.dumps(schema), property_order=order)
             request = pb.ValidateSchemaRequest(grammar=grammar)
-            response = await started.stub.ValidateSchema(request, timeout=10)
+            response = await started.stub.ValidateSchema(request, timeout=60)
             (found,) = [one for one in response.keywords if one.pointer == "/properties"]
             assert found.enforcement == pb.ENFORCEMENT_ENFORCED
             return str(found.reason)
@@ -114,9 +114,9 @@ async def test_each_property_order_has_its_own_cached_analysis() -> None:
 async def test_an_invalid_property_order_is_an_error() -> None:
     async with running() as started:
         unknown: Any = 7
-        error = await failure(started.stub.RunTask(asking(unknown), timeout=5))
+        error = await failure(started.stub.RunTask(asking(unknown), timeout=60))
         regex = run_request(inline(regex="a", property_order=ANY))
-        other = await failure(started.stub.RunTask(regex, timeout=5))
+        other = await failure(started.stub.RunTask(regex, timeout=60))
     for one in (error, other):
         assert list(one.fields) == ["task.inline.grammar.property_order"]
     assert "PROPERTY_ORDER_ANY" in error.message

@@ -309,7 +309,7 @@ async def test_a_call_without_an_answer_uses_the_tokens_of_the_engine(keys: Path
             text += (await call.read()).delta
         call.cancel()
         account = started.server.runtime.budgets.quotas._accounts["phone"]
-        await until(lambda: not account.calls, 30)
+        await until(lambda: not account.calls, 60)
         assert account.tokens._level == left - prompt - 8
 
 
@@ -470,10 +470,10 @@ async def test_one_caller_cannot_keep_another_out(keys: Path) -> None:
             return "OK"
 
         many = [asyncio.ensure_future(call("many")) for _ in range(330)]
-        await until(lambda: sum(one.done() for one in many) == 10, 30)
+        await until(lambda: sum(one.done() for one in many) == 10, 60)
         assert (admission.active, admission.waiting) == (64, 256)
         few = [asyncio.ensure_future(call("few")) for _ in range(12)]
-        await until(lambda: admission._queue.waiting("few") == 12, 30)
+        await until(lambda: admission._queue.waiting("few") == 12, 60)
         assert admission.waiting == 256
         engine.release()
         assert await asyncio.gather(*few) == ["OK"] * 12

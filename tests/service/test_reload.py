@@ -45,7 +45,7 @@ async def outcome(started: Running, caller: str) -> str:
     """The reason of the error of a call, or OK."""
     metadata = (("x-api-key", f"key of {caller}"),)
     try:
-        await started.stub.RunTask(run_request(), metadata=metadata, timeout=10)
+        await started.stub.RunTask(run_request(), metadata=metadata, timeout=60)
     except grpc.aio.AioRpcError as error:
         return read_error(error).reason
     return "OK"
@@ -224,7 +224,7 @@ def test_sighup_reloads_and_the_server_goes_on(tmp_path: Path) -> None:
             time.sleep(0.05)
         with grpc.insecure_channel(address) as channel:
             metadata = (("x-api-key", "key of phone"),)
-            assert VisionServiceStub(channel).RunTask(run_request(), metadata=metadata, timeout=10)
+            assert VisionServiceStub(channel).RunTask(run_request(), metadata=metadata, timeout=60)
         server.send_signal(signal.SIGTERM)
         assert server.wait(20) == 0
 

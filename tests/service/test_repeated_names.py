@@ -28,9 +28,9 @@ def asking(schema: Any = SCHEMA) -> pb.RunTaskRequest:
 
 async def test_json_has_the_last_member_of_a_name_and_text_is_as_written() -> None:
     async with running(FakeEngine(WRITTEN)) as started:
-        result = (await started.stub.RunTask(asking(), timeout=10)).result
+        result = (await started.stub.RunTask(asking(), timeout=60)).result
         request = pb.StreamTaskRequest(task=asking().task)
-        events = [event async for event in started.stub.StreamTask(request, timeout=10)]
+        events = [event async for event in started.stub.StreamTask(request, timeout=60)]
     assert (result.text, result.json) == (WRITTEN, CUT)
     assert "".join(event.delta for event in events) == WRITTEN
     assert (events[-1].result.text, events[-1].result.json) == (WRITTEN, CUT)
@@ -47,7 +47,7 @@ async def test_json_has_the_last_member_of_a_name_and_text_is_as_written() -> No
 )
 async def test_the_document_that_is_given_out_is_validated(schema: Any, keyword: str) -> None:
     async with running(FakeEngine(WRITTEN)) as started:
-        error = await failure(started.stub.RunTask(asking(schema), timeout=10))
+        error = await failure(started.stub.RunTask(asking(schema), timeout=60))
     assert error.reason == "OUTPUT_INVALID"
     assert error.metadata["keyword"] == keyword
 
@@ -59,7 +59,7 @@ async def test_the_last_field_of_an_analysis_counts() -> None:
     task = pb.Task(name="image-analysis")
     async with running(FakeEngine(text)) as started:
         request = pb.RunTaskRequest(task=task, images=[pb.Image(data=image_bytes())])
-        result = (await started.stub.RunTask(request, timeout=10)).result
+        result = (await started.stub.RunTask(request, timeout=60)).result
     assert result.text == text
     assert json.loads(result.json)["scene"] == "kitchen"
     assert result.json.count('"scene"') == 1

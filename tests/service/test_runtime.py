@@ -25,7 +25,7 @@ from service.runtime import Runtime, serve
 from service.settings import Settings, SettingsError
 from service.tasks.registry import load_registry
 from service.types import Capabilities, Sampling
-from tests.service.harness import ROOT, failure, run_request, until
+from tests.service.harness import ROOT, Paced, failure, run_request, until
 from tests.service.line_front_end import LineFrontEnd, ask
 
 
@@ -39,14 +39,14 @@ class Both:
     channel: grpc.aio.Channel
 
     def call(self) -> Any:
-        return VisionServiceStub(self.channel).RunTask(run_request(), timeout=10)
+        return VisionServiceStub(self.channel).RunTask(run_request(), timeout=60)
 
     def line(self) -> asyncio.Task[dict[str, Any]]:
         return asyncio.create_task(ask(self.lines.port, "Describe."))
 
     async def status(self) -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
-        return int((await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status)
+        return int((await stub.Check(health_pb2.HealthCheckRequest(), timeout=60)).status)
 
 
 @asynccontextmanager
@@ -105,13 +105,16 @@ async def test_a_slot_that_one_has_taken_is_missing_to_the_other(first: str) -> 
 
 
 async def test_a_drain_waits_for_the_calls_of_both() -> None:
-    async with both(FakeEngine("one two three", token_delay_s=0.1)) as started:
+    engine = Paced("one two three")
+    async with both(engine) as started:
+        engine.go_on.clear()
         calls = asyncio.ensure_future(started.call()), started.line()
         await until(lambda: started.runtime.lifecycle.calls_in_flight == 2)
-        stopping = asyncio.create_task(started.runtime.stop(10))
+        stopping = asyncio.create_task(started.runtime.stop(100))
         await until(lambda: started.runtime.lifecycle.phase is Phase.DRAINING)
         assert (await failure(started.call())).reason == "ENGINE_DRAINING"
         assert await started.line() == {"error": "ENGINE_DRAINING"}
+        engine.go_on.set()
         call, line = await asyncio.gather(*calls)
         assert call.result.text == line["text"] == "one two three"
         assert await stopping
@@ -144,11 +147,11 @@ async def test_a_front_end_that_breaks_ends_serve_and_the_other() -> None:
     runtime = Runtime(Settings(port=0), [engine], load_registry(None))
     calls, lines = GrpcFrontEnd(runtime), LineFrontEnd(runtime)
     with pytest.raises(RuntimeError, match="the line front end broke"):
-        await asyncio.wait_for(serve(runtime, [lines, calls], on_ready=lines.broken.set), 10)
+        await asyncio.wait_for(serve(runtime, [lines, calls], on_ready=lines.broken.set), 60)
     assert lines.phases == [Phase.LOADING, Phase.SERVING, Phase.DRAINING]
     assert engine.closed
     async with grpc.aio.insecure_channel(f"127.0.0.1:{calls.port}") as channel:
-        error = await failure(VisionServiceStub(channel).RunTask(run_request(), timeout=5))
+        error = await failure(VisionServiceStub(channel).RunTask(run_request(), timeout=60))
         assert error.code is grpc.StatusCode.UNAVAILABLE
 
 
@@ -177,7 +180,7 @@ def test_a_server_without_grpc_never_imports_it() -> None:
             port = int(process.stdout.readline())
             assert asyncio.run(ask(port, "Hello"))["text"] == "an answer"
             process.send_signal(signal.SIGTERM)
-            assert process.communicate(timeout=20)[0] == "False\n"
+            assert process.communicate(timeout=60)[0] == "False\n"
         finally:
             process.kill()
     assert process.returncode == 0

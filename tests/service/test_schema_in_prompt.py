@@ -92,12 +92,12 @@ async def test_the_request_decides_else_the_server_else_the_model(
     engine = Listening(schema_in_prompt=model)
     async with running(engine, schema_in_prompt=server) as started:
         for wish in (None, False, True):
-            await started.stub.RunTask(asking(wish), timeout=10)
+            await started.stub.RunTask(asking(wish), timeout=60)
         async for _ in started.stub.StreamTask(
             pb.StreamTaskRequest(task=asking(True).task), timeout=10
         ):
             pass
-        told = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        told = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)
     default = model if server is None else server
     assert engine.systems == [NOTE if default else "", "", NOTE, NOTE]
     assert told.capabilities.schema_in_prompt == default
@@ -116,7 +116,7 @@ async def test_where_it_stands() -> None:
     engine = Listening()
     async with running(engine) as started:
         for request in (asking(True, system="Be brief."), alone, both):
-            await started.stub.RunTask(request, timeout=10)
+            await started.stub.RunTask(request, timeout=60)
     assert engine.systems == [f"Be brief.\n\n{NOTE}", NOTE, f"Be brief.\n\n{NOTE}"]
     assert [len(request.conversation) for request in engine.asked] == [2, 2, 2]
 
@@ -130,7 +130,7 @@ async def test_a_task_decides(tmp_path: Path) -> None:
     engine = Listening(schema_in_prompt=True)
     async with running(engine, tasks_dir=tmp_path) as started:
         for name in ("told", "silent", "unsaid"):
-            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=10)
+            await started.stub.RunTask(run_request(pb.Task(name=name)), timeout=60)
     assert engine.systems == [NOTE, "", NOTE]
     assert [one.role for one in engine.asked[0].conversation[:3]] == [
         Role.SYSTEM, Role.USER, Role.ASSISTANT,
@@ -141,14 +141,14 @@ async def test_the_built_in_analysis_describes_its_fields_itself() -> None:
     engine = Listening(schema_in_prompt=True)
     async with running(engine, schema_in_prompt=True) as started:
         request = run_request(pb.Task(name="image-analysis"), [IMAGE_FILE])
-        await failure(started.stub.RunTask(request, timeout=10))  # the answer is not an analysis
+        await failure(started.stub.RunTask(request, timeout=60))  # the answer is not an analysis
     assert engine.systems == [""]
 
 
 async def test_a_closed_object_is_shown_as_closed() -> None:
     engine = Listening()
     async with running(engine, close_objects=True) as started:
-        await started.stub.RunTask(asking(True), timeout=10)
+        await started.stub.RunTask(asking(True), timeout=60)
     assert engine.systems == [f'{NOTE[:-1]},"additionalProperties":false}}']
 
 
@@ -156,7 +156,7 @@ async def test_it_is_for_a_json_schema_alone() -> None:
     async with running() as started:
         for task in (inline(regex="a"), inline()):
             task.inline.schema_in_prompt = False
-            error = await failure(started.stub.RunTask(run_request(task), timeout=5))
+            error = await failure(started.stub.RunTask(run_request(task), timeout=60))
             assert list(error.fields) == ["task.inline.schema_in_prompt"]
             assert "json_schema alone" in error.message
 
@@ -165,17 +165,17 @@ async def test_its_tokens_count() -> None:
     engine = Listening(context_length=60)
     async with running(engine) as started:
         usages = [
-            (await started.stub.RunTask(asking(wish), timeout=10)).result.usage
+            (await started.stub.RunTask(asking(wish), timeout=60)).result.usage
             for wish in (False, True)
         ]
         assert usages[1].prompt_tokens > usages[0].prompt_tokens + 10
         engine.context_length = usages[1].prompt_tokens
-        error = await failure(started.stub.RunTask(asking(True), timeout=10))
+        error = await failure(started.stub.RunTask(asking(True), timeout=60))
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
         assert "schema_in_prompt: false" in error.message
-        await started.stub.RunTask(asking(False), timeout=10)
+        await started.stub.RunTask(asking(False), timeout=60)
         engine.context_length = 2
-        error = await failure(started.stub.RunTask(asking(False), timeout=10))
+        error = await failure(started.stub.RunTask(asking(False), timeout=60))
         assert "schema_in_prompt" not in error.message
 
 

@@ -50,7 +50,7 @@ async def test_the_choice_of_a_caller_reaches_the_engine(asked: bool | None) -> 
 async def test_thinking_under_a_grammar_is_refused() -> None:
     task = inline(choice=["yes", "no"])
     async with running(Thinker("thinking")) as started:
-        call = started.stub.RunTask(pb.RunTaskRequest(task=task, sampling=THINK), timeout=10)
+        call = started.stub.RunTask(pb.RunTaskRequest(task=task, sampling=THINK), timeout=60)
         error = await failure(call)
     assert error.reason == "SAMPLING_OPTION_INVALID"
     assert "sampling.thinking" in error.message
@@ -59,10 +59,10 @@ async def test_thinking_under_a_grammar_is_refused() -> None:
 
 async def test_an_engine_that_cannot_think_refuses_it() -> None:
     async with running(Thinker()) as started:
-        call = started.stub.RunTask(pb.RunTaskRequest(task=inline(), sampling=THINK), timeout=10)
+        call = started.stub.RunTask(pb.RunTaskRequest(task=inline(), sampling=THINK), timeout=60)
         error = await failure(call)
         silent = pb.SamplingOptions(thinking=False)
-        await started.stub.RunTask(pb.RunTaskRequest(task=inline(), sampling=silent), timeout=10)
+        await started.stub.RunTask(pb.RunTaskRequest(task=inline(), sampling=silent), timeout=60)
     assert error.reason == "SAMPLING_OPTION_INVALID"
     assert "sampling.thinking" in error.message
 

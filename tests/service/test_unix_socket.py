@@ -35,9 +35,9 @@ async def test_calls_and_health(tmp_path: Path) -> None:
     async with listening(path) as server:
         assert server.place == f"unix:{path}"
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=5)).result.text
+            assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=60)).result.text
             stub = health_pb2_grpc.HealthStub(channel)
-            found = await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
+            found = await stub.Check(health_pb2.HealthCheckRequest(), timeout=60)
             assert found.status == health_pb2.HealthCheckResponse.SERVING
     assert not path.exists()
 
@@ -52,7 +52,7 @@ async def test_the_file_of_a_server_that_was_killed_is_replaced(tmp_path: Path) 
         listening(path),
         grpc.aio.insecure_channel(f"unix:{path}") as channel,
     ):
-        assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=5)).result.text
+        assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=60)).result.text
 
 
 async def test_the_socket_of_a_running_server_is_not_replaced(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ async def test_the_socket_of_a_running_server_is_not_replaced(tmp_path: Path) ->
             async with listening(path):
                 pass
         async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-            assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=5)).result.text
+            assert (await VisionServiceStub(channel).RunTask(run_request(), timeout=60)).result.text
 
 
 def test_paths_that_cannot_be(tmp_path: Path) -> None:

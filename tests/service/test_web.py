@@ -44,7 +44,7 @@ async def serving(*routes: Route, **options: Any) -> AsyncIterator[WebServer]:
 def get(port: int, path: str = "/hello", tls: ssl.SSLContext | None = None) -> tuple[int, bytes]:
     kind: Any = http.client.HTTPConnection if tls is None else http.client.HTTPSConnection
     options = {} if tls is None else {"context": tls}
-    connection = kind("localhost" if tls else "127.0.0.1", port, timeout=20, **options)
+    connection = kind("localhost" if tls else "127.0.0.1", port, timeout=60, **options)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
@@ -58,7 +58,7 @@ async def read_to_end(port: int, sent: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(sent)
-        return await asyncio.wait_for(reader.read(), 20)
+        return await asyncio.wait_for(reader.read(), 60)
     except ConnectionResetError:
         return b""
     finally:
@@ -122,10 +122,10 @@ async def test_the_head_of_a_stream_does_not_wait_for_its_first_piece() -> None:
     async with serving(Route("/stream", stream)) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"GET /stream HTTP/1.1\r\nhost: a\r\n\r\n")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 200")
         go_on.set()
-        assert b"late" in await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 20)
+        assert b"late" in await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 60)
         writer.close()
 
 
@@ -190,12 +190,13 @@ async def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
         await until(lambda: server.connections == 0)
 
 
+@pytest.mark.slow  # the limit is so long that a busy machine sends its headers in time
 async def test_an_answer_may_take_longer_than_its_headers() -> None:
     async def slow(request: Request) -> Response:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2.5)
         return PlainTextResponse("late")
 
-    async with serving(Route("/slow", slow), limits=WebLimits(header_s=0.1)) as server:
+    async with serving(Route("/slow", slow), limits=WebLimits(header_s=2)) as server:
         assert await asyncio.to_thread(get, server.port, "/slow") == (200, b"late")
 
 
@@ -245,7 +246,7 @@ async def test_a_request_that_does_not_end_is_cut() -> None:
             read_to_end(server.port, b"GET /hang HTTP/1.1\r\nhost: a\r\n\r\n")
         )
         await begun.wait()
-        await asyncio.wait_for(server.stop(0.1), 20)
+        await asyncio.wait_for(server.stop(0.1), 60)
         assert b"200" not in (await asked)
         assert server.connections == 0
 
@@ -255,7 +256,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
     async with serving(host=f"unix:{path}"):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"GET /hello HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-        assert (await asyncio.wait_for(reader.read(), 20)).endswith(b"hello")
+        assert (await asyncio.wait_for(reader.read(), 60)).endswith(b"hello")
         writer.close()
         second = WebServer(Starlette(), host=f"unix:{path}")
         with pytest.raises(OSError, match="another process listens"):
@@ -308,7 +309,7 @@ async def test_tls_handshakes_are_in_the_limit_of_connections(tmp_path: Path) ->
     async with serving_tls(tmp_path, limits=WebLimits(connections=2)) as (server, trusting):
         silent = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
         await until(lambda: server.connections == 2)
-        assert await asyncio.wait_for(read_to_end(server.port, b""), 5) == b""
+        assert await asyncio.wait_for(read_to_end(server.port, b""), 60) == b""
         assert server.connections == 2
         silent[0][1].close()
         await until(lambda: server.connections == 1)
@@ -323,7 +324,7 @@ async def test_connections_are_in_the_limit_of_tls_handshakes(tmp_path: Path) ->
             "127.0.0.1", server.port, ssl=trusting, server_hostname="localhost"
         )
         assert server.connections == 1
-        assert await asyncio.wait_for(read_to_end(server.port, b""), 5) == b""
+        assert await asyncio.wait_for(read_to_end(server.port, b""), 60) == b""
         writer.transport.abort()
         await until(lambda: server.connections == 0)
 
@@ -335,7 +336,7 @@ async def test_connections_are_in_the_limit_of_tls_handshakes(tmp_path: Path) ->
 )
 async def test_a_tls_handshake_that_does_not_end_is_ended(tmp_path: Path, sent: bytes) -> None:
     async with serving_tls(tmp_path, limits=WebLimits(header_s=0.1)) as (server, _):
-        assert b"hello" not in await asyncio.wait_for(read_to_end(server.port, sent), 5)
+        assert b"hello" not in await asyncio.wait_for(read_to_end(server.port, sent), 60)
         await until(lambda: server.connections == 0)
 
 
@@ -343,10 +344,10 @@ async def test_the_end_does_not_wait_for_tls_handshakes(tmp_path: Path) -> None:
     async with serving_tls(tmp_path) as (server, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         await until(lambda: server.connections == 1)
-        await asyncio.wait_for(server.stop(20), 5)
+        await asyncio.wait_for(server.stop(200), 60)
         assert server.connections == 0
         with suppress(ConnectionResetError):
-            assert await asyncio.wait_for(reader.read(), 5) == b""
+            assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
 
 
@@ -362,13 +363,13 @@ async def test_a_request_that_comes_with_the_end_of_the_handshake(tmp_path: Path
                 break
             except ssl.SSLWantReadError:
                 writer.write(outgoing.read())
-                incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+                incoming.write(await asyncio.wait_for(reader.read(65536), 60))
         assert client.version() == "TLSv1.3"
         client.write(b"GET /hello HTTP/1.1\r\nhost: a\r\n\r\n")
         writer.write(outgoing.read())
         answer = b""
         while not answer.endswith(b"hello"):
-            incoming.write(await asyncio.wait_for(reader.read(65536), 5))
+            incoming.write(await asyncio.wait_for(reader.read(65536), 60))
             with suppress(ssl.SSLWantReadError):
                 while True:
                     answer += client.read(65536)
@@ -391,5 +392,5 @@ async def test_a_peer_who_reads_nothing_is_dropped() -> None:
             unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             unread.connect(("127.0.0.1", server.port))
             unread.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
-            await until(lambda: server.connections == 1, 20)
-            await until(lambda: server.connections == 0, 20)
+            await until(lambda: server.connections == 1, 60)
+            await until(lambda: server.connections == 0, 60)

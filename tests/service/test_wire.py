@@ -80,7 +80,7 @@ async def outcomes(requests: Sequence[bytes], methods: Sequence[str]) -> set[grp
                     await started.raw(method, data)
                 except grpc.aio.AioRpcError as error:
                     codes.add(error.code())
-        await started.stub.RunTask(run_request(), timeout=10)
+        await started.stub.RunTask(run_request(), timeout=60)
     return codes
 
 
@@ -126,7 +126,7 @@ async def exchange(
     time.sleep(stall_s)  # noqa: ASYNC251
     answer = b""
     while b"grpc-status" not in answer:
-        part = await asyncio.wait_for(reader.read(65_536), 5)
+        part = await asyncio.wait_for(reader.read(65_536), 60)
         assert part, "the server closed the connection without a status"
         answer += part
     writer.close()
@@ -146,7 +146,7 @@ async def test_a_path_that_is_not_text_does_not_end_the_server(path: bytes) -> N
         for _ in range(3):
             status = await exchange(started, path)
             assert status.startswith(b"\x0212"), status  # UNIMPLEMENTED
-        response = await started.stub.RunTask(run_request(), timeout=5)
+        response = await started.stub.RunTask(run_request(), timeout=60)
         assert response.result.text
 
 
@@ -185,4 +185,4 @@ async def test_serve_ends_with_an_error_when_grpc_ends_by_itself() -> None:
     assert server.front_end._server is not None
     await server.front_end._server.stop(None)
     with pytest.raises(RuntimeError, match="ended by itself"):
-        await asyncio.wait_for(serving, 5)
+        await asyncio.wait_for(serving, 60)

@@ -10,7 +10,7 @@ import pytest
 
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
-from tests.service.cli.test_calls import free_port
+from tests.ports import free_port
 from tests.service.engines.lmdeploy.test_stock_server import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]
@@ -32,8 +32,8 @@ def test_the_engine_shows_the_state_of_deepstack(
         serving(log, "--admin-port", str(metrics), *flags) as (_, address),
         grpc.insecure_channel(address) as channel,
     ):
-        details = VisionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=10).details
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=10) as page:
+        details = VisionServiceStub(channel).GetModel(pb.GetModelRequest(), timeout=60).details
+        with urllib.request.urlopen(f"http://127.0.0.1:{metrics}/metrics", timeout=60) as page:
             numbers = page.read().decode()
     on = mode != "off"
     by = "the hook on TurboMind" if on else "nothing"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from service.engines.fake import FakeEngine
 from service.grpc_api.server import VisionServer
 from service.settings import Settings
 from service.tasks.registry import load_registry
+from tests.ports import free_port
 from tests.service.cli.terminal import called, qwen3vl
 from tests.service.harness import Running, image_bytes, running
 
@@ -41,12 +41,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "image.jpg"
     path.write_bytes(image_bytes())
     return path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def plain(text: str) -> str:
@@ -192,7 +186,7 @@ async def test_health_follows_the_server() -> None:
 
 async def test_health_waits_for_a_model_that_loads() -> None:
     async with running(FakeEngine(start_delay_s=0.5), load=False) as started:
-        waiting = asyncio.create_task(called("health", *at(started), "--wait", 20))
+        waiting = asyncio.create_task(called("health", *at(started), "--wait", 60))
         await started.server.load()
         done = await waiting
         gave_up = await called("health", "--server", f"127.0.0.1:{free_port()}", "--wait", 0.3)
@@ -203,7 +197,7 @@ async def test_health_waits_for_a_model_that_loads() -> None:
 
 async def test_health_waits_for_a_server_that_starts() -> None:
     port = free_port()
-    waiting = asyncio.create_task(called("health", "--server", f"127.0.0.1:{port}", "--wait", 20))
+    waiting = asyncio.create_task(called("health", "--server", f"127.0.0.1:{port}", "--wait", 60))
     await asyncio.sleep(0.5)
     server = VisionServer(Settings(port=port), FakeEngine(), load_registry(None))
     await server.start()

@@ -63,7 +63,7 @@ async def test_a_byte_order_mark_is_no_part_of_a_schema(tmp_path: Path, data: by
 async def test_a_byte_order_mark_in_a_request_is_named() -> None:
     async with running() as started:
         request = run_request(inline(json_schema="\ufeff{}"))
-        error = await failure(started.stub.RunTask(request, timeout=5))
+        error = await failure(started.stub.RunTask(request, timeout=60))
     assert error.reason == "SCHEMA_NOT_JSON"
     assert "a byte order mark (U+FEFF) stands before it" in error.message
 

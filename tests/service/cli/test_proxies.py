@@ -31,6 +31,12 @@ async def proxy(answer: bytes = b"") -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
 
 
+def calls(seen: list[bytes], server: str) -> list[bytes]:
+    """Those for this server: a client of another test may take the proxy for one that had its port
+    before."""
+    return [line for line in seen if server.encode() in line]
+
+
 async def asked(server: str, *words: object, **env: str) -> Outcome:
     return await called(*words, "--server", server, env=env)
 
@@ -46,7 +52,7 @@ async def test_no_proxy_stands_between_the_processes_of_a_machine(variable: str,
         tasks = await asked(server, "tasks", **env)
     assert (healthy.code, healthy.out) == (0, "SERVING\n")
     assert tasks.out.startswith("image-analysis")
-    assert seen == []
+    assert calls(seen, str(started.server.port)) == []
 
 
 async def test_no_proxy_for_tls_on_this_machine(certificate: Path) -> None:
@@ -54,7 +60,7 @@ async def test_no_proxy_for_tls_on_this_machine(certificate: Path) -> None:
     async with proxy() as (address, seen), running(tls_cert=certificate, tls_key=key) as started:
         server = f"localhost:{started.server.port}"
         done = await asked(server, "tasks", "--ca", certificate, https_proxy=f"http://{address}")
-    assert (done.code, seen) == (0, [])
+    assert (done.code, calls(seen, server)) == (0, [])
 
 
 async def test_a_proxy_that_refuses_is_named_without_its_password() -> None:
@@ -84,7 +90,7 @@ async def test_a_proxy_that_is_not_used_is_not_blamed() -> None:
         done = await asked(f"{HOST}:50051", "tasks", **env)
     assert done.code == 1
     assert "proxy" not in done.err
-    assert seen == []
+    assert calls(seen, HOST) == []
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -188,6 +189,17 @@ def streamed(found: list[Any]) -> str:
     """The text of the chunks of a stream."""
     choices = [choice for chunk in found if chunk != "[DONE]" for choice in chunk["choices"]]
     return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+def small_buffers(server: Serving) -> socket.socket:
+    """A socket for a caller who does not read: little of an answer fills its buffer and the one of
+    the server. Not connected yet."""
+    web = server.http._server
+    assert web is not None
+    web._sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of its connections, too
+    unread = socket.socket()
+    unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    return unread
 
 
 @asynccontextmanager

@@ -442,9 +442,9 @@ async def test_a_caller_who_leaves_before_the_body_is_complete() -> None:
     async with serving() as server:
         connection = await server.connect()
         await connection.send("POST", CHAT, b"{", {"content-length": "100"})
-        await until(lambda: server.runtime.lifecycle.calls_in_flight == 1, 20)
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 1, 60)
         connection.close()
-        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 20)
+        await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 60)
         assert (await server.chat()).status == 200
 
 

@@ -277,7 +277,7 @@ async def test_a_server_that_is_busy_is_asked_again() -> None:
     ):
         engine.hang_after = 0
         first = asyncio.create_task(server.chat())
-        await until(lambda: engine.active_requests == 1, 20)
+        await until(lambda: engine.active_requests == 1, 60)
         second = asyncio.create_task(
             client.with_options(max_retries=20).chat.completions.create(
                 model="fake", messages=MESSAGES

@@ -24,7 +24,7 @@ async def test_a_source_that_is_cancelled_ends_its_reader() -> None:
             found.append(item)
 
     reading = asyncio.create_task(read())
-    done, _ = await asyncio.wait([reading], timeout=10)
+    done, _ = await asyncio.wait([reading], timeout=60)
     reading.cancel()
     assert done, "the reader waits for ever"
     assert reading.cancelled()

@@ -113,7 +113,7 @@ async def test_the_budget_is_fully_released_in_the_end() -> None:
             rng.choice(tasks).cancel()
         if rng.random() < 0.2:
             await asyncio.sleep(0)
-    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
     assert budget.held == budget.waiting == 0
 
 

@@ -40,6 +40,7 @@ from service.types import (
     Sampling,
     Usage,
 )
+from tests.service.harness import until
 from tests.service.tasks.engines import TIMINGS, USAGE, ScriptedEngine, capabilities
 
 IMAGE = Image(np.zeros((2, 2, 3), np.uint8))
@@ -389,7 +390,7 @@ async def test_errors_of_the_engine_pass_and_close_it() -> None:
 async def test_cancellation_passes_and_closes_the_engine() -> None:
     engine = ScriptedEngine(["1"], piece_s=9)
     running = asyncio.create_task(go(engine, INTEGER))
-    await asyncio.sleep(0.02)
+    await until(lambda: "generate" in engine.log)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -437,7 +438,7 @@ async def test_a_stream_checks_before_the_engine_works() -> None:
 async def test_a_stream_times_out() -> None:
     engine = ScriptedEngine(["1"] * 100, piece_s=0.02)
     with pytest.raises(InferenceTimeout):
-        _ = [event async for event in events(engine, timeout_s=0.1)]
+        _ = [event async for event in events(engine, timeout_s=0.5)]
     assert engine.log[-1] == "closed"
 
 
@@ -457,7 +458,7 @@ async def test_cancelling_a_stream_closes_the_engine() -> None:
             pass
 
     running = asyncio.create_task(consume())
-    await asyncio.sleep(0.02)
+    await until(lambda: "generate" in engine.log)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -47,7 +47,8 @@ from tests.service.harness import failure, inline, run_request, running
 from tests.service.harness import image_bytes as encoded
 
 pytestmark = pytest.mark.slow
-CANCEL_LIMIT_S = 0.05
+CANCEL_LIMIT_S = 1.0
+"""Much less than the rest of the answer takes, and enough for a busy machine."""
 BACKENDS = ("turbomind", "pytorch")
 
 
@@ -184,31 +185,23 @@ async def test_grammars_are_compiled_off_the_event_loop(
 ) -> None:
     assert turbomind._loaded is not None
     compiler, names = turbomind._loaded.host.compiler, []
-    compile_one = compiler.compile
+    compile_one, loop, went_on = compiler.compile, asyncio.get_running_loop(), []
 
     def slow(one: Grammar) -> Any:
         names.append(threading.current_thread().name)
-        time.sleep(0.4)
+        turn = threading.Event()
+        loop.call_soon_threadsafe(turn.set)
+        went_on.append(turn.wait(10))
         return compile_one(one)
 
     monkeypatch.setattr(compiler, "compile", slow)
-    late: list[float] = []
-
-    async def pulse() -> None:
-        while True:
-            begun = time.monotonic()
-            await asyncio.sleep(0.01)
-            late.append(time.monotonic() - begun)
-
-    beating = asyncio.create_task(pulse())
     constraint = grammar(GrammarKind.REGEX, "[0-9]{4} new")
     await asyncio.gather(
         *(collect(turbomind, request(constraint=constraint, max_tokens=32)) for _ in range(3))
     )
-    beating.cancel()
     assert len(names) == 1, "three callers share one compilation"
     assert names[0].startswith("grammar")
-    assert sorted(late)[-3] < 0.2, "the loop went on"
+    assert went_on == [True], "the loop goes on while a grammar is compiled"
 
 
 async def test_a_grammar_error_reaches_the_caller_and_nothing_is_sent(
@@ -275,8 +268,7 @@ async def test_a_second_cancel_does_not_keep_the_engine_working(engine: LMDeploy
         task.cancel()
         await asyncio.sleep(0)
     await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0.1)
-    assert native.cancelled_at
+    await until(lambda: bool(native.cancelled_at))
     await until(lambda: not below(engine).active and engine.active_requests == 0)
 
 
@@ -394,7 +386,7 @@ async def test_an_engine_without_progress_is_stalled(
 ) -> None:
     from tests.service.engines.lmdeploy.scripted import Instance
 
-    engine = built(folder, stall_s=0.1)
+    engine = built(folder, stall_s=60)
     await engine.start()
     gate = asyncio.Event()
 
@@ -408,12 +400,12 @@ async def test_an_engine_without_progress_is_stalled(
 
     monkeypatch.setattr(Instance, "async_stream_infer", hangs)
     monkeypatch.setattr(Instance, "async_cancel", cancel)
-    await asyncio.sleep(0.2)
+    engine._progress_at -= 100
     await engine.check_health()  # idle is not stalled
     task = asyncio.ensure_future(collect(engine, request()))
-    await asyncio.sleep(0.02)
+    await until(lambda: any(run is not None for run in engine._live.values()))
     await engine.check_health()
-    await asyncio.sleep(0.15)
+    engine._progress_at -= 100  # as if so many seconds had passed
     with pytest.raises(EngineUnavailable) as raised:
         await engine.check_health()
     assert raised.value.reason == "ENGINE_STALLED"

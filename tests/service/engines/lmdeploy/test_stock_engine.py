@@ -20,7 +20,8 @@ import pytest
 from tests.host_runtime.runner import ROOT, environment, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.host]
-CANCEL_LIMIT_S = 0.05
+CANCEL_LIMIT_S = 1.0
+"""Much less than the rest of the answer takes, and enough for a busy machine."""
 
 
 @pytest.fixture(scope="module")

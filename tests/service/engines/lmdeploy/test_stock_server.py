@@ -122,7 +122,7 @@ def test_one_client_gets_the_same_answers_from_both_engines(tmp_path: Path) -> N
             with grpc.insecure_channel(address) as channel:
                 stub = VisionServiceStub(channel)
                 found[name] = ask(stub)
-                model = str(stub.GetModel(pb.GetModelRequest(), timeout=10))
+                model = str(stub.GetModel(pb.GetModelRequest(), timeout=60))
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0
         assert name in model

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.ports import free_port
+
 CHAT, NATIVE, MODELS = "/v1/chat/completions", "/api/chat", "/v1/models"
 MODEL = "tiny-vl"
 
@@ -161,8 +163,8 @@ class Scripted:
         return f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
+        self.port = self.port or free_port()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self.tls)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def kill(self) -> None:
         """End at once, as a process that is killed: connections break, and nothing listens."""

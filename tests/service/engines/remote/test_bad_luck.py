@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from service.engines.remote import wire
 from service.engines.remote.http_member import retry_after_s
 from service.errors import EngineUnavailable
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
+from tests.ports import free_port
 from tests.service.certificates import Authority
 from tests.service.engines.remote.scripted import (
     Asked,
@@ -29,12 +29,6 @@ from tests.service.engines.remote.serving import GOOD, in_front_of, pair, questi
 from tests.service.harness import failure, until
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 async def test_connection_refused_at_the_start() -> None:
