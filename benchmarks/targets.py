@@ -48,16 +48,12 @@ class Target:
         return self.unit if self.unit == "×" else f" {self.unit}"
 
 
-def _times_faster(row: Row) -> float:
-    return float(row["times faster"])
-
-
 def _median(row: Row) -> float:
     return float(row["values"]["median"])
 
 
-def _what(name: str) -> Callable[[Row], bool]:
-    return lambda row: row["what"] == name
+def _is(key: str, value: object) -> Callable[[Row], bool]:
+    return lambda row: row[key] == value
 
 
 def _pipeline(row: Row) -> bool:
@@ -75,47 +71,62 @@ def _ours(requests: int) -> Callable[[Row], bool]:
     )  # fmt: skip
 
 
+def _starts(key: str, text: str) -> Callable[[Row], bool]:
+    return lambda row: str(row[key]).startswith(text)
+
+
+def _at_most(
+    benchmark: str,
+    text: str,
+    rows: Callable[[Row], bool],
+    value: Callable[[Row], float],
+    bound: float,
+    unit: str,
+) -> Target:
+    return Target(benchmark, text, rows, value, bound, at_least=False, unit=unit)
+
+
 TARGETS = (
     Target(
         "mrope",
         "positions of 16,384 tokens with 8 images, beside `get_rope_index`",
         lambda row: (row["tokens"], row["images"]) == (16384, 8),
-        _times_faster,
+        _number("times faster"),
         20,
     ),
     Target(
         "preprocess",
         "one image from JPEG bytes, beside transformers' fast processor",
         lambda row: "JPEG" in row["case"] and not row["case"].startswith("8 "),
-        _times_faster,
+        _number("times faster"),
         1,
     ),
     Target(
         "preprocess",
         "8 images of 640×480",
-        lambda row: row["case"].startswith("8 "),
-        _times_faster,
+        _starts("case", "8 "),
+        _number("times faster"),
         2,
     ),
     Target(
         "encoder",
         "one image, beside transformers' tower, every dtype",
         lambda row: not row["images"].startswith("8 "),
-        _times_faster,
+        _number("times faster"),
         1,
     ),
     Target(
         "encoder",
         "8 images of mixed sizes, every dtype",
-        lambda row: row["images"].startswith("8 "),
-        _times_faster,
+        _starts("images", "8 "),
+        _number("times faster"),
         1.1,
     ),
     Target(
         "reference_engine",
         "bundled model, tokens/s of one request, beside transformers `generate`",
         _ours(1),
-        lambda row: float(row["times_transformers"]),
+        _number("times_transformers"),
         3,
         best=True,
     ),
@@ -123,93 +134,87 @@ TARGETS = (
         "reference_engine",
         "bundled model, tokens/s of 16 requests together, beside one of transformers",
         _ours(16),
-        lambda row: float(row["times_one_of_transformers"]),
+        _number("times_one_of_transformers"),
         12,
         best=True,
     ),
-    Target(
+    _at_most(
         "server_overhead",
         "text only, 1 caller, p50 over a bare echo",
         lambda row: (row["case"], row["callers"]) == ("text", 1),
-        lambda row: float(row["overhead p50 ms"]),
+        _number("overhead p50 ms"),
         1.5,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
     Target(
         "server_overhead",
         "text only, calls/s beside a bare echo, any number of callers",
-        lambda row: row["case"] == "text",
-        lambda row: float(row["ours / echo"]),
+        _is("case", "text"),
+        _number("ours / echo"),
         0.5,
     ),
-    Target(
+    _at_most(
         "http_overhead",
         "HTTP, text, 1 caller, p50 over bare Starlette",
         lambda row: (row["case"], row["beside"]) == ("text, 1 caller, p50 ms", "bare Starlette"),
-        lambda row: float(row["difference"]),
+        _number("difference"),
         0.6,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "http_overhead",
         "HTTP, text, 1 caller, p50 beside LMDeploy's api_server with a stand-in engine",
-        lambda row: row["beside"] == "LMDeploy's api_server",
-        lambda row: float(row["ratio"]),
+        _is("beside", "LMDeploy's api_server"),
+        _number("ratio"),
         0.5,
-        at_least=False,
+        "×",
     ),
     Target(
         "http_overhead",
         "HTTP, image of 100 KB, calls/s beside our gRPC",
-        lambda row: row["beside"] == "our gRPC",
-        lambda row: float(row["ratio"]),
+        _is("beside", "our gRPC"),
+        _number("ratio"),
         0.8,
     ),
-    Target(
+    _at_most(
         "http_overhead",
         "HTTP, 64 streams, p99 between pieces beside bare Starlette",
-        lambda row: row["case"].startswith("64 streams"),
-        lambda row: float(row["ratio"]),
+        _starts("case", "64 streams"),
+        _number("ratio"),
         2.0,
-        at_least=False,
+        "×",
     ),
-    Target(
+    _at_most(
         "cold_start",
         "`qwen3vl serve` on the bundled model, process to SERVING",
-        _what("process to SERVING, s"),
+        _is("what", "process to SERVING, s"),
         _median,
         12,
-        at_least=False,
-        unit="s",
+        "s",
     ),
-    Target(
+    _at_most(
         "cold_start",
         "first answer after SERVING",
-        _what("first answer, s"),
+        _is("what", "first answer, s"),
         _median,
         2,
-        at_least=False,
-        unit="s",
+        "s",
     ),
-    Target(
+    _at_most(
         "cold_start",
         "resident memory of the server with its worker processes",
-        _what("resident memory after two answers, MiB"),
+        _is("what", "resident memory after two answers, MiB"),
         _median,
         1536,
-        at_least=False,
-        unit="MiB",
+        "MiB",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "OK answers that do not validate",
         _pipeline,
         _number("OK answers invalid"),
         0,
-        at_least=False,
-        unit="schemas",
+        "schemas",
     ),
     Target(
         "maskbench",
@@ -227,154 +232,139 @@ TARGETS = (
         1045,
         unit="schemas",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "refused without a reason and a place",
         _pipeline,
         _number("refused without reason and place"),
         0,
-        at_least=False,
-        unit="schemas",
+        "schemas",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "analysis and compilation, p50",
         _pipeline,
         _number("compile p50 ms"),
         5,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "analysis and compilation, p99",
         _pipeline,
         _number("compile p99 ms"),
         250,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "analysis and compilation, slowest",
         _pipeline,
         _number("compile max ms"),
         5000,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "maskbench",
         "timeouts and crashes",
         _pipeline,
         lambda row: float(row["timeouts"] + row["crashes"]),
         0,
-        at_least=False,
-        unit="schemas",
+        "schemas",
     ),
-    Target(
+    _at_most(
         "schema_answers",
         "end to end: OK answers that do not validate",
         lambda row: True,
         _number("OK, invalid"),
         0,
-        at_least=False,
-        unit="answers",
+        "answers",
     ),
-    Target(
+    _at_most(
         "schema_answers",
         "end to end: outcomes that are not documented",
         lambda row: True,
         _number("undocumented"),
         0,
-        at_least=False,
-        unit="answers",
+        "answers",
     ),
     Target(
         "schema_answers",
         "end to end: schemas run, of 1,089",
-        lambda row: row["collection"] == 1089,
+        _is("collection", 1089),
         _number("schemas"),
         1080,
         unit="schemas",
     ),
-    Target(
+    _at_most(
         "fuzzed_schemas",
         "fuzzed and hostile schemas: stalls, and answers that do not validate or are not documented",
         lambda row: True,
         lambda row: float(row["stalls"] + row["OK, invalid"] + row["undocumented"]),
         0,
-        at_least=False,
-        unit="calls",
+        "calls",
     ),
-    Target(
+    _at_most(
         "remote_overhead",
         "time that the service adds to a call to llama.cpp, median",
-        lambda row: row["server"] == "llama.cpp",
+        _is("server", "llama.cpp"),
         _number("added, ms"),
         3,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "remote_overhead",
         "the same in per cent of an image analysis by the bundled model",
         lambda row: row["server"] == "llama.cpp" and row["call"] == "analysis",
         _number("added, %"),
         5,
-        at_least=False,
-        unit="%",
+        "%",
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "time that engine=ray adds to 6 chunks of the fake engine, median",
-        lambda row: row["row"].startswith("fake engine"),
+        _starts("row", "fake engine"),
         _number("added, ms"),
         8,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "the same to its first text",
-        lambda row: row["row"].startswith("fake engine"),
+        _starts("row", "fake engine"),
         _number("first text, added, ms"),
         10,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "the same to an answer of the reference engine",
-        lambda row: row["row"].startswith("reference engine"),
+        _starts("row", "reference engine"),
         _number("added, ms"),
         15,
-        at_least=False,
-        unit="ms",
+        "ms",
     ),
     Target(
         "ray_overhead",
         "two replicas beside two bare processes, requests/s, 16 callers",
-        lambda row: row["row"].startswith("throughput"),
+        _starts("row", "throughput"),
         _number("share"),
         0.9,
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "a replica killed under 16 callers: requests lost that had sent nothing",
-        lambda row: row["row"].startswith("kill"),
+        _starts("row", "kill"),
         _number("lost without text"),
         0,
-        at_least=False,
-        unit="requests",
+        "requests",
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "the same: time to full service",
-        lambda row: row["row"].startswith("kill"),
+        _starts("row", "kill"),
         _number("full service, s"),
         10,
-        at_least=False,
-        unit="s",
+        "s",
     ),
 )
