@@ -159,10 +159,15 @@ function showImages() {
 
 function grammar() {
   const text = $("constraint").value;
-  if ($("form").value === "schema") return { jsonSchema: text };
+  if ($("form").value === "schema") return { jsonSchema: text, ...chosen("close-objects", "closeObjects") };
   if ($("form").value === "regex") return { regex: text };
   if ($("form").value === "choice") return { choice: { options: lines(text) } };
   return null;
+}
+
+function chosen(id, field) {
+  // A field for what was chosen; none for the default.
+  return $(id).value === "" ? {} : { [field]: $(id).value === "true" };
 }
 
 function lines(text) {
@@ -179,6 +184,7 @@ function update() {
   const form = $("form").value;
   $("constraint-label").hidden = form === "text";
   $("constraint-name").textContent = NAMES[form] ?? "";
+  $("schema-options").hidden = form !== "schema";
   clearTimeout(checking.timer);
   checking.abort.abort();
   if (task) {
@@ -248,7 +254,10 @@ function build() {
   request.messages = [{ role: "user", content: [...images, ...prompt] }];
   if (!task) {
     const text = $("constraint").value;
-    if ($("form").value === "schema") request.structured_outputs = { json: text };
+    if ($("form").value === "schema") {
+      request.structured_outputs = { json: text };
+      Object.assign(request, chosen("close-objects", "close_objects"), chosen("schema-in-prompt", "schema_in_prompt"));
+    }
     if ($("form").value === "regex") request.structured_outputs = { regex: text };
     if ($("form").value === "choice") request.structured_outputs = { choice: lines(text) };
   }
@@ -499,8 +508,9 @@ function literal(value) {
 }
 
 function python(request, names) {
-  const { model, messages, structured_outputs, task, ...rest } = { ...placed(request, (index) => `@IMAGE${index}@`), task: state.request.task };
-  const extra = { ...(structured_outputs && { structured_outputs }), ...(task && { task }) };
+  const { model, messages, structured_outputs, close_objects, schema_in_prompt, task, ...rest } = { ...placed(request, (index) => `@IMAGE${index}@`), task: state.request.task };
+  const extra = Object.fromEntries(Object.entries({ structured_outputs, close_objects, schema_in_prompt, task })
+    .filter(([, value]) => value !== undefined && value !== ""));
   let content = literal(messages);
   names.forEach((name, index) => {
     content = content.replace(`"@IMAGE${index}@"`, () => `image(${JSON.stringify(name)})`);
@@ -529,10 +539,11 @@ print(answer.choices[0].message.content)
 function grpcPython(request, names, given, prompt, task) {
   const kinds = { jsonSchema: "json_schema", regex: "regex" };
   const [[kind, value]] = Object.entries(given ?? { none: null });
+  const wish = (name) => (request[name] === undefined ? "" : `, ${name}=${literal(request[name])}`);
   const rule = kind === "choice"
     ? `pb.Grammar(choice=pb.Choice(options=${JSON.stringify(value.options)}))`
-    : `pb.Grammar(${kinds[kind]}=${JSON.stringify(value)})`;
-  const inline = `pb.InlineTask(user=${JSON.stringify(prompt)}${given ? `, grammar=${rule}` : ""})`;
+    : `pb.Grammar(${kinds[kind]}=${JSON.stringify(value)}${wish("close_objects")})`;
+  const inline = `pb.InlineTask(user=${JSON.stringify(prompt)}${given ? `, grammar=${rule}` : ""}${wish("schema_in_prompt")})`;
   const made = task ? `pb.Task(name=${JSON.stringify(task)})` : `pb.Task(inline=${inline})`;
   const options = [["temperature", request.temperature], ["seed", request.seed], ["max_tokens", request.max_completion_tokens]]
     .filter(([, one]) => one !== undefined).map(([name, one]) => `${name}=${one}`).join(", ");
@@ -582,6 +593,7 @@ $("stop").addEventListener("click", () => state.running?.abort());
 $("task").addEventListener("change", update);
 $("form").addEventListener("change", () => { $("constraint").value = drafts[$("form").value] ?? ""; update(); });
 $("constraint").addEventListener("input", () => { drafts[$("form").value] = $("constraint").value; update(); });
+$("close-objects").addEventListener("change", update);
 $("key").addEventListener("change", connect);
 for (const button of document.querySelectorAll("[data-code]")) {
   button.addEventListener("click", () => {

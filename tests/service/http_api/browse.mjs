@@ -43,6 +43,19 @@ for (const language of ["python", "grpc", "curl"]) {
   await page.click(`[data-code=${language}]`);
   found.codes.push(await text("#snippet"));
 }
+const validated = page.waitForRequest((request) => request.url().endsWith("/ValidateSchema"));
+await page.selectOption("#close-objects", "true");
+found.validated = (await validated).postData();
+await page.selectOption("#schema-in-prompt", "false");
+const wishes = page.waitForRequest((request) => request.url().endsWith("/v1/chat/completions"));
+await page.click("#run");
+found.wishes = (await wishes).postData();
+await page.waitForSelector("#run:not([disabled])");
+found.codes_of_wishes = [];
+for (const language of ["python", "grpc", "curl"]) {
+  await page.click(`[data-code=${language}]`);
+  found.codes_of_wishes.push(await text("#snippet"));
+}
 await page.fill("#seed", "1e3");
 await page.locator("details summary", { hasText: "Sampling" }).click();
 await page.keyboard.press("Control+Enter");
@@ -52,10 +65,13 @@ await page.fill("#constraint", "{");
 await page.waitForSelector("#verdict.bad");
 found.wrong_schema = await text("#verdict");
 await page.selectOption("#form", "text");
+found.options_of_text = await page.isVisible("#schema-options");
+const plain = page.waitForRequest((request) => request.url().endsWith("/v1/chat/completions"));
 await page.locator("#temperature").evaluate((one) => { one.max = "9"; one.value = "9"; });
 await page.keyboard.press("Control+Enter");
 await page.waitForSelector("#error:not([hidden])");
 found.refused = await text("#error");
+found.plain = (await plain).postData();
 const chooser = page.waitForEvent("filechooser");
 await page.focus("#files");
 await page.keyboard.press("Enter");
