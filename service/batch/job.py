@@ -34,6 +34,9 @@ SHARDS_AT_ONCE = 2
 RESTARTS = 3
 """How often engines may be started again without a shard being finished in between. Ray itself
 starts an actor again whenever its process has died."""
+ALL_RESTARTS = 100
+"""How often Ray starts one actor again in a whole run. It ends a run whose actors die before they can
+tell the `Board` that they start."""
 LOOK_S = 10.0
 
 
@@ -131,6 +134,7 @@ def _answer(
         ),
         num_cpus=resources.cpus,
         num_gpus=gpus,
+        max_restarts=ALL_RESTARTS,
     )
     total = sum(piece.rows for piece in pieces)
     before = sum(pieces[number].rows for number in done)

@@ -221,18 +221,34 @@ def test_the_process_of_an_engine_is_started_again(tmp_path: Path) -> None:
     assert Counter(row["id"] for row in rows) == Counter(range(100))
 
 
+DIES = """
+import os, sys
+
+class Dies:
+    def find_spec(self, name, path=None, target=None):
+        if name == "service.engines.reference.model":
+            os._exit(9)
+
+sys.meta_path.insert(0, Dies())
+"""
+"""Ends a process that loads the weights of the reference engine, as a defect in a library would."""
+
+
 @pytest.mark.long
 def test_an_engine_that_always_dies_ends_the_run(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "in.parquet", [drawing(number) for number in range(2000)])
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(DIES)
+    path = os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    write_parquet(tmp_path / "in.parquet", [drawing(0)])
     process = begin(
-        tmp_path / "in.parquet", tmp_path / "out", "--task", "image-analysis", "--shard-rows", 2000
+        tmp_path / "in.parquet",
+        tmp_path / "out",
+        "--task",
+        "image-analysis",
+        env={**os.environ, "PYTHONPATH": path},
     )
-    while process.poll() is None:
-        for engine in actors(process):
-            engine.kill()
-        time.sleep(0.2)
     _, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 1
+    assert process.returncode == 1, err
     assert "engines were started more than 4 times and no shard was finished" in err
 
 
