@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from typing import Any
 import aiohttp
 import grpc
 
+from benchmarks.batch import image
 from benchmarks.common import environment, markdown, write_results
 from service.client import CHANNEL_OPTIONS
 from service.engine import Engine
@@ -43,12 +46,15 @@ from service.wiring import BUNDLED_MODEL, build_registry
 ROOT = Path(__file__).parents[1]
 CLUSTER = ClusterOptions(None, store_bytes=100 * 1024 * 1024, cpus=8)
 CALLERS = 16
+IMAGES = [image(number) for number in range(1, 20)]
 NOTES = (
     "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same "
     "engine in a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: "
-    "reference engine, bundled model, 16 callers, answers of 31 tokens. Kill: SIGKILL to one of two replicas "
-    "under 16 callers. proxy: one call of the fake engine through Ray Serve's own HTTP proxy, and through this "
-    "server over gRPC."
+    "reference engine, bundled model, 16 callers inside of the processes of the engines, answers of 31 tokens, as "
+    "streams; two replicas need a third process for the callers, which takes its share of the cores. Servers: two "
+    "`qwen3vl serve` with 8 callers each beside one with two replicas and 16 callers; RunTask of image-analysis "
+    "over gRPC with a drawing, in turns, medians. Kill: SIGKILL to one of two replicas under 16 callers. proxy: one "
+    "call of the fake engine through Ray Serve's own HTTP proxy, and through this server over gRPC."
 )
 
 
@@ -163,16 +169,109 @@ async def throughput(seconds: float) -> dict[str, Any]:
     await engine.start()
     await with_replicas(engine, 2)
     await many(engine, CALLERS, 1.0)
-    rates = {"ray": [await many(engine, CALLERS, seconds)]}
+    ray = await many(engine, CALLERS, seconds)
     await engine.close()
     await asyncio.sleep(5.0)  # the replicas end
-    rates["bare"] = [await asyncio.to_thread(two_bare_processes, seconds)]
-    ray, processes = max(rates["ray"]), max(rates["bare"])
+    processes = await asyncio.to_thread(two_bare_processes, seconds)
     return {
         "row": f"throughput, {CALLERS} callers",
         "two bare processes, requests/s": processes,
         "two replicas, requests/s": ray,
         "share": ray / processes,
+    }
+
+
+class Served:
+    """`qwen3vl serve` with the reference engine, as a process. Use as a context manager."""
+
+    def __init__(self, folder: Path, name: str, *words: str) -> None:
+        self._log = folder / f"{name}.log"
+        command = [
+            sys.executable,
+            "-m",
+            "service",
+            "serve",
+            "--port",
+            "0",
+            "--threads",
+            "1",
+            *words,
+        ]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, stderr=log)
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    async def address(self) -> str:
+        while "SERVING on port " not in self._log.read_text():
+            assert self._process.poll() is None, self._log.read_text()
+            await asyncio.sleep(0.1)
+        port = self._log.read_text().rpartition("SERVING on port ")[2].partition(".")[0]
+        return f"127.0.0.1:{port}"
+
+
+async def asked(addresses: Sequence[str], seconds: float) -> float:
+    """Requests per second of all callers, who are spread over servers."""
+    end, numbers = time.perf_counter() + seconds, itertools.count()
+    done = 0
+
+    async def caller(stub: Any) -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            shown = pb.Image(data=IMAGES[next(numbers) % len(IMAGES)])
+            await stub.RunTask(
+                pb.RunTaskRequest(task=pb.Task(name="image-analysis"), images=[shown])
+            )
+            done += 1
+
+    async with AsyncExitStack() as stack:
+        open_channel = partial(grpc.aio.insecure_channel, options=CHANNEL_OPTIONS)
+        channels = [await stack.enter_async_context(open_channel(one)) for one in addresses]
+        stubs = [VisionServiceStub(one) for one in channels]
+        begun = time.perf_counter()
+        await asyncio.gather(*(caller(stubs[turn % len(stubs)]) for turn in range(CALLERS)))
+        return done / (time.perf_counter() - begun)
+
+
+async def both_replicas(address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = VisionServiceStub(channel)
+        while (await stub.GetModel(pb.GetModelRequest())).details["replicas"] != "2":  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+
+
+async def servers(seconds: float, rounds: int) -> dict[str, Any]:
+    """Two servers beside one with two replicas, both as an operator would run them."""
+    replicas = ("--engine", "ray", "--ray-replicas", "2")
+    rates: dict[str, list[float]] = {"servers": [], "replicas": []}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Served(Path(folder), "first") as first,
+        Served(Path(folder), "second") as second,
+        Served(Path(folder), "ray", *replicas) as ray,
+    ):
+        places = {
+            "servers": [await first.address(), await second.address()],
+            "replicas": [await ray.address()],
+        }
+        await both_replicas(places["replicas"][0])
+        for turn in range(-1, rounds):
+            for name, addresses in sorted(places.items(), reverse=bool(turn % 2)):
+                rate = await asked(addresses, seconds)
+                if turn >= 0:
+                    rates[name].append(rate)
+    pairs = list(zip(rates["replicas"], rates["servers"], strict=True))
+    return {
+        "row": f"servers, image-analysis, {CALLERS} callers",
+        "two servers, requests/s": statistics.median(rates["servers"]),
+        "two replicas, requests/s": statistics.median(rates["replicas"]),
+        "share": statistics.median(ours / theirs for ours, theirs in pairs),
+        "rounds": [[round(ours, 1), round(theirs, 1)] for ours, theirs in pairs],
     }
 
 
@@ -284,6 +383,7 @@ def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
             asyncio.run(added("fake", fake, 64, rounds)),
             asyncio.run(added("reference", reference, 31, max(10, rounds // 5))),
             asyncio.run(throughput(seconds)),
+            asyncio.run(servers(seconds, 1 if seconds < 5 else 5)),
             asyncio.run(kill(max(12.0, seconds))),
             asyncio.run(proxy(rounds)),
         ]

@@ -31,6 +31,8 @@ TITLES = {
     "remote_accuracy": "Accuracy on other model servers",
     "remote_overhead": "Time added in front of another model server",
     "ray_overhead": "Replicas on Ray",
+    "batch": "Batches that are killed",
+    "batch_speed": "Speed of batches",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
     "attack": "Attacks and faults",
     "soak": "Soak",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import pickle
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,9 @@ CANCEL_LIMIT_S = 1.0
 """Maximum time to wait until Ray has cancelled a request, in seconds."""
 POLL_S = 0.1
 """Time between two looks at the deployment at the start, in seconds."""
+MOST_BY_VALUE = 1 << 20
+"""Maximum size of a request that travels in a message to its replica, in bytes. A larger one, with images
+in it, goes through Ray's object store, which costs more time than small messages take."""
 GRAMMARS = 1024
 """Number of grammars that the engine remembers to have been compiled by a replica."""
 
@@ -77,6 +81,8 @@ class RayEngine:
         self._capabilities: Capabilities | None = None
         self._registrar: Any = None
         self._handle: Any = None
+        self._streams: Sequence[Any] = ()
+        """Handles for requests by value, and by reference."""
         self._attending: asyncio.Task[None] | None = None
         self._report = Report()
         self._prepared: OrderedDict[Grammar, None] = OrderedDict()
@@ -210,6 +216,9 @@ class RayEngine:
         with _errors_of_ray():
             await self._wait_for_replica()
             self._handle = await asyncio.to_thread(_handle, self._plan.name)
+            self._streams = [
+                self._handle.options(stream=True, _by_reference=large) for large in (False, True)
+            ]
             found: Capabilities = await self._asked("describe")
             several = self._plan.scale.most > 1
             if several and self._plan.settings.get("string_lengths", "require") != "require":
@@ -281,7 +290,8 @@ class RayEngine:
         now = asyncio.get_running_loop().time
         begun, waited_s = now(), None
         left_s = None if request.deadline is None else max(0.0, request.deadline - begun)
-        async with aclosing(self._batches(replace(request, deadline=None), left_s)) as batches:
+        packed = await _packed(replace(request, deadline=None))
+        async with aclosing(self._batches(packed, left_s)) as batches:
             async for batch in batches:
                 if waited_s is None:
                     waited_s = max(0.0, now() - begun - batch.age_s)
@@ -293,11 +303,11 @@ class RayEngine:
                 if batch.error is not None:
                     raise batch.error
 
-    async def _batches(
-        self, request: GenerateRequest, left_s: float | None
-    ) -> AsyncGenerator[Batch, None]:
+    async def _batches(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
         with _errors_of_ray():
-            responses = self._handle.options(stream=True).generate.remote(request, left_s)
+            stream = self._streams[len(packed) > MOST_BY_VALUE]
+            responses = stream.generate.remote(packed, left_s)
+            del packed
             closing = asyncio.get_running_loop().create_future()
             self._open.add(closing)
             step: asyncio.Future[Batch] | None = None
@@ -309,6 +319,8 @@ class RayEngine:
                     await asyncio.wait({step, closing}, return_when=asyncio.FIRST_COMPLETED)
                     if not step.done():
                         raise closed_error()
+                    if step.cancelled():  # by a replica that ends
+                        raise _Lost
                     batch = step.result()
                     ended = batch.last
                     yield batch
@@ -375,6 +387,7 @@ class _Attempts:
 @contextmanager
 def _errors_of_ray() -> Iterator[None]:
     """Turn Ray's errors for a lost replica, actor or cluster into ``_Lost``."""
+    from grpc.aio import AioRpcError
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
 
@@ -382,9 +395,16 @@ def _errors_of_ray() -> Iterator[None]:
         yield
     except RayTaskError:
         raise  # a defect in our code on the other side
-    except (RayError, RayServeException) as error:
+    except (RayError, RayServeException, AioRpcError) as error:
         log.info("lost a replica: %s", type(error).__name__)
         raise _Lost from None
+
+
+async def _packed(request: GenerateRequest) -> bytes:
+    """The request for the way to a replica. Images are copied in another thread."""
+    if request.all_images:
+        return await asyncio.to_thread(pickle.dumps, request)
+    return pickle.dumps(request)
 
 
 def _looked_at(step: asyncio.Future[Batch]) -> None:

@@ -28,6 +28,8 @@ HEALTH_PERIOD_S, HEALTH_LIMIT_S = 2.0, 30.0
 """Time between two health checks of a replica, and after which one has failed, in seconds."""
 STOP_LIMIT_S = 30.0
 """Maximum time for the requests of a replica that Ray ends, in seconds."""
+REPLICA = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
+"""Environment of replicas. Engines do not block the event loop, so their messages need no second one."""
 START_ATTEMPTS = 3
 """Attempts to start a replica."""
 
@@ -180,7 +182,11 @@ def application(plan: Plan) -> Any:
         "name": DEPLOYMENT,
         "max_ongoing_requests": scale.ongoing,
         "max_queued_requests": -1,  # the servers bound what they let in
-        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        "ray_actor_options": {
+            "num_cpus": scale.cpus,
+            "num_gpus": scale.gpus,
+            "runtime_env": {"env_vars": REPLICA},
+        },
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_LIMIT_S,
         "graceful_shutdown_timeout_s": STOP_LIMIT_S,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import pickle
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -17,6 +18,9 @@ from dataclasses import dataclass, replace
 from service.engine import Engine
 from service.errors import EngineUnavailable, InferenceTimeout, ServiceError, forget_frames
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar
+
+MOST_CHUNKS = 4096
+"""Maximum number of chunks that cross together: a message of Ray Serve has 4 MiB."""
 
 log = logging.getLogger(__name__)
 
@@ -89,17 +93,17 @@ class Replica:
             return as_value(error)
         return None
 
-    async def generate(
-        self, request: GenerateRequest, left_s: float | None
-    ) -> AsyncGenerator[Batch, None]:
-        """Run one request. left_s: seconds until nobody waits for the answer; None: no limit."""
+    async def generate(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
+        """Run one request, as the pickled `GenerateRequest`. left_s: seconds until nobody waits for
+        the answer; None: no limit."""
         now = asyncio.get_running_loop().time
         begun = now()
         deadline = None if left_s is None else begun + left_s
-        request = replace(request, deadline=deadline)
+        request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
+        delay_s = self._text_delay_s if request.piecewise else None
         self._active += 1
         try:
-            collected = batches(self._engine.generate(request), self._text_delay_s, deadline)
+            collected = batches(self._engine.generate(request), delay_s, deadline)
             async with aclosing(collected) as found:
                 async for chunks, error in found:
                     yield Batch(chunks, error, now() - begun)
@@ -112,10 +116,10 @@ class Replica:
 
 
 async def batches(
-    chunks: AsyncIterator[Chunk], delay_s: float, deadline: float | None = None
+    chunks: AsyncIterator[Chunk], delay_s: float | None, deadline: float | None = None
 ) -> AsyncGenerator[tuple[list[Chunk], Exception | None], None]:
     """Collect chunks: the first ones at once, then every ``delay_s`` seconds, and the rest with the
-    error, if there is one, as soon as the chunks end.
+    error, if there is one, as soon as the chunks end. Without ``delay_s``, all of them at the end.
 
     deadline: time of the event loop's clock after which there is only an ``InferenceTimeout``.
     Closing the iterator closes that of the chunks.
@@ -127,7 +131,8 @@ async def batches(
         pause_s = 0.0
         while not collector.ended.is_set():
             left_s = None if deadline is None else deadline - now()
-            if not await _set_within(collector.some, left_s):
+            awaited = collector.ended if delay_s is None else collector.some
+            if not await _set_within(awaited, left_s):
                 yield collector.take(), InferenceTimeout("Inference took longer than the deadline.")
                 return
             if pause_s:
@@ -135,7 +140,9 @@ async def batches(
             if collector.ended.is_set():
                 break
             yield collector.take(), None
-            pause_s = delay_s
+            pause_s = delay_s or 0.0
+        while collector.count > MOST_CHUNKS:
+            yield collector.take(), None
         yield collector.take(), collector.error
     finally:
         task.cancel()
@@ -152,6 +159,11 @@ class _Collector:
         self.some = asyncio.Event()
         self.ended = asyncio.Event()
 
+    @property
+    def count(self) -> int:
+        """Number of chunks since the last time."""
+        return len(self._found)
+
     async def run(self) -> None:
         try:
             async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
@@ -165,9 +177,9 @@ class _Collector:
             self.ended.set()
 
     def take(self) -> list[Chunk]:
-        """What there is since the last time."""
-        found, self._found = self._found, []
-        if not self.ended.is_set():
+        """The first of the chunks since the last time, at most ``MOST_CHUNKS``."""
+        found, self._found = self._found[:MOST_CHUNKS], self._found[MOST_CHUNKS:]
+        if not self._found and not self.ended.is_set():
             self.some.clear()
         return found
 
