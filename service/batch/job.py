@@ -6,11 +6,13 @@ Ray reads its environment when it is imported, so that comes after `CONNECTION` 
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from service import __version__
@@ -19,7 +21,7 @@ from service.batch.counts import Board, Counts, Display, Snapshot
 from service.batch.engine import Work
 from service.batch.errors import BatchError, Stopped
 from service.batch.outputs import Output, check_names, plan_of
-from service.batch.places import is_local, opened
+from service.batch.places import absolute, is_local, opened
 from service.batch.request import record_of
 from service.batch.sources import InputOptions, Piece, Source, list_input
 from service.engines.ray.cluster import CONNECTION, ClusterOptions
@@ -34,9 +36,6 @@ SHARDS_AT_ONCE = 2
 RESTARTS = 3
 """How often engines may be started again without a shard being finished in between. Ray itself
 starts an actor again whenever its process has died."""
-ALL_RESTARTS = 100
-"""How often Ray starts one actor again in a whole run. It ends a run whose actors die before they can
-tell the `Board` that they start."""
 LOOK_S = 10.0
 
 
@@ -120,7 +119,7 @@ def _answer(
     todo = [number for number in range(len(pieces)) if number not in done]
     actors, gpus = _actors(settings, resources, len(todo))
     board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote(actors + RESTARTS)
-    arguments = (settings, work, output.place, len(pieces), board)
+    arguments = (for_actors(settings), work, absolute(output.place), len(pieces), board)
     dataset = _shards(pieces, todo).map_batches(
         ShardActor,
         batch_size=1,
@@ -134,7 +133,6 @@ def _answer(
         ),
         num_cpus=resources.cpus,
         num_gpus=gpus,
-        max_restarts=ALL_RESTARTS,
     )
     total = sum(piece.rows for piece in pieces)
     before = sum(pieces[number].rows for number in done)
@@ -148,6 +146,16 @@ def _answer(
             raise _ended(board, error) from None
     last = _look(board)
     return Counts() if last is None else last.counts
+
+
+def for_actors(settings: Settings) -> Settings:
+    """The settings for actors, whose working directory is another one."""
+    places: dict[str, Any] = {}
+    if settings.model != "bundled" and Path(settings.model).exists():
+        places["model"] = os.path.abspath(settings.model)
+    if settings.tasks_dir is not None:
+        places["tasks_dir"] = settings.tasks_dir.absolute()
+    return settings.model_copy(update=places)
 
 
 def _shards(pieces: Sequence[Piece], todo: Sequence[int]) -> Any:

@@ -32,6 +32,11 @@ def opened(place: str) -> tuple[Any, str]:
     return filesystem, path.rstrip("/")
 
 
+def absolute(place: str) -> str:
+    """The place as other processes find it, whose working directory is another one."""
+    return place if URI.match(place) else os.path.abspath(place)
+
+
 def is_local(place: str) -> bool:
     """Whether a place is a path of this machine, also one that is written as ``file://…``."""
     return isinstance(opened(place)[0], fs.LocalFileSystem)

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from service.batch.errors import BatchError
-from service.batch.places import URI, files_below, opened
+from service.batch.places import URI, absolute, files_below, opened
 from service.errors import ImageError
 
 IMAGE_SUFFIXES = frozenset(
@@ -370,7 +370,7 @@ def _image_column(options: InputOptions, schema: pa.Schema, root: str) -> ImageC
         kind = schema.field(options.path_column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise BatchError(f"the column {options.path_column} has {kind}, not paths as text")
-        folder = options.root or (_scheme(options.where) + root)
+        folder = absolute(options.root) if options.root else _scheme(options.where) + root
         return ImageColumn(options.path_column, "path", folder)
     if options.image_column is not None:
         _check_column(options.image_column, schema)

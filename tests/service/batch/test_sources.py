@@ -186,3 +186,24 @@ def test_an_input_that_is_not_there(tmp_path: Path) -> None:
     for place in (str(tmp_path / "x"), "nothing://x/y"):
         with pytest.raises(BatchError):
             list_input(InputOptions(place), 3)
+
+
+def test_pieces_are_read_in_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes of a cluster have their own."""
+    for name in ("images", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"1")
+    write_tar(tmp_path / "a.tar", {"a.png": b"2"})
+    pq.write_table(pa.table({"image": [b"3"]}), tmp_path / "bytes.parquet")
+    pq.write_table(pa.table({"path": ["a.png"]}), tmp_path / "paths.parquet")
+    monkeypatch.chdir(tmp_path)
+    sources = [
+        listed(Path("images")),
+        listed(Path("a.tar")),
+        listed(Path("bytes.parquet")),
+        listed(Path("paths.parquet"), path_column="path", root="images"),
+    ]
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [rows_of(one)[0][1] for one in sources] == [[b"1"], [b"2"], [b"3"], [b"1"]]

@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
+from service.engines.ray import replica
 from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
 from service.errors import ContextTooLong, InferenceTimeout, Overloaded
 from service.types import Chunk, FinishReason
@@ -128,3 +129,40 @@ def test_a_defect_crosses_as_text(caplog: pytest.LogCaptureFixture) -> None:
     assert "Local: here" in str(found)
     assert "test_batches.py" in str(found)
     assert "the engine of a replica failed" in caplog.text
+
+
+async def test_a_whole_answer_crosses_once() -> None:
+    told = Told()
+    async with aclosing(batches(told.chunks(), None)) as found:
+        first = asyncio.ensure_future(anext(found))
+        for text in "abc":
+            told.say(text)
+            await asyncio.sleep(0)
+        assert not first.done()
+        told.queue.put_nowait(LAST)
+        chunks, error = await asyncio.wait_for(first, 60)
+        assert (texts(chunks), error) == (["a", "b", "c", ""], None)
+        assert Batch(chunks, error, 0.0).last
+
+
+async def test_a_whole_answer_ends_at_its_deadline() -> None:
+    told = Told()
+    told.say("a")
+    deadline = asyncio.get_running_loop().time() + 0.05
+    ((chunks, error),) = [one async for one in batches(told.chunks(), None, deadline)]
+    assert texts(chunks) == ["a"]
+    assert isinstance(error, InferenceTimeout)
+
+
+@pytest.mark.parametrize("delay_s", [None, 0.0])
+async def test_a_message_has_a_bounded_number_of_chunks(
+    monkeypatch: pytest.MonkeyPatch, delay_s: float | None
+) -> None:
+    monkeypatch.setattr(replica, "MOST_CHUNKS", 3)
+    wrong = ContextTooLong("task", "is too long")
+    found = [one async for one in batches(at_once(*"abcdefg", error=wrong), delay_s)]
+    assert [(texts(chunks), error) for chunks, error in found] == [
+        (["a", "b", "c"], None),
+        (["d", "e", "f"], None),
+        (["g"], wrong),
+    ]
