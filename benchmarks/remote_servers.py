@@ -22,8 +22,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from aiohttp import web
 from PIL import Image
 
 from benchmarks.collection import Case, collection_argument, read_collection
-from benchmarks.common import environment, markdown, write_results
+from benchmarks.common import RESULTS, environment, markdown, write_results
 from benchmarks.judge import Judge
 from benchmarks.mask_engines import schema_text
 from benchmarks.schema_answers import ADMISSION, PROMPT, Call, caller_of, server
@@ -340,15 +341,87 @@ def remote_score(
         return asyncio.run(run(address))
 
 
+@dataclass(frozen=True)
+class Engine:
+    """A row of the table of accuracy. server: name of what `Servers` starts. prepare: changes the file of
+    each image before it is sent."""
+
+    name: str
+    server: str
+    prepare: Callable[[bytes], bytes] | None = None
+
+
+BOUNDED = "llama.cpp, 40 to 64 tokens"
+LMDEPLOY = "LMDeploy, TurboMind on a CPU"
+ENGINES = (
+    Engine("llama.cpp", "llama.cpp"),
+    Engine(BOUNDED, BOUNDED),
+    *(
+        Engine(f"{server}, {how}", server, prepare)
+        for server in ("llama.cpp", "mistral.rs", LMDEPLOY)
+        for how, prepare in (("resized before", resized), (RESIZING, None))
+    ),
+    Engine("mistral.rs", "mistral.rs"),
+    Engine(LMDEPLOY, LMDEPLOY),
+)
+
+
+class Servers:
+    """Starts each server when it is asked for, once. Raises ``Missing``."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._urls: dict[str, str] = {}
+
+    def url(self, name: str) -> str:
+        if name not in self._urls:
+            self._urls[name] = self._stack.enter_context(self._started(name))
+        return self._urls[name]
+
+    def _started(self, name: str) -> AbstractContextManager[str]:
+        if name == "mistral.rs":
+            return mistral_rs()
+        if name == LMDEPLOY:
+            return _lmdeploy(self._folder)
+        bounds = ("image_min_tokens=40", "image_max_tokens=64") if name == BOUNDED else ()
+        return llama_cpp(self._gguf, *bounds)
+
+    @cached_property
+    def _gguf(self) -> Path:
+        return gguf_files(self._folder)
+
+
 def accuracy(
-    servers: dict[str, tuple[str, Callable[[bytes], bytes] | None]], count: int
-) -> list[dict[str, Any]]:
-    rows = [accuracy_row("reference", asyncio.run(reference_score(count)))]
-    print(rows[-1], flush=True)
-    for name, (url, prepare) in servers.items():
-        rows.append(accuracy_row(name, remote_score(name, url, count, prepare)))
-        print(rows[-1], flush=True)
-    return rows
+    engines: Sequence[Engine], servers: Servers, drawings: int, few: int
+) -> Iterator[dict[str, Any]]:
+    """Rows in turn. few: drawings for LMDeploy on the host runtime, which is slow."""
+    counts = {one.name: few if one.server == LMDEPLOY else drawings for one in engines}
+    for count in sorted(set(counts.values()), reverse=True):
+        name = "reference" if count == drawings else f"reference, the first {count}"
+        yield accuracy_row(name, asyncio.run(reference_score(count)))
+    for one in engines:
+        try:
+            url = servers.url(one.server)
+        except Missing as missing:
+            print(f"without {one.name}: {missing}")
+            continue
+        score = remote_score(one.name, url, counts[one.name], one.prepare)
+        yield accuracy_row(one.name, score)
+
+
+def with_stored(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and those of other engines that are stored; of a reference, those with another number of
+    drawings."""
+    path = RESULTS / "remote_accuracy.json"
+    stored = json.loads(path.read_text())["rows"] if path.exists() else []
+    new = {_key(row) for row in rows}
+    return [*(row for row in stored if _key(row) not in new), *rows]
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    name = row["engine"]
+    return ("reference", row["drawings"]) if name.startswith("reference") else (name, 0)
 
 
 NOTES_VALIDITY = """One answer to each of {schemas} schemas, \
@@ -382,38 +455,29 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=128)
     parser.add_argument("--only", choices=("validity", "accuracy"))
     parser.add_argument("--servers", nargs="+", metavar="NAME", help="only those of validity")
+    parser.add_argument(
+        "--engines", nargs="+", metavar="NAME", choices=[one.name for one in ENGINES],
+        help="only those rows of accuracy; the other rows stay as they are stored",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lmdeploy-drawings", type=int, default=LMDEPLOY_DRAWINGS, metavar="N",
+        help="at most so many drawings for LMDeploy",
+    )  # fmt: skip
     options = parser.parse_args()
     cases = read_collection(options.schemas) if options.only != "accuracy" else None
     every, drawings = (100, 8) if options.quick else (options.every, options.drawings)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        plain = {"a server that ignores schemas": stack.enter_context(ignoring())}
-        pictures: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {}
-        try:
-            files = gguf_files(folder)
-            url = stack.enter_context(llama_cpp(files))
-            plain["llama.cpp"] = url
-            pictures["llama.cpp"] = (url, None)
-            bounded = stack.enter_context(
-                llama_cpp(files, "image_min_tokens=40", "image_max_tokens=64")
-            )
-            pictures["llama.cpp, 40 to 64 tokens"] = (bounded, None)
-            pictures["llama.cpp, resized before"] = (url, resized)
-            pictures[f"llama.cpp, {RESIZING}"] = (url, None)
-        except Missing as missing:
-            print(f"without llama.cpp: {missing}")
-        try:
-            url = stack.enter_context(mistral_rs())
-            plain["mistral.rs"] = url
-            pictures["mistral.rs"] = (url, None)
-            pictures["mistral.rs, resized before"] = (url, resized)
-        except Missing as missing:
-            print(f"without mistral.rs: {missing}")
+        servers = Servers(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         print(environment())
-        if options.servers:
-            plain = {name: plain[name] for name in options.servers}
         if cases is not None:
-            rows = validity(plain, cases[::every], options.minutes)
+            plain = {"a server that ignores schemas": stack.enter_context(ignoring())}
+            for name in options.servers or (*plain, "llama.cpp", "mistral.rs"):
+                try:
+                    plain[name] = plain.get(name) or servers.url(name)
+                except Missing as missing:
+                    print(f"without {name}: {missing}")
+            wanted = {name: plain[name] for name in options.servers or plain if name in plain}
+            rows = validity(wanted, cases[::every], options.minutes)
             notes = NOTES_VALIDITY.format(
                 schemas=len(cases[::every]), temperature=TEMPERATURE, tokens=MAX_TOKENS,
                 callers=CALLERS, versions=versions(),
@@ -421,18 +485,15 @@ def main() -> None:
             write_results("remote_validity", rows, notes)
             print(markdown([{k: v for k, v in row.items() if k != "reasons"} for row in rows]))
         if options.only != "validity":
-            rows = accuracy(pictures, drawings)
+            engines = [one for one in ENGINES if one.name in (options.engines or (one.name,))]
+            few = min(drawings, options.lmdeploy_drawings)
             notes = NOTES_ACCURACY.format(versions=versions())
-            write_results("remote_accuracy", rows, notes)
-            few = min(drawings, LMDEPLOY_DRAWINGS)
-            reference = asyncio.run(reference_score(few))
-            rows.append(accuracy_row(f"reference, the first {few}", reference))
-            url = stack.enter_context(_lmdeploy(folder))
-            for name, prepare in (("", None), (", resized before", resized)):
-                score = remote_score("LMDeploy", url, few, prepare)
-                rows.append(accuracy_row(f"LMDeploy, TurboMind on a CPU{name}", score))
-                print(rows[-1], flush=True)
-            write_results("remote_accuracy", rows, notes)
+            rows = []
+            for row in accuracy(engines, servers, drawings, few):
+                rows.append(row)
+                print(row, flush=True)
+                shown = with_stored(rows) if options.engines else rows
+                write_results("remote_accuracy", shown, notes)
             print(markdown(rows))
 
 
