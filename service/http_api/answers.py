@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from service.http_api.codec import Asked
@@ -21,13 +22,14 @@ FINISH_REASONS = {
     FinishReason.LOOP: "length",
 }
 DONE = b"data: [DONE]\n\n"
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 REPORT_BYTES = 64 * 1024
 """Most bytes of the keywords and the warnings that go with every answer."""
 
 
 def dumps(value: Any) -> bytes:
     """JSON as UTF-8, without blanks."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +177,18 @@ def encode_timings(timings: Timings) -> dict[str, float]:
 
 def encode_report(report: GrammarReport, attempts: int) -> dict[str, Any]:
     """What a grammar enforces, the keywords that are only checked, and warnings on the schema."""
+    return {**_encoded(report), "attempts": attempts}
+
+
+@lru_cache(maxsize=32)
+def _encoded(report: GrammarReport) -> dict[str, Any]:
+    """Every answer under a schema has the same report."""
     checked = fitting(map(encode_keyword, report.checked))
     return {
         "enforcement": report.enforcement.value,
         "checked": checked,
         "checked_omitted": len(report.checked) - len(checked),
         "warnings": fitting(map(encode_warning, report.warnings)),
-        "attempts": attempts,
     }
 
 

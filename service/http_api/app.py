@@ -161,7 +161,8 @@ class Models:
 
 
 def describe_model(capabilities: Capabilities, created: int) -> dict[str, Any]:
-    """Capabilities -> model of OpenAI, with the length of the context and what a prompt is made of."""
+    """Capabilities -> model of OpenAI, with the length of the context, what a prompt is made of, and
+    whether it has the schema of the answer."""
     return {
         "id": capabilities.model,
         "object": "model",
@@ -169,6 +170,7 @@ def describe_model(capabilities: Capabilities, created: int) -> dict[str, Any]:
         "owned_by": "qwen3vl",
         "max_model_len": capabilities.context_length,
         "input_modalities": sorted((one.value for one in capabilities.modalities), reverse=True),
+        "schema_in_prompt": capabilities.schema_in_prompt,
     }
 
 

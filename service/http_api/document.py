@@ -174,13 +174,17 @@ _TEXT = {"type": "string"}
 _COUNT = {"type": "integer", "minimum": 0}
 _SECONDS = {"type": "number", "minimum": 0}
 _MODEL = _object(
-    ["id", "object", "created", "owned_by", "max_model_len", "input_modalities"],
+    [
+        *("id", "object", "created", "owned_by"),
+        *("max_model_len", "input_modalities", "schema_in_prompt"),
+    ],
     id=_TEXT,
     object={"const": "model"},
     created=_COUNT,
     owned_by=_TEXT,
     max_model_len=_COUNT,
     input_modalities={"type": "array", "items": {"enum": ["text", "image"]}},
+    schema_in_prompt={"type": "boolean"},
 )
 _TOOL_CALL = _object(
     ["id", "type", "function"],

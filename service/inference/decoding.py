@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from typing import TypeVar
 
 from lmdeploy_ext.images.files import THREADS, ImageLimits, decoding_bytes
-from lmdeploy_ext.images.headers import Header, check_complete
+from lmdeploy_ext.images.headers import Header, check_complete, reads_quickly
 from service.errors import ImageError, ServiceError
 from service.inference.images import (
     check_header,
@@ -36,7 +36,9 @@ _HEADERS = ThreadPoolExecutor(THREADS, thread_name_prefix="image-header")
 _ORDINARY = ThreadPoolExecutor(THREADS, thread_name_prefix="decode-image")
 _LARGE = ThreadPoolExecutor(max(1, THREADS // 2), thread_name_prefix="decode-large-image")
 
-
+INLINE_FILES = 4
+"""Files of a request whose headers are read on the event loop, where that is quick: to wake a thread takes
+longer."""
 LARGE_PIXELS = 16_000_000
 """Images with more pixels count as large: decoding a PNG file of this size takes a second."""
 
@@ -79,8 +81,11 @@ class ImageDecoder:
         """
         if not encoded:
             return []
-        loop = asyncio.get_running_loop()
-        headers = _value(await loop.run_in_executor(_HEADERS, self._headers, encoded))
+        if len(encoded) <= INLINE_FILES and all(reads_quickly(one.data) for one in encoded):
+            headers = _value(self._headers(encoded))
+        else:
+            loop = asyncio.get_running_loop()
+            headers = _value(await loop.run_in_executor(_HEADERS, self._headers, encoded))
         return [RequestImage(self, *one, caller) for one in zip(encoded, headers, strict=True)]
 
     def is_large(self, header: Header) -> bool:
@@ -168,7 +173,10 @@ class RequestImage:
         """The file as it was received. Raises ``ImageError`` for a truncated file."""
         encoded, header = self._encoded, self._header
         check = partial(reported, check_complete, encoded.data, header, encoded.field)
-        await asyncio.get_running_loop().run_in_executor(_HEADERS, check)
+        if reads_quickly(encoded.data):
+            check()
+        else:
+            await asyncio.get_running_loop().run_in_executor(_HEADERS, check)
         return ImageFile(encoded.data, header.format, header.plain and header.scale == 1)
 
     async def reduced(self, reduce: Callable[[ImageRows], T], needs_bytes: int = 0) -> T:

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -36,10 +36,12 @@ from service.inference.request_checks import (
 from service.inference.stops import until_stop
 from service.logs import OUTPUT_LOGGER, pairs
 from service.observation import CallRecord, current
+from service.schema_compiler.budget import DEFAULT_SECONDS, DEFAULT_STEPS
+from service.schema_compiler.frontend.checked_schema import is_known
 from service.schema_compiler.grammar_checks import check_answer
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.report import Enforcement
-from service.structured_output.answers import AnswerValidator, invalid, parse_json
+from service.structured_output.answers import AnswerValidator, NotInTime, invalid, parse_json
 from service.structured_output.compilation import COMPILE_TIMEOUT_S, naming, prepare
 from service.structured_output.prefix_check import PrefixCheck, prefix_check
 from service.tasks.contract import Task
@@ -64,6 +66,9 @@ SECOND_TEMPERATURE, SECOND_TOP_P, SECOND_TOP_K = 0.7, 0.8, 20
 """Options of further attempts at a greedy answer, as far as the engine has them and the caller sets no
 others."""
 SCHEMA_HINT = "; schema_in_prompt: false leaves the JSON schema out of the prompt"
+INLINE_CHARACTERS = 8192
+INLINE_S, INLINE_STEPS = 0.002, 50_000
+"""Length of answers that are validated on the event loop, and the limits of that."""
 CUT = frozenset({FinishReason.LENGTH, FinishReason.LOOP})
 """Finish reasons of a text that is not complete."""
 
@@ -108,7 +113,7 @@ async def run(
         thrown_away: list[Chunk] = []
         while True:
             options = _sampling_of(sampling, len(thrown_away), capabilities)
-            again = replace(request, sampling=options)
+            again = request if options is sampling else replace(request, sampling=options)
             collected = _Chunks(await _check(task, capabilities, limits))
             try:
                 await _collect(engine, again, task, stop, collected)
@@ -176,13 +181,14 @@ async def _check(
 ) -> PrefixCheck | None:
     """What finds violations before the answer ends; None where the grammar rules them out, and where
     the answer is not validated as it is written. A schema that is new to this process takes time, so
-    it is read in a thread."""
+    it is read in a thread; to wake one for another schema would take longer than the work."""
     grammar, report = task.grammar, task.report
     if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA or report is None:
         return None
     if task.document is not None or not _is_checked(task):
         return None
-    return await asyncio.to_thread(prefix_check, grammar.source, report, capabilities, limits)
+    make = partial(prefix_check, grammar.source, report, capabilities, limits)
+    return make() if is_known(grammar.source, limits) else await asyncio.to_thread(make)
 
 
 def _is_checked(task: Task) -> bool:
@@ -200,7 +206,9 @@ def _sampling_of(sampling: Sampling, attempt: int, capabilities: Capabilities) -
     """The options of an attempt. Further attempts at a greedy answer are sampled as the model card of
     Qwen3-VL has it, with a seed that follows from that of the call, so that the same call gets the
     same answer."""
-    if sampling.temperature > 0 or attempt == 0:
+    if attempt == 0:
+        return sampling
+    if sampling.temperature > 0:
         return replace(sampling, seed=seed_of(sampling.seed, attempt))
     wanted: dict[str, Any] = {"temperature": SECOND_TEMPERATURE}
     if sampling.top_p == GREEDY.top_p:
@@ -374,11 +382,7 @@ async def _finish(
     if complete and task.grammar is None and not text.strip():  # a grammar may allow blanks
         raise OutputInvalid("The model's answer is empty.", metadata={"keyword": "empty"})
     with collected.record.validating():
-        value, as_json = (
-            (text, None)
-            if free
-            else await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
-        )
+        value, as_json = (text, None) if free else await _read(task, text, accept_empty, limits)
     return Answer(
         text=text,
         value=value,
@@ -416,11 +420,35 @@ def _truncated(last: Chunk, sampling: Sampling, context_length: int) -> OutputTr
     )
 
 
+async def _read(
+    task: Task, text: str, accept_empty: bool, limits: SchemaLimits
+) -> tuple[Any, str | None]:
+    """See `read_answer`. A short answer under a schema that is known is validated here, within a small
+    limit: to wake a thread and wait for it takes as long as the work. Everything else runs in a thread."""
+    grammar = task.grammar
+    if (
+        len(text) <= INLINE_CHARACTERS
+        and task.parse is task.usable is task.document is None
+        and grammar is not None
+        and grammar.kind is GrammarKind.JSON_SCHEMA
+        and is_known(grammar.source, limits)
+    ):
+        with suppress(NotInTime):
+            return read_answer(task, text, accept_empty, limits, INLINE_S, INLINE_STEPS)
+    return await asyncio.to_thread(read_answer, task, text, accept_empty, limits)
+
+
 def read_answer(
-    task: Task, text: str, accept_empty: bool = False, limits: SchemaLimits = DEFAULT_LIMITS
+    task: Task,
+    text: str,
+    accept_empty: bool = False,
+    limits: SchemaLimits = DEFAULT_LIMITS,
+    seconds: float = DEFAULT_SECONDS,
+    steps: int = DEFAULT_STEPS,
 ) -> tuple[Any, str | None]:
     """Parse and validate a complete answer. Returns its value, and its JSON text if the task
-    answers in JSON. In that text, no name comes twice in an object: the last one counts."""
+    answers in JSON. In that text, no name comes twice in an object: the last one counts.
+    seconds, steps: limits of the validation against a schema, see `AnswerValidator`."""
     grammar = task.grammar
     is_json = grammar is not None and grammar.kind is GrammarKind.JSON_SCHEMA
     parser = task.parse or (parse_json if is_json else str)
@@ -435,7 +463,7 @@ def read_answer(
         written = json.dumps(task.document(value), ensure_ascii=False)
     if grammar is not None and is_json:
         document = text if written is None else written
-        written = AnswerValidator(grammar.source, limits).check(document)
+        written = AnswerValidator(grammar.source, limits, seconds, steps).check(document)
     elif grammar is not None:
         check_answer(grammar, text, limits)
     return value, written

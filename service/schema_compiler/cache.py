@@ -49,6 +49,10 @@ class SingleFlightCache(Generic[V]):
                 del self._in_flight[key]
             done.set()
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._entries
+
     def clear(self) -> None:
         """Forget all results."""
         with self._lock:

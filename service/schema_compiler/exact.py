@@ -20,6 +20,8 @@ MAX_DIGITS = 4300
 _CONTEXT = Context(prec=MAX_DIGITS + 400, Emax=10**17, Emin=-(10**17))
 """Its operations are exact for numbers that are read here; 400 is more than the largest exponent."""
 _LEAST_EXPONENT = -(10**16)
+_LOOSE = json.JSONEncoder(ensure_ascii=False)
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 class UnreadableNumber(ValueError):
@@ -45,19 +47,26 @@ def text_of(value: Any, *, compact: bool = False) -> str:
     A number that a float stands for is written as the float, so 1.50 as 1.5. compact: without
     whitespace between the parts.
     """
+    try:
+        return (_COMPACT if compact else _LOOSE).encode(value)  # in C
+    except TypeError:  # a Decimal is in it
+        return _text_of(value, compact)
+
+
+def _text_of(value: Any, compact: bool) -> str:
     comma, colon = (",", ":") if compact else (", ", ": ")
     if isinstance(value, Decimal):
         short = json.dumps(float(value))
         return short if Decimal(short) == value else str(value)
     if isinstance(value, list):
-        return f"[{comma.join(text_of(one, compact=compact) for one in value)}]"
+        return f"[{comma.join(_text_of(one, compact) for one in value)}]"
     if isinstance(value, dict):
         members = (
-            f"{text_of(name)}{colon}{text_of(member, compact=compact)}"
+            f"{_LOOSE.encode(name)}{colon}{_text_of(member, compact)}"
             for name, member in value.items()
         )
         return f"{{{comma.join(members)}}}"
-    return json.dumps(value, ensure_ascii=False)
+    return _LOOSE.encode(value)
 
 
 def is_whole(value: Number) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from service.types import Capabilities, Enforcer, Grammar
 
@@ -72,7 +73,7 @@ class Rewrite:
     what: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GrammarReport:
     """What was found out about a grammar of a caller.
 
@@ -90,15 +91,41 @@ class GrammarReport:
     why: str = ""
     warnings: tuple[SchemaWarning, ...] = ()
 
+    def __hash__(self) -> int:
+        # Reports are keys of caches, and may have thousands of keywords.
+        return hash((len(self.keywords), self.ebnf_bytes, self.seconds, self.why))
+
     @property
     def misspelt(self) -> tuple[SchemaWarning, ...]:
         """What looks like a keyword and is none."""
         return tuple(w for w in self.warnings if w.kind is WarningKind.MISSPELT_KEYWORD)
 
-    @property
+    @cached_property
     def checked(self) -> tuple[KeywordReport, ...]:
         """The keywords that only the final validation keeps."""
         return tuple(k for k in self.keywords if k.enforcement is Enforcement.CHECKED)
+
+    def checked_only(self, why: str) -> GrammarReport:
+        """The same where no grammar is enforced, for this reason. Every call with a schema asks for
+        it, so that it is kept."""
+        found = self._checked_only.get(why)
+        if found is None:
+            found = self._checked_only[why] = self._without_enforcement(why)
+        return found
+
+    @cached_property
+    def _checked_only(self) -> dict[str, GrammarReport]:
+        return {}
+
+    def _without_enforcement(self, why: str) -> GrammarReport:
+        keywords = tuple(
+            one
+            if one.enforcement is Enforcement.ANNOTATION
+            else replace(one, enforcement=Enforcement.CHECKED, why=why)
+            for one in self.keywords
+        )
+        checked = replace(self, enforcement=Enforcement.CHECKED, keywords=keywords)
+        return replace(checked, why="" if checked.checked else why)
 
 
 NOT_ENFORCED = "this engine does not enforce grammars"
@@ -108,15 +135,7 @@ def under(capabilities: Capabilities, report: GrammarReport) -> GrammarReport:
     """The report on an engine: where it does not enforce grammars, everything is only checked."""
     if capabilities.enforcer is Enforcer.MASK:
         return report
-    why = capabilities.not_enforced or NOT_ENFORCED
-    keywords = tuple(
-        one
-        if one.enforcement is Enforcement.ANNOTATION
-        else replace(one, enforcement=Enforcement.CHECKED, why=why)
-        for one in report.keywords
-    )
-    checked = replace(report, enforcement=Enforcement.CHECKED, keywords=keywords)
-    return replace(checked, why="" if checked.checked else why)
+    return report.checked_only(capabilities.not_enforced or NOT_ENFORCED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,14 @@ def parse_json(text: str, *, exact: bool = False) -> Any:
         raise OutputInvalid(message, metadata={"pointer": "", "keyword": "json"}) from None
 
 
+class NotInTime(OutputInvalid):
+    """The answer could not be validated within the limits of the validator."""
+
+    def __init__(self) -> None:
+        message = "The model's answer could not be validated in bounded time."
+        super().__init__(message, metadata={"pointer": "", "keyword": ""})
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerValidator:
     """Validates answers against one schema. For a schema that was used before, the constructor
@@ -58,20 +66,28 @@ class AnswerValidator:
 
         Returns the document that is validated: the text, without members whose name comes again in
         their object, as `jsontext.without_repeats` writes it."""
-        value = parse_json(text, exact=True)
-        document = jsontext.without_repeats(text)
-        if document != text:
-            value = parse_json(document, exact=True)
+        value, document = _read(text)
         validator = checked_schema(self.schema, self.limits).validator
         try:
             with bounded(Budget(self.seconds, self.steps)):
                 error = next(validator.iter_errors(value), None)
         except (BudgetExceeded, RecursionError):
-            raise invalid("could not be validated in bounded time", "", "") from None
+            raise NotInTime from None
         if error is not None:
             pointer = jsontext.pointer(error.absolute_path)
             raise invalid("does not fit the schema", pointer, _keyword(error))
         return document
+
+
+def _read(text: str) -> tuple[Any, str]:
+    """The value of an answer, and the document without members whose name comes again."""
+    try:
+        return jsontext.decode(text, exact=True), text
+    except jsontext.JsonTextError:  # a name comes again, or it is not JSON
+        pass
+    value = parse_json(text, exact=True)
+    document = jsontext.without_repeats(text)
+    return (value if document == text else parse_json(document, exact=True)), document
 
 
 def _keyword(error: ValidationError) -> str:

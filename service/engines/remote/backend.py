@@ -55,6 +55,8 @@ class BackEnd:
         not_enforced: why its answers are not held to their grammars while they are generated, as
             the analysis of this server says; empty where they are.
         max_images: maximum number of images in a request; None where it is not known.
+        schema_in_prompt: whether the server shows the schema of the answer to the model where a caller
+            does not say, for servers of this project.
         details: what else the server tells, for operators.
     """
 
@@ -71,6 +73,7 @@ class BackEnd:
     thinking: Finding = NOTHING_KNOWN
     not_enforced: str = NOT_ENFORCED
     max_images: int | None = None
+    schema_in_prompt: bool = False
     details: Mapping[str, str] = field(default_factory=dict)
 
     @property

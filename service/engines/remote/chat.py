@@ -132,19 +132,16 @@ def dumps(body: Mapping[str, Any]) -> bytes:
     mark = secrets.token_hex(16)
     apart: list[bytes] = []
 
-    def marked(value: Any) -> Any:
+    def marked(value: Any) -> str:
+        """Called for what is no value of JSON."""
         if isinstance(value, Verbatim):
-            apart.append(value.encode("utf-8", "replace"))
+            apart.append(value.text.encode("utf-8", "replace"))
         elif isinstance(value, Ascii):
             apart.append(b'"%s"' % value)
-        elif isinstance(value, dict):
-            return {name: marked(one) for name, one in value.items()}
-        elif isinstance(value, list):
-            return [marked(one) for one in value]
         else:
-            return value
+            raise TypeError(f"{type(value).__name__} is no value of JSON")
         return mark
 
-    text = json.dumps(marked(body), ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"), default=marked)
     between = text.encode("utf-8", "replace").split(b'"%s"' % mark.encode("ascii"))
     return b"".join(one for pair in zip(between, [*apart, b""], strict=True) for one in pair)

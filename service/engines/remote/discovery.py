@@ -15,7 +15,14 @@ from typing import Any
 
 from service.engines.remote import probes
 from service.engines.remote.backend import NOTHING_KNOWN, BackEnd, Finding, State
-from service.engines.remote.reading import Fact, Model, Reading, Refused, read
+from service.engines.remote.reading import (
+    SCHEMA_IN_PROMPT,
+    Fact,
+    Model,
+    Reading,
+    Refused,
+    read,
+)
 from service.engines.remote.servers import SERVERS
 from service.engines.remote.wire import Wire, WireError, WireOptions, parse_url
 from service.types import GrammarKind
@@ -182,6 +189,7 @@ def _back_end(url: str, reading: Reading, model: Model, facts: Mapping[str, Fact
         },
         token_limit=str(limit.value) if limit is not None and limit.known else None,
         thinking=_finding(facts.get("thinking")),
+        schema_in_prompt=_finding(facts.get(SCHEMA_IN_PROMPT)).state is State.YES,
         details=known,
     )
 

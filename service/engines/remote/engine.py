@@ -126,7 +126,9 @@ class RemoteEngine:
         themselves."""
         self._ready()
         self._check_kind(grammar, self.capabilities)
-        await or_closed(self._choose(set()).prepare(grammar), self._closed)
+        member = self._choose(set())
+        if member.prepares:
+            await or_closed(member.prepare(grammar), self._closed)
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         """Run one request; see `service.engine.Engine.generate`."""
@@ -189,6 +191,7 @@ class RemoteEngine:
             max_images=self._most_images(found) if vision else 0,
             enforcer=Enforcer.VALIDATION if why else Enforcer.MASK,
             not_enforced=why,
+            schema_in_prompt=all(one.schema_in_prompt for one in found),
             restart_helps=False,
             details=self._details(found),
         )

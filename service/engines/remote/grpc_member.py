@@ -84,6 +84,7 @@ class GrpcMember(Member):
     """
 
     takes_tools = True
+    prepares = True
 
     def __init__(
         self,

@@ -60,6 +60,8 @@ def encode_request(
         shown = []
     else:
         inline.system, inline.user = request.system, request.user
+    if request.grammar is not None and request.grammar.kind is GrammarKind.JSON_SCHEMA:
+        inline.schema_in_prompt = False  # this server has put it there, or was told not to
     return pb.StreamTaskRequest(
         task=pb.Task(inline=inline),
         images=shown,
@@ -124,6 +126,7 @@ def described(url: str, told: pb.GetModelResponse) -> BackEnd:
         grammars=kinds,
         sampling={name: _finding(name in known.sampling_options, evidence) for name in _OPTIONS},
         not_enforced=not_enforced(told),
+        schema_in_prompt=known.schema_in_prompt,
         max_images=min(known.max_images, told.limits.max_images),
         details={"engine": told.engine, **told.details},
     )

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -182,8 +182,8 @@ class HttpMember(Member):
         # A whole answer that replaces a stream may take until the deadline.
         silence_s = self._silence_s if stream or not self._stream else None
         waiting = self._grammars(request.grammar, back_end)
+        number, grammar = next(waiting)
         while True:
-            number, grammar = waiting[0]
             plan = chat.Plan(grammar, stream, limit)
             body = await _encoded(request, images, back_end, plan)
             try:
@@ -193,8 +193,8 @@ class HttpMember(Member):
             except _Refused as refused:
                 if refused.of_context and limit and request.sampling.max_tokens is None:
                     limit = False  # the server then takes what is left of the context
-                elif not refused.of_context and len(waiting) > 1:
-                    del waiting[0]
+                elif not refused.of_context and (simpler := next(waiting, None)) is not None:
+                    number, grammar = simpler
                 else:
                     raise refused.error_for(request) from None
             else:
@@ -203,14 +203,16 @@ class HttpMember(Member):
 
     def _grammars(
         self, grammar: Grammar | None, back_end: BackEnd
-    ) -> list[tuple[int, Grammar | None]]:
+    ) -> Iterator[tuple[int, Grammar | None]]:
         """The grammar in the forms that the server may take, the strongest first; without those
-        that it refused before."""
+        that it refused before. Simpler forms are made only where one is needed."""
         if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA:
-            return [(0, grammar)]
-        found = enumerate(forms(grammar.source, back_end.server.keywords))
+            yield 0, grammar
+            return
         known = self._forms.get(grammar, 0)
-        return [(number, replace(grammar, source=one)) for number, one in found if number >= known]
+        for number, source in enumerate(forms(grammar.source, back_end.server.keywords)):
+            if number >= known:
+                yield number, replace(grammar, source=source)
 
     def _remember(self, grammar: Grammar | None, number: int) -> None:
         """Do not ask again in a form that was refused."""
@@ -238,12 +240,13 @@ class HttpMember(Member):
             silence_s=silence_s,
             keep=not (stream and back_end.server.closes_streams),
         )
+        text = ""
         try:
             async with exchange as incoming:
                 if incoming.status != 200:
                     raise await self._refusal(incoming, back_end)
                 if not native and _is_whole(incoming):
-                    yield Chunk(await reader.whole(incoming), usage=Usage(0, 0, 1))
+                    text = await reader.whole(incoming)
                 else:
                     async for piece in reader.streamed(incoming):
                         yield Chunk(piece.text, usage=Usage(0, 0, piece.tokens))
@@ -262,7 +265,8 @@ class HttpMember(Member):
             raise
         self._answers_as = self._answers_as or reader.model
         usage = reader.usage or Usage(0, 0, reader.deltas)
-        yield Chunk("", reader.finish_reason, usage)
+        # A whole answer is one chunk: nobody could end it early, and the last chunk is validated.
+        yield Chunk(text, reader.finish_reason, usage)
 
     async def _refusal(self, incoming: Incoming, back_end: BackEnd) -> Exception:
         """The error for another status than 200."""

@@ -7,11 +7,12 @@ other server. A server of this project gets files as they came, because it reads
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pybase64
 
 from lmdeploy_ext.encoder.sizes import smart_resize
 from service.engines.common.reducing import reduce_all
@@ -198,4 +199,4 @@ def _bounded(image: ImageSource) -> tuple[int, int]:
 
 
 def _in_base64(found: Sequence[tuple[str, bytes]]) -> list[EncodedFile]:
-    return [EncodedFile(media_type, base64.b64encode(data)) for media_type, data in found]
+    return [EncodedFile(media_type, pybase64.b64encode(data)) for media_type, data in found]

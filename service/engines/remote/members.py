@@ -49,10 +49,12 @@ class Member(ABC):
     without a message. limit: maximum number of requests at a time.
     description: what is known of the server; None until it was reached.
     takes_tools: whether definitions of tools reach the model as they are meant.
+    prepares: whether ``prepare`` asks the server.
     healthy: whether its last check or request reached it. in_flight: requests that it works on.
     """
 
     takes_tools = False
+    prepares = False
 
     def __init__(self, name: str, assumed: BackEnd, *, silence_s: float, limit: int) -> None:
         self.name = name

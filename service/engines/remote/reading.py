@@ -18,6 +18,8 @@ from service.engines.remote.wire import Reply, Wire, WireError
 
 READ_LIMIT_S = 10.0
 """Maximum time for one page, in seconds."""
+SCHEMA_IN_PROMPT = "schema_in_prompt"
+"""Name of the fact, for servers of this project."""
 PAGES = (
     "/v1/models",
     "/",
@@ -453,7 +455,10 @@ async def _read_own(pages: Pages, wire: Wire) -> list[Model]:
         inputs = entry.get("input_modalities")
         told = "image" in inputs if isinstance(inputs, list) else None
         vision = ability("vision", told, "/v1/models: input_modalities")
-        found.append(Model(entry["id"], True, (*_context(entry), vision)))
+        shown = ability(
+            SCHEMA_IN_PROMPT, entry.get("schema_in_prompt"), "/v1/models: schema_in_prompt"
+        )
+        found.append(Model(entry["id"], True, (*_context(entry), vision, shown)))
     return found
 
 

@@ -35,10 +35,11 @@ class Protocol(enum.Enum):
     """The gRPC API of this project."""
 
 
-class Verbatim(str):
+@dataclass(frozen=True, slots=True)
+class Verbatim:
     """JSON text that becomes part of a body unchanged."""
 
-    __slots__ = ()
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,11 @@ def _guidance_format(grammar: Grammar) -> Fields:
     rest = source[1:].lstrip()
     comma = "" if rest.startswith("}") else ","
     return _response_format(replace(grammar, source=f"{{{_LAYOUT}{comma}{rest}"))
+
+
+def _own_format(grammar: Grammar) -> Fields:
+    """This server has put the schema into the prompt, or was told not to."""
+    return {**_response_format(grammar), "schema_in_prompt": False}
 
 
 def _ollama_format(grammar: Grammar) -> Fields:
@@ -279,7 +285,7 @@ _RECORDS = (
     ServerKind(
         "qwen3vl-http",
         health="/healthz",
-        grammars=_VLLM_GRAMMARS,
+        grammars={**_VLLM_GRAMMARS, GrammarKind.JSON_SCHEMA: _own_format},
         names=_OPENAI_NAMES,
         takes=_ALL,
         seeds=2**64,

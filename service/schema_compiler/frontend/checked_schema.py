@@ -99,6 +99,11 @@ def checked_schema(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> CheckedS
     return _CACHE.get((text, limits), len(text), lambda: _checked(text, limits))
 
 
+def is_known(text: str, limits: SchemaLimits = DEFAULT_LIMITS) -> bool:
+    """Whether `checked_schema` finds the schema in its cache, and takes microseconds."""
+    return (text, limits) in _CACHE
+
+
 def _checked(text: str, limits: SchemaLimits) -> CheckedSchema:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > limits.max_bytes:

@@ -20,6 +20,7 @@ from service.settings import Settings
 from service.types import GrammarKind
 from service.wiring import BUNDLED_MODEL, build_engine
 from tests.checkpoints import Shape, write_checkpoint
+from tests.model_servers.processes import Missing, gguf_files, llama_cpp
 from tests.service.engines.conformance import Answers, LifeCycle, Subject, script
 from tests.service.engines.remote.workers import worker
 
@@ -38,6 +39,7 @@ SUBJECTS = (
     pytest.param("lmdeploy, pytorch in other processes", marks=pytest.mark.slow),
     pytest.param("remote, gRPC", marks=pytest.mark.slow),
     pytest.param("remote, HTTP", marks=pytest.mark.slow),
+    pytest.param("remote, llama.cpp", marks=pytest.mark.slow),
     pytest.param("stock turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
     pytest.param("qwen3.5 on turbomind", marks=[pytest.mark.slow, pytest.mark.host, ON_HOST]),
 )
@@ -58,6 +60,7 @@ IMAGES_FIRST = (
     "an image is sent before the server can refuse it; CONTEXT_TOO_LONG is passed on, see "
     "test_own_servers"
 )
+LLAMA_CPP = "remote, llama.cpp"
 EXCLUDED = {
     "remote, gRPC": {
         "test_chunks": AT_THE_END,
@@ -70,6 +73,8 @@ EXCLUDED = {
         "test_context": IMAGES_FIRST,
         "test_a_broken_grammar": LATE_GRAMMARS,
         "test_text_comes_in_pieces_of_whole_characters": TOGETHER,
+    },
+    LLAMA_CPP: {
     },
 }
 """Subject -> tests that do not hold for it, with the reason."""
@@ -142,6 +147,27 @@ def remote_subject(name: str) -> Iterator[Subject]:
         yield Subject(name, build, idle, certain=True, elsewhere=True, excluded=EXCLUDED[name])
 
 
+@contextmanager
+def llama_cpp_subject(folder: Path) -> Iterator[Subject]:
+    """The remote engine in front of llama.cpp with the bundled model."""
+    try:
+        files = gguf_files(folder)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    with llama_cpp(files) as url:
+
+        def build(*, vision: bool = True, small: bool = False, max_images: int = 16) -> Engine:
+            return build_engine(
+                Settings(engine="remote", remote_url=url, vision=vision, max_images=max_images)
+            )
+
+        def idle(engine: Engine) -> bool:
+            assert isinstance(engine, RemoteEngine)
+            return engine.active_requests == 0
+
+        yield Subject(LLAMA_CPP, build, idle, elsewhere=True, excluded=EXCLUDED[LLAMA_CPP])
+
+
 @pytest.fixture(autouse=True)
 def leave_out(request: pytest.FixtureRequest, subject: Subject) -> None:
     """Skip what does not hold for a subject."""
@@ -162,6 +188,9 @@ def subject(
             fake, grammar_kinds={GrammarKind.JSON_SCHEMA}, sampling_options={"max_tokens"}
         )
         yield Subject(name, few, fake_is_idle, certain=True)
+    elif name == LLAMA_CPP:
+        with llama_cpp_subject(tmp_path_factory.mktemp("gguf")) as found:
+            yield found
     elif name in EXCLUDED:
         with remote_subject(name) as found:
             yield found

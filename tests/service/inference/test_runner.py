@@ -23,6 +23,7 @@ from service.errors import (
     TooManyImages,
     VisionDisabled,
 )
+from service.inference import runner
 from service.inference.calls import Answer
 from service.inference.runner import run, seed_of, stream
 from service.inference.sampling import OPTIONS
@@ -318,6 +319,29 @@ async def test_where_the_engine_enforces_no_grammar_an_enforced_schema_is_tried_
     assert streamed.report == result.report
     masked = await go(ScriptedEngine(["3"]), what)
     assert masked.report == what.report
+
+
+@pytest.mark.parametrize("limit_s", [1.0, 0.0], ids=["in time", "too much for the event loop"])
+async def test_a_short_answer_under_a_known_schema_needs_no_thread(
+    limit_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "INLINE_S", limit_s)
+    await go(ScriptedEngine(["3"]), INTEGER)
+    threads = []
+
+    async def to_thread(function: Any, *args: Any) -> Any:
+        threads.append(function)
+        return function(*args)
+
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    what = replace(INTEGER, report=CHECKED)
+    assert (await go(ScriptedEngine(["4"]), what)).value == 4
+    await refused(OutputInvalid, ScriptedEngine(["2"]), what)
+    await go(ScriptedEngine(["7" * (runner.INLINE_CHARACTERS // 2)]), what)
+    inline = len(threads) == 0
+    assert inline is (limit_s > 0)
+    await refused(OutputInvalid, ScriptedEngine([" " * runner.INLINE_CHARACTERS + "2"]), what)
+    assert len(threads) > 0, "a long answer is validated in a thread"
 
 
 async def test_an_empty_analysis_is_not_generated_again() -> None:

@@ -218,15 +218,20 @@ async def test_silence_ends(begun: bool) -> None:
     assert error.reason == "ENGINE_STALLED"
 
 
-@pytest.mark.parametrize("begun", [False, True])
-async def test_a_caller_that_leaves_closes_the_connection(begun: bool) -> None:
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_caller_that_leaves_closes_the_connection(begun: bool, stream: bool) -> None:
     async def endless(asked: Asked) -> None:
-        if begun:
+        assert asked.json["stream"] is stream
+        if begun and stream:
             await asked.begin_stream()
             await asked.event(delta("{"))
+        elif begun:
+            lines = {"content-type": "application/json", "content-length": "1000"}
+            await asked.raw(head(200, lines) + b'{"choices": [')
         await asyncio.wait_for(asked.gone.wait(), 60)
 
-    async with pair(endless) as (front, back):
+    async with pair(endless, remote_stream=stream) as (front, back):
         call = front.stub.RunTask(question(), timeout=60)
         waiting = asyncio.ensure_future(call.code())
         await until(lambda: bool(back.asked), 60)

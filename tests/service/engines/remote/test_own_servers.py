@@ -412,6 +412,24 @@ async def test_pixels_become_a_file(tmp_path: Path) -> None:
     assert chunks[-1].usage.image_tokens > 0
 
 
+@pytest.mark.parametrize("over", ["grpc", "http"])
+@pytest.mark.parametrize("default", [False, True])
+async def test_the_schema_is_in_the_prompt_once_or_not_at_all(over: str, default: bool) -> None:
+    """The request decides, else the worker."""
+    recording = Recording()
+    async with serving(FakeEngine(recording), schema_in_prompt=default) as back:
+        url = back.base_url if over == "http" else f"grpc://127.0.0.1:{back.grpc.port}"
+        async with running(remote(url)) as front:
+            for wish in (None, False, True):
+                asked = question()
+                asked.task.inline.MergeFrom(pb.InlineTask(schema_in_prompt=wish))
+                await front.stub.RunTask(asked, timeout=10)
+            told = await front.stub.GetModel(pb.GetModelRequest(), timeout=10)
+    prompts = [str(one.conversation) for one in recording.requests if one.grammar is not None]
+    assert [one.count("valid under this JSON Schema") for one in prompts] == [int(default), 0, 1]
+    assert told.capabilities.schema_in_prompt is default
+
+
 # The connection
 
 
