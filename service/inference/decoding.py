@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TypeVar
 
 from lmdeploy_ext.images.files import THREADS, ImageLimits, decoding_bytes
@@ -172,7 +172,10 @@ class RequestImage:
     async def file(self) -> ImageFile:
         """The file as it was received. Raises ``ImageError`` for a truncated file."""
         encoded, header = self._encoded, self._header
-        check = partial(reported, check_complete, encoded.data, header, encoded.field)
+
+        def check() -> None:
+            reported(check_complete, encoded.data, header, encoded.field)
+
         if reads_quickly(encoded.data):
             check()
         else:
