@@ -68,12 +68,12 @@ class ImagePart(Model):
         return ImageSource("image_url.url", self.image_url.url, self.image_url.detail)
 
 
-Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+Texts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
     by("type", "text", "image_url"),
 ]
-Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 TextContent = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[Texts, Tag("<parts>")], Discriminator(text_or_parts)
 ]

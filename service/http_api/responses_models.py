@@ -77,9 +77,9 @@ InputParts = Annotated[
             by("type", "input_text", "input_image"),
         ]
     ],
-    Field(min_length=1, max_length=MAX_PARTS),
+    Field(min_length=1, max_length=MAX_PARTS, fail_fast=True),
 ]
-InputTexts = Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS)]
+InputTexts = Annotated[list[InputText], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 OutputTexts = Annotated[
     list[
         Annotated[
@@ -87,7 +87,7 @@ OutputTexts = Annotated[
             by("type", "output_text", "input_text"),
         ]
     ],
-    Field(min_length=1, max_length=MAX_PARTS),
+    Field(min_length=1, max_length=MAX_PARTS, fail_fast=True),
 ]
 AnyContent = Annotated[
     Annotated[str, Tag("<text>")] | Annotated[InputParts, Tag("<parts>")],

@@ -17,9 +17,15 @@ from service.schema_compiler.exact import UnreadableNumber, read
 
 MAX_ANSWER_DEPTH = 200
 """Levels of nesting in an answer; far below what the parser's recursion allows."""
+MAX_VALUES = 2**17
+"""Maximum number of values in a text. A value of a few bytes takes up to 250 bytes of memory, and the
+parser holds the GIL; this many take 30 MiB and a tenth of a second. The largest schema that the default
+settings allow has fewer."""
 
 # A string (also one that never ends, so that the scan stays linear) or a bracket.
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_EMPTY = re.compile(r"[\[{]\s*[\]}]")
 # The same of a text that is JSON, with the comma between members.
 _MEMBER_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},]')
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -46,6 +52,20 @@ def depth(text: str) -> int:
     return deepest
 
 
+def has_too_many_values(text: str) -> bool:
+    """Whether the text has more than MAX_VALUES values; linear, without parsing."""
+    if _separators(text) < MAX_VALUES:
+        return False
+    bare = _STRING.sub('"', text)
+    return _separators(bare) - len(_EMPTY.findall(bare)) >= MAX_VALUES
+
+
+def _separators(text: str) -> int:
+    """One less than the number of values, if no array or object is empty and no string has these
+    characters."""
+    return text.count(",") + text.count("[") + text.count("{")
+
+
 def decode(
     text: str,
     *,
@@ -61,6 +81,8 @@ def decode(
     """
     if text.startswith("\ufeff"):
         raise JsonTextError("a byte order mark (U+FEFF) stands before it; leave it out")
+    if has_too_many_values(text):
+        raise JsonTextError(f"more than {MAX_VALUES} values")
     # Without as many brackets no text is that deep, and to count them takes far less time.
     if text.count("{") + text.count("[") > max_depth and depth(text) > max_depth:
         raise JsonTooDeep(f"nested more than {max_depth} levels deep")

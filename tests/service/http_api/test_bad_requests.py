@@ -9,8 +9,12 @@ import socket
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from service.engines.fake import FakeEngine
+from service.errors import InvalidRequest
+from service.http_api import reading
+from service.http_api.models import ChatRequest
 from tests.service.harness import image_bytes, until
 from tests.service.http_api.harness import (
     CHAT,
@@ -310,6 +314,47 @@ async def test_every_wrong_field_is_listed() -> None:
     assert [one["param"] for one in reply.error["violations"]] == ["temperature", "top_p"]
 
 
+def errors_of(document: dict[str, Any]) -> int:
+    """How many errors pydantic finds in a request. Each takes 700 bytes."""
+    found: list[int] = []
+
+    class Counted(ChatRequest):
+        @classmethod
+        def model_validate(cls, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().model_validate(*arguments, **options)
+            except ValidationError as error:
+                found.append(error.error_count())
+                raise
+
+    with pytest.raises(InvalidRequest):
+        reading.read_model(Counted, document)
+    return found[0]
+
+
+def test_few_of_many_wrong_fields_are_looked_at() -> None:
+    unknown = {f"field {number}": 1 for number in range(5000)}
+    wrong_parts = {"role": "user", "content": [{}] * 1000}
+    for document in (
+        unknown,
+        {"messages": [{**unknown, "role": "user", "content": "a"}]},
+        {"messages": [wrong_parts]},
+        {"messages": [{}] * 5000},
+    ):
+        assert errors_of({"model": "fake", **document}) < 32
+
+
+async def test_a_known_field_among_many_unknown_ones_is_read() -> None:
+    unknown = {f"field {number}": 1 for number in range(100)}
+    form = {"type": "json_schema", "json_schema": {**unknown, "name": "a", "schema": {}}}
+    async with serving() as server:
+        reply = await server.chat(response_format=form)
+    params = [one["param"] for one in reply.error["violations"]]
+    assert params[0] == 'response_format.json_schema."field 0"'
+    assert len(params) == 16
+    assert not any("required" in one["message"] for one in reply.error["violations"])
+
+
 BODIES = [
     (b"", "empty"),
     (b"{", "not JSON"),
@@ -321,6 +366,7 @@ BODIES = [
     (b'{"temperature": 1e999}', "too large"),
     (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
     (b"[" * 100_000, "nested"),
+    (b"[" + b"1," * 200_000 + b"1]", "more than 131072 values"),
     (b'{"model": "\xff"}', "UTF-8"),
     (b'{"model": "\\ud800"}', "surrogate"),
     (b"\xef\xbb\xbf{}", "byte order mark"),
