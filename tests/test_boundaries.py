@@ -75,7 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "grpc_api": {
         *VALUES, "error_table", "reload", "runtime", "inference", "tasks", "structured_output", "schema_compiler",
         "refusals", "unread", "engine", "settings", "lifecycle", "logs", "auth", "quotas", "deadlines", "observation",
-        "metrics", "request_ids",
+        "metrics", "request_ids", "heap",
     },
     "http_api": {
         *VALUES, "error_table", "runtime", "inference", "schema_compiler", "settings", "lifecycle", "refusals",

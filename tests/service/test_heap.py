@@ -21,7 +21,7 @@ pytestmark = [
     ),
 ]
 
-LOOK = """
+START = """
 import ctypes
 from service import heap
 
@@ -42,6 +42,10 @@ def mapped():
     return getattr(libc.mallinfo2(), "4")
 
 
+"""
+LOOK = (
+    START
+    + """
 heap.limit()
 libc.free(libc.malloc(SIZE))  # by default, malloc takes blocks of this size from a heap from now on
 before = mapped()
@@ -50,12 +54,47 @@ large = mapped() - before
 small = libc.malloc(1 << 20)
 print(large >= SIZE, mapped() - before > large)
 """
+)
 
 
-def look(environment: Mapping[str, str]) -> str:
+REUSE = """
+import asyncio
+import time
+
+
+async def main():
+    heap.limit()
+    blocks = heap.LargeBlocks()
+    libc.free(libc.malloc(SIZE))
+    with blocks:
+        before = mapped()
+        block = libc.malloc(3 * SIZE)
+        from_heap = mapped() == before
+    libc.free(block)
+    kept = top()
+    before = mapped()
+    block = libc.malloc(9 * SIZE)
+    after = mapped() - before
+    libc.free(block)
+    blocks.give_back()
+    end = time.monotonic() + 30
+    while top() > SIZE and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    print(from_heap, kept >= 3 * SIZE, after >= 9 * SIZE, top() <= SIZE)
+
+
+def top():
+    return getattr(libc.mallinfo2(), "9")
+
+
+asyncio.run(main())
+"""
+
+
+def look(environment: Mapping[str, str], code: str = LOOK) -> str:
     given = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run(
-        [sys.executable, "-c", LOOK],
+        [sys.executable, "-c", code],
         env={**given, **environment},
         capture_output=True,
         text=True,
@@ -70,6 +109,10 @@ def test_only_large_blocks_return_to_the_system_at_once() -> None:
 
 def test_what_the_operator_has_set_stays() -> None:
     assert look({"MALLOC_ARENA_MAX": "1"}) == "False False"
+
+
+def test_large_blocks_are_reused_for_a_while() -> None:
+    assert look({}, START + REUSE) == "True True True True"
 
 
 async def test_memory_is_returned_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from service import heap
 from service.grpc_api import large_messages
 from service.grpc_api.large_messages import LARGE_BYTES, LargeMessages
 from tests.service.harness import until
@@ -60,6 +61,30 @@ async def test_others_are_served_between_two_large_messages() -> None:
     assert [name for name in between if name != "tick"] == ["a", "b", "c"]
     assert between[1] == "tick"
     assert between[-2] == "tick"
+
+
+@pytest.mark.usefixtures("all_wait")
+async def test_a_large_message_is_copied_into_memory_that_was_used_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Blocks:
+        def __enter__(self) -> None:
+            log.append("begin")
+
+        def __exit__(self, *_: object) -> None:
+            log.append("end")
+
+    monkeypatch.setattr(heap, "LargeBlocks", Blocks)
+    messages = LargeMessages()
+    one = Arrival(log, "a")
+    reading = asyncio.ensure_future(messages.received(one.read()))
+    await asyncio.sleep(0)
+    assert log == [], "nothing is copied before the message has arrived"
+    one.arrived.set_result(None)
+    await reading
+    assert log == ["begin", "a", "end"]
 
 
 async def test_a_message_that_arrives_at_once_does_not_wait(
