@@ -335,12 +335,13 @@ def errors_of(document: dict[str, Any]) -> int:
 def test_few_of_many_wrong_fields_are_looked_at() -> None:
     unknown = {f"field {number}": 1 for number in range(5000)}
     wrong_parts = {"role": "user", "content": [{}] * 1000}
-    for document in (
+    documents: list[dict[str, Any]] = [
         unknown,
         {"messages": [{**unknown, "role": "user", "content": "a"}]},
         {"messages": [wrong_parts]},
         {"messages": [{}] * 5000},
-    ):
+    ]
+    for document in documents:
         assert errors_of({"model": "fake", **document}) < 32
 
 
