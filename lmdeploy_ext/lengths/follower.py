@@ -1,11 +1,12 @@
 """Follows the JSON text of an answer and counts the characters of its strings.
 
-This is the definition; ``follower.c`` does the same for TurboMind, and tests compare both.
+This is the definition; ``lengths.c`` does the same for TurboMind, and tests compare both.
 
 The text is one that the grammar allows: strict JSON, in which names are written as ``json.dumps`` writes
 them. A character counts when its first byte is written: the first byte in UTF-8, or the backslash of an
 escape. The second half of a surrogate pair does not count. So a string at its maximum can always be
-closed, and so can one whose last character is not complete yet.
+closed, and so can one whose last character is not complete yet. Where a text cannot end everywhere, as
+an address without its domain, the table has the characters that it still needs at each place.
 """
 
 from __future__ import annotations
@@ -102,15 +103,17 @@ class Follower:
     """Follows one answer.
 
     Attributes:
-        mode, lex: where the end of the text is; lex only in STRING.
+        mode, lex: where the end of the text is; lex only in STRING and NAME.
         here: in OUTSIDE, the state of the value that comes next.
         is_naming: in OUTSIDE, whether the next string is a name.
-        left: in STRING, how many characters the string can still have.
+        left: in STRING and NAME, how many characters it can still have.
         need: in STRING, how many it still has to have; 0 or less: none.
+        reserve: in STRING, the most characters that the text can need to come to an end.
+        node: in STRING and NAME, the node of the table that has been reached, or NONE.
     """
 
     __slots__ = (
-        "_escaped", "_node", "_stack", "here", "is_naming", "left", "lex", "mode", "need", "table",
+        "_stack", "here", "is_naming", "left", "lex", "mode", "need", "node", "reserve", "table",
     )  # fmt: skip
 
     def __init__(self, table: Table) -> None:
@@ -118,15 +121,25 @@ class Follower:
         self.mode = Mode.OUTSIDE
         self.lex: int = Lex.PLAIN
         self.here = table.root
-        self.left = self.need = 0
+        self.left = self.need = self.reserve = 0
         self.is_naming = False
-        self._node = NONE
-        self._escaped = False
+        self.node = NONE
         self._stack: Stack = None
 
     def fits(self, data: bytes) -> bool:
         """Whether the text can go on with these bytes. Changes nothing."""
         return self._copy().feed(data)
+
+    @property
+    def longest_next(self) -> int:
+        """In OUTSIDE, how many characters a string or name can begin with, if one comes next, whatever
+        they are."""
+        if self.is_naming and self._stack is not None:
+            number: int = self._stack[0][1]
+            return self.table.states[number].name_maximum
+        here = self.table.states[self.here]
+        longest: int = here.maximum - here.reserve
+        return longest
 
     def feed(self, data: bytes) -> bool:
         """Go on with these bytes; stops and returns False where a string is too long or too short."""
@@ -142,9 +155,8 @@ class Follower:
         if self.mode is Mode.STRING:
             return self._in_string(byte)
         if self.mode is Mode.NAME:
-            self._in_name(byte)
-        else:
-            self._outside(byte)
+            return self._in_name(byte)
+        self._outside(byte)
         return True
 
     def _in_string(self, byte: int) -> bool:
@@ -154,19 +166,26 @@ class Follower:
         if self.lex == Lex.CLOSED:
             self.mode = Mode.OUTSIDE
             return self.need <= 0
-        return self.left >= 0
+        self._go_on(byte)
+        needed = 0 if self.node == NONE else self.table.distances[self.node]
+        return self.left >= needed
 
-    def _in_name(self, byte: int) -> None:
-        if byte == _QUOTE and not self._escaped:
+    def _in_name(self, byte: int) -> bool:
+        self.lex, begun = STEPS[self.lex][byte]
+        self.left -= begun
+        if self.lex == Lex.CLOSED:
             assert self._stack is not None
             state = self.table.states[self._stack[0][1]]
-            end = NONE if self._node == NONE else self.table.ends[self._node]
+            end = NONE if self.node == NONE else self.table.ends[self.node]
             self.here = state.other if end == NONE else end
             self.mode, self.is_naming = Mode.OUTSIDE, False
-            return
-        self._escaped = byte == _BACKSLASH and not self._escaped
-        if self._node != NONE:
-            self._node = self.table.edges[self._node].get(byte, NONE)
+            return True
+        self._go_on(byte)
+        return self.left >= 0
+
+    def _go_on(self, byte: int) -> None:
+        if self.node != NONE:
+            self.node = self.table.next_node(self.node, byte)
 
     def _outside(self, byte: int) -> None:
         if byte == _QUOTE:
@@ -184,13 +203,15 @@ class Follower:
                 self.here = self._item(number, index + 1)
 
     def _open_string(self) -> None:
+        self.lex = Lex.PLAIN
         if self.is_naming and self._stack is not None:
-            self.mode, self._escaped = Mode.NAME, False
-            self._node = self.table.states[self._stack[0][1]].names
+            state = self.table.states[self._stack[0][1]]
+            self.mode, self.node = Mode.NAME, state.names
+            self.left, self.need, self.reserve = state.name_maximum, 0, 0
             return
         state = self.table.states[self.here]
-        self.mode, self.lex = Mode.STRING, Lex.PLAIN
-        self.left, self.need = state.maximum, state.minimum
+        self.mode, self.node = Mode.STRING, state.text
+        self.left, self.need, self.reserve = state.maximum, state.minimum, state.reserve
 
     def _open(self, *, is_object: bool) -> None:
         number = self.here

@@ -16,8 +16,8 @@
 // ---- limits of one schema -----------------------------------------------------------------------------------
 
 // The table of `table.py`, which has checked its numbers.
-struct State { int32_t minimum, maximum, names, other, first_item, items, rest; };
-struct Node { int32_t first_edge, edges, end; };
+struct State { int32_t minimum, maximum, text, reserve, name_maximum, names, other, first_item, items, rest; };
+struct Node { int32_t first_edge, edges, end, distance; };
 struct Edge { int32_t byte, node; };
 
 enum { NONE = -1, HEADER = 7 };
@@ -71,9 +71,13 @@ struct Vocabulary {
     uint8_t *closes[CLOSED];     // and whether it closes
     int32_t *closers, closing;   // tokens that close a plain string, by width
     int32_t *several, touching;  // tokens with at least two quotes
+    // By state before such a token: the most characters of a string that begins in it, and the least of one that
+    // also ends in it. CLOSED: between strings.
+    int32_t *longest_begun[STATES], *shortest_ended[STATES];
     // Tokens with one quote, by falling number of characters behind it: those that begin with it, and others.
     int32_t *leading, *behind_leading, leaders, *inner, *behind_inner, inners;
     uint32_t *fitting;           // by characters that are left, below `widest`: plain tokens that fit
+    uint32_t *not_closing;       // tokens that do not close a plain string
 };
 
 struct Limits {
@@ -84,6 +88,7 @@ struct Limits {
     const struct Node *nodes;
     const struct Edge *edges;
     const int32_t *items;
+    int32_t *reopening[STATES], reopeners[STATES];  // tokens with several quotes that have to be followed
 };
 
 static void *made(size_t size) {
@@ -127,6 +132,28 @@ static int by_behind(const void *left, const void *right) {
     const int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
     const int32_t difference = characters_behind_quote(sorted, b) - characters_behind_quote(sorted, a);
     return difference ? difference : (a > b) - (a < b);
+}
+
+static void measure_strings_begun(struct Vocabulary *v, int32_t at_several, int lex) {
+    const int32_t token = v->several[at_several];
+    int state = lex, is_counted = 0, begun;
+    int32_t count = 0, longest = 0, shortest = INT32_MAX;
+    for (int64_t at = v->offsets[token]; at < v->offsets[token + 1]; ++at) {
+        if (state == CLOSED) {
+            if (v->bytes[at] != '"') continue;
+            state = PLAIN;
+            is_counted = 1;
+            count = 0;
+            continue;
+        }
+        state = step(state, v->bytes[at], &begun);
+        if (!is_counted) continue;
+        count += begun;
+        if (count > longest) longest = count;
+        if (state == CLOSED && count < shortest) shortest = count;
+    }
+    v->longest_begun[lex][at_several] = longest;
+    v->shortest_ended[lex][at_several] = shortest;
 }
 
 static void sort_tokens(struct Vocabulary *v) {
@@ -174,6 +201,14 @@ struct Vocabulary *lengths_vocabulary(const uint8_t *bytes, const int64_t *offse
     v->inner = made(sizeof(int32_t) * (size_t)size);
     v->behind_inner = made(sizeof(int32_t) * (size_t)size);
     sort_tokens(v);
+    for (int lex = 0; lex < STATES; ++lex) {
+        v->longest_begun[lex] = made(sizeof(int32_t) * (size_t)v->touching);
+        v->shortest_ended[lex] = made(sizeof(int32_t) * (size_t)v->touching);
+        for (int32_t i = 0; i < v->touching; ++i) measure_strings_begun(v, i, lex);
+    }
+    v->not_closing = made(sizeof(uint32_t) * (size_t)v->words);
+    memset(v->not_closing, 0xFF, sizeof(uint32_t) * (size_t)v->words);
+    for (int32_t i = 0; i < v->closing; ++i) v->not_closing[v->closers[i] >> 5] &= ~(1u << (v->closers[i] & 31));
     v->fitting = made(sizeof(uint32_t) * (size_t)v->widest * (size_t)v->words);
     for (int32_t left = 0; left < v->widest; ++left) {
         uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
@@ -189,6 +224,10 @@ void lengths_release_vocabulary(struct Vocabulary *v) {
         free(v->widths[lex]);
         free(v->closes[lex]);
     }
+    for (int lex = 0; lex < STATES; ++lex) {
+        free(v->longest_begun[lex]);
+        free(v->shortest_ended[lex]);
+    }
     free(v->bytes);
     free(v->offsets);
     free(v->closers);
@@ -198,7 +237,23 @@ void lengths_release_vocabulary(struct Vocabulary *v) {
     free(v->inner);
     free(v->behind_inner);
     free(v->fitting);
+    free(v->not_closing);
     free(v);
+}
+
+// A token that begins a string has to be followed if the string is longer than all may be, or also ends and is
+// shorter than one has to be.
+static void list_reopening(struct Limits *limits, int32_t states) {
+    const struct Vocabulary *v = limits->vocabulary;
+    int32_t greatest_minimum = 0;
+    for (int32_t i = 0; i < states; ++i)
+        if (limits->states[i].minimum > greatest_minimum) greatest_minimum = limits->states[i].minimum;
+    for (int lex = 0; lex < STATES; ++lex) {
+        int32_t *found = limits->reopening[lex] = made(sizeof(int32_t) * (size_t)v->touching);
+        for (int32_t i = 0; i < v->touching; ++i)
+            if (v->longest_begun[lex][i] > limits->least_maximum || v->shortest_ended[lex][i] < greatest_minimum)
+                found[limits->reopeners[lex]++] = v->several[i];
+    }
 }
 
 // The limits of a schema over a vocabulary. numbers: of a checked table.
@@ -213,15 +268,17 @@ struct Limits *lengths_limits(struct Vocabulary *vocabulary, const int32_t *numb
     limits->least_maximum = numbers[6];
     const int32_t *at = limits->numbers + HEADER;
     limits->states = (const struct State *)at;
-    limits->nodes = (const struct Node *)(at += 7 * numbers[1]);
-    limits->edges = (const struct Edge *)(at += 3 * numbers[2]);
-    limits->items = at + 2 * numbers[3];
+    limits->nodes = (const struct Node *)(at += sizeof(struct State) / sizeof *at * (size_t)numbers[1]);
+    limits->edges = (const struct Edge *)(at += sizeof(struct Node) / sizeof *at * (size_t)numbers[2]);
+    limits->items = at + sizeof(struct Edge) / sizeof *at * (size_t)numbers[3];
+    list_reopening(limits, numbers[1]);
     return limits;
 }
 
 void lengths_release_limits(struct Limits *limits) {
     if (!limits || atomic_fetch_sub(&limits->owners, 1) != 1) return;
     lengths_release_vocabulary(limits->vocabulary);
+    for (int lex = 0; lex < STATES; ++lex) free(limits->reopening[lex]);
     free(limits->numbers);
     free(limits);
 }
@@ -234,7 +291,7 @@ enum Mode { OUTSIDE, NAME, STRING };
 struct Frame { int32_t state, item; };
 
 struct Place {
-    int32_t mode, lex, here, left, need, is_naming, node, is_escaped;
+    int32_t mode, lex, here, left, need, reserve, is_naming, node;
 };
 
 struct Follower {
@@ -302,51 +359,64 @@ static int32_t item_state(const struct Limits *limits, struct Frame frame) {
 }
 
 static int32_t next_node(const struct Limits *limits, int32_t node, uint8_t byte) {
-    const struct Node *found = &limits->nodes[node];
-    for (int32_t i = 0; i < found->edges; ++i) {
-        const struct Edge *edge = &limits->edges[found->first_edge + i];
-        if (edge->byte == byte) return edge->node;
+    const struct Edge *edges = &limits->edges[limits->nodes[node].first_edge];
+    int32_t below = 0, above = limits->nodes[node].edges;  // the last edge that does not begin behind the byte
+    while (below < above) {
+        const int32_t half = (below + above) / 2;
+        if (edges[half].byte <= byte) below = half + 1;
+        else above = half;
     }
-    return NONE;
+    return below ? edges[below - 1].node : NONE;
 }
 
-static int in_string(struct Place *place, uint8_t byte) {
+static int in_string(struct Cursor *cursor, uint8_t byte) {
+    struct Place *place = &cursor->place;
     int begun;
     place->lex = step(place->lex, byte, &begun);
     place->left -= begun;
     place->need -= begun;
-    if (place->lex != CLOSED) return place->left >= 0;
-    place->mode = OUTSIDE;
-    return place->need <= 0;
+    if (place->lex == CLOSED) {
+        place->mode = OUTSIDE;
+        return place->need <= 0;
+    }
+    if (place->node != NONE) place->node = next_node(cursor->limits, place->node, byte);
+    return place->left >= (place->node == NONE ? 0 : cursor->limits->nodes[place->node].distance);
 }
 
-static void in_name(struct Cursor *cursor, uint8_t byte) {
+static int in_name(struct Cursor *cursor, uint8_t byte) {
     struct Place *place = &cursor->place;
-    if (byte == '"' && !place->is_escaped) {
+    int begun;
+    place->lex = step(place->lex, byte, &begun);
+    place->left -= begun;
+    if (place->lex == CLOSED) {
         const int32_t end = place->node == NONE ? NONE : cursor->limits->nodes[place->node].end;
         place->here = end == NONE ? cursor->limits->states[top(cursor)->state].other : end;
         place->mode = OUTSIDE;
         place->is_naming = 0;
-        return;
+        return 1;
     }
-    place->is_escaped = byte == '\\' && !place->is_escaped;
     if (place->node != NONE) place->node = next_node(cursor->limits, place->node, byte);
+    return place->left >= 0;
 }
 
 static int outside(struct Cursor *cursor, uint8_t byte) {
     struct Place *place = &cursor->place;
     const struct Frame *frame = top(cursor);
     if (byte == '"') {
+        place->lex = PLAIN;
         if (place->is_naming && frame) {
+            const struct State *state = &cursor->limits->states[frame->state];
             place->mode = NAME;
-            place->is_escaped = 0;
-            place->node = cursor->limits->states[frame->state].names;
+            place->node = state->names;
+            place->left = state->name_maximum;
+            place->need = place->reserve = 0;
         } else {
             const struct State *state = &cursor->limits->states[place->here];
             place->mode = STRING;
-            place->lex = PLAIN;
+            place->node = state->text;
             place->left = state->maximum;
             place->need = state->minimum;
+            place->reserve = state->reserve;
         }
     } else if (byte == '{' || byte == '[') {
         const struct Frame opened = {place->here, byte == '{' ? NONE : 0};
@@ -372,9 +442,9 @@ static int outside(struct Cursor *cursor, uint8_t byte) {
 static int go_on(struct Cursor *cursor, const uint8_t *bytes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
         if (cursor->place.mode == STRING) {
-            if (!in_string(&cursor->place, bytes[i])) return 0;
+            if (!in_string(cursor, bytes[i])) return 0;
         } else if (cursor->place.mode == NAME) {
-            in_name(cursor, bytes[i]);
+            if (!in_name(cursor, bytes[i])) return 0;
         } else if (!outside(cursor, bytes[i])) {
             return 0;
         }
@@ -428,21 +498,49 @@ static inline int is_set(const uint32_t *mask, int32_t token) { return mask[toke
 
 static inline void clear(uint32_t *mask, int32_t token) { mask[token >> 5] &= ~(1u << (token & 31)); }
 
-static void narrow_string(const struct Vocabulary *v, const struct Place *place, uint32_t *mask) {
+// Calls `is_wrong` for each token whose bit is set, and clears the bit if it says so.
+static inline void clear_where(const struct Follower *follower, uint32_t *mask, int32_t most,
+                               int (*is_wrong)(const struct Follower *, int32_t token, int32_t most)) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    for (int32_t word = 0; word < v->words; ++word) {
+        for (uint32_t bits = mask[word]; bits; bits &= bits - 1) {
+            const int32_t token = 32 * word + __builtin_ctz(bits);
+            if (token >= v->size) return;
+            if (is_wrong(follower, token, most)) clear(mask, token);
+        }
+    }
+}
+
+static int breaks_limit(const struct Follower *follower, int32_t token, int32_t most) {
+    (void)most;
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    const struct Place *place = &follower->place;
+    const int32_t width = v->widths[place->lex][token];
+    return width > place->left || (v->closes[place->lex][token] && width < place->need);
+}
+
+static int comes_to_no_end(const struct Follower *follower, int32_t token, int32_t most) {
+    return follower->limits->vocabulary->widths[follower->place.lex][token] > most && !fits(follower, token);
+}
+
+static void narrow_string(const struct Follower *follower, uint32_t *mask) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    const struct Place *place = &follower->place;
     const int32_t left = place->left, need = place->need;
     if (place->lex != PLAIN) {
-        if (left >= v->longest && need <= 0) return;
-        const int16_t *widths = v->widths[place->lex];
-        const uint8_t *closes = v->closes[place->lex];
-        for (int32_t token = 0; token < v->size; ++token)
-            if (widths[token] > left || (closes[token] && widths[token] < need)) clear(mask, token);
-        return;
+        if (left < v->longest || need > 0) clear_where(follower, mask, 0, breaks_limit);
+    } else {
+        if (left < v->widest) {
+            const uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
+            for (int32_t word = 0; word < v->words; ++word) mask[word] &= row[word];
+        }
+        if (need > v->widest)
+            for (int32_t word = 0; word < v->words; ++word) mask[word] &= v->not_closing[word];
+        else if (need > 0)
+            for (int32_t i = 0; i < v->closing && v->widths[PLAIN][v->closers[i]] < need; ++i) clear(mask, v->closers[i]);
     }
-    if (left < v->widest) {
-        const uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
-        for (int32_t word = 0; word < v->words; ++word) mask[word] &= row[word];
-    }
-    for (int32_t i = 0; i < v->closing && v->widths[PLAIN][v->closers[i]] < need; ++i) clear(mask, v->closers[i]);
+    if (place->node != NONE && left - place->reserve < v->longest)
+        clear_where(follower, mask, left - place->reserve, comes_to_no_end);
 }
 
 static void narrow_one_by_one(const struct Follower *follower, const int32_t *tokens, int32_t count, uint32_t *mask) {
@@ -450,23 +548,29 @@ static void narrow_one_by_one(const struct Follower *follower, const int32_t *to
         if (is_set(mask, tokens[i]) && !fits(follower, tokens[i])) clear(mask, tokens[i]);
 }
 
-// Clears the bits of tokens with which a string would become too long, or be closed too short.
+static void narrow_outside(const struct Follower *follower, uint32_t *mask) {
+    const struct Limits *limits = follower->limits;
+    const struct Vocabulary *v = limits->vocabulary;
+    const struct Place *place = &follower->place;
+    const struct State *state = &limits->states[place->here];
+    int32_t most = state->maximum - state->reserve, count = 0;
+    if (place->is_naming && follower->depth) most = limits->states[follower->stack[follower->depth - 1].state].name_maximum;
+    while (count < v->leaders && v->behind_leading[count] > most) ++count;
+    if (state->reserve && !place->is_naming) narrow_one_by_one(follower, v->leading, count, mask);
+    else for (int32_t i = 0; i < count; ++i) clear(mask, v->leading[i]);
+    count = 0;
+    while (count < v->inners && v->behind_inner[count] > limits->least_maximum) ++count;
+    narrow_one_by_one(follower, v->inner, count, mask);
+}
+
+// Clears the bits of tokens with which a string or a name would become too long, or a string be closed too short.
 // mask: one bit for each token of the vocabulary, in words of 32.
 void lengths_narrow(const struct Follower *follower, uint32_t *mask) {
-    const struct Vocabulary *v = follower->limits->vocabulary;
-    if (follower->place.mode == STRING) {
-        narrow_string(v, &follower->place, mask);
-    } else if (follower->place.mode == OUTSIDE) {
-        const struct Limits *limits = follower->limits;
-        if (!follower->place.is_naming) {
-            const int32_t most = limits->states[follower->place.here].maximum;
-            for (int32_t i = 0; i < v->leaders && v->behind_leading[i] > most; ++i) clear(mask, v->leading[i]);
-        }
-        int32_t count = 0;
-        while (count < v->inners && v->behind_inner[count] > limits->least_maximum) ++count;
-        narrow_one_by_one(follower, v->inner, count, mask);
-    }
-    narrow_one_by_one(follower, v->several, v->touching, mask);
+    const struct Limits *limits = follower->limits;
+    const int lex = follower->place.mode == OUTSIDE ? CLOSED : follower->place.lex;
+    if (follower->place.mode == OUTSIDE) narrow_outside(follower, mask);
+    else narrow_string(follower, mask);
+    narrow_one_by_one(follower, limits->reopening[lex], limits->reopeners[lex], mask);
 }
 
 // For tests: mode, lex, here, left, need, and how many objects and arrays are open.

@@ -92,7 +92,9 @@ async def _task(call: Call, settings: Settings) -> Task:
     if isinstance(call.task, str):
         return registry.get(call.task)
     inline, order = call.task, PropertyOrder(settings.property_order)
-    grammar = inline.grammar and inline.grammar.with_defaults(order, settings.close_objects)
+    grammar = inline.grammar and inline.grammar.with_defaults(
+        order, settings.close_objects, lengths_beside=True
+    )
     return await inline_task(
         InlinePrompt(
             inline.system, inline.user, inline.messages, inline.tools, inline.schema_in_prompt

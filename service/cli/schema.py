@@ -61,12 +61,12 @@ def validate(
 
 
 def print_stage(schema: Path, stage: str, property_order: str | None, close_objects: bool) -> int:
-    """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar``, ``report`` or
-    ``prompt``. Returns 0, or 1
-    for a schema that cannot be used."""
+    """Print a stage of the compiler: ``normalized``, ``ir``, ``grammar``, ``report`` or ``prompt``, for
+    an engine that limits lengths of strings. Returns 0, or 1 for a schema that cannot be used."""
     order = PropertyOrder.ANY if property_order == "any" else PropertyOrder.DECLARED
+    options = Options(order, close_objects, lengths_beside=True)
     try:
-        for line in STAGES[stage](read_text(schema, "FILE"), Options(order, close_objects)):
+        for line in STAGES[stage](read_text(schema, "FILE"), options):
             echo(line)
     except ServiceError as error:
         typer.echo(f"{error.message} [{error.reason}]", err=True)

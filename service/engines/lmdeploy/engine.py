@@ -61,7 +61,10 @@ LENGTHS_PROBE = Grammar(
     '{"type": "string", "pattern": "^x*$", "minLength": 5, "maxLength": 5}',
     ebnf='root ::= "\\"" "x"* "\\""',
     lengths=struct.pack(
-        "<21i", 1, 2, 0, 0, 0, 1, 5, *(0, 2**31 - 1, -1, 0, 0, 0, 0), *(5, 5, -1, 0, 0, 0, 0)
+        "<27i",
+        *(2, 2, 0, 0, 0, 1, 5),
+        *(0, 2**31 - 1, -1, 0, 2**31 - 1, -1, 0, 0, 0, 0),
+        *(5, 5, -1, 0, 2**31 - 1, -1, 0, 0, 0, 0),
     ),
 )
 """A string of five letters x, of which the grammar allows any number."""

@@ -15,7 +15,7 @@ from itertools import pairwise
 from service.schema_compiler.emit.rules import Rules, literal
 from service.schema_compiler.regex.codepoints import ALL, Ranges, difference, intersection
 
-_SHORT = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}
+SHORT_ESCAPES = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}
 """The character after the backslash."""
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_]+")
 """Most names; nothing of them is escaped."""
@@ -112,12 +112,12 @@ def _json_alternatives(characters: Ranges) -> tuple[str, ...]:
         found.append(character_class(plain))
     special = intersection(characters, _SPECIAL)
     codes = [code for low, high in special for code in range(low, high + 1)]
-    short = [ord(_SHORT[code]) for code in codes if code in _SHORT]
+    short = [ord(SHORT_ESCAPES[code]) for code in codes if code in SHORT_ESCAPES]
     backslash = literal("\\")
     if short:
         found.append(f"{backslash} {_class_of(short)}")
     for high in (0, 1):
-        digits = [ord(f"{c % 16:x}") for c in codes if c not in _SHORT and c // 16 == high]
+        digits = [ord(f"{c % 16:x}") for c in codes if c not in SHORT_ESCAPES and c // 16 == high]
         if digits:
             found.append(f"{literal(chr(92) + f'u00{high}')} {_class_of(digits)}")
     return tuple(found)

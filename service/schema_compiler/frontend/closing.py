@@ -82,7 +82,7 @@ def open_objects(checked: CheckedSchema) -> list[OpenObject]:
 def closed(checked: CheckedSchema, objects: Iterable[OpenObject], limits: SchemaLimits) -> str:
     """The text of the schema with ``additionalProperties: false`` in the open objects that can have
     it. Raises ``GrammarError`` where it is larger than a schema may be."""
-    document = jsontext.decode(checked.text, exact=True)
+    document = jsontext.decode(checked.text, max_depth=limits.max_depth, exact=True)
     for one in objects:
         if not one.why_not:
             _at(document, one.pointer)["additionalProperties"] = False

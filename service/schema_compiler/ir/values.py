@@ -160,7 +160,8 @@ class String:
     shortest: characters of a shortest one as JSON, never underestimated. minimum, maximum: bounds on the
     number of characters, which ``texts`` may leave out; maximum None: any number. minimum_by,
     maximum_by: JSON pointers of the keywords behind a bound that ``texts`` leaves to the decoder; empty
-    for a bound that it has.
+    for a bound that it has. automaton: of the texts where the decoder has to know how many characters
+    they need to end.
     """
 
     texts: TextSet
@@ -169,6 +170,7 @@ class String:
     maximum: int | None = None
     minimum_by: tuple[str, ...] = field(default=(), compare=False)
     maximum_by: tuple[str, ...] = field(default=(), compare=False)
+    automaton: Dfa | None = None
 
     @property
     def is_limited(self) -> bool:
@@ -211,10 +213,15 @@ class NameSet:
     apart: names that begin with no declared name; None: there are none. extending: names that begin
     with a declared one and are longer, by the longest such. They may be written where that one, and
     each declared name with which it begins, may be written.
+
+    maximum: of the characters of all of them, which the decoder keeps; maximum_by: JSON pointers of the
+    keywords behind it, empty where the grammar has all that is said of lengths.
     """
 
     apart: TextSet | None
     extending: Mapping[str, TextSet] = field(default_factory=dict)
+    maximum: int | None = None
+    maximum_by: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,12 +171,35 @@ class AdditionalNames:
             self._drop_patterns("names cannot be told apart")
         known = {id(dropped) for dropped, _ in lowered.dropped}
         extending = self._extending(literals, named, possible, known)
+        written = [[*literals, *own]] if lowered.found is not None else []
         if lowered.found is None and not extending and declared:
             # Every name begins with one that cannot be there. Rather such names than none.
-            lowered = self.context.string(
-                [*literals, Literal("enum", declared, negated=True)], name=True
-            )
-        return NameSet(lowered.found, extending)
+            written = [[*literals, Literal("enum", declared, negated=True)]]
+            lowered = self.context.string(written[0], name=True)
+        in_order = sorted(named)
+        written += (self._longer(literals, name, in_order) for name in extending)
+        return NameSet(lowered.found, extending, *self._left(written))
+
+    def _left(self, written: Iterable[list[Literal]]) -> tuple[int | None, tuple[str, ...]]:
+        """The greatest length of names that the decoder keeps, and the pointers behind it."""
+        maxima: list[int | None] = []
+        pointers: dict[str, None] = {}
+        for literals in written:
+            left = self.context.left_lengths(literals, name=True)
+            maxima.append(left.maximum)
+            pointers.update(dict.fromkeys(literals[i].pointer for i in left.maximum_by))
+        known = [one for one in maxima if one is not None]
+        return max(known) if known and len(known) == len(maxima) else None, tuple(pointers)
+
+    @staticmethod
+    def _longer(literals: list[Literal], name: str, in_order: list[str]) -> list[Literal]:
+        """What holds for names that begin with a declared one and are longer, and with no longer one."""
+        own = [Literal(PREFIX, name)]
+        behind = islice(in_order, bisect_right(in_order, name), None)
+        below = list(takewhile(partial(_begins, name), behind))
+        if below:
+            own.append(Literal(PREFIX, below, negated=True))
+        return [*literals, *own]
 
     def _extending(
         self, literals: list[Literal], declared: list[str], possible: set[str], dropped: set[int]
@@ -194,12 +217,7 @@ class AdditionalNames:
                 continue
             if _LONE_SURROGATE.search(name):
                 continue
-            own = [Literal(PREFIX, name)]
-            behind = islice(in_order, bisect_right(in_order, name), None)
-            below = list(takewhile(partial(_begins, name), behind))
-            if below:
-                own.append(Literal(PREFIX, below, negated=True))
-            lowered = self.context.string([*literals, *own], name=True)
+            lowered = self.context.string(self._longer(literals, name, in_order), name=True)
             is_kept = all(id(literal) in dropped for literal, _ in lowered.dropped)
             if lowered.found is not None and is_kept:
                 found[name] = lowered.found

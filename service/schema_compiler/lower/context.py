@@ -12,8 +12,17 @@ from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
 from service.schema_compiler.exact import is_whole
 from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.ir.values import NumberSet, Reference, TextSet
+from service.schema_compiler.lower.left_lengths import (
+    NOTHING_LEFT,
+    LeftLengths,
+    automaton_of,
+    can_be_left,
+    long_lengths,
+    plain_lengths,
+)
 from service.schema_compiler.lower.lowered import Lowered
 from service.schema_compiler.lower.numbers import lower_number
+from service.schema_compiler.lower.string_patterns import NOT_COUNTED
 from service.schema_compiler.lower.strings import lower_string
 from service.schema_compiler.normalize.alternatives import TOO_MANY, Expansion, is_list
 from service.schema_compiler.normalize.bounds import BEYOND, Bounds, TooCostly
@@ -32,6 +41,8 @@ from service.schema_compiler.report import Rewrite
 
 FILTER_SECONDS = 1.0
 """For trying the values of all ``enum`` of a schema on what stands beside them."""
+_PATTERNS = ("pattern", "format")
+_MEASURED = ("minLength", "maxLength", "pattern")
 _EXACT_INTEGER = 10**15
 MAX_ORDER_RULES = 2_048
 """Of all objects whose members may come in any order: one for each set of members that are there."""
@@ -70,6 +81,7 @@ class Context:
         """Subschemas that are dropped with all below them, by ``id()``, and why."""
         self.expander = Expander(nodes, bounds, self.drop)
         self._expansions: dict[State, Expansion] = {}
+        self._left: dict[tuple[Key, bool], LeftLengths] = {}
         self._strings: dict[tuple[Key, bool, frozenset[str]], _Cached[TextSet]] = {}
         self._joined: set[State] = set()
         self._members = 0
@@ -152,34 +164,67 @@ class Context:
     def string(self, literals: list[Literal], *, name: bool = False) -> Lowered[TextSet]:
         """Strings that satisfy all literals; equal literals at different places give the same object.
         name: names of properties. Raises ``TooCostly``."""
-        uncounted = frozenset[str]() if name else self._uncounted(literals)
+        return self._without(literals, self.left_lengths(literals, name=name).keywords, name=name)
+
+    def _without(
+        self, literals: list[Literal], uncounted: frozenset[str], *, name: bool
+    ) -> Lowered[TextSet]:
+        """The strings without the lengths of some keywords."""
         key = _key(literals), name, uncounted
         found = self._strings.get(key)
         if found is None:
             found = self._strings[key] = _cached(literals, self._string(literals, uncounted))
         return _restored(literals, found)
 
-    def left_to_decoder(self, literals: list[Literal]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Pointers of the keywords behind the least and the greatest length of a value, each empty
-        where the decoder does not count it."""
-        if self._counted is None or any(one.keyword in ("pattern", "format") for one in literals):
-            return (), ()
-        least: list[str] = []
-        most: list[str] = []
-        for one in literals:
-            if one.keyword in ("minLength", "maxLength"):
-                is_least = (one.keyword == "minLength") != one.negated
-                if not is_least or one.value or one.negated:  # a least length of 0 says nothing
-                    (least if is_least else most).append(one.pointer)
-        return self._if_left(least), self._if_left(most)
+    def left_lengths(self, literals: list[Literal], *, name: bool = False) -> LeftLengths:
+        """The bounds of a string that the decoder keeps. Raises ``TooCostly``."""
+        if self._counted is None or all(one.keyword not in _MEASURED for one in literals):
+            return NOTHING_LEFT
+        key = _key(literals), name
+        left = self._left.get(key)
+        if left is None:
+            left = self._left[key] = self._left_lengths(literals, name=name)
+        pointers = [literals[i].pointer for i in (*left.minimum_by, *left.maximum_by)]
+        if not self._counted.intersection(pointers):
+            return left
+        if name or any(one.keyword in _PATTERNS for one in literals):
+            return NOTHING_LEFT
+        return self._not_counted(literals, left)
 
-    def _if_left(self, pointers: list[str]) -> tuple[str, ...]:
-        counted = self._counted is None or self._counted.intersection(pointers)
-        return () if counted else tuple(pointers)
+    def _not_counted(self, literals: list[Literal], left: LeftLengths) -> LeftLengths:
+        """The same without the bounds that the grammar counts."""
+        counted = self._counted or frozenset()
+        keywords = set(left.keywords)
+        by = {"minLength": left.minimum_by, "maxLength": left.maximum_by}
+        for keyword, indices in by.items():
+            if counted.intersection(literals[i].pointer for i in indices):
+                keywords.discard(keyword)
+                by[keyword] = ()
+        return replace(
+            left,
+            keywords=frozenset(keywords),
+            minimum_by=by["minLength"],
+            maximum_by=by["maxLength"],
+        )
 
-    def _uncounted(self, literals: list[Literal]) -> frozenset[str]:
-        least, most = self.left_to_decoder(literals)
-        return frozenset(("minLength",) * bool(least) + ("maxLength",) * bool(most))
+    def _left_lengths(self, literals: list[Literal], *, name: bool) -> LeftLengths:
+        has_pattern = any(one.keyword in _PATTERNS for one in literals)
+        if not has_pattern and not name:
+            return plain_lengths(literals)
+        left = long_lengths(literals)
+        if not left.keywords or (name and left.minimum_by):
+            return NOTHING_LEFT
+        if not has_pattern:
+            return left
+        counted = self._without(literals, frozenset(), name=name)
+        if not any(why in NOT_COUNTED for _, why in counted.dropped):
+            return NOTHING_LEFT
+        lowered = self._without(literals, left.keywords, name=name)
+        own = {id(literals[i]) for i in (*left.minimum_by, *left.maximum_by)}
+        if any(id(one) in own for one, _ in lowered.dropped):
+            return NOTHING_LEFT
+        found = can_be_left(left, automaton_of(lowered.found))
+        return NOTHING_LEFT if name and found.automaton is not None else found
 
     def _string(self, literals: list[Literal], uncounted: frozenset[str]) -> Lowered[TextSet]:
         """Without patterns where automata have taken too much."""
@@ -187,7 +232,7 @@ class Context:
         if self.effort > self.bounds.effort:
             if not self.bounds.last:
                 raise TooCostly
-            patterns = [one for one in literals if one.keyword in ("pattern", "format")]
+            patterns = [one for one in literals if one.keyword in _PATTERNS]
         others = [one for one in literals if one not in patterns]
         lowered, effort = lower_string(others, uncounted)
         self.effort += effort

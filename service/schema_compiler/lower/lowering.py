@@ -30,6 +30,7 @@ from service.schema_compiler.ir.values import (
 from service.schema_compiler.lower.arrays import lower_array
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.lower.keyword_report import keyword_reports
+from service.schema_compiler.lower.left_lengths import LeftLengths
 from service.schema_compiler.lower.objects import lower_object
 from service.schema_compiler.lower.string_constraints import StringConstraints
 from service.schema_compiler.normalize.alternatives import Expansion
@@ -181,7 +182,7 @@ class _Lowering:
             self._report(string.dropped)
             if string.found is None:
                 return None
-            return _string(string.found, literals, *self.context.left_to_decoder(literals))
+            return _string(string.found, literals, self.context.left_lengths(literals))
         assert t == NUMBER
         for one in literals:
             if one.keyword == "multipleOf" and not is_whole(one.value):
@@ -204,17 +205,21 @@ def _texts(value: Any) -> Iterable[str]:
             yield plain
 
 
-def _string(
-    texts: TextSet,
-    literals: list[Literal],
-    minimum_by: tuple[str, ...],
-    maximum_by: tuple[str, ...],
-) -> String:
+def _string(texts: TextSet, literals: list[Literal], left: LeftLengths) -> String:
     bounds = StringConstraints()
     for one in literals:
         if one.keyword in ("minLength", "maxLength"):
             bounds.add(one)
-    return String(texts, _length(literals), bounds.low, bounds.high, minimum_by, maximum_by)
+    highs = [high for high in (bounds.high, left.maximum) if high is not None]
+    return String(
+        texts,
+        _length(literals),
+        max(bounds.low, left.minimum),
+        min(highs, default=None),
+        tuple(literals[i].pointer for i in left.minimum_by),
+        tuple(literals[i].pointer for i in left.maximum_by),
+        left.automaton,
+    )
 
 
 def _length(literals: list[Literal]) -> int:

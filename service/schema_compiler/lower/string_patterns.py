@@ -36,8 +36,11 @@ from service.schema_compiler.regex.dfa import (
 )
 from service.schema_compiler.regex.expressions import (
     MANY,
+    Span,
     ambiguity,
+    flat,
     loosened,
+    span,
     unanchored,
     weight,
     within,
@@ -59,6 +62,8 @@ _LETTERS: Ranges = ((ord("a"), ord("z")),)
 _FEW_LETTERS = 13
 _TOO_LARGE = "is too large for a grammar"
 _TOO_LARGE_TOGETHER = "is too large for a grammar together with the pattern"
+NOT_COUNTED = (TOO_LONG, _TOO_LARGE_TOGETHER)
+"""Why a length beside a pattern is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +123,12 @@ class PatternStrings:
         """The strings; None either because there is none, or because they are too complex
         (``is_lowered`` is false)."""
         constraints = self._constraints
-        sizes: list[tuple[int, int | None, list[Literal]]] = [
-            (constraints.low, constraints.high, [])
-        ]
-        if constraints.highs:
-            sizes.append((constraints.low, None, constraints.highs))
-        if constraints.lows:
+        low = 0 if "minLength" in constraints.uncounted else constraints.low
+        high = None if "maxLength" in constraints.uncounted else constraints.high
+        sizes: list[tuple[int, int | None, list[Literal]]] = [(low, high, [])]
+        if high is not None:
+            sizes.append((low, None, constraints.highs))
+        if low:
             sizes.append((0, None, constraints.highs + constraints.lows))
         for low, high, given_up in sizes:
             is_lowered, found = self._bounded(low, high)
@@ -183,9 +188,36 @@ class PatternStrings:
 
     def _drop_counts(self) -> None:
         """Note the patterns that count further than is written."""
+        is_left = "pattern" in self._constraints.uncounted
         for (one, _), source in zip(self._constraints.patterns, self._sources, strict=True):
-            if not source.negated and not source.is_as_read(self._whole):
+            if source.negated or source.is_as_read(self._whole):
+                continue
+            if not (is_left and one.keyword == "pattern" and implied_lengths(source.pattern)):
                 self._constraints.drop([one], TOO_LONG)
+
+
+@lru_cache(maxsize=512)
+def implied_lengths(pattern: str) -> Span | None:
+    """The lengths of the texts of a pattern that matches just the texts of these lengths that its reading
+    with ``MAX_COUNTED`` as the greatest count matches; None where more or less than lengths differs, or
+    nothing."""
+    expression = parse(pattern)
+    node = None if expression.aheads else unanchored(expression.node, whole=False)
+    if node is None:
+        return None
+    items = flat(node)
+    free = [
+        at for at, item in enumerate(items) if loosened(item, MAX_COUNTED, _takes_words) != item
+    ]
+    if len(free) != 1:
+        return None
+    at = free[0]
+    item = items[at]
+    is_counted = isinstance(item, Repeat) and span(item.item) == (1, 1)
+    others = [span(one) for one in (*items[:at], *items[at + 1 :])]
+    if not is_counted or any(low != high for low, high in others):
+        return None
+    return span(node)
 
 
 def _takes_words(node: Repeat) -> bool:

@@ -22,7 +22,8 @@ def lower_string(
 ) -> tuple[Lowered[TextSet], int]:
     """The strings that satisfy all the literals, and the steps that their automata took.
 
-    uncounted: the keywords, ``minLength`` or ``maxLength``, that are left to the decoder.
+    uncounted: the keywords, of ``minLength``, ``maxLength`` and ``pattern``, whose lengths are left to
+    the decoder.
     """
     constraints = StringConstraints(uncounted=uncounted)
     for one in literals:
@@ -79,13 +80,20 @@ def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet 
     return None if rest is None else PrefixedText(prefix, rest), effort
 
 
-def _uncounted(constraints: StringConstraints, excluded: Excluded) -> AnyText | OtherText | None:
+def _uncounted(constraints: StringConstraints, excluded: Excluded) -> TextSet | None:
     """Strings without the bounds that the decoder keeps. A text that is excluded at the greatest length
     must not be begun to the end, as nothing could follow it."""
     found = _other_than(excluded, constraints.low, constraints.high)
     if found is None:
         return None
     low, high = constraints.countable()
+    prefix = constraints.prefix
+    if prefix:
+        size = len(prefix)
+        rest = _other_than(
+            excluded.behind(prefix), max(low - size, 1), None if high is None else high - size
+        )
+        return None if rest is None else PrefixedText(prefix, rest)
     if isinstance(found, AnyText):
         return AnyText(low, high)
     full = frozenset(text for text in found.texts if text and len(text) == constraints.high)

@@ -116,6 +116,63 @@ class Dfa:
                     ready.append(previous)
         return below[0] if done == len(self.edges) else None
 
+    def distances(self) -> list[int]:
+        """By state, the characters that a text needs at least to be accepted; of a minimal automaton that
+        accepts something."""
+        found = [0 if accepting else -1 for accepting in self.accepting]
+        before: list[set[int]] = [set() for _ in self.edges]
+        for state, row in enumerate(self.edges):
+            for target in row:
+                if target != DEAD:
+                    before[target].add(state)
+        layer = [state for state, accepting in enumerate(self.accepting) if accepting]
+        while layer:
+            reached = []
+            for state in layer:
+                for previous in before[state]:
+                    if found[previous] < 0:
+                        found[previous] = found[state] + 1
+                        reached.append(previous)
+            layer = reached
+        return found
+
+    def ends_within(self, maximum: int) -> bool:
+        """Whether each text of up to so many characters with which an accepted one begins can become an
+        accepted one of at most so many."""
+        longest = self._longest_to()
+        return all(
+            needed == 0 or (before is not None and before + needed <= maximum)
+            for needed, before in zip(self.distances(), longest, strict=True)
+        )
+
+    def can_grow(self) -> bool:
+        """Whether each accepted text becomes an accepted one by one more character."""
+        return all(
+            any(target != DEAD and self.accepting[target] for target in row)
+            for row, accepting in zip(self.edges, self.accepting, strict=True)
+            if accepting
+        )
+
+    def _longest_to(self) -> list[int | None]:
+        """By state, the most characters that lead to it; None: any number."""
+        targets = [{t for t in row if t != DEAD} for row in self.edges]
+        left = [0] * len(targets)
+        for following in targets:
+            for target in following:
+                left[target] += 1
+        longest = [0] * len(targets)
+        found: list[int | None] = [None] * len(targets)
+        ready = [0] if left[0] == 0 else []
+        while ready:
+            state = ready.pop()
+            found[state] = longest[state]
+            for target in targets[state]:
+                longest[target] = max(longest[target], longest[state] + 1)
+                left[target] -= 1
+                if not left[target]:
+                    ready.append(target)
+        return found
+
 
 def explore(
     blocks: tuple[Ranges, ...],

@@ -39,7 +39,7 @@ def unanchored(node: Node, *, whole: bool) -> Node | None:
         parts = [unanchored(item, whole=whole) for item in node.items]
         found = tuple(part for part in parts if part is not None)
         return Choice(found) if len(found) == len(parts) else None
-    items = _flat(node)
+    items = flat(node)
     first, last = 0, len(items)
     while first < last and items[first] == START:
         first += 1
@@ -53,10 +53,11 @@ def unanchored(node: Node, *, whole: bool) -> Node | None:
     return Sequence((*before, *inner, *after))
 
 
-def _flat(node: Node) -> list[Node]:
+def flat(node: Node) -> list[Node]:
+    """The items of an expression, one after the other, none of which is a sequence."""
     if not isinstance(node, Sequence):
         return [node]
-    return [part for item in node.items for part in _flat(item)]
+    return [part for item in node.items for part in flat(item)]
 
 
 def _is_plain(node: Node) -> bool:
@@ -96,7 +97,7 @@ def within(node: Node, low: int, high: int | None) -> Node | None:
     least, greatest = span(node)
     if least >= low and (high is None or (greatest is not None and greatest <= high)):
         return node
-    items = _flat(node)
+    items = flat(node)
     spans = [span(item) for item in items]
     free = [at for at, (shortest, longest) in enumerate(spans) if shortest != longest]
     if len(free) != 1:

@@ -59,10 +59,10 @@ def table(*states: tuple[int, int, int, int, list[int], int], root: int = 1) -> 
     rows: list[int] = []
     items: list[int] = []
     for low, high, names, other, first, rest in [(0, UNLIMITED, -1, 0, [], 0), *states]:
-        rows += [low, high, names, other, len(items), len(first), rest]
+        rows += [low, high, -1, 0, UNLIMITED, names, other, len(items), len(first), rest]
         items += first
     least = min(state[1] for state in states)
-    header = [1, len(states) + 1, 0, 0, len(items), root, least]
+    header = [2, len(states) + 1, 0, 0, len(items), root, least]
     numbers: list[Any] = [*header, *rows, *items]
     return struct.pack(f"<{len(numbers)}i", *numbers)
 

@@ -130,10 +130,12 @@ def test_every_minimum_up_to_2000() -> None:
 
 def test_names_lead_to_their_limits() -> None:
     # {"a": 1 character, "ab": 2, others: 3}; the tree of names has nodes 0 -a-> 1 -b-> 2.
-    rows = [(0, UNLIMITED, -1, 0, 0, 0, 0), (0, UNLIMITED, 0, 4, 0, 0, 0)]
-    rows += [(0, count, -1, 0, 0, 0, 0) for count in (1, 2, 3)]
-    nodes, edges = [(0, 1, -1), (1, 1, 2), (2, 0, 3)], [(ord("a"), 1), (ord("b"), 2)]
-    numbers = [1, len(rows), len(nodes), len(edges), 0, 1, 1]
+    free = (-1, 0, UNLIMITED)
+    rows = [(0, UNLIMITED, *free, -1, 0, 0, 0, 0), (0, UNLIMITED, *free, 0, 4, 0, 0, 0)]
+    rows += [(0, count, *free, -1, 0, 0, 0, 0) for count in (1, 2, 3)]
+    nodes = [(0, 2, -1, 0), (2, 2, 2, 0), (4, 0, 3, 0)]
+    edges = [(ord("a"), 1), (ord("b"), -1), (ord("b"), 2), (ord("c"), -1)]
+    numbers = [2, len(rows), len(nodes), len(edges), 0, 1, 1]
     numbers += [*itertools.chain(*rows, *nodes, *edges)]
     limits = Table(struct.pack(f"<{len(numbers)}i", *numbers))
     for name, most in {"a": 1, "ab": 2, "b": 3, "abc": 3, 'a\\"': 3, "": 3}.items():
@@ -159,16 +161,20 @@ def test_tables_that_do_not_fit_are_refused() -> None:
     Table(good)
     numbers = list(struct.unpack(f"<{len(good) // 4}i", good))
     for at, wrong in [
-        (0, 2),
+        (0, 1),
         (1, 3),
         (1, -1),
         (2, 1),
         (5, 2),
         (5, -1),
-        (14, -1),
-        (16, 0),
-        (17, 2),
-        (19, 1),
+        (17, -1),  # the first row begins at 7, the second at 17: a minimum
+        (19, 0),  # a node of texts
+        (20, -1),  # a reserve
+        (20, 1),  # with which fewer characters fit than the header says
+        (21, 4),  # a maximum of names, too
+        (22, 0),  # a node of names
+        (23, 2),  # a state
+        (25, 1),  # items
     ]:
         broken = [*numbers[:at], wrong, *numbers[at + 1 :]]
         with pytest.raises(TableError):

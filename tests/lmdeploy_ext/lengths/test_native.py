@@ -59,10 +59,30 @@ SCHEMAS = {
         "properties": {"name": text(0, 4), "below": {"type": "array", "items": {"$ref": "#"}}},
         "additionalProperties": False,
     },
+    "patterns": {
+        "type": "array",
+        "prefixItems": [
+            {"type": "string", "pattern": "^[a-z]+(?:,[^\\s]+)+$", "maxLength": 70},
+            {"type": "string", "pattern": "^[0-9a-f]{66,}$"},
+        ],
+        "items": {"type": "string", "pattern": "^(?:[^a-z]+a[^b]b)+$", "maxLength": 66},
+    },
+    "names": {
+        "type": "object",
+        "patternProperties": {"^[a-z\\s]{1,66}$": text(0, 3)},
+        "additionalProperties": False,
+    },
 }  # fmt: skip
 BEGINNINGS = {
     "object": [b'{"a": "', b'{"ab": "', b'{"other": "', b"{"],
     "array": [b"[", b'["', b'["", ["', b'["", [], "'],
+    "patterns": [
+        b'["' + b"a" * 60 + b",",
+        b'["a,b", "' + b"0" * 60,
+        b'["a,b", "' + b"0" * 70 + b'", "' + b"aab" * 20,
+        '["a,b", "", "aéb漢aéb", "'.encode() + 20 * 'a"b'.replace('"', '\\"').encode(),
+    ],
+    "names": [b'{"' + b"a" * 60, b'{"ab": "x", "' + b"b" * 55 + b"\\n\\u00"],
     "tree": [b'{"name": "', b'{"name": "", "below": [{"name": "'],
 }
 PIECES = [

@@ -211,7 +211,9 @@ async def test_every_keyword_that_strict_refuses_is_printed(tmp_path: Path) -> N
 
 async def test_stages_are_printed_without_a_server(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
-    schema.write_text('{"type": "object", "properties": {"a": {"maxLength": 200}}}')
+    schema.write_text(
+        '{"type": "object", "properties": {"a": {"maxLength": 200}, "b": {"uniqueItems": true}}}'
+    )
     done = {}
     for stage in ("normalized", "ir", "grammar", "report"):
         done[stage] = await called("schema", "--stage", stage, schema, "--server", "localhost:1")
@@ -219,7 +221,8 @@ async def test_stages_are_printed_without_a_server(tmp_path: Path) -> None:
     assert done["normalized"].out.splitlines()[0] == "#"
     assert done["ir"].out.startswith("value 0 (root)\n  Object(")
     assert done["grammar"].out.startswith("root ::= ")
-    assert "  checked    /properties/a/maxLength: " in done["report"].out
+    assert "  enforced   /properties/a/maxLength\n" in done["report"].out
+    assert "  checked    /properties/b/uniqueItems: " in done["report"].out
 
 
 async def test_a_stage_of_a_schema_that_cannot_be_used(tmp_path: Path) -> None:

@@ -284,3 +284,14 @@ def test_large_schemas() -> None:
     wide = {"oneOf": [kind(str(i)) for i in range(600)]}
     assert found({"$defs": deep, "$ref": "#/$defs/n0"})["/$defs/n3000"] is False
     assert not any(found(wide).values())
+
+
+def test_a_schema_as_deep_as_the_limits_allow_is_closed() -> None:
+    deep = A
+    for _ in range(120):  # two levels each, so more than an answer may have
+        deep = {"type": "object", "properties": {"a": deep}}
+    found = compile_schema(
+        json.dumps(deep), SchemaLimits(max_depth=300), Options(close_objects=True)
+    )
+    assert found.report.enforcement is Enforcement.ENFORCED
+    assert found.schema.count('"additionalProperties":') == 121

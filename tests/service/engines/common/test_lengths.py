@@ -79,6 +79,10 @@ def closed(**properties: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def pattern(source: str, **others: Any) -> dict[str, Any]:
+    return {"type": "string", "pattern": source, **others}
+
+
 SCHEMAS = [
     text(0, 0),
     text(1, 1),
@@ -94,6 +98,28 @@ SCHEMAS = [
     {**text(0, 2), "not": {"enum": ["ab", "", "a"]}},
     {"anyOf": [text(3, 4), {"enum": ["a", "abcdefgh"]}, {"type": "null"}]},
     closed(a={"type": "string", "pattern": "^[a-c]{2,4}$"}, b=text(65, 66)),
+    pattern("^[a-z]{1,70}$"),
+    pattern("^(?:ab)?[0-9a-f]{66,}$"),
+    pattern("^[0-9a-f]{66}$"),
+    pattern("^[a-z]+:[a-z]+:[a-z]+$", maxLength=70),
+    pattern(r"^(?:\S+\s+){0,9}\S+$", maxLength=66),
+    pattern('^(?:[^a"]+[a"][^b]b)+$', maxLength=67, minLength=3),
+    pattern("^[a-z]+(?:,[a-z]+)*$", maxLength=66, **{"not": {"enum": ["de", "de,x"]}}),
+    {"type": "string", "format": "email", "maxLength": 70},
+    {
+        "type": "object",
+        "properties": {"id": text(0, 2), "idea": {"type": "null"}},
+        "patternProperties": {"^[a-z]{1,66}$": text(0, 70)},
+        "additionalProperties": False,
+        "minProperties": 1,
+    },
+    {"type": "object", "propertyNames": {"maxLength": 66}, "additionalProperties": text(1, 70)},
+    {
+        "type": "object",
+        "properties": {"": text(0, 66), "é": {"type": "integer"}},
+        "propertyNames": {"maxLength": 66},
+        "additionalProperties": {"type": "array", "items": pattern("^.+z$", maxLength=66)},
+    },
 ]
 
 
@@ -103,6 +129,7 @@ def test_answers_fit_and_can_always_go_on(schema: Any) -> None:
     walker = Walker(schema)
     enforced = walker.schema.report.enforcement is Enforcement.ENFORCED
     assert enforced
+    assert walker.schema.lengths
     rng, ended = random.Random(1), 0
     for _ in range(60):
         answer, complete = walker.walk(rng, 150)
