@@ -32,6 +32,7 @@ BENCHMARKS = (
     "deepstack_hook",
     "maskbench",
     "large_vocabulary",
+    "lengths",
     "schema_answers",
     "fuzzed_schemas",
 )

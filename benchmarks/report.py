@@ -25,6 +25,7 @@ TITLES = {
     "maskbench": "Grammars from schemas",
     "lowering_features": "Features of the schema compiler",
     "large_vocabulary": "Grammars over a large vocabulary",
+    "lengths": "Lengths of strings beside the grammar",
     "schema_answers": "Answers under schemas, end to end",
     "schema_answers_http": "Answers under schemas, over HTTP",
     "remote_validity": "Answers under schemas, on other model servers",

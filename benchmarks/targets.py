@@ -273,6 +273,22 @@ TARGETS = (
         "schemas",
     ),
     _at_most(
+        "lengths",
+        "lengths of strings beside the grammar, added to a mask, p50",
+        _is("by", "library"),
+        _number("p50 µs"),
+        10,
+        "µs",
+    ),
+    _at_most(
+        "lengths",
+        "the same, p99",
+        _is("by", "library"),
+        _number("p99 µs"),
+        60,
+        "µs",
+    ),
+    _at_most(
         "schema_answers",
         "end to end: OK answers that do not validate",
         lambda row: True,

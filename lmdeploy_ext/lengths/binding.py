@@ -136,26 +136,26 @@ class NativeFollower:
 
     def __init__(self, limits: Limits) -> None:
         self._library = limits.library
-        self._pointer = self._library.lengths_follower(limits.pointer)
-        weakref.finalize(self, self._library.lengths_release_follower, self._pointer)
+        self.pointer = self._library.lengths_follower(limits.pointer)
+        weakref.finalize(self, self._library.lengths_release_follower, self.pointer)
 
     def feed(self, data: bytes) -> bool:
         """See `lmdeploy_ext.lengths.follower.Follower.feed`."""
-        return bool(self._library.lengths_feed(self._pointer, data, len(data)))
+        return bool(self._library.lengths_feed(self.pointer, data, len(data)))
 
     def accept(self, token: int) -> bool:
         """Go on with a token."""
-        return bool(self._library.lengths_accept(self._pointer, token))
+        return bool(self._library.lengths_accept(self.pointer, token))
 
     def narrow_inplace(self, words: NDArray[np.int32]) -> None:
         """See `lmdeploy_ext.lengths.vocabulary.Vocabulary.narrow_inplace`."""
-        self._library.lengths_narrow(self._pointer, words)
+        self._library.lengths_narrow(self.pointer, words)
 
     def place(self) -> tuple[int, ...]:
         """Mode, state of escapes, state of the next value, characters left and needed, open objects
         and arrays."""
         found = np.zeros(6, np.int32)
-        self._library.lengths_place(self._pointer, found)
+        self._library.lengths_place(self.pointer, found)
         return tuple(found.tolist())
 
 

@@ -498,29 +498,30 @@ static inline int is_set(const uint32_t *mask, int32_t token) { return mask[toke
 
 static inline void clear(uint32_t *mask, int32_t token) { mask[token >> 5] &= ~(1u << (token & 31)); }
 
-// Calls `is_wrong` for each token whose bit is set, and clears the bit if it says so.
-static inline void clear_where(const struct Follower *follower, uint32_t *mask, int32_t most,
-                               int (*is_wrong)(const struct Follower *, int32_t token, int32_t most)) {
+// Calls `is_wrong` for each token whose bit is set in the mask and not in `known`, and clears the bit if it says so.
+static inline void clear_where(const struct Follower *follower, uint32_t *mask, const uint32_t *known,
+                               int (*is_wrong)(const struct Follower *, int32_t token)) {
     const struct Vocabulary *v = follower->limits->vocabulary;
     for (int32_t word = 0; word < v->words; ++word) {
-        for (uint32_t bits = mask[word]; bits; bits &= bits - 1) {
+        for (uint32_t bits = known ? mask[word] & ~known[word] : mask[word]; bits; bits &= bits - 1) {
             const int32_t token = 32 * word + __builtin_ctz(bits);
             if (token >= v->size) return;
-            if (is_wrong(follower, token, most)) clear(mask, token);
+            if (is_wrong(follower, token)) clear(mask, token);
         }
     }
 }
 
-static int breaks_limit(const struct Follower *follower, int32_t token, int32_t most) {
-    (void)most;
+static int breaks_limit(const struct Follower *follower, int32_t token) {
     const struct Vocabulary *v = follower->limits->vocabulary;
     const struct Place *place = &follower->place;
     const int32_t width = v->widths[place->lex][token];
     return width > place->left || (v->closes[place->lex][token] && width < place->need);
 }
 
-static int comes_to_no_end(const struct Follower *follower, int32_t token, int32_t most) {
-    return follower->limits->vocabulary->widths[follower->place.lex][token] > most && !fits(follower, token);
+static int comes_to_no_end(const struct Follower *follower, int32_t token) {
+    const struct Place *place = &follower->place;
+    const int32_t width = follower->limits->vocabulary->widths[place->lex][token];
+    return width > place->left - place->reserve && !fits(follower, token);
 }
 
 static void narrow_string(const struct Follower *follower, uint32_t *mask) {
@@ -528,7 +529,7 @@ static void narrow_string(const struct Follower *follower, uint32_t *mask) {
     const struct Place *place = &follower->place;
     const int32_t left = place->left, need = place->need;
     if (place->lex != PLAIN) {
-        if (left < v->longest || need > 0) clear_where(follower, mask, 0, breaks_limit);
+        if (left < v->longest || need > 0) clear_where(follower, mask, NULL, breaks_limit);
     } else {
         if (left < v->widest) {
             const uint32_t *row = v->fitting + (size_t)left * (size_t)v->words;
@@ -539,8 +540,11 @@ static void narrow_string(const struct Follower *follower, uint32_t *mask) {
         else if (need > 0)
             for (int32_t i = 0; i < v->closing && v->widths[PLAIN][v->closers[i]] < need; ++i) clear(mask, v->closers[i]);
     }
-    if (place->node != NONE && left - place->reserve < v->longest)
-        clear_where(follower, mask, left - place->reserve, comes_to_no_end);
+    const int32_t spare = left - place->reserve;
+    if (place->node != NONE && spare < (place->lex == PLAIN ? v->widest : v->longest)) {
+        const int has_row = place->lex == PLAIN && spare >= 0;
+        clear_where(follower, mask, has_row ? v->fitting + (size_t)spare * (size_t)v->words : NULL, comes_to_no_end);
+    }
 }
 
 static void narrow_one_by_one(const struct Follower *follower, const int32_t *tokens, int32_t count, uint32_t *mask) {

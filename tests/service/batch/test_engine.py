@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 pa = pytest.importorskip("pyarrow", reason="the extra batch is not installed")
 
 from service.batch import engine as batch_engine  # noqa: E402
+from service.batch import request as batch_request  # noqa: E402
 from service.batch.actors import Answers  # noqa: E402
 from service.batch.engine import BatchEngine, Row, Work  # noqa: E402
 from service.batch.errors import BatchError  # noqa: E402
@@ -24,8 +26,11 @@ from service.engines.fake import FakeEngine  # noqa: E402
 from service.engines.reference import ReferenceEngine  # noqa: E402
 from service.errors import EngineUnavailable, Overloaded  # noqa: E402
 from service.pb.qwen3vl.v1 import vision_pb2 as pb  # noqa: E402
+from service.schema_compiler.api import Options  # noqa: E402
+from service.schema_compiler.report import Enforcement  # noqa: E402
+from service.schema_compiler.stages import STAGES  # noqa: E402
 from service.settings import UNSERVED, Settings, load_settings  # noqa: E402
-from service.types import GenerateRequest  # noqa: E402
+from service.types import Capabilities, GenerateRequest  # noqa: E402
 from service.wiring import BUNDLED_MODEL  # noqa: E402
 from tests.service.batch.inputs import damaged, drawing, write_parquet  # noqa: E402
 from tests.service.harness import failure, running  # noqa: E402
@@ -260,3 +265,25 @@ def test_a_function_for_pipelines() -> None:
     assert table.column_names[:2] == ["id", "json"]
     assert table.column("error_reason").to_pylist() == [None, "IMAGE_FORMAT_UNSUPPORTED"]
     answers.close()
+
+
+class Limiting(FakeEngine):
+    """Declares that its masks keep lengths of strings, as the engines with weights do."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, limits_lengths=True)
+
+
+async def test_a_plan_a_server_and_the_command_line_agree_on_lengths() -> None:
+    schema = '{"type":"object","properties":{"n":{"maxLength":200}},"additionalProperties":false}'
+    settings = settings_of()
+    asked = await asyncio.to_thread(work, settings, prompt="Read it.", schema=schema)
+    planned = await batch_request._task(asked.call, settings)
+    assert planned.report is not None
+    assert planned.report.enforcement is Enforcement.ENFORCED
+    assert next(iter(STAGES["report"](schema, Options(lengths_beside=True)))) == "ENFORCED"
+    async with running(Limiting()) as server:
+        request = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=schema))
+        found = await server.stub.ValidateSchema(request)
+    assert found.enforcement == pb.ENFORCEMENT_ENFORCED

