@@ -375,14 +375,14 @@ TARGETS = (
         _number("share"),
         0.9,
     ),
-    _at_most(
+    Target(
         "ray_overhead",
         "a server with two replicas beside two servers, image-analysis, requests/s, 16 callers",
         lambda row: row["row"].startswith("servers"),
         _number("share"),
         0.9,
     ),
-    Target(
+    _at_most(
         "ray_overhead",
         "a replica killed under 16 callers: requests lost that had sent nothing",
         _starts("row", "kill"),

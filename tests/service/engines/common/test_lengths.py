@@ -125,9 +125,7 @@ BESIDE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "schema", [*SCHEMAS, *BESIDE], ids=lambda schema: json.dumps(schema)[:40]
-)
+@pytest.mark.parametrize("schema", [*SCHEMAS, *BESIDE], ids=lambda schema: json.dumps(schema)[:40])
 @pytest.mark.slow
 def test_answers_fit_and_can_always_go_on(schema: Any) -> None:
     walker = Walker(schema)
