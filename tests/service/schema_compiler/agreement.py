@@ -34,9 +34,16 @@ from tests.service.schema_compiler import schemas
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 
 
-def analysed(schema: Any, order: PropertyOrder = PropertyOrder.DECLARED) -> Analysed | None:
+def analysed(
+    schema: Any, order: PropertyOrder = PropertyOrder.DECLARED, *, lengths_beside: bool = False
+) -> Analysed | None:
     """None where the schema is refused; of schemas that no value fits, there is no grammar."""
-    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema), property_order=order)
+    grammar = Grammar(
+        GrammarKind.JSON_SCHEMA,
+        json.dumps(schema),
+        property_order=order,
+        lengths_beside=lengths_beside,
+    )
     try:
         return analyse(grammar, DEFAULT_LIMITS)
     except GrammarError as error:

@@ -13,6 +13,10 @@ import numpy as np
 import xgrammar
 from hypothesis import strategies as st
 
+from lmdeploy_ext.lengths.follower import Follower
+from lmdeploy_ext.lengths.table import Table
+from lmdeploy_ext.lengths.vocabulary import Vocabulary
+
 NAMES = ("a", "b", "c", "ab")
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 _PATTERNS = ("^a", "b$", "^[ab]+$", "c", "^(a|c)$", "^ab$")
@@ -24,6 +28,7 @@ _INFO = xgrammar.TokenizerInfo(
     vocab_size=257,
     stop_token_ids=[_STOP],
 )
+_VOCABULARY = Vocabulary([*(bytes((value,)) for value in range(256)), b""])
 _COMPILER = xgrammar.GrammarCompiler(_INFO, max_threads=1, cache_enabled=False)
 
 
@@ -65,13 +70,19 @@ def orders(value: Any) -> Iterator[Any]:
         yield value
 
 
-def walk(grammar: xgrammar.CompiledGrammar, rng: random.Random, most: int = 400) -> str | None:
-    """A random text of a grammar, or None where it gets too long."""
+def walk(
+    grammar: xgrammar.CompiledGrammar, rng: random.Random, most: int = 400, lengths: bytes = b""
+) -> str | None:
+    """A random text of a grammar, or None where it gets too long. lengths: the table of the limits beside
+    the grammar, if any."""
     matcher = xgrammar.GrammarMatcher(grammar)
+    follower = Follower(Table(lengths)) if lengths else None
     mask = np.zeros((1, 9), dtype=np.int32)
     text = bytearray()
     for _ in range(most):
         matcher.fill_next_token_bitmask(_tensor(mask))
+        if follower is not None:
+            _VOCABULARY.narrow_inplace(mask[0], follower)
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[:257]
         choices = [int(i) for i in np.flatnonzero(bits)]
         assert choices, "no text goes on from here"
@@ -79,6 +90,8 @@ def walk(grammar: xgrammar.CompiledGrammar, rng: random.Random, most: int = 400)
         assert matcher.accept_token(token)
         if token == _STOP:
             return text.decode()
+        if follower is not None:
+            assert follower.feed(bytes([token]))
         text.append(token)
     return None
 

@@ -3,6 +3,7 @@ enforces every keyword is invalid."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from typing import Any
@@ -55,16 +56,15 @@ def walk_through(keyword: str, walks: int) -> None:
     rng = random.Random(keyword)
     own: list[Case] = [case for case in CASES if case.keyword == keyword]
     grammars = []
-    for case in own:
-        for order in PropertyOrder:
-            found = analysed(case.schema, order)
-            if found is not None:
-                grammars.append((case, found, schemas.compiled(found.grammar.ebnf)))
+    for case, order, beside in itertools.product(own, PropertyOrder, (False, True)):
+        found = analysed(case.schema, order, lengths_beside=beside)
+        if found is not None and (found.grammar.lengths or not beside):
+            grammars.append((case, found, schemas.compiled(found.grammar.ebnf)))
     assert grammars
     ended = 0
     for number in range(walks):
         case, found, grammar = grammars[number % len(grammars)]
-        text = schemas.walk(grammar, rng)
+        text = schemas.walk(grammar, rng, lengths=found.grammar.lengths)
         if text is None:
             continue
         ended += 1

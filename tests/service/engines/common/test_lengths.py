@@ -128,18 +128,27 @@ BESIDE = [
 @pytest.mark.parametrize("schema", [*SCHEMAS, *BESIDE], ids=lambda schema: json.dumps(schema)[:40])
 @pytest.mark.slow
 def test_answers_fit_and_can_always_go_on(schema: Any) -> None:
+    answers_fit(schema, 60)
+
+
+@pytest.mark.parametrize("schema", BESIDE, ids=lambda schema: json.dumps(schema)[:40])
+@pytest.mark.long
+def test_2000_answers_fit_and_can_always_go_on(schema: Any) -> None:
+    answers_fit(schema, 2_000)
+
+
+def answers_fit(schema: Any, walks: int) -> None:
     walker = Walker(schema)
-    enforced = walker.schema.report.enforcement is Enforcement.ENFORCED
-    assert enforced
+    assert walker.schema.report.enforcement is Enforcement.ENFORCED
     assert walker.schema.lengths or schema not in BESIDE
     rng, ended = random.Random(1), 0
-    for _ in range(60):
+    for _ in range(walks):
         answer, complete = walker.walk(rng, 150)
         if complete:
             ended += 1
             value = json.loads(answer)
             assert jsonschema.Draft202012Validator(schema).is_valid(value), answer
-    assert ended > 5
+    assert ended > walks // 12
 
 
 def test_a_token_that_the_mask_forbids_is_a_defect() -> None:

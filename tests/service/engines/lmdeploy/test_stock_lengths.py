@@ -39,6 +39,8 @@ SCHEMAS: list[Any] = [
      "maxProperties": 3},
     {"type": "array", "prefixItems": [text(1, 1), text(2, 2)], "items": text(3, 3), "minItems": 4, "maxItems": 5},
     {**text(0, 2), "not": {"enum": ["ab", ""]}}, {"$defs": {"node": NODE}, **NODE},
+    {"type": "string", "pattern": "^[^:]+:[^:]+:[^:]+$", "maxLength": 66},
+    {"type": "object", "patternProperties": {"^[^:]{0,66}$": text(0, 2)}, "additionalProperties": False},
 ]  # fmt: skip
 
 
