@@ -66,6 +66,16 @@ class Record(Protocol):
         """Make the change; returns a function that undoes it."""
 
 
+def by(module: str, name: str) -> Callable[[Any], Any]:
+    """What replaces a function: the result of the function ``name`` of a module for it. The module is
+    imported when the record is applied."""
+
+    def replace(original: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(original)
+
+    return replace
+
+
 @dataclass(frozen=True)
 class Patch:
     """Replaces an attribute of a module or a class.

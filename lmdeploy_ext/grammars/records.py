@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from lmdeploy_ext.grammars import NAMES, VARIABLE
-from lmdeploy_ext.patch import Patch
+from lmdeploy_ext.patch import Patch, by
 from lmdeploy_ext.promise import Promise
 
 UPSTREAM = "LMDeploy compiles grammars outside its event loop and refuses what it cannot enforce"
 
-
-def _by(name: str) -> Callable[[Any], Any]:
-    """The function of `lmdeploy_ext.grammars.guard`, imported when the record is applied."""
-
-    def replace(original: Any) -> Any:
-        from lmdeploy_ext.grammars import guard
-
-        return getattr(guard, name)(original)
-
-    return replace
-
+_by = partial(by, "lmdeploy_ext.grammars.guard")
 
 GRAMMARS = Promise(
     variable=VARIABLE,

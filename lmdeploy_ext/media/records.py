@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from lmdeploy_ext.media import IMAGE_NAMES, IMAGES_VARIABLE, VIDEO_NAMES, VIDEO_VARIABLE
-from lmdeploy_ext.patch import Patch
+from lmdeploy_ext.patch import Patch, by
 from lmdeploy_ext.promise import Promise
 
 READING = "LMDeploy turns images upright, scales 16 bits, and refuses truncated and huge files"
 
-
-def _by(name: str) -> Callable[[Any], Any]:
-    """The function of `lmdeploy_ext.media.guard`, imported when the record is applied."""
-
-    def replace(original: Any) -> Any:
-        from lmdeploy_ext.media import guard
-
-        return getattr(guard, name)(original)
-
-    return replace
-
+_by = partial(by, "lmdeploy_ext.media.guard")
 
 IMAGES = Promise(
     variable=IMAGES_VARIABLE,

@@ -3,25 +3,14 @@ disabled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
-from lmdeploy_ext.patch import Patch, Record
+from lmdeploy_ext.patch import Patch, Record, by
 
 UPSTREAM = "LMDeploy refuses every part that is not text in language-model-only mode"
 FLAG = "LMDeploy has a --disable-vision of its own"
 
-
-def _by(name: str) -> Callable[[Any], Any]:
-    """The function of `lmdeploy_ext.vision_off.guard`, imported when the record is applied."""
-
-    def replace(original: Any) -> Any:
-        from lmdeploy_ext.vision_off import guard
-
-        return getattr(guard, name)(original)
-
-    return replace
-
+_by = partial(by, "lmdeploy_ext.vision_off.guard")
 
 RECORDS: tuple[Record, ...] = (
     Patch(

@@ -79,20 +79,10 @@ class Inference:
         """The answer, validated."""
         deadline = self._deadline(time_left_s)
         async with self._admitted(call, deadline) as (task, images, use):
+            options = self._options(call, deadline)
+            retries = self._settings.output_retries
             answer = await run(
-                self._engine,
-                task,
-                images,
-                call.sampling,
-                timeout_s=left_for_engine(deadline),
-                request_id=request_id.get(),
-                accept_empty=call.accept_empty,
-                accept_cut=call.accept_cut,
-                strict=call.strict,
-                stop=call.stop,
-                limits=self._schema_limits,
-                compile_timeout_s=self._settings.compile_timeout_s,
-                retries=self._settings.output_retries,
+                self._engine, task, images, call.sampling, **options, retries=retries
             )
             self.progress += 1
             use.spend_tokens(_tokens(answer))
@@ -104,20 +94,8 @@ class Inference:
         """Yield the chunks of the text, then the complete answer."""
         deadline = self._deadline(time_left_s)
         async with self._admitted(call, deadline) as (task, images, use):
-            events: Any = stream(
-                self._engine,
-                task,
-                images,
-                call.sampling,
-                timeout_s=left_for_engine(deadline),
-                request_id=request_id.get(),
-                accept_empty=call.accept_empty,
-                accept_cut=call.accept_cut,
-                strict=call.strict,
-                stop=call.stop,
-                limits=self._schema_limits,
-                compile_timeout_s=self._settings.compile_timeout_s,
-            )
+            options = self._options(call, deadline)
+            events: Any = stream(self._engine, task, images, call.sampling, **options)
             async with aclosing(events) as open_events:
                 async for event in open_events:
                     self.progress += 1
@@ -225,6 +203,19 @@ class Inference:
                     yield task, images, use
                 finally:
                     self.active -= 1
+
+    def _options(self, call: Call, deadline: Deadline) -> dict[str, Any]:
+        """The options of a run and of a stream."""
+        return {
+            "timeout_s": left_for_engine(deadline),
+            "request_id": request_id.get(),
+            "accept_empty": call.accept_empty,
+            "accept_cut": call.accept_cut,
+            "strict": call.strict,
+            "stop": call.stop,
+            "limits": self._schema_limits,
+            "compile_timeout_s": self._settings.compile_timeout_s,
+        }
 
     def _deadline(self, time_left_s: float | None) -> Deadline:
         """The deadline of a call: that of the caller or of the server, whichever is earlier.
