@@ -335,6 +335,7 @@ def send(source: Path, target: Path, *names: str) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_parts_may_come_in_any_order_and_are_kept(packed: Path, tmp_path: Path) -> None:
     names = sorted(path.name for path in packed.glob("part-*"))
     store = tmp_path / "store"

@@ -13,6 +13,7 @@ from lmdeploy_ext.mrope import mrope_positions
 from tests.lmdeploy_ext.prompts import Prompt, prompts
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(prompts())
 def test_equals_transformers(prompt: Prompt) -> None:

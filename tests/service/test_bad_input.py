@@ -394,6 +394,7 @@ async def test_message_over_the_size_limit(server: Running) -> None:
     assert str(MAX_MESSAGE_BYTES) in error.message
 
 
+@pytest.mark.slow
 async def test_message_that_unpacks_over_the_size_limit() -> None:
     limits = {"max_message_bytes": MAX_MESSAGE_BYTES, "max_image_bytes": 1_000_000}
     async with running(compressed_requests=True, **limits) as server:

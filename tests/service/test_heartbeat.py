@@ -147,6 +147,7 @@ async def test_serve_ends_if_the_engine_does_not_recover() -> None:
         await asyncio.wait_for(task, 60)
 
 
+@pytest.mark.slow
 async def test_hanging_calls_do_not_delay_the_end_of_serve() -> None:
     engine = FakeEngine()
     server, task = await served(

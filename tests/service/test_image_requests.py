@@ -169,6 +169,7 @@ async def test_images_of_a_request_never_exist_at_once_at_full_size(watched: Wat
     assert watched.most <= 3  # two at a time, and one that is just let go
 
 
+@pytest.mark.slow
 async def test_large_images_of_one_caller_do_not_hold_up_the_others(watched: Watched) -> None:
     """Neither the threads nor the slots."""
     watched.gate.clear()
@@ -244,6 +245,7 @@ async def test_a_caller_with_many_calls_does_not_stand_before_another(
     assert places[-1] < len(order) // 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_decoded")
 async def test_an_image_that_never_fits_into_memory_is_refused_by_its_header() -> None:
     """With the numbers; one that fits does not have to wait for it."""
@@ -371,6 +373,7 @@ def variables_of_handlers() -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["AnalyzeImage", "RunTask", "StreamTask"])
 async def test_a_call_in_work_holds_its_images_once(method: str) -> None:
     """As bytes, no more in the message that they came in."""
@@ -414,6 +417,7 @@ def no_image(engine: FakeEngine) -> pb.RunTaskRequest:
     return run_request(images=[image_bytes(), b"no image"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [

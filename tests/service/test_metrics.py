@@ -223,6 +223,7 @@ def test_the_page_lists_every_metric() -> None:
     assert missing == []
 
 
+@pytest.mark.slow
 async def test_callers_cannot_make_series(tmp_path: Path) -> None:
     async with with_keys(tmp_path, FakeEngine()) as started:
         port = started.server.admin_port

@@ -621,6 +621,7 @@ def test_an_answer_that_its_caller_leaves_early_uses_what_it_took() -> None:
         exceeded(quotas, caller, 1)
 
 
+@pytest.mark.slow
 def test_each_account_is_judged_by_its_own_quota() -> None:
     """A caller with a higher rate does not let one with a lower rate begin anew."""
     quotas = Quotas(clock := Clock())

@@ -46,6 +46,7 @@ def assert_equals_oracle(image: np.ndarray, config: ImageProcessorConfig) -> Non
     assert difference.max() <= 1 / 255
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 900), st.integers(1, 900), st.integers(0, 2**32 - 1))
 def test_random_images(height: int, width: int, seed: int) -> None:
@@ -55,6 +56,7 @@ def test_random_images(height: int, width: int, seed: int) -> None:
     assert_equals_oracle(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), CONFIG)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sample-bird.jpg", "chart2code_input.png", "ocr_example2.jpg"])
 def test_real_images(name: str) -> None:
     path = IMAGES / name

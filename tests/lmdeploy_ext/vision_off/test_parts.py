@@ -33,6 +33,7 @@ def test_text_passes(conversation: Any) -> None:
     assert find(conversation, "messages") is None
 
 
+@pytest.mark.slow
 @given(st.lists(TEXT, max_size=3), MEDIA, st.lists(TEXT, max_size=3), st.booleans())
 def test_a_media_part_is_found_at_any_position(
     before: list[Any], part: Any, after: list[Any], nested: bool

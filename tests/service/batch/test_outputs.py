@@ -46,6 +46,7 @@ def done(output: Output, rows: Sequence[int]) -> set[int]:
     return output.done([Rows(one) for one in rows])  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_shard_has_its_name_when_it_is_complete(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "new" / "out"))
     with output.locked():

@@ -106,6 +106,7 @@ def test_every_wrong_setting_is_named_at_once() -> None:
     assert "--device (QWEN3VL_DEVICE)" in done.err
 
 
+@pytest.mark.slow
 def test_help_lists_every_setting() -> None:
     done = check("--help")
     assert (done.code, done.err) == (0, "")

@@ -147,6 +147,7 @@ def test_every_prefix_is_refused_as_truncated_or_damaged(options: dict[str, Any]
     assert refused(data[:-10]).reason == "IMAGE_TRUNCATED"
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),
@@ -165,6 +166,7 @@ def test_mutated_files_give_pixels_or_an_image_error(
     assert pixels.dtype == np.uint8
 
 
+@pytest.mark.slow
 async def test_a_server_that_accepts_heic() -> None:
     """A photo of 12 megapixels, beside a JPEG; without the setting it is refused by name."""
     photo = heic(PLAIN, 8, 6, size=(4032, 3024), properties=[turned(3)])

@@ -693,6 +693,7 @@ def test_image_files_from_practice() -> None:
     assert refused(large, ImageLimits(max_pixels=62_000_000)).reason == "IMAGE_TOO_MANY_PIXELS"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the folder of photographs is not there")
 def test_photographs_are_bit_identical_to_pillow() -> None:
     for path in sorted(PHOTOS.iterdir()):

@@ -279,6 +279,7 @@ def test_the_first_frame_of_an_animation_is_used(kind: str) -> None:
     assert (decode(data) == (255, 0, 0)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     name=st.sampled_from(sorted(VALID)),
@@ -295,6 +296,7 @@ def test_mutated_files_give_pixels_or_an_image_error(
         decode(bytes(data[: len(data) - cut]), ImageLimits(max_pixels=1_000_000))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the folder of photographs is not there")
 def test_photographs() -> None:
     for path in sorted(PHOTOS.iterdir()):

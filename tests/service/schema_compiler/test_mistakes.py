@@ -278,6 +278,7 @@ def test_warnings_of_a_kind_are_bounded_and_counted() -> None:
     assert warnings[-1].message.endswith("(and 30 more)")
 
 
+@pytest.mark.slow
 def test_thousands_of_unknown_names_take_bounded_time() -> None:
     names = {f"additional{i}proprties"[:26]: 1 for i in range(4_000)}
     schema = checked_schema(json.dumps(OBJECT | names))

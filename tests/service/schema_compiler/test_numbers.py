@@ -157,6 +157,7 @@ def test_integers(literals: list[Literal], more: list[int], chance: random.Rando
     language.check([*_near(literals), *map(str, [*range(-12, 13), *more])], chance)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(_conjunctions, st.lists(_integers, max_size=5), st.randoms(use_true_random=False))
 @example(_literals({"exclusiveMaximum": 0}), [-7], random.Random(1))
@@ -167,6 +168,7 @@ def test_numbers(literals: list[Literal], more: list[int], chance: random.Random
     language.check([*_near(literals), *map(str, more), *tenths], chance)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(_conjunctions, st.randoms(use_true_random=False))
 def test_numbers_that_are_no_integers(literals: list[Literal], chance: random.Random) -> None:
@@ -321,6 +323,7 @@ def test_all_amounts_between_bounds_are_accepted_and_nothing_else() -> None:
 _CURRENCY_STEPS = [0.01, 0.1, 0.05, 0.5, 0.25, 0.001, 0.00001, 2.5, 0.3, 12.5]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.sampled_from(_CURRENCY_STEPS),

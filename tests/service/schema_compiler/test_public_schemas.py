@@ -65,6 +65,7 @@ def misjudged(chosen: list[dict[str, Any]]) -> list[tuple[str, int]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_sample_is_judged_as_labelled() -> None:
     assert misjudged(cases()[::16]) == []
 

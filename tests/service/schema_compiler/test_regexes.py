@@ -249,6 +249,7 @@ def test_python_agrees_on_look_aheads(a: str, b: str, times: str, text: str) -> 
     assert whole(pattern, text) == (re.fullmatch(pattern, text) is not None)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.text(r"ab()[]{}*+?|\^$.-,1&dwuxpk<>:=!" + "é", max_size=24))
 def test_any_text_is_a_pattern_or_refused(pattern: str) -> None:

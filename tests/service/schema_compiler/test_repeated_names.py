@@ -92,6 +92,7 @@ def _is_within(part: str, whole: str) -> bool:
     return all(character in rest for character in part)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(_DOCUMENTS, _SPACES, _SPACES)
 def test_the_last_member_of_a_name_stays_as_it_is_written(

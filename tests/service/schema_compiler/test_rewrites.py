@@ -29,12 +29,14 @@ def agrees(kind: str, rng: random.Random) -> None:
     check(schema, 0, values)
 
 
+@pytest.mark.slow
 @settings(LOOSE, max_examples=20)
 @given(st.sampled_from(sorted(KINDS)), randoms)
 def test_some_of_all_kinds(kind: str, rng: random.Random) -> None:
     agrees(kind, rng)
 
 
+@pytest.mark.slow
 @settings(LOOSE, max_examples=15)
 @given(randoms)
 def test_some_combinations(rng: random.Random) -> None:

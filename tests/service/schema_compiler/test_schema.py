@@ -417,6 +417,7 @@ def test_a_hostile_schema_is_checked_in_bounded_time() -> None:
     assert time.process_time() - began < 6
 
 
+@pytest.mark.slow
 def test_look_aheads_of_all_patterns_together_are_bounded() -> None:
     error = refused({"allOf": [{"pattern": f"^(?:(?!{i}x).)*$"} for i in range(1_000)]})
     assert error.reason == "SCHEMA_PATTERN_UNSUPPORTED"
@@ -467,6 +468,7 @@ def test_any_json_is_admitted_or_refused(schema: Any) -> None:
         assert validator.document == schema
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(st.text(max_size=30) | st.text('{}[]",:\\ "$ref#', max_size=40))
 def test_any_text_is_admitted_or_refused(text: str) -> None:

@@ -22,12 +22,14 @@ values = given(
 )
 
 
+@pytest.mark.slow
 @settings(LOOSE, max_examples=20)
 @texts
 def test_texts_of_the_grammar_are_valid(schema: Any, seed: int) -> None:
     check_texts(schema, seed)
 
 
+@pytest.mark.slow
 @settings(LOOSE, max_examples=30)
 @values
 def test_valid_values_are_texts_of_the_grammar(both: tuple[Any, Any]) -> None:

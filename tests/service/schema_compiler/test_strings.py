@@ -412,6 +412,7 @@ def test_formats_that_cannot_be_written_are_dropped() -> None:
     assert [one for one, _ in emitted(*wanted)[0].dropped] == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern", ["(a*)*b", "(a|a)*", "(x+x+)+y", "^(([a-z])+.)+[A-Z]([a-z])+$", "^(a|b)*a(a|b){14}$"]
 )

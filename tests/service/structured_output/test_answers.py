@@ -238,6 +238,7 @@ def test_exponents_cost_no_time() -> None:
     assert time.process_time() - began < 2
 
 
+@pytest.mark.slow
 def test_ten_thousand_amounts_are_accepted_and_others_refused() -> None:
     """Amounts are made from integers of cents, and what is none from tenths of a cent."""
     chance = random.Random(7)
@@ -611,6 +612,7 @@ def test_unevaluated_properties_take_linear_time() -> None:
     assert time.process_time() - began < 2
 
 
+@pytest.mark.slow
 def test_the_search_for_unevaluated_properties_is_limited() -> None:
     levels = {
         f"a{i}": {
@@ -629,6 +631,7 @@ def test_the_search_for_unevaluated_properties_is_limited() -> None:
     assert "bounded time" in error.message
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(values)
 def test_answers_are_parsed_like_strict_json(value: Any) -> None:

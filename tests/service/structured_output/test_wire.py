@@ -64,6 +64,7 @@ def test_requests(grammar: Grammar, limits: SchemaLimits, limit_s: float) -> Non
     assert wire.read_request(message) == (grammar, limits, limit_s)
 
 
+@pytest.mark.slow
 @given(GRAMMARS, TEXT, st.booleans(), REPORTS)
 def test_analysed(grammar: Grammar, ebnf: str, little: bool, report: GrammarReport) -> None:
     analysed = Analysed(replace(grammar, ebnf=ebnf, forces_little=little), report)
@@ -72,6 +73,7 @@ def test_analysed(grammar: Grammar, ebnf: str, little: bool, report: GrammarRepo
     assert wire.read_answer(grammar, message) == analysed
 
 
+@pytest.mark.slow
 @given(GRAMMARS, TEXT, REPORTS)
 def test_analysed_with_another_source(grammar: Grammar, source: str, report: GrammarReport) -> None:
     analysed = Analysed(replace(grammar, source=source), report)

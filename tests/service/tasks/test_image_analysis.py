@@ -191,6 +191,7 @@ words = st.sampled_from(["", " ", "a", " a ", "a,b", "\n", "é"])
 values = st.sampled_from([None, 1, True, {}]) | words | st.lists(words | st.none(), max_size=3)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*FIELDS, "extra"]), values))
 def test_any_object_is_parsed_or_refused(value: dict[str, Any]) -> None:
     with contextlib.suppress(ServiceError):
@@ -207,6 +208,7 @@ clean = st.text(st.characters(exclude_categories=["Cs"]), max_size=10).map(str.s
 lists = st.lists(clean.filter(bool), max_size=4, unique=True)
 
 
+@pytest.mark.slow
 @given(st.fixed_dictionaries({name: clean if name in STRING_FIELDS else lists for name in FIELDS}))
 def test_tidy_answers_are_not_changed(value: dict[str, Any]) -> None:
     analysis = parse(json.dumps(value, ensure_ascii=False))

@@ -281,6 +281,7 @@ def test_endless_forced_text_is_never_computed(name: str) -> None:
         matcher.accept(min(allowed(matcher)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [
