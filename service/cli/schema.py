@@ -52,9 +52,12 @@ def validate(
             echo(line)
         typer.echo(
             f"\n{response.grammar_bytes} bytes of grammar, analysed in"
-            f" {response.analysis_seconds:.3f} s, compiled in {response.compile_seconds:.3f} s",
+            f" {response.analysis_seconds:.3f} s, compiled in {response.compile_seconds:.3f} s, once for"
+            " all requests",
             err=True,
         )
+        if not enforced:
+            typer.echo(f"A request with `strict` is refused: exit code {NOT_ENFORCED}.", err=True)
 
     failed = calling(target, call)
     return failed or (0 if enforced else NOT_ENFORCED)
@@ -79,16 +82,21 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
     keywords = [one for one in response.keywords if one.enforcement != pb.ENFORCEMENT_ANNOTATION]
     checked = [one for one in keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
     if response.enforcement == pb.ENFORCEMENT_ENFORCED:
-        yield "ENFORCED: the grammar enforces every keyword; a complete answer is always valid."
+        yield (
+            "ENFORCED: the model can only write what fits the schema. Every answer is valid; one that"
+            " is cut off is an error."
+        )
     else:
         yield (
-            f"CHECKED: {len(checked)} of {len(keywords)} keywords can only be checked in the"
-            " finished answer; the grammar enforces the others."
+            "CHECKED: the model can only write what fits the schema, except for"
+            f" {len(checked)} of its {len(keywords)} keywords. The server checks these in the finished"
+            " answer: one that violates them is the error OUTPUT_INVALID."
         )
     for warning in response.warnings:
         yield f"  {'warning':<11}{warning.pointer or 'the schema'}: {warning.message}"
     for one in response.keywords if everything else (one for one in keywords if one.reason):
-        word = WORDS.get(one.enforcement, "?")
+        remark = one.enforcement == pb.ENFORCEMENT_ENFORCED and one.reason
+        word = "note" if remark else WORDS.get(one.enforcement, "?")
         yield f"  {word:<11}{one.pointer}" + (f": {one.reason}" if one.reason else "")
     for rewrite in response.rewrites if everything else ():
         yield f"  {'rewritten':<11}{rewrite.pointer}: {rewrite.what}"

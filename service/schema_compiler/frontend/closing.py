@@ -35,9 +35,10 @@ _OF_OTHERS = (
 )
 """Keywords that say something of names which ``properties`` does not list."""
 
-OPEN = "names that are not listed are allowed, too"
+OPEN = "the object may have properties that the schema does not list"
 CLOSE_BY = (
-    '; close_objects forbids them, as extra="forbid" in pydantic and z.strictObject in zod do'
+    "; close_objects (--close-objects of the command line) forbids them in each such object, and leaves"
+    ' maps alone; in the schema, extra="forbid" of each pydantic model does, or z.strictObject of zod'
 )
 _IN_CONDITION = (
     "open also with close_objects: not, if, maxContains or an overlapping oneOf applies it"

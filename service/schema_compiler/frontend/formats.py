@@ -1,8 +1,8 @@
 """The formats of strings that are asserted on answers.
 
 JSON Schema leaves it to the implementation whether ``format`` asserts anything. Here it does, since
-a caller who writes ``format: date`` means it. Formats without a definition in the drafts say
-nothing about a value and stay annotations. Every expression below runs in linear time.
+a caller who writes ``format: date`` means it. Formats that are not in ``FORMATS`` say nothing about a
+value and stay annotations. Every expression below runs in linear time.
 """
 
 from __future__ import annotations

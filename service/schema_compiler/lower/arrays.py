@@ -31,6 +31,11 @@ MAX_RULES = 400
 """Rules for counting the items of one array; beyond, bounds are checked."""
 MAX_DISTINCT = 5
 """Values of items that must differ, of which each set of those that are used has a rule."""
+INCOMPARABLE = (
+    f"a grammar cannot compare items, unless all of them are from an enum of at most {MAX_DISTINCT}"
+    " values"
+)
+"""Why ``uniqueItems`` is dropped."""
 
 
 class _Lowering:
@@ -109,8 +114,7 @@ class _Lowering:
             self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
             return DistinctArray(tuple(map(text_of, values)), self.low, self.high)
         for unique in self.unique:
-            why = "a grammar cannot compare items; let them be out of at most five values"
-            self.context.drop(unique.pointer, why)
+            self.context.drop(unique.pointer, INCOMPARABLE)
         return None
 
     def _counted(self, one: Array, base: list[list[Atom]]) -> Array | CountedArray:

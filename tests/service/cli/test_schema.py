@@ -14,6 +14,10 @@ from tests.service.cli.terminal import called
 from tests.service.harness import Running, running
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "schemas"
+ENFORCED = (
+    "ENFORCED: the model can only write what fits the schema. Every answer is valid; one that is cut"
+    " off is an error.\n"
+)
 POINTER = "/properties/tags/uniqueItems"
 
 
@@ -25,11 +29,9 @@ async def test_a_schema_that_is_enforced() -> None:
     async with running() as started:
         done = await called("schema", *at(started), EXAMPLES / "objects.json")
     assert done.code == 0
-    assert (
-        done.out
-        == "ENFORCED: the grammar enforces every keyword; a complete answer is always valid.\n"
-    )
+    assert done.out == ENFORCED
     assert " bytes of grammar, analysed in 0." in done.err
+    assert "strict" not in done.err
 
 
 async def test_a_schema_that_is_partly_checked() -> None:
@@ -37,8 +39,9 @@ async def test_a_schema_that_is_partly_checked() -> None:
         done = await called("schema", *at(started), EXAMPLES / "tags.json")
     assert done.code == 3
     summary, keyword = done.out.splitlines()
-    assert summary.startswith("CHECKED: 1 of ")
-    assert summary.endswith(" checked in the finished answer; the grammar enforces the others.")
+    assert ", except for 1 of its " in summary
+    assert summary.endswith(" one that violates them is the error OUTPUT_INVALID.")
+    assert done.err.endswith("A request with `strict` is refused: exit code 3.\n")
     assert keyword.startswith(f"  checked    {POINTER}: ")
 
 
@@ -53,10 +56,9 @@ async def test_a_schema_in_any_order_as_far_as_it_goes(tmp_path: Path) -> None:
     async with running() as started:
         declared = await called(*words, *at(started))
         any_order = await called(*words, "--property-order", "any", *at(started))
-    enforced = "ENFORCED: the grammar enforces every keyword; a complete answer is always valid.\n"
     kept = "in the declared order: 9 names, any order is for up to 8"
-    assert (declared.code, declared.out) == (0, enforced)
-    assert (any_order.code, any_order.out) == (0, f"{enforced}  enforced   /properties: {kept}\n")
+    assert (declared.code, declared.out) == (0, ENFORCED)
+    assert (any_order.code, any_order.out) == (0, f"{ENFORCED}  note       /properties: {kept}\n")
 
 
 async def test_all_prints_every_keyword() -> None:
@@ -152,8 +154,9 @@ def test_the_lines_of_a_long_report() -> None:
         omitted=5,
     )
     summary = (
-        "CHECKED: 1 of 2 keywords can only be checked in the finished answer; "
-        "the grammar enforces the others."
+        "CHECKED: the model can only write what fits the schema, except for 1 of its 2 keywords. The"
+        " server checks these in the finished answer: one that violates them is the error"
+        " OUTPUT_INVALID."
     )
     more = "  … and 5 more"
     assert list(lines(report, everything=False)) == [summary, "  checked    /not: is hard", more]

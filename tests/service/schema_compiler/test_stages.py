@@ -40,6 +40,7 @@ from service.schema_compiler.ir.values import (
     Zero,
 )
 from service.schema_compiler.lower import string_patterns
+from service.schema_compiler.lower.arrays import INCOMPARABLE, MAX_DISTINCT
 from service.schema_compiler.lower.lowering import normalized
 from service.schema_compiler.normalize import expand
 from service.schema_compiler.normalize.constraints import Literal, Required
@@ -286,6 +287,14 @@ def test_contains_counts_items() -> None:
 def test_different_items_out_of_a_few() -> None:
     schema = {"type": "array", "items": {"enum": ["a", "b"]}, "uniqueItems": True, "minItems": 1}
     assert root(schema) == (DistinctArray(('"a"', '"b"'), minimum=1),)
+
+
+def test_different_items_out_of_more_values_are_checked() -> None:
+    for number in (MAX_DISTINCT, MAX_DISTINCT + 1):
+        schema = {"type": "array", "items": {"enum": [*range(number)]}, "uniqueItems": True}
+        why = [one.why for one in compiled(schema).report.checked]
+        assert why == [INCOMPARABLE] * (number - MAX_DISTINCT)
+    assert f"an enum of at most {MAX_DISTINCT} values" in INCOMPARABLE
 
 
 # Documents
