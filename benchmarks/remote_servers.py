@@ -393,11 +393,19 @@ class Servers:
 
 
 def accuracy(
-    engines: Sequence[Engine], servers: Servers, drawings: int, few: int
+    engines: Sequence[Engine],
+    servers: Servers,
+    drawings: int,
+    few: int,
+    known: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows in turn. few: drawings for LMDeploy on the host runtime, which is slow."""
+    """Rows in turn. few: drawings for LMDeploy on the host runtime, which is slow. known: rows of the
+    reference engine that are not measured again."""
+    have = {_key(row) for row in known}
     counts = {one.name: few if one.server == LMDEPLOY else drawings for one in engines}
     for count in sorted(set(counts.values()), reverse=True):
+        if ("reference", count) in have:
+            continue
         name = "reference" if count == drawings else f"reference, the first {count}"
         yield accuracy_row(name, asyncio.run(reference_score(count)))
     for one in engines:
@@ -410,17 +418,21 @@ def accuracy(
         yield accuracy_row(one.name, score)
 
 
-def with_stored(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, and those of other engines that are stored; of a reference, those with another number of
-    drawings."""
-    path = RESULTS / "remote_accuracy.json"
-    stored = json.loads(path.read_text())["rows"] if path.exists() else []
+def with_stored(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, and those of other servers that are stored in a file of results; of the reference engine,
+    those with another number of drawings."""
     new = {_key(row) for row in rows}
-    return [*(row for row in stored if _key(row) not in new), *rows]
+    return [*(row for row in stored(name) if _key(row) not in new), *rows]
+
+
+def stored(name: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"{name}.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return found
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int]:
-    name = row["engine"]
+    name = row.get("engine") or row["server"]
     return ("reference", row["drawings"]) if name.startswith("reference") else (name, 0)
 
 
@@ -436,7 +448,8 @@ cent. Every engine decodes greedily from the same weights (float32; LMDeploy bfl
 on images of 40 to 64 tokens, to which its own processing resizes. llama.cpp resizes with bilinear \
 interpolation, and unless told otherwise to 8 to 4096 tokens; "40 to 64 tokens": image_min_tokens and \
 image_max_tokens; "resized before": the image was sent in the size of the model's own processing, so that the \
-server has nothing to resize; "--remote-resize": our server does that. {versions}"""
+server has nothing to resize; "--remote-resize": our server does that. Rows can be of several runs (`--engines`); \
+the environment is that of the last one. {versions}"""
 
 
 def versions() -> str:
@@ -454,10 +467,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120.0, help="for each server, twice")
     parser.add_argument("--drawings", type=int, default=128)
     parser.add_argument("--only", choices=("validity", "accuracy"))
-    parser.add_argument("--servers", nargs="+", metavar="NAME", help="only those of validity")
+    parser.add_argument("--servers", nargs="+", metavar="NAME", help="only those rows of validity")
     parser.add_argument(
         "--engines", nargs="+", metavar="NAME", choices=[one.name for one in ENGINES],
-        help="only those rows of accuracy; the other rows stay as they are stored",
+        help="only those rows of accuracy; the others stay as they are stored, the reference too",
     )  # fmt: skip
     parser.add_argument(
         "--lmdeploy-drawings", type=int, default=LMDEPLOY_DRAWINGS, metavar="N",
@@ -482,6 +495,8 @@ def main() -> None:
                 schemas=len(cases[::every]), temperature=TEMPERATURE, tokens=MAX_TOKENS,
                 callers=CALLERS, versions=versions(),
             )  # fmt: skip
+            if options.servers:
+                rows = with_stored("remote_validity", rows)
             write_results("remote_validity", rows, notes)
             print(markdown([{k: v for k, v in row.items() if k != "reasons"} for row in rows]))
         if options.only != "validity":
@@ -489,10 +504,11 @@ def main() -> None:
             few = min(drawings, options.lmdeploy_drawings)
             notes = NOTES_ACCURACY.format(versions=versions())
             rows = []
-            for row in accuracy(engines, servers, drawings, few):
+            known = stored("remote_accuracy") if options.engines else ()
+            for row in accuracy(engines, servers, drawings, few, known):
                 rows.append(row)
                 print(row, flush=True)
-                shown = with_stored(rows) if options.engines else rows
+                shown = with_stored("remote_accuracy", rows) if options.engines else rows
                 write_results("remote_accuracy", shown, notes)
             print(markdown(rows))
 

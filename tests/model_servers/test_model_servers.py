@@ -148,6 +148,27 @@ async def test_every_known_fact(kind: str, urls: Callable[[str], str]) -> None:
     assert wrong == {}
 
 
+@pytest.mark.parametrize(
+    ("alias", "sees"), [("text-only-thinking-1m", YES), ("qwen3-vl-235b-vision-128k", NO)]
+)
+async def test_a_misleading_name_changes_no_fact(alias: str, sees: State, tmp_path: Path) -> None:
+    try:
+        files = gguf_files(tmp_path)
+    except Missing as missing:
+        pytest.skip(str(missing))
+    if sees is NO:
+        (files / "mmproj.gguf").unlink()
+    with llama_cpp(files, f"model_alias={alias}") as url:
+        description = await described(url)
+        async with in_front_of(url, "llama.cpp") as front:
+            model = await front.stub.GetModel(pb.GetModelRequest())
+    found = {fact.name: fact.value for fact in description.facts}
+    expected = {**EXPECTED["llama.cpp"], "vision": sees}
+    assert {name: found[name] for name in expected} == expected
+    assert model.name == description.back_end.model == alias
+    assert (pb.MODALITY_IMAGE in model.capabilities.modalities) is (sees is YES)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_an_answer_is_valid_or_an_error(kind: str, urls: Callable[[str], str]) -> None:
     grammar = pb.Grammar(json_schema=json.dumps(OBJECT))
