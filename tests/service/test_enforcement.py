@@ -417,8 +417,8 @@ async def test_an_enforced_schema() -> None:
     assert (minimum.keyword, minimum.enforcement) == ("minimum", pb.ENFORCEMENT_ENFORCED)
     assert not minimum.reason
     assert found.grammar_bytes > 0
-    assert 0 < found.analysis_seconds < 5
-    assert 0 < found.compile_seconds < 5
+    assert 0 < found.analysis_seconds < 60
+    assert 0 < found.compile_seconds < 60
 
 
 async def test_a_checked_schema() -> None:
