@@ -296,7 +296,11 @@ class RayEngine:
                 if waited_s is None:
                     waited_s = max(0.0, now() - begun - batch.age_s)
                 for chunk in batch.chunks:
-                    yield chunk if chunk.finish_reason is None else _later(chunk, waited_s)
+                    if chunk.finish_reason is not None:
+                        # The first message may have taken long on its way back, which is no wait.
+                        longest_s = max(0.0, now() - begun - chunk.timings.total_s)
+                        chunk = _later(chunk, min(waited_s, longest_s))
+                    yield chunk
                 if batch.error is not None and lost(batch.error):
                     assert isinstance(batch.error, EngineUnavailable)
                     raise _Lost(batch.error)

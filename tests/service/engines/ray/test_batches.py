@@ -6,13 +6,16 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
+from service.engines.fake import FakeEngine
 from service.engines.ray import replica
 from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
 from service.errors import ContextTooLong, InferenceTimeout, Overloaded
-from service.types import Chunk, FinishReason
+from service.types import Chunk, FinishReason, GenerateRequest, Timings
+from tests.service.engines.ray.clusters import on_ray
 
 LAST = Chunk("", FinishReason.STOP)
 NEVER = 3600.0
@@ -166,3 +169,23 @@ async def test_a_message_has_a_bounded_number_of_chunks(
         (["d", "e", "f"], None),
         (["g"], wrong),
     ]
+
+
+async def test_a_slow_way_back_does_not_make_the_total_longer_than_the_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = on_ray(FakeEngine)
+    now = asyncio.get_running_loop().time
+
+    async def slow(packed: bytes, left_s: float | None) -> AsyncIterator[Batch]:
+        """The replica is at work while the first message is on its way."""
+        begun = now()
+        await asyncio.sleep(0.1)
+        yield Batch([Chunk("a")], None, age_s=0.0)
+        yield Batch([replace(LAST, timings=Timings(0.0, 0.05, now() - begun))], None, age_s=0.1)
+
+    monkeypatch.setattr(engine, "_batches", slow)
+    begun = now()
+    found = [one async for one in engine._chunks(GenerateRequest("test", "?"))]
+    timings = found[-1].timings
+    assert 0 <= timings.queue_s <= timings.first_token_s <= timings.total_s <= now() - begun
