@@ -76,8 +76,9 @@ lock: $(STAMP)  ## renew constraints.txt, requirements.lock and requirements-ext
 	@echo '# What the service needs, with hashes, for every supported Python and platform. Renewed by `make lock`.' > requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml \
 	    -c constraints.txt --generate-hashes --no-header --no-annotate >> requirements.lock
-	@echo '# The same with the extras otel and heif. Renewed by `make lock`.' > requirements-extras.lock
+	@echo '# The same with the extras otel, heif, ray and batch. Renewed by `make lock`.' > requirements-extras.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 pyproject.toml --extra otel --extra heif \
+	    --extra ray --extra batch \
 	    -c constraints.txt --generate-hashes --no-header --no-annotate >> requirements-extras.lock
 
 # cyclonedx-bom gets an environment of its own: what it needs would change how jsonschema checks formats here.

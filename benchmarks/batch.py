@@ -274,7 +274,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.batch")
     parser.add_argument("--only", choices=["speed", "killed"])
     parser.add_argument("--rows", type=int, default=5000)
-    parser.add_argument("--speed-rows", type=int, default=600)
+    parser.add_argument("--speed-rows", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--shard-rows", type=int, default=64)
     parser.add_argument("--quick", action="store_true", help="see that it runs")

@@ -383,7 +383,7 @@ def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
             asyncio.run(added("fake", fake, 64, rounds)),
             asyncio.run(added("reference", reference, 31, max(10, rounds // 5))),
             asyncio.run(throughput(seconds)),
-            asyncio.run(servers(seconds, 1 if seconds < 5 else 5)),
+            asyncio.run(servers(seconds, 1 if seconds < 5 else 3)),
             asyncio.run(kill(max(12.0, seconds))),
             asyncio.run(proxy(rounds)),
         ]

@@ -33,7 +33,7 @@ else:
 ROOT = Path(__file__).parents[1]
 LOCKS: dict[str, list[str | None]] = {
     "requirements.lock": [None],
-    "requirements-extras.lock": [None, "otel", "heif"],
+    "requirements-extras.lock": [None, "otel", "heif", "ray", "batch"],
 }
 """Lock file -> the parts of pyproject.toml that it locks; None is what the service always needs."""
 HASH = re.compile(r"\s*--hash=sha256:[0-9a-f]{64}")
