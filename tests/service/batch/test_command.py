@@ -31,7 +31,9 @@ if importlib.util.find_spec("ray") is None:
 
 ROOT = Path(__file__).parents[3]
 LIMIT_S = 240
-pytestmark = pytest.mark.timeout(1200)  # some tests start Ray several times, on machines that may be busy
+pytestmark = pytest.mark.timeout(
+    1200
+)  # some tests start Ray several times, on machines that may be busy
 PROMPT = ("--prompt", "What is it?", "--set", "engine=fake")
 BEGUN: list[subprocess.Popen[str]] = []
 """Commands of the test that runs."""

@@ -69,6 +69,22 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert names(tmp_path) == set()
 
 
+def test_a_file_that_is_being_written_has_a_name_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write, seen = Output(str(tmp_path)), pq.write_table, set[str]()
+
+    def writes(*args: Any, **options: Any) -> None:
+        write(*args, **options)
+        seen.update(names(tmp_path))
+
+    monkeypatch.setattr(pq, "write_table", writes)
+    output.write(0, 1, table(1))
+    (temporary,) = seen
+    assert temporary.startswith(f".{part_name(0, 1)}.")
+    assert names(tmp_path) == {part_name(0, 1)}
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / f".{part_name(0, 3)}.0123abcd"
     other = tmp_path / ".note"
@@ -125,13 +141,36 @@ def test_the_columns_of_answers() -> None:
         check_names(pa.schema([("json", pa.string())]), columns)
 
 
-def test_the_plan_knows_a_changed_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["a.parquet", "b.parquet"])
+def test_the_plan_knows_a_changed_input(tmp_path: Path, changed: str) -> None:
     def plan() -> dict[str, Any]:
         options = InputOptions(str(tmp_path))
         return plan_of("1", options, list_input(options, 2), {"task": "a"}, 2)
 
-    write_parquet(tmp_path / "a.parquet", [b"1", b"2"])
+    for name in ("a.parquet", "b.parquet"):
+        write_parquet(tmp_path / name, [b"1", b"2"])
     first = plan()
     assert plan() == first
-    write_parquet(tmp_path / "a.parquet", [b"1", b"3"])
+    write_parquet(tmp_path / changed, [b"1", b"3"])
     assert plan()["input_sha256"] != first["input_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"image_column": "a"}, {"image_column": "b"}),
+        ({"path_column": "first"}, {"path_column": "second"}),
+        ({"path_column": "first"}, {"path_column": "first", "root": "elsewhere"}),
+        ({"image_column": "a"}, {"image_column": "a", "keep": ("first",)}),
+    ],
+)
+def test_the_plan_knows_another_choice_of_columns(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any]
+) -> None:
+    def plan(chosen: dict[str, Any]) -> dict[str, Any]:
+        options = InputOptions(str(tmp_path), **chosen)
+        return plan_of("1", options, list_input(options, 2), {"task": "a"}, 2)
+
+    columns = {"first": ["x"], "second": ["y"], "a": [b"1"], "b": [b"2"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert plan(before) != plan(now)
