@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import uuid
 from collections import OrderedDict
@@ -40,6 +41,9 @@ POLL_S = 0.1
 MOST_BY_VALUE = 1 << 20
 """Maximum size of a request that travels in a message to its replica, in bytes. A larger one, with images
 in it, goes through Ray's object store, which costs more time than small messages take."""
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Variables of a proxy that messages to replicas would take. Requests then go through the object store,
+for which Ray uses none."""
 GRAMMARS = 1024
 """Number of grammars that the engine remembers to have been compiled by a replica."""
 
@@ -216,8 +220,10 @@ class RayEngine:
         with _errors_of_ray():
             await self._wait_for_replica()
             self._handle = await asyncio.to_thread(_handle, self._plan.name)
+            proxied = any(os.environ.get(name) for name in PROXIES)
             self._streams = [
-                self._handle.options(stream=True, _by_reference=large) for large in (False, True)
+                self._handle.options(stream=True, _by_reference=large or proxied)
+                for large in (False, True)
             ]
             found: Capabilities = await self._asked("describe")
             several = self._plan.scale.most > 1

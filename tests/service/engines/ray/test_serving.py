@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
 
 from service.client import CHANNEL_OPTIONS
 from service.engines.ray import RayEngine
@@ -20,8 +22,10 @@ from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.settings import Settings
+from service.types import GenerateRequest
 from service.wiring import build_registry
 from tests.service.certificates import Authority
+from tests.service.engines.conformance import collect
 from tests.service.engines.ray.clusters import START_S, busy, on_ray
 from tests.service.engines.ray.talking import CRASH, LONG, TalkingEngine
 from tests.service.harness import (
@@ -106,6 +110,31 @@ async def test_images_reach_the_engine() -> None:
         found = await there.stub.RunTask(request)
     assert found.result.usage == expected.result.usage
     assert found.result.usage.image_tokens > 300
+
+
+async def test_large_requests_reach_the_engine() -> None:
+    """They take another way than small ones: a message of Ray Serve has 4 MiB."""
+    file = io.BytesIO()
+    Image.effect_noise((2300, 2300), 100).save(file, "PNG")
+    request = run_request(images=[file.getvalue(), image_bytes(64, 64)])
+    assert len(request.images[0].data) > 4 << 20
+    async with running(TalkingEngine()) as here, on_replicas() as there:
+        expected = await here.stub.RunTask(request)
+        found = await there.stub.RunTask(request)
+    assert found.result.usage == expected.result.usage
+
+
+async def test_no_proxy_is_between_the_server_and_its_replicas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    found = on_ray(TalkingEngine)  # engines with the same deployment share connections
+    await found.start()
+    try:
+        chunks = await collect(found, GenerateRequest("test", "Say what you are."))
+        assert "".join(chunk.text for chunk in chunks) == "This is a replica."
+    finally:
+        await found.close()
 
 
 async def test_health_and_reflection() -> None:
