@@ -30,7 +30,7 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("the extra batch is not installed", allow_module_level=True)
 
 ROOT = Path(__file__).parents[3]
-LIMIT_S = 240
+LIMIT_S = 600
 pytestmark = pytest.mark.timeout(
     1200
 )  # some tests start Ray several times, on machines that may be busy
