@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from service import __version__
 from service.engines.fake import FakeEngine
 from service.engines.lmdeploy.options import LMDeploySettings
 from service.engines.ray import RayEngine, RaySettings
+from service.engines.ray import plan as plans
 from service.engines.ray.cluster import MISSING, ClusterOptions, Connection
 from service.engines.ray.plan import PACKAGE, BundledPath, Plan, portable
 from service.engines.reference.options import ReferenceSettings
@@ -113,6 +115,15 @@ def test_plans_differ_by_the_names_of_settings() -> None:
     assert "model (running: bundled/drawings, here: Qwen/" in one.differences(
         plan(max_batch=8, model="Qwen/Qwen3-VL-2B-Instruct")
     )
+
+
+def test_plans_differ_by_limits_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = plan(max_images=3)
+    assert one.differences(plan(max_images=4)) == "max_images (running: 3, here: 4)"
+    agreed = dict(one.agreed)
+    monkeypatch.setattr(plans, "__version__", "0.0.1")
+    assert one.agreed == {**agreed, "version": "0.0.1"}
+    assert agreed["version"] == __version__
 
 
 def test_without_ray_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
