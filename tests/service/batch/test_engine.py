@@ -106,6 +106,7 @@ def test_answers_and_errors_are_those_of_single_calls() -> None:
             assert {name: row[name] for name in document} == document
             assert row["prompt_tokens"] > row["image_tokens"] > 0
             assert row["output_tokens"] > 10
+            assert row["attempts"] == 1
 
 
 def test_a_shard_keeps_the_order_of_its_rows(fake: FakeEngine, tmp_path: Path) -> None:
@@ -166,8 +167,10 @@ def test_the_image_of_a_row_comes_after_those_of_examples(fake: FakeEngine) -> N
     chosen = work_of(pb.RunTaskRequest(task=pb.Task(inline=inline)), settings)
     with started(settings) as batch:
         rows = batch.rows(chosen, [given(drawing(1, (50, 50))), given(drawing(1, (60, 60)))])
+        (refused,) = batch.rows(chosen, [given(b"x")])
     assert [row["text"] for row in rows] == ["x", "x"]
     assert sorted(seen[-2:]) == [[40, 50], [40, 60]]
+    assert refused["error_message"].startswith("task.inline.messages[2].parts[0].image.data: ")
 
 
 class Unsteady(FakeEngine):
@@ -182,7 +185,7 @@ class Unsteady(FakeEngine):
             yield chunk
 
 
-@pytest.mark.parametrize("times", [1, 20])
+@pytest.mark.parametrize("times", [batch_engine.TRIES - 2, 20])
 def test_an_engine_that_cannot_be_used_is_no_error_of_a_row(
     monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
@@ -195,7 +198,7 @@ def test_an_engine_that_cannot_be_used_is_no_error_of_a_row(
     monkeypatch.setattr(batch_engine, "build_engines", lambda *_: [engine])
     settings = settings_of()
     with started(settings) as batch:
-        if times == 1:
+        if times < batch_engine.TRIES:
             (row,) = batch.rows(work(settings, prompt="?"), [given(drawing(0))])
             assert row["text"] == "x"
         else:
