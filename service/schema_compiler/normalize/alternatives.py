@@ -15,7 +15,7 @@ from service.schema_compiler.normalize.constraints import (
     Constraint,
     Literal,
 )
-from service.schema_compiler.normalize.contradictions import contradictory
+from service.schema_compiler.normalize.contradictions import Glance, merged
 from service.schema_compiler.normalize.nodes import TYPES, Nodes
 
 MAX_ABSORBED = 48
@@ -46,6 +46,7 @@ class Combiner:
         self._drop = drop
         self._keep = keep
         self._steps = 0
+        self._known: dict[tuple[int, Conjunction], Glance] = {}
 
     def any(self, parts: Sequence[Expansion]) -> Expansion:
         """Any of the parts."""
@@ -72,14 +73,13 @@ class Combiner:
         if right == EVERY:
             return left
         if len(left) == len(right) == 1:
-            return [_merged(left[0], right[0])]
+            return [merged(left[0], right[0])]
         size = len(left) * len(right)
         if self._spent(size):
             return self._without(left, right, pointer)
-        merged = [_merged(a, b) for a in left for b in right]
-        if size > 1:
-            merged = [one for one in merged if not contradictory(self._nodes, t, one)]
-        found = united(t, [merged], self._keep)
+        ours, theirs = self._glances(t, left), self._glances(t, right)
+        joined = [self._joined(t, a, b) for a in ours for b in theirs if not a.excludes(b)]
+        found = united(t, [joined], self._keep)
         most = self._bounds.alternatives
         if len(found) > most and len(found) > max(len(left), len(right)):
             return self._without(left, right, pointer)
@@ -92,7 +92,7 @@ class Combiner:
         if len(more) > self._bounds.alternatives:
             more = [_common(more)]
         shared = _common(fewer)
-        return [_merged(one, shared) for one in more]
+        return [merged(one, shared) for one in more]
 
     def _spent(self, steps: int) -> bool:
         """Whether the work for this schema is used up."""
@@ -108,24 +108,30 @@ class Combiner:
             present = [i for i, branch in enumerate(branches) if branch[t]]
             if _distinct_values([branches[i][t] for i in present]):
                 continue
+            glances = {i: self._glances(t, branches[i][t]) for i in present}
             for i, j in combinations(present, 2):
                 if (i, j) in overlaps:
                     continue
                 if self._spent(1):
                     self._drop(pointer, TOO_MANY)
                     return overlaps
-                if not self._disjoint(t, branches[i][t], branches[j][t]):
+                if not all(a.excludes(b) for a in glances[i] for b in glances[j]):
                     overlaps.add((i, j))
         return overlaps
 
-    def _disjoint(self, t: int, left: Alternatives, right: Alternatives) -> bool:
-        return all(contradictory(self._nodes, t, (*a, *b)) for a in left for b in right)
+    def _glances(self, t: int, alternatives: Alternatives) -> list[Glance]:
+        found = []
+        for one in alternatives:
+            glance = self._known.get((t, one))
+            if glance is None:
+                glance = self._known[t, one] = Glance.of(self._nodes, t, one)
+            found.append(glance)
+        return found
 
-
-def _merged(left: Conjunction, right: Conjunction) -> Conjunction:
-    if not left or not right:
-        return left or right
-    return left + tuple(constraint for constraint in right if constraint not in left)
+    def _joined(self, t: int, a: Glance, b: Glance) -> Conjunction:
+        both = a.joined(b)
+        self._known[t, both.conjunction] = both
+        return both.conjunction
 
 
 def _common(alternatives: Alternatives) -> Conjunction:

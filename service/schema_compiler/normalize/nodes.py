@@ -88,6 +88,12 @@ class Summary:
             values = self.values & other.values
         return Summary(self.types & other.types, values, self.excluded | other.excluded)
 
+    def excludes(self, other: Summary) -> bool:
+        """Whether there is surely no value of both; neither is empty."""
+        if self.values is None and other.values is None:
+            return not self.types & other.types
+        return (self & other).empty
+
     @property
     def empty(self) -> bool:
         """Whether there is surely no value."""
@@ -96,6 +102,9 @@ class Summary:
         if self.values is None:
             return False
         return not any(self.types >> _frozen_type(v) & 1 for v in self.values - self.excluded)
+
+
+EVERYTHING = Summary()
 
 
 def _frozen_type(value: Any) -> int:
