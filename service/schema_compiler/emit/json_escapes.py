@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 from service.schema_compiler.emit.rules import Rules, literal
-from service.schema_compiler.regex.codepoints import ALL, Ranges, difference, intersection
+from service.schema_compiler.regex.codepoints import ALL, Ranges, difference, intersection, ranges
 
 SHORT_ESCAPES = {0x08: "b", 0x09: "t", 0x0A: "n", 0x0C: "f", 0x0D: "r", 0x22: '"', 0x5C: "\\"}
 """The character after the backslash."""
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_]+")
 """Most names; nothing of them is escaped."""
+_UNESCAPED = re.compile(r"[ !#-\[\]-~]+")
+"""ASCII characters that stand for themselves."""
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
@@ -62,6 +65,15 @@ class JsonEscapes:
         if plain is not None:
             return [plain, self._any_escape()]
         return list(_json_alternatives(characters))
+
+    def among(self, characters: Sequence[str]) -> list[str]:
+        """The alternatives of some characters, in their order."""
+        if not characters:
+            return []
+        codes = [*map(ord, characters)]
+        if _UNESCAPED.fullmatch("".join(characters)):
+            return [_ascii_class(codes)]
+        return self.alternatives(ranges(zip(codes, codes, strict=True)))
 
     def text(self, characters: str) -> str:
         """See `RawText.text`."""
@@ -123,6 +135,18 @@ def _json_alternatives(characters: Ranges) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _ascii_class(codes: list[int]) -> str:
+    """`character_class` of ASCII characters in their order."""
+    found = []
+    first = last = codes[0]
+    for code in codes[1:]:
+        if code > last + 1:
+            found.append(_range(first, last))
+            first = code
+        last = code
+    return f"[{''.join(found)}{_range(first, last)}]"
+
+
 def _class_of(codes: list[int]) -> str:
     return character_class(tuple((code, code) for code in sorted(codes)))
 
@@ -152,6 +176,7 @@ def _range(low: int, high: int) -> str:
     return _code(low) if low == high else f"{_code(low)}-{_code(high)}"
 
 
+@lru_cache(maxsize=1024)
 def _code(code: int) -> str:
     """A character inside a class."""
     return chr(code) if code < 0x80 and chr(code).isalnum() else f"\\U{code:08x}"

@@ -95,7 +95,7 @@ def canonical(
     escapes = JsonEscapes(rules)
     rest = escapes.anything()
     if (low, high) == (1, None):
-        ways = [f"{one} {rest}" for one in _spelled(escapes, _ranges_of(told_apart))]
+        ways = [f"{one} {rest}" for one in escapes.among(sorted(told_apart))]
         ways.append(escapes.others(_ranges_of(told_apart), rest))
         return rules.define("json_some", " | ".join(ways))
     return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, rest, rules)
@@ -192,6 +192,8 @@ class _TreeWriter:
     ) -> None:
         self._low, self._high, self._rules = low, high, rules
         self._told_apart = told_apart
+        self._in_order = sorted(told_apart)
+        self._every = _ranges_of(told_apart)
         self._most = math.inf if high is None else high
         self._escapes = JsonEscapes(rules)
         self._leaving: dict[tuple[frozenset[str], str | None, bool], str | None] = {}
@@ -234,9 +236,9 @@ class _TreeWriter:
         if key not in self._leaving:
             parts = [self._escapes.end] if ends else []
             if rest is not None:
-                own = _ranges_of(self._told_apart - goes_on)
-                parts += [f"{one} {rest}" for one in _spelled(self._escapes, own)]
-                parts.append(self._escapes.others(_ranges_of(self._told_apart), rest))
+                own = [one for one in self._in_order if one not in goes_on]
+                parts += [f"{one} {rest}" for one in self._escapes.among(own)]
+                parts.append(self._escapes.others(self._every, rest))
             body = " | ".join(parts)
             self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
         return self._leaving[key]
@@ -250,10 +252,6 @@ class _TreeWriter:
         if high is not None and high < 0:
             return None
         return canonical(low, high, self._rules, self._told_apart)
-
-
-def _spelled(escapes: JsonEscapes, characters: Ranges) -> list[str]:
-    return escapes.alternatives(characters) if characters else []
 
 
 @lru_cache(maxsize=1024)

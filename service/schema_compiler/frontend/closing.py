@@ -147,6 +147,7 @@ class _Openings:
         self.is_dynamic = checked.subschemas.embedded and any(
             keyword in meaning for meaning in self.meanings.values() for keyword in _DYNAMIC
         )
+        self.names = {at: _own_names(meaning) for at, meaning in self.meanings.items()}
         self.groups = {id(one): list(self._groups(one)) for one in self.live}
 
     def found(self) -> Iterator[OpenObject]:
@@ -161,7 +162,7 @@ class _Openings:
             if id(schema) in within:
                 continue
             names = spoken[id(schema)]
-            own = _own_names(meaning)
+            own = self.names[id(schema)]
             if self.is_dynamic or id(schema) in conditions:
                 why_not = _IN_CONDITION
             elif id(schema) in accompanied or (names is None and own is not None):
@@ -245,7 +246,7 @@ class _Openings:
                     stack += missing
                     continue
                 stack.pop()
-                names = _own_names(self.meanings[id(schema)])
+                names = self.names[id(schema)]
                 for one in below:
                     names = _both(names, spoken[id(one)])
                 spoken[id(schema)] = names
@@ -256,7 +257,7 @@ class _Openings:
         them; other branches of the same alternatives do not count."""
         pending: list[dict[str, Any]] = []
         for schema in self.live:
-            own_speaks = _own_names(self.meanings[id(schema)]) != frozenset()
+            own_speaks = self.names[id(schema)] != frozenset()
             groups = self.groups[id(schema)]
             speaking = [any(spoken[id(one)] != frozenset() for one in g.schemas) for g in groups]
             for group, speaks in zip(groups, speaking, strict=True):

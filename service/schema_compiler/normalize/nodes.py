@@ -125,6 +125,7 @@ class Nodes:
         self._nodes: list[Node] = []
         self._by_id: dict[int, Node] = {}
         self._booleans: dict[str, Node] = {}
+        self._meanings: dict[int, dict[str, Any]] = {}
         self._summaries: dict[Atom, Summary] = {}
         self.impossible: dict[State, bool] = {}
         """Whether atoms exclude each other, as far as that was asked."""
@@ -171,7 +172,10 @@ class Nodes:
 
     def meaning(self, schema: dict[str, Any]) -> dict[str, Any]:
         """The keywords of a subschema that assert something where they stand."""
-        found = self.draft.meaning(schema)
+        known = self._meanings.get(id(schema))
+        if known is not None:
+            return known
+        found = self._meanings[id(schema)] = self.draft.meaning(schema)
         for keyword in COUNTS & found.keys():
             if isinstance(found[keyword], Decimal):  # 2.0 is an integer, too
                 found[keyword] = int(found[keyword])
