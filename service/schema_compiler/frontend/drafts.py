@@ -370,8 +370,8 @@ def _draft(name: str, base: Any, specification: Any, *, added: dict[str, Any] = 
         validator=_extended(base, keywords, specification),
         metaschema=metaschema(registry[uri].contents, registry=registry),
         specification=_tolerant(specification),
-        newer=ASSERTING - own.keys() - counts - branches - older - _DYNAMIC,
-        foreign=_DYNAMIC - own.keys(),
+        newer=ASSERTING.difference(own, counts, branches, older, _DYNAMIC),
+        foreign=_DYNAMIC.difference(own),
         ignores_siblings=name in ("draft-04", "draft-06", "draft-07"),
         older_forms=added is _ADDED_UNNAMED,
     )

@@ -121,6 +121,10 @@ def _with_values(one: Object, length: Length) -> Object:
     def kept(values: tuple[PropertyValue, ...]) -> tuple[PropertyValue, ...]:
         return tuple(value for value in values if length(value.value) is not None)
 
+    several = [prop.values for prop in one.properties] + [kind.values for kind in one.additional]
+    if all(values and len(kept(values)) == len(values) for values in several):
+        return one
+
     properties = (replace(prop, values=kept(prop.values)) for prop in one.properties)
     additional = (replace(kind, values=kept(kind.values)) for kind in one.additional)
     return replace(

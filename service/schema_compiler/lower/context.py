@@ -236,6 +236,8 @@ class Context:
         others = [one for one in literals if one not in patterns]
         lowered, effort = lower_string(others, uncounted)
         self.effort += effort
+        if not patterns:
+            return lowered
         return replace(lowered, dropped=(*lowered.dropped, *((p, BEYOND) for p in patterns)))
 
     def number(self, literals: list[Literal]) -> Lowered[NumberSet]:
