@@ -324,19 +324,17 @@ class Document:
     values: Mapping[Reference, tuple[Alternative, ...]]
 
 
-def references(alternative: Alternative) -> Iterator[Reference]:
+def references(alternative: Alternative) -> list[Reference]:
     """The values that an alternative refers to, in the order in which they are written."""
     if isinstance(alternative, Object):
-        for prop in alternative.properties:
-            yield from (value.value for value in prop.values)
-        for kind in alternative.additional:
-            yield from (value.value for value in kind.values)
-    elif isinstance(alternative, CountedArray):
-        yield from (value.value for values in alternative.items for value in values)
-    elif isinstance(alternative, Array):
-        yield from alternative.prefix
-        if alternative.rest is not None:
-            yield alternative.rest
+        found = [value.value for prop in alternative.properties for value in prop.values]
+        return found + [value.value for kind in alternative.additional for value in kind.values]
+    if isinstance(alternative, CountedArray):
+        return [value.value for values in alternative.items for value in values]
+    if isinstance(alternative, Array):
+        rest = [] if alternative.rest is None else [alternative.rest]
+        return [*alternative.prefix, *rest]
+    return []
 
 
 def names_by_position(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from service.schema_compiler.frontend.formats import FORMATS
@@ -37,7 +38,7 @@ def keyword_reports(
             seen.add(f"{pointer}/$schema")
             yield KeywordReport(f"{pointer}/$schema", "$schema", Enforcement.ANNOTATION)
         for keyword, value in schema.items():
-            at = f"{pointer}{pointer_of((keyword,))}"
+            at = pointer + _step(keyword)
             seen.add(at)
             if keyword not in known or _says_nothing(keyword, value, known):
                 yield KeywordReport(at, keyword, Enforcement.ANNOTATION)
@@ -68,6 +69,11 @@ def _by_open_conditions(
         if any(one in lost or places.get(one) in checked for one in condition):
             why = f"applies by {pointer}/if, of which something is only checked"
             yield from ((known[branch], why) for branch in ("then", "else") if branch in known)
+
+
+@lru_cache(maxsize=1024)
+def _step(keyword: str) -> str:
+    return pointer_of((keyword,))
 
 
 def _kept(pointer: str, keyword: str, why: str, remark: str = "") -> KeywordReport:
