@@ -109,3 +109,27 @@ def test_exponents_and_digits_cost_no_time(value: str, step: str, found: bool) -
 def test_what_cannot_be_compared_is_not_read(text: str) -> None:
     with pytest.raises(UnreadableNumber, match=r"^a number "):
         read(text)
+
+
+_JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.text(),
+        st.builds(Decimal, st.integers(-(10**6), 10**6)),
+        st.integers(-(10**6), 10**6).map(lambda value: Decimal(value).scaleb(-3)),
+    ),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(_JSON)
+def test_text_of_values_is_read_as_the_same_value(value: object) -> None:
+    for compact in (False, True):
+        text = text_of(value, compact=compact)
+        assert json.loads(text, parse_float=Decimal) == value
+    if "Decimal" not in repr(value):
+        assert text_of(value) == json.dumps(value, ensure_ascii=False)
+        compact_text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        assert text_of(value, compact=True) == compact_text
