@@ -203,3 +203,65 @@ def test_too_many_positions_fall_back_to_the_grammar(monkeypatch: pytest.MonkeyP
     assert found.lengths == b""
     assert why(found) == {"/properties/a/maxLength": TOO_LONG}
     assert found.grammar == compiled(schema, lengths_beside=False).grammar
+
+
+def pattern(source: str, **others: Any) -> dict[str, Any]:
+    return {"type": "string", "pattern": source, **others}
+
+
+@pytest.mark.parametrize(
+    ("schema", "bounds"),
+    [
+        (pattern("^[a-z]{1,255}$"), (0, 255)),  # the grammar counts to 1
+        (pattern("^x-[a-z]{70,}$"), (72, None)),
+        (pattern("^[a-z]{128}$"), (128, 128)),
+        (pattern("^[a-z]{1,255}$", maxLength=100), (0, 100)),
+        (pattern("^[a-z]+@[a-z]+$", maxLength=254), (0, 254)),
+        (pattern("^[a-z]+$", minLength=80, maxLength=90), (80, 90)),
+    ],
+)
+def test_lengths_beside_a_pattern(schema: Any, bounds: tuple[int, int | None]) -> None:
+    found = compiled(schema)
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    assert lengths_at(found, "") == bounds
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        pattern("^(?:[a-z][a-z])+$", minLength=71),  # a text of 70 cannot grow by one character
+        pattern("^[a-z]{1,100}[0-9]*$"),  # which part is long is not known from the whole
+        pattern("[a-z]{1,100}x"),
+        {"anyOf": [pattern("^[a-z]+:[a-z]+$", maxLength=70), pattern("^[A-Z]+$", maxLength=70)]},
+        {"propertyNames": {"maxLength": 70}, "properties": {"x" * 80: {}}},
+    ],
+)
+def test_lengths_that_the_decoder_cannot_count(schema: Any) -> None:
+    found = compiled(schema)
+    if "propertyNames" not in schema:
+        assert found.report.enforcement is Enforcement.CHECKED
+    assert found.lengths == b"" or "propertyNames" in schema
+
+
+def test_a_text_keeps_room_for_its_end() -> None:
+    found = compiled(pattern("^[a-zé]+:[a-z]+:[a-z]+$", maxLength=70))
+    follower = Follower(Table(found.lengths))
+    assert follower.feed(b'"' + b"a" * 65)
+    assert follower.fits("é".encode())
+    assert not follower.fits(b"aa")  # four more are needed, and two are left
+    assert follower.feed(b"a:a")
+    assert not follower.fits(b"a")
+    assert follower.feed(b":a")
+    assert follower.fits(b'"')
+    assert not follower.fits(b"a")
+
+
+def test_names_have_lengths() -> None:
+    closed_names = {"patternProperties": {"^[a-z]{1,70}$": {}}, "additionalProperties": False}
+    for schema in (closed_names, {"propertyNames": {"maxLength": 70}}):
+        found = compiled({"type": "object", **schema})
+        assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+        follower = Follower(Table(found.lengths))
+        assert follower.feed(b'{"a": {"' + b"x" * 80 + b'": 1}, "' + b"a" * 70)
+        assert not follower.fits(b"a")
+        assert follower.fits(b'": 1}')
