@@ -247,7 +247,10 @@ def test_a_request_that_fails_for_every_image_is_refused_first(
 
 def test_the_record_tells_requests_apart() -> None:
     settings = settings_of()
-    first = record_of(work(settings, prompt="a", schema=SCHEMA), settings)
+    asked = work(settings, prompt="a", schema=SCHEMA)
+    first = record_of(asked, settings)
+    grammar = pb.Grammar(json_schema=SCHEMA)
+    shown = pb.InlineTask(user="a", grammar=grammar, schema_in_prompt=True)
     assert record_of(work(settings, prompt="a", schema=SCHEMA), settings) == first
     json.dumps(first)
     others = [
@@ -256,6 +259,8 @@ def test_the_record_tells_requests_apart() -> None:
         record_of(work(settings, prompt="a", schema=SCHEMA, sampling={"seed": 1}), settings),
         record_of(work(settings, prompt="a", schema=SCHEMA), settings_of(max_image_pixels=99)),
         record_of(work(settings, prompt="a", schema=SCHEMA), settings_of(engine="reference")),
+        record_of(work_of(pb.RunTaskRequest(task=pb.Task(inline=shown)), settings), settings),
+        record_of(replace(asked, call=replace(asked.call, accept_empty=True)), settings),
     ]
     assert all(other != first for other in others)
     faster = settings_of(max_concurrent=3)
