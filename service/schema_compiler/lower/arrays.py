@@ -33,7 +33,7 @@ MAX_DISTINCT = 5
 """Values of items that must differ, of which each set of those that are used has a rule."""
 INCOMPARABLE = (
     f"a grammar cannot compare items, unless all of them are from an enum of at most {MAX_DISTINCT}"
-    " values"
+    f" values or a range of at most {MAX_DISTINCT} integers"
 )
 """Why ``uniqueItems`` is dropped."""
 
@@ -109,7 +109,8 @@ class _Lowering:
             return None
         values = None
         if not one.prefix and not self.contains:
-            values = self.context.values(ANY if one.rest is None else self.context.states[one.rest])
+            state = ANY if one.rest is None else self.context.states[one.rest]
+            values = self.context.values(state, integers=MAX_DISTINCT)
         if values is not None and len(values) <= MAX_DISTINCT and all(map(_plain, values)):
             self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
             return DistinctArray(tuple(map(text_of, values)), self.low, self.high)

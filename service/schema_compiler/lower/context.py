@@ -3,6 +3,7 @@ and the keywords that are not enforced."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -21,6 +22,7 @@ from service.schema_compiler.lower.left_lengths import (
     plain_lengths,
 )
 from service.schema_compiler.lower.lowered import Lowered
+from service.schema_compiler.lower.number_constraints import NumberConstraints, Unwritable
 from service.schema_compiler.lower.numbers import lower_number
 from service.schema_compiler.lower.string_patterns import NOT_COUNTED
 from service.schema_compiler.lower.strings import lower_string
@@ -32,6 +34,7 @@ from service.schema_compiler.normalize.nodes import (
     ANY,
     BOOLEAN,
     NULL,
+    NUMBER,
     TYPES,
     Atom,
     Nodes,
@@ -252,15 +255,18 @@ class Context:
 
     # Values
 
-    def values(self, state: State) -> list[Any] | None:
-        """All values of a state, if they are listed; None if not."""
+    def values(self, state: State, *, integers: int = 0) -> list[Any] | None:
+        """All values of a state, if they are listed; None if not. integers: of a range, up to which they
+        count as listed."""
         expansion = self.expand(state)
         listed: list[Any] = []
         for t in TYPES:
             some, rest = self.listed(state, t, expansion[t])
-            if rest:
+            more = _of_ranges(rest, integers) if t == NUMBER else None
+            if rest and more is None:
                 return None
             listed += some
+            listed += [value for value in more or () if value not in some]
         return listed
 
     def listed(
@@ -353,6 +359,29 @@ def _is_exact(value: Decimal) -> bool:
 def _list_of(one: Conjunction) -> list[Any] | None:
     lists = [c.value for c in one if isinstance(c, Literal) and is_list(c)]
     return min(lists, key=len) if lists else None
+
+
+def _of_ranges(alternatives: Alternatives, most: int) -> list[int] | None:
+    """The integers of alternatives that are ranges of at most so many integers; None if others are.
+
+    Only where ``type`` says that they are integers: those have one text each, while a multiple of 1 may be
+    written as ``1.0``.
+    """
+    found: dict[int, None] = {}
+    for one in alternatives:
+        try:
+            known = NumberConstraints.of([c for c in one if isinstance(c, Literal)])
+        except Unwritable:
+            return None
+        if not known.typed or known.low is None or known.high is None:
+            return None
+        first, last = math.ceil(known.low.value), math.floor(known.high.value)
+        first += known.low.open and first == known.low.value
+        last -= known.high.open and last == known.high.value
+        if last - first >= most:
+            return None
+        found.update(dict.fromkeys(n for n in range(first, last + 1) if known.satisfied(n)))
+    return list(found)
 
 
 def _only_integers(one: Conjunction, values: list[Any]) -> bool:

@@ -47,6 +47,7 @@ from service.schema_compiler.normalize.constraints import Literal, Required
 from service.schema_compiler.normalize.nodes import OBJECT, STRING, TYPES
 from service.schema_compiler.stages import STAGES
 from service.types import PropertyOrder
+from tests.service.schema_compiler import schemas
 
 
 def compiled(schema: Any, order: PropertyOrder = PropertyOrder.DECLARED) -> CompiledSchema:
@@ -295,6 +296,83 @@ def test_different_items_out_of_more_values_are_checked() -> None:
         why = [one.why for one in compiled(schema).report.checked]
         assert why == [INCOMPARABLE] * (number - MAX_DISTINCT)
     assert f"an enum of at most {MAX_DISTINCT} values" in INCOMPARABLE
+
+
+def distinct(items: Any, **keywords: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items, "uniqueItems": True, **keywords}
+
+
+def integers(low: Any, high: Any, **keywords: Any) -> dict[str, Any]:
+    return {"type": "integer", "minimum": low, "maximum": high, **keywords}
+
+
+OPEN = {"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}
+
+
+@pytest.mark.parametrize(
+    ("items", "texts"),
+    [
+        (integers(1, 3), ("1", "2", "3")),
+        (integers(-1, 1), ("-1", "0", "1")),
+        (integers(0.5, 3.5), ("1", "2", "3")),
+        (OPEN, ("1", "2")),
+        ({**OPEN, "exclusiveMinimum": -0.5, "exclusiveMaximum": 1.5}, ("0", "1")),
+        (integers(0, 4, exclusiveMinimum=0), ("1", "2", "3", "4")),
+        (integers(10**30, 10**30 + 1), (str(10**30), str(10**30 + 1))),
+        (integers(0, 4, multipleOf=2), ("0", "2", "4")),
+        (integers(0, 3, **{"not": {"enum": [1, 2.0]}}), ("0", "3")),
+        (integers(3, 1), ()),
+        ({"anyOf": [integers(1, 2), integers(2, 3), {"enum": ["a", 1]}]}, ("1", "2", "3", '"a"')),
+        ({"type": ["integer", "null"], "minimum": 1, "maximum": 2}, ("null", "1", "2")),
+    ],
+)
+def test_different_integers_of_a_small_range(items: Any, texts: tuple[str, ...]) -> None:
+    found = compiled(distinct(items, maxItems=4))
+    (one,) = found.document.values[found.document.root]
+    assert isinstance(one, DistinctArray)
+    assert sorted(one.texts) == sorted(texts)
+    assert (one.minimum, one.maximum) == (0, 4)
+    assert found.report.checked == ()
+
+
+def test_the_grammar_of_different_integers() -> None:
+    grammar = schemas.compiled(compiled(distinct(integers(1, 3), minItems=1)).grammar)
+    for text in ("[1]", "[3, 1]", "[2, 3, 1]"):
+        assert schemas.accepts(grammar, text)
+    for text in ("[]", "[1, 1]", "[1, 2, 1]", "[4]", "[1, 2, 3, 1]", "[1, 1.0]", '["1"]'):
+        assert not schemas.accepts(grammar, text)
+
+
+def test_different_integers_of_a_greater_range_are_checked() -> None:
+    for number in (MAX_DISTINCT, MAX_DISTINCT + 1):
+        why = [one.why for one in compiled(distinct(integers(1, number))).report.checked]
+        assert why == [INCOMPARABLE] * (number - MAX_DISTINCT)
+    assert f"a range of at most {MAX_DISTINCT} integers" in INCOMPARABLE
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        {"type": "integer", "minimum": 1},
+        {"type": "integer", "maximum": 3},
+        {"type": "number", "minimum": 1, "maximum": 3},
+        {"type": "number", "minimum": 1, "maximum": 3, "multipleOf": 1},  # 1 or 1.0
+        integers(1, 2, multipleOf=1e-15),
+        {"anyOf": [integers(1, 2), {"enum": [1.0]}]},
+        {"anyOf": [integers(1, 2), {"type": "string"}]},
+        {"anyOf": [integers(1, 3), integers(4, 6)]},
+    ],
+)
+def test_items_that_are_no_few_integers_are_checked(items: Any) -> None:
+    why = {one.keyword: one.why for one in compiled(distinct(items)).report.checked}
+    assert why["uniqueItems"] == INCOMPARABLE
+
+
+def test_names_are_not_looked_for_among_integers() -> None:
+    names = {"anyOf": [{"enum": ["a"]}, integers(1, 2)]}
+    assert root({"type": "object", "propertyNames": names}) == root(
+        {"type": "object", "propertyNames": {"anyOf": [{"enum": ["a"]}, {"type": "integer"}]}}
+    )
 
 
 # Documents
