@@ -23,6 +23,7 @@ _PLAIN_WORD = re.compile(r"[A-Za-z0-9_]+")
 _UNESCAPED = re.compile(r"[ !#-\[\]-~]+")
 """ASCII characters that stand for themselves."""
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
+BACKSLASH = literal("\\")
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
 
@@ -89,8 +90,8 @@ class JsonEscapes:
         # All characters are in this rule: a matcher that left it for some of them would take half as
         # long again for each step, where there are 150,000 tokens.
         name = self._rules.reserve("json_rest")
-        plain, escape = character_class(PLAIN), self._any_escape()
-        self._rules.fill(name, f"{self.end} | {plain} {name} | {escape} {name}")
+        ways = [f"{character_class(PLAIN)} {name}", self._escaped(name)]
+        self._rules.fill(name, " | ".join([self.end, *ways]))
         return name
 
     def others(self, characters: Ranges, rest: str) -> str:
@@ -98,10 +99,22 @@ class JsonEscapes:
         that there is one for each rest."""
 
         def make() -> str:
-            ways = [f"{one} {rest}" for one in self.alternatives(difference(ALL, characters))]
+            others = difference(ALL, characters)
+            plain = _beside_all_special(others)
+            if plain is None:
+                ways = [f"{one} {rest}" for one in _json_alternatives(others)]
+            else:
+                ways = [f"{plain} {rest}", self._escaped(rest)]
             return self._rules.define("json_others", " | ".join(ways))
 
         return self._rules.once(("others", characters, rest), make)
+
+    def _escaped(self, rest: str) -> str:
+        """Any escape and the rest. The backslash is in no rule: a matcher would go through that rule at
+        each character, and take a hundred times as long for the mask behind a backslash."""
+        _, *escapes = _json_alternatives(ALL)
+        body = " | ".join(f"{one.removeprefix(BACKSLASH).lstrip()} {rest}" for one in escapes)
+        return f"{BACKSLASH} {self._rules.define('json_escaped', body)}"
 
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)
@@ -125,13 +138,12 @@ def _json_alternatives(characters: Ranges) -> tuple[str, ...]:
     special = intersection(characters, _SPECIAL)
     codes = [code for low, high in special for code in range(low, high + 1)]
     short = [ord(SHORT_ESCAPES[code]) for code in codes if code in SHORT_ESCAPES]
-    backslash = literal("\\")
     if short:
-        found.append(f"{backslash} {_class_of(short)}")
+        found.append(f"{BACKSLASH} {_class_of(short)}")
     for high in (0, 1):
         digits = [ord(f"{c % 16:x}") for c in codes if c not in SHORT_ESCAPES and c // 16 == high]
         if digits:
-            found.append(f"{literal(chr(92) + f'u00{high}')} {_class_of(digits)}")
+            found.append(f"{BACKSLASH} {literal(f'u00{high}')} {_class_of(digits)}")
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from service.schema_compiler.emit import patterns
 from service.schema_compiler.emit.json_escapes import (
+    BACKSLASH,
     PLAIN,
     JsonEscapes,
     RawText,
@@ -27,7 +28,6 @@ from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
 
 _QUOTE = literal('"')
 _HEX = "[0-9a-fA-F]"
-_BACKSLASH = literal("\\")
 
 
 NO_CHARACTERS: frozenset[str] = frozenset()
@@ -115,20 +115,27 @@ def in_any_form(low: int, high: int | None, rules: Rules) -> str:
 
 
 def _any_number(rules: Rules) -> str:
-    name, escape = rules.reserve("json_string"), _any_escape(rules)
-    rules.fill(name, f"{JsonEscapes.end} | {character_class(PLAIN)} {name} | {escape} {name}")
+    # The backslash is in no rule, as in `JsonEscapes`.
+    name = rules.reserve("json_string")
+    escaped = f'["\\U0000005c/bfnrt] {name} | "u" {_code(rules)} {name}'
+    escape = f"{BACKSLASH} {rules.define('json_escaped', escaped)}"
+    rules.fill(name, f"{JsonEscapes.end} | {character_class(PLAIN)} {name} | {escape}")
     return name
 
 
 def _any_escape(rules: Rules) -> str:
-    second = f'{_BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
-    code = rules.define(
+    return rules.define(
+        "json_any_escape", f'{BACKSLASH} ["\\U0000005c/bfnrt] | {BACKSLASH} "u" {_code(rules)}'
+    )
+
+
+def _code(rules: Rules) -> str:
+    """The rule for what follows ``\\u``."""
+    second = f'{BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
+    return rules.define(
         "json_code",
         f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] [0-7] {_HEX} {_HEX}"
         f" | [dD] [89abAB] {_HEX} {_HEX} {second}",
-    )
-    return rules.define(
-        "json_any_escape", f'{_BACKSLASH} ["\\U0000005c/bfnrt] | {_BACKSLASH} "u" {code}'
     )
 
 
@@ -236,12 +243,32 @@ class _TreeWriter:
         if key not in self._leaving:
             parts = [self._escapes.end] if ends else []
             if rest is not None:
-                own = [one for one in self._in_order if one not in goes_on]
-                parts += [f"{one} {rest}" for one in self._escapes.among(own)]
+                parts += self._blocks(goes_on, rest)
                 parts.append(self._escapes.others(self._every, rest))
             body = " | ".join(parts)
             self._leaving[key] = self._rules.define("json_leaves", body) if parts else None
         return self._leaving[key]
+
+    def _blocks(self, but: frozenset[str], rest: str) -> list[str]:
+        """Expressions for any of the characters of all excluded names but some, and the rest. Each is a
+        rule for a block of these characters, so that hardly any set of them is a new state."""
+        found, pending = [], [self._in_order]
+        while pending:
+            block = pending.pop()
+            inside = [one for one in block if one not in but]
+            if len(inside) == len(block):
+                found.append(self._block(tuple(block), rest))
+            elif inside:
+                middle = len(block) // 2
+                pending += [block[:middle], block[middle:]]
+        return found
+
+    def _block(self, block: tuple[str, ...], rest: str) -> str:
+        def make() -> str:
+            ways = self._escapes.among(block)
+            return self._rules.define("json_block", " | ".join(f"{one} {rest}" for one in ways))
+
+        return self._rules.once(("block", block, rest), make)
 
     def _rest(self, depth: int) -> str | None:
         """Any characters from a depth on."""
