@@ -35,6 +35,7 @@ BENCHMARKS = (
     "lengths",
     "schema_answers",
     "fuzzed_schemas",
+    "goodput",
 )
 QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
 

@@ -35,6 +35,7 @@ TITLES = {
     "batch": "Batches that are killed",
     "batch_speed": "Speed of batches",
     "fuzzed_schemas": "Fuzzed and hostile schemas",
+    "goodput": "Goodput, and the tax of constraints",
     "attack": "Attacks and faults",
     "soak": "Soak",
 }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Row = Mapping[str, Any]
+UNTRAINED = "json_schema, schema_in_prompt"
+"""The row of `benchmarks.goodput` with prompts that the bundled model was not trained on."""
 
 
 @dataclass(frozen=True)
@@ -440,5 +442,21 @@ TARGETS = (
         lambda row: row["part"] == "speed",
         _number("ratio"),
         0.9,
+    ),
+    Target(
+        "goodput",
+        "calls that end OK, tasks that the bundled model was trained on, every kind of grammar",
+        lambda row: True,
+        _number("OK, %"),
+        99,
+        unit="%",
+    ),
+    _at_most(
+        "goodput",
+        "right answers that a grammar costs, every kind of grammar",
+        lambda row: row["grammar"] != UNTRAINED,
+        _number("tax, points"),
+        0.3,
+        "points",
     ),
 )

@@ -135,7 +135,7 @@ async def score_questions(stub: Any, count: int) -> Score:
     async def one(seed: int) -> None:
         rng = random.Random(f"question {seed}")
         for question in QUESTIONS:
-            frames, facts = _facts_for(question.name, question.images, seed)
+            frames, facts = facts_for(question.name, question.images, seed)
             asked = ask(question, facts, rng)
             score.asked[question.name] += 1
             images = [pb.Image(data=encoded_drawing(frame, look)) for frame, look in frames]
@@ -147,7 +147,7 @@ async def score_questions(stub: Any, count: int) -> Score:
     return score
 
 
-def _facts_for(name: str, images: int, seed: int) -> tuple[list[tuple[Scene, int]], Any]:
+def facts_for(name: str, images: int, seed: int) -> tuple[list[tuple[Scene, int]], Any]:
     """Each image's scene with the seed of its look, and the facts that the question is about."""
     if name == "moved":
         pair = keyframes(seed)

@@ -98,7 +98,7 @@ def test_every_stored_comparison_is_in_the_plot() -> None:
     alone = {
         "call_metrics", "cold_start", "deepstack_hook", "maskbench", "large_vocabulary", "schema_answers",
         "schema_answers_http", "remote_accuracy", "remote_validity", "remote_overhead", "ray_overhead",
-        "batch", "batch_speed", "lengths",
+        "batch", "batch_speed", "goodput", "lengths",
         "fuzzed_schemas", "attack", "soak", "lowering_features", "http_overhead",
     }  # fmt: skip
     assert compared == results.keys() - alone

@@ -256,7 +256,7 @@ class _TreeWriter:
         while pending:
             block = pending.pop()
             inside = [one for one in block if one not in but]
-            if len(inside) == len(block):
+            if inside == block and block:
                 found.append(self._block(tuple(block), rest))
             elif inside:
                 middle = len(block) // 2
