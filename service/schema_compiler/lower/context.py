@@ -13,6 +13,7 @@ from service.schema_compiler.budget import Budget, BudgetExceeded, bounded
 from service.schema_compiler.exact import is_whole
 from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.ir.values import NumberSet, Reference, TextSet
+from service.schema_compiler.lower.compile_time import TOO_SLOW, compile_ms
 from service.schema_compiler.lower.left_lengths import (
     NOTHING_LEFT,
     LeftLengths,
@@ -86,6 +87,7 @@ class Context:
         self._expansions: dict[State, Expansion] = {}
         self._left: dict[tuple[Key, bool], LeftLengths] = {}
         self._strings: dict[tuple[Key, bool, frozenset[str]], _Cached[TextSet]] = {}
+        self._pattern_ms: dict[Key, float] = {}
         self._joined: set[State] = set()
         self._members = 0
         self._filter = Budget(seconds=FILTER_SECONDS)
@@ -239,9 +241,23 @@ class Context:
         others = [one for one in literals if one not in patterns]
         lowered, effort = lower_string(others, uncounted)
         self.effort += effort
+        why = BEYOND
+        if not self._affords_patterns(literals, compile_ms(lowered.found)):
+            patterns = [one for one in literals if one.keyword in _PATTERNS]
+            others = [one for one in literals if one not in patterns]
+            lowered, why = lower_string(others, uncounted)[0], TOO_SLOW
         if not patterns:
             return lowered
-        return replace(lowered, dropped=(*lowered.dropped, *((p, BEYOND) for p in patterns)))
+        return replace(lowered, dropped=(*lowered.dropped, *((p, why) for p in patterns)))
+
+    def _affords_patterns(self, literals: list[Literal], ms: float) -> bool:
+        """Whether the grammar compiles soon enough with the patterns of one more string."""
+        key = _key(literals)
+        others = sum(spent for one, spent in self._pattern_ms.items() if one != key)
+        if ms and others + ms > self.bounds.patterns_ms:
+            return False
+        self._pattern_ms[key] = ms
+        return True
 
     def number(self, literals: list[Literal]) -> Lowered[NumberSet]:
         """Numbers that satisfy all literals."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -28,6 +28,7 @@ from service.schema_compiler.ir.values import (
     references,
 )
 from service.schema_compiler.lower.arrays import lower_array
+from service.schema_compiler.lower.compile_time import MAX_MS, document_ms
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.lower.keyword_report import keyword_reports
 from service.schema_compiler.lower.left_lengths import LeftLengths
@@ -85,7 +86,12 @@ def lower_schema(
     """
     lowering = _Lowering(Nodes(checked, text), bounds, order_rules, counted)
     root = lowering.nodes.node(lowering.nodes.subschemas.root, "")
-    return lowering.run(lowering.context.part([root.atom]))
+    lowered = lowering.run(lowering.context.part([root.atom]))
+    if bounds.patterns_ms > MAX_MS and document_ms(lowered.document) > MAX_MS:
+        # Patterns that are looked at on the way may be in no grammar, so they count only now.
+        bounds = replace(bounds, patterns_ms=MAX_MS)
+        return lower_schema(checked, text, bounds, order_rules, counted)
+    return lowered
 
 
 def lower_to_anything(checked: CheckedSchema, text: str) -> LoweredSchema:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from service.schema_compiler.ir.values import AcceptedText, MatchedText
+from service.schema_compiler.lower.compile_time import MAX_MS, automaton_ms, expression_ms
 from service.schema_compiler.lower.string_constraints import (
     MAX_COUNTED,
     TOO_LONG,
@@ -56,8 +57,6 @@ FEW = 40
 """Places at once with which a matcher is still fast."""
 MAX_RANGES = 20_000
 """Of all classes of characters of a string: about a second of a compiler."""
-MAX_WIDE = 500
-"""States of an automaton that take whole words: 5 to 50 ms each where there are 150,000 tokens."""
 _LETTERS: Ranges = ((ord("a"), ord("z")),)
 _FEW_LETTERS = 13
 _TOO_LARGE = "is too large for a grammar"
@@ -269,7 +268,9 @@ def _direct(source: Source, whole: bool, low: int, high: int | None) -> Node | N
     expression = source.read(whole)
     node = None if expression.aheads else unanchored(expression.node, whole=whole)
     node = None if node is None else within(node, low, high)
-    return None if node is None or weight(node) > MAX_RANGES else node
+    if node is None or weight(node) > MAX_RANGES or expression_ms(node) > MAX_MS:
+        return None
+    return node
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,12 +338,12 @@ def _fitted(
 
 def _light(automaton: Dfa) -> Dfa | None:
     """The automaton unless it takes too long to compile: its classes have many ranges, such as letters
-    of all scripts, a hundred times, or many of its states take whole words."""
+    of all scripts, a hundred times, or its states take many tokens of a model."""
     sizes = [len(block) for block in automaton.blocks]
     ranges = 0
     for row in automaton.edges:
         ranges += sum(size for size, target in zip(sizes, row, strict=True) if target != DEAD)
-    return automaton if ranges <= MAX_RANGES and _wide_states(automaton) <= MAX_WIDE else None
+    return automaton if ranges <= MAX_RANGES and automaton_ms(automaton) <= MAX_MS else None
 
 
 def _wide_states(automaton: Dfa) -> int:

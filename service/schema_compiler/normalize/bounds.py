@@ -6,6 +6,7 @@ with the first of ``LADDER``; when it is too costly, with the next, which drops 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -20,6 +21,7 @@ class Bounds:
     subschemas; schemas that refer to themselves in parts of ``allOf`` could have exponentially many.
     members: of all objects together, about 30 µs each in the analysis and more in a compiler.
     effort: of the automata of strings, about a µs each.
+    patterns_ms: that an engine takes for all patterns, see ``lower/compile_time.py``.
     last: whether objects beyond the bounds, and what is in them, are any; else the next bounds are
     taken.
     """
@@ -30,6 +32,7 @@ class Bounds:
     members: int
     effort: int
     last: bool
+    patterns_ms: float = math.inf
 
 
 EXACT = Bounds(128, 30_000, 3_000, 2_000, 150_000, last=False)
