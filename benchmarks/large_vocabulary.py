@@ -37,8 +37,8 @@ NOTES = (
     "xgrammar's own conversion of schemas beside ours, of which it compiles the EBNF, 1 thread, the 151,643 "
     "tokens of Qwen in 151,936 rows; processor time, ours with the analysis; each grammar compiled once, with "
     "nothing kept from the one before. A mask for each character of the answer: median (fastest-slowest). Schemas "
-    "of a collection that both take: every {every}th, for xgrammar every fourth of these. Lengths of strings are counted beside our grammars, as "
-    "the engines do. The pattern of 25 words is about the largest that is enforced; larger ones are CHECKED."
+    "of a collection that both take: every {every}th, for xgrammar every fourth of these. Lengths of strings are "
+    "counted beside our grammars, as the engines do. Patterns of more words than 25 soon are CHECKED."
 )
 PERSON = {
     "type": "object",
