@@ -47,7 +47,7 @@ def declared() -> dict[str, Requirement]:
 def optional() -> set[str]:
     """What users can add: the extras but those of developers."""
     extras = project()["optional-dependencies"]
-    ours = ("dev", "mutants")
+    ours = ("dev", "benchmarks", "mutants")
     texts = [text for extra, texts in extras.items() if extra not in ours for text in texts]
     return {canonicalize_name(Requirement(text).name) for text in texts}
 
@@ -95,7 +95,7 @@ def test_every_dependency_has_a_lower_bound() -> None:
         assert any(part.operator == ">=" for part in requirement.specifier), name
 
 
-@pytest.mark.parametrize("extra", ["", "dev", "otel", "batch", "mutants"])
+@pytest.mark.parametrize("extra", ["", "dev", "otel", "batch", "benchmarks", "mutants"])
 def test_every_dependency_is_pinned_within_its_range(extra: str) -> None:
     texts = project()["optional-dependencies"][extra] if extra else project()["dependencies"]
     pins: dict[str, set[str]] = {}
