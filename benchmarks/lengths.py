@@ -14,10 +14,12 @@ import json
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xgrammar
+from numpy.typing import NDArray
 
 from benchmarks.common import markdown, write_results
 from benchmarks.large_vocabulary import QUICK_TOKENS, TOKENS, tokens
@@ -68,23 +70,22 @@ CASES: dict[str, Any] = {
 }
 """Schemas by name."""
 
-Narrow = Callable[[Any], None]
-Feed = Callable[[int], bool]
+Words = NDArray[np.int32]
+Start = Callable[[Words], tuple[Callable[[], None], Callable[[int], bool]]]
+"""Begins an answer: for the words of a mask, a function that narrows them, and one that reads a token."""
 
 
-def _times(
-    compiled: Any, vocabulary: list[bytes], start: Callable[[], tuple[Narrow, Feed]]
-) -> list[float]:
+def _times(compiled: Any, vocabulary: list[bytes], start: Start) -> list[float]:
     """Microseconds of each mask of random answers."""
     rng, stop, found = random.Random(0), len(vocabulary) - 1, []
     for walk in range(WARM_UP + WALKS):
         matcher = xgrammar.GrammarMatcher(compiled)
-        narrow, feed = start()
         mask = xgrammar.allocate_token_bitmask(1, len(vocabulary)).numpy()
+        narrow, feed = start(mask[0])
         for _ in range(STEPS):
             matcher.fill_next_token_bitmask(mask)
             begun = time.thread_time_ns()
-            narrow(mask[0])
+            narrow()
             if walk >= WARM_UP:
                 found.append((time.thread_time_ns() - begun) / 1e3)
             token = _chosen(rng, mask[0], vocabulary, is_eager=walk % 2 == 1)
@@ -103,18 +104,18 @@ def _chosen(rng: random.Random, mask: Any, vocabulary: list[bytes], *, is_eager:
     return int(rng.choice(going_on if is_eager and going_on else some))
 
 
-def starters(vocabulary: list[bytes], table: Table) -> dict[str, Callable[[], Any]]:
-    """How each begins an answer: a function that narrows a mask, and one that reads a token."""
+def starters(vocabulary: list[bytes], table: Table) -> dict[str, Start]:
+    """How each begins an answer."""
     python = Vocabulary(vocabulary)
 
-    def in_python() -> tuple[Narrow, Feed]:
+    def in_python(words: Words) -> tuple[Callable[[], None], Callable[[int], bool]]:
         follower = Follower(table)
         return (
-            lambda words: python.narrow_inplace(words, follower),
+            lambda: python.narrow_inplace(words, follower),
             lambda token: follower.feed(vocabulary[token]),
         )
 
-    found: dict[str, Callable[[], Any]] = {"Python": in_python}
+    found: dict[str, Start] = {"Python": in_python}
     try:
         limits = native().vocabulary(vocabulary).limits(table)
     except LibraryUnavailable as error:
@@ -125,10 +126,9 @@ def starters(vocabulary: list[bytes], table: Table) -> dict[str, Callable[[], An
     prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
     narrow = prototype(("lengths_narrow", limits.library))
 
-    def in_library() -> tuple[Narrow, Feed]:
+    def in_library(words: Words) -> tuple[Callable[[], None], Callable[[int], bool]]:
         follower = limits.follower()
-        pointer = follower.pointer
-        return lambda words: narrow(pointer, words.ctypes.data), follower.accept
+        return partial(narrow, follower.pointer, words.ctypes.data), follower.accept
 
     return {"library": in_library, **found}
 
