@@ -1,8 +1,8 @@
 """Time that counting the lengths of strings beside the grammar adds to each mask.
 
-``python -m benchmarks lengths``. Random answers over made-up tokens, as many as Qwen3-VL's tokenizer has:
-each token waits for the mask of the grammar and for the limits of strings. Only the limits are measured, in
-processor time of the thread, for the library that TurboMind runs and for its definition in Python, which
+``python -m benchmarks lengths``. Random answers over the tokens of Qwen: each token waits for the mask of
+the grammar and for the limits of strings. Only the limits are measured, in processor time of the thread,
+for the library that TurboMind runs and for its definition in Python, which
 the reference engine runs. Without a C compiler only the latter.
 """
 
@@ -22,8 +22,8 @@ import xgrammar
 from numpy.typing import NDArray
 
 from benchmarks.common import markdown, write_results
-from benchmarks.large_vocabulary import QUICK_TOKENS, TOKENS, tokens
 from benchmarks.report import shown
+from benchmarks.vocabulary import END, PACKAGE, qwen_tokens
 from lmdeploy_ext.deepstack.library import LibraryUnavailable
 from lmdeploy_ext.lengths.binding import native
 from lmdeploy_ext.lengths.follower import Follower
@@ -33,7 +33,7 @@ from service.schema_compiler.api import Options, compile_schema
 from service.schema_compiler.limits import DEFAULT_LIMITS
 
 NOTES = (
-    "Microseconds of processor time that the limits of strings add to a mask, {tokens:,} made-up tokens, one "
+    "Microseconds of processor time that the limits of strings add to a mask, 151,643 tokens of Qwen, one "
     "thread; masks of {walks} random answers of up to {steps} tokens for each case, every second of which "
     "goes on with its strings as long as it may. `library`: what TurboMind runs; `Python`: what the "
     "reference engine runs. The first masks make what all later ones share, and are not counted."
@@ -75,10 +75,10 @@ Start = Callable[[Words], tuple[Callable[[], None], Callable[[int], bool]]]
 """Begins an answer: for the words of a mask, a function that narrows them, and one that reads a token."""
 
 
-def _times(compiled: Any, vocabulary: list[bytes], start: Start) -> list[float]:
+def _times(compiled: Any, vocabulary: list[bytes], start: Start, walks: int) -> list[float]:
     """Microseconds of each mask of random answers."""
-    rng, stop, found = random.Random(0), len(vocabulary) - 1, []
-    for walk in range(WARM_UP + WALKS):
+    rng, found = random.Random(0), []
+    for walk in range(WARM_UP + walks):
         matcher = xgrammar.GrammarMatcher(compiled)
         mask = xgrammar.allocate_token_bitmask(1, len(vocabulary)).numpy()
         narrow, feed = start(mask[0])
@@ -89,7 +89,7 @@ def _times(compiled: Any, vocabulary: list[bytes], start: Start) -> list[float]:
             if walk >= WARM_UP:
                 found.append((time.thread_time_ns() - begun) / 1e3)
             token = _chosen(rng, mask[0], vocabulary, is_eager=walk % 2 == 1)
-            if token == stop:
+            if token == END:
                 break
             assert matcher.accept_token(token)
             assert feed(token)
@@ -135,12 +135,15 @@ def starters(vocabulary: list[bytes], table: Table) -> dict[str, Start]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few tokens, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="few answers, to see that it runs")
     options = parser.parse_args()
-    count = QUICK_TOKENS if options.quick else TOKENS
-    vocabulary = [*tokens(count - 1), b""]
+    vocabulary = qwen_tokens()
+    if vocabulary is None:
+        print(f"Left out: {PACKAGE} is not installed, which has the tokens of Qwen.")
+        return
+    walks = 1 if options.quick else WALKS
     info = xgrammar.TokenizerInfo(
-        vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[count - 1]
+        vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[END]
     )
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     rows = []
@@ -149,7 +152,7 @@ def main() -> None:
         assert found.lengths, name
         compiled = compiler.compile_grammar(found.grammar)
         for kind, start in starters(vocabulary, Table(found.lengths)).items():
-            times = _times(compiled, vocabulary, start)
+            times = _times(compiled, vocabulary, start, walks)
             half, most, largest = np.quantile(times, (0.5, 0.99, 1)).tolist()
             row = {
                 "schema": name, "by": kind, "masks": len(times), "p50 µs": round(half, 1),
@@ -157,7 +160,7 @@ def main() -> None:
             }  # fmt: skip
             rows.append(row)
             print(markdown([shown(row)]), flush=True)
-    write_results("lengths", rows, NOTES.format(tokens=count, walks=WALKS, steps=STEPS))
+    write_results("lengths", rows, NOTES.format(walks=walks, steps=STEPS))
 
 
 if __name__ == "__main__":
