@@ -57,7 +57,10 @@ def validate(
             err=True,
         )
         if not enforced:
-            typer.echo(f"A request with `strict` is refused: exit code {NOT_ENFORCED}.", err=True)
+            typer.echo(
+                f"Requests may use this schema, except with `strict` (exit code {NOT_ENFORCED}).",
+                err=True,
+            )
 
     failed = calling(target, call)
     return failed or (0 if enforced else NOT_ENFORCED)
@@ -83,8 +86,8 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
     checked = [one for one in keywords if one.enforcement == pb.ENFORCEMENT_CHECKED]
     if response.enforcement == pb.ENFORCEMENT_ENFORCED:
         yield (
-            "ENFORCED: the model can only write what fits the schema. Every answer is valid; one that"
-            " is cut off is an error."
+            "ENFORCED: the model can only write what fits the schema. Every finished answer is valid;"
+            " one that max_tokens cuts off is the error OUTPUT_TRUNCATED."
         )
     else:
         yield (

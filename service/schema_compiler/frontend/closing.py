@@ -35,10 +35,11 @@ _OF_OTHERS = (
 )
 """Keywords that say something of names which ``properties`` does not list."""
 
-OPEN = "the object may have properties that the schema does not list"
+OPEN = "this object may have properties that the schema does not list"
 CLOSE_BY = (
-    "; close_objects (--close-objects of the command line) forbids them in each such object, and leaves"
-    ' maps alone; in the schema, extra="forbid" of each pydantic model does, or z.strictObject of zod'
+    ". To forbid them in all such objects, ask with close_objects (--close-objects), or write"
+    ' extra="forbid" in the model_config of each pydantic model, z.strictObject in zod. Maps, such as'
+    " dict[str, int], stay open"
 )
 _IN_CONDITION = (
     "open also with close_objects: not, if, maxContains or an overlapping oneOf applies it"

@@ -15,8 +15,8 @@ from tests.service.harness import Running, running
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "schemas"
 ENFORCED = (
-    "ENFORCED: the model can only write what fits the schema. Every answer is valid; one that is cut"
-    " off is an error.\n"
+    "ENFORCED: the model can only write what fits the schema. Every finished answer is valid; one that"
+    " max_tokens cuts off is the error OUTPUT_TRUNCATED.\n"
 )
 POINTER = "/properties/tags/uniqueItems"
 
@@ -41,7 +41,7 @@ async def test_a_schema_that_is_partly_checked() -> None:
     summary, keyword = done.out.splitlines()
     assert ", except for 1 of its " in summary
     assert summary.endswith(" one that violates them is the error OUTPUT_INVALID.")
-    assert done.err.endswith("A request with `strict` is refused: exit code 3.\n")
+    assert done.err.endswith("Requests may use this schema, except with `strict` (exit code 3).\n")
     assert keyword.startswith(f"  checked    {POINTER}: ")
 
 
