@@ -46,14 +46,20 @@ def plain_lengths(literals: Sequence[Literal]) -> LeftLengths:
 
 
 def long_lengths(literals: Sequence[Literal]) -> LeftLengths:
-    """The bounds to which a grammar does not count, and those that patterns imply."""
+    """The bounds to which a grammar does not count, and those that patterns imply. A grammar counts to the
+    tightest of several ``maxLength``; where it can, the others say nothing."""
     lows: list[tuple[int, int]] = []
     highs: list[tuple[int, int]] = []
+    own = [_bound(one) for one in literals if one.keyword in _LENGTHS and not _is_least(one)]
+    is_counted = min(own, default=0) <= MAX_COUNTED
     for i, one in enumerate(literals):
         low: int | None = None
         high: int | None = None
         if one.keyword in _LENGTHS:
-            low, high = (_bound(one), None) if _is_least(one) else (None, _bound(one))
+            if _is_least(one):
+                low = _bound(one)
+            elif not is_counted:
+                high = _bound(one)
         elif one.keyword == "pattern" and not one.negated:
             low, high = implied_lengths(one.value) or (None, None)
         if low is not None and low > MAX_COUNTED:

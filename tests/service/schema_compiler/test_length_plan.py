@@ -256,6 +256,20 @@ def test_a_text_keeps_room_for_its_end() -> None:
     assert not follower.fits(b"a")
 
 
+def test_the_tightest_of_several_lengths_counts() -> None:
+    """A grammar counts to the tightest, so that none of them is left to the decoder."""
+    bounds = [{"maxLength": 100}, {"maxLength": 50}]
+    names = compiled({"type": "object", "propertyNames": {"allOf": bounds}})
+    assert names.report.enforcement is Enforcement.ENFORCED, why(names)
+    assert names.lengths == b""
+    assert names.grammar == compiled({"propertyNames": bounds[1], "type": "object"}).grammar
+    # A text of 50 characters without @ could not come to an end.
+    schema = {**pattern("^[^@]{1,60}@[^@]{1,45}$"), "allOf": bounds}
+    texts = compiled(schema)
+    assert texts.lengths == b""
+    assert set(why(texts)) == {"/allOf/0/maxLength", "/allOf/1/maxLength"}
+
+
 def test_names_have_lengths() -> None:
     closed_names = {"patternProperties": {"^[a-z]{1,70}$": {}}, "additionalProperties": False}
     for schema in (closed_names, {"propertyNames": {"maxLength": 70}}):
