@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from service.schema_compiler.ir.values import AnyText, OtherText, PrefixedText, TextSet
 from service.schema_compiler.lower.lowered import Lowered
@@ -71,33 +72,35 @@ def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet 
             return found, effort
     if constraints.uncounted:
         return _uncounted(constraints, excluded), effort
-    low, high = constraints.countable()
-    if not prefix:
-        return _other_than(excluded, low, high), effort
-    size = len(prefix)
-    low, high = max(low - size, 1), None if high is None else high - size
-    rest = _other_than(excluded.behind(prefix), low, high)
-    return None if rest is None else PrefixedText(prefix, rest), effort
+    return _beginning(prefix, _rest(excluded, prefix, *constraints.countable())), effort
 
 
 def _uncounted(constraints: StringConstraints, excluded: Excluded) -> TextSet | None:
     """Strings without the bounds that the decoder keeps. A text that is excluded at the greatest length
     must not be begun to the end, as nothing could follow it."""
-    found = _other_than(excluded, constraints.low, constraints.high)
+    prefix = constraints.prefix
+    found = _rest(excluded, prefix, constraints.low, constraints.high)
     if found is None:
         return None
-    low, high = constraints.countable()
-    prefix = constraints.prefix
-    if prefix:
-        size = len(prefix)
-        rest = _other_than(
-            excluded.behind(prefix), max(low - size, 1), None if high is None else high - size
-        )
-        return None if rest is None else PrefixedText(prefix, rest)
-    if isinstance(found, AnyText):
-        return AnyText(low, high)
-    full = frozenset(text for text in found.texts if text and len(text) == constraints.high)
-    return OtherText(low, high, found.texts - full, found.prefixes | full)
+    rest = _rest(excluded, prefix, *constraints.countable())
+    if constraints.high is not None and isinstance(rest, OtherText):
+        longest = constraints.high - len(prefix)
+        full = frozenset(text for text in rest.texts if text and len(text) == longest)
+        rest = replace(rest, texts=rest.texts - full, prefixes=rest.prefixes | full)
+    return _beginning(prefix, rest)
+
+
+def _rest(
+    excluded: Excluded, prefix: str, low: int, high: int | None
+) -> AnyText | OtherText | None:
+    """What comes behind a prefix in texts that are longer than it."""
+    size = len(prefix)
+    low, high = max(low - size, int(bool(prefix))), None if high is None else high - size
+    return _other_than(excluded.behind(prefix), low, high)
+
+
+def _beginning(prefix: str, rest: AnyText | OtherText | None) -> TextSet | None:
+    return PrefixedText(prefix, rest) if prefix and rest is not None else rest
 
 
 def _other_than(excluded: Excluded, low: int, high: int | None) -> AnyText | OtherText | None:

@@ -270,6 +270,20 @@ def test_the_tightest_of_several_lengths_counts() -> None:
     assert set(why(texts)) == {"/allOf/0/maxLength", "/allOf/1/maxLength"}
 
 
+def test_an_excluded_name_at_its_full_length_is_not_begun_to_the_end() -> None:
+    from tests.service.engines.common.test_lengths import Walker
+
+    declared = "a" * 69
+    names = {"maxLength": 70, "not": {"enum": [declared + "x"]}}
+    found = compiled({"type": "object", "properties": {declared: {}}, "propertyNames": names})
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    walker = Walker(found)
+    begun = f'{{"{declared}'.encode()
+    assert walker.allows(begun + b'": 1}')
+    assert walker.allows(begun + b'y": 1}')
+    assert not walker.allows(begun + b"x")
+
+
 def test_names_have_lengths() -> None:
     closed_names = {"patternProperties": {"^[a-z]{1,70}$": {}}, "additionalProperties": False}
     for schema in (closed_names, {"propertyNames": {"maxLength": 70}}):
