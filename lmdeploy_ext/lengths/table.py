@@ -110,12 +110,14 @@ class Table:
 
     @cached_property
     def _edge_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """By rising number of the node and byte: 256 * node + byte, and the next node."""
+        """By rising number of the node and byte: 256 * node + byte, and the next node. Before them a pair
+        that no node has, so that one is found for each node."""
         pairs = sorted(
             (256 * node + self._bytes[at], self._targets[at])
             for node, (first, count) in enumerate(self._fans)
             for at in range(first, first + count)
         )
+        pairs.insert(0, (-256, NONE))
         keys, targets = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         return keys, targets
 
@@ -150,8 +152,17 @@ class Table:
             and within(edges[:, 1], NONE, len(nodes))
             and all(
                 bool(((first >= 0) & (count >= 0) & (first + count <= total)).all())
+                and int(count.sum()) <= total  # lists that overlap could be more than memory holds
                 for (first, count), total in ((lists, len(items)), (fans, len(edges)))
             )
+            and _rises(edges[:, 0], *fans)
         )
         if not fits:
             raise TableError("its numbers do not fit")
+
+
+def _rises(values: NDArray[np.int32], first: NDArray[np.int64], count: NDArray[np.int64]) -> bool:
+    """Whether the values of each list are in rising order."""
+    falls = np.cumsum(np.diff(values, prepend=-1) <= 0)
+    some = count > 0
+    return bool((falls[first[some] + count[some] - 1] == falls[first[some]]).all())

@@ -182,3 +182,38 @@ def test_tables_that_do_not_fit_are_refused() -> None:
     for data in (b"", good[:-1], good[:-4], good + b"\0\0\0\0"):
         with pytest.raises(TableError):
             Table(data)
+
+
+def text_table(nodes: list[tuple[int, int, int, int]], edges: list[tuple[int, int]]) -> bytes:
+    """The limits of a string of up to 7 characters, of which the end may need 5."""
+    rows = [
+        (0, UNLIMITED, -1, 0, UNLIMITED, -1, 0, 0, 0, 0),
+        (0, 7, 0, 5, UNLIMITED, -1, 0, 0, 0, 0),
+    ]
+    header = [2, len(rows), len(nodes), len(edges), 0, 1, 2]
+    numbers = [*header, *itertools.chain(*rows, *nodes, *edges)]
+    return struct.pack(f"<{len(numbers)}i", *numbers)
+
+
+def test_edges_that_overlap_or_fall_are_refused() -> None:
+    """They could take more memory than there is, and lead to different masks here and in C."""
+    edges = [(ord("a"), 0), (ord("b"), -1)]
+    Table(text_table([(0, 2, -1, 3), (2, 0, -1, 0)], edges))
+    for nodes, wrong in [
+        ([(0, 2, -1, 3), (0, 2, -1, 0)], edges),
+        ([(0, 2, -1, 3)], edges[::-1]),
+        ([(0, 2, -1, 3)], [edges[0]] * 2),
+    ]:
+        with pytest.raises(TableError):
+            Table(text_table(nodes, wrong))
+
+
+@pytest.mark.parametrize("edges", [[], [(ord("a"), 0)], [(ord("a"), 0), (ord("b"), -1)]])
+def test_texts_are_followed_at_once_as_one_by_one(edges: list[tuple[int, int]]) -> None:
+    limits = Table(text_table([(0, len(edges), -1, 3)], edges))
+    for begun in (b'"', b'"a', b'"aaa'):
+        follower, words = Follower(limits), full()
+        follower.feed(begun)
+        Vocabulary(VOCABULARY).narrow_inplace(words, follower)
+        one_by_one = [i for i, token in enumerate(VOCABULARY) if follower.fits(token)]
+        assert allowed(words) == one_by_one, begun
