@@ -32,7 +32,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service.schema_compiler.emit.string_lengths import Bounds, Position, string_lengths
-from service.schema_compiler.emit.text_nodes import NONE, TooManyEdges, byte_spans, text_nodes
+from service.schema_compiler.emit.text_nodes import (
+    MAX_EDGES,
+    NONE,
+    TooManyEdges,
+    byte_spans,
+    text_nodes,
+)
 from service.schema_compiler.ir.values import (
     AcceptedText,
     Alternative,
@@ -91,6 +97,7 @@ class _Writer:
         self._pending: list[frozenset[Part]] = []
         self._nodes: list[list[int]] = []
         self._texts: dict[Dfa, tuple[int, int] | None] = {}
+        self._room = MAX_EDGES
         self._edges: list[tuple[int, int]] = []
         self._items: list[int] = []
         self._looser: set[str] = set()
@@ -180,13 +187,14 @@ class _Writer:
         assert automaton is not None
         if automaton not in self._texts:
             try:
-                nodes = text_nodes(automaton)
+                nodes = text_nodes(automaton, self._room)
             except TooManyEdges:
                 self._texts[automaton] = None
                 return None
             first = len(self._nodes)
             if first + len(nodes) > MAX_NODES:
                 raise _TooLarge
+            self._room -= sum(len(node.edges) for node in nodes)
             for node in nodes:
                 self._nodes.append([len(self._edges), len(node.edges), NONE, node.distance])
                 self._edges += (

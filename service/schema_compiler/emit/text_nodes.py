@@ -13,13 +13,13 @@ from service.schema_compiler.emit.json_escapes import SHORT_ESCAPES
 from service.schema_compiler.regex.codepoints import ranges
 from service.schema_compiler.regex.dfa import DEAD, Dfa
 
-MAX_EDGES = 20_000
-"""Of one automaton; 8 bytes each."""
+MAX_EDGES = 100_000
+"""Of all automata of a table; 8 bytes and about 2 µs each."""
 NONE = -1
 Edges = tuple[tuple[int, int], ...]
 """Bytes, ascending, each with the node to which it and those before the next one lead, or NONE."""
-_Pieces = Sequence[tuple[int, int, int]]
-"""First and last code points and the node behind them, ascending."""
+_Run = tuple[int, int, int]
+"""First and last bytes, or code points, and the node behind each of them."""
 
 
 class TextNode(NamedTuple):
@@ -35,32 +35,37 @@ class TooManyEdges(Exception):
 
 def byte_spans(pairs: Iterable[tuple[int, int]]) -> Edges:
     """The edges of bytes, ascending, each with the node to which it alone leads."""
+    return _edges((byte, byte, node) for byte, node in pairs)
+
+
+def _edges(runs: Iterable[_Run]) -> Edges:
     found: list[tuple[int, int]] = []
     after = 0
-    for byte, node in pairs:
-        if byte != after and found:
+    for first, last, node in runs:
+        if first != after and found:
             found.append((after, NONE))
-        if byte != after or not found or found[-1][1] != node:
-            found.append((byte, node))
-        after = byte + 1
+        if first != after or not found or found[-1][1] != node:
+            found.append((first, node))
+        after = last + 1
     if found and after < 256:
         found.append((after, NONE))
     return tuple(found)
 
 
-def text_nodes(dfa: Dfa) -> list[TextNode]:
-    """The nodes of a minimal automaton that accepts something; a text begins at the first. Raises
-    `TooManyEdges`."""
-    return _Nodes(dfa).all()
+def text_nodes(dfa: Dfa, room: int = MAX_EDGES) -> list[TextNode]:
+    """The nodes of a minimal automaton that accepts something; a text begins at the first. room: the most
+    edges that they may have together. Raises `TooManyEdges`."""
+    return _Nodes(dfa, room).all()
 
 
 class _Nodes:
-    def __init__(self, dfa: Dfa) -> None:
+    def __init__(self, dfa: Dfa, room: int) -> None:
         self._dfa = dfa
         distances = dfa.distances()
         self._nodes = [TextNode((), distance) for distance in distances]
         self._known: dict[Edges, int] = {}
-        self._edges = 0
+        self._wholes: dict[tuple[int, int], int] = {}
+        self._room = room
 
     def all(self) -> list[TextNode]:
         for state, row in enumerate(self._dfa.edges):
@@ -69,14 +74,13 @@ class _Nodes:
         return self._nodes
 
     def _spend(self, edges: Edges) -> Edges:
-        self._edges += len(edges)
-        if self._edges > MAX_EDGES:
+        self._room -= len(edges)
+        if self._room < 0:
             raise TooManyEdges
         return edges
 
-    def _node(self, pairs: Iterable[tuple[int, int]]) -> int:
-        """The node inside a character from which bytes lead to nodes."""
-        edges = byte_spans(pairs)
+    def _node(self, edges: Edges) -> int:
+        """The node inside a character with these edges."""
         found = self._known.get(edges)
         if found is None:
             found = self._known[edges] = len(self._nodes)
@@ -100,17 +104,17 @@ class _Nodes:
                 (escapes if is_special else edges)[code] = target
         if escapes:
             edges[ord("\\")] = self._escaped(escapes)
-        for lead in range(0xC2, 0xF5):
-            below = 1 if lead < 0xE0 else 2 if lead < 0xF0 else 3
-            first = (lead & (0x3F >> below)) << 6 * below
+        runs = [(byte, byte, target) for byte, target in sorted(edges.items())]
+        for below, leads in (
+            (1, range(0xC2, 0xE0)),
+            (2, range(0xE0, 0xF0)),
+            (3, range(0xF0, 0xF5)),
+        ):
             least = (0x80, 0x800, 0x10000)[below - 1]  # shorter forms are in no UTF-8
-            longer = [
-                (max(low, least), high, target) for low, high, target in pieces if high >= least
-            ]
-            found = self._block(longer, first, below)
-            if found is not None:
-                edges[lead] = found
-        return byte_spans(sorted(edges.items()))
+            longer = [(max(low, least), high, to) for low, high, to in pieces if high >= least]
+            first = (leads[0] & (0x3F >> below)) << 6 * below
+            runs += self._blocks(longer, first, below, leads)
+        return _edges(runs)
 
     def _escaped(self, targets: dict[int, int]) -> int:
         """The node behind a backslash."""
@@ -123,28 +127,44 @@ class _Nodes:
             else:
                 digits.setdefault(code // 16, []).append((ord(f"{code % 16:x}"), target))
         if digits:
-            tens = self._node(
-                (ord("0") + ten, self._node(sorted(ones))) for ten, ones in sorted(digits.items())
-            )
+            ones = {ten: self._node(byte_spans(sorted(one))) for ten, one in digits.items()}
+            tens = self._node(byte_spans((ord("0") + ten, ones[ten]) for ten in sorted(ones)))
             for _ in range(2):
-                tens = self._node([(ord("0"), tens)])
+                tens = self._node(byte_spans([(ord("0"), tens)]))
             pairs.append((ord("u"), tens))
-        return self._node(sorted(pairs))
+        return self._node(byte_spans(sorted(pairs)))
 
-    def _block(self, pieces: _Pieces, first: int, below: int) -> int | None:
-        """The node before the last bytes of the characters of a block, of which there are so many; None
-        if the block has no character. pieces: sorted; some may be outside the block."""
-        if below == 0:
-            return next((target for low, high, target in pieces if low <= first <= high), None)
-        last = first + (1 << 6 * below) - 1
-        inside = [one for one in pieces if one[0] <= last and one[1] >= first]
-        if not inside:
-            return None
-        size = 1 << 6 * (below - 1)
-        if len(inside) == 1 and inside[0][0] <= first and last <= inside[0][1]:
-            part = self._block(inside, first, below - 1)
-            assert part is not None
-            return self._node((0x80 + i, part) for i in range(64))
-        parts = ((0x80 + i, self._block(inside, first + i * size, below - 1)) for i in range(64))
-        found = [(byte, part) for byte, part in parts if part is not None]
-        return self._node(found) if found else None
+    def _blocks(
+        self, pieces: Sequence[_Run], first: int, below: int, leads: range
+    ) -> Iterable[_Run]:
+        """Of the blocks of characters that begin with these bytes, those that have some, with the nodes
+        behind the bytes. first: character. below: the number of the bytes behind. pieces: ascending."""
+        size = 1 << 6 * below
+        at = count = 0
+        while count < len(leads) and at < len(pieces):
+            low = first + count * size
+            begin, end, target = pieces[at]
+            if end < low:
+                at += 1
+            elif begin > low + size - 1:
+                count = (begin - first) // size
+            elif begin <= low and (several := min((end + 1 - low) // size, len(leads) - count)):
+                yield leads[count], leads[count + several - 1], self._whole(target, below)
+                count += several
+            else:
+                after = at + 1
+                while after < len(pieces) and pieces[after][0] < low + size:
+                    after += 1
+                parts = self._blocks(pieces[at:after], low, below - 1, range(0x80, 0xC0))
+                yield leads[count], leads[count], self._node(_edges(parts))
+                count += 1
+
+    def _whole(self, target: int, below: int) -> int:
+        """The node before the last bytes of characters all of which lead to one node."""
+        if not below:
+            return target
+        found = self._wholes.get((target, below))
+        if found is None:
+            part = self._whole(target, below - 1)
+            found = self._wholes[target, below] = self._node(_edges([(0x80, 0xBF, part)]))
+        return found

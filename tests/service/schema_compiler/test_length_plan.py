@@ -256,6 +256,39 @@ def test_a_text_keeps_room_for_its_end() -> None:
     assert not follower.fits(b"a")
 
 
+def test_texts_that_take_too_much_room_together_are_checked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from service.schema_compiler.emit import length_plan
+
+    one = pattern("^\\p{Lu}+@\\p{L}+$", maxLength=70)
+    others = [pattern(f"^\\p{{Lu}}+{i}@\\p{{L}}+$", maxLength=70) for i in range(3)]
+    alone = compiled(closed(a=one))
+    assert alone.report.enforcement is Enforcement.ENFORCED, why(alone)
+    monkeypatch.setattr(length_plan, "MAX_EDGES", len(alone.lengths) // 4)
+    found = compiled(closed(a=one, **{f"b{i}": other for i, other in enumerate(others)}))
+    checked = why(found)
+    assert 0 < len(checked) < 4
+    assert all(one.endswith("/maxLength") for one in checked)
+    assert lengths_at(found, '{"a": ') == (0, 70)
+
+
+def test_the_bytes_of_a_text_are_those_of_its_characters() -> None:
+    """Of all lengths in UTF-8, at the edges of blocks and within them."""
+    edges = (0x7F, 0x80, 0xBF, 0xC0, 0x7FF, 0x800, 0x823, 0xFFF, 0x1000, 0xD7FF, 0xE000, 0xFFFF)
+    pieces = [edges[i : i + 2] for i in range(0, len(edges), 2)] + [(0x10000, 0x1F63F)]
+    inside = "".join(f"\\u{{{first:X}}}-\\u{{{last:X}}}" for first, last in pieces)
+    found = compiled(pattern(f"^[a-z{inside}]+!$", maxLength=70))
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    limits = Table(found.lengths)
+    around = {code + d for piece in pieces for code in piece for d in (-1, 0, 1)} | {0x10FFFF}
+    for code in sorted(around - set(range(0xD800, 0xE000))):
+        follower = Follower(limits)
+        assert follower.feed(b'"' + chr(code).encode())
+        is_known = any(first <= code <= last for first, last in pieces)
+        assert (follower.node != -1) is is_known, hex(code)
+
+
 def test_the_tightest_of_several_lengths_counts() -> None:
     """A grammar counts to the tightest, so that none of them is left to the decoder."""
     bounds = [{"maxLength": 100}, {"maxLength": 50}]
