@@ -167,7 +167,7 @@ class _Writer:
         known = [one for one in found if one is not None]
         longest = max(known) if len(known) == len(found) else None
         for names in kinds:
-            if names.maximum != longest:
+            if names.maximum is None or names.maximum != longest:
                 self._looser.update(names.maximum_by)
         return UNLIMITED if longest is None else min(longest, UNLIMITED)
 

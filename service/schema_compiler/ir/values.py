@@ -215,7 +215,8 @@ class NameSet:
     each declared name with which it begins, may be written.
 
     maximum: of the characters of all of them, which the decoder keeps; maximum_by: JSON pointers of the
-    keywords behind it, empty where the grammar has all that is said of lengths.
+    keywords behind it, empty where the grammar has all that is said of lengths. None with pointers: the
+    decoder would have to keep it of some of the names only.
     """
 
     apart: TextSet | None

@@ -181,15 +181,15 @@ class AdditionalNames:
         return NameSet(lowered.found, extending, *self._left(written))
 
     def _left(self, written: Iterable[list[Literal]]) -> tuple[int | None, tuple[str, ...]]:
-        """The greatest length of names that the decoder keeps, and the pointers behind it."""
-        maxima: list[int | None] = []
+        """The greatest length of names that the decoder keeps, and the pointers behind it; None with
+        pointers where it is not kept of all of them."""
+        maxima: set[int | None] = set()
         pointers: dict[str, None] = {}
         for literals in written:
             left = self.context.left_lengths(literals, name=True)
-            maxima.append(left.maximum)
+            maxima.add(left.maximum)
             pointers.update(dict.fromkeys(literals[i].pointer for i in left.maximum_by))
-        known = [one for one in maxima if one is not None]
-        return max(known) if known and len(known) == len(maxima) else None, tuple(pointers)
+        return maxima.pop() if len(maxima) == 1 else None, tuple(pointers)
 
     @staticmethod
     def _longer(literals: list[Literal], name: str, in_order: list[str]) -> list[Literal]:

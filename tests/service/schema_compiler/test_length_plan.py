@@ -303,6 +303,21 @@ def test_the_tightest_of_several_lengths_counts() -> None:
     assert set(why(texts)) == {"/allOf/0/maxLength", "/allOf/1/maxLength"}
 
 
+def test_a_length_that_the_grammar_counts_for_some_names_is_not_left_for_others() -> None:
+    """Behind the declared name only x can follow, which a grammar counts; elsewhere letters can."""
+    found = compiled(
+        {
+            "type": "object",
+            "properties": {"abc": {}},
+            "patternProperties": {"^[a-z]{1,3}x*$": {}},
+            "additionalProperties": False,
+            "propertyNames": {"maxLength": 100},
+        }
+    )
+    assert why(found) == {"/propertyNames/maxLength": TOO_LONG}
+    assert found.lengths == b""
+
+
 def test_an_excluded_name_at_its_full_length_is_not_begun_to_the_end() -> None:
     from tests.service.engines.common.test_lengths import Walker
 
