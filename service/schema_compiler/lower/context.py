@@ -15,6 +15,7 @@ from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.ir.values import NumberSet, Reference, TextSet
 from service.schema_compiler.lower.compile_time import TOO_SLOW, compile_ms
 from service.schema_compiler.lower.left_lengths import (
+    MAX_ALL_STEPS,
     NOTHING_LEFT,
     LeftLengths,
     automaton_of,
@@ -86,6 +87,7 @@ class Context:
         self.expander = Expander(nodes, bounds, self.drop)
         self._expansions: dict[State, Expansion] = {}
         self._left: dict[tuple[Key, bool], LeftLengths] = {}
+        self._left_steps = 0
         self._strings: dict[tuple[Key, bool, frozenset[str]], _Cached[TextSet]] = {}
         self._pattern_ms: dict[Key, float] = {}
         self._joined: set[State] = set()
@@ -228,7 +230,11 @@ class Context:
         own = {id(literals[i]) for i in (*left.minimum_by, *left.maximum_by)}
         if any(id(one) in own for one, _ in lowered.dropped):
             return NOTHING_LEFT
-        found = can_be_left(left, automaton_of(lowered.found))
+        if self._left_steps > MAX_ALL_STEPS:
+            return NOTHING_LEFT
+        automaton, steps = automaton_of(lowered.found)
+        self._left_steps += steps
+        found = can_be_left(left, automaton)
         return NOTHING_LEFT if name and found.automaton is not None else found
 
     def _string(self, literals: list[Literal], uncounted: frozenset[str]) -> Lowered[TextSet]:

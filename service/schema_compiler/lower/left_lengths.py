@@ -18,6 +18,11 @@ from service.schema_compiler.regex.dfa import Dfa, Effort, TooLarge
 from service.schema_compiler.regex.nfa import Alphabet, recognised
 from service.schema_compiler.regex.syntax import Expression, Node
 
+MAX_STEPS = 20_000
+"""Of the automaton of one pattern that is written as it stands, 4 µs each; most take some dozens."""
+MAX_ALL_STEPS = 3 * MAX_STEPS
+"""Of all of a schema; further lengths are not left to the decoder."""
+
 
 @dataclass(frozen=True, slots=True)
 class LeftLengths:
@@ -86,19 +91,21 @@ def can_be_left(left: LeftLengths, automaton: Dfa | None) -> LeftLengths:
     )
 
 
-def automaton_of(texts: TextSet | None) -> Dfa | None:
-    """The automaton of texts with a pattern; None where it is too large."""
+def automaton_of(texts: TextSet | None) -> tuple[Dfa | None, int]:
+    """The automaton of texts with a pattern, None where it is too large, and the steps that it takes."""
     if isinstance(texts, AcceptedText):
-        return texts.automaton
-    return _recognised(texts.expression) if isinstance(texts, MatchedText) else None
+        return texts.automaton, 0
+    return _recognised(texts.expression) if isinstance(texts, MatchedText) else (None, 0)
 
 
 @lru_cache(maxsize=64)
-def _recognised(node: Node) -> Dfa | None:
+def _recognised(node: Node) -> tuple[Dfa | None, int]:
+    effort = Effort(MAX_STEPS)
     try:
-        return recognised(Expression(node), Alphabet([node]), Effort(), whole=True)
+        found = recognised(Expression(node), Alphabet([node]), effort, whole=True)
     except TooLarge:
-        return None
+        return None, MAX_STEPS
+    return found, MAX_STEPS - effort.left
 
 
 _LENGTHS = ("minLength", "maxLength")

@@ -273,6 +273,17 @@ def test_texts_that_take_too_much_room_together_are_checked(
     assert lengths_at(found, '{"a": ') == (0, 70)
 
 
+def test_large_automata_do_not_cost_a_schema_its_grammar() -> None:
+    """Patterns that are written as they stand, whose automata are made for their lengths alone."""
+    several = [pattern(f"^{i}(?:[0-9]{{30}}-){{60}}[a-z]+$", maxLength=5000 + i) for i in range(20)]
+    found = compiled(closed(**{f"p{i}": one for i, one in enumerate(several)}))
+    assert lengths_at(found, '{"p0": ') == (0, 5000)
+    checked = why(found)
+    assert 0 < len(checked) < 20
+    assert checked["/properties/p19/maxLength"] == TOO_LONG
+    assert all(one.endswith("/maxLength") for one in checked)
+
+
 def test_the_bytes_of_a_text_are_those_of_its_characters() -> None:
     """Of all lengths in UTF-8, at the edges of blocks and within them."""
     edges = (0x7F, 0x80, 0xBF, 0xC0, 0x7FF, 0x800, 0x823, 0xFFF, 0x1000, 0xD7FF, 0xE000, 0xFFFF)
