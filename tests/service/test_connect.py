@@ -25,7 +25,7 @@ from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
 from service.traces import Traces
 from tests.service.harness import ROOT, SERVICE, image_bytes, until
-from tests.service.http_api.harness import Reply, Serving, serving, small_buffers
+from tests.service.http_api.harness import LONG, Reply, Serving, serving, small_buffers
 
 pytestmark = pytest.mark.slow
 
@@ -446,7 +446,7 @@ async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.unread.STALL_S", 0.1)
-    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
+    engine = FakeEngine(LONG, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
         await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
         assert server.runtime.lifecycle.calls_in_flight == 1
@@ -457,9 +457,11 @@ async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
 async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("service.unread.DROP_AFTER_S", 0.1)
-    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
-    async with serving(engine, inference_timeout_s=3, receive_timeout_s=1) as server:
+    limit_s = 300.0  # far away, so that the engine does not end the call itself
+    monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - 2 * limit_s)
+    engine = FakeEngine(LONG, context_length=2_000_000)
+    limits = {"inference_timeout_s": limit_s, "receive_timeout_s": limit_s}
+    async with serving(engine, **limits) as server:
         records: list[Any] = []
         server.runtime.observation.listeners.append(records.append)
         async with not_reading(server):

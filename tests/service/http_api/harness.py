@@ -191,6 +191,11 @@ def streamed(found: list[Any]) -> str:
     return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
+LONG = ("word" + " " * 2000) * 200
+"""An answer that fills the buffers of a caller who does not read, in few pieces: each takes a turn of the
+event loop, for which a thread that computes may let it wait for milliseconds."""
+
+
 def small_buffers(server: Serving) -> socket.socket:
     """A socket for a caller who does not read: little of an answer fills its buffer and the one of
     the server. Not connected yet."""

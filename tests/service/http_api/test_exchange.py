@@ -27,6 +27,7 @@ from tests.service.harness import ROOT, until
 from tests.service.http_api.harness import (
     CHAT,
     LIMIT_S,
+    LONG,
     Connection,
     HttpFrontEnd,
     Serving,
@@ -293,7 +294,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     limit_s = 300.0  # far away, so that the engine does not end the call itself
     monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - limit_s)
     caplog.set_level("INFO", "service.access")
-    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
+    engine = FakeEngine(LONG, context_length=2_000_000)
     async with serving(engine, inference_timeout_s=limit_s) as server, not_reading(server):
         await until(lambda: "reason=NOT_READ" in caplog.text, 60)
         await until(lambda: server.runtime.lifecycle.calls_in_flight == 0, 60)
@@ -306,7 +307,7 @@ async def test_a_drain_does_not_wait_for_a_reader_who_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("service.unread.STALL_S", 0.1)
-    engine = FakeEngine("word " * 20_000, context_length=2_000_000)
+    engine = FakeEngine(LONG, context_length=2_000_000)
     async with serving(engine) as server, not_reading(server):
         await until(lambda: engine.finished_requests > 1, 120)  # the warm-up, and this one
         await asyncio.wait_for(server.runtime.stop(LIMIT_S * 4), LIMIT_S)
