@@ -123,7 +123,8 @@ async def test_memory_is_returned_at_intervals(monkeypatch: pytest.MonkeyPatch) 
         await until(lambda: len(returned) > 2, 60)
     before = len(returned)
     await asyncio.sleep(0.05)
-    assert len(returned) == before, "a stopped server leaves the heap alone"
+    # A thread that had begun may end after the server.
+    assert len(returned) <= before + 1, "a stopped server leaves the heap alone"
 
 
 def test_the_trimmer_calls_the_system() -> None:

@@ -60,15 +60,25 @@ async def test_an_answer_that_is_there_crosses_at_once() -> None:
 
 async def test_the_first_text_is_not_held_back_and_the_rest_is() -> None:
     told = Told()
-    async with aclosing(batches(told.chunks(), 0.2)) as found:
+    async with aclosing(batches(told.chunks(), NEVER)) as found:
         told.say("a")
         assert texts((await anext(found))[0]) == ["a"]
         second = asyncio.ensure_future(anext(found))
         for text in "bcd":
             told.say(text)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
         assert not second.done()
-        assert texts((await second)[0]) == ["b", "c", "d"]
+        told.queue.put_nowait(LAST)
+        assert texts((await second)[0]) == ["b", "c", "d", ""]
+
+
+async def test_the_rest_is_held_back_for_the_delay_alone() -> None:
+    told = Told()
+    async with aclosing(batches(told.chunks(), 0.05)) as found:
+        told.say("a")
+        await anext(found)
+        told.say("b", "c", "d")
+        assert texts((await asyncio.wait_for(anext(found), 60))[0]) == ["b", "c", "d"]
 
 
 async def test_the_end_is_not_held_back() -> None:
