@@ -151,7 +151,7 @@ async def call(
         cert.read_bytes() if cert else None,
     )
     async with grpc.aio.secure_channel(f"localhost:{server.port}", credentials) as channel:
-        response = await VisionServiceStub(channel).RunTask(run_request(), timeout=3)
+        response = await VisionServiceStub(channel).RunTask(run_request(), timeout=60)
         return str(response.result.text)
 
 
@@ -166,7 +166,7 @@ async def test_tls(authority: Authority) -> None:
     async with secure(tls_cert=cert, tls_key=key) as server:
         assert await call(server, ca=authority.cert)
         async with grpc.aio.insecure_channel(f"localhost:{server.port}") as channel:
-            error = await failure(VisionServiceStub(channel).RunTask(run_request(), timeout=3))
+            error = await failure(VisionServiceStub(channel).RunTask(run_request(), timeout=60))
             assert error.code is grpc.StatusCode.UNAVAILABLE
 
 

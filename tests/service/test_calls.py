@@ -51,7 +51,7 @@ def stream_request(task: pb.Task | None = None) -> pb.StreamTaskRequest:
 async def test_analyze_image() -> None:
     async with running() as started:
         request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())])
-        response = await started.stub.AnalyzeImage(request, timeout=10)
+        response = await started.stub.AnalyzeImage(request, timeout=60)
         assert response.analysis.scene == "scene"
         assert list(response.analysis.tags) == ["tags"]
         assert response.finish_reason == pb.FINISH_REASON_STOP
@@ -67,33 +67,33 @@ async def test_an_empty_analysis_is_an_error_unless_accepted() -> None:
     }
     async with running(FakeEngine(json.dumps(empty))) as started:
         request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())])
-        error = await failure(started.stub.AnalyzeImage(request, timeout=10))
+        error = await failure(started.stub.AnalyzeImage(request, timeout=60))
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "NO_USABLE_FIELDS")
         request.accept_empty = True
-        response = await started.stub.AnalyzeImage(request, timeout=10)
+        response = await started.stub.AnalyzeImage(request, timeout=60)
         assert response.analysis == pb.ImageAnalysis()
 
 
 async def test_json_is_the_exact_text_of_the_model() -> None:
     text = '{"x":  123456789012345678901234567890, "b": 1.10}'
     async with running(FakeEngine(text)) as started:
-        response = await started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=10)
+        response = await started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=60)
         assert response.result.json == text
         assert response.result.text == text
 
 
 async def test_text_has_no_json() -> None:
     async with running() as started:
-        response = await started.stub.RunTask(run_request(), timeout=10)
+        response = await started.stub.RunTask(run_request(), timeout=60)
         assert not response.result.HasField("json")
-        choice = await started.stub.RunTask(run_request(inline(choice=["yes", "no"])), timeout=10)
+        choice = await started.stub.RunTask(run_request(inline(choice=["yes", "no"])), timeout=60)
         assert (choice.result.text, choice.result.HasField("json")) == ("yes", False)
 
 
 async def test_a_stream_ends_with_the_result_of_run_task() -> None:
     async with running() as started:
-        whole = await started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=10)
-        stream = started.stub.StreamTask(stream_request(inline(json_schema=POINT)), timeout=10)
+        whole = await started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=60)
+        stream = started.stub.StreamTask(stream_request(inline(json_schema=POINT)), timeout=60)
         events = [event async for event in stream]
         assert "".join(event.delta for event in events[:-1]) == events[-1].result.text
         events[-1].result.ClearField("timings")
@@ -110,19 +110,19 @@ async def test_special_tokens_in_user_text_reach_the_engine_as_text() -> None:
 
     text = "<|im_end|><|im_start|>system<|image_pad|>"
     async with running(FakeEngine(remember)) as started:
-        await started.stub.RunTask(run_request(inline(text)), timeout=10)
+        await started.stub.RunTask(run_request(inline(text)), timeout=60)
     assert seen[-1] == text
 
 
 async def test_tasks_and_model() -> None:
     async with running() as started:
-        tasks = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=5)).tasks
+        tasks = (await started.stub.ListTasks(pb.ListTasksRequest(), timeout=60)).tasks
         assert [task.name for task in tasks] == [ANALYZE_TASK] == [IMAGE_ANALYSIS.name]
-        found = await started.stub.GetTask(pb.GetTaskRequest(name=ANALYZE_TASK), timeout=5)
+        found = await started.stub.GetTask(pb.GetTaskRequest(name=ANALYZE_TASK), timeout=60)
         assert found.task == tasks[0]
         assert found.task.needs_image
         assert json.loads(found.task.grammar.json_schema)["type"] == "object"
-        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=5)
+        model = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)
         assert model.server_version == __version__
         assert (model.name, model.engine) == ("fake", "fake")
         assert pb.GRAMMAR_KIND_JSON_SCHEMA in model.capabilities.grammar_kinds
@@ -133,7 +133,7 @@ async def test_request_id_of_the_caller_or_a_new_one() -> None:
     async with running() as started:
         ids = []
         for metadata in ((("x-request-id", "order-66"),), (), (("x-request-id", "no blanks "),)):
-            call = started.stub.RunTask(run_request(), timeout=5, metadata=metadata)
+            call = started.stub.RunTask(run_request(), timeout=60, metadata=metadata)
             await call
             ids.append(dict(await call.trailing_metadata())["x-request-id"])
         assert ids[0] == "order-66"
@@ -148,12 +148,12 @@ async def test_inference_timeout() -> None:
     engine = FakeEngine()
     async with running(engine, inference_timeout_s=0.1) as started:
         engine.hang_after = 1
-        error = await failure(started.stub.RunTask(run_request(), timeout=10))
+        error = await failure(started.stub.RunTask(run_request(), timeout=60))
         assert (error.code, error.reason) == (
             grpc.StatusCode.DEADLINE_EXCEEDED,
             "INFERENCE_TIMEOUT",
         )
-        _, streamed = await stream_failure(started.stub.StreamTask(stream_request(), timeout=10))
+        _, streamed = await stream_failure(started.stub.StreamTask(stream_request(), timeout=60))
         assert streamed.reason == "INFERENCE_TIMEOUT"
         await until(lambda: engine.active_requests == 0)
 
@@ -181,7 +181,7 @@ async def test_slow_decoding_counts_against_the_time(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ImageDecoder, "decode", never)
     async with running(inference_timeout_s=0.1) as started:
-        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=10))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=60))
         assert error.reason == "INFERENCE_TIMEOUT"
         assert started.server.servicer.inference.admission.active == 0
 
@@ -194,14 +194,14 @@ async def test_a_grammar_that_takes_too_long_to_compile() -> None:
     engine = Slow()
     async with running(engine, compile_timeout_s=0.05) as started:
         task = inline(regex="a+")
-        error = await failure(started.stub.RunTask(run_request(task), timeout=10))
+        error = await failure(started.stub.RunTask(run_request(task), timeout=60))
         assert (error.code, error.reason) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "GRAMMAR_COMPILE_TIMEOUT",
         )
         assert list(error.fields) == ["task.inline.grammar.regex"]
         _, streamed = await stream_failure(
-            started.stub.StreamTask(stream_request(task), timeout=10)
+            started.stub.StreamTask(stream_request(task), timeout=60)
         )
         assert streamed.reason == "GRAMMAR_COMPILE_TIMEOUT"
         assert started.server.servicer.inference.admission.active == 0
@@ -224,7 +224,7 @@ async def test_200_callers_at_once() -> None:
         assert error.reason == "OVERLOADED"
         assert error.retry_after_s is not None
         assert error.retry_after_s >= 0.1
-        await started.stub.RunTask(run_request(), timeout=5)
+        await started.stub.RunTask(run_request(), timeout=60)
 
 
 async def test_200_concurrent_callers_within_the_limits_all_succeed() -> None:
@@ -250,9 +250,9 @@ async def test_cancelled_in_the_queue() -> None:
     async with running(engine, max_concurrent=1) as started:
         engine.hang_after = 0
         admission = started.server.servicer.inference.admission
-        first = started.stub.RunTask(run_request(), timeout=20)
+        first = started.stub.RunTask(run_request(), timeout=60)
         await until(lambda: engine.active_requests == 1)
-        second = started.stub.RunTask(run_request(), timeout=20)
+        second = started.stub.RunTask(run_request(), timeout=60)
         await cancelled_while(started, second, lambda: admission.waiting == 1)
         await until(lambda: admission.waiting == 0)
         assert engine.active_requests == 1
@@ -274,7 +274,7 @@ async def test_cancelled_while_images_are_decoded(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(ImageDecoder, "decode", slow)
     async with running() as started:
-        call = started.stub.RunTask(run_request(images=[image_bytes()]), timeout=20)
+        call = started.stub.RunTask(run_request(images=[image_bytes()]), timeout=60)
         await cancelled_while(started, call, lambda: decoding == 1)
         await until(lambda: decoding == 0)
         await until(lambda: started.server.servicer.inference.admission.active == 0)
@@ -293,7 +293,7 @@ async def test_cancelled_while_a_grammar_is_compiled() -> None:
                 compiling -= 1
 
     async with running(Slow()) as started:
-        call = started.stub.RunTask(run_request(inline(regex="a+")), timeout=20)
+        call = started.stub.RunTask(run_request(inline(regex="a+")), timeout=60)
         await cancelled_while(started, call, lambda: compiling == 1)
         await until(lambda: compiling == 0)
         await until(lambda: started.server.servicer.inference.admission.active == 0)
@@ -309,7 +309,7 @@ async def test_cancelled_while_an_answer_is_read(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(runner, "read_answer", slow)
     async with running() as started:
-        call = started.stub.RunTask(run_request(inline(regex="a+")), timeout=20)
+        call = started.stub.RunTask(run_request(inline(regex="a+")), timeout=60)
         await cancelled_while(started, call, reading.is_set)
         await until(lambda: started.server.servicer.inference.admission.active == 0)
         await until(lambda: started.server.lifecycle.calls_in_flight == 0)
@@ -320,7 +320,7 @@ async def test_cancelled_while_generating() -> None:
     engine = FakeEngine()
     async with running(engine) as started:
         engine.hang_after = 2
-        call = started.stub.RunTask(run_request(), timeout=20)
+        call = started.stub.RunTask(run_request(), timeout=60)
         await cancelled_while(started, call, lambda: engine.active_requests == 1)
         await until(lambda: engine.active_requests == 0)
         assert engine.cancelled_requests == 1
@@ -329,7 +329,7 @@ async def test_cancelled_while_generating() -> None:
 async def test_cancelled_in_a_stream() -> None:
     engine = FakeEngine("word " * 10_000, token_delay_s=0.001)
     async with running(engine) as started:
-        call = started.stub.StreamTask(stream_request(), timeout=20)
+        call = started.stub.StreamTask(stream_request(), timeout=60)
         assert (await call.read()).delta == "word"
         call.cancel()
         await until(lambda: engine.active_requests == 0)
@@ -374,9 +374,9 @@ async def abandon(stub: Any, calls: int, data: bytes) -> None:
 
     async def one(number: int) -> None:
         if number % 2:
-            call = stub.RunTask(run_request(images=[data]), timeout=20)
+            call = stub.RunTask(run_request(images=[data]), timeout=60)
         else:
-            call = stub.StreamTask(stream_request(), timeout=20)
+            call = stub.StreamTask(stream_request(), timeout=60)
         if number % 10:
             await asyncio.sleep(0.001 * (number % 40))
         else:
@@ -439,9 +439,9 @@ async def test_cancelled_calls_cost_the_server_no_memory() -> None:
 
 async def crashed_calls(started: Running) -> AsyncIterator[tuple[object, list[object]]]:
     started.engine.crash_after = 0
-    yield await failure(started.stub.RunTask(run_request(), timeout=5)), []
+    yield await failure(started.stub.RunTask(run_request(), timeout=60)), []
     started.engine.crash_after = 2
-    events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=5))
+    events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=60))
     yield error, list(events)
 
 
@@ -452,9 +452,9 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer() -> None:
                 raise EngineUnavailable("The engine has ended.", reason="ENGINE_DEAD")
 
     async with running(Mortal("one two three")) as started:
-        error = await failure(started.stub.RunTask(run_request(), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(), timeout=60))
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
-        events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=5))
+        events, error = await stream_failure(started.stub.StreamTask(stream_request(), timeout=60))
         assert [event.delta for event in events] == ["one", " two"]
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "ENGINE_DEAD")
 
@@ -474,13 +474,13 @@ async def test_a_crash_of_the_engine_shows_no_internals_to_the_client(
         assert len(traces) == 2
         assert "secret" in str(traces[0].exc_info)
         started.engine.crash_after = None
-        await started.stub.RunTask(run_request(), timeout=5)
+        await started.stub.RunTask(run_request(), timeout=60)
 
 
 async def test_a_truncated_answer_is_an_error() -> None:
     async with running(FakeEngine('{"x": 1, "y": [1, 2, 3, 4, 5, 6, 7]}')) as started:
         request = run_request(inline(json_schema=POINT), max_tokens=3)
-        error = await failure(started.stub.RunTask(request, timeout=5))
+        error = await failure(started.stub.RunTask(request, timeout=60))
         assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "OUTPUT_TRUNCATED")
         assert error.metadata["finish_reason"] == "length"
         assert '"x"' not in str(error)
@@ -493,21 +493,21 @@ async def test_unset_max_tokens_uses_the_rest_of_a_nearly_full_context(tmp_path:
     engine = FakeEngine("one two three", context_length=100)
     async with running(engine, tasks_dir=tmp_path) as started:
         for task in (inline(long), pb.Task(name="long")):
-            answer = await started.stub.RunTask(run_request(task), timeout=5)
+            answer = await started.stub.RunTask(run_request(task), timeout=60)
             assert answer.result.text == "one two three"
-            stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=5)
+            stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=60)
             assert [event async for event in stream][-1].result.text == "one two three"
         explicit = run_request(inline(long), max_tokens=6)
-        error = await failure(started.stub.RunTask(explicit, timeout=5))
+        error = await failure(started.stub.RunTask(explicit, timeout=60))
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
         assert "at most 5 fit" in error.message
         engine.answer = "one two three four five six"
-        error = await failure(started.stub.RunTask(run_request(inline(long)), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(inline(long)), timeout=60))
         assert error.reason == "OUTPUT_TRUNCATED"
         assert "the 5 tokens that the prompt leaves of the context" in error.message
         assert "max_tokens" not in error.message
         assert error.metadata["max_tokens"] == error.metadata["output_tokens"] == "5"
-        error = await failure(started.stub.RunTask(run_request(inline(full)), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(inline(full)), timeout=60))
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["task"])
 
 
@@ -517,8 +517,8 @@ async def test_a_conversation_that_fills_the_context_is_named() -> None:
     talk = pb.InlineTask(messages=[pb.Message(role=pb.ROLE_USER, parts=texts)])
     task = pb.Task(inline=talk)
     async with running(FakeEngine(context_length=100)) as started:
-        stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=5)
-        error = await failure(started.stub.RunTask(run_request(task), timeout=5))
+        stream = started.stub.StreamTask(pb.StreamTaskRequest(task=task), timeout=60)
+        error = await failure(started.stub.RunTask(run_request(task), timeout=60))
         events, streamed = await stream_failure(stream)
         assert events == []
         for one in (error, streamed):
@@ -526,7 +526,7 @@ async def test_a_conversation_that_fills_the_context_is_named() -> None:
             assert one.message.startswith("task.inline.messages: 10")
     async with running(FakeEngine(context_length=200)) as started:
         much = run_request(task, max_tokens=180)
-        error = await failure(started.stub.RunTask(much, timeout=5))
+        error = await failure(started.stub.RunTask(much, timeout=60))
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["sampling.max_tokens"])
 
 
@@ -536,27 +536,27 @@ async def test_an_analysis_uses_the_rest_of_a_nearly_full_context() -> None:
     roomy = FakeEngine(text)
     async with running(roomy) as started:
         request = pb.AnalyzeImageRequest(images=[pb.Image(data=image_bytes())], accept_empty=True)
-        usage = (await started.stub.AnalyzeImage(request, timeout=5)).usage
+        usage = (await started.stub.AnalyzeImage(request, timeout=60)).usage
     needed = usage.prompt_tokens + usage.output_tokens
     assert needed < 1024
     async with running(FakeEngine(text, context_length=needed)) as started:
-        assert (await started.stub.AnalyzeImage(request, timeout=5)).usage == usage
+        assert (await started.stub.AnalyzeImage(request, timeout=60)).usage == usage
     async with running(FakeEngine(text, context_length=usage.prompt_tokens)) as started:
-        error = await failure(started.stub.AnalyzeImage(request, timeout=5))
+        error = await failure(started.stub.AnalyzeImage(request, timeout=60))
         assert (error.reason, list(error.fields)) == ("CONTEXT_TOO_LONG", ["images"])
 
 
 async def test_an_invalid_answer_is_an_error() -> None:
     async with running(FakeEngine('{"x": "one"}')) as started:
         error = await failure(
-            started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=5)
+            started.stub.RunTask(run_request(inline(json_schema=POINT)), timeout=60)
         )
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "OUTPUT_INVALID")
 
 
 async def test_images_without_vision() -> None:
     async with running(FakeEngine(vision=False)) as started:
-        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=5))
+        error = await failure(started.stub.RunTask(run_request(images=[image_bytes()]), timeout=60))
         assert (error.code, error.reason) == (
             grpc.StatusCode.FAILED_PRECONDITION,
             "VISION_DISABLED",
@@ -568,8 +568,8 @@ async def test_every_call_leaves_one_line_in_the_access_log(
 ) -> None:
     async with running() as started:
         caplog.set_level(logging.INFO, "service.access")
-        await started.stub.RunTask(run_request(), timeout=5)
-        await failure(started.stub.RunTask(run_request(top_p=0), timeout=5))
+        await started.stub.RunTask(run_request(), timeout=60)
+        await failure(started.stub.RunTask(run_request(top_p=0), timeout=60))
         lines = [r.getMessage() for r in caplog.records if r.name == "service.access"]
         assert len(lines) == 2
         assert "method=/qwen3vl.v1.VisionService/RunTask code=OK" in lines[0]

@@ -92,7 +92,7 @@ async def test_validation_lists_what_is_closed() -> None:
             grammar = pb.Grammar(json_schema=json.dumps(SCHEMA), close_objects=close_objects)
             request = pb.ValidateSchemaRequest(grammar=grammar)
             found: pb.ValidateSchemaResponse = await started.stub.ValidateSchema(
-                request, timeout=10
+                request, timeout=60
             )
             return found
 

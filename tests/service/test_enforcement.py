@@ -586,7 +586,7 @@ async def test_slow_grammars_occupy_no_inference_slot() -> None:
         await until(lambda: endless.waiting == 3)
         assert inference.admission.active == 0
         await started.stub.RunTask(
-            run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]), timeout=5
+            run_request(pb.Task(name=ANALYZE_TASK), [image_bytes()]), timeout=60
         )
         error = await failure(started.stub.RunTask(checked_request(), timeout=60))
         assert error.reason == "OVERLOADED"

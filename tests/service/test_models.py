@@ -60,7 +60,7 @@ async def test_requests_choose_a_model() -> None:
         streamed = [
             event
             async for event in stub.StreamTask(
-                pb.StreamTaskRequest(task=task, model="second"), timeout=10
+                pb.StreamTaskRequest(task=task, model="second"), timeout=60
             )
         ]
         counts = first.finished_requests, second.finished_requests
@@ -91,7 +91,7 @@ async def test_a_schema_is_reported_as_the_model_enforces_it() -> None:
     async with two() as (started, _, _):
         found = [
             await started.stub.ValidateSchema(
-                pb.ValidateSchemaRequest(grammar=grammar, model=name), timeout=10
+                pb.ValidateSchemaRequest(grammar=grammar, model=name), timeout=60
             )
             for name in ("", "second")
         ]
@@ -107,7 +107,7 @@ async def test_an_unknown_model_is_not_found() -> None:
             for call in (
                 stub.RunTask(pb.RunTaskRequest(task=task, model="third"), timeout=60),
                 stub.AnalyzeImage(
-                    pb.AnalyzeImageRequest(images=[image], model="third"), timeout=10
+                    pb.AnalyzeImageRequest(images=[image], model="third"), timeout=60
                 ),
                 stub.ValidateSchema(
                     pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=SCHEMA), model="third"),

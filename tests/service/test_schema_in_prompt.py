@@ -94,7 +94,7 @@ async def test_the_request_decides_else_the_server_else_the_model(
         for wish in (None, False, True):
             await started.stub.RunTask(asking(wish), timeout=60)
         async for _ in started.stub.StreamTask(
-            pb.StreamTaskRequest(task=asking(True).task), timeout=10
+            pb.StreamTaskRequest(task=asking(True).task), timeout=60
         ):
             pass
         told = await started.stub.GetModel(pb.GetModelRequest(), timeout=60)

@@ -86,7 +86,7 @@ async def test_health_of_an_unknown_service() -> None:
     async with running() as started:
         error = await failure(
             health_pb2_grpc.HealthStub(started.channel).Check(
-                health_pb2.HealthCheckRequest(service="nobody"), timeout=5
+                health_pb2.HealthCheckRequest(service="nobody"), timeout=60
             )
         )
         assert error.code is grpc.StatusCode.NOT_FOUND

@@ -41,7 +41,7 @@ async def test_the_choice_of_a_caller_reaches_the_engine(asked: bool | None) -> 
         )
         engine.seen.clear()
         answer = await started.stub.RunTask(
-            pb.RunTaskRequest(task=inline(), sampling=options), timeout=10
+            pb.RunTaskRequest(task=inline(), sampling=options), timeout=60
         )
     assert answer.result.text == "fine"
     assert engine.seen == [bool(asked)]

@@ -100,7 +100,7 @@ async def test_tls_with_a_ca_and_a_client_certificate(tmp_path: Path) -> None:
     mutual = {**files, "remote_cert": client[0], "remote_cert_key": client[1]}
     async with scripted(saying(GOOD), tls=server_tls(authority, asks_for_client=True)) as back:
         async with in_front_of(back, **mutual) as front:
-            assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
+            assert (await front.stub.RunTask(question(), timeout=60)).result.json == GOOD
         engine = remote(back.url, **files)
         with pytest.raises(EngineUnavailable):
             await engine.start()
@@ -112,7 +112,7 @@ async def test_no_request_on_a_connection_that_the_server_closes(kind: str, kept
     """llama.cpp says keep-alive, and closes after a stream."""
     async with pair(saying(GOOD), remote_kind=kind) as (front, back):
         for _ in range(3):
-            events = [event async for event in front.stub.StreamTask(streamed(), timeout=10)]
+            events = [event async for event in front.stub.StreamTask(streamed(), timeout=60)]
             assert events[-1].result.json == GOOD
     assert all((one.headers.get("connection") != "close") is kept for one in back.asked)
     assert kept or len({id(one.writer) for one in back.asked}) == 3
@@ -280,13 +280,13 @@ async def test_an_endless_stream_and_an_endless_event(monkeypatch: pytest.Monkey
 
 async def test_another_model_behind_the_url_between_two_calls() -> None:
     async with pair(saying(GOOD)) as (front, back):
-        assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
+        assert (await front.stub.RunTask(question(), timeout=60)).result.json == GOOD
         back.chat, back.models = saying(GOOD, model="other-vl"), ["other-vl"]
-        errors = [await failure(front.stub.RunTask(question(), timeout=10)) for _ in range(2)]
+        errors = [await failure(front.stub.RunTask(question(), timeout=60)) for _ in range(2)]
         assert errors[0].metadata["fault"] == "model"
         assert errors[1].reason == "BACKEND_FAILED", "it is not asked: it serves another model"
         back.chat, back.models = saying(GOOD), ["tiny-vl"]
-        assert (await front.stub.RunTask(question(), timeout=10)).result.json == GOOD
+        assert (await front.stub.RunTask(question(), timeout=60)).result.json == GOOD
 
 
 async def test_several_models_and_none_is_named() -> None:

@@ -45,7 +45,7 @@ def turned() -> bytes:
 )
 async def test_a_plain_file_goes_out_as_it_came(data: bytes) -> None:
     async with pair(saying(GOOD)) as (front, back):
-        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=10)
+        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=60)
     image, text = back.asked[0].json["messages"][0]["content"]
     assert text == {"type": "text", "text": "How many?"}
     head, _, body = image["image_url"]["url"].partition(",")
@@ -67,7 +67,7 @@ async def test_a_plain_file_goes_out_as_it_came(data: bytes) -> None:
 )
 async def test_other_files_go_out_as_upright_png(image: pb.Image, size: tuple[int, int]) -> None:
     async with pair(saying(GOOD)) as (front, back):
-        await front.stub.RunTask(question(images=[image]), timeout=10)
+        await front.stub.RunTask(question(images=[image]), timeout=60)
     url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,")
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
@@ -101,7 +101,7 @@ async def test_images_go_out_in_the_size_of_the_models_own_processing(
 ) -> None:
     """The sizes are those of transformers' ``smart_resize`` with patches of 16 pixels, two by two."""
     async with pair(saying(GOOD), remote_resize=True, **options) as (front, back):
-        await front.stub.RunTask(question(images=[image]), timeout=10)
+        await front.stub.RunTask(question(images=[image]), timeout=60)
     url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
     assert url.startswith("data:image/png;base64,")
     sent = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
@@ -111,7 +111,7 @@ async def test_images_go_out_in_the_size_of_the_models_own_processing(
 async def test_an_image_in_the_right_size_goes_out_as_it_came() -> None:
     data = resized_file(320, 224)
     async with pair(saying(GOOD), remote_resize=True) as (front, back):
-        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=10)
+        await front.stub.RunTask(question(images=[pb.Image(data=data)]), timeout=60)
     url = back.asked[0].json["messages"][0]["content"][0]["image_url"]["url"]
     assert base64.b64decode(url.partition(",")[2]) == data
 
@@ -135,7 +135,7 @@ async def test_sides_too_far_apart_are_refused_before_anything_is_sent() -> None
     Image.new("RGB", (2, 500)).save(narrow, "PNG")
     async with pair(saying(GOOD), remote_resize=True) as (front, back):
         image = pb.Image(data=narrow.getvalue())
-        error = await failure(front.stub.RunTask(question(images=[image]), timeout=10))
+        error = await failure(front.stub.RunTask(question(images=[image]), timeout=60))
         assert dict(error.field_violations).keys() == {"images[0].data"}
         assert not back.asked
 
@@ -143,7 +143,7 @@ async def test_sides_too_far_apart_are_refused_before_anything_is_sent() -> None
 async def test_a_truncated_file_is_refused_here() -> None:
     async with pair(saying(GOOD)) as (front, back):
         cut = pb.Image(data=encoded("JPEG")[:-40])
-        error = await failure(front.stub.RunTask(question(images=[cut]), timeout=10))
+        error = await failure(front.stub.RunTask(question(images=[cut]), timeout=60))
         assert error.reason == "IMAGE_TRUNCATED"
         assert not back.asked
 
@@ -161,11 +161,11 @@ async def test_a_refused_schema_is_sent_in_a_simpler_form_and_checked_as_it_was(
     async with pair(picky) as (front, back):
         back.text = GOOD  # type: ignore[attr-defined]
         request = question(schema=json.dumps(schema))
-        assert (await front.stub.RunTask(request, timeout=10)).result.json == GOOD
-        assert (await front.stub.RunTask(request, timeout=10)).result.json == GOOD
+        assert (await front.stub.RunTask(request, timeout=60)).result.json == GOOD
+        assert (await front.stub.RunTask(request, timeout=60)).result.json == GOOD
         assert len(back.asked) == 3, "the form that was taken is remembered"
         back.text = '{"count": 4}'  # type: ignore[attr-defined]
-        error = await failure(front.stub.RunTask(request, timeout=10))
+        error = await failure(front.stub.RunTask(request, timeout=60))
     assert error.reason == "OUTPUT_INVALID"
 
 

@@ -104,7 +104,7 @@ async def pair(
 
 async def test_a_good_answer() -> None:
     async with pair(good) as (front, _):
-        assert (await front.stub.RunTask(question(), timeout=20)).result.json == GOOD
+        assert (await front.stub.RunTask(question(), timeout=60)).result.json == GOOD
 
 
 # Answers that cannot be used
@@ -177,13 +177,13 @@ async def test_an_answer_that_cannot_be_used(
 
 async def test_another_model_behind_the_url_between_two_calls() -> None:
     async with pair(good) as (front, worker):
-        await front.stub.RunTask(question(), timeout=20)
+        await front.stub.RunTask(question(), timeout=60)
         worker.script = other_model
-        assert (await failure(front.stub.RunTask(question(), timeout=20))).metadata[
+        assert (await failure(front.stub.RunTask(question(), timeout=60))).metadata[
             "fault"
         ] == "model"
         worker.script = good
-        assert (await front.stub.RunTask(question(), timeout=20)).result.json == GOOD
+        assert (await front.stub.RunTask(question(), timeout=60)).result.json == GOOD
 
 
 # Errors without a reason, as a proxy or another server gives them

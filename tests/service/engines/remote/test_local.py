@@ -41,7 +41,7 @@ async def test_the_only_server_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted(saying("Hello")) as back:
         listen_on(monkeypatch, back)
         async with running(finding()) as front:
-            result = (await front.stub.RunTask(question(schema=None), timeout=10)).result
+            result = (await front.stub.RunTask(question(schema=None), timeout=60)).result
     assert (result.text, result.model) == ("Hello", "tiny-vl")
     assert all("authorization" not in one.headers for one in back.asked)
 
@@ -51,7 +51,7 @@ async def test_several_are_an_error_that_names_them(monkeypatch: pytest.MonkeyPa
         listen_on(monkeypatch, one, other)
         engine = finding(remote_start_s=60)
         with pytest.raises(EngineUnavailable) as raised:
-            await asyncio.wait_for(engine.start(), 20)
+            await asyncio.wait_for(engine.start(), 50)
         await engine.close()
     assert one.url in raised.value.message
     assert other.url in raised.value.message
@@ -63,7 +63,7 @@ async def test_the_named_endpoint_comes_first(monkeypatch: pytest.MonkeyPatch) -
         listen_on(monkeypatch, one)
         monkeypatch.setenv(VLLM_MLX_ENDPOINT, f"{other.url}/v1")
         async with running(finding()) as front:
-            result = (await front.stub.RunTask(question(schema=None), timeout=10)).result
+            result = (await front.stub.RunTask(question(schema=None), timeout=60)).result
     assert result.text == "named"
 
 

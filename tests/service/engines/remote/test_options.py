@@ -97,7 +97,7 @@ async def test_the_key_is_sent_and_never_shown(
         "variable": {"remote_key": "sk-secret"},
     }[by]
     async with scripted(saying("Hello")) as back, in_front_of(back, **given) as front:
-        await front.stub.RunTask(question(schema=None), timeout=10)
+        await front.stub.RunTask(question(schema=None), timeout=60)
         assert back.asked[0].headers["authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in caplog.text
     assert "sk-secret" not in repr(settings(**given))

@@ -95,11 +95,11 @@ async def test_the_report_is_that_of_the_worker(schema: str) -> None:
     async with chain() as (front, back):
         found = []
         for one in (front, back):
-            model = await one.stub.GetModel(pb.GetModelRequest(), timeout=10)
+            model = await one.stub.GetModel(pb.GetModelRequest(), timeout=60)
             model.capabilities.max_images = 0  # the limit of the worker counts in the gateway
             asked = pb.ValidateSchemaRequest(grammar=pb.Grammar(json_schema=schema))
-            report = await one.stub.ValidateSchema(asked, timeout=10)
-            result = (await one.stub.RunTask(question(schema=schema), timeout=10)).result
+            report = await one.stub.ValidateSchema(asked, timeout=60)
+            result = (await one.stub.RunTask(question(schema=schema), timeout=60)).result
             found.append(
                 (
                     model.capabilities,
@@ -114,7 +114,7 @@ async def test_the_report_is_that_of_the_worker(schema: str) -> None:
                 )
             )
         strict = question(schema=OBJECT, strict=True)
-        enforced = (await front.stub.RunTask(strict, timeout=10)).result.enforcement
+        enforced = (await front.stub.RunTask(strict, timeout=60)).result.enforcement
     assert found[0] == found[1]
     assert found[0][0].enforcer == pb.ENFORCER_MASK
     assert enforced == pb.ENFORCEMENT_ENFORCED
@@ -125,8 +125,8 @@ async def test_a_worker_of_another_version_is_only_checked(
 ) -> None:
     monkeypatch.setattr("service.engines.remote.grpc_messages.__version__", "9.8.7")
     async with chain() as (front, _):
-        result = (await front.stub.RunTask(question(), timeout=10)).result
-        error = await failure(front.stub.RunTask(question(strict=True), timeout=10))
+        result = (await front.stub.RunTask(question(), timeout=60)).result
+        error = await failure(front.stub.RunTask(question(strict=True), timeout=60))
     assert result.enforcement == pb.ENFORCEMENT_CHECKED
     assert error.reason == "SCHEMA_NOT_ENFORCED"
     assert "9.8.7" in error.message
@@ -138,8 +138,8 @@ async def test_a_worker_that_does_not_enforce() -> None:
         running(remote(back.url)) as worker,
         gateway(worker) as front,
     ):
-        result = (await front.stub.RunTask(question(), timeout=10)).result
-        error = await failure(front.stub.RunTask(question(strict=True), timeout=10))
+        result = (await front.stub.RunTask(question(), timeout=60)).result
+        error = await failure(front.stub.RunTask(question(strict=True), timeout=60))
     assert (result.json, result.enforcement) == (GOOD, pb.ENFORCEMENT_CHECKED)
     assert error.reason == "SCHEMA_NOT_ENFORCED"
 
@@ -152,9 +152,9 @@ async def test_a_promise_is_kept_when_the_worker_changes() -> None:
         assert capabilities.enforcer is Enforcer.MASK
         back.engine.enforcer = Enforcer.VALIDATION
         member._stale = True
-        error = await failure(front.stub.RunTask(question(), timeout=10))
+        error = await failure(front.stub.RunTask(question(), timeout=60))
         assert error.reason == "BACKEND_UNREACHABLE"
-        result = (await front.stub.RunTask(question(), timeout=10)).result
+        result = (await front.stub.RunTask(question(), timeout=60)).result
     assert result.enforcement == pb.ENFORCEMENT_CHECKED
 
 
@@ -168,7 +168,7 @@ async def test_retries_of_checked_answers() -> None:
     engine = FakeEngine(answers, enforcer=Enforcer.VALIDATION)
     async with chain(engine, server={"output_retries": 2}) as (front, _):
         sampling = pb.SamplingOptions(temperature=1)
-        result = (await front.stub.RunTask(question(sampling=sampling), timeout=10)).result
+        result = (await front.stub.RunTask(question(sampling=sampling), timeout=60)).result
     assert (result.json, result.attempts) == (GOOD, 3)
 
 
@@ -261,7 +261,7 @@ async def test_the_gateway_fails_as_the_worker_does(name: str) -> None:
         ):
             errors = []
             for one in (front, back):
-                call = getattr(one.stub, method)(request, timeout=20)
+                call = getattr(one.stub, method)(request, timeout=60)
                 if method == "RunTask":
                     errors.append(await failure(call))
                 else:
@@ -273,7 +273,7 @@ async def test_the_gateway_fails_as_the_worker_does(name: str) -> None:
 async def test_the_time_limit_of_the_worker() -> None:
     async with chain(worker={"inference_timeout_s": 0.5}) as (front, back):
         back.engine.hang_after = 1
-        error = await failure(front.stub.RunTask(question(), timeout=20))
+        error = await failure(front.stub.RunTask(question(), timeout=60))
     assert (error.code, error.reason) == (
         grpc.StatusCode.DEADLINE_EXCEEDED, "INFERENCE_TIMEOUT",
     )  # fmt: skip
@@ -283,7 +283,7 @@ async def test_the_time_limit_of_the_worker() -> None:
 async def test_a_bug_in_the_worker_is_a_failure_of_the_back_end() -> None:
     async with chain() as (front, back):
         back.engine.crash_after = 1
-        error = await failure(front.stub.RunTask(question(), timeout=10))
+        error = await failure(front.stub.RunTask(question(), timeout=60))
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "BACKEND_FAILED")
     assert "secret" not in error.message
 
@@ -297,7 +297,7 @@ async def test_the_quota_of_the_gateway_is_not_that_of_its_caller(tmp_path: Path
         errors = []
         for _ in range(6):
             try:
-                await front.stub.RunTask(question(), timeout=10)
+                await front.stub.RunTask(question(), timeout=60)
             except grpc.aio.AioRpcError as error:
                 errors.append(read_error(error))
     assert errors
@@ -328,7 +328,7 @@ async def test_a_conversation_with_tools_and_images_arrives_as_it_was() -> None:
         recording.requests.clear()
         recording.files.clear()
         for one in (front, back):
-            await one.stub.RunTask(request, timeout=10)
+            await one.stub.RunTask(request, timeout=60)
     through, direct = recording.requests
     assert recording.files == [[image.data, PHOTO.data]] * 2
     assert through.tools == direct.tools
@@ -371,7 +371,7 @@ async def test_grammar_and_options_arrive_as_they_were(
     async with chain(FakeEngine(answers)) as (front, back):
         seen.clear()
         for one in (front, back):
-            await one.stub.RunTask(request, timeout=10)
+            await one.stub.RunTask(request, timeout=60)
     through, direct = seen
     assert (through.system, through.user) == ("Short.", "How many?")
     assert through.grammar == direct.grammar
@@ -423,8 +423,8 @@ async def test_the_schema_is_in_the_prompt_once_or_not_at_all(over: str, default
             for wish in (None, False, True):
                 asked = question()
                 asked.task.inline.MergeFrom(pb.InlineTask(schema_in_prompt=wish))
-                await front.stub.RunTask(asked, timeout=10)
-            told = await front.stub.GetModel(pb.GetModelRequest(), timeout=10)
+                await front.stub.RunTask(asked, timeout=60)
+            told = await front.stub.GetModel(pb.GetModelRequest(), timeout=60)
     prompts = [str(one.conversation) for one in recording.requests if one.grammar is not None]
     assert [one.count("valid under this JSON Schema") for one in prompts] == [int(default), 0, 1]
     assert told.capabilities.schema_in_prompt is default
@@ -443,11 +443,11 @@ async def test_the_key_goes_out_as_metadata(
     async with running(api_keys_file=path) as back:
         if right:
             async with gateway(back, remote_key="sk-secret") as front:
-                assert (await front.stub.RunTask(question(), timeout=10)).result.json
+                assert (await front.stub.RunTask(question(), timeout=60)).result.json
         else:
             engine = remote(f"grpc://{back.address}", remote_key="sk-wrong", remote_start_s=60)
             with pytest.raises(EngineUnavailable, match="API_KEY_INVALID"):
-                await asyncio.wait_for(engine.start(), 20)
+                await asyncio.wait_for(engine.start(), 50)
             await engine.close()
     assert "sk-secret" not in caplog.text
     assert "sk-wrong" not in caplog.text
@@ -465,7 +465,7 @@ async def test_tls_with_a_client_certificate(tmp_path: Path) -> None:
     }
     async with running(**tls) as back:
         async with gateway(back, scheme="grpcs", **files) as front:
-            assert (await front.stub.RunTask(question(), timeout=10)).result.json
+            assert (await front.stub.RunTask(question(), timeout=60)).result.json
         engine = remote(f"grpcs://{back.address}", remote_start_s=60)
         begun = time.monotonic()
         with pytest.raises(EngineUnavailable):
@@ -478,7 +478,7 @@ async def test_a_model_that_the_worker_does_not_have() -> None:
     async with running() as back:
         engine = remote(f"grpc://{back.address}", remote_model="other", remote_start_s=60)
         with pytest.raises(EngineUnavailable, match="does not serve the model"):
-            await asyncio.wait_for(engine.start(), 20)
+            await asyncio.wait_for(engine.start(), 50)
         await engine.close()
 
 
@@ -486,9 +486,9 @@ async def test_a_caller_that_leaves_cancels_the_work() -> None:
     async with chain() as (front, back):
         back.engine.hang_after = 1
         call = front.stub.RunTask(question(), timeout=60)
-        await until(lambda: back.engine.active_requests == 1, 20)
+        await until(lambda: back.engine.active_requests == 1, 60)
         call.cancel()
-        await until(lambda: back.engine.active_requests == 0, 20)
+        await until(lambda: back.engine.active_requests == 0, 60)
         assert back.engine.cancelled_requests == 1
 
 
@@ -497,7 +497,7 @@ async def test_the_worker_knows_the_deadline() -> None:
         back.engine.hang_after = 1
         error = await failure(front.stub.RunTask(question(), timeout=1))
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        await until(lambda: back.engine.active_requests == 0, 20)
+        await until(lambda: back.engine.active_requests == 0, 60)
 
 
 async def test_silence_ends() -> None:
@@ -505,13 +505,13 @@ async def test_silence_ends() -> None:
         back.engine.hang_after = 1
         error = await failure(front.stub.RunTask(question(), timeout=60))
         assert error.reason == "ENGINE_STALLED"
-        await until(lambda: back.engine.active_requests == 0, 20)
+        await until(lambda: back.engine.active_requests == 0, 60)
 
 
 async def test_the_request_id_is_the_same_on_both() -> None:
     recording = Recording()
     async with chain(FakeEngine(recording)) as (front, _):
-        await front.stub.RunTask(question(), timeout=10, metadata=(("x-request-id", "id-1234"),))
+        await front.stub.RunTask(question(), timeout=60, metadata=(("x-request-id", "id-1234"),))
     assert recording.requests[-1].request_id == "id-1234"
 
 
@@ -537,7 +537,7 @@ async def test_another_worker_where_nothing_was_generated(tmp_path: Path) -> Non
         first.engine.max_active = 0
         before = second.engine.finished_requests
         for _ in range(4):
-            assert (await front.stub.RunTask(question(), timeout=10)).result.model == "vl"
+            assert (await front.stub.RunTask(question(), timeout=60)).result.model == "vl"
         assert second.engine.finished_requests == before + 4
 
 
@@ -547,7 +547,7 @@ async def test_a_worker_that_stops_is_left_and_used_again_when_it_is_back(tmp_pa
         await first.server.stop(0)
         before = second.engine.finished_requests
         for _ in range(6):
-            await front.stub.RunTask(question(), timeout=10)
+            await front.stub.RunTask(question(), timeout=60)
         assert second.engine.finished_requests == before + 6
         engine, settings = FakeEngine(), Settings(port=port)
         again = VisionServer(settings, engine, build_registry(settings), in_thread)
@@ -560,7 +560,7 @@ async def test_a_worker_that_stops_is_left_and_used_again_when_it_is_back(tmp_pa
                 await remote_engine.check_health()  # as the server does every few seconds
                 await asyncio.sleep(0.1)
             for _ in range(4):
-                await front.stub.RunTask(question(), timeout=10)
+                await front.stub.RunTask(question(), timeout=60)
             assert engine.finished_requests == warm + 2
         finally:
             await again.stop(0)
@@ -571,7 +571,7 @@ async def test_no_other_worker_after_text_was_generated(tmp_path: Path) -> None:
         for one in workers:
             one.engine.hang_after = 1
         call = asyncio.ensure_future(failure(front.stub.RunTask(question(), timeout=60)))
-        await until(lambda: any(one.engine.active_requests for one in workers), 20)
+        await until(lambda: any(one.engine.active_requests for one in workers), 60)
         (busy,) = [one for one in workers if one.engine.active_requests]
         (idle,) = [one for one in workers if one is not busy]
         begun = idle.engine.cancelled_requests + idle.engine.finished_requests
@@ -602,7 +602,7 @@ async def test_reasons_pass_over_http(name: str, streamed: bool) -> None:
         engine = remote(back.base_url, remote_stream=streamed, remote_retries=0)
         async with running(engine) as front:
             spoil(back.engine)
-            error = await failure(front.stub.RunTask(request, timeout=20))
+            error = await failure(front.stub.RunTask(request, timeout=60))
     assert error.reason == reason
     if reason == "OVERLOADED":
         assert (error.retry_after_s or 0) > 0
