@@ -153,8 +153,10 @@ def for_actors(settings: Settings) -> Settings:
     places: dict[str, Any] = {}
     if settings.model != "bundled" and Path(settings.model).exists():
         places["model"] = os.path.abspath(settings.model)
-    if settings.tasks_dir is not None:
-        places["tasks_dir"] = settings.tasks_dir.absolute()
+    given = {"tasks_dir": settings.tasks_dir, **dict(settings.engine_settings)}
+    for name, place in given.items():  # those of an engine are such as its key and certificates
+        if isinstance(place, Path):
+            places[name] = place.absolute()
     return settings.model_copy(update=places)
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("pyarrow", reason="the extra batch is not installed")
 
 from service.batch.job import for_actors
 from service.batch.places import absolute
+from service.engines.remote.options import RemoteSettings
 from service.settings import UNSERVED, load_settings
 
 
@@ -29,3 +30,17 @@ def test_paths_are_those_of_the_directory_of_the_command(
         assert for_actors(load_settings(**UNSERVED, engine="fake", model=name)).model == name
     assert absolute("out") == str(tmp_path / "out")
     assert absolute("s3://bucket/out") == "s3://bucket/out"
+
+
+def test_paths_of_engines_are_those_of_the_directory_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("key", "ca.pem"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    options = {"remote_url": "https://there", "remote_key_file": "key", "remote_ca": "ca.pem"}
+    given = load_settings(**UNSERVED, engine="remote", **options)
+    sent = for_actors(given).engine_settings
+    assert isinstance(sent, RemoteSettings)
+    assert (sent.remote_key_file, sent.remote_ca) == (tmp_path / "key", tmp_path / "ca.pem")
+    assert sent.remote_file is None
