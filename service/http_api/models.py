@@ -301,6 +301,7 @@ class ChatRequest(Model):
         ...,
         min_length=1,
         max_length=MAX_MESSAGES,
+        fail_fast=True,
     )
     max_completion_tokens: Count | None = treated(HONOURED, "Most tokens of the answer.")
     max_tokens: Count | None = treated(HONOURED, "The older name of max_completion_tokens.")
@@ -319,7 +320,7 @@ class ChatRequest(Model):
         HONOURED, "A regular expression, choice, EBNF grammar or JSON Schema (vLLM's spelling)."
     )
     tools: list[Tool] | None = treated(
-        HONOURED, "Tools, of which tool_choice forces one.", max_length=MAX_TOOLS
+        HONOURED, "Tools, of which tool_choice forces one.", max_length=MAX_TOOLS, fail_fast=True
     )
     tool_choice: ToolChoice | None = treated(
         HONOURED, "A named function, required with one tool, or none; auto is refused with tools."

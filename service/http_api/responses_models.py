@@ -167,7 +167,9 @@ InputItem = Annotated[
     | Annotated[FunctionOutputItem, Tag("<function_call_output>")],
     by("type", "message", "function_call", "function_call_output", otherwise="message"),
 ]
-InputItems = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
+InputItems = Annotated[
+    list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]
 
 # The form of the answer
 
@@ -288,7 +290,10 @@ class ResponsesRequest(Model):
         "OpenAI's API.",
     )
     tools: list[FunctionTool] | None = treated(
-        HONOURED, "Functions, of which tool_choice forces one.", max_length=MAX_TOOLS
+        HONOURED,
+        "Functions, of which tool_choice forces one.",
+        max_length=MAX_TOOLS,
+        fail_fast=True,
     )
     tool_choice: (
         Annotated[

@@ -340,6 +340,8 @@ def test_few_of_many_wrong_fields_are_looked_at() -> None:
         {"messages": [{**unknown, "role": "user", "content": "a"}]},
         {"messages": [wrong_parts]},
         {"messages": [{}] * 5000},
+        {"messages": [dict(list(unknown.items())[:40], role="user", content="a")] * 1000},
+        {"messages": [{"role": "user", "content": "a"}], "tools": [{"type": "function"}] * 100},
     ]
     for document in documents:
         assert errors_of({"model": "fake", **document}) < 32
