@@ -128,8 +128,8 @@ def read_header(data: bytes, field: str, formats: Sequence[str] = DEFAULT_FORMAT
 
 
 def reads_quickly(data: bytes) -> bool:
-    """Whether `read_header` and `is_complete` take microseconds, and at most four milliseconds for a file
-    that is made to take long: a small file of which nothing has to be decompressed."""
+    """Whether `read_header` and `is_complete` take microseconds, and some milliseconds for a file that is
+    made to take long, with thousands of chunks: a small file of which nothing has to be decompressed."""
     if len(data) > _QUICK_BYTES:
         return False
     kind = known_format(data)

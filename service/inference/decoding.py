@@ -36,11 +36,20 @@ _HEADERS = ThreadPoolExecutor(THREADS, thread_name_prefix="image-header")
 _ORDINARY = ThreadPoolExecutor(THREADS, thread_name_prefix="decode-image")
 _LARGE = ThreadPoolExecutor(max(1, THREADS // 2), thread_name_prefix="decode-large-image")
 
-INLINE_FILES = 4
-"""Files of a request whose headers are read on the event loop, where that is quick: to wake a thread takes
-longer."""
+INLINE_FILES, INLINE_BYTES = 4, 128 * 1024
+"""Files of a request whose headers are read on the event loop, where that is quick, and their size: to wake
+a thread takes longer."""
 LARGE_PIXELS = 16_000_000
 """Images with more pixels count as large: decoding a PNG file of this size takes a second."""
+
+
+def _read_quickly(encoded: Sequence[EncodedImage]) -> bool:
+    """Whether the headers of a request are read on the event loop."""
+    return (
+        len(encoded) <= INLINE_FILES
+        and sum(len(one.data) for one in encoded) <= INLINE_BYTES
+        and all(reads_quickly(one.data) for one in encoded)
+    )
 
 
 class _Lane:
@@ -81,7 +90,7 @@ class ImageDecoder:
         """
         if not encoded:
             return []
-        if len(encoded) <= INLINE_FILES and all(reads_quickly(one.data) for one in encoded):
+        if _read_quickly(encoded):
             headers = _value(self._headers(encoded))
         else:
             loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ import warnings
 import weakref
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lmdeploy_ext.images.files import ImageLimits
 from lmdeploy_ext.images.headers import MAX_JPEG_SCANS
 from service.engines.common.reducing import reduce_all
 from service.errors import ImageError
+from service.inference import decoding
 from service.inference.calls import EncodedImage
 from service.inference.decoding import ImageDecoder
 from service.inference.images import decode_image
@@ -329,6 +331,26 @@ async def test_many_are_decoded_in_order_off_the_event_loop() -> None:
     images = [encoded(gradient(10 + i, 8), "PNG") for i in range(8)]
     assert [p.shape[1] for p in await pixels_of(*images)] == list(range(10, 18))
     assert await pixels_of() == []
+
+
+@pytest.mark.parametrize(
+    ("count", "more", "inline"), [(4, 0, True), (5, 0, False), (3, 50_000, False)]
+)
+async def test_few_small_headers_are_read_on_the_event_loop(
+    count: int, more: int, inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is made to take long takes milliseconds for its size."""
+    submitted: list[object] = []
+
+    class Threads(ThreadPoolExecutor):
+        def submit(self, *args: Any, **options: Any) -> Any:
+            submitted.append(args)
+            return super().submit(*args, **options)
+
+    with Threads(1) as threads:
+        monkeypatch.setattr(decoding, "_HEADERS", threads)
+        await decoder().open(as_sent(*[VALID["png"] + bytes(more)] * count))
+    assert (not submitted) is inline
 
 
 async def test_the_first_bad_image_is_named() -> None:
