@@ -296,8 +296,9 @@ class RayEngine:
         now = asyncio.get_running_loop().time
         begun, waited_s = now(), None
         left_s = None if request.deadline is None else max(0.0, request.deadline - begun)
-        packed = await _packed(replace(request, deadline=None))
-        async with aclosing(self._batches(packed, left_s)) as batches:
+        # No name for it here: it is free when it is sent, images and all.
+        sending = self._batches(await _packed(replace(request, deadline=None)), left_s)
+        async with aclosing(sending) as batches:
             async for batch in batches:
                 if waited_s is None:
                     waited_s = max(0.0, now() - begun - batch.age_s)

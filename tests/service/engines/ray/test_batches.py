@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import replace
 
 import pytest
 
 from service.engines.fake import FakeEngine
+from service.engines.ray import engine as ray_engine
 from service.engines.ray import replica
 from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
 from service.errors import ContextTooLong, InferenceTimeout, Overloaded
@@ -199,3 +201,29 @@ async def test_a_slow_way_back_does_not_make_the_total_longer_than_the_call(
     found = [one async for one in engine._chunks(GenerateRequest("test", "?"))]
     timings = found[-1].timings
     assert 0 <= timings.queue_s <= timings.first_token_s <= timings.total_s <= now() - begun
+
+
+async def test_a_request_is_not_kept_while_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed, counts = bytes(range(200)), list[int]()
+
+    class Stream:
+        async def answers(self) -> AsyncIterator[Batch]:
+            counts.append(sys.getrefcount(packed))
+            yield Batch([LAST], None, 0.0)
+
+        def remote(self, request: bytes, left_s: float | None) -> AsyncIterator[Batch]:
+            assert request is packed
+            return self.answers()
+
+        generate = property(lambda self: self)
+
+    async def pack(request: GenerateRequest) -> bytes:
+        return packed
+
+    engine = on_ray(FakeEngine)
+    monkeypatch.setattr(ray_engine, "_packed", pack)
+    monkeypatch.setattr(ray_engine, "_errors_of_ray", nullcontext)  # which imports all of Ray
+    monkeypatch.setattr(engine, "_streams", [Stream(), Stream()])
+    before = sys.getrefcount(packed)
+    assert len([one async for one in engine._chunks(GenerateRequest("test", "?"))]) == 1
+    assert max(counts) <= before
