@@ -460,8 +460,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     limit_s = 300.0  # far away, so that the engine does not end the call itself
     monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - 2 * limit_s)
     engine = FakeEngine(LONG, context_length=2_000_000)
-    limits = {"inference_timeout_s": limit_s, "receive_timeout_s": limit_s}
-    async with serving(engine, **limits) as server:
+    async with serving(engine, inference_timeout_s=limit_s, receive_timeout_s=limit_s) as server:
         records: list[Any] = []
         server.runtime.observation.listeners.append(records.append)
         async with not_reading(server):
