@@ -81,6 +81,8 @@ def expression_ms(node: Node) -> float:
     if isinstance(node, Chars):
         return _one(resolve(node))
     if isinstance(node, Repeat):
+        if not isinstance(node.item, Chars):
+            return expression_ms(node.item)  # a group is a rule, which is compiled once
         times = node.low + _LOOP if node.high is None else node.high
         return expression_ms(node.item) * min(times, _WRITTEN_OUT)
     if isinstance(node, Sequence | Choice):

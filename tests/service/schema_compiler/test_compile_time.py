@@ -59,3 +59,9 @@ def test_equal_patterns_count_once() -> None:
 )
 def test_states_cost_what_their_characters_do(least: str, most: str) -> None:
     assert compile_ms(lower_regex(least).found) < compile_ms(lower_regex(most).found)
+
+
+@pytest.mark.parametrize("pattern", ["([a-z]{1,7} ){400}", r"(\w{1,12} ){1,190}"])
+def test_a_repeated_group_is_a_rule_and_costs_once(pattern: str) -> None:
+    assert lower_regex(pattern).found is not None
+    assert checked(of_strings(f"^{pattern}$")) == {}
