@@ -29,6 +29,7 @@ def hang(*_):
     print("hangs", flush=True)
     time.sleep(1000)
 
+decoding._read_quickly = lambda encoded: False
 decoding.ImageDecoder._headers = hang
 sys.exit(serve_command(sys.argv[1:]))
 """
