@@ -684,7 +684,7 @@ class Answers:
             await asyncio.gather(*(cancelled(rng.choice(requests)) for _ in range(50)))
             await engine.check_health()
         await until(lambda: subject.idle(engine))
-        await until(lambda: asyncio.all_tasks() == tasks)
+        await until(lambda: asyncio.all_tasks() <= tasks)  # one from before may have ended
         assert await answer(engine, requests[1]) == expected
 
 

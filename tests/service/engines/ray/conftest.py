@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 
@@ -19,5 +20,6 @@ def cluster() -> Iterator[None]:
             CONNECTION.open(CLUSTER)
         except EngineUnavailable:  # Ray gives itself 30 s to start, whatever else the machine does
             CONNECTION.open(CLUSTER)
+        gc.collect()  # a failed start leaves objects of processes, which warn when they are freed
     yield
     CONNECTION.close()
