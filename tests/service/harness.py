@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import struct
 import subprocess
@@ -32,6 +33,12 @@ from service.wiring import build_registry
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "/qwen3vl.v1.VisionService"
+
+
+def of_a_closed_loop(record: logging.LogRecord) -> bool:
+    """Whether gRPC had an event for the loop of an earlier test, which is closed; that of this test is not."""
+    error = record.exc_info[1] if record.exc_info else None
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
 
 
 class Paced(FakeEngine):
