@@ -27,6 +27,9 @@ FLAGS = {
     "task.name": "--task",
     "accept_empty": "--accept-empty",
     "raise max_tokens": "raise --max-tokens",
+    "which strict requires": "which --strict requires",
+    "or leave out strict": "or leave out --strict",
+    "schema_in_prompt: false leaves": "--no-schema-in-prompt leaves",
     "ValidateSchema": "`qwen3vl schema`",
 }
 """Words of an error -> the same with the option of the command line. Most are paths of request fields."""

@@ -96,12 +96,17 @@ def lines(response: pb.ValidateSchemaResponse, everything: bool) -> Iterator[str
             " answer: one that violates them is the error OUTPUT_INVALID."
         )
     for warning in response.warnings:
-        yield f"  {'warning':<11}{warning.pointer or 'the schema'}: {warning.message}"
+        yield f"  {'warning':<11}{_place(warning.pointer)}: {warning.message}"
     for one in response.keywords if everything else (one for one in keywords if one.reason):
         remark = one.enforcement == pb.ENFORCEMENT_ENFORCED and one.reason
         word = "note" if remark else WORDS.get(one.enforcement, "?")
         yield f"  {word:<11}{one.pointer}" + (f": {one.reason}" if one.reason else "")
     for rewrite in response.rewrites if everything else ():
-        yield f"  {'rewritten':<11}{rewrite.pointer}: {rewrite.what}"
+        yield f"  {'rewritten':<11}{_place(rewrite.pointer)}: {rewrite.what}"
     if response.omitted:
         yield f"  … and {response.omitted} more"
+
+
+def _place(pointer: str) -> str:
+    """A JSON pointer for people: that of the root is empty."""
+    return pointer or "the schema"

@@ -2,7 +2,8 @@
 
 Protobuf's own parser takes ``[]`` for a message, skips characters that are not base64, and the last of
 two equal keys: wrong input would become another request. What it accepts by mistake is refused
-here before it sees it. Bytes are decoded here, too: its decoder is a hundred times slower.
+here before it sees it, and so are wrong values that it describes in terms of Python. Bytes are
+decoded here, too: its decoder is a hundred times slower.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from service.schema_compiler import jsontext
 MAX_DEPTH = 64
 """How deep the messages of a request may nest."""
 URL_SAFE = re.compile("[-_]")
+NUMBER = re.compile("-?[0-9]{1,10}")
+"""The number of an enum's value, which protobuf takes as text, too."""
 Place = tuple[str | int, ...]
 
 
@@ -53,7 +56,11 @@ def _taken(value: dict[str, Any], descriptor: Any, place: Place) -> Iterator[tup
         raise ParseError(f"the messages are nested deeper than {MAX_DEPTH}")
     for key, given in value.items():
         field = known.get(key)
-        if field is None or given is None:  # protobuf refuses names that it does not know
+        if field is None and not _has(descriptor, key):
+            names = ", ".join(one.json_name for one in descriptor.fields)
+            where = _spelt(place) or "the body"
+            raise ParseError(f"{where} has no field named {jsontext.short(key)}; it takes: {names}")
+        if field is None or given is None:
             continue
         here = (*place, field.name)
         if field.is_repeated:
@@ -77,7 +84,21 @@ def _converted(
         return given, list(_taken(given, field.message_type, place))
     if field.type == FieldDescriptor.TYPE_BYTES:
         return "", [(place, _decoded(given, place))]
+    _check(given, field, place)
     return given, []
+
+
+def _check(given: Any, field: FieldDescriptor, place: Place) -> None:
+    """Refuse a wrong text, switch or name of an enum. Protobuf checks numbers."""
+    if field.type == FieldDescriptor.TYPE_STRING and not isinstance(given, str):
+        as_text = ", with the JSON inside the text" if isinstance(given, dict | list) else ""
+        raise ParseError(f"{_spelt(place)} must be text{as_text}")
+    if field.type == FieldDescriptor.TYPE_BOOL and not isinstance(given, bool):
+        raise ParseError(f"{_spelt(place)} must be true or false")
+    if field.enum_type is not None and isinstance(given, str):
+        names = [one.name for one in field.enum_type.values]
+        if given not in names and not NUMBER.fullmatch(given):
+            raise ParseError(f"{_spelt(place)} must be one of: {', '.join(names)}")
 
 
 def _decoded(given: Any, place: Place) -> bytes:
@@ -121,6 +142,11 @@ def _fields(descriptor: Any) -> Mapping[str, FieldDescriptor]:
             or field.message_type.GetOptions().map_entry
         )
     }
+
+
+def _has(descriptor: Any, name: str) -> bool:
+    """Whether a message has a field of this name."""
+    return name in descriptor.fields_by_name or name in descriptor.fields_by_camelcase_name
 
 
 def _spelt(place: Place) -> str:

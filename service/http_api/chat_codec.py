@@ -182,7 +182,7 @@ def _sampling(request: ChatRequest, fields: dict[str, str]) -> Sampling:
         raise InvalidRequest(
             "max_tokens", f"is {older}, but max_completion_tokens is {newer}; send one of them"
         )
-    if newer is None:
+    if newer is None and older is not None:
         return codec.sampling(request, older, "max_tokens", fields)
     return codec.sampling(request, newer, "max_completion_tokens", fields)
 

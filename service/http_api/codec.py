@@ -25,6 +25,7 @@ from service.types import (
     GrammarKind,
     ImagePart,
     Message,
+    PropertyOrder,
     Role,
     Sampling,
     TextPart,
@@ -237,8 +238,8 @@ def grammar_of(
     """The grammar of the answer, of the one constraint that a request has; ``fields`` learns where its
     source stands in the request.
 
-    request: has ``structured_outputs`` and ``close_objects``. form: the constraint of its format.
-    forced: the tool that the answer has to call.
+    request: has ``structured_outputs``, ``close_objects`` and ``property_order``. form: the constraint of
+    its format. forced: the tool that the answer has to call.
     """
     found = [] if form is None else [form]
     if request.structured_outputs is not None:
@@ -250,18 +251,23 @@ def grammar_of(
             found[1].name, f"constrains the answer beside {found[0].name}; send one of them"
         )
     if not found:
-        return _with_closed_objects(None, request.close_objects)
+        return _with_options(None, request)
     (only,) = found
     fields[f"task.inline.grammar.{only.grammar.kind.value}"] = only.path
     fields[f"task.inline.grammar.{only.grammar.kind.value}.options"] = only.path
-    return _with_closed_objects(only.grammar, request.close_objects)
+    return _with_options(only.grammar, request)
 
 
-def _with_closed_objects(grammar: Grammar | None, close_objects: bool | None) -> Grammar | None:
-    """The grammar with the caller's wish to close objects, if there is one."""
-    if close_objects is None:
-        return grammar
-    return replace(_of_schemas(grammar, "close_objects"), close_objects=close_objects)
+def _with_options(grammar: Grammar | None, request: Any) -> Grammar | None:
+    """The grammar with the caller's wishes for objects, if there are any."""
+    if request.close_objects is not None:
+        grammar = replace(
+            _of_schemas(grammar, "close_objects"), close_objects=request.close_objects
+        )
+    if request.property_order is not None:
+        order = PropertyOrder(request.property_order)
+        grammar = replace(_of_schemas(grammar, "property_order"), property_order=order)
+    return grammar
 
 
 def schema_in_prompt(grammar: Grammar | None, wish: bool | None) -> bool | None:
@@ -356,9 +362,9 @@ def sampling(
     given = {name: value for name in SAMPLING if (value := getattr(request, name)) is not None}
     if given.get("top_k") in (0, -1):
         del given["top_k"]
+    fields["sampling.max_tokens"] = max_tokens_field
     if max_tokens is not None:
         given["max_tokens"] = max_tokens
-        fields["sampling.max_tokens"] = max_tokens_field
     template = request.chat_template_kwargs
     if template is not None and template.enable_thinking:
         given["thinking"] = True

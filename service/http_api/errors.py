@@ -15,6 +15,12 @@ TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 """HTTP status -> the ``type`` of an error; others by their class."""
 RETRY_AFTER_S = 2.0
 """When to come again to a server that cannot take calls now."""
+OPTIONS = {
+    "raise max_tokens": "raise {max_tokens}",
+    "which strict requires": "which require_enforced requires",
+    "or leave out strict": "or leave out require_enforced",
+}
+"""Words of an error that name an option of gRPC -> the same with the field of a request."""
 MAX_TEXT = 2000
 MAX_VIOLATIONS = 16
 
@@ -38,7 +44,7 @@ def body_of(error: ServiceError, fields: Mapping[str, str] | None = None) -> dic
     """The body of an error. fields: see ``codec.path_of``."""
     violations = _violations(error, fields or {})
     found: dict[str, Any] = {
-        "message": _message(error, violations)[:MAX_TEXT],
+        "message": _message(error, violations, fields or {})[:MAX_TEXT],
         "type": _type(row_of(error).http),
         "param": (violations[0]["param"] or None) if violations else None,
         "code": error.reason,
@@ -66,12 +72,18 @@ def _violations(error: ServiceError, fields: Mapping[str, str]) -> list[dict[str
     ]
 
 
-def _message(error: ServiceError, violations: list[dict[str, str]]) -> str:
-    """The message with the caller's own name of the field."""
+def _message(
+    error: ServiceError, violations: list[dict[str, str]], fields: Mapping[str, str]
+) -> str:
+    """The message with the caller's own names of fields."""
+    message = error.message
+    max_tokens = path_of("sampling.max_tokens", fields)
+    for given, own in OPTIONS.items():
+        message = message.replace(given, own.format(max_tokens=max_tokens))
     if not violations or not isinstance(error, InvalidRequest):
-        return error.message
+        return message
     given = f"{error.violations[0].field}: "
-    if not error.message.startswith(given):
-        return error.message
+    if not message.startswith(given):
+        return message
     name = violations[0]["param"] or BODY
-    return f"{name}: {error.message.removeprefix(given)}"
+    return f"{name}: {message.removeprefix(given)}"

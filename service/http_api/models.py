@@ -290,6 +290,7 @@ class ChatRequest(Model):
         "max_new_tokens": "use max_completion_tokens",
         "max_output_tokens": "use max_completion_tokens",
         "min_p": "use top_p or top_k",
+        "strict": "use require_enforced",
         "options": "use the fields of this API, such as temperature",
         "extra_body": "send its fields themselves; an SDK takes them out of extra_body",
     }
@@ -346,6 +347,11 @@ class ChatRequest(Model):
         HONOURED,
         "Forbid properties that the schema does not list, in objects that say nothing of others. "
         "Not of OpenAI's API.",
+    )
+    property_order: Literal["declared", "any"] | None = treated(
+        HONOURED,
+        "Order of the properties of objects in the answer: as the schema lists them, or any. Not of "
+        "OpenAI's API.",
     )
     schema_in_prompt: bool | None = treated(
         HONOURED,

@@ -113,7 +113,11 @@ def _description(kind: type[Model], path: Sequence[str | int], error: ErrorDetai
         return "is not supported; leave it out"
     if what == "string_pattern_mismatch":
         return "must be 1 to 64 letters, digits, underscores and hyphens"
-    text = error["msg"].replace("Input should be", "must be")
+    text = (
+        error["msg"]
+        .replace("Input should be", "must be")
+        .replace("a valid boolean", "true or false")
+    )
     return text[0].lower() + text[1:].replace("valid dictionary", "JSON object")
 
 

@@ -320,6 +320,11 @@ class ResponsesRequest(Model):
         "Forbid properties that the schema does not list, in objects that say nothing of others. "
         "Not of OpenAI's API.",
     )
+    property_order: Literal["declared", "any"] | None = treated(
+        HONOURED,
+        "Order of the properties of objects in the answer: as the schema lists them, or any. Not of "
+        "OpenAI's API.",
+    )
     schema_in_prompt: bool | None = treated(
         HONOURED,
         "Show the schema of the answer to the model, with its descriptions. Default: that of the "

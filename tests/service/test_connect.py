@@ -221,7 +221,22 @@ async def test_the_error_of_a_stream_comes_in_its_last_message() -> None:
         (b"\xff", "not a message"),
         (b'{"grammr": {}}', 'no field named "grammr"'),
         (b'{"grammar": {"regex": "a"}, "grammar": {}}', "duplicate key"),
-        (b'{"grammar": {"regex": 5}}', "regex"),
+        (
+            b'{"grammar": {"jsonShema": "{}"}}',
+            'grammar has no field named "jsonShema"; it takes: jsonSchema',
+        ),
+        (
+            b'{"grammar": {"jsonSchema": {}}}',
+            "grammar.json_schema must be text, with the JSON inside",
+        ),
+        (b'{"grammar": {"regex": 5}}', "grammar.regex must be text"),
+        (b'{"grammar": {"choice": {"options": ["a", 5]}}}', "options[1] must be text"),
+        (b'{"grammar": {"closeObjects": "yes"}}', "grammar.close_objects must be true or false"),
+        (b'{"grammar": {"closeObjects": 1}}', "grammar.close_objects must be true or false"),
+        (
+            b'{"grammar": {"propertyOrder": "any"}}',
+            "grammar.property_order must be one of: PROPERTY_",
+        ),
         (b'{"grammar": ' * 70 + b"1" + b"}" * 70, ""),
     ],
 )

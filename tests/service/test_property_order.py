@@ -15,6 +15,8 @@ from service.structured_output.pool import GrammarPool
 from service.types import GenerateRequest, PropertyOrder
 from tests.service.bending import bent, serving
 from tests.service.harness import failure, inline, run_request, running
+from tests.service.http_api import harness as http
+from tests.service.http_api.harness import schema_format
 
 DECLARED, ANY = pb.PROPERTY_ORDER_DECLARED, pb.PROPERTY_ORDER_ANY
 UNSAID = pb.PROPERTY_ORDER_UNSPECIFIED
@@ -109,6 +111,24 @@ async def test_each_property_order_has_its_own_cached_analysis() -> None:
     ebnf = [one.grammar.ebnf for one in engine.asked if one.grammar is not None]
     assert ebnf[0] == ebnf[2] != ebnf[1] == ebnf[3]
     assert engine.orders == [PropertyOrder.DECLARED, PropertyOrder.ANY] * 2
+
+
+@pytest.mark.slow
+async def test_over_http() -> None:
+    engine = Listening()
+    form = schema_format(RECEIPT)
+    text = {"format": {"type": "json_schema", "name": "a", "schema": RECEIPT}}
+    body = {"model": "fake", "input": "Count.", "text": text, "property_order": "any"}
+    async with http.serving(engine) as server:
+        for wish in ({"property_order": "any"}, {"property_order": "declared"}, {}):
+            reply = await server.chat(response_format=form, **wish)
+            assert reply.status == 200, reply.body
+        reply = await server.request("POST", "/v1/responses", json.dumps(body).encode())
+        assert reply.status == 200, reply.body
+        refused = await server.chat(structured_outputs={"regex": "a"}, property_order="any")
+    any_order, declared = PropertyOrder.ANY, PropertyOrder.DECLARED
+    assert engine.orders == [any_order, declared, declared, any_order]
+    assert (refused.status, refused.error["param"]) == (400, "property_order")
 
 
 async def test_an_invalid_property_order_is_an_error() -> None:

@@ -32,6 +32,7 @@ const SAMPLES = {
   regex: "(day|night) in the [a-z]{3,12}",
   choice: "desert\nmeadow\nsea\nsnow",
 };
+const OPTIONS = ["close_objects", "property_order", "schema_in_prompt"];
 const NAMES = { schema: "JSON Schema", regex: "Regular expression", choice: "The lines, of which the answer is one" };
 
 const state = { images: [], tasks: new Map(), model: "", retry: 0, running: null, language: "curl", request: null };
@@ -159,7 +160,11 @@ function showImages() {
 
 function grammar() {
   const text = $("constraint").value;
-  if ($("form").value === "schema") return { jsonSchema: text, ...chosen("close-objects", "closeObjects") };
+  if ($("form").value === "schema") {
+    const order = $("property-order").value;
+    const propertyOrder = order && { propertyOrder: `PROPERTY_ORDER_${order.toUpperCase()}` };
+    return { jsonSchema: text, ...chosen("close-objects", "closeObjects"), ...propertyOrder };
+  }
   if ($("form").value === "regex") return { regex: text };
   if ($("form").value === "choice") return { choice: { options: lines(text) } };
   return null;
@@ -167,7 +172,8 @@ function grammar() {
 
 function chosen(id, field) {
   // A field for what was chosen; none for the default.
-  return $(id).value === "" ? {} : { [field]: $(id).value === "true" };
+  const value = $(id).value;
+  return value === "" ? {} : { [field]: { true: true, false: false }[value] ?? value };
 }
 
 function lines(text) {
@@ -256,7 +262,7 @@ function build() {
     const text = $("constraint").value;
     if ($("form").value === "schema") {
       request.structured_outputs = { json: text };
-      Object.assign(request, chosen("close-objects", "close_objects"), chosen("schema-in-prompt", "schema_in_prompt"));
+      for (const field of OPTIONS) Object.assign(request, chosen(field.replaceAll("_", "-"), field));
     }
     if ($("form").value === "regex") request.structured_outputs = { regex: text };
     if ($("form").value === "choice") request.structured_outputs = { choice: lines(text) };
@@ -508,9 +514,11 @@ function literal(value) {
 }
 
 function python(request, names) {
-  const { model, messages, structured_outputs, close_objects, schema_in_prompt, task, ...rest } = { ...placed(request, (index) => `@IMAGE${index}@`), task: state.request.task };
-  const extra = Object.fromEntries(Object.entries({ structured_outputs, close_objects, schema_in_prompt, task })
-    .filter(([, value]) => value !== undefined && value !== ""));
+  const { model, messages, ...options } = { ...placed(request, (index) => `@IMAGE${index}@`), task: state.request.task };
+  const own = ["structured_outputs", ...OPTIONS, "task"]; // not of OpenAI's API
+  const given = Object.entries(options).filter(([, value]) => value !== undefined && value !== "");
+  const extra = Object.fromEntries(given.filter(([name]) => own.includes(name)));
+  const rest = Object.fromEntries(given.filter(([name]) => !own.includes(name)));
   let content = literal(messages);
   names.forEach((name, index) => {
     content = content.replace(`"@IMAGE${index}@"`, () => `image(${JSON.stringify(name)})`);
@@ -540,9 +548,10 @@ function grpcPython(request, names, given, prompt, task) {
   const kinds = { jsonSchema: "json_schema", regex: "regex" };
   const [[kind, value]] = Object.entries(given ?? { none: null });
   const wish = (name) => (request[name] === undefined ? "" : `, ${name}=${literal(request[name])}`);
+  const order = request.property_order === undefined ? "" : `, property_order=pb.PROPERTY_ORDER_${request.property_order.toUpperCase()}`;
   const rule = kind === "choice"
     ? `pb.Grammar(choice=pb.Choice(options=${JSON.stringify(value.options)}))`
-    : `pb.Grammar(${kinds[kind]}=${JSON.stringify(value)}${wish("close_objects")})`;
+    : `pb.Grammar(${kinds[kind]}=${JSON.stringify(value)}${wish("close_objects")}${order})`;
   const inline = `pb.InlineTask(user=${JSON.stringify(prompt)}${given ? `, grammar=${rule}` : ""}${wish("schema_in_prompt")})`;
   const made = task ? `pb.Task(name=${JSON.stringify(task)})` : `pb.Task(inline=${inline})`;
   const options = [["temperature", request.temperature], ["seed", request.seed], ["max_tokens", request.max_completion_tokens]]
@@ -593,7 +602,7 @@ $("stop").addEventListener("click", () => state.running?.abort());
 $("task").addEventListener("change", update);
 $("form").addEventListener("change", () => { $("constraint").value = drafts[$("form").value] ?? ""; update(); });
 $("constraint").addEventListener("input", () => { drafts[$("form").value] = $("constraint").value; update(); });
-$("close-objects").addEventListener("change", update);
+for (const id of ["close-objects", "property-order"]) $(id).addEventListener("change", update);
 $("key").addEventListener("change", connect);
 for (const button of document.querySelectorAll("[data-code]")) {
   button.addEventListener("click", () => {

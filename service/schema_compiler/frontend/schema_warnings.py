@@ -222,9 +222,7 @@ def _nullable(compiled: CheckedSchema) -> Iterator[SchemaWarning]:
     for schema in compiled.subschemas.live:
         if schema.get("nullable") is True and not _takes_null(schema):
             at = _at(compiled.subschemas.pointers[id(schema)], "nullable")
-            what = (
-                f"is of OpenAPI 3.0 and allows nothing in JSON Schema; write {_with_null(schema)}"
-            )
+            what = f"is of OpenAPI 3.0 and does not allow null in JSON Schema; write {_with_null(schema)}"
             yield SchemaWarning(at, WarningKind.NULLABLE, what)
 
 

@@ -79,6 +79,15 @@ async def test_the_report_as_json() -> None:
     assert [one["pointer"] for one in checked] == [POINTER]
 
 
+async def test_the_root_of_a_schema_has_a_name_in_the_report(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    async with running() as started:
+        done = await called("schema", *at(started), "--all", "--close-objects", schema)
+    assert done.code == 0
+    assert "  rewritten  the schema: closed by close_objects" in done.out
+
+
 async def test_a_schema_that_cannot_be_used(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "thing"}')
@@ -186,7 +195,7 @@ async def test_strict_refuses_a_checked_schema(how: list[str]) -> None:
     assert (refused.code, refused.out) == (1, "")
     assert "INVALID_ARGUMENT (SCHEMA_NOT_ENFORCED): --schema: is not fully enforced" in refused.err
     assert POINTER in refused.err
-    assert "`qwen3vl schema` lists all keywords" in refused.err
+    assert "`qwen3vl schema` lists all keywords), or leave out --strict" in refused.err
 
 
 async def test_strict_accepts_an_enforced_schema() -> None:

@@ -43,8 +43,10 @@ for (const language of ["python", "grpc", "curl"]) {
   await page.click(`[data-code=${language}]`);
   found.codes.push(await text("#snippet"));
 }
-const validated = page.waitForRequest((request) => request.url().endsWith("/ValidateSchema"));
+const validated = page.waitForRequest((request) =>
+  request.url().endsWith("/ValidateSchema") && request.postData().includes("propertyOrder"));
 await page.selectOption("#close-objects", "true");
+await page.selectOption("#property-order", "any");
 found.validated = (await validated).postData();
 await page.selectOption("#schema-in-prompt", "false");
 const wishes = page.waitForRequest((request) => request.url().endsWith("/v1/chat/completions"));

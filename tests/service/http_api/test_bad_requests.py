@@ -30,6 +30,8 @@ TOOL = {"type": "function", "function": {"name": "a", "parameters": {"type": "ob
 OTHER = {"type": "function", "function": {"name": "b"}}
 NAMED = {"type": "function", "function": {"name": "b"}}
 
+NOT_ENFORCED = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+
 
 def said(content: Any, role: str = "user", **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content, **more}]}
@@ -297,6 +299,13 @@ async def test_wrong_fields_are_named() -> None:
         ({"guided_regex": "a"}, "structured_outputs.regex"),
         ({"temprature": 1}, "did you mean temperature"),
         ({"n": 2}, "send a request for each answer"),
+        ({"strict": True}, "use require_enforced"),
+        ({"close_objects": "yes"}, "close_objects: must be true or false"),
+        ({"property_order": "random"}, "must be 'declared' or 'any'"),
+        (
+            {"response_format": schema_format(NOT_ENFORCED), "require_enforced": True},
+            "which require_enforced requires",
+        ),
         ({"functions": []}, "use tools"),
         ({"messages": shown("a", b""), "images": []}, "image_url"),
         (with_url("https://example.org/a.png"), "data: URL"),

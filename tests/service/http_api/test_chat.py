@@ -282,8 +282,11 @@ async def test_cut_free_text_ends_with_length() -> None:
 async def test_a_cut_answer_under_a_grammar_is_an_error(form: dict[str, Any]) -> None:
     async with serving(FakeEngine('{"a": "b c d e f g h i j"}')) as server:
         reply = await server.chat(**form, max_tokens=2)
+        newer = await server.chat(**form, max_completion_tokens=2)
         stream = await server.chat(**form, max_tokens=2, stream=True)
     assert (reply.status, reply.error["code"]) == (422, "OUTPUT_TRUNCATED")
+    assert "raise max_tokens" in reply.error["message"]
+    assert "raise max_completion_tokens" in newer.error["message"]
     assert reply.headers["x-should-retry"] == "false"
     *_, last, done = events(stream.body)
     assert last["error"]["code"] == "OUTPUT_TRUNCATED"

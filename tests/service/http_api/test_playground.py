@@ -144,18 +144,23 @@ async def test_in_a_browser(browser: tuple[Path, str], tmp_path: Path) -> None:
     assert json.loads(found["sent"])["seed"] == SEED
     for code, seed in zip(found["codes"], ("seed=", "seed=", '"seed": '), strict=True):
         assert f"{seed}{SEED}" in code
-    assert not {"close_objects", "schema_in_prompt"} & json.loads(found["sent"]).keys()
-    assert json.loads(found["validated"])["grammar"]["closeObjects"] is True
-    wishes = json.loads(found["wishes"])
-    assert (wishes["close_objects"], wishes["schema_in_prompt"]) == (True, False)
+    options = {"close_objects": True, "property_order": "any", "schema_in_prompt": False}
+    assert not options.keys() & json.loads(found["sent"]).keys()
+    validated = json.loads(found["validated"])["grammar"]
+    assert validated["closeObjects"] is True
+    assert validated["propertyOrder"] == "PROPERTY_ORDER_ANY"
+    assert options.items() <= json.loads(found["wishes"]).items()
     python, grpc, curl = found["codes_of_wishes"]
     extra = python.partition("extra_body=")[2]
     assert '"close_objects": True' in extra
+    assert '"property_order": "any"' in extra
     assert '"schema_in_prompt": False' in extra
-    assert re.search(r"pb\.Grammar\(.*, close_objects=True\), schema_in_prompt=False\)", grpc)
+    given = "close_objects=True, property_order=pb.PROPERTY_ORDER_ANY"
+    assert re.search(rf"pb\.Grammar\(.*, {given}\), schema_in_prompt=False\)", grpc)
     assert '"close_objects": true' in curl
+    assert '"property_order": "any"' in curl
     assert found["options_of_text"] is False
-    assert not {"close_objects", "schema_in_prompt"} & json.loads(found["plain"]).keys()
+    assert not options.keys() & json.loads(found["plain"]).keys()
     assert found["wrong_seed"] == [False, True], "not sent, and shown to the person"
     assert found["cells"][:4] == ["<b>cat</b>", "100, 200, 500, 600", "", "dog"]
     assert found["box"] == ["100", "200", "400", "400"]

@@ -409,6 +409,7 @@ async def test_a_cut_answer_under_a_grammar_is_an_error(form: dict[str, Any]) ->
         reply = await ask(server, **form, max_output_tokens=2)
         stream = await ask(server, **form, max_output_tokens=2, stream=True)
     assert (reply.status, reply.error["code"]) == (422, "OUTPUT_TRUNCATED")
+    assert "raise max_output_tokens" in reply.error["message"]
     *_, failed, last = typed(stream.body)
     assert failed["type"] == "response.failed"
     assert failed["response"]["status"] == "failed"
