@@ -114,10 +114,10 @@ _ROWS = (
     _invalid("SCHEMA_UNSATISFIABLE", "no value is valid against the schema; metadata: `pointer`"),
     _invalid(
         "SCHEMA_NOT_ENFORCED",
-        "`strict` is set, and some keywords are only checked after generation, or misspelt: "
-        "one violation each, as many as fit; metadata: `checked`, their number. Change "
-        "the schema as the violations say, or leave out `strict`; `ValidateSchema` reports this "
-        "before a call",
+        "`strict` (over HTTP `require_enforced`) is set, and some keywords are only checked after "
+        "generation, or misspelt: one violation each, as many as fit; metadata: `checked`, their "
+        "number. Change the schema as the violations say, or leave the option out; "
+        "`ValidateSchema` reports this before a call",
     ),
     _invalid("SCHEMA_UNSUPPORTED", "a valid schema that cannot be compiled into a grammar"),
     _invalid(
