@@ -27,7 +27,8 @@ from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.lower.context import MAX_ORDER_RULES
 from service.schema_compiler.lower.lowering import LoweredSchema, lower_schema, lower_to_anything
 from service.schema_compiler.lower.strings import lower_regex
-from service.schema_compiler.normalize.bounds import LADDER, Bounds, TooCostly
+from service.schema_compiler.normalize.alternatives import TOO_MANY
+from service.schema_compiler.normalize.bounds import EXACT, LADDER, WIDE, Bounds, TooCostly
 from service.schema_compiler.prompt_schema import prompt_schema
 from service.schema_compiler.report import Analysed, Enforcement, GrammarReport
 from service.types import Grammar, GrammarKind, PropertyOrder
@@ -120,7 +121,10 @@ def lowered_and_emitted(
 
     Raises ``GrammarError`` for a schema that no value satisfies, ``BudgetExceeded``.
     """
+    best: tuple[LoweredSchema, str, bytes] | None = None
     for bounds, order_rules in _attempts(options.property_order):
+        if (best is not None) != (bounds is WIDE):
+            continue
         try:
             with bounded(budget.current().part(ATTEMPT)):
                 if options.lengths_beside:
@@ -130,10 +134,20 @@ def lowered_and_emitted(
                 ebnf = grammar_of(lowered.document)
         except (BudgetExceeded, TooCostly):
             continue
-        if cost(ebnf) <= MAX_COST:
-            return lowered, ebnf, lengths
+        if cost(ebnf) <= MAX_COST and (best is None or _drops(lowered) < _drops(best[0])):
+            best = lowered, ebnf, lengths
+        if best is not None and not _drops(best[0], TOO_MANY):
+            break
+    if best is not None:
+        return best
     lowered = lower_to_anything(checked, text)
     return lowered, grammar_of(lowered.document), b""
+
+
+def _drops(lowered: LoweredSchema, why: str = "") -> int:
+    """How many keywords are only checked, for a reason that begins so."""
+    checked = (one for one in lowered.keywords if one.enforcement is Enforcement.CHECKED)
+    return sum(one.why.startswith(why) for one in checked)
 
 
 def _uncounted(
@@ -158,7 +172,7 @@ def _attempts(order: PropertyOrder) -> Iterable[tuple[Bounds, int | None]]:
     schema says is never given up for the sake of any order."""
     if order is PropertyOrder.DECLARED:
         return [(bounds, None) for bounds in LADDER]
-    return [(LADDER[0], MAX_ORDER_RULES), *((bounds, 0) for bounds in LADDER)]
+    return [*((bounds, MAX_ORDER_RULES) for bounds in (EXACT, WIDE)), *((one, 0) for one in LADDER)]
 
 
 def analyse(grammar: Grammar, limits: SchemaLimits) -> Analysed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-MAX_COST = 700_000
+MAX_COST = 1_000_000
 """Of a grammar, about in µs of a compiler over single bytes."""
 _SMALL = 20_000
 """Characters of a grammar that is never too costly."""

@@ -46,7 +46,10 @@ class OrderedObject:
         self.properties = [
             (prop.name, prop.required, _written(prop.values, value)) for prop in one.properties
         ]
-        self.additional = [(kind.names, _written(kind.values, value)) for kind in one.additional]
+        self.additional = [
+            (kind.names, _written(kind.values, value), one.lasting & kind.can_meet)
+            for kind in one.additional
+        ]
         required = [i for i, (_, is_required, _) in enumerate(self.properties) if is_required]
         self._optional_from = required[-1] + 1 if required else 0
         self._everywhere: set[str] = set()
@@ -59,12 +62,12 @@ class OrderedObject:
         self.often = self.counted or one.obligations > 0
         self._all_met = (1 << one.obligations) - 1
 
-    def _additional(self) -> list[list[tuple[str, int]]]:
-        """Additional properties, and the obligations that they meet, by the position of the next
-        declared one."""
+    def _additional(self) -> list[list[tuple[str, int, int]]]:
+        """Additional properties, the obligations that they meet, and those that they have to meet once they
+        are met, by the position of the next declared one."""
         last = len(self.properties)
-        found: list[list[tuple[str, int]]] = [[] for _ in range(last + 1)]
-        for names, values in self.additional:
+        found: list[list[tuple[str, int, int]]] = [[] for _ in range(last + 1)]
+        for names, values, lasting in self.additional:
             everywhere, extending = self._names(names)
             name = self._shared("name", everywhere, twice=False)
             chain: str | None = None
@@ -75,7 +78,9 @@ class OrderedObject:
                 chain = self._shared("longer", parts, twice=False)
                 for one in (name, chain):
                     if one is not None:
-                        found[i] += [(f'{one} ": " {value}', meets) for value, meets in values]
+                        found[i] += [
+                            (f'{one} ": " {value}', meets, lasting) for value, meets in values
+                        ]
             if name is not None:
                 self._everywhere |= {f'{name} ": " {value}' for value, _ in values}
         return found
@@ -115,7 +120,7 @@ class OrderedObject:
         pending = list(counts)
         while pending:
             count = pending.pop()
-            for meets in {meets for _, ways in self.additional for _, meets in ways}:
+            for meets in {meets for _, ways, _ in self.additional for _, meets in ways}:
                 after = self._add(count, meets)
                 if after is not None and after not in counts:
                     counts.add(after)
@@ -174,7 +179,9 @@ class OrderedObject:
         for count in sorted(counts, reverse=True):
             recursive = False
             parts = []
-            for pair, meets in self._others[i]:
+            for pair, meets, lasting in self._others[i]:
+                if count[1] & lasting & ~meets:
+                    continue
                 other = sequence('", "', pair)
                 if self.often or pair in self._everywhere:
                     other = self.rules.define("other", other)
@@ -204,7 +211,7 @@ class OrderedObject:
         parts = []
         if self._others[0]:
             afters = self._afters(0, self._reached()[0], first)
-            for pair, meets in self._others[0]:
+            for pair, meets, _ in self._others[0]:
                 then = self._add(start, meets)
                 if then is not None and afters.get(then) is not None:
                     parts.append(sequence(pair, str(afters[then])))

@@ -107,7 +107,7 @@ def _shortest_object(one: Object, length: Length) -> int | None:
     if not additional and len(pairs) < one.minimum:
         return None
     if one.obligations or one.minimum > count or one.maximum is not None:
-        if not _has_object(_with_values(one, length)):
+        if not _has_object(replace(_with_values(one, length), lasting=0)):
             return None
         total += max(one.minimum - count, one.obligations, 0) * max(
             (*(n + 8 for n in additional), *pairs), default=0
@@ -143,7 +143,9 @@ def _has_object(one: Object) -> bool:
     everything = (1 << one.obligations) - 1
     cap = one.minimum if one.maximum is None else one.maximum
 
-    def add(state: tuple[int, int], meets: int) -> tuple[int, int] | None:
+    def add(state: tuple[int, int], meets: int, lasting: int = 0) -> tuple[int, int] | None:
+        if state[1] & lasting & ~meets:
+            return None
         count, met = state[0] + 1, state[1] | meets
         if count > cap:
             return None if one.maximum is not None else (cap, met)
@@ -153,8 +155,8 @@ def _has_object(one: Object) -> bool:
         pending = list(states)
         while pending:
             state = pending.pop()
-            for meets in additional[position]:
-                after = add(state, meets)
+            for meets, lasting in additional[position]:
+                after = add(state, meets, lasting)
                 if after is not None and after not in states:
                     states.add(after)
                     pending.append(after)
@@ -176,13 +178,14 @@ def _has_object(one: Object) -> bool:
     return False
 
 
-def _additional_by_position(one: Object) -> list[set[int]]:
-    """By position, the obligations that an additional property there can meet, one entry a value."""
+def _additional_by_position(one: Object) -> list[set[tuple[int, int]]]:
+    """By position, the obligations that an additional property there meets, and those that it has to meet
+    once they are met, one entry a value."""
     last = len(one.properties)
-    found: list[set[int]] = [set() for _ in range(last + 1)]
+    found: list[set[tuple[int, int]]] = [set() for _ in range(last + 1)]
     for kind in one.additional:
         anywhere, extending = names_by_position(one.properties, kind.names)
-        meets = {value.meets for value in kind.values}
+        meets = {(value.meets, one.lasting & kind.can_meet) for value in kind.values}
         always = kind.names.apart is not None or bool(anywhere)
         names = False
         for position in range(last, -1, -1):
@@ -285,6 +288,11 @@ def pruned(root: Reference, values: Values, lengths: Mapping[Reference, int]) ->
     return Document(
         root, {reference: found[reference] for reference in values if reference in found}
     )
+
+
+def can_last(one: Object) -> bool:
+    """Whether a pruned object has a text in which the obligations that are to last do."""
+    return _has_object(one)
 
 
 def _pruned(one: Alternative, lengths: Mapping[Reference, int]) -> Alternative | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 
 from service.schema_compiler.regex.dfa import Dfa
 from service.schema_compiler.regex.syntax import Node
@@ -232,6 +234,11 @@ class AdditionalProperties:
     names: NameSet
     values: tuple[PropertyValue, ...]
 
+    @property
+    def can_meet(self) -> int:
+        """The obligations that one of the values meets."""
+        return reduce(or_, (value.meets for value in self.values), 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Object:
@@ -240,6 +247,10 @@ class Object:
     properties: the declared ones, in order. additional: may stand between them, any number of each.
     minimum, maximum: number of properties; maximum None: any number. obligations: how many there are;
     each must be met by at least one property. any_order: the declared properties may come in any order.
+
+    lasting: obligations, as bits, that an additional property meets by its value. Another one may repeat its
+    name, and only the last one counts. So once such an obligation is met, each additional property of a
+    kind that can meet it has to meet it. lasting_by: JSON pointers of the keywords behind them.
     """
 
     properties: tuple[Property, ...]
@@ -248,6 +259,8 @@ class Object:
     maximum: int | None = None
     obligations: int = 0
     any_order: bool = False
+    lasting: int = 0
+    lasting_by: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

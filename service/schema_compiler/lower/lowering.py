@@ -16,12 +16,13 @@ from service.errors import GrammarError
 from service.schema_compiler import budget
 from service.schema_compiler.exact import is_whole, text_of
 from service.schema_compiler.frontend.checked_schema import FIELD, CheckedSchema
-from service.schema_compiler.ir.sizes import forced_text, pruned, short_lengths
+from service.schema_compiler.ir.sizes import can_last, forced_text, pruned, short_lengths
 from service.schema_compiler.ir.values import (
     Alternative,
     Constant,
     Document,
     Number,
+    Object,
     Reference,
     String,
     TextSet,
@@ -32,7 +33,7 @@ from service.schema_compiler.lower.compile_time import MAX_MS, document_ms
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.lower.keyword_report import keyword_reports
 from service.schema_compiler.lower.left_lengths import LeftLengths
-from service.schema_compiler.lower.objects import lower_object
+from service.schema_compiler.lower.objects import LAST_COUNTS, LASTS, lower_object
 from service.schema_compiler.lower.string_constraints import StringConstraints
 from service.schema_compiler.normalize.alternatives import Expansion
 from service.schema_compiler.normalize.bounds import BEYOND, EXACT, LOOSE, Bounds
@@ -142,11 +143,30 @@ class _Lowering:
                 reason="SCHEMA_UNSATISFIABLE",
                 metadata={"pointer": ""},
             )
-        document = pruned(root, self.values, lengths)
+        document = self._with_lasting(pruned(root, self.values, lengths))
         context = self.context
         keywords = keyword_reports(self.nodes, context.dropped, context.given_up, context.remarks)
         rewrites = tuple(context.expander.rewrites)
         return LoweredSchema(document, tuple(keywords), rewrites, forced_text(document, lengths))
+
+    def _with_lasting(self, document: Document) -> Document:
+        """Without obligations that are to last where no object could meet them all then."""
+        values = dict(document.values)
+        for reference, alternatives in values.items():
+            if any(isinstance(one, Object) and one.lasting for one in alternatives):
+                values[reference] = tuple(map(self._lasting, alternatives))
+        return replace(document, values=values)
+
+    def _lasting(self, one: Alternative) -> Alternative:
+        if not isinstance(one, Object) or not one.lasting:
+            return one
+        lasts = can_last(one)
+        for pointer in one.lasting_by:
+            if lasts:
+                self.context.remark(pointer, LASTS)
+            else:
+                self.context.drop(pointer, LAST_COUNTS)
+        return one if lasts else replace(one, lasting=0, lasting_by=())
 
     def _explore(self, root: Reference) -> None:
         # Values near the root come first: they keep their constraints where bounds are met.

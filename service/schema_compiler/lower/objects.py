@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 from service.schema_compiler.ir.values import (
     AdditionalProperties,
@@ -45,6 +47,12 @@ LAST_COUNTS = (
 )
 
 
+LASTS = (
+    "the order matters: once a member meets it, further members of its kind have to, as they may "
+    "repeat its name"
+)
+
+
 class _Lowering:
     """Lowers one conjunction."""
 
@@ -78,10 +86,8 @@ class _Lowering:
             elif name in needed:
                 return None
         additional = self._additional(names, {one.name for one in properties})
-        self._note_overwritten(additional)
-        found = self._bounded(
-            Object(tuple(properties), additional, self.low, self.high, len(self.some)), len(needed)
-        )
+        one = Object(tuple(properties), additional, self.low, self.high, len(self.some))
+        found = self._bounded(self._lasting(one), len(needed))
         return None if found is None else replace(found, any_order=self._any_order(found))
 
     def _any_object(self) -> Object:
@@ -146,17 +152,14 @@ class _Lowering:
             self.context.remark(pointer, f"in the declared order: {why}")
         return False
 
-    def _note_overwritten(self, additional: tuple[AdditionalProperties, ...]) -> None:
-        """Note the obligations that an additional property can meet by its value: another property of
-        the same name can come after it, and only the last one counts. Everything else that is said of
-        names and values holds for an object without repeated names if it holds with them."""
-        met = 0
-        for kind in additional:
-            for value in kind.values:
-                met |= value.meets
-        for i, one in enumerate(self.some):
-            if met >> i & 1 and one.atom is not None:
-                self.context.drop(one.pointer, LAST_COUNTS)
+    def _lasting(self, one: Object) -> Object:
+        """With the obligations that an additional property can meet by its value: another property of the
+        same name can come after it, and only the last one counts. Everything else that is said of names
+        and values holds for an object without repeated names if it holds with them."""
+        met = reduce(or_, (kind.can_meet for kind in one.additional), 0)
+        lasting = [i for i, some in enumerate(self.some) if met >> i & 1 and some.atom is not None]
+        pointers = tuple(dict.fromkeys(self.some[i].pointer for i in lasting))
+        return replace(one, lasting=sum(1 << i for i in lasting), lasting_by=pointers)
 
     def _bounded(self, one: Object, needed: int) -> Object | None:
         """Without counting where it changes nothing or costs too much."""

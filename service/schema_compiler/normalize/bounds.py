@@ -1,13 +1,14 @@
 """How far the expansion of a schema goes before the grammar gets looser.
 
 All bounds are counted, so that a schema gets the same grammar on every machine. A schema is tried
-with the first of ``LADDER``; when it is too costly, with the next, which drops more of it.
+with the first of ``LADDER``; when it is too costly, with the next, which drops more of it. ``WIDE`` is for
+schemas of which the first drops something because of too many alternatives; what drops less is taken.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 class TooCostly(Exception):
@@ -36,7 +37,9 @@ class Bounds:
 
 
 EXACT = Bounds(128, 30_000, 3_000, 2_000, 150_000, last=False)
+WIDE = replace(EXACT, alternatives=1_024)
+"""For schemas of which ``EXACT`` is too narrow for something: many alternatives hold no value in the end."""
 NARROW = Bounds(8, 4_000, 500, 1_000, 100_000, last=True)
 LOOSE = Bounds(2, 1_000, 100, 150, 50_000, last=True)
-LADDER = (EXACT, NARROW, LOOSE)
+LADDER = (EXACT, WIDE, NARROW, LOOSE)
 BEYOND = "the schema is too large for a grammar of all of it"

@@ -50,6 +50,8 @@ class Properties:
     """Whether additional names are forbidden outright."""
     keyword: str = "additionalProperties"
     """What rules additional names."""
+    evaluates: bool = True
+    """Whether ``unevaluatedProperties`` leaves these names alone; not where a keyword is violated."""
 
     def atoms(self, name: str) -> list[Atom]:
         """What the value of a name has to satisfy."""

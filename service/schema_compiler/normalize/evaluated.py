@@ -21,7 +21,7 @@ def rest(one: Conjunction, atom: Atom, closed: bool, pointer: str) -> Conjunctio
     named: dict[str, Atom | None] = {}
     patterns: dict[str, Atom | None] = {}
     for members in one:
-        if isinstance(members, Properties):
+        if isinstance(members, Properties) and members.evaluates:
             if members.additional is not None:
                 return ()
             named.update(dict.fromkeys(members.declared))

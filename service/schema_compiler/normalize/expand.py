@@ -254,12 +254,13 @@ class Expander:
             ]
             return only({OBJECT: broken})
         kept = EVERY
+        by_others: dict[tuple[str, ...], list[str]] = {}
         for name, others in wanted.items():
-            choice: Alternatives = [
-                (Forbidden(pointer, name),),
-                (Required(pointer, (name, *(o for o in dict.fromkeys(others) if o != name))),),
-            ]
-            kept = self._combiner.product(OBJECT, kept, choice, pointer)
+            by_others.setdefault(tuple(dict.fromkeys(others)), []).append(name)
+        for wanted_names, names in by_others.items():
+            kept = self._combiner.product(
+                OBJECT, kept, _wanted(pointer, names, wanted_names), pointer
+            )
         return only({**dict.fromkeys(TYPES, EVERY), OBJECT: kept})
         yield  # a generator like the others
 
@@ -321,6 +322,18 @@ class Expander:
             closed = node.keywords[keyword] is False
             parts[t] = [(*one, *rest(one, atom, closed, node.pointer)) for one in parts[t]]
         return tuple(parts)
+
+
+def _wanted(pointer: str, names: list[str], others: tuple[str, ...]) -> Alternatives:
+    """Objects that have the others, if they have one of the names."""
+    if len(names) == 1:
+        (name,) = names
+        there = Required(pointer, (name, *(other for other in others if other != name)))
+        return [(Forbidden(pointer, name),), (there,)]
+    absent = tuple(Forbidden(pointer, name) for name in names)
+    if len(others) == 1 and others[0] not in names:  # no object is in both
+        absent += (Forbidden(pointer, others[0]),)
+    return [absent, (Required(pointer, others),)]
 
 
 _IN_PLACE: dict[str, Callable[[Expander, Node, str, bool], Steps]] = {

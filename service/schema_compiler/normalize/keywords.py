@@ -150,21 +150,32 @@ class Reader:
 
     def _objects_negated(self, node: Node) -> Iterable[Conjunction]:
         keywords = node.keywords
-        for name in dict.fromkeys(keywords.get("required", ())):
-            yield (Forbidden(node.at("required"), name),)
-        if any(keyword in keywords for keyword in MEMBERS):
-            members = self._members(node)
-            for name, atom in members.declared.items():
-                if atom is not None and not self._trivial(atom):
-                    yield (Required(node.at("properties"), (name,), negated(atom)),)
+        members = self._members(node) if any(one in keywords for one in MEMBERS) else None
+        declared = {} if members is None else members.declared
+        required = dict.fromkeys(keywords.get("required", ()))
+        wrong = {
+            name: negated(atom)
+            for name, atom in declared.items()
+            if atom is not None and not self._trivial(atom)
+        }
+        for name in required:
+            if name in wrong:  # absent or wrong: one constraint in place of two alternatives
+                one = {name: wrong[name]}
+                yield (Properties(node.pointer, one, {}, None, closed=False, evaluates=False),)
+            else:
+                yield (Forbidden(node.at("required"), name),)
+        if members is not None:
+            for name, refused in wrong.items():
+                if name not in required:
+                    yield (Required(node.at("properties"), (name,), refused),)
             for pattern, atom in members.patterns.items():
                 if atom is not None and not self._trivial(atom):
                     at = node.at("patternProperties")
-                    yield (SomeProperty(at, None, pattern, negated(atom)),)
+                    yield (SomeProperty(at, None, pattern, self._refused(atom)),)
             additional = members.additional
             if additional is not None and not self._trivial(additional):
                 at = node.at("additionalProperties")
-                yield (SomeProperty(at, members, None, negated(additional)),)
+                yield (SomeProperty(at, members, None, self._refused(additional)),)
         if "propertyNames" in keywords:
             atom = self.nodes.child(node, "propertyNames")
             yield (SomeProperty(node.at("propertyNames"), None, None, None, negated(atom)),)
@@ -189,6 +200,11 @@ class Reader:
                 yield (Contains(contains.pointers, contains.atom, contains.high + 1, None),)
         if keywords.get("uniqueItems") is True:
             yield (Unique(node.at("uniqueItems"), negated=True),)
+
+    def _refused(self, atom: Atom) -> Atom | None:
+        """What a value satisfies that does not satisfy an atom; None where every value does."""
+        is_never = not atom & 1 and self.nodes.of(atom).schema is False
+        return None if is_never else negated(atom)
 
     def _trivial(self, atom: Atom) -> bool:
         return not atom & 1 and self.nodes.of(atom).trivial

@@ -26,6 +26,7 @@ from service.schema_compiler.frontend.checked_schema import (
 )
 from service.schema_compiler.jsontext import pointer
 from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower.objects import LASTS
 from service.schema_compiler.report import Analysed
 from service.structured_output.answers import AnswerValidator
 from service.types import Grammar, GrammarKind, PropertyOrder
@@ -145,7 +146,7 @@ def _number(keyword: Any) -> Any:
 def check_value(schema: Any, value: Any) -> None:
     """A valid value is one of the grammar, with whole numbers in the spelling of integers, and unless
     it has an additional name that begins with a declared one (``test_property_order`` looks at
-    these)."""
+    these), or its names come in an order of which the report says that it matters."""
     value = _whole(value)
     if not admitted(schema) or not valid(schema, json.dumps(value)):
         return
@@ -154,6 +155,9 @@ def check_value(schema: Any, value: Any) -> None:
     assert found is not None, "no value fits, it says"
     compiled = schemas.compiled(found.grammar.ebnf)
     accepted = schemas.accepts_value(compiled, value)
+    if not accepted and any(LASTS in one.why for one in found.report.keywords):
+        event("the order matters")
+        return
     assert accepted or _begins_with_a_name(schema, value), (value, found.grammar.ebnf)
 
 

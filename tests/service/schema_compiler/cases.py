@@ -128,6 +128,10 @@ CASES = (
     Case("dependencies", EVERY, {"dependencies": {"a": {"required": ["b"]}}}, ({}, {"a": 1, "b": 2}), ({"a": 1},)),
     Case("dependentRequired", SINCE_2019, {"dependentRequired": {"a": ["b", "c"]}},
          ({}, {"a": 1, "b": 2, "c": 3}), ({"a": 1, "b": 2},)),
+    Case("dependentRequired", SINCE_2019,
+         {"dependentRequired": {"a": ["c"], "b": ["c"], "d": ["a", "d"], "e": ["d", "a"]}},
+         ({}, {"c": 1}, {"b": 1, "c": 2}, {"a": 1, "c": 2, "d": 3}, {"x": 1}),
+         ({"b": 2}, {"a": 1, "d": 1}, {"c": 1, "d": 1})),
     Case("dependentSchemas", SINCE_2019, {"dependentSchemas": {"a": _closed(a={})}},
          ({"a": 1}, {"b": 1}), ({"a": 1, "b": 1},)),
     Case("unevaluatedProperties", SINCE_2019,
@@ -146,6 +150,10 @@ CASES = (
           "unevaluatedProperties": {"type": "string"}},
          ({"a": 1, "ab": 2, "b": ""}, {"a": "", "b": ""}), ({"ab": 1}, {"a": 1, "b": 1}, {"a": 1, "ab": []})),
     # What satisfies a subschema inside not has evaluated nothing.
+    Case("unevaluatedProperties", SINCE_2019,
+         {"type": "object", "properties": {"b": {}}, "not": {"properties": {"a": {"const": 1}}, "required": ["a"]},
+          "unevaluatedProperties": False},
+         ({}, {"b": 1}), ({"a": 2}, {"a": 1}, {"c": 1})),
     *(
         Case("unevaluatedProperties", SINCE_2019,
              {"type": "object", "properties": {"b": {}}, "not": negated, "unevaluatedProperties": False},

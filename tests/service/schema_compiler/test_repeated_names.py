@@ -199,8 +199,24 @@ SCHEMAS: dict[str, tuple[Any, bool]] = {
     "two counts": (
         {"type": "object", "allOf": [{"minProperties": 2}, {"minProperties": 3}]}, False,
     ),
-    "some value": ({"type": "object", "not": {"additionalProperties": SMALL}}, False),
-    "some value by pattern": ({"type": "object", "not": {"patternProperties": {"^[ab]": SMALL}}}, False),
+    "some value": ({"type": "object", "not": {"additionalProperties": SMALL}}, True),
+    "some value by pattern": ({"type": "object", "not": {"patternProperties": {"^[ab]": SMALL}}}, True),
+    "two values": (
+        {"type": "object", "allOf": [
+            {"not": {"patternProperties": {"^[ab]": SMALL}}}, {"not": {"patternProperties": {"^[ax]": SMALL}}},
+        ]},
+        True,
+    ),
+    "two values that exclude each other": (
+        {"type": "object", "not": {"anyOf": [
+            {"additionalProperties": SMALL}, {"additionalProperties": {"not": SMALL}},
+        ]}},
+        False,
+    ),
+    "some name that is not listed": ({"type": "object", "not": {**A, "additionalProperties": False}}, True),
+    "a value or none": (
+        {"type": "object", "not": {"properties": {"a": SMALL}, "required": ["a"]}, "additionalProperties": {}}, True,
+    ),
     "some value of a listed name": ({"type": "object", "not": {"patternProperties": {"^(a|b)$": SMALL}}}, True),
     "condition on a value": (
         {"type": "object", "if": {"properties": {"a": SMALL}}, "then": {"required": ["b"]}}, True,
@@ -214,7 +230,7 @@ SCHEMAS: dict[str, tuple[Any, bool]] = {
         True,
     ),
     "condition on other values": (
-        {"type": "object", "if": {**A, "additionalProperties": SMALL}, "then": {"required": ["a"]}}, False,
+        {"type": "object", "if": {**A, "additionalProperties": SMALL}, "then": {"required": ["a"]}}, True,
     ),
     "dependent": (
         {"type": "object", "dependentRequired": {"x": ["a"]}, "dependentSchemas": {"b": {"required": ["x"]}}},

@@ -42,9 +42,11 @@ from service.schema_compiler.ir.values import (
 from service.schema_compiler.lower import string_patterns
 from service.schema_compiler.lower.arrays import INCOMPARABLE, MAX_DISTINCT
 from service.schema_compiler.lower.lowering import normalized
+from service.schema_compiler.lower.objects import LAST_COUNTS
 from service.schema_compiler.normalize import expand
-from service.schema_compiler.normalize.constraints import Literal, Required
+from service.schema_compiler.normalize.constraints import Forbidden, Literal, Properties, Required
 from service.schema_compiler.normalize.nodes import OBJECT, STRING, TYPES
+from service.schema_compiler.report import Enforcement
 from service.schema_compiler.stages import STAGES
 from service.types import PropertyOrder
 from tests.service.schema_compiler import schemas
@@ -122,6 +124,41 @@ def test_dependencies_are_alternatives() -> None:
     (required,) = with_it
     assert isinstance(required, Required)
     assert required.names == ("a", "b")
+
+
+def test_names_that_ask_for_the_same_one_are_two_alternatives() -> None:
+    names = [f"n{i}" for i in range(9)]
+    schema = {"dependentRequired": {name: ["b"] for name in names}, "type": "object"}
+    text = json.dumps(schema)
+    with bounded(Budget()):
+        without, with_it = normalized(checked_schema(text), text)[0][1][OBJECT]
+    assert [one.name for one in without if isinstance(one, Forbidden)] == [*names, "b"]
+    (required,) = with_it
+    assert isinstance(required, Required)
+    assert required.names == ("b",)
+
+
+def test_an_absent_or_wrong_property_is_one_alternative() -> None:
+    schema = {
+        "not": {"properties": {"a": {"type": "null"}}, "required": ["a", "b"]},
+        "type": "object",
+    }
+    text = json.dumps(schema)
+    with bounded(Budget()):
+        (wrong,), (forbidden,) = normalized(checked_schema(text), text)[0][1][OBJECT]
+    assert isinstance(wrong, Properties)
+    assert list(wrong.declared) == ["a"]
+    assert isinstance(forbidden, Forbidden)
+    assert forbidden.name == "b"
+
+
+def test_one_of_many_properties_is_enforced() -> None:
+    branches = [
+        {"properties": {f"n{i}": {"type": "integer"}}, "required": [f"n{i}"]} for i in range(20)
+    ]
+    assert (
+        compiled({"type": "object", "oneOf": branches}).report.enforcement is Enforcement.ENFORCED
+    )
 
 
 # lower: strings, numbers and constants
@@ -251,6 +288,21 @@ def test_a_negated_pattern_property_is_an_obligation() -> None:
     assert isinstance(found, Object)
     assert found.obligations == 1
     assert {value.meets for kind in found.additional for value in kind.values} == {0, 1}
+    assert found.lasting == 1
+
+
+def test_what_every_value_of_a_name_meets_does_not_have_to_last() -> None:
+    closed_by_pattern = {"patternProperties": {"^a": {}}, "additionalProperties": False}
+    (found,) = root({"type": "object", "not": closed_by_pattern})
+    assert isinstance(found, Object)
+    assert found.obligations == 1
+    assert found.lasting == 0
+
+
+def test_values_that_cannot_all_last_are_checked() -> None:
+    several = [{"additionalProperties": one} for one in ({"const": 1}, {"not": {"const": 1}})]
+    found = compiled({"type": "object", "not": {"anyOf": several}})
+    assert [one.why for one in found.report.checked] == [LAST_COUNTS] * 2
 
 
 # lower: arrays
