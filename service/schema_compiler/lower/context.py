@@ -4,7 +4,7 @@ and the keywords that are not enforced."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Generic, TypeVar
@@ -90,6 +90,9 @@ class Context:
         self._left_steps = 0
         self._strings: dict[tuple[Key, bool, frozenset[str]], _Cached[TextSet]] = {}
         self._pattern_ms: dict[Key, float] = {}
+        self._all_patterns_ms = 0.0
+        self.has_overlaps = False
+        """Whether strings of a pattern leave out those of another."""
         self._joined: set[State] = set()
         self._members = 0
         self._filter = Budget(seconds=FILTER_SECONDS)
@@ -180,8 +183,21 @@ class Context:
         key = _key(literals), name, uncounted
         found = self._strings.get(key)
         if found is None:
-            found = self._strings[key] = _cached(literals, self._string(literals, uncounted))
+            overlaps = () if name else self._overlaps(literals)
+            kept = [one for one in literals if one not in overlaps]
+            found = self._strings[key] = _cached(
+                literals, _dropping(self._string(kept, uncounted), overlaps, TOO_SLOW)
+            )
         return _restored(literals, found)
+
+    def _overlaps(self, literals: list[Literal]) -> Sequence[Literal]:
+        """The patterns that the strings of another one violate, where they are not left out. An
+        automaton of all of them is many times as large as those of the patterns by themselves."""
+        patterns = [one for one in literals if one.keyword in _PATTERNS]
+        if all(one.negated == patterns[0].negated for one in patterns):
+            return ()
+        self.has_overlaps = True
+        return () if self.bounds.overlaps else [one for one in patterns if one.negated]
 
     def left_lengths(self, literals: list[Literal], *, name: bool = False) -> LeftLengths:
         """The bounds of a string that the decoder keeps. Raises ``TooCostly``."""
@@ -252,17 +268,15 @@ class Context:
             patterns = [one for one in literals if one.keyword in _PATTERNS]
             others = [one for one in literals if one not in patterns]
             lowered, why = lower_string(others, uncounted)[0], TOO_SLOW
-        if not patterns:
-            return lowered
-        return replace(lowered, dropped=(*lowered.dropped, *((p, why) for p in patterns)))
+        return _dropping(lowered, patterns, why)
 
     def _affords_patterns(self, literals: list[Literal], ms: float) -> bool:
         """Whether the grammar compiles soon enough with the patterns of one more string."""
         key = _key(literals)
-        others = sum(spent for one, spent in self._pattern_ms.items() if one != key)
-        if ms and others + ms > self.bounds.patterns_ms:
+        total = self._all_patterns_ms - self._pattern_ms.get(key, 0.0) + ms
+        if ms and total > self.bounds.patterns_ms:
             return False
-        self._pattern_ms[key] = ms
+        self._pattern_ms[key], self._all_patterns_ms = ms, total
         return True
 
     def number(self, literals: list[Literal]) -> Lowered[NumberSet]:
@@ -343,6 +357,10 @@ def _cached(literals: list[Literal], lowered: Lowered[T]) -> _Cached[T]:
     indices = {id(one): i for i, one in enumerate(literals)}
     dropped = tuple((indices.get(id(one), _SYNTHETIC), why) for one, why in lowered.dropped)
     return _Cached(lowered.found, dropped)
+
+
+def _dropping(lowered: Lowered[T], literals: Iterable[Literal], why: str) -> Lowered[T]:
+    return replace(lowered, dropped=(*lowered.dropped, *((one, why) for one in literals)))
 
 
 def _restored(literals: list[Literal], cached: _Cached[T]) -> Lowered[T]:

@@ -88,11 +88,14 @@ def lower_schema(
     lowering = _Lowering(Nodes(checked, text), bounds, order_rules, counted)
     root = lowering.nodes.node(lowering.nodes.subschemas.root, "")
     lowered = lowering.run(lowering.context.part([root.atom]))
-    if bounds.patterns_ms > MAX_MS and document_ms(lowered.document) > MAX_MS:
-        # Patterns that are looked at on the way may be in no grammar, so they count only now.
-        bounds = replace(bounds, patterns_ms=MAX_MS)
-        return lower_schema(checked, text, bounds, order_rules, counted)
-    return lowered
+    # Patterns that are looked at on the way may be in no grammar, so they count only now.
+    if bounds.patterns_ms <= MAX_MS or document_ms(lowered.document) <= MAX_MS:
+        return lowered
+    if bounds.overlaps and lowering.context.has_overlaps:
+        bounds = replace(bounds, overlaps=False)
+    else:
+        bounds = replace(bounds, overlaps=True, patterns_ms=MAX_MS)
+    return lower_schema(checked, text, bounds, order_rules, counted)
 
 
 def lower_to_anything(checked: CheckedSchema, text: str) -> LoweredSchema:

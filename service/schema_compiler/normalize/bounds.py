@@ -23,6 +23,7 @@ class Bounds:
     members: of all objects together, about 30 µs each in the analysis and more in a compiler.
     effort: of the automata of strings, about a µs each.
     patterns_ms: that an engine takes for all patterns, see ``lower/compile_time.py``.
+    overlaps: whether strings of one pattern leave out those of another, as ``oneOf`` asks.
     last: whether objects beyond the bounds, and what is in them, are any; else the next bounds are
     taken.
     """
@@ -34,6 +35,7 @@ class Bounds:
     effort: int
     last: bool
     patterns_ms: float = math.inf
+    overlaps: bool = True
 
 
 EXACT = Bounds(128, 30_000, 3_000, 2_000, 150_000, last=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from service.schema_compiler.api import compile_schema
+from service.schema_compiler.ir.values import AnyText, String
 from service.schema_compiler.lower.compile_time import MAX_MS, TOO_SLOW, compile_ms, document_ms
 from service.schema_compiler.lower.strings import lower_regex
 from service.schema_compiler.report import Enforcement
@@ -45,6 +47,19 @@ def test_patterns_share_the_budget_of_a_grammar() -> None:
 
 def test_equal_patterns_count_once() -> None:
     assert checked(of_strings(*[WORDS % 60] * 5)) == {}
+
+
+def test_overlaps_are_given_up_before_patterns() -> None:
+    """An automaton of "exactly one of five words" takes the states of all five words for each of them."""
+    words = ["customer", "maker", "operator", "admin", "designer"]
+    schema: dict[str, Any] = {"type": "string", "oneOf": [{"pattern": word} for word in words]}
+    assert set(checked(schema)) == {f"/oneOf/{i}/pattern" for i in range(5)}
+    document = compile_schema(json.dumps(schema)).document
+    assert document_ms(document) <= MAX_MS
+    sets = [one.texts for one in document.values[document.root] if isinstance(one, String)]
+    assert len(sets) == 5
+    assert not any(isinstance(texts, AnyText) for texts in sets)
+    assert checked({"type": "string", "oneOf": schema["oneOf"][:2]}) == {}
 
 
 @pytest.mark.parametrize(
