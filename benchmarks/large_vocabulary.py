@@ -8,9 +8,9 @@ and nothing is written.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,27 +18,37 @@ import xgrammar
 
 from benchmarks.collection import DEFAULT, Case, collection_argument, read_collection
 from benchmarks.common import Sample, markdown, write_results
+from benchmarks.compile_times import (
+    OURS,
+    PEER,
+    Child,
+    Compile,
+    compiled_in,
+    engines,
+    tokens,
+)
 from benchmarks.report import shown
-from benchmarks.vocabulary import END, PACKAGE, WIDTH, qwen_tokens
+from benchmarks.vocabulary import BYTES, PACKAGE, QWEN, WIDTH, qwen_tokens
 from service.errors import GrammarError
-from service.schema_compiler.api import analyse
-from service.schema_compiler.limits import DEFAULT_LIMITS
-from service.types import Grammar, GrammarKind
 
-THREADS = 1
 QUICK_EVERY = 200
 EVERY = 12
-"""Of a collection, every so manyth schema; a quick run takes fewer."""
-PEER_EVERY = 4
-"""Of these, every so manyth for xgrammar's own conversion, which takes several seconds for some."""
+"""Of a collection, every so manyth schema for ours with default limits; a quick run takes fewer."""
+SAMPLE_EVERY = 9
+"""The same for both engines with large limits."""
+SAMPLE_LIMIT_S = 10.0
+"""Processor time after which one of them is ended, which counts as this time: xgrammar's own conversion
+takes longer for a tenth of the schemas."""
 INVOICE = DEFAULT.parents[1] / "cases" / "schemas" / "invoice.json"
 """An ordinary invoice as people write it, which is not part of the project."""
 NOTES = (
     "xgrammar's own conversion of schemas beside ours, of which it compiles the EBNF, 1 thread, the 151,643 "
     "tokens of Qwen in 151,936 rows; processor time, ours with the analysis; each grammar compiled once, with "
-    "nothing kept from the one before. A mask for each character of the answer: median (fastest-slowest). Schemas "
-    "of a collection that both take: every {every}th, for xgrammar every fourth of these. Lengths of strings are "
-    "counted beside our grammars, as the engines do. Patterns of more words than 25 soon are CHECKED."
+    "nothing kept from the one before. A mask for each character of the answer: median (fastest-slowest). "
+    "Collection: every {every}th public schema, ours with the default limits. Sample: every {sampled}th public "
+    "schema that both take, with large limits, each in a process that is ended after {limit:g} s of processor time, "
+    "which then counts as {limit:g} s; over Qwen's tokens, and over the 256 bytes. Lengths of strings are counted "
+    "beside our grammars, as the engines do. Patterns of more words than 25 soon are CHECKED."
 )
 PERSON = {
     "type": "object",
@@ -67,30 +77,6 @@ CASES: list[tuple[str, Any, Any]] = [
 """Name, schema, an answer."""
 
 
-def engines(vocabulary: list[bytes]) -> dict[str, Callable[[Any], Any]]:
-    """How each compiles a schema."""
-    info = xgrammar.TokenizerInfo(
-        vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[END]
-    )
-
-    def compiler() -> Any:
-        return xgrammar.GrammarCompiler(info, max_threads=THREADS, cache_enabled=False)
-
-    def theirs(schema: Any) -> Any:
-        return compiler().compile_json_schema(
-            json.dumps(schema), any_whitespace=False, strict_mode=False
-        )
-
-    def ours(schema: Any) -> Any:
-        source = json.dumps(schema)
-        found = analyse(
-            Grammar(GrammarKind.JSON_SCHEMA, source, lengths_beside=True), DEFAULT_LIMITS
-        )
-        return compiler().compile_grammar(found.grammar.ebnf)
-
-    return {"xgrammar": theirs, "ours": ours}
-
-
 def masks(compiled: Any, answer: str, width: int) -> tuple[float, ...]:
     """Seconds of the mask before each character of an answer."""
     matcher = xgrammar.GrammarMatcher(compiled)
@@ -104,33 +90,40 @@ def masks(compiled: Any, answer: str, width: int) -> tuple[float, ...]:
     return tuple(times)
 
 
-def compiled_in(compile_: Callable[[Any], Any], schema: Any) -> tuple[Any, float]:
-    """A compiled grammar, and the seconds of processor time for it."""
-    begun = time.process_time()
-    compiled = compile_(schema)
-    return compiled, time.process_time() - begun
-
-
-def collected(
-    cases: list[Case], compilers: dict[str, Callable[[Any], Any]]
-) -> list[dict[str, Any]]:
-    """The rows of the schemas of a collection."""
-    seconds: dict[str, list[float]] = {engine: [] for engine in compilers}
-    for number, case in enumerate(cases):
-        runs = compilers if number % PEER_EVERY == 0 else {"ours": compilers["ours"]}
-        try:
-            spent = {one: compiled_in(run, case.schema)[1] for one, run in runs.items()}
-        except (GrammarError, RuntimeError):
-            continue
-        for engine, one in spent.items():
-            seconds[engine].append(one)
-    count = len(seconds["ours"])
+def collected(cases: list[Case], compile_: Compile) -> list[dict[str, Any]]:
+    """The rows of schemas of a collection that ours takes, with the default limits."""
+    seconds = []
+    for case in cases:
+        with contextlib.suppress(GrammarError):
+            seconds.append(compiled_in(compile_, case.schema)[1])
     shares = {"median": 0.5, "90 %": 0.9, "slowest": 1.0}
     return [
-        {"schema": f"collection of {count}, {name}"}
-        | {f"{engine}: compile s": float(np.quantile(found, share)) for engine, found in seconds.items()}
+        {
+            "schema": f"collection of {len(seconds)}, {name}",
+            "ours: compile s": float(np.quantile(seconds, share)),
+        }
         for name, share in shares.items()
-    ]  # fmt: skip
+    ]
+
+
+def sampled(cases: list[Case], vocabulary: str) -> list[dict[str, Any]]:
+    """The rows of schemas that both engines take, with large limits: each schema is compiled by both."""
+    children = {name: Child(name, vocabulary, SAMPLE_LIMIT_S) for name in (PEER, OURS)}
+    try:
+        every = [[child.seconds(case.schema) for child in children.values()] for case in cases]
+    finally:
+        for child in children.values():
+            child.close()
+    both = [(theirs, ours) for theirs, ours in every if theirs is not None and ours is not None]
+    rows = []
+    for name, share in {"p50": 0.5, "p90": 0.9, "p99": 0.99, "slowest": 1.0}.items():
+        theirs, ours = (float(np.quantile(found, share)) for found in zip(*both, strict=True))
+        row = {"schema": f"sample of {len(both)} over {vocabulary}, {name}"}
+        times = {f"{PEER}: compile s": theirs, f"{OURS}: compile s": ours}
+        rows.append(row | times | {"ours / xgrammar": ours / theirs})
+    limited = (sum(one >= SAMPLE_LIMIT_S for one in found) for found in zip(*both, strict=True))
+    rows[-1] |= {f"{name}: at the limit": n for name, n in zip(children, limited, strict=True)}
+    return rows
 
 
 def main() -> None:
@@ -142,9 +135,9 @@ def main() -> None:
     if vocabulary is None:
         print(f"Left out: {PACKAGE} is not installed, which has the tokens of Qwen.")
         return
-    compilers = engines(vocabulary)
+    compilers = engines(tokens(QWEN))
     for compile_ in compilers.values():  # what is loaded and built once
-        compile_(True)
+        compiled_in(compile_, True)
     rows: list[dict[str, Any]] = []
     for name, schema, answer in CASES:
         row: dict[str, Any] = {"schema": name}
@@ -160,11 +153,14 @@ def main() -> None:
     else:
         print(f"Left out: there is no {INVOICE.name} beside the collection.")
     cases = read_collection(options.schemas)
-    every = QUICK_EVERY if options.quick else EVERY
+    every, of_both = (QUICK_EVERY, QUICK_EVERY) if options.quick else (EVERY, SAMPLE_EVERY)
     if cases is not None:
-        rows += collected(cases[::every], compilers)
+        rows += collected(cases[::every], compilers[OURS])
+        for vocabulary_name in (QWEN, BYTES):
+            rows += sampled(cases[::of_both], vocabulary_name)
     print(markdown([shown(row) for row in rows]))
-    write_results("large_vocabulary", rows, NOTES.format(every=every))
+    notes = NOTES.format(every=every, sampled=of_both, limit=SAMPLE_LIMIT_S)
+    write_results("large_vocabulary", rows, notes)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,18 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.structured_output.worker import collect
 from service.types import Grammar as Asked
 from service.types import PropertyOrder
+
+if TYPE_CHECKING:
+    from service.engines.common.grammar import CompiledGrammar, GrammarCompiler
+    from service.schema_compiler.report import Analysed
 
 LARGE_LIMITS = SchemaLimits(max_bytes=256 * 1024, max_regex_length=2048)
 """For collections with schemas over the default limits; both are settings of the service."""
@@ -53,7 +58,12 @@ class Grammar(ABC):
     """A compiled schema."""
 
     enforced: bool | None = None
-    """Whether the engine says that the grammar alone keeps the schema; None: it does not say."""
+    """Whether the engine says that no answer can violate the schema; None: it does not say."""
+
+    @property
+    def enforced_alone(self) -> bool | None:
+        """The same of the grammar, without what is counted beside it."""
+        return self.enforced
 
     def follow(self, text: str) -> Followed:
         """Mask and step, byte by byte, as a decoder does; a byte that the mask forbids ends it."""
@@ -206,17 +216,60 @@ class LLGuidance(MaskEngine):
 
 
 class _OurGrammar(_XGrammarGrammar):
-    def __init__(self, automaton: Any, schema: str, limits: SchemaLimits, enforced: bool) -> None:
-        super().__init__(automaton)
-        self._schema, self._limits = schema, limits
-        self.enforced = enforced
+    """With the limits of strings beside the grammar, as the reference engine counts them."""
+
+    def __init__(
+        self,
+        compiled: CompiledGrammar,
+        compiler: GrammarCompiler,
+        analysed: Analysed,
+        limits: SchemaLimits,
+    ) -> None:
+        super().__init__(compiled.automaton)
+        self._table, self._compiler = compiled.lengths, compiler
+        self._analysed, self._limits = analysed, limits
+        self.enforced = _is_enforced(analysed)
+
+    @cached_property
+    def enforced_alone(self) -> bool:
+        from service.schema_compiler.api import analyse
+
+        alone = replace(self._analysed.grammar, lengths_beside=False)
+        return _is_enforced(analyse(alone, self._limits))
 
     def finally_valid(self, text: str) -> bool:
-        return _is_valid(self._schema, self._limits, text)
+        return _is_valid(self._analysed.grammar.source, self._limits, text)
+
+    def _start(self) -> Callable[[int], bool]:
+        if self._table is None:
+            return super()._start()
+        import xgrammar
+
+        from lmdeploy_ext.lengths.follower import Follower
+
+        matcher, follower = xgrammar.GrammarMatcher(self._automaton), Follower(self._table)
+        mask = xgrammar.allocate_token_bitmask(1, END + 1)
+        words = mask.numpy()[0]
+        narrow, table = self._compiler.vocabulary.narrow_inplace, self._compiler.table
+
+        def step(token: int) -> bool:
+            matcher.fill_next_token_bitmask(mask)
+            narrow(words, follower)
+            allowed = bool(words[token // 32] >> (token % 32) & 1)
+            return allowed and matcher.accept_token(token) and follower.feed(table[token])
+
+        return step
+
+
+def _is_enforced(analysed: Analysed) -> bool:
+    from service.schema_compiler.report import Enforcement
+
+    return analysed.report.enforcement is Enforcement.ENFORCED
 
 
 class Ours(MaskEngine):
-    """Admission, analysis and compilation as in the service, then its final validation."""
+    """Admission, analysis and compilation as in the service for an engine that counts lengths beside the
+    grammar, then its final validation."""
 
     def __init__(self, limits: SchemaLimits, order: PropertyOrder) -> None:
         from service.engines.common.grammar import GrammarCompiler
@@ -243,19 +296,19 @@ class Ours(MaskEngine):
         from service.errors import GrammarError
         from service.schema_compiler.api import analyse
         from service.schema_compiler.frontend.checked_schema import check_json_schema
-        from service.schema_compiler.report import Enforcement
         from service.types import GrammarKind
 
         try:
             check_json_schema(schema, self._limits)
-            asked = Asked(GrammarKind.JSON_SCHEMA, schema, property_order=self._order)
+            asked = Asked(
+                GrammarKind.JSON_SCHEMA, schema, property_order=self._order, lengths_beside=True
+            )
             analysed = analyse(asked, self._limits)
             compiled = self._compiler.compile(analysed.grammar)
         except GrammarError as error:
             located = bool(error.metadata.keys() & {"pointer", "actual", "limit", "limit_s"})
             raise Refused(error.message, error.reason, located) from None
-        enforced = analysed.report.enforcement is Enforcement.ENFORCED
-        return _OurGrammar(compiled.automaton, schema, self._limits, enforced)
+        return _OurGrammar(compiled, self._compiler, analysed, self._limits)
 
 
 OURS = "ours"

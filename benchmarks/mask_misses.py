@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 from benchmarks.collection import Case
 from benchmarks.mask_engines import LARGE_LIMITS, instance_text, schema_text
@@ -65,7 +64,7 @@ def _violation(case: Case, number: int) -> tuple[str, str]:
 
 def _told(case: Case, keyword: str) -> str:
     """What the report says of a keyword, as far as one word can say it."""
-    asked: Any = Grammar(GrammarKind.JSON_SCHEMA, schema_text(case.schema))
+    asked = Grammar(GrammarKind.JSON_SCHEMA, schema_text(case.schema), lengths_beside=True)
     checked = analyse(asked, LARGE_LIMITS).report.checked
     whys = sorted({entry.why for entry in checked if entry.keyword == keyword})
     if whys:

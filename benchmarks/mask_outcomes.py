@@ -14,6 +14,8 @@ class Outcome:
     accepts_invalid, rejects_valid: numbers of instances that the grammar misjudges.
     passes_invalid, loses_valid: the same of everything together, final validation included.
     stopped: by instance, how many characters of a valid one the grammar took before it refused it.
+    enforced: whether the engine says that no answer can violate the schema. enforced_alone: the same of
+    the grammar, without what is counted beside it. None: it does not say.
     bytes, mask_s, slowest_s: of the instances that are valid and accepted.
     """
 
@@ -23,6 +25,7 @@ class Outcome:
     message: str = ""
     located: bool = False
     enforced: bool | None = None
+    enforced_alone: bool | None = None
     accepts_invalid: list[int] = field(default_factory=list)
     rejects_valid: list[int] = field(default_factory=list)
     passes_invalid: list[int] = field(default_factory=list)

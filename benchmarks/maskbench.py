@@ -74,6 +74,7 @@ def serve(name: str) -> None:
             continue
         outcome = Outcome("served", time.perf_counter() - began, enforced=grammar.enforced)
         _say("compiled")
+        outcome.enforced_alone = grammar.enforced_alone
         for number, test in enumerate(case["tests"]):
             text, valid = instance_text(test["data"]), test["valid"]
             followed = grammar.follow(text)
@@ -197,6 +198,7 @@ def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "served": len(served),
         "rightly unsatisfiable": sum(one.what == "empty" for one in outcomes),
         "enforced": sum(one.enforced is True for one in served),
+        "enforced by the grammar alone": sum(one.enforced_alone is True for one in served),
         "enforced, yet accepts invalid": sum(
             bool(one.enforced and one.accepts_invalid) for one in served
         ),
@@ -212,7 +214,8 @@ def row(name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "refusals": Counter(one.reason for one in refused),
     }  # fmt: skip
     if all(one.enforced is None for one in served):  # the engine does not say
-        del found["enforced"], found["enforced, yet accepts invalid"]
+        for key in ("enforced", "enforced by the grammar alone", "enforced, yet accepts invalid"):
+            del found[key]
     return found
 
 
@@ -232,17 +235,19 @@ def compared() -> tuple[list[str], str]:
 
 NOTES = """{versions}. {schemas} schemas with {instances} instances; one without instances counts as exact where it is \
 served. Ours runs with max_schema_bytes {bytes} and max_regex_length {regex}, with properties in the declared \
-order, then in any order, and once more with the declared order and the default limits. Valid instances in another \
+order, then in any order, and once more with the declared order and the default limits. Lengths of strings are \
+counted beside the grammar, as the engines do; what is said of the grammar means both. Valid instances in another \
 order, and with names such as "labels " that garble a declared one, count as rejected. Byte vocabulary: the text of \
 an instance is `json.dumps` of it without escapes, followed byte by byte. \
 accepts invalid, rejects valid: schemas of which the grammar alone misjudges an instance; rightly unsatisfiable: \
 refused because no value fits, which no instance contradicts, and counted as exact; OK answers invalid: after \
 the final validation, which ours has, and the lenient mode of llguidance (unknown formats and unsupported keywords \
-ignored) borrows. enforced: the analysis says that the grammar keeps every keyword. \
+ignored) borrows. enforced: the analysis says that no complete answer can violate a keyword; enforced by the \
+grammar alone: with an engine that counts nothing beside it. \
 refused without reason and place: for ours a reason code and a JSON pointer, or limit and size; xgrammar's \
 messages name lines of its source, llguidance's the keyword. compile: everything until there is a grammar, for \
 ours admission, analysis and compilation; killed after {limit:g} s. mask: mask and step, called from Python, \
-over the valid instances that are accepted."""
+over the valid instances that are accepted; for ours with limits of strings in Python, as in the reference engine."""
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.vocabulary import BYTES, QWEN
 
 Row = Mapping[str, Any]
 UNTRAINED = "json_schema, schema_in_prompt"
@@ -91,6 +93,19 @@ def _at_most(
     unit: str,
 ) -> Target:
     return Target(benchmark, text, rows, value, bound, at_least=False, unit=unit)
+
+
+def _beside_raw(name: str, bound: float) -> Iterator[Target]:
+    """Analysis and compilation beside xgrammar's own, over both vocabularies."""
+    for vocabulary in (QWEN, BYTES):
+        yield _at_most(
+            "large_vocabulary",
+            f"analysis and compilation beside xgrammar's own, same schemas, {vocabulary}, {name}",
+            lambda row, end=f"{vocabulary}, {name}": row["schema"].endswith(end),
+            _number("ours / xgrammar"),
+            bound,
+            "×",
+        )
 
 
 TARGETS = (
@@ -484,6 +499,8 @@ TARGETS = (
         4,
         "s",
     ),
+    *_beside_raw("p50", 0.8),
+    *_beside_raw("p99", 0.5),
     _at_most(
         "large_vocabulary",
         "first call with an ordinary invoice",

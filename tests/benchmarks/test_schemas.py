@@ -20,8 +20,15 @@ from benchmarks.schema_answers import row as answers_row
 from benchmarks.schema_answers import table as answers_table
 
 OUTCOMES = [
-    Outcome("served", 0.001, enforced=True),
-    Outcome("served", 0.002, accepts_invalid=[1], passes_invalid=[1], enforced=True),
+    Outcome("served", 0.001, enforced=True, enforced_alone=True),
+    Outcome(
+        "served",
+        0.002,
+        accepts_invalid=[1],
+        passes_invalid=[1],
+        enforced=True,
+        enforced_alone=False,
+    ),
     Outcome("served", 0.003, accepts_invalid=[1], rejects_valid=[0], enforced=False),
     Outcome("served", 0.004, rejects_valid=[0], bytes=10, mask_s=1e-4, enforced=False),
     Outcome("refused", 0.001, reason="SCHEMA_TOO_LARGE", located=True),
@@ -34,7 +41,7 @@ OUTCOMES = [
 
 def test_each_outcome_is_counted_in_its_column() -> None:
     found = row("ours", OUTCOMES)
-    assert {key: found[key] for key in list(found)[2:14]} == {
+    assert {key: found[key] for key in list(found)[2:15]} == {
         "exact": 2,
         "accepts invalid": 2,
         "rejects valid": 2,
@@ -42,6 +49,7 @@ def test_each_outcome_is_counted_in_its_column() -> None:
         "served": 4,
         "rightly unsatisfiable": 1,
         "enforced": 2,
+        "enforced by the grammar alone": 1,
         "enforced, yet accepts invalid": 1,
         "refused": 2,
         "refused without reason and place": 1,
@@ -63,6 +71,16 @@ def test_each_schema_is_drawn_once(tmp_path: Path) -> None:
     write_outcome_plot({"maskbench": {"rows": [found]}}, plot)
     assert plot.read_bytes() == first
     assert not write_outcome_plot({}, plot)
+
+
+@pytest.mark.slow
+def test_lengths_beside_the_grammar_count_for_ours() -> None:
+    """A text that only the limits beside the grammar refuse is refused, and the report says both."""
+    grammar = ENGINES["ours"]().compile('{"type": "string", "maxLength": 100}')
+    assert (grammar.enforced, grammar.enforced_alone) == (True, False)
+    assert grammar.follow(instance_text("é" * 100)).accepted
+    refused = grammar.follow(instance_text("é" * 101))
+    assert (refused.accepted, refused.bytes) == (False, 201)
 
 
 def test_a_missing_collection_is_skipped_with_a_message(
