@@ -389,7 +389,7 @@ async def test_cancellation_drops_images_that_are_not_being_decoded() -> None:
     def hold(index: int, image: Any, pixels: np.ndarray) -> None:
         begun.append(index)
         loop.call_soon_threadsafe(first.set)
-        gate.wait(10)
+        gate.wait(60)
 
     one = decoder()
     opened = await one.open(as_sent(*[VALID["png"]] * 5))

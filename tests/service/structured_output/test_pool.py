@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -385,9 +386,11 @@ asyncio.run(main())
 """
 
 
-def orphan(source: str, *, timeout_s: float = 60.0, busy_s: float = 0.0) -> psutil.Process:
-    """The worker of a process that was killed while the worker was at this source. busy_s: processor
-    time that the worker has used on the source by then, in seconds."""
+def orphan(
+    source: str, *, timeout_s: float = 60.0, reached: Callable[[int], bool] = lambda pid: True
+) -> psutil.Process:
+    """The worker of a process that was killed while the worker was at this source. reached: whether the
+    worker, given by its process id, has come to the source."""
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, BAD[2], str(timeout_s), source],
         stdout=subprocess.PIPE,
@@ -395,12 +398,18 @@ def orphan(source: str, *, timeout_s: float = 60.0, busy_s: float = 0.0) -> psut
     )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
-    used_s = child.cpu_times().user
-    while child.cpu_times().user < used_s + busy_s:
+    while not reached(child.pid):
         time.sleep(0.02)
     parent.kill()
     parent.communicate()
     return child
+
+
+def ignores_sigterm(pid: int) -> bool:
+    """Whether a process ignores SIGTERM, which is the last that ``HANG_DEEP`` does before it hangs."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (ignored,) = re.findall(r"^SigIgn:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return bool(int(ignored, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 @pytest.mark.slow
@@ -410,6 +419,6 @@ def test_a_worker_ends_with_its_parent() -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_soon_after_its_parent() -> None:
-    child = orphan(misbehaving.HANG_DEEP, timeout_s=4.0, busy_s=0.1)
+    child = orphan(misbehaving.HANG_DEEP, timeout_s=4.0, reached=ignores_sigterm)
     assert child.is_running()
     child.wait(60)

@@ -513,17 +513,18 @@ async def test_closing_while_loading_frees_the_model_that_loads(folder: Path) ->
     from tests.service.engines.lmdeploy.scripted import engine as scripted
 
     source = scripted(folder)
-    held, made = threading.Event(), []
+    loading, held, made = threading.Event(), threading.Event(), []
 
     def slow(options: Any, on_progress: Any) -> Any:
-        held.wait(30)
+        loading.set()
+        held.wait(60)
         assert source._load is not None
         made.append(source._load(options, on_progress))
         return made[0]
 
     engine = LMDeployEngine(folder, load=slow, backend="turbomind")
     starting = asyncio.ensure_future(engine.start())
-    await asyncio.sleep(0.05)
+    await until(loading.is_set)
     await engine.close()
     with pytest.raises(EngineUnavailable):
         await starting
