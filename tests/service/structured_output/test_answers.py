@@ -64,6 +64,44 @@ def test_the_first_violation_is_named(schema: Any, answer: str, pointer: str, ke
     assert error.metadata == {"pointer": pointer, "keyword": keyword}
 
 
+@pytest.mark.parametrize("draft", [*DRAFTS, ""])
+@pytest.mark.parametrize(
+    ("keyword", "value", "answer"),
+    [
+        ("type", "string", "1"),
+        ("type", ["string", "null"], "1"),
+        ("type", "integer", "1.5"),
+        ("enum", [1, "a"], "2"),
+        ("const", 1, "2"),
+        ("format", "date", '"a"'),
+        ("pattern", "^a", '"b"'),
+        ("minLength", 2, '"a"'),
+        ("maxLength", 1, '"ab"'),
+        ("minimum", 1, "0"),
+        ("maximum", 1, "2"),
+        ("exclusiveMinimum", 1, "1"),
+        ("exclusiveMaximum", 1, "1"),
+        ("multipleOf", 2, "3"),
+        ("required", ["a"], "{}"),
+        ("minItems", 1, "[]"),
+        ("maxItems", 1, "[1, 2]"),
+        ("minProperties", 1, "{}"),
+        ("maxProperties", 1, '{"a": 1, "b": 2}'),
+    ],
+)
+def test_a_subschema_of_leaf_keywords_is_asserted(
+    keyword: str, value: Any, answer: str, draft: str
+) -> None:
+    if draft.endswith("draft-04/schema") and keyword.startswith("exclusive"):
+        schema: Any = {"title": "t", keyword: True, keyword[9:].lower(): value}
+        keyword = keyword[9:].lower()
+    else:
+        schema = {"title": "t", keyword: value}
+    named = {"$schema": draft} if draft else {}
+    error = refused({**named, "properties": {"n": {"items": schema}}}, f'{{"n": [{answer}]}}')
+    assert error.metadata == {"pointer": "/n/0", "keyword": keyword}
+
+
 @pytest.mark.parametrize(
     "text",
     [
