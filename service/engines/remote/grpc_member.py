@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,10 @@ from service.engines.remote.grpc_messages import (
 )
 from service.engines.remote.images import Outgoing
 from service.engines.remote.members import (
-    BROKEN,
     CHECK_LIMIT_S,
-    MAX_REMEMBERED,
-    NOT_REACHED,
-    NOT_SERVING,
     Member,
     NotBegun,
+    Remembered,
     unavailable,
 )
 from service.engines.remote.own_errors import NOT_NOW, Told, cut, error_of
@@ -103,12 +99,11 @@ class GrpcMember(Member):
         self._channel: grpc.aio.Channel | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closed = False
-        self._taken: OrderedDict[Grammar, None] = OrderedDict()
+        self._taken: Remembered[bool] = Remembered()
         """Grammars that the server is known to take."""
 
     async def prepare(self, grammar: Grammar) -> None:
-        if grammar in self._taken:
-            self._taken.move_to_end(grammar)
+        if self._taken.get(grammar):
             return
         back_end = self.description
         if back_end is None or self._unknown():
@@ -125,9 +120,7 @@ class GrpcMember(Member):
                 raise found from None
             log.debug("back end %s does not analyse a grammar: %s", self.name, told)
             return
-        self._taken[grammar] = None
-        while len(self._taken) > MAX_REMEMBERED:
-            self._taken.popitem(last=False)
+        self._taken.keep(grammar, True)
 
     async def close(self) -> None:
         self._closed = True
@@ -162,7 +155,7 @@ class GrpcMember(Member):
             raise self._not_answered(error) from None
         found = described(self._url, told)
         if self.description is not None and found.version != self.description.version:
-            self._taken.clear()
+            self._taken.forget()
         self.description, self._stale = found, False
 
     async def _ask_health(self) -> None:
@@ -175,7 +168,7 @@ class GrpcMember(Member):
         if status != health_pb2.HealthCheckResponse.SERVING:
             name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
             log.debug("back end %s is %s", self.name, name)
-            raise NotBegun(unavailable(NOT_SERVING))
+            raise NotBegun.not_now()
 
     # Answers
 
@@ -249,7 +242,7 @@ class GrpcMember(Member):
         told = read_error(error)
         if not told.reason and told.code in _NO_ANSWER:
             log.debug("back end %s: %s", self.name, told)
-            return NotBegun(unavailable(NOT_REACHED), permanent=_untrusted(told))
+            return NotBegun.unreached(permanent=_untrusted(told))
         found = self._failure(told)
         if isinstance(found, NotBegun):
             return found
@@ -287,8 +280,8 @@ class GrpcMember(Member):
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
             self._lost(told)
             if _not_connected(told):
-                return NotBegun(unavailable(NOT_REACHED), permanent=_untrusted(told))
-            return unavailable(BROKEN)
+                return NotBegun.unreached(permanent=_untrusted(told))
+            return self._broken_off()
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and TOO_LARGE in told.message:
             return invalid("too_large", "is larger than any complete answer")
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -319,7 +312,7 @@ class GrpcMember(Member):
     def _opened(self) -> grpc.aio.Channel:
         """The channel, opened when it is first used: it belongs to the event loop."""
         if self._closed:
-            raise NotBegun(unavailable(NOT_REACHED))
+            raise NotBegun.unreached()
         if self._channel is None:
             scheme, address = self._url.split("://")
             options = (
@@ -355,7 +348,7 @@ def _credentials(options: WireOptions) -> grpc.ChannelCredentials:
         )
     except OSError as error:
         log.warning("TLS cannot be set up: %s", error)
-        raise NotBegun(unavailable(NOT_REACHED), permanent=True) from None
+        raise NotBegun.unreached(permanent=True) from None
 
 
 def _left_s(deadline: float | None) -> float | None:

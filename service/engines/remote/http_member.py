@@ -6,7 +6,6 @@ import asyncio
 import logging
 import re
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,14 +18,10 @@ from service.engines.remote.backend import BackEnd
 from service.engines.remote.discovery import Discoveries, DiscoveryError
 from service.engines.remote.images import EncodedFile, Outgoing
 from service.engines.remote.members import (
-    BROKEN,
     CHECK_LIMIT_S,
-    MAX_REMEMBERED,
-    NOT_REACHED,
-    NOT_SERVING,
     Member,
     NotBegun,
-    unavailable,
+    Remembered,
 )
 from service.engines.remote.ollama import OllamaReader
 from service.engines.remote.own_errors import NOT_NOW, cut, error_of, told_over_http
@@ -95,7 +90,7 @@ class HttpMember(Member):
         self._discoveries = Discoveries()
         self._answers_as = ""
         self._models: list[str] = []
-        self._forms: OrderedDict[Grammar, int] = OrderedDict()
+        self._forms: Remembered[int] = Remembered()
         """Which form of a schema the server takes."""
 
     async def prepare(self, grammar: Grammar) -> None:
@@ -209,7 +204,7 @@ class HttpMember(Member):
         if grammar is None or grammar.kind is not GrammarKind.JSON_SCHEMA:
             yield 0, grammar
             return
-        known = self._forms.get(grammar, 0)
+        known = self._forms.get(grammar) or 0
         for number, source in enumerate(forms(grammar.source, back_end.server.keywords)):
             if number >= known:
                 yield number, replace(grammar, source=source)
@@ -220,9 +215,7 @@ class HttpMember(Member):
             return
         if self._forms.get(grammar) != number:
             log.info("back end %s takes a simpler form of a schema", self.name)
-        self._forms[grammar] = number
-        while len(self._forms) > MAX_REMEMBERED:
-            self._forms.popitem(last=False)
+        self._forms.keep(grammar, number)
 
     async def _exchange(
         self, body: bytes, back_end: BackEnd, stream: bool, silence_s: float | None
@@ -298,13 +291,13 @@ class HttpMember(Member):
             )
             return NotBegun(error, after_s=after_s)
         if status == 503:
-            return NotBegun(unavailable(NOT_SERVING), after_s=after_s)
+            return NotBegun.not_now(after_s)
         return NotBegun(_failed(status), permanent=400 <= status < 500)
 
     def _not_reached(self, error: WireError) -> NotBegun:
         log.debug("back end %s: %s", self.name, error)
         permanent = isinstance(error, Unreachable) and error.permanent
-        return NotBegun(unavailable(NOT_REACHED), permanent=permanent)
+        return NotBegun.unreached(permanent=permanent)
 
     def _broken(self, error: WireError) -> ServiceError:
         log.warning("back end %s: %s", self.name, error)
@@ -312,7 +305,7 @@ class HttpMember(Member):
             return self._stalled()
         if isinstance(error, TooLarge):
             return invalid("too_large", "is larger than any complete answer")
-        return unavailable(BROKEN)
+        return self._broken_off()
 
 
 def _own_error(status: int, headers: Mapping[str, str], body: bytes) -> Exception | None:

@@ -17,7 +17,7 @@ import pybase64
 from lmdeploy_ext.encoder.sizes import smart_resize
 from service.engines.common.reducing import reduce_all
 from service.errors import ImageError
-from service.types import ImageRows, ImageSource
+from service.types import ImageFile, ImageRows, ImageSource
 
 MAX_PIXELS = 16_777_216
 """Maximum area of an image that is sent, in pixels: Qwen3-VL reduces larger ones."""
@@ -123,7 +123,8 @@ async def files(
     Raises ``ImageError`` for a damaged file, ``Overloaded`` without memory to decode it.
     """
     sizes = [sizing.of(index, image) for index, image in enumerate(images)]
-    found = [await _as_it_came(*one) for one in zip(images, sizes, strict=True)]
+    came = zip(images, sizes, await _received(images), strict=True)
+    found = [_as_it_came(*one) for one in came]
     others = [index for index, one in enumerate(found) if one is None]
 
     def encode(number: int, image: ImageSource, rows: ImageRows) -> tuple[str, bytes]:
@@ -139,17 +140,29 @@ async def files(
     return [one for one in found if one is not None]
 
 
-async def _as_it_came(image: ImageSource, size: tuple[int, int]) -> tuple[str, bytes] | None:
-    """The file as it came, if it is plain and has the size in which it is sent."""
-    file = await image.file()
+def _as_it_came(
+    image: ImageSource, size: tuple[int, int], file: ImageFile | None
+) -> tuple[str, bytes] | None:
+    """Media type and bytes of a file that is plain and has the size in which it is sent."""
     if file is None or not file.plain or size != (image.width, image.height):
         return None
     return f"image/{file.format.lower()}", file.data
 
 
+async def _received(images: Sequence[ImageSource]) -> list[ImageFile | None]:
+    """The files of all images. Each small file is looked through on the event loop, which takes
+    milliseconds where it was made to take long, so that other calls have their turn in between."""
+    found: list[ImageFile | None] = []
+    for image in images:
+        if found:
+            await asyncio.sleep(0)
+        found.append(await image.file())
+    return found
+
+
 async def _whole_files(images: Sequence[ImageSource]) -> list[WholeFile]:
     """Files as they came; others as PNG in their own size."""
-    came = [await image.file() for image in images]
+    came = await _received(images)
     data = [one.data if one is not None and one.format in OWN_FORMATS else None for one in came]
     others = [index for index, one in enumerate(data) if one is None]
 

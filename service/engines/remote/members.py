@@ -6,9 +6,11 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.images import Outgoing
@@ -19,9 +21,8 @@ CHECK_LIMIT_S = 5.0
 """Time limit of a health check and of a description, in seconds."""
 MAX_REMEMBERED = 1024
 """Grammars of which a member remembers how the server takes them."""
-NOT_REACHED = "The model server cannot be reached."
-NOT_SERVING = "The model server cannot take requests now; try again later."
-BROKEN = "The connection to the model server broke within an answer."
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,41 @@ class NotBegun(Exception):
         self.error = error
         self.after_s = after_s
         self.permanent = permanent
+
+    @classmethod
+    def unreached(cls, *, permanent: bool = False) -> NotBegun:
+        """No connection could be made."""
+        error = unavailable("The model server cannot be reached.")
+        return cls(error, permanent=permanent)
+
+    @classmethod
+    def not_now(cls, after_s: float | None = None) -> NotBegun:
+        """The server loads, or stops."""
+        error = unavailable("The model server cannot take requests now; try again later.")
+        return cls(error, after_s=after_s)
+
+
+class Remembered(Generic[T]):
+    """What a member knows of the grammars that were used last."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Grammar, T] = OrderedDict()
+
+    def get(self, grammar: Grammar) -> T | None:
+        """None where the grammar is not known."""
+        if grammar not in self._known:
+            return None
+        self._known.move_to_end(grammar)
+        return self._known[grammar]
+
+    def keep(self, grammar: Grammar, known: T) -> None:
+        self._known[grammar] = known
+        self._known.move_to_end(grammar)
+        while len(self._known) > MAX_REMEMBERED:
+            self._known.popitem(last=False)
+
+    def forget(self) -> None:
+        self._known.clear()
 
 
 class Member(ABC):
@@ -141,6 +177,10 @@ class Member(ABC):
         return EngineUnavailable(
             f"The model server sent nothing for {self._silence_s:g} s.", reason="ENGINE_STALLED"
         )
+
+    @staticmethod
+    def _broken_off() -> EngineUnavailable:
+        return unavailable("The connection to the model server broke within an answer.")
 
 
 def unavailable(text: str) -> EngineUnavailable:

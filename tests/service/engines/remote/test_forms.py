@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+from dataclasses import dataclass, field
 
 import jsonschema
 import numpy as np
@@ -13,11 +15,11 @@ from PIL import Image
 
 from lmdeploy_ext.encoder.preprocess import ImageProcessorConfig, preprocess
 from service.engines.remote.chat import dumps
-from service.engines.remote.images import Sizing, files
+from service.engines.remote.images import Outgoing, Sizing, files
 from service.engines.remote.schemas import forms, simplified
 from service.engines.remote.servers import SERVERS
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
-from service.types import Grammar, GrammarKind
+from service.types import Grammar, GrammarKind, ImageFile
 from service.types import Image as DecodedImage
 from tests.service.engines.remote.scripted import Asked, completion, saying
 from tests.service.engines.remote.serving import GOOD, OBJECT, pair, question
@@ -138,6 +140,35 @@ async def test_sides_too_far_apart_are_refused_before_anything_is_sent() -> None
         error = await failure(front.stub.RunTask(question(images=[image]), timeout=60))
         assert dict(error.field_violations).keys() == {"images[0].data"}
         assert not back.asked
+
+
+@dataclass(frozen=True, eq=False)
+class Counting(DecodedImage):
+    """A file that is read at once, and notes how often the event loop had turned before."""
+
+    turns: list[int] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+    async def file(self) -> ImageFile:
+        self.seen.append(len(self.turns))
+        return ImageFile(b"file", "PNG", True)
+
+
+async def test_other_calls_have_their_turn_between_the_files_of_one() -> None:
+    turns: list[int] = []
+    seen: list[int] = []
+
+    def turn() -> None:
+        turns.append(1)
+        asyncio.get_running_loop().call_soon(turn)
+
+    images = [Counting(PIXELS, turns=turns, seen=seen) for _ in range(16)]
+    asyncio.get_running_loop().call_soon(turn)
+    assert len(await files(images)) == 16
+    assert len(set(seen)) == 16
+    seen.clear()
+    assert len(await Outgoing(images).files()) == 16
+    assert len(set(seen)) == 16
 
 
 async def test_a_truncated_file_is_refused_here() -> None:
