@@ -7,6 +7,8 @@ backends:
 models:
   qwen3-vl-8b: {backends: [gpu-1, gpu-2], model: Qwen/Qwen3-VL-8B-Instruct}
   drawings: {backends: [worker]}
+
+Relative paths of files are seen from the folder of the YAML file.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from service.engines.remote.options import read_key
 from service.engines.remote.servers import SERVERS
@@ -26,6 +36,8 @@ from service.engines.remote.wire import parse_url
 MAX_BACK_ENDS = 256
 """Maximum number of back ends: each has series of its own in the metrics."""
 MAX_FILE_BYTES = 1 << 20
+FOLDER = "folder"
+"""Key of the context of a validation: the folder from which relative paths are seen."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 
 
@@ -58,10 +70,14 @@ class BackEndEntry(_Part):
 
     @field_validator("key_file", "ca", "cert", "cert_key")
     @classmethod
-    def _existing_file(cls, path: str | None) -> str | None:
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"there is no file {path}")
-        return path
+    def _existing_file(cls, path: str | None, info: ValidationInfo) -> str | None:
+        """The path, seen from the folder of the YAML file where there is one."""
+        if path is None:
+            return None
+        found = Path((info.context or {}).get(FOLDER, ""), path)
+        if not found.is_file():
+            raise ValueError(f"there is no file {found}")
+        return str(found)
 
     @model_validator(mode="after")
     def _combinations(self) -> BackEndEntry:
@@ -136,7 +152,7 @@ def read_fleet(path: Path) -> Fleet:
             f"{path}{line}: {getattr(error, 'problem', None) or 'is not YAML'}"
         ) from None
     try:
-        return Fleet.model_validate(value)
+        return Fleet.model_validate(value, context={FOLDER: path.absolute().parent})
     except ValidationError as error:
         problems = [_problem(found["loc"], found["msg"]) for found in error.errors()]
     raise ValueError("\n".join(f"{path}: {one}" for one in problems))

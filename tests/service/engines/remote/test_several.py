@@ -247,6 +247,37 @@ def test_the_file_is_read(tmp_path: Path) -> None:
     assert found.models["m"].model == "org/M"
 
 
+def test_relative_paths_are_below_the_folder_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "etc", tmp_path / "elsewhere"
+    (folder / "secrets").mkdir(parents=True)
+    elsewhere.mkdir()
+    (folder / "secrets" / "key").write_text("sk-1\n")
+    (folder / "ca.pem").touch()
+    (tmp_path / "cert.pem").touch()
+    certificate = str(tmp_path / "cert.pem")
+    entry = {"url": "http://h:1", "key_file": "secrets/key", "ca": "ca.pem"}
+    entry |= {"cert": certificate, "cert_key": "../cert.pem"}
+    path = write(folder, {"a": entry}, {"m": {"backends": ["a"]}})
+    for working, given in ((elsewhere, path), (tmp_path, Path("etc", path.name))):
+        monkeypatch.chdir(working)
+        found = read_fleet(given).backends["a"]
+        assert found.key == "sk-1"
+        assert found.ca == str(folder / "ca.pem")
+        assert found.cert == certificate
+        assert found.cert_key is not None
+        assert Path(found.cert_key).resolve() == tmp_path / "cert.pem"
+    (elsewhere / "other.pem").touch()
+    monkeypatch.chdir(elsewhere)
+    path = write(
+        folder, {"a": {"url": "http://h:1", "ca": "other.pem"}}, {"m": {"backends": ["a"]}}
+    )
+    with pytest.raises(ValueError, match=r"backends\.a\.ca: there is no file") as raised:
+        read_fleet(path)
+    assert str(folder / "other.pem") in str(raised.value)
+
+
 def test_a_model_has_a_size_of_images_of_its_own(tmp_path: Path) -> None:
     path = write(
         tmp_path,
