@@ -138,7 +138,7 @@ Strict = Annotated[
 Order = Annotated[
     Literal["declared", "any"] | None,
     typer.Option(
-        help="Order of properties: as declared, or any, for up to 8. Default: the server's."
+        help="Order of properties: as declared, or any in objects of up to 8. Default: the server's."
     ),
 ]
 Closed = Annotated[

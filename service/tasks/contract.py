@@ -13,7 +13,6 @@ from service.schema_compiler.report import Analysed, GrammarReport
 from service.types import (
     EncodedImage,
     Grammar,
-    GrammarKind,
     ImagePart,
     ImageSource,
     Message,
@@ -73,13 +72,6 @@ class Task:
         shown = images[len(self.example_images) :]
         examples = filled(self.examples, images)
         return short_conversation(self.system, shown, self.user, examples)
-
-    @property
-    def answers_json(self) -> bool:
-        """Whether an answer has JSON in addition to its text."""
-        return self.document is not None or (
-            self.grammar is not None and self.grammar.kind is GrammarKind.JSON_SCHEMA
-        )
 
 
 def filled(messages: Sequence[Message], images: Sequence[ImageSource]) -> tuple[Message, ...]:

@@ -46,8 +46,6 @@ from tests.service.inference.test_images import (
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "images"
 BASE = gradient(64, 48)
 STORED = np.asarray(BASE)
-TURNED = np.rot90(STORED, -1)
-"""What orientation 6 makes of the stored pixels."""
 
 
 def png(*chunks: bytes, image: Image.Image = BASE, behind: bytes = b"") -> bytes:

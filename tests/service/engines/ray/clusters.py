@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +43,6 @@ def on_ray(build: Callable[[], Engine], *, name: str | None = None, linger_s: fl
     name = name or f"test-{os.getpid()}-{next(_numbers)}"
     plan = Plan(name, build, Scale(**scale), settings or {}, linger_s)
     return RayEngine(plan, CLUSTER, start_s=START_S, max_requests=max_requests)
-
-
-def on_fake(*, max_requests: int | None = None, **options: Any) -> RayEngine:
-    return on_ray(partial(fake, **options), max_requests=max_requests)
 
 
 def asked(engine: Engine, method: str) -> Any:
