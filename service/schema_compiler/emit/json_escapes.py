@@ -1,8 +1,8 @@
 """How characters of a text are written: as they are, or inside a JSON string.
 
-In a JSON string, a character has its canonical escapes: the one of ``json.dumps`` without
-``ensure_ascii``. Classes of characters are never negated, so that no byte gets through that is in
-no UTF-8.
+In a JSON string, a character that a set of texts tells apart has its canonical escape: the one of
+``json.dumps`` without ``ensure_ascii``. Where any character may follow, it can have any form of JSON.
+Classes of characters are never negated, so that no byte gets through that is in no UTF-8.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _UNESCAPED = re.compile(r"[ !#-\[\]-~]+")
 """ASCII characters that stand for themselves."""
 _SPECIAL: Ranges = ((0x00, 0x1F), (0x22, 0x22), (0x5C, 0x5C))
 BACKSLASH = literal("\\")
+_HEX = "[0-9a-fA-F]"
 PLAIN = difference(ALL, _SPECIAL)
 """What stands for itself in a JSON string."""
 
@@ -83,15 +84,18 @@ class JsonEscapes:
         return literal(json.dumps(characters, ensure_ascii=False)[1:-1])
 
     def anything(self) -> str:
-        """See `RawText.anything`."""
-        return self._rules.once("json_rest", self._anything)
+        r"""See `RawText.anything`; in any form of JSON: models write ``\/`` and ``\u00e9``, too. A pair of
+        surrogates is one character; none is alone."""
+        return self._rules.once("free string", self._anything)
 
     def _anything(self) -> str:
         # All characters are in this rule: a matcher that left it for some of them would take half as
-        # long again for each step, where there are 150,000 tokens.
-        name = self._rules.reserve("json_rest")
-        ways = [f"{character_class(PLAIN)} {name}", self._escaped(name)]
-        self._rules.fill(name, " | ".join([self.end, *ways]))
+        # long again for each step, where there are 150,000 tokens. The rule is the same for values and
+        # for the ends of names, because a compiler goes through all tokens for it.
+        name = self._rules.reserve("json_string")
+        escaped = f'{self._short(name)} | "/" {name} | "u" {self._code()} {name}'
+        escape = f"{BACKSLASH} {self._rules.define('json_escaped', escaped)}"
+        self._rules.fill(name, f"{self.end} | {character_class(PLAIN)} {name} | {escape}")
         return name
 
     def others(self, characters: Ranges, rest: str) -> str:
@@ -109,12 +113,36 @@ class JsonEscapes:
 
         return self._rules.once(("others", characters, rest), make)
 
+    def any_form_of_one(self) -> list[str]:
+        """Expressions of which each matches some of the forms of a character, and together all."""
+        short = f'{BACKSLASH} ["\\U0000005c/bfnrt]'
+        return [
+            character_class(PLAIN),
+            self._rules.define("json_any_escape", f'{short} | {BACKSLASH} "u" {self._code()}'),
+        ]
+
     def _escaped(self, rest: str) -> str:
-        """Any escape and the rest. The backslash is in no rule: a matcher would go through that rule at
-        each character, and take a hundred times as long for the mask behind a backslash."""
-        _, *escapes = _json_alternatives(ALL)
-        body = " | ".join(f"{one.removeprefix(BACKSLASH).lstrip()} {rest}" for one in escapes)
-        return f"{BACKSLASH} {self._rules.define('json_escaped', body)}"
+        """Any canonical escape and the rest. The backslash is in no rule: a matcher would go through that
+        rule at each character, and take a hundred times as long for the mask behind a backslash."""
+        _, _, *codes = _json_alternatives(ALL)
+        ways = [self._short(rest)]
+        ways += [f"{one.removeprefix(BACKSLASH).lstrip()} {rest}" for one in codes]
+        return f"{BACKSLASH} {self._rules.define('json_escaped', ' | '.join(ways))}"
+
+    def _short(self, rest: str) -> str:
+        """The rule for what follows the backslash of a canonical escape of one character, and the rest."""
+        return self._rules.define(
+            "json_short", f"{_class_of([*map(ord, SHORT_ESCAPES.values())])} {rest}"
+        )
+
+    def _code(self) -> str:
+        r"""The rule for what follows ``\u``."""
+        second = f'{BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
+        return self._rules.define(
+            "json_code",
+            f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] [0-7] {_HEX} {_HEX}"
+            f" | [dD] [89abAB] {_HEX} {_HEX} {second}",
+        )
 
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)

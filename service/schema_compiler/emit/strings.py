@@ -8,11 +8,8 @@ from functools import lru_cache
 
 from service.schema_compiler.emit import patterns
 from service.schema_compiler.emit.json_escapes import (
-    BACKSLASH,
-    PLAIN,
     JsonEscapes,
     RawText,
-    character_class,
 )
 from service.schema_compiler.emit.patterns import counted
 from service.schema_compiler.emit.rules import Rules, literal
@@ -27,7 +24,6 @@ from service.schema_compiler.ir.values import (
 from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
 
 _QUOTE = literal('"')
-_HEX = "[0-9a-fA-F]"
 
 
 NO_CHARACTERS: frozenset[str] = frozenset()
@@ -38,9 +34,9 @@ def string(
 ) -> str:
     """The expression for JSON strings, quotes included.
 
-    name: names of properties, in which each character is written in its canonical form; values may use
-    any escape of JSON. told_apart: characters of all texts that are excluded somewhere in the grammar, so
-    that rules for all other characters are shared.
+    name: names of properties, in which characters are in their canonical form until no declared name can
+    be meant any more; values may use any escape of JSON. told_apart: characters of all texts that are
+    excluded somewhere in the grammar, so that rules for all other characters are shared.
     """
     return f"{_QUOTE} {_rest(texts, rules, name, told_apart)}"
 
@@ -91,7 +87,8 @@ def _rest(texts: TextSet, rules: Rules, name: bool, told_apart: frozenset[str]) 
 def canonical(
     low: int, high: int | None, rules: Rules, told_apart: frozenset[str] = NO_CHARACTERS
 ) -> str:
-    """From behind the first quote: low to high characters as ``json.dumps`` writes them."""
+    """From behind the first quote: low to high characters, those that are counted or can be told apart
+    as ``json.dumps`` writes them."""
     escapes = JsonEscapes(rules)
     rest = escapes.anything()
     if (low, high) == (1, None):
@@ -102,41 +99,9 @@ def canonical(
 
 
 def in_any_form(low: int, high: int | None, rules: Rules) -> str:
-    r"""The same in any form of JSON: models write ``\/`` and ``\u00e9``, too. A pair of
-    surrogates is one character; none is alone."""
-    return counted(
-        [character_class(PLAIN), _any_escape(rules)],
-        low,
-        high,
-        JsonEscapes.end,
-        rules.once("free string", lambda: _any_number(rules)),
-        rules,
-    )
-
-
-def _any_number(rules: Rules) -> str:
-    # The backslash is in no rule, as in `JsonEscapes`.
-    name = rules.reserve("json_string")
-    escaped = f'["\\U0000005c/bfnrt] {name} | "u" {_code(rules)} {name}'
-    escape = f"{BACKSLASH} {rules.define('json_escaped', escaped)}"
-    rules.fill(name, f"{JsonEscapes.end} | {character_class(PLAIN)} {name} | {escape}")
-    return name
-
-
-def _any_escape(rules: Rules) -> str:
-    return rules.define(
-        "json_any_escape", f'{BACKSLASH} ["\\U0000005c/bfnrt] | {BACKSLASH} "u" {_code(rules)}'
-    )
-
-
-def _code(rules: Rules) -> str:
-    """The rule for what follows ``\\u``."""
-    second = f'{BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
-    return rules.define(
-        "json_code",
-        f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] [0-7] {_HEX} {_HEX}"
-        f" | [dD] [89abAB] {_HEX} {_HEX} {second}",
-    )
+    """The same in any form of JSON."""
+    escapes = JsonEscapes(rules)
+    return counted(escapes.any_form_of_one(), low, high, JsonEscapes.end, escapes.anything(), rules)
 
 
 # All but some

@@ -191,11 +191,35 @@ def test_a_value_that_contains_itself() -> None:
     assert accepted(values, texts) == texts[:3]
 
 
-def test_names_are_canonical_and_values_are_not() -> None:
+def test_names_are_canonical_where_a_declared_one_could_be_meant() -> None:
+    others = AdditionalProperties(
+        NameSet(OtherText(0, None, frozenset({"ab"}), frozenset())), (PropertyValue(1),)
+    )
+    values = document((Object((prop("ab", 2),), (others,)),), (String(AnyText()),), ONE)
+    texts = [
+        r'{"ab": 1, "é": "\u00e9"}',
+        r'{"ab": 1, "\n": "\/"}',
+        r'{"ab": 1, "a\n\u0062\/": ""}',
+        r'{"ab": 1, "ac\ud83d\ude00": ""}',
+        r'{"ab": 1, "abc\u0062": ""}',
+        r'{"ab": 1, "a\u0062": ""}',
+        r'{"ab": 1, "\u0061b": ""}',
+        r'{"\u0061b": 1}',
+    ]
+    assert accepted(values, texts) == texts[:5]
+
+
+def test_names_that_are_not_told_apart_have_any_form() -> None:
     any_name = AdditionalProperties(NameSet(AnyText()), (PropertyValue(1),))
     values = document((Object((), (any_name,)),), (String(AnyText()),))
-    texts = ['{"é": "\\u00e9"}', '{"\\n": "\\/"}', '{"\\u00e9": ""}']
-    assert accepted(values, texts) == texts[:2]
+    texts = [
+        r'{"é": "\u00e9"}',
+        r'{"\n": "\/"}',
+        r'{"\u00e9": ""}',
+        r'{"\ud83d": ""}',
+        r'{"\x": ""}',
+    ]
+    assert accepted(values, texts) == texts[:3]
 
 
 def test_choices() -> None:
