@@ -2,11 +2,11 @@
 
 This is the definition; ``lengths.c`` does the same for TurboMind, and tests compare both.
 
-The text is one that the grammar allows: strict JSON, in which names are written as ``json.dumps`` writes
-them. A character counts when its first byte is written: the first byte in UTF-8, or the backslash of an
-escape. The second half of a surrogate pair does not count. So a string at its maximum can always be
-closed, and so can one whose last character is not complete yet. Where a text cannot end everywhere, as
-an address without its domain, the table has the characters that it still needs at each place.
+The text is one that the grammar allows: strict JSON, in which declared names are written as ``json.dumps``
+writes them. A character counts when its first byte is written: the first byte in UTF-8, or the backslash
+of an escape. The second half of a surrogate pair does not count. So a string at its maximum can always be
+closed, and so can one whose last character is not complete yet. Where a text cannot end everywhere, as an
+address without its domain, the table has the characters that it still needs at each place.
 """
 
 from __future__ import annotations

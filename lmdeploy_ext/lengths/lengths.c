@@ -77,18 +77,23 @@ struct Vocabulary {
     // Tokens with one quote, by falling number of characters behind it: those that begin with it, and others.
     int32_t *leading, *behind_leading, leaders, *inner, *behind_inner, inners;
     uint32_t *fitting;           // by characters that are left, below `widest`: plain tokens that fit
+    int32_t *falling, *wider;    // tokens by falling width in a plain string; by width: how many are wider
     uint32_t *not_closing;       // tokens that do not close a plain string
 };
 
 struct Limits {
     atomic_int owners;
     struct Vocabulary *vocabulary;
-    int32_t *numbers, root, least_maximum;
+    int32_t *numbers, root, least_maximum, node_count;
     const struct State *states;
     const struct Node *nodes;
     const struct Edge *edges;
     const int32_t *items;
     int32_t *reopening[STATES], reopeners[STATES];  // tokens with several quotes that have to be followed
+    // By node of a text, NULL or 0 where too large: row e, from 1 to `most`, has the tokens behind which the text
+    // needs at least e characters more to come to an end.
+    uint32_t **needing;
+    int32_t *most;
 };
 
 static void *made(size_t size) {
@@ -113,6 +118,15 @@ static int by_width(const void *left, const void *right) {
     const int32_t a = *(const int32_t *)left, b = *(const int32_t *)right;
     const int difference = sorted->widths[PLAIN][a] - sorted->widths[PLAIN][b];
     return difference ? difference : (a > b) - (a < b);
+}
+
+static void sort_by_width(struct Vocabulary *v) {
+    for (int32_t token = 0; token < v->size; ++token)
+        for (int32_t width = v->widths[PLAIN][token]; width-- > 0;) ++v->wider[width];
+    int32_t *next = made(sizeof(int32_t) * ((size_t)v->widest + 1));
+    memcpy(next, v->wider, sizeof(int32_t) * ((size_t)v->widest + 1));
+    for (int32_t token = 0; token < v->size; ++token) v->falling[next[v->widths[PLAIN][token]]++] = token;
+    free(next);
 }
 
 static int32_t characters_behind_quote(const struct Vocabulary *v, int32_t token) {
@@ -194,6 +208,9 @@ struct Vocabulary *lengths_vocabulary(const uint8_t *bytes, const int64_t *offse
     }
     for (int32_t token = 0; token < size; ++token)
         if (v->widths[PLAIN][token] > v->widest) v->widest = v->widths[PLAIN][token];
+    v->falling = made(sizeof(int32_t) * (size_t)size);
+    v->wider = made(sizeof(int32_t) * ((size_t)v->widest + 1));
+    sort_by_width(v);
     v->closers = made(sizeof(int32_t) * (size_t)size);
     v->several = made(sizeof(int32_t) * (size_t)size);
     v->leading = made(sizeof(int32_t) * (size_t)size);
@@ -237,6 +254,8 @@ void lengths_release_vocabulary(struct Vocabulary *v) {
     free(v->inner);
     free(v->behind_inner);
     free(v->fitting);
+    free(v->falling);
+    free(v->wider);
     free(v->not_closing);
     free(v);
 }
@@ -256,6 +275,107 @@ static void list_reopening(struct Limits *limits, int32_t states) {
     }
 }
 
+static int32_t next_node(const struct Limits *limits, int32_t node, uint8_t byte) {
+    const struct Edge *edges = &limits->edges[limits->nodes[node].first_edge];
+    int32_t below = 0, above = limits->nodes[node].edges;  // the last edge that does not begin behind the byte
+    while (below < above) {
+        const int32_t half = (below + above) / 2;
+        if (edges[half].byte <= byte) below = half + 1;
+        else above = half;
+    }
+    return below ? edges[below - 1].node : NONE;
+}
+
+// A node of a text, and by byte the index of the next one in the list of all of them, or NONE.
+struct Fan { int32_t node, next[256]; };
+
+enum { MOST_FANS = 128, MOST_NEEDED = 255, MOST_ROW_BYTES = 1 << 21 };
+
+// The nodes that a text can reach; returns how many, or 0 where they are too many or need too much.
+static int32_t list_fans(const struct Limits *limits, int32_t text, struct Fan *fans) {
+    int32_t count = 1;
+    fans[0].node = text;
+    for (int32_t at = 0; at < count; ++at) {
+        if (limits->nodes[fans[at].node].distance > MOST_NEEDED) return 0;
+        for (int byte = 0; byte < 256; ++byte) {
+            const int32_t node = next_node(limits, fans[at].node, (uint8_t)byte);
+            int32_t found = node == NONE ? NONE : 0;
+            while (found != NONE && found < count && fans[found].node != node) ++found;
+            if (found == count && count == MOST_FANS) return 0;
+            if (found == count) fans[count++].node = node;
+            fans[at].next[byte] = found;
+        }
+    }
+    return count;
+}
+
+// How many characters a text at a node needs behind a token to come to an end, or needed inside it, beyond those
+// of the token.
+static int32_t needed_beyond(const struct Limits *limits, const struct Fan *fans, int32_t at, int32_t token) {
+    const struct Vocabulary *v = limits->vocabulary;
+    int state = PLAIN, begun;
+    int32_t count = 0, needed = 0;
+    for (int64_t i = v->offsets[token]; i < v->offsets[token + 1]; ++i) {
+        state = step(state, v->bytes[i], &begun);
+        if (state == CLOSED) break;
+        count += begun;
+        at = fans[at].next[v->bytes[i]];
+        if (at == NONE) break;
+        const int32_t here = count + limits->nodes[fans[at].node].distance;
+        if (here > needed) needed = here;
+    }
+    const int32_t width = v->widths[PLAIN][token];
+    return needed > width ? needed - width : 0;
+}
+
+// Whether a character can begin at a node: inside a character, few tokens go on.
+static int begins_characters(const struct Fan *fan) {
+    for (int byte = 0; byte < 256; ++byte)
+        if (fan->next[byte] != NONE && (byte & 0xC0) != 0x80) return 1;
+    return 0;
+}
+
+// Makes the rows of the nodes of a text, as long as there is room. *room: in bytes.
+static void make_rows(struct Limits *limits, int32_t text, struct Fan *fans, uint8_t *needed, size_t *room) {
+    const struct Vocabulary *v = limits->vocabulary;
+    const int32_t count = list_fans(limits, text, fans);
+    for (int32_t at = 0; at < count; ++at) {
+        const int32_t node = fans[at].node;
+        if (limits->needing[node] || !begins_characters(&fans[at])) continue;
+        int32_t most = 0;
+        for (int32_t token = 0; token < v->size; ++token) {
+            const int32_t found = needed_beyond(limits, fans, at, token);
+            needed[token] = (uint8_t)found;  // at most MOST_NEEDED
+            if (found > most) most = found;
+        }
+        const size_t bytes = sizeof(uint32_t) * (size_t)v->words * (size_t)most;
+        if (bytes > *room) continue;
+        *room -= bytes;
+        limits->most[node] = most;
+        limits->needing[node] = made(bytes);
+        for (int32_t token = 0; token < v->size; ++token)
+            for (int32_t e = 0; e < needed[token]; ++e)
+                limits->needing[node][e * v->words + (token >> 5)] |= 1u << (token & 31);
+    }
+}
+
+static void make_all_rows(struct Limits *limits, int32_t states, int32_t nodes) {
+    limits->needing = made(sizeof *limits->needing * (size_t)nodes);
+    limits->most = made(sizeof *limits->most * (size_t)nodes);
+    struct Fan *fans = NULL;
+    uint8_t *needed = NULL;
+    size_t room = MOST_ROW_BYTES;
+    for (int32_t i = 0; i < states; ++i) {
+        const int32_t text = limits->states[i].text;
+        if (text == NONE || limits->needing[text]) continue;
+        if (!fans) fans = made(sizeof *fans * MOST_FANS);
+        if (!needed) needed = made((size_t)limits->vocabulary->size);
+        make_rows(limits, text, fans, needed, &room);
+    }
+    free(fans);
+    free(needed);
+}
+
 // The limits of a schema over a vocabulary. numbers: of a checked table.
 struct Limits *lengths_limits(struct Vocabulary *vocabulary, const int32_t *numbers, int64_t count) {
     struct Limits *limits = made(sizeof *limits);
@@ -272,6 +392,8 @@ struct Limits *lengths_limits(struct Vocabulary *vocabulary, const int32_t *numb
     limits->edges = (const struct Edge *)(at += sizeof(struct Node) / sizeof *at * (size_t)numbers[2]);
     limits->items = at + sizeof(struct Edge) / sizeof *at * (size_t)numbers[3];
     list_reopening(limits, numbers[1]);
+    make_all_rows(limits, numbers[1], numbers[2]);
+    limits->node_count = numbers[2];
     return limits;
 }
 
@@ -279,6 +401,9 @@ void lengths_release_limits(struct Limits *limits) {
     if (!limits || atomic_fetch_sub(&limits->owners, 1) != 1) return;
     lengths_release_vocabulary(limits->vocabulary);
     for (int lex = 0; lex < STATES; ++lex) free(limits->reopening[lex]);
+    for (int32_t node = 0; node < limits->node_count; ++node) free(limits->needing[node]);
+    free(limits->needing);
+    free(limits->most);
     free(limits->numbers);
     free(limits);
 }
@@ -356,17 +481,6 @@ static inline int push(struct Cursor *cursor, struct Frame frame) {
 static int32_t item_state(const struct Limits *limits, struct Frame frame) {
     const struct State *state = &limits->states[frame.state];
     return frame.item < state->items ? limits->items[state->first_item + frame.item] : state->rest;
-}
-
-static int32_t next_node(const struct Limits *limits, int32_t node, uint8_t byte) {
-    const struct Edge *edges = &limits->edges[limits->nodes[node].first_edge];
-    int32_t below = 0, above = limits->nodes[node].edges;  // the last edge that does not begin behind the byte
-    while (below < above) {
-        const int32_t half = (below + above) / 2;
-        if (edges[half].byte <= byte) below = half + 1;
-        else above = half;
-    }
-    return below ? edges[below - 1].node : NONE;
 }
 
 static int in_string(struct Cursor *cursor, uint8_t byte) {
@@ -524,6 +638,32 @@ static int comes_to_no_end(const struct Follower *follower, int32_t token) {
     return width > place->left - place->reserve && !fits(follower, token);
 }
 
+// Clears the tokens behind which the text could not come to an end in time: those wider than what is left without
+// the characters that the text needs behind them. All others that are too wide are gone.
+static void narrow_by_rows(const struct Follower *follower, const uint32_t *rows, int32_t most, uint32_t *mask) {
+    const struct Vocabulary *v = follower->limits->vocabulary;
+    const int32_t left = follower->place.left, spare = left > most ? left - most : 0;
+    const int32_t count = spare < v->widest ? v->wider[spare] : 0;
+    if (left >= most && count < v->words / 4) {  // one by one is faster then
+        for (int32_t i = 0; i < count; ++i) {
+            const int32_t token = v->falling[i], more = left - v->widths[PLAIN][token];
+            if (more >= 0 && is_set(mask, token) && is_set(rows + (size_t)more * (size_t)v->words, token))
+                clear(mask, token);
+        }
+        return;
+    }
+    for (int32_t needed = 1; needed <= most; ++needed) {
+        const uint32_t *row = rows + (size_t)(needed - 1) * (size_t)v->words;
+        if (left - needed >= v->widest) continue;
+        if (left < needed) {
+            for (int32_t word = 0; word < v->words; ++word) mask[word] &= ~row[word];
+        } else {
+            const uint32_t *fitting = v->fitting + (size_t)(left - needed) * (size_t)v->words;
+            for (int32_t word = 0; word < v->words; ++word) mask[word] &= fitting[word] | ~row[word];
+        }
+    }
+}
+
 static void narrow_string(const struct Follower *follower, uint32_t *mask) {
     const struct Vocabulary *v = follower->limits->vocabulary;
     const struct Place *place = &follower->place;
@@ -542,6 +682,11 @@ static void narrow_string(const struct Follower *follower, uint32_t *mask) {
     }
     const int32_t spare = left - place->reserve;
     if (place->node != NONE && spare < (place->lex == PLAIN ? v->widest : v->longest)) {
+        const uint32_t *rows = place->lex == PLAIN ? follower->limits->needing[place->node] : NULL;
+        if (rows) {
+            narrow_by_rows(follower, rows, follower->limits->most[place->node], mask);
+            return;
+        }
         const int has_row = place->lex == PLAIN && spare >= 0;
         clear_where(follower, mask, has_row ? v->fitting + (size_t)spare * (size_t)v->words : NULL, comes_to_no_end);
     }

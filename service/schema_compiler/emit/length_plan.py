@@ -18,7 +18,7 @@ The table is a sequence of 32-bit integers, little-endian:
     items    states
 
 In state 0 nothing is limited. The nodes of a text are there where a pattern does not let it end
-everywhere; its reserve is the most characters that it can need. A name is written as
+everywhere; its reserve is the most characters that it can need. A declared name is written as
 ``json.dumps(name, ensure_ascii=False)`` does, as the grammar has it, without its quotes.
 ``lmdeploy_ext.lengths`` reads the table.
 """

@@ -16,6 +16,8 @@ from service.schema_compiler.regex.dfa import DEAD, Dfa
 MAX_EDGES = 100_000
 """Of all automata of a table; 8 bytes and about 2 µs each."""
 NONE = -1
+_MOST_STATES, _MOST_ROUNDS = 2_000, 16
+"""Up to which states of an automaton are put into groups."""
 Edges = tuple[tuple[int, int], ...]
 """Bytes, ascending, each with the node to which it and those before the next one lead, or NONE."""
 _Run = tuple[int, int, int]
@@ -55,20 +57,68 @@ def _edges(runs: Iterable[_Run]) -> Edges:
 def text_nodes(dfa: Dfa, room: int = MAX_EDGES) -> list[TextNode]:
     """The nodes of a minimal automaton that accepts something; a text begins at the first. room: the most
     edges that they may have together. Raises `TooManyEdges`."""
-    return _Nodes(dfa, room).all()
+    distances = dfa.distances()
+    groups = _alike(dfa.edges, distances)
+    rows = [[DEAD] * len(dfa.blocks) for _ in range(max(groups) + 1)]
+    needed = [0] * len(rows)
+    for state, group in enumerate(groups):
+        needed[group] = distances[state]
+        for block, target in enumerate(dfa.edges[state]):
+            if target != DEAD:
+                rows[group][block] = groups[target]
+    return _Nodes(dfa, rows, needed, room).all()
+
+
+def _alike(edges: Sequence[Sequence[int]], distances: Sequence[int]) -> list[int]:
+    """By state, the number of its group; the first state is in group 0. A text of the automaton needs as
+    many characters from each state of a group, and as many behind each next character that may follow.
+    Characters that may not follow do not count, because the grammar forbids them: so the states that
+    count the characters of a host name are one group, for instance."""
+    groups = _numbered(distances)
+    if len(edges) > _MOST_STATES:
+        return list(range(len(edges)))
+    for _ in range(_MOST_ROUNDS):
+        kinds: dict[int, list[tuple[int, list[int]]]] = {}
+        found = []
+        for state, row in enumerate(edges):
+            leads = [DEAD if target == DEAD else groups[target] for target in row]
+            same = kinds.setdefault(groups[state], [])
+            fitting = next((one for one in same if _agree(leads, one[1])), None)
+            if fitting is None:
+                fitting = state, leads
+                same.append(fitting)
+            fitting[1][:] = map(max, leads, fitting[1])
+            found.append(fitting[0])
+        finer = _numbered(found)
+        if max(finer) == max(groups):
+            return groups
+        groups = finer
+    return list(range(len(edges)))
+
+
+def _agree(one: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether two states lead to the same groups, where both lead on."""
+    return all(a in (b, DEAD) or b == DEAD for a, b in zip(one, other, strict=True))
+
+
+def _numbered(values: Sequence[int]) -> list[int]:
+    """The values by number, in the order in which they come."""
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return [numbers[value] for value in values]
 
 
 class _Nodes:
-    def __init__(self, dfa: Dfa, room: int) -> None:
-        self._dfa = dfa
-        distances = dfa.distances()
+    def __init__(
+        self, dfa: Dfa, rows: Sequence[Sequence[int]], distances: Sequence[int], room: int
+    ) -> None:
+        self._dfa, self._rows = dfa, rows
         self._nodes = [TextNode((), distance) for distance in distances]
         self._known: dict[Edges, int] = {}
         self._wholes: dict[tuple[int, int], int] = {}
         self._room = room
 
     def all(self) -> list[TextNode]:
-        for state, row in enumerate(self._dfa.edges):
+        for state, row in enumerate(self._rows):
             edges = self._spend(self._of_state(row))
             self._nodes[state] = TextNode(edges, self._nodes[state].distance)
         return self._nodes

@@ -67,6 +67,10 @@ SCHEMAS = {
         ],
         "items": {"type": "string", "pattern": "^(?:[^a-z]+a[^b]b)+$", "maxLength": 66},
     },
+    "addresses": {
+        "type": "array",
+        "items": {"type": "string", "format": "email", "maxLength": 70},
+    },
     "names": {
         "type": "object",
         "patternProperties": {"^[a-z\\s]{1,66}$": text(0, 3)},
@@ -81,6 +85,13 @@ BEGINNINGS = {
         b'["a,b", "' + b"0" * 60,
         b'["a,b", "' + b"0" * 70 + b'", "' + b"aab" * 20,
         '["a,b", "", "aéb漢aéb", "'.encode() + 20 * 'a"b'.replace('"', '\\"').encode(),
+    ],
+    "addresses": [
+        b'["' + b"a" * 60,
+        b'["' + b"a" * 50,  # the widest token fits
+        b'["' + b"a" * 64 + b"@",
+        b'["\\"' + b"a" * 61,
+        b'["a@b.ch", "' + b"a" * 20 + b"@" + b"b" * 40,
     ],
     "names": [b'{"' + b"a" * 60, b'{"ab": "x", "' + b"b" * 55 + b"\\n\\u00"],
     "tree": [b'{"name": "', b'{"name": "", "below": [{"name": "'],

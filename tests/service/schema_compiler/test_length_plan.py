@@ -352,3 +352,24 @@ def test_names_have_lengths() -> None:
         assert follower.feed(b'{"a": {"' + b"x" * 80 + b'": 1}, "' + b"a" * 70)
         assert not follower.fits(b"a")
         assert follower.fits(b'": 1}')
+
+
+def test_states_that_need_as_much_are_one_node() -> None:
+    """The states that count the characters of a host name are not told apart, because the grammar has
+    them. Behind each text, what it still needs stays the same."""
+    schema = {"type": "string", "pattern": "^a*@(?=.{1,40}$)(?:x-?)*x$", "maxLength": 99}
+    options = Options(lengths_beside=True)
+    table = Table(compile_schema(json.dumps(schema), DEFAULT_LIMITS, options).lengths)
+    assert len(table.distances) < 10
+    for text, needed in (
+        ("", 2),
+        ("aa", 2),
+        ("aa@", 1),
+        ("@x", 0),
+        ("@x-", 1),
+        ("@x-x" + 17 * "-x", 0),
+    ):
+        node = table.states[table.root].text
+        for byte in text.encode():
+            node = table.next_node(node, byte)
+        assert table.distances[node] == needed, text
