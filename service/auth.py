@@ -161,8 +161,8 @@ class ApiKeys:
         key = _key(metadata)
         if not key:
             raise Unauthenticated(
-                "This server asks for an API key: send metadata 'authorization: Bearer KEY' "
-                "or 'x-api-key: KEY'.",
+                "This server asks for an API key: send 'authorization: Bearer KEY' or "
+                "'x-api-key: KEY' in the metadata of the call, over HTTP in its headers.",
                 reason="API_KEY_MISSING",
             )
         digest = hashlib.sha256(key.encode()).digest()

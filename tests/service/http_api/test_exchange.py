@@ -64,6 +64,7 @@ async def test_a_call_needs_its_key(keys: Path) -> None:
             await server.request("GET", path) for path in ("/livez", "/readyz", "/openapi.json")
         ]
     assert (missing.status, missing.error["code"]) == (401, "API_KEY_MISSING")
+    assert "over HTTP in its headers" in missing.error["message"]
     assert (models.status, models.error["code"]) == (401, "API_KEY_MISSING")
     assert (wrong.status, wrong.error["code"]) == (401, "API_KEY_INVALID")
     assert wrong.error["type"] == "authentication_error"
