@@ -13,13 +13,22 @@ from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import Any
 
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+
 from service import metrics
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.ray.cluster import CONNECTION, ClusterOptions, keep_signals
 from service.engines.ray.plan import Plan
 from service.engines.ray.registrar import ATTEND_S, Report, registrar
-from service.engines.ray.replica import Batch, lost
-from service.errors import EngineUnavailable, Overloaded, TooManyImages, VisionDisabled
+from service.engines.ray.replica import Batch, ReplicaError, lost
+from service.errors import (
+    EngineUnavailable,
+    InferenceTimeout,
+    Overloaded,
+    TooManyImages,
+    VisionDisabled,
+)
 from service.types import (
     TEXT_ONLY,
     Capabilities,
@@ -397,8 +406,8 @@ class _Attempts:
 
 @contextmanager
 def _errors_of_ray() -> Iterator[None]:
-    """Turn Ray's errors for a lost replica, actor or cluster into ``_Lost``."""
-    from grpc.aio import AioRpcError
+    """Turn Ray's errors for a lost replica, actor or cluster into ``_Lost``, and those of a message
+    into what they mean."""
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
 
@@ -406,9 +415,30 @@ def _errors_of_ray() -> Iterator[None]:
         yield
     except RayTaskError:
         raise  # a defect in our code on the other side
-    except (RayError, RayServeException, AioRpcError) as error:
+    except (RayError, RayServeException) as error:
         log.info("lost a replica: %s", type(error).__name__)
         raise _Lost from None
+    except AioRpcError as error:
+        raise _meaning(error) from None
+
+
+def _meaning(error: AioRpcError) -> Exception:
+    """What a status of a message to or from a replica means for the request."""
+    code = error.code()
+    log.log(
+        logging.INFO if code is StatusCode.UNAVAILABLE else logging.WARNING,
+        "a message of a replica failed: %s, %s",
+        code.name,
+        error.details(),
+    )
+    if code is StatusCode.UNAVAILABLE:
+        return _Lost()
+    if code is StatusCode.DEADLINE_EXCEEDED:
+        return InferenceTimeout("Inference took longer than the deadline.")
+    if code is StatusCode.CANCELLED:  # by a replica that ends and has waited for its requests
+        return EngineUnavailable("The replica cancelled the request. Try again.")
+    # RESOURCE_EXHAUSTED: a message above the limit. The next replica would do no better.
+    return ReplicaError(f"a message of a replica failed: {code.name}")
 
 
 async def _packed(request: GenerateRequest) -> bytes:

@@ -14,10 +14,19 @@ import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from service.engine import Engine
 from service.errors import EngineUnavailable, InferenceTimeout, ServiceError, forget_frames
-from service.types import Capabilities, Chunk, GenerateRequest, Grammar
+from service.types import (
+    Capabilities,
+    Chunk,
+    FinishReason,
+    GenerateRequest,
+    Grammar,
+    Timings,
+    Usage,
+)
 
 MOST_CHUNKS = 4096
 """Maximum number of chunks that cross together: a message of Ray Serve has 4 MiB."""
@@ -45,6 +54,29 @@ class Batch:
         """Whether nothing follows."""
         ended = bool(self.chunks) and self.chunks[-1].finish_reason is not None
         return ended or self.error is not None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle chunks as plain tuples: dataclasses take about thirty times as long."""
+        return _restored, ([_plain(chunk) for chunk in self.chunks], self.error, self.age_s)
+
+
+def _plain(chunk: Chunk) -> tuple[Any, ...]:
+    usage, reason, end = chunk.usage, chunk.finish_reason, None
+    if reason is not None:
+        timings = chunk.timings
+        end = (reason.value, timings.queue_s, timings.first_token_s, timings.total_s)
+    return chunk.text, usage.prompt_tokens, usage.image_tokens, usage.output_tokens, end
+
+
+def _restored(plain: list[tuple[Any, ...]], error: Exception | None, age_s: float) -> Batch:
+    chunks = []
+    for text, prompt, image, output, end in plain:
+        usage = Usage(prompt, image, output)
+        if end is None:
+            chunks.append(Chunk(text, None, usage))
+        else:
+            chunks.append(Chunk(text, FinishReason(end[0]), usage, Timings(*end[1:])))
+    return Batch(chunks, error, age_s)
 
 
 class Replica:

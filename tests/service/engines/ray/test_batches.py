@@ -10,13 +10,22 @@ from contextlib import aclosing, nullcontext
 from dataclasses import replace
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, Metadata
 
+from service import metrics
 from service.engines.fake import FakeEngine
 from service.engines.ray import engine as ray_engine
 from service.engines.ray import replica
 from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
-from service.errors import ContextTooLong, InferenceTimeout, Overloaded
-from service.types import Chunk, FinishReason, GenerateRequest, Timings
+from service.errors import (
+    ContextTooLong,
+    EngineUnavailable,
+    InferenceTimeout,
+    Overloaded,
+    ServiceError,
+)
+from service.types import Chunk, FinishReason, GenerateRequest, Timings, Usage
 from tests.service.engines.ray.clusters import on_ray
 
 LAST = Chunk("", FinishReason.STOP)
@@ -227,3 +236,82 @@ async def test_a_request_is_not_kept_while_it_is_answered(monkeypatch: pytest.Mo
     before = sys.getrefcount(packed)
     assert len([one async for one in engine._chunks(GenerateRequest("test", "?"))]) == 1
     assert max(counts) <= before
+
+
+def test_chunks_cross_unchanged() -> None:
+    usage = Usage(prompt_tokens=9, image_tokens=4, output_tokens=2)
+    chunks = [
+        Chunk("é", None, usage),
+        Chunk("", FinishReason.LENGTH, replace(usage, output_tokens=3), Timings(0.1, 0.2, 0.3)),
+    ]
+    batch = Batch(chunks, None, 0.5)
+    assert pickle.loads(pickle.dumps(batch)) == batch
+
+
+def status(code: StatusCode) -> AioRpcError:
+    return AioRpcError(code, Metadata(), Metadata(), details="at 10.0.0.7:4711")
+
+
+class Failing:
+    """The handle of a deployment whose messages fail with a status. Counts the attempts."""
+
+    generate = property(lambda self: self)
+
+    def __init__(self, code: StatusCode) -> None:
+        self.code, self.attempts = code, 0
+
+    async def answers(self) -> AsyncIterator[Batch]:
+        self.attempts += 1
+        raise status(self.code)
+        yield
+
+    def remote(self, request: bytes, left_s: float | None) -> Failing.Answers:
+        return Failing.Answers(self.answers())
+
+    class Answers:
+        def __init__(self, batches: AsyncIterator[Batch]) -> None:
+            self._batches = batches
+
+        def __anext__(self) -> object:
+            return anext(self._batches)
+
+        def cancel(self) -> None: ...
+
+
+@pytest.mark.slow  # imports all of Ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at its import
+@pytest.mark.parametrize(
+    ("code", "kind", "reason", "attempts"),
+    [
+        (StatusCode.UNAVAILABLE, EngineUnavailable, "REPLICA_LOST", ray_engine.ATTEMPTS),
+        (StatusCode.RESOURCE_EXHAUSTED, ReplicaError, None, 1),
+        (StatusCode.INTERNAL, ReplicaError, None, 1),
+        (StatusCode.DEADLINE_EXCEEDED, InferenceTimeout, "INFERENCE_TIMEOUT", 1),
+        (StatusCode.CANCELLED, EngineUnavailable, "ENGINE_UNAVAILABLE", 1),
+    ],
+    ids=lambda one: one.name if isinstance(one, StatusCode) else "",
+)
+async def test_only_an_unavailable_replica_is_a_lost_one(
+    code: StatusCode,
+    kind: type[Exception],
+    reason: str | None,
+    attempts: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine, failing = on_ray(FakeEngine), Failing(code)
+    monkeypatch.setattr(ray_engine, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(engine, "_streams", [failing, failing])
+    monkeypatch.setattr(engine, "_ready", lambda: None)
+    monkeypatch.setattr(engine, "_check", lambda request: None)
+    lost = metrics.replicas_lost.labels("error")._value.get()
+    with caplog.at_level("INFO"), pytest.raises(kind) as raised:
+        async for _ in engine.generate(GenerateRequest("test", "?")):
+            pass
+    assert failing.attempts == attempts
+    assert code.name in caplog.text
+    assert "10.0.0.7" not in str(raised.value)
+    assert metrics.replicas_lost.labels("error")._value.get() - lost == (attempts > 1)
+    if reason is not None:
+        assert isinstance(raised.value, ServiceError)
+        assert raised.value.reason == reason
