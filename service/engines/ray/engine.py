@@ -19,9 +19,10 @@ from grpc.aio import AioRpcError
 from service import metrics
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.ray.cluster import CONNECTION, ClusterOptions, keep_signals
+from service.engines.ray.link import LinkAddress, LinkLost, Links, NoRoom
+from service.engines.ray.messages import Batch, ReplicaError, lost
 from service.engines.ray.plan import Plan
 from service.engines.ray.registrar import ATTEND_S, Report, registrar
-from service.engines.ray.replica import Batch, ReplicaError, lost
 from service.errors import (
     EngineUnavailable,
     InferenceTimeout,
@@ -45,6 +46,10 @@ FIRST_PAUSE_S = 0.1
 """Pause before the second attempt, in seconds; each further one is twice as long."""
 CANCEL_LIMIT_S = 1.0
 """Maximum time to wait until Ray has cancelled a request, in seconds."""
+UNLINKED_S = 0.5
+"""Time between two reports while a replica is not linked, in seconds."""
+LINK_LIMIT_S = 10.0
+"""Maximum time to ask all replicas where they listen, in seconds."""
 POLL_S = 0.1
 """Time between two looks at the deployment at the start, in seconds."""
 MOST_BY_VALUE = 1 << 20
@@ -96,6 +101,10 @@ class RayEngine:
         self._handle: Any = None
         self._streams: Sequence[Any] = ()
         """Handles for requests by value, and by reference."""
+        self._links: Links | None = None
+        """None where Ray Serve carries all requests: it scales by what it carries."""
+        if plan.scale.max_replicas is None:
+            self._links = Links(plan.scale.ongoing)
         self._attending: asyncio.Task[None] | None = None
         self._report = Report()
         self._prepared: OrderedDict[Grammar, None] = OrderedDict()
@@ -209,6 +218,8 @@ class RayEngine:
             self._attending.cancel()
             await asyncio.wait([self._attending])
             self._attending = None
+        if self._links is not None:
+            self._links.close(closed_error())
         async with self._starting:
             if self._opening is not None:  # its thread goes on when the start was cancelled
                 await asyncio.wait([self._opening])
@@ -240,6 +251,7 @@ class RayEngine:
                 # One replica answers for all, and another one may have fallen back.
                 found = replace(found, limits_lengths=False)
             self._capabilities = found
+            await self._link()
         self._attending = asyncio.create_task(self._attend_for_ever(), name="ray-attend")
 
     async def _wait_for_replica(self) -> None:
@@ -283,11 +295,24 @@ class RayEngine:
 
     async def _attend_for_ever(self) -> None:
         while True:
-            await asyncio.sleep(ATTEND_S)
+            unlinked = self._links is not None and self._links.count != self._plan.scale.replicas
+            await asyncio.sleep(UNLINKED_S if unlinked else ATTEND_S)
             try:
                 await self._attend()
+                await self._link()
             except EngineUnavailable as error:
                 log.warning("%s", error)
+
+    async def _link(self) -> None:
+        """Connect to replicas that are new."""
+        if self._links is None or self._links.count == self._report.running:
+            return
+        with _errors_of_ray():
+            found = await self._handle.broadcast("link").results_async(
+                timeout_s=LINK_LIMIT_S, return_exceptions=True
+            )
+        # A replica that ends right now answers with an exception.
+        await self._links.update([one for one in found if isinstance(one, LinkAddress)])
 
     async def _asked(self, method: str, *args: Any) -> Any:
         """The answer of a replica to a call without a stream."""
@@ -324,6 +349,26 @@ class RayEngine:
                     raise batch.error
 
     async def _batches(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
+        """The answer over a link, or else through Ray Serve."""
+        small = len(packed) <= MOST_BY_VALUE
+        link = self._links.choose() if self._links is not None and small else None
+        if link is not None:
+            try:
+                async with aclosing(link.run(packed, left_s)) as linked:
+                    async for batch in linked:
+                        packed = b""  # it has arrived
+                        yield batch
+                return
+            except LinkLost:
+                raise _Lost from None
+            except NoRoom:
+                pass  # Ray Serve has it wait
+        async with aclosing(self._served(packed, left_s)) as served:
+            del packed
+            async for batch in served:
+                yield batch
+
+    async def _served(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
         with _errors_of_ray():
             stream = self._streams[len(packed) > MOST_BY_VALUE]
             responses = stream.generate.remote(packed, left_s)

@@ -203,7 +203,7 @@ def application(plan: Plan) -> Any:
             "target_ongoing_requests": scale.target_ongoing,
         }
     deployment = serve.deployment(Replica).options(**options)
-    return deployment.bind(plan.build, scale.text_delay_s, StartFailure(plan.name))
+    return deployment.bind(plan.build, scale.text_delay_s, scale.ongoing, StartFailure(plan.name))
 
 
 @dataclass(frozen=True)

@@ -1,88 +1,29 @@
-"""A replica: another engine inside a process of Ray Serve.
-
-What a replica sends is values, errors included: Ray turns an exception that is raised here into one
-of its own, which has lost its fields.
-"""
+"""A replica: another engine inside a process of Ray Serve."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import pickle
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from service.engine import Engine
-from service.errors import EngineUnavailable, InferenceTimeout, ServiceError, forget_frames
-from service.types import (
-    Capabilities,
-    Chunk,
-    FinishReason,
-    GenerateRequest,
-    Grammar,
-    Timings,
-    Usage,
-)
+from service.engines.ray.link import LinkAddress, Listener
+from service.engines.ray.messages import Batch, as_value
+from service.errors import InferenceTimeout, ServiceError
+from service.types import Capabilities, Chunk, GenerateRequest, Grammar
 
 MOST_CHUNKS = 4096
 """Maximum number of chunks that cross together: a message of Ray Serve has 4 MiB."""
-
-log = logging.getLogger(__name__)
-
-
-class ReplicaError(RuntimeError):
-    """A defect in a replica: its traceback as text, for the log of the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Chunks that cross together.
-
-    error: why there are no more. age_s: seconds since the replica received the request.
-    """
-
-    chunks: list[Chunk]
-    error: Exception | None
-    age_s: float
-
-    @property
-    def last(self) -> bool:
-        """Whether nothing follows."""
-        ended = bool(self.chunks) and self.chunks[-1].finish_reason is not None
-        return ended or self.error is not None
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Pickle chunks as plain tuples: dataclasses take about thirty times as long."""
-        return _restored, ([_plain(chunk) for chunk in self.chunks], self.error, self.age_s)
-
-
-def _plain(chunk: Chunk) -> tuple[Any, ...]:
-    usage, reason, end = chunk.usage, chunk.finish_reason, None
-    if reason is not None:
-        timings = chunk.timings
-        end = (reason.value, timings.queue_s, timings.first_token_s, timings.total_s)
-    return chunk.text, usage.prompt_tokens, usage.image_tokens, usage.output_tokens, end
-
-
-def _restored(plain: list[tuple[Any, ...]], error: Exception | None, age_s: float) -> Batch:
-    chunks = []
-    for text, prompt, image, output, end in plain:
-        usage = Usage(prompt, image, output)
-        if end is None:
-            chunks.append(Chunk(text, None, usage))
-        else:
-            chunks.append(Chunk(text, FinishReason(end[0]), usage, Timings(*end[1:])))
-    return Batch(chunks, error, age_s)
 
 
 class Replica:
     """Runs an engine. Ray Serve calls its methods.
 
-    build: makes the engine. text_delay_s: maximum time for which chunks are collected.
+    build: makes the engine. text_delay_s: maximum time for which chunks are collected. ongoing:
+    maximum number of requests at the same time, however they come; further ones wait.
     on_failed_start: called with the reason when the engine does not start.
     """
 
@@ -90,16 +31,28 @@ class Replica:
         self,
         build: Callable[[], Engine],
         text_delay_s: float,
+        ongoing: int,
         on_failed_start: Callable[[str], None],
     ) -> None:
         self._text_delay_s = text_delay_s
+        self._room = asyncio.Semaphore(ongoing)
         self._active = 0
+        self._none_active = asyncio.Event()
+        self._none_active.set()
+        self._listener = Listener(self._run, self._room, text_delay_s)
+        self._address: LinkAddress | None = None
         try:
             self._engine = build()
             await self._engine.start()
         except (ServiceError, ValueError) as error:
             on_failed_start(str(error))
             raise
+        if os.environ.get("RAY_USE_TLS", "0") == "0":  # links are not encrypted
+            self._address = await self._listener.start(_host())
+
+    async def link(self) -> LinkAddress | None:
+        """Where servers can have a link to this replica; None where they cannot."""
+        return self._address
 
     async def describe(self) -> Capabilities:
         """What the engine can do."""
@@ -129,22 +82,41 @@ class Replica:
         """Run one request, as the pickled `GenerateRequest`. left_s: seconds until nobody waits for
         the answer; None: no limit."""
         now = asyncio.get_running_loop().time
-        begun = now()
-        deadline = None if left_s is None else begun + left_s
+        deadline = None if left_s is None else now() + left_s
         request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
         delay_s = self._text_delay_s if request.piecewise else None
-        self._active += 1
-        try:
-            collected = batches(self._engine.generate(request), delay_s, deadline)
-            async with aclosing(collected) as found:
+        async with self._room:
+            begun = now()
+            async with aclosing(batches(self._run(request), delay_s, deadline)) as found:
                 async for chunks, error in found:
                     yield Batch(chunks, error, now() - begun)
+
+    async def _run(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """Run one request on the engine."""
+        self._active += 1
+        self._none_active.clear()
+        try:
+            async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
+                async for chunk in chunks:
+                    yield chunk
         finally:
             self._active -= 1
+            if not self._active:
+                self._none_active.set()
 
     async def __del__(self) -> None:
-        """Ray Serve calls it when the replica ends in order."""
+        """Ray Serve calls it when the replica ends in order and the requests that Ray Serve knows
+        have ended. Ray Serve ends the process when this takes too long."""
+        self._listener.leave()
+        await self._none_active.wait()
         await self._engine.close()
+
+
+def _host() -> str:
+    """The address of this machine that other machines of the cluster use."""
+    import ray.util
+
+    return str(ray.util.get_node_ip_address())
 
 
 async def batches(
@@ -226,20 +198,3 @@ async def _set_within(event: asyncio.Event, limit_s: float | None) -> bool:
     finally:
         waiting.cancel()
     return bool(done)
-
-
-def as_value(error: Exception) -> Exception:
-    """An error that survives the way to the server: a ``ServiceError`` as it is, any other one as
-    text."""
-    if isinstance(error, ServiceError):
-        forget_frames(error)
-        error.__cause__ = error.__context__ = None
-        return error
-    log.exception("the engine of a replica failed", exc_info=error)
-    return ReplicaError("".join(traceback.format_exception(error)))
-
-
-def lost(error: Exception) -> bool:
-    """Whether a request may be run again on another replica: the engine of this one has ended or
-    makes no progress."""
-    return isinstance(error, EngineUnavailable)

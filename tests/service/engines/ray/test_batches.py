@@ -17,7 +17,8 @@ from service import metrics
 from service.engines.fake import FakeEngine
 from service.engines.ray import engine as ray_engine
 from service.engines.ray import replica
-from service.engines.ray.replica import Batch, ReplicaError, as_value, batches
+from service.engines.ray.messages import Batch, ReplicaError, as_value
+from service.engines.ray.replica import batches
 from service.errors import (
     ContextTooLong,
     EngineUnavailable,
