@@ -1,8 +1,9 @@
 """What replicas on Ray cost: the time that ``engine=ray`` adds to an engine, its throughput, and what happens
 when a replica is lost.
 
-``python -m benchmarks.ray_overhead``. Ray runs on this machine. Ray Serve's own HTTP proxy is measured beside,
-with the same engine in the same number of replicas.
+``python -m benchmarks.ray_overhead [--quick] [--only PART]``. Ray runs on this machine. Ray Serve's own HTTP proxy is
+measured beside, with the same engine in the same number of replicas. Takes about four minutes; ``--only`` measures
+one part and stores nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import psutil
 
 from benchmarks.batch import image
 from benchmarks.common import environment, markdown, write_results
@@ -50,8 +52,10 @@ IMAGES = [image(number) for number in range(1, 20)]
 NOTES = (
     "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same "
     "engine in a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: "
-    "reference engine, bundled model, 16 callers inside of the processes of the engines, answers of 31 tokens, as "
-    "streams; two replicas need a third process for the callers, which takes its share of the cores. Servers: two "
+    "reference engine, bundled model, 16 callers, answers of 31 tokens, as streams, in turns, medians. The callers of "
+    "the bare processes are inside of them, eight in each, so that nothing travels; two replicas need a third process "
+    "for the callers, which takes its share of the cores. Processor time is that of all processes named, for each "
+    "request. Servers: two "
     "`qwen3vl serve` with 8 callers each beside one with two replicas and 16 callers; RunTask of image-analysis "
     "over gRPC with a drawing, in turns, medians. Kill: SIGKILL to one of two replicas under 16 callers. proxy: one "
     "call of the fake engine through Ray Serve's own HTTP proxy, and through this server over gRPC."
@@ -130,32 +134,52 @@ async def many(engine: Engine, callers: int, seconds: float) -> float:
 
 
 async def bare(seconds: float) -> None:
-    """In a process of its own: half of the callers. Waits for a line before it begins."""
+    """In a process of its own: half of the callers, once for each line that comes in. Prints the rate, and the
+    processor time of each request in ms."""
     engine = reference()
     await engine.start()
-    await many(engine, 1, 0.5)
+    await many(engine, CALLERS // 2, 1.0)
     print("ready", flush=True)
-    sys.stdin.readline()
-    print(await many(engine, CALLERS // 2, seconds), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        used_s = time.process_time()
+        rate = await many(engine, CALLERS // 2, seconds)
+        print(rate, 1e3 * (time.process_time() - used_s) / (rate * seconds), flush=True)
     await engine.close()
 
 
-def two_bare_processes(seconds: float) -> float:
-    command = [sys.executable, "-m", "benchmarks.ray_overhead", "--bare", str(seconds)]
-    processes = [
-        subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for one in processes:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
-    for one in processes:
-        assert one.stdin is not None
-        one.stdin.write("go\n")
-        one.stdin.flush()
-    return sum(float(one.communicate()[0]) for one in processes)
+class BareProcesses:
+    """Two processes with an engine and half of the callers each. Blocks until both are ready. Use as a context
+    manager."""
+
+    def __init__(self, seconds: float) -> None:
+        command = [sys.executable, "-m", "benchmarks.ray_overhead", "--bare", str(seconds)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._processes = [
+            subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)
+        ]
+
+        for one in self._processes:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+
+    def __enter__(self) -> BareProcesses:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._processes:
+            assert one.stdin is not None
+            one.stdin.close()
+            one.wait()
+
+    def measured(self) -> tuple[float, float]:
+        """Requests per second of both, and the processor time of each in ms."""
+        for one in self._processes:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        found = [[float(word) for word in one.stdout.readline().split()] for one in self._processes]
+        rate = sum(one[0] for one in found)
+        return rate, sum(one[0] * one[1] for one in found) / rate
 
 
 async def with_replicas(engine: RayEngine, count: int) -> None:
@@ -164,21 +188,52 @@ async def with_replicas(engine: RayEngine, count: int) -> None:
         await engine.check_health()
 
 
-async def throughput(seconds: float) -> dict[str, Any]:
+async def throughput(seconds: float, rounds: int) -> dict[str, Any]:
+    """Both sides run all the time; that whose turn it is not has no requests."""
     engine = on_ray("bench-throughput", reference, replicas=2)
     await engine.start()
     await with_replicas(engine, 2)
     await many(engine, CALLERS, 1.0)
-    ray = await many(engine, CALLERS, seconds)
+    replicas = [psutil.Process(one) for one in await broadcast(engine, "process")]
+
+    def used_s() -> list[float]:
+        return [time.process_time(), sum(sum(one.cpu_times()[:2]) for one in replicas)]
+
+    rates: list[tuple[float, float]] = []
+    times: list[tuple[float, ...]] = []
+    with await asyncio.to_thread(BareProcesses, seconds) as processes:
+        for turn in range(rounds):
+            theirs = await asyncio.to_thread(processes.measured) if turn % 2 else None
+            before = used_s()
+            ours = await many(engine, CALLERS, seconds)
+            spent = [
+                1e3 * (now - then) / (ours * seconds)
+                for now, then in zip(used_s(), before, strict=True)
+            ]
+            theirs = theirs or await asyncio.to_thread(processes.measured)
+            rates.append((ours, theirs[0]))
+            times.append((*spent, theirs[1]))
     await engine.close()
-    await asyncio.sleep(5.0)  # the replicas end
-    processes = await asyncio.to_thread(two_bare_processes, seconds)
     return {
         "row": f"throughput, {CALLERS} callers",
-        "two bare processes, requests/s": processes,
-        "two replicas, requests/s": ray,
-        "share": ray / processes,
+        "two bare processes, requests/s": statistics.median(theirs for _, theirs in rates),
+        "two replicas, requests/s": statistics.median(ours for ours, _ in rates),
+        "share": statistics.median(ours / theirs for ours, theirs in rates),
+        "processor time of a request, ms": dict(
+            zip(
+                ("callers and front", "replicas", "bare processes"),
+                (round(statistics.median(one), 2) for one in zip(*times, strict=True)),
+                strict=True,
+            )
+        ),
+        "rounds": [[round(ours, 1), round(theirs, 1)] for ours, theirs in rates],
     }
+
+
+async def broadcast(engine: RayEngine, method: str) -> list[Any]:
+    """The answers of all replicas."""
+    found: list[Any] = await engine._handle.broadcast(method).results_async()
+    return found
 
 
 class Served:
@@ -373,40 +428,52 @@ async def proxy(rounds: int) -> dict[str, Any]:
     }
 
 
-def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
+def parts(*, quick: bool) -> dict[str, Callable[[], Coroutine[Any, Any, dict[str, Any]]]]:
+    """What is measured, by the name of ``--only``."""
+    rounds, seconds, turns = (20, 2.0, 1) if quick else (200, 6.0, 3)
+    return {
+        "fake": lambda: added("fake", fake, 64, rounds),
+        "reference": lambda: added("reference", reference, 35, max(10, rounds // 5)),
+        "throughput": lambda: throughput(seconds, turns),
+        "servers": lambda: servers(seconds, turns),
+        "kill": lambda: kill(12.0),
+        "proxy": lambda: proxy(rounds),
+    }
+
+
+def measure(
+    chosen: Sequence[Callable[[], Coroutine[Any, Any, dict[str, Any]]]],
+) -> list[dict[str, Any]]:
     import ray
 
     CONNECTION.open(CLUSTER)
     start_proxy()  # Ray Serve starts proxies with its first application, or never
+    rows = []
     try:
-        rows = [
-            asyncio.run(added("fake", fake, 64, rounds)),
-            asyncio.run(added("reference", reference, 31, max(10, rounds // 5))),
-            asyncio.run(throughput(seconds)),
-            asyncio.run(servers(seconds, 1 if seconds < 5 else 3)),
-            asyncio.run(kill(max(12.0, seconds))),
-            asyncio.run(proxy(rounds)),
-        ]
+        for one in chosen:
+            begun = time.perf_counter()
+            row = asyncio.run(one())
+            print(markdown([row]), f"({time.perf_counter() - begun:.0f} s)\n", flush=True)
+            rows.append({**row, "ray version": ray.__version__})
     finally:
         CONNECTION.close()
-    for row in rows:
-        row["ray version"] = ray.__version__
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="see that it runs")
+    parser.add_argument("--quick", action="store_true", help="see that it runs; stores nothing")
+    parser.add_argument("--only", choices=list(parts(quick=True)), help="one part; stores nothing")
     parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare is not None:
         asyncio.run(bare(arguments.bare))
         return
-    rows = measure(20 if arguments.quick else 200, 2.0 if arguments.quick else 10.0)
-    print(environment())
-    for row in rows:
-        print(markdown([row]))
-    print(write_results("ray_overhead", rows, NOTES))
+    print(environment(), flush=True)
+    all_parts = parts(quick=arguments.quick)
+    rows = measure([all_parts[arguments.only]] if arguments.only else list(all_parts.values()))
+    if not arguments.quick and not arguments.only:
+        print(write_results("ray_overhead", rows, NOTES))
 
 
 if __name__ == "__main__":
