@@ -11,10 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any
-
-from grpc import StatusCode
-from grpc.aio import AioRpcError
+from typing import TYPE_CHECKING, Any
 
 from service import metrics
 from service.engines.common.closing import closed_error, or_closed
@@ -39,6 +36,9 @@ from service.types import (
     Grammar,
     Timings,
 )
+
+if TYPE_CHECKING:
+    from grpc.aio import AioRpcError
 
 ATTEMPTS = 4
 """Attempts of a request while replicas are lost under it."""
@@ -453,6 +453,7 @@ class _Attempts:
 def _errors_of_ray() -> Iterator[None]:
     """Turn Ray's errors for a lost replica, actor or cluster into ``_Lost``, and those of a message
     into what they mean."""
+    from grpc.aio import AioRpcError
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import RayServeException
 
@@ -469,6 +470,8 @@ def _errors_of_ray() -> Iterator[None]:
 
 def _meaning(error: AioRpcError) -> Exception:
     """What a status of a message to or from a replica means for the request."""
+    from grpc import StatusCode
+
     code = error.code()
     log.log(
         logging.INFO if code is StatusCode.UNAVAILABLE else logging.WARNING,
