@@ -266,7 +266,32 @@ Stops = Annotated[
 ]
 
 
-class ChatRequest(Model):
+class SchemaOptions(Model):
+    """What requests of every API may ask of the schema of the answer."""
+
+    require_enforced: bool | None = treated(
+        HONOURED,
+        "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
+        "API.",
+    )
+    close_objects: bool | None = treated(
+        HONOURED,
+        "Forbid properties that the schema does not list, in objects that say nothing of others. "
+        "Not of OpenAI's API.",
+    )
+    property_order: Literal["declared", "any"] | None = treated(
+        HONOURED,
+        "Order of the properties of objects in the answer: as the schema lists them, or any. Not of "
+        "OpenAI's API.",
+    )
+    schema_in_prompt: bool | None = treated(
+        HONOURED,
+        "Show the schema of the answer to the model, with its descriptions. Default: that of the "
+        "model. Not of OpenAI's API.",
+    )
+
+
+class ChatRequest(SchemaOptions):
     """A request for an answer to a conversation."""
 
     hints: ClassVar[dict[str, str]] = {
@@ -337,26 +362,6 @@ class ChatRequest(Model):
     )
     accept_empty: bool | None = treated(
         HONOURED, "Accept an answer of a task that says nothing. Not of OpenAI's API."
-    )
-    require_enforced: bool | None = treated(
-        HONOURED,
-        "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
-        "API.",
-    )
-    close_objects: bool | None = treated(
-        HONOURED,
-        "Forbid properties that the schema does not list, in objects that say nothing of others. "
-        "Not of OpenAI's API.",
-    )
-    property_order: Literal["declared", "any"] | None = treated(
-        HONOURED,
-        "Order of the properties of objects in the answer: as the schema lists them, or any. Not of "
-        "OpenAI's API.",
-    )
-    schema_in_prompt: bool | None = treated(
-        HONOURED,
-        "Show the schema of the answer to the model, with its descriptions. Default: that of the "
-        "model. Not of OpenAI's API.",
     )
     n: Annotated[int, Field(ge=1, le=1)] | None = treated(
         NEUTRAL, "Must be 1; send a request for each answer."

@@ -27,6 +27,7 @@ from service.http_api.fields import (
 from service.http_api.models import (
     ChatTemplateOptions,
     JsonObjectFormat,
+    SchemaOptions,
     StructuredOutputs,
     TextFormat,
 )
@@ -236,7 +237,7 @@ class ResponsesStreamOptions(Model):
     )
 
 
-class ResponsesRequest(Model):
+class ResponsesRequest(SchemaOptions):
     """A request for an answer to a conversation, in the form of the Responses API. Nothing is stored."""
 
     hints: ClassVar[dict[str, str]] = {
@@ -309,26 +310,6 @@ class ResponsesRequest(Model):
         HONOURED,
         "Options of the chat template (vLLM's spelling): enable_thinking, for models whose thinking "
         "is optional and answers without a grammar. Not of OpenAI's API.",
-    )
-    require_enforced: bool | None = treated(
-        HONOURED,
-        "Refuse a schema with keywords that are only checked after generation. Not of OpenAI's "
-        "API.",
-    )
-    close_objects: bool | None = treated(
-        HONOURED,
-        "Forbid properties that the schema does not list, in objects that say nothing of others. "
-        "Not of OpenAI's API.",
-    )
-    property_order: Literal["declared", "any"] | None = treated(
-        HONOURED,
-        "Order of the properties of objects in the answer: as the schema lists them, or any. Not of "
-        "OpenAI's API.",
-    )
-    schema_in_prompt: bool | None = treated(
-        HONOURED,
-        "Show the schema of the answer to the model, with its descriptions. Default: that of the "
-        "model. Not of OpenAI's API.",
     )
     metadata: (
         Annotated[
