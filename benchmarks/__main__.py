@@ -1,8 +1,9 @@
 """Every benchmark, each in a process of its own, then the report.
 
-``python -m benchmarks`` or ``make bench``; names of benchmarks run those alone. ``--report`` only
-writes README.md and the plot anew from the JSON files. A benchmark that fails does not stop the
-others; the exit code is 1 then.
+``python -m benchmarks`` or ``make bench``; names of benchmarks run those alone, and the table of their
+targets is printed. ``schemas`` stands for all benchmarks of schemas. ``--report`` only writes README.md and
+the plot anew from the JSON files: ``python -m benchmarks schemas --report`` prints what the stored results
+say of schemas. A benchmark that fails does not stop the others; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.collection import SCHEMAS_VARIABLE
 from benchmarks.common import RESULTS, RESULTS_VARIABLE
-from benchmarks.report import write_report
+from benchmarks.report import read_results, targets, write_report
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = (
@@ -37,6 +38,8 @@ BENCHMARKS = (
     "fuzzed_schemas",
     "goodput",
 )
+GROUPS = {"schemas": ("maskbench", "large_vocabulary", "lengths", "schema_answers", "goodput")}
+"""Names that stand for several benchmarks."""
 QUICK_RESULTS = ROOT / ".cache" / "benchmarks"
 
 
@@ -61,28 +64,32 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}")
+    known = (*BENCHMARKS, *GROUPS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(known)}")
     parser.add_argument("--report", action="store_true", help="write the report, measure nothing")
     parser.add_argument(
         "--quick", action="store_true", help="see that they run; results go to .cache/benchmarks"
     )
     parser.add_argument("--results", type=Path, help="another folder for the results")
     parser.add_argument(
-        "--schemas", type=Path, metavar="FILE.jsonl", help="schemas for the last three"
+        "--schemas", type=Path, metavar="FILE.jsonl", help="another collection of schemas"
     )
     arguments = parser.parse_args(words)
-    unknown = [name for name in arguments.names if name not in BENCHMARKS]
+    unknown = [name for name in arguments.names if name not in known]
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(known)}")
+    named = [one for name in arguments.names for one in GROUPS.get(name, (name,))]
     results = (arguments.results or (QUICK_RESULTS if arguments.quick else RESULTS)).resolve()
     results.mkdir(parents=True, exist_ok=True)
     failed = []
     if not arguments.report:
-        names = arguments.names or BENCHMARKS
+        names = named or BENCHMARKS
         failed = [
             name for name in names if not run(name, arguments.quick, results, arguments.schemas)
         ]
     print(f"\nReport: {write_report(results)}")
+    if named:
+        print(f"\n{targets(read_results(results), named)}")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

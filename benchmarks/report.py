@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ TITLES = {
     "soak": "Soak",
 }
 SHOWN_PACKAGES = ("python", "torch", "transformers", "timm", "numpy", "pillow", "grpcio")
+_MET = {True: "yes", False: "**no**", None: "-"}
 HEAD = """# Results
 
 Written by `make bench`, or `python -m benchmarks --report` from the JSON files beside it. Contenders
@@ -57,7 +58,10 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
 def write_report(folder: Path) -> Path:
     """Write README.md, and the plot where there is a peer to compare with. Returns its path."""
     results = read_results(folder)
-    parts = [HEAD, _targets(results)]
+    parts = [
+        HEAD,
+        f"## Targets\n\nMore than one row counts: the worst of them.\n\n{targets(results)}\n",
+    ]
     if write_plot(results, folder / PLOT):
         parts.append(
             f"![How many times as fast as its peer every case is, log axis]({PLOT})\n\n"
@@ -73,9 +77,12 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def _targets(results: Mapping[str, Mapping[str, Any]]) -> str:
+def targets(results: Mapping[str, Mapping[str, Any]], names: Collection[str] | None = None) -> str:
+    """The targets of some benchmarks, or of all, and what was measured, as a table."""
     rows = []
     for target in TARGETS:
+        if names is not None and target.benchmark not in names:
+            continue
         result = results.get(target.benchmark)
         value = None if result is None else target.measured(result["rows"])
         rows.append(
@@ -84,10 +91,10 @@ def _targets(results: Mapping[str, Mapping[str, Any]]) -> str:
                 "target": target.text,
                 "wanted": target.wanted(),
                 "measured": "not measured" if value is None else target.shown(value),
-                "met": "-" if value is None else ("yes" if target.met(value) else "**no**"),
+                "met": "-" if value is None else _MET[target.met(value)],
             }
         )
-    return f"## Targets\n\nMore than one row counts: the worst of them.\n\n{markdown(rows)}\n"
+    return markdown(rows)
 
 
 def _machine(results: Mapping[str, Mapping[str, Any]]) -> str:

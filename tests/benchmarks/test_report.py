@@ -76,6 +76,37 @@ def test_the_worst_row_counts_unless_the_target_takes_the_best() -> None:
     assert more.measured([]) is None
 
 
+def test_a_target_without_a_bound_is_only_shown() -> None:
+    shown = Target("b", "t", lambda row: True, lambda row: row["x"], None, unit="%")
+    assert (shown.met(3.0), shown.wanted(), shown.shown(3.0)) == (None, "-", "3 %")
+
+
+@pytest.mark.parametrize(("schemas", "met"), [(1057, "yes"), (1056, "**no**")])
+def test_one_command_shows_the_targets_of_schemas(
+    schemas: int, met: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "engine": "ours", "schemas": 1089, "exact": 1000, "accepts invalid": 0, "rejects valid": 85,
+        "served": 1085, "OK answers invalid": 0,
+        "enforced": schemas, "enforced by the grammar alone": 964, "enforced, yet accepts invalid": 0,
+        "rightly unsatisfiable": 0, "refused": 4,
+        "refused without reason and place": 0, "timeouts": 0, "crashes": 0,
+        "compile p50 ms": 5.0, "compile p99 ms": 200.0, "compile max ms": 900.0,
+    }  # fmt: skip
+    stored = {"benchmark": "maskbench", "notes": "-", "environment": environment(), "rows": [row]}
+    (tmp_path / "maskbench.json").write_text(json.dumps(stored))
+    assert runner.main(["schemas", "--report", "--results", str(tmp_path)]) == 0
+    text = capfd.readouterr().out
+    enforced = line(text, "| [maskbench](#grammars-from-schemas) | schemas that are ENFORCED")
+    assert enforced.endswith(f"| ≥ 97 % | {100 * schemas / 1089:.3g} % | {met} |")
+    assert line(
+        text, "| [maskbench](#grammars-from-schemas) | the same by the grammar alone"
+    ).endswith("| - | 88.5 % | - |")
+    of_schemas = [one for one in TARGETS if one.benchmark in runner.GROUPS["schemas"]]
+    assert text.count("\n| ") == len(of_schemas) + 1
+    assert "mrope" not in text
+
+
 def test_the_same_results_give_the_same_plot(tmp_path: Path) -> None:
     written(tmp_path, mrope=mrope(30.0))
     first = (tmp_path / PLOT).read_bytes()
