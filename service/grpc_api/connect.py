@@ -211,6 +211,8 @@ class _Call:
         except asyncio.CancelledError as error:
             raise self.cut(error) from None
         self._arrived = not message.get("more_body", False)
+        if self._arrived:
+            self.answer.drop_in(self.runtime.settings.inference_timeout_s, self._drop)
         return message
 
     async def send(self, message: Event) -> None:

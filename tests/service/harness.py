@@ -85,7 +85,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Start a server on the fake engine; stop it without grace at the end."""
     engine = engine or FakeEngine()
-    chosen = Settings(port=0, **settings)
+    chosen = Settings(**{"port": 0, **settings})
     registry = build_registry(chosen)
     server = VisionServer(chosen, engine, registry, analyser, pool=pool)
     await server.start()

@@ -25,6 +25,7 @@ from service.grpc_api import codec, health, interceptors
 from service.grpc_api import guard as grpc_guard
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.types import Chunk, GenerateRequest
+from service.unread import DROP_AFTER_S, Answer
 from tests.attacks import unread
 from tests.attacks.bombs import bomb
 from tests.attacks.http2 import Connection, message
@@ -96,15 +97,22 @@ LIMIT_S = 300.0
 """Time limit of calls, so far away that the engine ends none of them."""
 
 
-@pytest.mark.slow  # a time in which all streams arrive, also on a busy machine
+@pytest.mark.slow
 @pytest.mark.usefixtures("errors")
 async def test_unread_streams_do_not_occupy_a_slot(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The slot is free when the engine is done; the call is reset at its deadline."""
     caplog.set_level(logging.INFO, "service.access")
-    monkeypatch.setattr("service.unread.DROP_AFTER_S", 6.0 - LIMIT_S)
-    limits = {"inference_timeout_s": LIMIT_S, "receive_timeout_s": LIMIT_S}
+    deadlines: dict[Answer, tuple[float, Callable[[], object]]] = {}
+    drop_in = Answer.drop_in
+
+    def noted(answer: Answer, seconds: float, drop: Callable[[], object]) -> None:
+        drop_in(answer, seconds, drop)
+        deadlines[answer] = seconds, drop
+
+    monkeypatch.setattr(Answer, "drop_in", noted)
+    limits = {"inference_timeout_s": LIMIT_S, "receive_timeout_s": 2 * LIMIT_S}
     async with running(max_concurrent=2, max_queue=32, **limits) as started:
         connection, calls = await unread.open_unread("127.0.0.1", started.server.port, 16)
         admission = started.server.servicer.inference.admission
@@ -112,7 +120,13 @@ async def test_unread_streams_do_not_occupy_a_slot(
         await until(lambda: started.engine.finished_requests == finished + 16)
         await until(lambda: admission.active == admission.waiting == 0)
         assert started.server.lifecycle.calls_in_flight == 16
+        assert [seconds for seconds, _ in deadlines.values()] == [LIMIT_S] * 16
+        monkeypatch.undo()
         assert (await started.stub.RunTask(run_request(), timeout=60)).result.text
+        while deadlines:  # which would keep the calls
+            answer, (_, drop) = deadlines.popitem()
+            answer.drop_in(-DROP_AFTER_S, drop)
+        del answer, drop
         assert {await status(connection, call) for call in calls} == {CANCELLED}
         await until(lambda: started.server.lifecycle.calls_in_flight == 0)
         await connection.close()

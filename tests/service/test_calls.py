@@ -343,9 +343,9 @@ async def test_a_reader_that_stops_reading_keeps_no_memory() -> None:
     async with running(engine) as started:
         request = stream_request()
         request.sampling.max_tokens = 10**6
-        call = started.stub.StreamTask(request, timeout=1.5)
+        call = started.stub.StreamTask(request, timeout=5)
         await call.read()
-        await until(lambda: engine.active_requests == 0)
+        await until(lambda: engine.active_requests == 0, 60)
         assert engine.cancelled_requests == 1
 
 

@@ -473,7 +473,7 @@ async def test_a_reader_who_stops_is_dropped_after_the_time_of_a_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limit_s = 300.0  # far away, so that the engine does not end the call itself
-    monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - 2 * limit_s)
+    monkeypatch.setattr("service.unread.DROP_AFTER_S", 1.5 - limit_s)
     engine = FakeEngine(LONG, context_length=2_000_000)
     async with serving(engine, inference_timeout_s=limit_s, receive_timeout_s=limit_s) as server:
         records: list[Any] = []

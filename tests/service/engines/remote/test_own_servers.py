@@ -27,6 +27,7 @@ from service.settings import Settings
 from service.structured_output.analyser import in_thread
 from service.types import Enforcer, GenerateRequest, GrammarKind, Role
 from service.wiring import build_engines, build_registry
+from tests.ports import free_port
 from tests.service.certificates import Authority
 from tests.service.engines.remote.scripted import saying, scripted
 from tests.service.engines.remote.serving import GOOD, OBJECT, question, remote
@@ -520,7 +521,8 @@ async def two_workers(
     folder: Path, **settings: Any
 ) -> AsyncIterator[tuple[Running, list[Running]]]:
     async with AsyncExitStack() as stack:
-        workers = [await stack.enter_async_context(running()) for _ in range(2)]
+        ports = [free_port() for _ in range(2)]  # for a worker that starts again
+        workers = [await stack.enter_async_context(running(port=port)) for port in ports]
         lines = [f"  w{i}: {{url: 'grpc://{one.address}'}}" for i, one in enumerate(workers)]
         path = folder / "fleet.yaml"
         path.write_text(
