@@ -62,7 +62,8 @@ class LargeBlocks:
     New memory from the system costs far more than to copy into it: each page interrupts the thread
     once, to be filled with zeros. A copy of 57 MB takes 52 ms with new memory and 6 ms without.
     Does nothing unless `limit` has set malloc's parameters. Not thread-safe: belongs to the main
-    thread, whose heap has no limit of its size.
+    thread, whose heap has no limit of its size. Only for blocks that are freed soon: between blocks that
+    stay, the heap would have gaps.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,8 @@ class LargeBlocks:
         self._end: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
-        """Blocks that the body allocates come from the heap, which keeps their memory for REUSE_S.
-
-        Needs a running event loop.
+        """Blocks that any thread allocates during the body come from heaps, which keep their memory for
+        REUSE_S. Needs a running event loop.
         """
         if self._mallopt is None:
             return

@@ -363,15 +363,16 @@ class Call:
     async def _receive(self) -> Any:
         """The next message, or EOF."""
         self._answer.drop_in(self._rules.receive_s, self._drop)
-        reading = self._context.read()
-        if self._rules.probe:
-            data = await self._probe(reading)
-        else:
-            data = await self._within(self._large.received(reading))
-        if data is grpc.aio.EOF:
-            return data
-        received_bytes.set(len(data))
-        request = await self._large.off_loop(len(data), self._rules.read, data)
+        with self._large.next() as message:
+            reading = self._context.read()
+            if self._rules.probe:
+                data = await self._probe(reading)
+            else:
+                data = await self._within(message.received(reading))
+            if data is grpc.aio.EOF:
+                return data
+            received_bytes.set(len(data))
+            request = await message.parsed(data, self._rules.read)
         if request is Undecodable.COMPRESSED:
             raise InvalidRequest(
                 "request",
