@@ -187,7 +187,7 @@ async def _check(
         return None
     if task.document is not None or not _is_checked(task):
         return None
-    make = partial(prefix_check, grammar.source, report, capabilities, limits)
+    make = partial(prefix_check, grammar, report, capabilities, limits)
     return make() if is_known(grammar.source, limits) else await asyncio.to_thread(make)
 
 

@@ -21,7 +21,7 @@ from service.schema_compiler.frontend.drafts import frozen
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
 from service.schema_compiler.regex.matching import found
 from service.schema_compiler.report import Enforcement, GrammarReport
-from service.types import Capabilities, Enforcer
+from service.types import Capabilities, Enforcer, Grammar, PropertyOrder
 
 MAX_PIECE = 64 * 1024
 """Characters of a piece that are read at once, on the event loop; a larger piece ends the check."""
@@ -107,23 +107,23 @@ Heads: TypeAlias = list[tuple[Any, _Claim | None]]
 
 
 def prefix_check(
-    schema: str, report: GrammarReport, capabilities: Capabilities, limits: SchemaLimits
+    grammar: Grammar, report: GrammarReport, capabilities: Capabilities, limits: SchemaLimits
 ) -> PrefixCheck | None:
-    """The check of one answer; None where the grammar enforces every keyword."""
+    """The check of one answer under the grammar of a JSON schema; None where it enforces every keyword."""
     if report.enforcement is Enforcement.ENFORCED:
         return None
     checked = {one.keyword for one in report.checked}
-    masked = capabilities.enforcer is Enforcer.MASK
-    names_are_final = masked and bool(checked) and checked <= OF_VALUES
-    return PrefixCheck(schema, limits, names_are_final=names_are_final)
+    masked = capabilities.enforcer is Enforcer.MASK and bool(checked) and checked <= OF_VALUES
+    in_order = grammar.property_order is not PropertyOrder.ANY
+    return PrefixCheck(grammar.source, limits, names_are_final=masked and in_order)
 
 
 class PrefixCheck:
     """Checks one answer. Text may be cut anywhere between its pieces.
 
-    names_are_final: a listed property does not come again in its object, as grammars have it. Else a
-    later member could take the place of a wrong one, so that the values of members are not
-    checked.
+    names_are_final: a listed property does not come again in its object, as grammars in the declared
+    order have it. Else a later member could take the place of a wrong one, so that the values of members
+    are not checked.
     """
 
     def __init__(

@@ -212,9 +212,11 @@ class NameSet:
     go on with letters that nobody meant. So an additional name begins with a declared one only where
     that one may be written as well.
 
-    apart: names that begin with no declared name; None: there are none. extending: names that begin
-    with a declared one and are longer, by the longest such. They may be written where that one, and
-    each declared name with which it begins, may be written.
+    apart: names that may be written everywhere; None: there are none. In the declared order they begin
+    with no declared name; in any order, in which declared names may be written everywhere, they are all
+    other names, where one automaton can tell these. extending: names that begin with a declared one and are longer, by
+    the longest such. They may be written where that one, and each declared name with which it begins,
+    may be written.
 
     maximum: of the characters of all of them, which the decoder keeps; maximum_by: JSON pointers of the
     keywords behind it, empty where the grammar has all that is said of lengths. None with pointers: the
@@ -241,12 +243,30 @@ class AdditionalProperties:
 
 
 @dataclass(frozen=True, slots=True)
+class AnyOrder:
+    """How the declared properties of an object may come that keep no order.
+
+    A grammar has a state for each set of properties that are there, as far as it tells these apart: the
+    required ones, or all of them. A declared property may come again where its set does not tell, or
+    where additional ones may come.
+
+    all_told: whether all properties are told apart, not only the required ones. ahead: how many places a
+    required property may come before its turn in one of the ``orders``, which are of the names that are
+    told apart.
+    """
+
+    all_told: bool
+    ahead: int
+    orders: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Object:
     """JSON objects.
 
     properties: the declared ones, in order. additional: may stand between them, any number of each.
     minimum, maximum: number of properties; maximum None: any number. obligations: how many there are;
-    each must be met by at least one property. any_order: the declared properties may come in any order.
+    each must be met by at least one property. any_order: None: the declared properties keep their order.
 
     lasting: obligations, as bits, that an additional property meets by its value. Another one may repeat its
     name, and only the last one counts. So once such an obligation is met, each additional property of a
@@ -258,7 +278,7 @@ class Object:
     minimum: int = 0
     maximum: int | None = None
     obligations: int = 0
-    any_order: bool = False
+    any_order: AnyOrder | None = None
     lasting: int = 0
     lasting_by: tuple[str, ...] = field(default=(), compare=False)
 

@@ -45,7 +45,8 @@ class Kind:
 class AdditionalNames:
     """The names that one conjunction does not declare.
 
-    pointers: of keywords that speak of declared names beside ``members``.
+    pointers: of keywords that speak of declared names beside ``members``. any_order: whether declared
+    names may be written everywhere, so that others may begin with them.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class AdditionalNames:
         names: list[PropertyNames],
         some: list[SomeProperty],
         pointers: list[str],
+        *,
+        any_order: bool,
     ) -> None:
         self.context = context
         self.nodes = context.nodes
@@ -62,6 +65,7 @@ class AdditionalNames:
         self.names = names
         self.some = some
         self.pointers = pointers
+        self.any_order = any_order
 
     def kinds(self, patterns: list[str], declared: list[str], possible: set[str]) -> list[Kind]:
         """The kinds of which there can be names.
@@ -151,6 +155,11 @@ class AdditionalNames:
                 yield [*literals, *own], frozenset(chosen)
 
     def _names(self, literals: list[Literal], declared: list[str], possible: set[str]) -> NameSet:
+        if self.any_order:
+            own = [Literal("enum", declared, negated=True)] if declared else []
+            lowered = self.context.string([*literals, *own], name=True)
+            if not lowered.dropped:
+                return NameSet(lowered.found, {}, *self._left([[*literals, *own]]))
         named = [name for name in declared if name]
         own = [Literal(PREFIX, named, negated=True)] if named else []
         if len(named) < len(declared):  # all names begin with the empty one

@@ -49,8 +49,12 @@ FILTER_SECONDS = 1.0
 _PATTERNS = ("pattern", "format")
 _MEASURED = ("minLength", "maxLength", "pattern")
 _EXACT_INTEGER = 10**15
-MAX_ORDER_RULES = 2_048
-"""Of all objects whose members may come in any order: one for each set of members that are there."""
+MAX_ORDER_RULES = 4_096
+"""Of all objects whose members may come in any order: one for each set of members that are told apart."""
+MAX_ORDER_RULES_EACH = 1_024
+"""The same of one object."""
+FREE_ORDER_RULES = 8
+"""Of one object, however many objects there are: about what the declared order takes."""
 
 Key = tuple[tuple[str, str, bool], ...]
 """Literals without their pointers."""
@@ -153,12 +157,14 @@ class Context:
             raise TooCostly
         return self._members <= self.bounds.members
 
-    def affords_any_order(self, members: int) -> bool:
-        """Whether so many members may come in any order: the rules of all such objects are bounded."""
-        left = (self.order_rules or 0) - (1 << members)
-        if left < 0:
+    def affords_order(self, rules: int) -> bool:
+        """Whether an object may have so many rules for members in any order: those of all objects are
+        bounded, and small objects are free."""
+        if rules <= FREE_ORDER_RULES:
+            return True
+        if rules > min(MAX_ORDER_RULES_EACH, self.order_rules or 0):
             return False
-        self.order_rules = left
+        self.order_rules = (self.order_rules or 0) - rules
         return True
 
     def give_up(self, state: Iterable[Atom], why: str) -> None:

@@ -10,6 +10,7 @@ from operator import or_
 
 from service.schema_compiler.ir.values import (
     AdditionalProperties,
+    AnyOrder,
     NameSet,
     Object,
     Property,
@@ -30,8 +31,9 @@ from service.schema_compiler.normalize.constraints import (
 from service.schema_compiler.normalize.nodes import ANY, Atom
 from service.schema_compiler.regex.matching import found
 
-MAX_UNORDERED = 8
-"""Declared properties that may come in any order; each set of those that are there has a rule."""
+MAX_TOLD = 8
+"""Declared properties of a closed object, up to which none comes twice in any order: each set of those
+that are there has a rule."""
 MAX_OBLIGATIONS = 2
 """Properties of a special kind that one object must have, each for its own reason."""
 MAX_RULES = 400
@@ -50,6 +52,10 @@ LAST_COUNTS = (
 LASTS = (
     "the order matters: once a member meets it, further members of its kind have to, as they may "
     "repeat its name"
+)
+NEAR = (
+    "optional properties in any order, the {} required ones near the order of `properties` or of "
+    "`required`"
 )
 
 
@@ -85,7 +91,9 @@ class _Lowering:
                 properties.append(Property(name, name in needed, values))
             elif name in needed:
                 return None
-        additional = self._additional(names, {one.name for one in properties})
+        # What some member must have is met in the declared order.
+        any_order = self.context.order_rules is not None and not self.some
+        additional = self._additional(names, {one.name for one in properties}, any_order=any_order)
         one = Object(tuple(properties), additional, self.low, self.high, len(self.some))
         found = self._bounded(self._lasting(one), len(needed))
         return None if found is None else replace(found, any_order=self._any_order(found))
@@ -123,34 +131,55 @@ class _Lowering:
         return (atom for atom in atoms if atom is not None)
 
     def _additional(
-        self, declared: list[str], possible: set[str]
+        self, declared: list[str], possible: set[str], *, any_order: bool
     ) -> tuple[AdditionalProperties, ...]:
         if self.only_listed:
             return ()
         pointers = [c.pointer for c in self.required] + [c.pointer for c in self.absent]
-        names = AdditionalNames(self.context, self.members, self.names, self.some, pointers)
+        names = AdditionalNames(
+            self.context, self.members, self.names, self.some, pointers, any_order=any_order
+        )
         patterns = [p for p in self._patterns() if not listed_names(p)]
         kinds = names.kinds(patterns, declared, possible)
         found = ((kind.names, self._with_obligations(kind.atoms, kind.special)) for kind in kinds)
         return tuple(AdditionalProperties(one, values) for one, values in found if values)
 
-    def _any_order(self, one: Object) -> bool:
-        """Whether the properties may come in any order; if that is asked for and cannot be, it is
-        noted."""
-        if self.context.order_rules is None or len(one.properties) < 2:
-            return False
-        if one.minimum or one.maximum is not None or one.obligations:
-            why = "members are counted"
-        elif len(one.properties) > MAX_UNORDERED:
-            why = f"{len(one.properties)} names, any order is for up to {MAX_UNORDERED}"
-        elif not self.context.affords_any_order(len(one.properties)):
-            why = "the schema is too large for any order in all of its objects"
-        else:
-            return True
+    def _any_order(self, one: Object) -> AnyOrder | None:
+        """How the properties may come in any order; None where they keep the declared one. What is not
+        any order is noted."""
+        names = tuple(prop.name for prop in one.properties)
+        required = tuple(prop.name for prop in one.properties if prop.required)
+        if self.context.order_rules is None or not names or (not one.additional and len(names) < 2):
+            return None
+        if one.obligations:
+            self._note_order("in the declared order: members are counted")
+            return None
+        all_told = not one.additional and len(names) <= MAX_TOLD
+        if all_told and self.context.affords_order(1 << len(names)):
+            return AnyOrder(True, len(names), (names,))
+        if not one.additional and one.minimum > len(required) + 1:
+            self._note_order("in the declared order: members are counted")
+            return None
+        limit = one.minimum if one.maximum is None else one.maximum
+        counts = 1 + max(limit - len(required), 0)
+        most = len(required) - 1
+        if most < 1 or self.context.affords_order(counts << len(required)):
+            return AnyOrder(False, max(most, 0), (required,))
+        listed = dict.fromkeys(name for constraint in self.required for name in constraint.names)
+        orders = tuple(
+            dict.fromkeys((required, tuple(name for name in listed if name in required)))
+        )
+        self._note_order(NEAR.format(len(required)))
+        for ahead in range(most - 1, 0, -1):
+            rules = counts * len(orders) * rules_of_near(len(required), ahead)
+            if self.context.affords_order(rules):
+                return AnyOrder(False, ahead, orders)
+        return AnyOrder(False, 0, orders)
+
+    def _note_order(self, what: str) -> None:
         pointers = [f"{one.pointer}/properties" for one in self.members if one.declared]
         for pointer in pointers or [one.pointer for one in self.required]:
-            self.context.remark(pointer, f"in the declared order: {why}")
-        return False
+            self.context.remark(pointer, what)
 
     def _lasting(self, one: Object) -> Object:
         """With the obligations that an additional property can meet by its value: another property of the
@@ -271,6 +300,12 @@ class _Lowering:
                 value = self.context.part(own)
                 found[PropertyValue(value, meets)] = None
         return tuple(found)
+
+
+def rules_of_near(count: int, ahead: int) -> int:
+    """The sets of so many properties that may be there at once, if none comes more than ``ahead`` places
+    before the first that is not there."""
+    return 1 + sum(1 << min(ahead, count - 1 - first) for first in range(count))
 
 
 def listed_names(pattern: str) -> list[str]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from service.schema_compiler.api import analyse
 from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.schema_compiler.lower.context import MAX_ORDER_RULES
-from service.schema_compiler.lower.objects import MAX_UNORDERED
+from service.schema_compiler.lower.objects import MAX_TOLD
 from service.schema_compiler.report import Enforcement, KeywordReport
 from service.structured_output import wire
 from service.types import Grammar, GrammarKind, PropertyOrder
 from tests.service.schema_compiler import schemas
+from tests.service.schema_compiler.agreement import analysed, valid
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +59,7 @@ def text_of(names: Sequence[str]) -> str:
 # Order
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, MAX_UNORDERED])
+@pytest.mark.parametrize("count", [2, 3, 4, MAX_TOLD])
 @pytest.mark.parametrize("is_open", [False, True])
 def test_the_order_of_few_names(count: int, is_open: bool) -> None:
     names = [f"{letter}name" for letter in "qwertyuiop"[:count]]
@@ -68,7 +70,8 @@ def test_the_order_of_few_names(count: int, is_open: bool) -> None:
         assert accepts(schema, text_of(names[1:]), order)
         assert accepts(schema, text_of(shuffled), order) == (order is ANY)
         assert not accepts(schema, text_of(names[:-1]), order), "the required one"
-        assert not accepts(schema, text_of([*names, names[-1]]), order), "twice"
+        twice = accepts(schema, text_of([*names, names[-1]]), order)
+        assert twice == (is_open and order is ANY), "the last one counts"
         assert accepts(schema, text_of(["x", *names, "y"]), order) == is_open
     assert not accepts(schema, text_of(shuffled)), "the default"
 
@@ -80,29 +83,72 @@ def test_required_names_in_another_order_are_no_order() -> None:
     assert not accepts(schema, text_of(["b_label", "a_reason"]))
 
 
-def test_the_declared_order_beyond_the_bound_is_reported() -> None:
-    names = [f"{letter}name" for letter in "qwertyuiop"[: MAX_UNORDERED + 1]]
-    inner = an_object(names, additionalProperties=False)
-    schema = {"type": "object", "properties": {"one": inner, "two": an_object(["a", "b"])}}
+@pytest.mark.parametrize("is_open", [False, True])
+def test_any_number_of_optional_names(is_open: bool) -> None:
+    """Which of them are there is not told, so that they may come again. The last one counts."""
+    names = [f"{letter}name" for letter in string.ascii_lowercase]
+    schema = an_object(names, additionalProperties=is_open, required=names[5:8])
     found = reports(schema, ANY)
-    report = found["/properties/one/properties"]
-    assert report.enforcement is Enforcement.ENFORCED
-    assert report.why == "in the declared order: 9 names, any order is for up to 8"
-    assert [at for at, one in found.items() if "order" in one.why] == [report.pointer]
-    assert not any("order" in one.why for one in reports(schema, DECLARED).values())
-    assert accepts(
-        schema, json.dumps({"two": {"b": 1, "a": 1}, "one": dict.fromkeys(names, 1)}), ANY
-    )
-    assert not accepts(schema, json.dumps({"one": dict.fromkeys(names[::-1], 1)}), ANY)
+    assert not any("order" in one.why for one in found.values())
+    assert all(one.enforcement is not Enforcement.CHECKED for one in found.values())
+    for written in (names, names[::-1], names[5:8], [*names[9::-1], names[0]]):
+        assert accepts(schema, text_of(written), ANY)
+    assert not accepts(schema, text_of(names[::-1]))
+    assert not accepts(schema, text_of(names[6:]), ANY), "a required one is left out"
+    assert accepts(schema, text_of([*names, names[5]]), ANY) == is_open, "a required one again"
+
+
+def test_many_required_names_come_near_an_order() -> None:
+    names = [f"{letter}name" for letter in "qwertyuiopasdf"]
+    listed = [*names[7:], *names[:7]]
+    for is_open in (False, True):
+        inner = an_object(["x", *names], required=listed, additionalProperties=is_open)
+        schema = {"type": "object", "properties": {"one": inner, "two": an_object(["a", "b"])}}
+        found = reports(schema, ANY)
+        at = "/properties/one/properties"
+        assert found[at].enforcement is Enforcement.ENFORCED
+        assert "the 14 required ones near the order of `properties` or of `req" in found[at].why
+        assert [one for one in found if "order" in found[one].why] == [at]
+        swapped = [name for i in range(0, 14, 2) for name in (names[i + 1], names[i])]
+        for written in (
+            ["x", *names],
+            [*listed, "x"],
+            swapped,
+            [*listed[1:5], *listed[:1], *listed[5:]],
+        ):
+            assert accepts(inner, text_of(written), ANY), written
+        for left_out in names:
+            assert not accepts(inner, text_of([name for name in names if name != left_out]), ANY)
+        far = [*names[::-1]]
+        assert begins(inner, text_of(far)[:-1], ANY) == is_open, "with others it may be begun"
+        assert not accepts(inner, text_of(far), ANY)
+        # Where it may be begun, what came before its turn is asked for again.
+        assert accepts(inner, text_of([*far, *names, *names]), ANY) == is_open
 
 
 @pytest.mark.parametrize("keywords", [{"minProperties": 2}, {"maxProperties": 2}])
-def test_the_declared_order_of_counted_members_is_reported(keywords: dict[str, Any]) -> None:
+def test_counted_members_in_any_order(keywords: dict[str, Any]) -> None:
     schema = an_object(["a", "b", "c"], additionalProperties=False, **keywords)
-    why = reports(schema, ANY)["/properties"].why
-    assert why == "in the declared order: members are counted"
-    assert accepts(schema, text_of("ac"), ANY)
-    assert not accepts(schema, text_of("ca"), ANY)
+    assert not any("order" in one.why for one in reports(schema, ANY).values())
+    for size in range(4):
+        for written in itertools.permutations("abc", size):
+            fits = size <= 2 if "maxProperties" in keywords else size >= 2
+            assert accepts(schema, text_of(written), ANY) == fits
+    assert not accepts(schema, text_of("aa"), ANY), "one, which counts once"
+
+
+def test_the_declared_order_is_reported() -> None:
+    """Where names must be told apart to count them, and are too many; and where some value is asked for."""
+    names = [f"{letter}name" for letter in "qwertyuio"]
+    schema = an_object(names, additionalProperties=False, minProperties=2)
+    why = "in the declared order: members are counted"
+    assert reports(schema, ANY)["/properties"].why == why
+    assert accepts(schema, text_of(names[:2]), ANY)
+    assert not accepts(schema, text_of(names[1::-1]), ANY)
+    some = an_object(["a", "b"], additionalProperties=False) | {
+        "not": {"patternProperties": {"^a": {"const": 1}}}
+    }
+    assert reports(some, ANY)["/properties"].why == why
 
 
 def test_many_objects_share_what_any_order_may_cost() -> None:
@@ -111,25 +157,22 @@ def test_many_objects_share_what_any_order_may_cost() -> None:
     schema = {
         "type": "array",
         "prefixItems": [
-            an_object([f"{name}{i}" for name in each], additionalProperties=False)
+            an_object([f"{name}{i}" for name in each], required=[f"{name}{i}" for name in each])
             for i in range(count)
         ],
     }
     found = reports(schema, ANY)
     whys = [found[f"/prefixItems/{i}/properties"].why for i in range(count)]
-    assert whys[0] == ""
-    assert whys[-1] == (
-        "in the declared order: the schema is too large for any order in all of its objects"
-    )
-    first = {f"{name}0": 1 for name in reversed(each)}
-    assert accepts(schema, json.dumps([first]), ANY)
-    assert not any(
-        one.enforcement is Enforcement.CHECKED for one in found.values() if "name" in one.pointer
-    )
+    assert "order" not in whys[0]
+    assert "the 8 required ones near the order of `properties` or of `required`" in whys[-1]
+    parts = [dict.fromkeys((f"{name}{i}" for name in each), 1) for i in range(count)]
+    parts[0] = dict(reversed(parts[0].items()))
+    assert accepts(schema, json.dumps(parts), ANY)
+    assert not any(one.enforcement is Enforcement.CHECKED for one in found.values())
 
 
 def test_any_order_never_weakens_a_schema() -> None:
-    """A schema that any order would make too costly keeps all of its keywords, in the declared one."""
+    """A large schema keeps all keywords that the declared order enforces."""
     names = [f"property_of_a_long_name_{letter}" for letter in "qwertyui"]
     value = {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$", "maxLength": 30}
     parts = {
@@ -141,9 +184,21 @@ def test_any_order_never_weakens_a_schema() -> None:
     }
     schema = {"type": "object", "properties": parts, "additionalProperties": False}
     declared, any_order = reports(schema, DECLARED), reports(schema, ANY)
-    assert {at: one.enforcement for at, one in declared.items()} == {
-        at: one.enforcement for at, one in any_order.items()
-    }
+    assert checked_in(declared)
+    assert checked_in(any_order) <= checked_in(declared)
+
+
+def checked_in(found: dict[str, KeywordReport]) -> set[str]:
+    return {at for at, one in found.items() if one.enforcement is Enforcement.CHECKED}
+
+
+@given(schemas.schemas("object"))
+def test_any_order_enforces_what_the_declared_order_does(schema: Any) -> None:
+    declared, any_order = analysed(schema, DECLARED), analysed(schema, ANY)
+    assert (declared is None) == (any_order is None)
+    if declared is not None and any_order is not None:
+        checked = {one.pointer for one in declared.report.checked}
+        assert {one.pointer for one in any_order.report.checked} <= checked
 
 
 def test_the_order_is_part_of_what_is_asked() -> None:
@@ -163,16 +218,29 @@ def _of_all_orders(schema: Any) -> Iterator[Grammar]:
 # Garbled names
 
 
-@pytest.mark.parametrize("order", PropertyOrder)
-def test_a_declared_name_cannot_be_begun_where_it_cannot_end(order: PropertyOrder) -> None:
+def test_a_declared_name_cannot_be_begun_where_it_cannot_end() -> None:
     schema = an_object(RECEIPT)
     behind = '{"total": 1, "vendor": 3, '
-    assert begins(schema, behind + '"tota', order)
-    assert not begins(schema, behind + '"total', order), "today it can, and ends as totalX"
-    assert begins(schema, behind + '"tax"', order)
-    assert begins(schema, behind + '"taxes', order), "tax may be written here"
-    assert not begins(schema, '{"vendor": 3, "tax": 4, "taxes', order)
-    assert accepts(schema, '{"vendor": 3, "subtotal": "x", "tot": 2, "tax": 4}', order)
+    assert begins(schema, behind + '"tota')
+    assert not begins(schema, behind + '"total'), "else it ends as totalX"
+    assert begins(schema, behind + '"tax"')
+    assert begins(schema, behind + '"taxes'), "tax may be written here"
+    assert not begins(schema, '{"vendor": 3, "tax": 4, "taxes')
+    assert accepts(schema, '{"vendor": 3, "subtotal": "x", "tot": 2, "tax": 4}')
+
+
+@pytest.mark.parametrize("required", [[], ["total", "tax"], list(RECEIPT)])
+def test_in_any_order_a_declared_name_can_always_end(required: list[str]) -> None:
+    """So that others may begin with it: what fits can be written, and no name has to go on."""
+    schema = an_object(RECEIPT, required=required)
+    every = text_of(RECEIPT)[:-1]
+    for before in ("{", every + ", ", every + ', "total_tax": 1, '):
+        for name in RECEIPT:
+            assert begins(schema, f'{before}"{name}": 1', ANY)
+            for other in (f"{name} ", f"{name}_tax", name[:-1]):
+                assert begins(schema, f'{before}"{other}": "x"', ANY)
+                assert accepts(schema, f'{every}, "{other}": "x"}}', ANY)
+    assert not accepts(schema, every + ', "total": "x"}', ANY), "with a value of its own"
 
 
 def test_names_behind_their_place() -> None:
@@ -198,11 +266,10 @@ def test_names_that_begin_with_each_other(order: PropertyOrder) -> None:
     assert accepts(schema, text_of(["tax_rate", "tax", "id"]), order)
     assert accepts(schema, text_of(["tax_rates", "tax_rate", "tax"]), order)
     assert accepts(schema, text_of(["taxes", "tax_rate", "tax"]), order)
-    assert not begins(schema, '{"tax_rate": 1, "tax_rates', order)
+    assert begins(schema, '{"tax_rate": 1, "tax_rates', order) == (order is ANY)
     assert begins(schema, '{"tax_rate": 1, "tax_rat', order), "tax may be written here"
-    assert not begins(schema, '{"tax": 1, "taxes', order)
-    assert begins(schema, '{"tax": 1, "tax_rate"', order) == (order is ANY)
-    assert not begins(schema, '{"tax": 1, "tax_rates', order), "it would begin with tax as well"
+    for name in ('"tax_rate"', '"taxes', '"tax_rates'):
+        assert begins(schema, '{"tax": 1, ' + name, order) == (order is ANY), "it begins with tax"
 
 
 @pytest.mark.parametrize("order", PropertyOrder)
@@ -213,7 +280,7 @@ def test_names_by_patterns(order: PropertyOrder) -> None:
         additionalProperties=False,
     )
     assert accepts(schema, '{"x-ab": 1, "x-a": 1, "12": null, "b": 2, "x-c": 3}', order)
-    assert not begins(schema, '{"x-a": 1, "x-ab', order)
+    assert begins(schema, '{"x-a": 1, "x-ab', order) == (order is ANY)
     assert not accepts(schema, '{"x-ab": null, "x-a": 1}', order)
     assert not begins(schema, '{"ba', order)
     found = reports(schema, order)
@@ -268,7 +335,7 @@ def expected(
     seen: set[str] = set()
     for name in written:
         if order is ANY:
-            possible = [one for one in declared if one not in seen]
+            possible = list(declared)
         else:
             ahead = declared[at:]
             first = next((i for i, one in enumerate(ahead) if one in required), len(ahead))
@@ -291,7 +358,69 @@ def test_small_objects(order: PropertyOrder, made: tuple[tuple[str, ...], list[b
     schema = an_object(declared, additionalProperties={"type": "integer"}, required=required)
     (grammar,) = [one for one in _of_all_orders(schema) if one.property_order is order]
     compiled = schemas.compiled(analyse(grammar, DEFAULT_LIMITS).grammar.ebnf)
-    every = [p for size in range(4) for p in itertools.permutations(NAMES, size)]
+    every = [p for size in range(4) for p in itertools.product(NAMES, repeat=size)]
     for written in random.Random(0).sample(every, 40):
         accepted = schemas.accepts(compiled, text_of(written))
         assert accepted == expected(written, declared, required, order), written
+
+
+# Objects with more names than are told apart
+
+MANY = tuple("abcdefghij")
+_MEMBERS = st.sampled_from(({"type": "integer"}, {"enum": [1, "x"]}, {}))
+_LARGE = st.fixed_dictionaries(
+    {
+        "type": st.just("object"),
+        "properties": st.dictionaries(st.sampled_from(MANY), _MEMBERS, min_size=1),
+        "additionalProperties": st.sampled_from((False, False, True, {"type": "integer"})),
+        "required": st.lists(st.sampled_from(MANY), unique=True, max_size=4),
+    },
+    optional={
+        "minProperties": st.integers(0, 5),
+        "maxProperties": st.integers(0, 10),
+        "patternProperties": st.just({"^a": {"type": "integer"}}),
+        "dependentRequired": st.dictionaries(
+            st.sampled_from(MANY),
+            st.lists(st.sampled_from(MANY), unique=True, max_size=2),
+            max_size=2,
+        ),
+    },
+)
+_PAIRS = st.lists(
+    st.tuples(
+        st.sampled_from((*MANY, "aa", "b ", "z")), st.sampled_from(("1", "1", "1", '"x"', "[]"))
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=200)
+@given(_LARGE, st.lists(_PAIRS, min_size=10, max_size=20), st.randoms(use_true_random=False))
+def test_large_objects(
+    schema: Any, written: list[list[tuple[str, str]]], rng: random.Random
+) -> None:
+    """What is valid can be written with its names in whatever order, and what can be written under a grammar
+    that enforces everything is valid, with names that repeat as well."""
+    found = analysed(schema, ANY)
+    if found is None:
+        return
+    compiled = schemas.compiled(found.grammar.ebnf)
+    enforced = found.report.enforcement is Enforcement.ENFORCED
+    needed = [*schema["required"], *schema["properties"]]
+    fitting = [[(name, "1") for name in needed[:size]] for size in range(len(needed) + 1)]
+    for pairs in [*written, *fitting, *([*one, *one[:2]] for one in fitting)]:
+        rng.shuffle(pairs)
+        text = "{" + ", ".join(f'"{name}": {value}' for name, value in pairs) + "}"
+        accepted, is_valid = schemas.accepts(compiled, text), valid(schema, text)
+        repeats = len(dict(pairs)) < len(pairs)
+        if enforced and accepted:
+            assert is_valid, text
+        if (
+            is_valid
+            and not repeats
+            and not any("order" in one.why for one in found.report.keywords)
+        ):
+            event("valid, with several names" if len(pairs) > 2 else "valid")
+            assert accepted, text
+        if accepted and repeats:
+            event("accepted, with a name that repeats")

@@ -22,7 +22,7 @@ from service.structured_output.prefix_check import (
     Violation,
     prefix_check,
 )
-from service.types import Capabilities, Enforcer
+from service.types import Capabilities, Enforcer, PropertyOrder
 from tests.service.schema_compiler import schemas
 from tests.service.schema_compiler.agreement import admitted, analysed, valid
 
@@ -134,10 +134,14 @@ def test_a_member_whose_name_may_come_again() -> None:
 
 
 def test_when_there_is_a_check() -> None:
-    def made(schema: Any, capabilities: Capabilities = MASKS) -> PrefixCheck | None:
-        analysis = analysed(schema)
+    def made(
+        schema: Any,
+        capabilities: Capabilities = MASKS,
+        order: PropertyOrder = PropertyOrder.DECLARED,
+    ) -> PrefixCheck | None:
+        analysis = analysed(schema, order)
         assert analysis is not None
-        return prefix_check(analysis.grammar.source, analysis.report, capabilities, DEFAULT_LIMITS)
+        return prefix_check(analysis.grammar, analysis.report, capabilities, DEFAULT_LIMITS)
 
     name = {"type": "string", "maxLength": 3}
     codes = {"type": "array", "uniqueItems": True}
@@ -151,6 +155,9 @@ def test_when_there_is_a_check() -> None:
     check = made({**schema, "not": {"minProperties": 3, "additionalProperties": {"type": "null"}}})
     assert check is not None
     assert check.feed(text) is None
+    check = made(schema, order=PropertyOrder.ANY)
+    assert check is not None
+    assert check.feed(text) is None, "in any order, listed names may come again"
     check = made(schema, replace(MASKS, enforcer=Enforcer.VALIDATION))
     assert check is not None
     assert check.feed(text) is None, "the grammar is not kept at all"
@@ -277,17 +284,24 @@ def test_no_false_alarm(both: tuple[Any, list[Any]], seed: int) -> None:
 
 @pytest.mark.slow
 @settings(LOOSE, max_examples=150)
-@given(st.sampled_from(schemas.FAMILIES).flatmap(schemas.schemas), st.integers(0, 1000))
-def test_no_false_alarm_on_texts_of_the_grammar(schema: Any, seed: int) -> None:
-    """With what a server takes for granted of names: its grammar does not repeat listed ones."""
-    analysis = analysed(schema)
+@given(
+    st.sampled_from(schemas.FAMILIES).flatmap(schemas.schemas),
+    st.sampled_from(PropertyOrder),
+    st.integers(0, 1000),
+)
+def test_no_false_alarm_on_texts_of_the_grammar(
+    schema: Any, order: PropertyOrder, seed: int
+) -> None:
+    """With what a server takes for granted of names: its grammar in the declared order does not repeat
+    listed ones."""
+    analysis = analysed(schema, order)
     if analysis is None or analysis.report.enforcement is Enforcement.ENFORCED:
         return
     rng = random.Random(seed)
     grammar = schemas.compiled(analysis.grammar.ebnf)
     for _ in range(8):
         text = schemas.walk(grammar, rng)
-        check = prefix_check(analysis.grammar.source, analysis.report, MASKS, DEFAULT_LIMITS)
+        check = prefix_check(analysis.grammar, analysis.report, MASKS, DEFAULT_LIMITS)
         assert check is not None
         if text is not None and any(map(check.feed, pieces_of(text, rng))):
             event("a violation")

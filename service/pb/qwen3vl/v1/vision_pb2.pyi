@@ -80,8 +80,9 @@ class _PropertyOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Propert
     properties that depend on it.
     """
     PROPERTY_ORDER_ANY: _PropertyOrder.ValueType  # 2
-    """Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
-    like). Other objects keep the declared order, and KeywordReport.reason of their `properties` says so.
+    """Any order. A property may be written again, as additional ones may; the last one counts. Objects with more than 10
+    required properties, and those of large schemas, have these near the order of `properties` or of `required`; few
+    others keep the declared order. KeywordReport.reason of their `properties` says so.
     """
 
 class PropertyOrder(_PropertyOrder, metaclass=_PropertyOrderEnumTypeWrapper):
@@ -96,8 +97,9 @@ PROPERTY_ORDER_DECLARED: PropertyOrder.ValueType  # 1
 properties that depend on it.
 """
 PROPERTY_ORDER_ANY: PropertyOrder.ValueType  # 2
-"""Any order, for objects of up to 8 properties whose number is not constrained (minProperties, maxProperties and the
-like). Other objects keep the declared order, and KeywordReport.reason of their `properties` says so.
+"""Any order. A property may be written again, as additional ones may; the last one counts. Objects with more than 10
+required properties, and those of large schemas, have these near the order of `properties` or of `required`; few
+others keep the declared order. KeywordReport.reason of their `properties` says so.
 """
 Global___PropertyOrder: _TypeAlias = PropertyOrder  # noqa: Y015
 
