@@ -87,6 +87,7 @@ async def test_the_report_as_json() -> None:
     assert [one["pointer"] for one in checked] == [POINTER]
 
 
+@pytest.mark.slow
 async def test_the_root_of_a_schema_has_a_name_in_the_report(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     schema.write_text('{"type": "object", "properties": {"a": {"type": "integer"}}}')
