@@ -271,6 +271,7 @@ async def test_requests_are_spread_over_replicas() -> None:
             assert link is not None
             open_.append(link.run(packed(str(number)), None))
             await anext(open_[-1])
+            assert abs(len(first.running) - len(second.running)) <= 1
         assert (len(first.running), len(second.running)) == (3, 3)
         assert links.choose() is None, "a server has no more than its share on a replica"
         waiting = [asyncio.ensure_future(anext(one)) for one in open_]
