@@ -42,21 +42,29 @@ EPSILON_OF_VISION = 1e-6
 
 
 def write(checkpoint: Path, folder: Path) -> tuple[Path, Path]:
-    """Write both files into a folder; returns their paths."""
-    from safetensors.numpy import load_file
-
+    """Write both files into a folder, which is made; returns their paths."""
     config = json.loads((checkpoint / "config.json").read_text())
-    try:
-        weights = load_file(checkpoint / "model.safetensors")
-    except TypeError:  # numpy has no bfloat16
-        from safetensors.torch import load_file as load_tensors
-
-        loaded = load_tensors(checkpoint / "model.safetensors")
-        weights = {name: tensor.float().numpy() for name, tensor in loaded.items()}
+    weights = read_weights(checkpoint / "model.safetensors")
+    folder.mkdir(parents=True, exist_ok=True)
     text, vision = folder / TEXT, folder / VISION
     _write_language(checkpoint, config, weights, text)
     _write_vision(config, weights, vision)
     return text, vision
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The tensors in float32, without torch: whoever has llama.cpp need not have it."""
+    from safetensors import deserialize
+
+    found = {}
+    for name, tensor in deserialize(path.read_bytes()):
+        kind, data = tensor["dtype"], tensor["data"]
+        if kind == "BF16":  # numpy has none: it is the upper half of a float32
+            values = (np.frombuffer(data, np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(data, {"F16": np.float16, "F32": np.float32}[kind])
+        found[name] = values.astype(np.float32).reshape(tensor["shape"])
+    return found
 
 
 def _write_language(
