@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from docs import measured
 from lmdeploy_ext.families import FAMILIES, ModelFamily
 from service.engines.lmdeploy.generations import FORMATS, GENERATIONS, version
 from service.error_table import REASONS
@@ -19,6 +20,8 @@ DIRECTIONS_BEGIN, DIRECTIONS_END = "<!-- directions:begin -->\n", "<!-- directio
 GPU = ROOT / "docs" / "gpu.md"
 FAMILIES_BEGIN, FAMILIES_END = "<!-- families:begin -->\n", "<!-- families:end -->\n"
 GPUS_BEGIN, GPUS_END = "<!-- gpus:begin -->\n", "<!-- gpus:end -->\n"
+SCHEMAS = ROOT / "docs" / "schemas.md"
+MEASURED_BEGIN, MEASURED_END = "<!-- measured:begin -->\n", "<!-- measured:end -->\n"
 MODALITIES = "text, images"
 """What every model of a family takes; the text-only mode leaves images out."""
 
@@ -86,6 +89,12 @@ def gpu_page() -> str:
     return _replaced(page, GPUS_BEGIN, gpus_table(), GPUS_END)
 
 
+def schemas_page() -> str:
+    """docs/schemas.md with the measurements that are stored."""
+    page = SCHEMAS.read_text(encoding="utf-8")
+    return _replaced(page, MEASURED_BEGIN, measured.stored(), MEASURED_END)
+
+
 def errors_page() -> str:
     """docs/errors.md with the current table."""
     return _replaced(PAGE.read_text(encoding="utf-8"), BEGIN, error_table(), END)
@@ -112,6 +121,7 @@ def main() -> int:
     pages = {
         PAGE: (errors_page(), "service/error_table.py"),
         GPU: (gpu_page(), "lmdeploy_ext/families.py, service/engines/lmdeploy/generations.py"),
+        SCHEMAS: (schemas_page(), "benchmarks/results"),
         ARCHITECTURE: (architecture_page(ALLOWED), "tests/test_boundaries.py"),
     }
     if "--check" in sys.argv[1:]:

@@ -9,6 +9,8 @@ import shlex
 
 import pytest
 
+from docs.generate import schemas_page
+from docs.measured import section as measured_section
 from service.cli.arguments import read_settings
 from service.schema_compiler.api import analyse
 from service.schema_compiler.frontend.formats import FORMATS
@@ -70,3 +72,39 @@ def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:
     (most,) = re.findall(r"`--output-retries`, up to (\d)", PAGE)
     assert read_settings("serve", ["--output-retries", most]) is not None
     assert read_settings("serve", ["--output-retries", str(int(most) + 1)]) is None
+
+
+def test_the_measurements_are_those_of_the_stored_results() -> None:
+    assert schemas_page() == PAGE, "docs/schemas.md is out of date: run `make docs`"
+
+
+def test_measurements_are_written_as_tables() -> None:
+    environment = {
+        "date": "2026-12-01T10:00:00",
+        "cores": 2,
+        "load_average_1_5_15_min": [0.5, 1, 1],
+    }
+    ours = {"engine": "ours", "schemas": 1089, "exact": 1028, "OK answers invalid": 0, "served": 1085,
+            "enforced": 1039, "enforced by the grammar alone": 964}  # fmt: skip
+    peer = {
+        "engine": "llguidance",
+        "schemas": 1089,
+        "exact": 916,
+        "OK answers invalid": 0,
+        "served": 921,
+    }
+    maskbench = {
+        "notes": "llguidance 1, llguidance 1. 1089 schemas",
+        "rows": [peer, ours, {"engine": "ours, default limits"}],
+        "environment": environment,
+    }
+    sampled = {"schema": "sample of 119 over bytes, p50", "ours: compile s": 0.005,
+               "xgrammar: compile s": 0.0025, "ours / xgrammar": 2.0}  # fmt: skip
+    times = {"rows": [{"schema": "string"}, sampled], "environment": environment}
+    lines = measured_section(maskbench, times).splitlines()
+    assert lines[0] == "Of 1,089 schemas, 2026-12-01 on 2 cores with a load of 0.5; llguidance 1:"
+    assert lines[2] == "| schemas with | llguidance | this service, declared order |"
+    assert "| exact grammar | 916 | 1,028 |" in lines
+    assert "| `ENFORCED`, on an engine that counts no lengths | – | 964 |" in lines
+    assert lines[-1] == "| 119 schemas over bytes, p50 | 5 | 2.5 | 2 |"
+    assert "processor time" not in measured_section(maskbench, times | {"rows": []})
