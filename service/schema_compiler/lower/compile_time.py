@@ -65,12 +65,20 @@ def document_ms(document: Document) -> float:
 
 def automaton_ms(automaton: Dfa) -> float:
     """About the milliseconds that the states of an automaton take."""
-    taken = [[_taken(block, of) for of, _, _ in _BEGINNINGS] for block in automaton.blocks]
+    taken = [
+        [(i, n) for i, block in enumerate(automaton.blocks) if (n := _taken(block, of))]
+        for of, _, _ in _BEGINNINGS
+    ]
     total = 0.0
     for state, row in enumerate(automaton.edges):
-        for at, (_, few, ms) in enumerate(_BEGINNINGS):
-            loop = sum(n[at] for n, to in zip(taken, row, strict=True) if to == state)
-            on = sum(n[at] for n, to in zip(taken, row, strict=True) if to not in (DEAD, state))
+        for counts, (_, few, ms) in zip(taken, _BEGINNINGS, strict=True):
+            loop = on = 0
+            for i, n in counts:
+                target = row[i]
+                if target == state:
+                    loop += n
+                elif target != DEAD:
+                    on += n
             if loop + on > few:
                 total += ms * (on + _LOOP * loop) / (on + loop)
     return total
