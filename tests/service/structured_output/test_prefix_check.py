@@ -152,7 +152,7 @@ def test_when_there_is_a_check() -> None:
     assert check is not None
     assert check.feed(text) == Violation("/codes", "uniqueItems")
     # Where keywords on names are only checked, a grammar may repeat listed names, too.
-    check = made({**schema, "not": {"minProperties": 3, "additionalProperties": {"type": "null"}}})
+    check = made({**schema, "minProperties": 2})
     assert check is not None
     assert check.feed(text) is None
     check = made(schema, order=PropertyOrder.ANY)
