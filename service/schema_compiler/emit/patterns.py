@@ -147,6 +147,12 @@ def expression(node: Node, rules: Rules, escapes: Escapes) -> str:
     return " ".join((*_written(items, rules, escapes), escapes.end))
 
 
+def body_of(node: Node, rules: Rules, escapes: Escapes) -> str:
+    """The body of a rule for the texts of a regular expression, without their end."""
+    items = node.items if isinstance(node, Choice) else (node,)
+    return " | ".join(_item(item, rules, escapes) for item in items)
+
+
 def _written(items: Iterable[Node], rules: Rules, escapes: Escapes) -> list[str]:
     """The items one after the other; single characters together as text."""
     found, text = [], ""

@@ -12,10 +12,12 @@ from service.schema_compiler.emit.json_escapes import (
     RawText,
 )
 from service.schema_compiler.emit.patterns import counted
+from service.schema_compiler.emit.regular_expressions import regular_expression
 from service.schema_compiler.emit.rules import Rules, literal
 from service.schema_compiler.ir.values import (
     AcceptedText,
     AnyText,
+    ExpressionText,
     MatchedText,
     OtherText,
     PrefixedText,
@@ -70,6 +72,8 @@ def _rest(texts: TextSet, rules: Rules, name: bool, told_apart: frozenset[str]) 
         return patterns.expression(texts.expression, rules, escapes)
     if isinstance(texts, PrefixedText):
         return f"{escapes.text(texts.prefix)} {_rest(texts.rest, rules, name, told_apart)}"
+    if isinstance(texts, ExpressionText):
+        return regular_expression(rules, may_be_empty=texts.may_be_empty)
     if isinstance(texts, AnyText):
         if name:
             return canonical(texts.minimum, texts.maximum, rules, told_apart)

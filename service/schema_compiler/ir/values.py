@@ -63,7 +63,15 @@ class MatchedText:
     expression: Node
 
 
-TextSet = AnyText | OtherText | PrefixedText | AcceptedText | MatchedText
+@dataclass(frozen=True, slots=True)
+class ExpressionText:
+    """Texts that are regular expressions themselves, in forms that are common. may_be_empty: whether the empty
+    one is among them."""
+
+    may_be_empty: bool = True
+
+
+TextSet = AnyText | OtherText | PrefixedText | AcceptedText | MatchedText | ExpressionText
 
 
 # Sets of numbers, as they are written

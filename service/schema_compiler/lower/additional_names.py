@@ -29,6 +29,8 @@ MAX_LONGER = 200
 """Declared names up to which additional names may begin with one of them."""
 MAX_LONGER_BY_PATTERN = 16
 """The same where a pattern tells names apart: each takes an automaton of its own."""
+OVERLAP = "too many patterns of names overlap"
+"""Why patterns of names are dropped."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -66,6 +68,7 @@ class AdditionalNames:
         self.some = some
         self.pointers = pointers
         self.any_order = any_order
+        self._sure = True
 
     def kinds(self, patterns: list[str], declared: list[str], possible: set[str]) -> list[Kind]:
         """The kinds of which there can be names.
@@ -92,8 +95,11 @@ class AdditionalNames:
         if one.name is not None and one.name not in named:
             return False
         if one.pattern is not None:
-            return one.pattern in matched
-        return one.members is None or matched.isdisjoint(one.members.patterns)
+            return not self._sure or one.pattern in matched
+        if one.members is None:
+            return True
+        unsure = not self._sure and bool(one.members.patterns)
+        return unsure or matched.isdisjoint(one.members.patterns)
 
     def _class_atoms(self, matched: frozenset[str]) -> list[Atom] | None:
         """What values of a class of names satisfy; None where the class is forbidden."""
@@ -116,7 +122,8 @@ class AdditionalNames:
         for i, pattern in enumerate(patterns):
             pointer = at.get(pattern, "")
             if i >= MAX_PATTERNS or len(classes) > MAX_CLASSES:
-                self._drop_patterns("too many patterns of names overlap")
+                self._drop_patterns(OVERLAP)
+                self._drop_obligations()
                 return [*classes, *self._plain_classes(patterns[i:], at)]
             split: list[tuple[frozenset[str], list[Literal]]] = []
             for matched, literals in classes:
@@ -126,6 +133,13 @@ class AdditionalNames:
                     split.append(both)
             classes = split
         return classes
+
+    def _drop_obligations(self) -> None:
+        """Classes no longer say which patterns a name matches, so each name may be one that is asked for."""
+        self._sure = False
+        for one in self.some:
+            if one.pattern is not None or (one.members is not None and one.members.patterns):
+                self.context.drop(one.pointer, OVERLAP)
 
     @staticmethod
     def _plain_classes(

@@ -27,8 +27,10 @@ from service.schema_compiler.normalize.nodes import ANY, Atom, negated
 
 LONGEST = 10**12
 """Items that no text has; compilers refuse greater numbers."""
-MAX_RULES = 400
+MAX_RULES = 1_000
 """Rules for counting the items of one array; beyond, bounds are checked."""
+MAX_CONTAINS = 4
+"""``contains`` of one array that are counted."""
 MAX_DISTINCT = 5
 """Values of items that must differ, of which each set of those that are used has a rule."""
 INCOMPARABLE = (
@@ -128,7 +130,7 @@ class _Lowering:
             if contains.high is not None and contains.high < contains.low:
                 return replace(one, rest=None, minimum=1, maximum=0)  # no array
             cap = ItemCount(contains.low, contains.high).cap
-            if size * (cap + 1) > MAX_RULES or len(kept) == 2:
+            if size * (cap + 1) > MAX_RULES or len(kept) == MAX_CONTAINS:
                 for pointer in contains.pointers:
                     self.context.drop(pointer, f"counting costs more than {MAX_RULES} rules")
             else:

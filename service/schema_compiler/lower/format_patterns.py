@@ -12,10 +12,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class FormatPattern:
-    """pattern: anchored, of the dialect of ``service.schema_compiler.regex.matching``. exact: it leaves nothing out."""
+    """pattern: anchored, of the dialect of ``service.schema_compiler.regex.matching``. wide: a pattern that is found
+    in each text of the format, and in others; empty where ``pattern`` leaves nothing out; None: there is none."""
 
     pattern: str
-    exact: bool
+    wide: str | None = ""
+
+    @property
+    def excluded(self) -> str | None:
+        """The pattern of which a text without the format has to be free; None: no grammar knows one."""
+        return self.pattern if self.wide == "" else self.wide
 
 
 _HEX = "[0-9A-Fa-f]"
@@ -95,6 +101,11 @@ def _reference(more: str, *, absolute: bool) -> str:
     return rf"^{path}(?:\?{query})?(?:#{query})?$"
 
 
+def _wide_reference(more: str) -> str:
+    return rf"^[A-Za-z0-9._~!$&'()*+,;=:@/?#\[\]%{more}-]*$"
+
+
+_SCHEME = "^[A-Za-z][A-Za-z0-9+.-]*:"
 _BEYOND = r"\u00A0-\u{10FFFF}"
 
 
@@ -116,28 +127,40 @@ _VARIABLE = rf"{_NAME}(?:\.?{_NAME})*(?::[1-9][0-9]{{0,3}}|\*)?"
 _EXPRESSION = rf"\{{[+#./;?&=,!@|]?{_VARIABLE}(?:,{_VARIABLE})*\}}"
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
 
+# Regular expressions beside other constraints: groups in no other group, and short lists of repeats and ranges.
+_ANY = r"\u00A0-\u2027\u202A-\u{10FFFF}"
+_ESCAPED = r"\\[dDwWsStnrfv!-/:-@\[-`{-~]"
+_MEMBER = rf"(?:[ !\"#$%&'()*+,./0-9:;<=>?@A-Z_`a-z{{|}}~{_ANY}]|[01]-9|a-[fz]|A-[FZ]|{_ESCAPED})"
+_ATOM = rf"(?:[ !\"#%&',/0-9:;<=>@A-Z\]_`a-z}}~{_ANY}-]|\.|\[\^?(?:-?{_MEMBER}+-?|-)\]|{_ESCAPED})"
+_TIMES = (
+    r"(?:(?:[*+?]|\{(?:[0-9]{1,2},?|0,[0-9]|1,[1-9]|2,[2-9]|3,[3-9]|[0-9],[1-9][0-9]{1,2})\})\??)?"
+)
+_PART = rf"{_ATOM}{_TIMES}|[$^|]|\\[bB]"
+_REGEX = rf"(?:{_PART}|\((?:\?:)?(?:{_PART})*\){_TIMES}|\(\?[!=](?:{_PART})*\))*"
+
 FORMAT_PATTERNS: dict[str, FormatPattern] = {
-    "date": FormatPattern(f"^{_DATE}$", exact=True),
-    "time": FormatPattern(f"^{_TIME}$", exact=False),
-    "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", exact=False),
-    "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$", exact=True),
+    "date": FormatPattern(f"^{_DATE}$"),
+    "time": FormatPattern(f"^{_TIME}$", "^[0-9]{2}:[0-9]{2}:[0-9]{2}"),
+    "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]"),
+    "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$"),
     "email": FormatPattern(
-        f"^(?=[^@]*@[^@]{_HOST_LENGTH}$)(?!.*[@.]{_PUNYCODE}){_email(_HOST, '')}", exact=False
+        f"^(?=[^@]*@[^@]{_HOST_LENGTH}$)(?!.*[@.]{_PUNYCODE}){_email(_HOST, '')}", "@"
     ),
-    "idn-email": FormatPattern(f"^{_email(_IDN_HOST, _BEYOND)}", exact=False),
+    "idn-email": FormatPattern(f"^{_email(_IDN_HOST, _BEYOND)}", "@"),
     "hostname": FormatPattern(
-        rf"^(?=.{_HOST_LENGTH}$)(?!(?:.*\.)?{_PUNYCODE}){_HOST}$", exact=False
+        rf"^(?=.{_HOST_LENGTH}$)(?!(?:.*\.)?{_PUNYCODE}){_HOST}$", "^[A-Za-z0-9.-]+$"
     ),
-    "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", exact=False),
-    "ipv4": FormatPattern(f"^{_IPV4}$", exact=True),
-    "ipv6": FormatPattern(f"^(?:{_ipv6()})$", exact=True),
-    "uuid": FormatPattern(f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$", exact=True),
-    "uri": FormatPattern(_reference("", absolute=True), exact=False),
-    "uri-reference": FormatPattern(_reference("", absolute=False), exact=False),
-    "iri": FormatPattern(_reference(_BEYOND, absolute=True), exact=False),
-    "iri-reference": FormatPattern(_reference(_BEYOND, absolute=False), exact=False),
-    "uri-template": FormatPattern(f"^(?:{_PLAIN}|{_EXPRESSION})*$", exact=True),
-    "json-pointer": FormatPattern(f"^{_POINTER}$", exact=True),
-    "relative-json-pointer": FormatPattern(f"^(?:0|[1-9][0-9]*)(?:#|{_POINTER})$", exact=True),
+    "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", r"^[A-Za-z0-9.\u0080-\u{10FFFF}-]+$"),
+    "ipv4": FormatPattern(f"^{_IPV4}$"),
+    "ipv6": FormatPattern(f"^(?:{_ipv6()})$"),
+    "uuid": FormatPattern(f"^{_HEX}{{8}}-(?:{_HEX}{{4}}-){{3}}{_HEX}{{12}}$"),
+    "uri": FormatPattern(_reference("", absolute=True), _SCHEME),
+    "uri-reference": FormatPattern(_reference("", absolute=False), _wide_reference("")),
+    "iri": FormatPattern(_reference(_BEYOND, absolute=True), _SCHEME),
+    "iri-reference": FormatPattern(_reference(_BEYOND, absolute=False), _wide_reference(_BEYOND)),
+    "uri-template": FormatPattern(f"^(?:{_PLAIN}|{_EXPRESSION})*$"),
+    "json-pointer": FormatPattern(f"^{_POINTER}$"),
+    "relative-json-pointer": FormatPattern(f"^(?:0|[1-9][0-9]*)(?:#|{_POINTER})$"),
+    "regex": FormatPattern(f"^{_REGEX}$", None),
 }
-"""By name. ``regex`` has none: what is a regular expression is no regular language."""
+"""By name. Alone, ``regex`` is an ``ExpressionText``, which has more of them."""

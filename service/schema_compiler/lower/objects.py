@@ -34,7 +34,7 @@ from service.schema_compiler.regex.matching import found
 MAX_TOLD = 8
 """Declared properties of a closed object, up to which none comes twice in any order: each set of those
 that are there has a rule."""
-MAX_OBLIGATIONS = 2
+MAX_OBLIGATIONS = 4
 """Properties of a special kind that one object must have, each for its own reason."""
 MAX_RULES = 400
 """Rules for counting the members of one object; beyond, bounds are checked."""

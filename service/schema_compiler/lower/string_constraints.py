@@ -47,13 +47,12 @@ class StringConstraints:
             self.dropped.append((one, "is not part of a grammar"))
 
     def _format(self, one: Literal) -> None:
-        known = FORMAT_PATTERNS.get(one.value)
-        if known is None:
-            self.dropped.append((one, "is a format that no grammar can express"))
-        elif one.negated and not known.exact:
+        known = FORMAT_PATTERNS[one.value]
+        pattern = known.excluded if one.negated else known.pattern
+        if pattern is None:
             self.dropped.append((one, "is a format that a grammar cannot exclude"))
         else:
-            self.patterns.append((one, known.pattern))
+            self.patterns.append((one, pattern))
 
     def _bound(self, one: Literal, bound: int, *, is_low: bool) -> None:
         if is_low:

@@ -6,7 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from service.schema_compiler.ir.values import AnyText, OtherText, PrefixedText, TextSet
+from service.schema_compiler.ir.values import (
+    AnyText,
+    ExpressionText,
+    OtherText,
+    PrefixedText,
+    TextSet,
+)
 from service.schema_compiler.lower.lowered import Lowered
 from service.schema_compiler.lower.string_constraints import StringConstraints
 from service.schema_compiler.lower.string_patterns import Excluded, PatternStrings
@@ -58,6 +64,8 @@ def lower_regex(source: str) -> Lowered[TextSet]:
 
 
 def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet | None, int]:
+    if _asks_for_expressions_alone(constraints, excluded):
+        return ExpressionText(may_be_empty=constraints.low == 0), 0
     _drop_unusable(constraints)
     prefix = constraints.prefix
     effort = 0
@@ -73,6 +81,17 @@ def _texts(constraints: StringConstraints, excluded: Excluded) -> tuple[TextSet 
     if constraints.uncounted:
         return _uncounted(constraints, excluded), effort
     return _beginning(prefix, _rest(excluded, prefix, *constraints.countable())), effort
+
+
+def _asks_for_expressions_alone(constraints: StringConstraints, excluded: Excluded) -> bool:
+    """Whether ``format: regex`` is all that is said of a string, but that it may not be empty."""
+    formats = [
+        (one.value, one.negated) for one, _ in constraints.patterns if one.keyword == "format"
+    ]
+    if len(constraints.patterns) != 1 or formats != [("regex", False)]:
+        return False
+    others = constraints.high is not None or excluded or constraints.prefix
+    return constraints.low <= 1 and not others
 
 
 def _uncounted(constraints: StringConstraints, excluded: Excluded) -> TextSet | None:

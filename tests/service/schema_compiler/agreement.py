@@ -24,9 +24,12 @@ from service.schema_compiler.frontend.checked_schema import (
     check_json_schema,
     checked_schema,
 )
+from service.schema_compiler.frontend.formats import FORMATS
 from service.schema_compiler.jsontext import pointer
 from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.schema_compiler.lower.format_patterns import FORMAT_PATTERNS
 from service.schema_compiler.lower.objects import LASTS
+from service.schema_compiler.regex.matching import compile_pattern
 from service.schema_compiler.report import Analysed
 from service.structured_output.answers import AnswerValidator
 from service.types import Grammar, GrammarKind, PropertyOrder
@@ -146,7 +149,8 @@ def _number(keyword: Any) -> Any:
 def check_value(schema: Any, value: Any) -> None:
     """A valid value is one of the grammar, with whole numbers in the spelling of integers, and unless
     it has an additional name that begins with a declared one (``test_property_order`` looks at
-    these), or its names come in an order of which the report says that it matters."""
+    these), or its names come in an order of which the report says that it matters,
+    or a string looks like a format that it does not have."""
     value = _whole(value)
     if not admitted(schema) or not valid(schema, json.dumps(value)):
         return
@@ -158,7 +162,22 @@ def check_value(schema: Any, value: Any) -> None:
     if not accepted and any(LASTS in one.why for one in found.report.keywords):
         event("the order matters")
         return
+    if not accepted and _looks_like_a_format(value):
+        event("it looks like a format")
+        return
     assert accepted or _begins_with_a_name(schema, value), (value, found.grammar.ebnf)
+
+
+def _looks_like_a_format(value: Any) -> bool:
+    """Whether a text is excluded with a format that it does not have."""
+    if isinstance(value, str):
+        wide = ((name, one.wide) for name, one in FORMAT_PATTERNS.items() if one.wide)
+        return any(
+            compile_pattern(pattern, max_length=10_000).found(value) and not FORMATS[name](value)
+            for name, pattern in wide
+        )
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(map(_looks_like_a_format, parts))
 
 
 def _begins_with_a_name(schema: Any, value: Any) -> bool:

@@ -14,6 +14,7 @@ from service.schema_compiler.api import analyse
 from service.schema_compiler.budget import Budget, BudgetExceeded
 from service.schema_compiler.emit.cost import MAX_COST, cost
 from service.schema_compiler.limits import SchemaLimits
+from service.schema_compiler.lower.additional_names import OVERLAP
 from service.schema_compiler.normalize import bounds
 from service.schema_compiler.report import Analysed, Enforcement
 from service.types import Grammar, GrammarKind
@@ -103,6 +104,15 @@ def test_patterns_that_take_much_are_dropped() -> None:
     assert kept["/properties/n3/pattern"] is Enforcement.CHECKED
     assert accepts(found, {"n0": "yx", "n3": "anything"})
     assert not accepts(found, {"n0": "anything"})
+
+
+def test_names_with_too_many_patterns_may_be_all_that_is_asked_for() -> None:
+    asked = [{"not": {"patternProperties": {one: False}}} for one in "cdf"]
+    listed = [{"patternProperties": {one: True}, "additionalProperties": False} for one in "ab"]
+    short = {"patternProperties": {"^.{1,3}$": False}}
+    found = analysed({"type": "object", "maxProperties": 1, "allOf": [short, *listed, *asked]})
+    assert accepts(found, {"abcdf": 1})
+    assert {one.why for one in found.report.checked} == {OVERLAP}
 
 
 @pytest.mark.slow

@@ -106,6 +106,18 @@ _GOOD = {
     ],
     "json-pointer": ["", "/", "/foo/bar~0/baz~1/%a", "//a b/\n"],
     "relative-json-pointer": ["0", "1/a~1b", "12#", "0/"],
+    "regex": [
+        "",
+        "^a+$",
+        "a|",
+        "[a-z0-9_.-]{2,30}",
+        "^(?=.*[A-Z])(?!x)\\w+",
+        "(?:a|b*?)+\\/",
+        '[^"\\\\]',
+        "a{3}",
+        "é+",
+        "[-]",
+    ],
 }
 _BAD = {
     "date": ["2023-02-29", "1900-02-29", "0000-01-01", "2024-13-01", "2024-04-31", "2024-1-1", "x"],
@@ -195,6 +207,7 @@ _BAD = {
     ],
     "json-pointer": ["a", "/~2", "/~", "#"],
     "relative-json-pointer": ["", "01", "/a", "-1", "1##", "1a"],
+    "regex": ["(", ")", "[a", "*", "a**", "^*", "a{2,1}", "[z-a]", "\\", "a{1}{2}", "(?:"],
 }
 
 
@@ -216,8 +229,8 @@ def _texts(name: str) -> st.SearchStrategy[str]:
     return texts.filter(lambda text: not re.search("[\ud800-\udfff]", text))
 
 
-def test_every_format_has_a_pattern_but_regular_expressions() -> None:
-    assert set(FORMATS) - set(FORMAT_PATTERNS) == {"regex"}
+def test_every_format_has_a_pattern() -> None:
+    assert set(FORMATS) == set(FORMAT_PATTERNS)
     assert set(FORMAT_PATTERNS) == set(_GOOD) == set(_BAD)
 
 
@@ -235,11 +248,33 @@ def test_every_match_has_the_format(name: str) -> None:
     def check(text: str) -> None:
         assert FORMATS[name](text), text
         assert _found(name, text), text
+        excluded = FORMAT_PATTERNS[name].excluded
+        assert excluded is None or compile_pattern(excluded, max_length=10_000).found(text), text
 
     check()
 
 
-@pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].exact])
+@pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].wide])
+def test_each_text_of_a_format_is_excluded_with_it(name: str) -> None:
+    """Also what the pattern leaves out: whatever has the format after a change in some characters."""
+    excluded = compile_pattern(str(FORMAT_PATTERNS[name].excluded), max_length=10_000)
+
+    @settings(max_examples=60, deadline=None)
+    @given(_texts(name) | st.sampled_from(_GOOD[name]), st.data())
+    def check(text: str, data: st.DataObject) -> None:
+        for _ in range(data.draw(st.integers(1, 3))):
+            at = data.draw(st.integers(0, len(text)))
+            other = data.draw(
+                st.text(max_size=2) | st.sampled_from(["[::1]", "xn--", '"', "。", "%20"])
+            )
+            text = text[:at] + other + text[at + data.draw(st.integers(0, 1)) :]
+        if FORMATS[name](text):
+            assert excluded.found(text), text
+
+    check()
+
+
+@pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].wide == ""])
 def test_exact_patterns_leave_nothing_out(name: str) -> None:
     """Also of texts that differ from a match in a character."""
 
