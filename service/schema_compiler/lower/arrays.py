@@ -14,6 +14,7 @@ from service.schema_compiler.ir.values import (
     ItemCount,
     ItemValue,
 )
+from service.schema_compiler.lower.constants import ITEMS_AS_LISTED, states_of
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.normalize.bounds import BEYOND
 from service.schema_compiler.normalize.constraints import (
@@ -115,6 +116,8 @@ class _Lowering:
             values = self.context.values(state, integers=MAX_DISTINCT)
         if values is not None and len(values) <= MAX_DISTINCT and all(map(_plain, values)):
             self.context.note(self.unique[0].pointer, "items out of a few, each at most once")
+            if self.context.order_rules is not None and any(map(states_of, values)):
+                self.context.remark(self.unique[0].pointer, ITEMS_AS_LISTED)
             return DistinctArray(tuple(map(text_of, values)), self.low, self.high)
         for unique in self.unique:
             self.context.drop(unique.pointer, INCOMPARABLE)

@@ -82,6 +82,8 @@ class Context:
         """Steps that automata of strings have taken; the same whether they were cached or not."""
         self.states: list[State] = []
         """The states of the values of the document, by reference."""
+        self.constants: dict[Reference, Any] = {}
+        """The values of the document that are parts of listed ones; their states are any."""
         self._references: dict[State, Reference] = {}
         self.dropped: dict[str, str] = {}
         self.remarks: dict[str, str] = {}
@@ -131,6 +133,13 @@ class Context:
             self._references[state] = found
         return found
 
+    def constant(self, value: Any) -> Reference:
+        """The value of a part of a listed value."""
+        reference = len(self.states)
+        self.states.append(ANY)
+        self.constants[reference] = value
+        return reference
+
     def part(self, atoms: Iterable[Atom]) -> Reference:
         """The value of a part of a value."""
         return self.reference(self._part(list(atoms)))
@@ -157,10 +166,10 @@ class Context:
             raise TooCostly
         return self._members <= self.bounds.members
 
-    def affords_order(self, rules: int) -> bool:
+    def affords_order(self, rules: int, *, free: int = FREE_ORDER_RULES) -> bool:
         """Whether an object may have so many rules for members in any order: those of all objects are
-        bounded, and small objects are free."""
-        if rules <= FREE_ORDER_RULES:
+        bounded, but for objects that need no more than the free ones."""
+        if rules <= free:
             return True
         if rules > min(MAX_ORDER_RULES_EACH, self.order_rules or 0):
             return False

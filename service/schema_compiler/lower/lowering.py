@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from decimal import Decimal
-from typing import Any
 
 from service.errors import GrammarError
 from service.schema_compiler import budget
-from service.schema_compiler.exact import is_whole, text_of
+from service.schema_compiler.exact import is_whole
 from service.schema_compiler.frontend.checked_schema import FIELD, CheckedSchema
 from service.schema_compiler.ir.sizes import can_last, forced_text, pruned, short_lengths
 from service.schema_compiler.ir.values import (
     Alternative,
-    Constant,
     Document,
     Number,
     Object,
@@ -30,14 +27,15 @@ from service.schema_compiler.ir.values import (
 )
 from service.schema_compiler.lower.arrays import lower_array
 from service.schema_compiler.lower.compile_time import MAX_MS, document_ms
+from service.schema_compiler.lower.constants import constants, in_any_order
 from service.schema_compiler.lower.context import Context
 from service.schema_compiler.lower.keyword_report import keyword_reports
 from service.schema_compiler.lower.left_lengths import LeftLengths
 from service.schema_compiler.lower.objects import LAST_COUNTS, LASTS, lower_object
 from service.schema_compiler.lower.string_constraints import StringConstraints
-from service.schema_compiler.normalize.alternatives import Expansion
+from service.schema_compiler.normalize.alternatives import Expansion, is_list
 from service.schema_compiler.normalize.bounds import BEYOND, EXACT, LOOSE, Bounds
-from service.schema_compiler.normalize.constraints import Conjunction, Literal
+from service.schema_compiler.normalize.constraints import Alternatives, Conjunction, Literal
 from service.schema_compiler.normalize.nodes import (
     ANY,
     ARRAY,
@@ -46,12 +44,10 @@ from service.schema_compiler.normalize.nodes import (
     STRING,
     TYPES,
     Nodes,
-    State,
 )
 from service.schema_compiler.report import KeywordReport, Rewrite
 
 DECIMAL_MULTIPLES = "multiples of the decimal as written; validators on binary64 may disagree"
-_FRACTION_DIGITS = 30
 _MAX_LENGTH = 200_000
 """Characters beyond which the length of a text makes no difference."""
 _PATTERN_LENGTH = 20_000
@@ -178,14 +174,17 @@ class _Lowering:
         while pending:
             budget.current().check()
             reference = pending.popleft()
-            found = self.values[reference] = self._alternatives(self.context.states[reference])
+            found = self.values[reference] = self._alternatives(reference)
             for child in (child for one in found for child in references(one)):
                 if child not in self.values:
                     self.values[child] = ()
                     pending.append(child)
 
-    def _alternatives(self, state: State) -> tuple[Alternative, ...]:
-        """The alternatives of a state, those of objects and arrays last."""
+    def _alternatives(self, reference: Reference) -> tuple[Alternative, ...]:
+        """The alternatives of a value, those of objects and arrays last."""
+        if reference in self.context.constants:
+            return tuple(in_any_order(self.context, self.context.constants[reference]))
+        state = self.context.states[reference]
         expansion = self.context.expand(state)
         scalars: list[Alternative] = []
         composed: list[Alternative] = []
@@ -193,7 +192,7 @@ class _Lowering:
             if not expansion[t]:
                 continue
             values, rest = self.context.listed(state, t, expansion[t])
-            scalars += (Constant(text) for value in values for text in _texts(value))
+            scalars += constants(self.context, values, _listing(expansion[t]))
             for conjunction in rest:
                 found = self._alternative(t, conjunction)
                 if found is not None:
@@ -225,13 +224,10 @@ class _Lowering:
             self.context.drop(one.pointer, why)
 
 
-def _texts(value: Any) -> Iterable[str]:
-    """The texts of a listed value: as ``json.dumps`` writes it, and a fraction as in the schema."""
-    yield text_of(value)
-    if isinstance(value, Decimal) and abs(value.adjusted()) < _FRACTION_DIGITS:
-        plain = f"{value:f}"
-        if "." in plain and plain != text_of(value):
-            yield plain
+def _listing(alternatives: Alternatives) -> list[str]:
+    """Pointers of the keywords that list values."""
+    constraints = (one for conjunction in alternatives for one in conjunction)
+    return [one.pointer for one in constraints if isinstance(one, Literal) and is_list(one)]
 
 
 def _string(texts: TextSet, literals: list[Literal], left: LeftLengths) -> String:

@@ -137,6 +137,33 @@ def test_counted_members_in_any_order(keywords: dict[str, Any]) -> None:
     assert not accepts(schema, text_of("aa"), ANY), "one, which counts once"
 
 
+@pytest.mark.parametrize("keyword", ["const", "enum"])
+def test_listed_objects_come_in_any_order(keyword: str) -> None:
+    value = {"a": [{"b": 1, "c": {"d": 0.5, "é": None}}], "z": {}, "e": "x"}
+    one = {keyword: value if keyword == "const" else [3, value]}
+    for schema, document in ((one, value), ({"additionalProperties": one}, {"x": value})):
+        texts = [json.dumps(each, ensure_ascii=False) for each in schemas.orders(document)]
+        assert len(texts) == 3 * 2 * 2 * 2
+        assert all(accepts(schema, text, ANY) for text in texts)
+        assert [text for text in texts if accepts(schema, text)] == texts[:1]
+        assert not accepts(schema, texts[0].replace("null", "1"), ANY)
+        assert not any("order" in report.why for report in reports(schema, ANY).values())
+
+
+def test_listed_objects_that_keep_their_order_are_reported() -> None:
+    many = {name: i for i, name in enumerate("qwertyuiopas")}
+    two = {"a": 1, "b": 2}
+    for schema, at, value, wrap in (
+        ({"const": many}, "/const", many, "%s"),
+        ({"items": {"enum": [two]}, "uniqueItems": True}, "/uniqueItems", two, "[%s]"),
+    ):
+        other = dict(reversed(value.items()))
+        assert accepts(schema, wrap % json.dumps(value), ANY)
+        assert not accepts(schema, wrap % json.dumps(other), ANY)
+        assert "in the listed order" in reports(schema, ANY)[at].why
+        assert "order" not in reports(schema, DECLARED)[at].why
+
+
 def test_the_declared_order_is_reported() -> None:
     """Where names must be told apart to count them, and are too many; and where some value is asked for."""
     names = [f"{letter}name" for letter in "qwertyuio"]
