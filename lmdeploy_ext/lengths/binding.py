@@ -45,6 +45,8 @@ class Library:
         for name, arguments, result in (
             ("lengths_vocabulary", [_BYTES, _INT64, ctypes.c_int32], pointer),
             ("lengths_limits", [pointer, _INT32, number], pointer),
+            ("lengths_bytes", [pointer], number),
+            ("lengths_examined", [pointer], ctypes.c_int32),
             ("lengths_follower", [pointer], pointer),
             ("lengths_release_vocabulary", [pointer], None),
             ("lengths_release_limits", [pointer], None),
@@ -125,6 +127,16 @@ class Limits:
         numbers = table.numbers
         self.pointer = self.library.lengths_limits(vocabulary.pointer, numbers, len(numbers))
         weakref.finalize(self, self.library.lengths_release_limits, self.pointer)
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate memory."""
+        return int(self.library.lengths_bytes(self.pointer))
+
+    @property
+    def examined(self) -> int:
+        """For how many nodes of texts all tokens were looked at."""
+        return int(self.library.lengths_examined(self.pointer))
 
     def follower(self) -> NativeFollower:
         """A follower of one answer."""

@@ -93,7 +93,8 @@ struct Limits {
     // By node of a text, NULL or 0 where too large: row e, from 1 to `most`, has the tokens behind which the text
     // needs at least e characters more to come to an end.
     uint32_t **needing;
-    int32_t *most;
+    int32_t *most, examined;    // examined: nodes for which all tokens were looked at
+    int64_t bytes;              // of the table and the rows
 };
 
 static void *made(size_t size) {
@@ -289,7 +290,8 @@ static int32_t next_node(const struct Limits *limits, int32_t node, uint8_t byte
 // A node of a text, and by byte the index of the next one in the list of all of them, or NONE.
 struct Fan { int32_t node, next[256]; };
 
-enum { MOST_FANS = 128, MOST_NEEDED = 255, MOST_ROW_BYTES = 1 << 21 };
+// A node takes one or two milliseconds over 150,000 tokens; masks of nodes without rows take as long near a maximum.
+enum { MOST_FANS = 128, MOST_NEEDED = 255, MOST_ROW_BYTES = 1 << 21, MOST_EXAMINED = 128 };
 
 // The nodes that a text can reach; returns how many, or 0 where they are too many or need too much.
 static int32_t list_fans(const struct Limits *limits, int32_t text, struct Fan *fans) {
@@ -342,6 +344,8 @@ static void make_rows(struct Limits *limits, int32_t text, struct Fan *fans, uin
     for (int32_t at = 0; at < count; ++at) {
         const int32_t node = fans[at].node;
         if (limits->needing[node] || !begins_characters(&fans[at])) continue;
+        if (limits->examined == MOST_EXAMINED) return;
+        ++limits->examined;
         int32_t most = 0;
         for (int32_t token = 0; token < v->size; ++token) {
             const int32_t found = needed_beyond(limits, fans, at, token);
@@ -368,12 +372,14 @@ static void make_all_rows(struct Limits *limits, int32_t states, int32_t nodes) 
     for (int32_t i = 0; i < states; ++i) {
         const int32_t text = limits->states[i].text;
         if (text == NONE || limits->needing[text]) continue;
+        if (limits->examined == MOST_EXAMINED) break;
         if (!fans) fans = made(sizeof *fans * MOST_FANS);
         if (!needed) needed = made((size_t)limits->vocabulary->size);
         make_rows(limits, text, fans, needed, &room);
     }
     free(fans);
     free(needed);
+    limits->bytes += (int64_t)(MOST_ROW_BYTES - room);
 }
 
 // The limits of a schema over a vocabulary. numbers: of a checked table.
@@ -391,6 +397,7 @@ struct Limits *lengths_limits(struct Vocabulary *vocabulary, const int32_t *numb
     limits->nodes = (const struct Node *)(at += sizeof(struct State) / sizeof *at * (size_t)numbers[1]);
     limits->edges = (const struct Edge *)(at += sizeof(struct Node) / sizeof *at * (size_t)numbers[2]);
     limits->items = at + sizeof(struct Edge) / sizeof *at * (size_t)numbers[3];
+    limits->bytes = (int64_t)sizeof(int32_t) * count;
     list_reopening(limits, numbers[1]);
     make_all_rows(limits, numbers[1], numbers[2]);
     limits->node_count = numbers[2];
@@ -721,6 +728,12 @@ void lengths_narrow(const struct Follower *follower, uint32_t *mask) {
     else narrow_string(follower, mask);
     narrow_one_by_one(follower, limits->reopening[lex], limits->reopeners[lex], mask);
 }
+
+// Approximate memory.
+int64_t lengths_bytes(const struct Limits *limits) { return limits->bytes; }
+
+// For tests: for how many nodes of texts all tokens were looked at.
+int32_t lengths_examined(const struct Limits *limits) { return limits->examined; }
 
 // For tests: mode, lex, here, left, need, and how many objects and arrays are open.
 void lengths_place(const struct Follower *follower, int32_t place[6]) {

@@ -108,7 +108,7 @@ class TurboMindCompiler:
             raise InternalError("a grammar with limits of strings, which this engine does not keep")
         limits = self._vocabulary.limits(Table(grammar.lengths))
         registered = Registered(self._limiter, compiled, limits)
-        return Constraint(compiled, size + len(grammar.lengths), registered=registered)
+        return Constraint(compiled, size + limits.size_bytes, registered=registered)
 
     @cached_property
     def _vocabulary(self) -> Vocabulary:

@@ -174,3 +174,26 @@ def test_tokens_that_do_not_exist() -> None:
     assert not twin.accept(-1)
     assert not twin.accept(len(VOCABULARY))
     assert twin.accept(STOP)
+
+
+def test_few_nodes_are_prepared_and_counted() -> None:
+    """Over a large vocabulary, a small schema of many patterns would take seconds."""
+    texts = [
+        {"type": "string", "pattern": f"^[a-z]+@{i}[a-z]{{30}}$", "maxLength": 100 + i}
+        for i in range(10)
+    ]
+    limits = table({"type": "array", "prefixItems": texts, "minItems": len(texts)})
+    ours, native_limits = Vocabulary(VOCABULARY), native().vocabulary(VOCABULARY).limits(limits)
+    assert 100 < native_limits.examined <= 128
+    assert native_limits.size_bytes > 4 * len(limits.numbers)
+    for done, last in ((0, b"a" * 67), (9, b"a" * 76)):  # with rows, and without
+        text = b"[" + b"".join(b'"a@%d%s", ' % (i, b"b" * 30) for i in range(done)) + b'"' + last
+        follower, twin = Follower(limits), native_limits.follower()
+        assert follower.feed(text)
+        assert twin.feed(text)
+        mask = np.full(-(-len(VOCABULARY) // 32), -1, np.int32)
+        other = mask.copy()
+        ours.narrow_inplace(mask, follower)
+        twin.narrow_inplace(other)
+        assert (mask == other).all()
+        assert (mask != -1).any()
