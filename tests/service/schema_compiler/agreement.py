@@ -150,7 +150,7 @@ def check_value(schema: Any, value: Any) -> None:
     """A valid value is one of the grammar, with whole numbers in the spelling of integers, and unless
     it has an additional name that begins with a declared one (``test_property_order`` looks at
     these), or its names come in an order of which the report says that it matters,
-    or a string looks like a format that it does not have."""
+    or a string looks like a format of the schema that it does not have."""
     value = _whole(value)
     if not admitted(schema) or not valid(schema, json.dumps(value)):
         return
@@ -162,22 +162,28 @@ def check_value(schema: Any, value: Any) -> None:
     if not accepted and any(LASTS in one.why for one in found.report.keywords):
         event("the order matters")
         return
-    if not accepted and _looks_like_a_format(value):
+    if not accepted and _looks_like_a_format(value, _formats(schema)):
         event("it looks like a format")
         return
     assert accepted or _begins_with_a_name(schema, value), (value, found.grammar.ebnf)
 
 
-def _looks_like_a_format(value: Any) -> bool:
+def _formats(schema: Any) -> dict[str, str]:
+    """Patterns of texts that look like a format, of the formats that a schema names."""
+    text = json.dumps(schema)
+    wide = ((name, one.wide) for name, one in FORMAT_PATTERNS.items() if json.dumps(name) in text)
+    return {name: pattern for name, pattern in wide if pattern}
+
+
+def _looks_like_a_format(value: Any, wide: dict[str, str]) -> bool:
     """Whether a text is excluded with a format that it does not have."""
     if isinstance(value, str):
-        wide = ((name, one.wide) for name, one in FORMAT_PATTERNS.items() if one.wide)
         return any(
             compile_pattern(pattern, max_length=10_000).found(value) and not FORMATS[name](value)
-            for name, pattern in wide
+            for name, pattern in wide.items()
         )
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(map(_looks_like_a_format, parts))
+    parts = [*value, *value.values()] if isinstance(value, dict) else value
+    return isinstance(parts, list) and any(_looks_like_a_format(part, wide) for part in parts)
 
 
 def _begins_with_a_name(schema: Any, value: Any) -> bool:
