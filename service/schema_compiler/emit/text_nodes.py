@@ -6,11 +6,11 @@ may be is in the grammar.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from service.schema_compiler.emit.json_escapes import SHORT_ESCAPES
-from service.schema_compiler.regex.codepoints import ranges
+from service.schema_compiler.regex.codepoints import Ranges, ranges
 from service.schema_compiler.regex.dfa import DEAD, Dfa
 
 MAX_EDGES = 100_000
@@ -58,7 +58,7 @@ def text_nodes(dfa: Dfa, room: int = MAX_EDGES) -> list[TextNode]:
     """The nodes of a minimal automaton that accepts something; a text begins at the first. room: the most
     edges that they may have together. Raises `TooManyEdges`."""
     distances = dfa.distances()
-    groups = _alike(dfa.edges, distances)
+    groups = _alike(dfa, distances)
     rows = [[DEAD] * len(dfa.blocks) for _ in range(max(groups) + 1)]
     needed = [0] * len(rows)
     for state, group in enumerate(groups):
@@ -69,21 +69,23 @@ def text_nodes(dfa: Dfa, room: int = MAX_EDGES) -> list[TextNode]:
     return _Nodes(dfa, rows, needed, room).all()
 
 
-def _alike(edges: Sequence[Sequence[int]], distances: Sequence[int]) -> list[int]:
+def _alike(dfa: Dfa, distances: Sequence[int]) -> list[int]:
     """By state, the number of its group; the first state is in group 0. A text of the automaton needs as
-    many characters from each state of a group, and as many behind each next character that may follow.
-    Characters that may not follow do not count, because the grammar forbids them: so the states that
-    count the characters of a host name are one group, for instance."""
+    many characters from each state of a group, and as many behind each next byte that may follow. Bytes that
+    may not follow do not count, because the grammar forbids them: so the states that count the characters of a
+    host name are one group, for instance."""
     groups = _numbered(distances)
-    if len(edges) > _MOST_STATES:
-        return list(range(len(edges)))
+    if len(dfa.edges) > _MOST_STATES:
+        return list(range(len(dfa.edges)))
+    together = _beginning_alike(dfa.blocks)
     for _ in range(_MOST_ROUNDS):
+        needed = dict(zip(groups, distances, strict=True))
         kinds: dict[int, list[tuple[int, list[int]]]] = {}
         found = []
-        for state, row in enumerate(edges):
+        for state, row in enumerate(dfa.edges):
             leads = [DEAD if target == DEAD else groups[target] for target in row]
             same = kinds.setdefault(groups[state], [])
-            fitting = next((one for one in same if _agree(leads, one[1])), None)
+            fitting = next((one for one in same if _agree(leads, one[1], together, needed)), None)
             if fitting is None:
                 fitting = state, leads
                 same.append(fitting)
@@ -93,12 +95,52 @@ def _alike(edges: Sequence[Sequence[int]], distances: Sequence[int]) -> list[int
         if max(finer) == max(groups):
             return groups
         groups = finer
-    return list(range(len(edges)))
+    return list(range(len(dfa.edges)))
 
 
-def _agree(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two states lead to the same groups, where both lead on."""
-    return all(a in (b, DEAD) or b == DEAD for a, b in zip(one, other, strict=True))
+def _beginning_alike(blocks: Sequence[Ranges]) -> list[tuple[int, ...]]:
+    """The blocks of characters that can begin with the same byte: with a backslash, or a first byte in UTF-8."""
+    alike: dict[int, list[int]] = {}
+    for i, block in enumerate(blocks):
+        first: set[int] = set()
+        for low, high in block:
+            if high > 0x7F:
+                first.update(range(_first_byte(max(low, 0x80)), _first_byte(high) + 1))
+            if low < 0x20 or any(low <= code <= high for code in SHORT_ESCAPES):
+                first.add(ord("\\"))
+        for byte in first:
+            alike.setdefault(byte, []).append(i)
+    return [*dict.fromkeys(map(tuple, alike.values()))]
+
+
+def _first_byte(code: int) -> int:
+    """Of a character beyond ASCII in UTF-8; surrogates are in none, but between those that are."""
+    if code < 0x800:
+        return 0xC0 | code >> 6
+    return 0xE0 | code >> 12 if code < 0x10000 else 0xF0 | code >> 18
+
+
+def _agree(
+    one: Sequence[int],
+    other: Sequence[int],
+    together: Iterable[Sequence[int]],
+    needed: Mapping[int, int],
+) -> bool:
+    """Whether two states lead to the same groups, where both lead on.
+
+    together: see `_beginning_alike`. The first byte is allowed where one of the characters may follow. So where
+    texts behind them need different numbers of characters, the same of them must lead on. needed: the
+    characters that a text needs from a group.
+    """
+    if not all(a in (b, DEAD) or b == DEAD for a, b in zip(one, other, strict=True)):
+        return False
+    for blocks in together:
+        ones, others = [one[i] for i in blocks], [other[i] for i in blocks]
+        if ones == others or max(ones, default=DEAD) == DEAD or max(others, default=DEAD) == DEAD:
+            continue
+        if len({needed[lead] for lead in (*ones, *others) if lead != DEAD}) > 1:
+            return False
+    return True
 
 
 def _numbered(values: Sequence[int]) -> list[int]:

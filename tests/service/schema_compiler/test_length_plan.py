@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -373,3 +374,25 @@ def test_states_that_need_as_much_are_one_node() -> None:
         for byte in text.encode():
             node = table.next_node(node, byte)
         assert table.distances[node] == needed, text
+
+
+@pytest.mark.parametrize(("begun", "loop"), [("\n", "\\"), ("é", "è"), ("漢", "漣"), ("😀", "😁")])
+def test_characters_that_begin_with_the_same_byte_keep_states_apart(begun: str, loop: str) -> None:
+    """Behind b, only the characters that begin a group may follow. Their first byte may not be written where
+    only the other character would come to an end in time: nothing could follow it."""
+    pattern = f"^(?:{begun}{{3}}x{re.escape(loop)}*b*)+$"
+    schema = {"type": "string", "pattern": pattern, "maxLength": 9_999}
+    options = Options(lengths_beside=True)
+    table = Table(compile_schema(json.dumps(schema), DEFAULT_LIMITS, options).lengths)
+
+    def needed(text: str, first: str) -> int:
+        node = table.states[table.root].text
+        written = json.dumps(text, ensure_ascii=False).encode()[1:-1]
+        for byte in written + json.dumps(first, ensure_ascii=False).encode()[1:2]:
+            node = table.next_node(node, byte)
+        return table.distances[node]
+
+    group = f"{begun * 3}x"
+    assert needed(group, loop) == 0
+    assert needed(f"{group}{loop}b", begun) == 3
+    assert needed("", begun) == 3
