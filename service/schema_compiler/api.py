@@ -123,7 +123,9 @@ def lowered_and_emitted(
     """
     best: tuple[LoweredSchema, str, bytes] | None = None
     for bounds, order_rules in _attempts(options.property_order):
-        if (best is not None) != (bounds is WIDE):
+        # Wide bounds are for a grammar that could have more; the others, until there is one.
+        has_grammar = best is not None
+        if has_grammar != (bounds is WIDE):
             continue
         try:
             with bounded(budget.current().part(ATTEMPT)):

@@ -7,10 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from service.schema_compiler.emit import patterns
-from service.schema_compiler.emit.json_escapes import (
-    JsonEscapes,
-    RawText,
-)
+from service.schema_compiler.emit.json_escapes import JsonEscapes, RawText
 from service.schema_compiler.emit.patterns import counted
 from service.schema_compiler.emit.regular_expressions import regular_expression
 from service.schema_compiler.emit.rules import Rules, literal
@@ -26,8 +23,6 @@ from service.schema_compiler.ir.values import (
 from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
 
 _QUOTE = literal('"')
-
-
 NO_CHARACTERS: frozenset[str] = frozenset()
 
 

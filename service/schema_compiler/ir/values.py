@@ -221,9 +221,9 @@ class NameSet:
     that one may be written as well.
 
     apart: names that may be written everywhere; None: there are none. In the declared order they begin
-    with no declared name; in any order, in which declared names may be written everywhere, they are all
-    other names, where one automaton can tell these. extending: names that begin with a declared one and are longer, by
-    the longest such. They may be written where that one, and each declared name with which it begins,
+    with no declared name. In any order, declared names may be written everywhere, so these are all other
+    names, where one automaton can tell them. extending: names that begin with a declared one and are longer,
+    by the longest such. They may be written where that one, and each declared name with which it begins,
     may be written.
 
     maximum: of the characters of all of them, which the decoder keeps; maximum_by: JSON pointers of the

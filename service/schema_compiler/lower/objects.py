@@ -47,12 +47,12 @@ LAST_COUNTS = (
     "additional names may repeat, and the last member of a name counts; list the names under "
     "properties"
 )
-
-
 LASTS = (
     "the order matters: once a member meets it, further members of its kind have to, as they may "
     "repeat its name"
 )
+COUNTED = "in the declared order: members are counted"
+OBLIGED = "in the declared order: under `not`, some member has to be of a kind"
 NEAR = (
     "optional properties in any order, the {} required ones near the order of `properties` or of "
     "`required`"
@@ -152,13 +152,13 @@ class _Lowering:
         if self.context.order_rules is None or not names or (not one.additional and len(names) < 2):
             return None
         if one.obligations:
-            self._note_order("in the declared order: members are counted")
+            self._note_order(OBLIGED)
             return None
         all_told = not one.additional and len(names) <= MAX_TOLD
         if all_told and self.context.affords_order(1 << len(names)):
             return AnyOrder(True, len(names), (names,))
         if not one.additional and one.minimum > len(required) + 1:
-            self._note_order("in the declared order: members are counted")
+            self._note_order(COUNTED)
             return None
         limit = one.minimum if one.maximum is None else one.maximum
         counts = 1 + max(limit - len(required), 0)
@@ -178,7 +178,11 @@ class _Lowering:
 
     def _note_order(self, what: str) -> None:
         pointers = [f"{one.pointer}/properties" for one in self.members if one.declared]
-        for pointer in pointers or [one.pointer for one in self.required]:
+        pointers = pointers or [one.pointer for one in self.required]
+        if not pointers:  # the names are those that a pattern or propertyNames lists
+            pointers = [f"{m.pointer}/patternProperties" for m in self.members if m.patterns]
+            pointers += [one.pointer for one in self.names]
+        for pointer in pointers:
             self.context.remark(pointer, what)
 
     def _lasting(self, one: Object) -> Object:
