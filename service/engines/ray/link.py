@@ -30,8 +30,14 @@ from service.types import Chunk, GenerateRequest
 NONCE_BYTES, PROOF_BYTES, LENGTH_BYTES = 32, 32, 8
 HELLO_LIMIT_S = 10.0
 """Maximum time to connect, and for the proofs of both ends, in seconds."""
-KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds and attempts after which a machine that has vanished is noticed."""
+LIVENESS = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+"""Seconds and attempts after which a machine that has vanished is noticed where nothing was sent to it, and
+milliseconds where something was. Without the last one that takes a quarter of an hour, and an end that is
+there and does not read is never noticed."""
+MOST_UNSENT = 4 << 20
+"""Number of bytes that wait to be sent to a replica, above which it gets no further requests."""
+AGAIN_S = 60.0
+"""Time before another attempt to reach a replica that could not be reached, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -65,12 +71,13 @@ class _End(asyncio.Protocol):
         self._read = bytearray()
         self._hello = deque([(NONCE_BYTES, self._answer_nonce), (PROOF_BYTES, self._check_proof)])
         self._transport: asyncio.Transport | None = None
+        self._proven = False
         self._limit: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> bool:
         """Whether the other end has proven itself and is there."""
-        return not self._hello and self._transport is not None
+        return self._proven and self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # Ray Serve runs uvloop, whose transports are of no class of asyncio.
@@ -78,7 +85,7 @@ class _End(asyncio.Protocol):
         self._limit = self._loop.call_later(HELLO_LIMIT_S, self._transport.abort)
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in KEEPALIVE.items():
+        for name, value in LIVENESS.items():
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._transport.write(self._nonce)
@@ -121,6 +128,7 @@ class _End(asyncio.Protocol):
             return False
         assert self._limit is not None
         self._limit.cancel()
+        self._proven = True
         self.proven()
         return True
 
@@ -147,13 +155,22 @@ class Link(_End):
         super().__init__(address.secret)
         self.address = address
         self.leaving = False
-        """The replica ends: it finishes the requests that it has."""
+        """The replica has said that it ends: it finishes the requests that it has."""
+        self.listed = True
+        """Ray Serve has the replica, and it has answered when it was asked for its address."""
         self.chosen = 0
         """When the link was chosen for the last time, as a number that grows."""
+        self.stuck = False
+        """The replica does not read."""
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, _Answer] = {}
+        self._waiting: dict[int, asyncio.Queue[Batch | Exception]] = {}
         self._out: list[Any] = []
         self._there = self._loop.create_future()
+
+    @property
+    def takes(self) -> bool:
+        """Whether the replica takes requests."""
+        return self.open and self.listed and not self.leaving
 
     @property
     def active(self) -> int:
@@ -181,20 +198,20 @@ class Link(_End):
 
         left_s: as of `Replica.generate`. Raises ``LinkLost``, and ``NoRoom`` before the first batch.
         """
-        number, answer, ended = next(self._numbers), _Answer(self._loop), False
-        self._waiting[number] = answer
+        number, ended = next(self._numbers), False
+        answer = self._waiting[number] = asyncio.Queue()
         self._push((number, packed, left_s))
         del packed
         try:
             if not self.open:
                 raise LinkLost
             while not ended:
-                batch = await answer.next()
-                ended = batch.last
-                yield batch
-        except NoRoom:
-            ended = True
-            raise
+                found = await answer.get()
+                if isinstance(found, Exception):
+                    ended = True
+                    raise found
+                ended = found.last
+                yield found
         finally:
             del self._waiting[number]
             if not ended:
@@ -203,8 +220,18 @@ class Link(_End):
     def fail(self, error: Exception) -> None:
         """End all requests with an error, and the link."""
         for answer in self._waiting.values():
-            answer.put(error)
+            answer.put_nowait(error)
         self.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast("asyncio.Transport", transport).set_write_buffer_limits(high=MOST_UNSENT)
+        super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        self.stuck = True
+
+    def resume_writing(self) -> None:
+        self.stuck = False
 
     def proven(self) -> None:
         if not self._there.done():
@@ -215,14 +242,14 @@ class Link(_End):
         if not self._there.done():
             self._there.set_exception(ConnectionError("the replica ended the connection"))
         for answer in self._waiting.values():
-            answer.put(LinkLost())
+            answer.put_nowait(LinkLost())
 
     def received(self, value: Any) -> None:
         number, batch = value
         if number == LEAVING:
             self.leaving = True
         elif (answer := self._waiting.get(number)) is not None:
-            answer.put(NoRoom() if batch is None else batch)
+            answer.put_nowait(NoRoom() if batch is None else batch)
 
     def _push(self, value: Any) -> None:
         """Send a value, together with the others of this turn of the event loop."""
@@ -239,29 +266,6 @@ LEAVING = 0
 """In place of the number of a request: the replica takes no further ones."""
 
 
-class _Answer:
-    """Batches that a request has received and not read."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._found: deque[Batch | Exception] = deque()
-        self._some: asyncio.Future[None] | None = None
-
-    def put(self, found: Batch | Exception) -> None:
-        self._found.append(found)
-        if self._some is not None and not self._some.done():
-            self._some.set_result(None)
-
-    async def next(self) -> Batch:
-        while not self._found:
-            self._some = self._loop.create_future()
-            await self._some
-        found = self._found.popleft()
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-
 class Links:
     """The links of a server to the replicas of a deployment.
 
@@ -271,19 +275,27 @@ class Links:
     def __init__(self, ongoing: int) -> None:
         self._ongoing = ongoing
         self._links: list[Link] = []
+        self._unreached: dict[LinkAddress, float] = {}
+        """Replicas that cannot be reached, and when the next attempt is due."""
         self._turns = itertools.count(1)
 
     @property
     def count(self) -> int:
         """Number of replicas that take requests."""
-        return sum(link.open and not link.leaving for link in self._links)
+        return sum(link.takes for link in self._links)
+
+    @property
+    def settled(self) -> int:
+        """Number of replicas that are linked, or for which no attempt is due."""
+        now = asyncio.get_running_loop().time()
+        return self.count + sum(due > now for due in self._unreached.values())
 
     def choose(self) -> Link | None:
         """The link with the fewest requests; None where none has room."""
         with_room = [
             link
             for link in self._links
-            if link.open and not link.leaving and link.active < self._ongoing
+            if link.takes and not link.stuck and link.active < self._ongoing
         ]
         if not with_room:
             return None
@@ -295,18 +307,24 @@ class Links:
         """Connect to the replicas that are new."""
         self._links = [link for link in self._links if link.open]
         for link in self._links:
-            link.leaving = link.leaving or link.address not in addresses
-        known = {link.address for link in self._links}
-        for address in addresses:
-            if address in known:
-                continue
-            try:
-                self._links.append(await Link.connect(address))
-            except (OSError, asyncio.TimeoutError) as error:
-                log.warning(
-                    "a replica cannot be reached directly (%s): Ray Serve carries all requests to it",
-                    type(error).__name__,
-                )
+            link.listed = link.address in addresses
+        now = asyncio.get_running_loop().time()
+        self._unreached = {one: due for one, due in self._unreached.items() if one in addresses}
+        waits = {link.address for link in self._links}
+        waits.update(one for one, due in self._unreached.items() if due > now)
+        await asyncio.gather(*(self._connect(one) for one in addresses if one not in waits))
+
+    async def _connect(self, address: LinkAddress) -> None:
+        try:
+            self._links.append(await Link.connect(address))
+            self._unreached.pop(address, None)
+        except (OSError, asyncio.TimeoutError) as error:
+            log.log(
+                logging.DEBUG if address in self._unreached else logging.WARNING,
+                "a replica cannot be reached directly (%s): Ray Serve carries all requests to it",
+                type(error).__name__,
+            )
+            self._unreached[address] = asyncio.get_running_loop().time() + AGAIN_S
 
     def close(self, error: Exception) -> None:
         """End all requests with an error."""
@@ -384,8 +402,6 @@ class _ReplicaEnd(_End):
         if packed is None:
             if (running := self._tasks.get(number)) is not None:
                 running.cancel()
-        elif self._listener.leaving or self._listener.room.locked():
-            self.send([(number, None)])
         else:
             task = self._loop.create_task(self._answer(number, packed, left_s), name="link-request")
             self._tasks[number] = task
@@ -393,13 +409,18 @@ class _ReplicaEnd(_End):
 
     async def _answer(self, number: int, packed: bytes, left_s: float | None) -> None:
         """Run one request. Everything is sent with messages that carry other requests, too."""
-        deadline = None if left_s is None else self._loop.time() + left_s
-        request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
-        del packed
-        async with self._listener.room:
-            part = _Part(self._loop.time())
+        room = self._listener.room
+        if self._listener.leaving or room.locked():
+            self.send([(number, None)])
+            return
+        begun = self._loop.time()
+        deadline = None if left_s is None else begun + left_s
+        async with room:  # at once
+            part = _Part(begun)
             try:
                 async with _cancelled_at(deadline) as late:
+                    request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
+                    del packed
                     await self._run(request, number, part)
             except asyncio.CancelledError:
                 if not late:
@@ -414,14 +435,16 @@ class _ReplicaEnd(_End):
     async def _run(self, request: GenerateRequest, number: int, part: _Part) -> None:
         """Collect the chunks of a request: the first and the last one are sent at once, and others
         within the delay; nothing before the end where nobody reads piecewise."""
-        piecewise, first = request.piecewise, True
+        piecewise, first, last = request.piecewise, True, False
         async with aclosing(self._listener.generate(request)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 part.chunks.append(chunk)
+                last = chunk.finish_reason is not None
                 if piecewise:
-                    last = chunk.finish_reason is not None
                     self._collected(number, part, at_once=first or last)
                     first = False
+        if not last:
+            raise RuntimeError("the engine ended an answer without a reason")
 
     def _collected(self, number: int, part: _Part, *, at_once: bool) -> None:
         """Send a part with the next message: in this turn of the event loop, or within the delay."""

@@ -22,7 +22,7 @@ class ReplicaError(RuntimeError):
 class Batch:
     """Chunks that cross together.
 
-    error: why there are no more. age_s: seconds since the replica received the request.
+    error: why there are no more. age_s: seconds since the replica began the request.
     """
 
     chunks: list[Chunk]

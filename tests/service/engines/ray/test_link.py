@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import os
 import pickle
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import pytest
 
 from service.engines.ray import link as link_module
 from service.engines.ray.link import Link, LinkAddress, LinkLost, Links, Listener, NoRoom
-from service.engines.ray.messages import ReplicaError
+from service.engines.ray.messages import Batch, ReplicaError
 from service.errors import ContextTooLong, EngineUnavailable, InferenceTimeout
 from service.types import Chunk, FinishReason, GenerateRequest, Usage
 
@@ -81,6 +83,15 @@ async def endless(request: GenerateRequest) -> AsyncIterator[Chunk]:
 
 async def text(link: Link, name: str) -> str:
     return "".join([c.text async for b in link.run(packed(name), None) for c in b.chunks])
+
+
+async def last(link: Link, request: bytes) -> Batch:
+    """The last batch of an answer."""
+
+    async def read() -> Batch:
+        return [batch async for batch in link.run(request, None)][-1]
+
+    return await asyncio.wait_for(read(), LIMIT_S)
 
 
 async def test_answers_of_many_requests_do_not_mix() -> None:
@@ -236,6 +247,94 @@ async def test_a_full_replica_says_so() -> None:
         link.abort()
 
 
+async def test_requests_of_one_message_are_counted_one_by_one() -> None:
+    async with replica(endless, room=1) as there:
+        link = await Link.connect(there.address)
+        both = [link.run(packed(name), None) for name in "ab"]
+        found = await asyncio.wait_for(
+            asyncio.gather(*(anext(one) for one in both), return_exceptions=True), LIMIT_S
+        )
+        assert [type(one) for one in found] == [Batch, NoRoom]
+        link.abort()
+
+
+async def test_a_request_that_cannot_be_read_ends_with_an_error() -> None:
+    async with replica(two) as there:
+        link = await Link.connect(there.address)
+        assert isinstance((await last(link, b"of another version")).error, ReplicaError)
+        assert await text(link, "the next one") == "the next one"
+        assert there.room._value == 8
+        link.abort()
+
+
+@pytest.mark.parametrize("parts", [(), ("a",)])
+async def test_an_answer_without_an_end_is_a_defect(parts: tuple[str, ...]) -> None:
+    async def answer(request: GenerateRequest) -> AsyncIterator[Chunk]:
+        for part in parts:
+            yield Chunk(part)
+
+    async with replica(answer) as there:
+        link = await Link.connect(there.address)
+        assert isinstance((await last(link, packed())).error, ReplicaError)
+        link.abort()
+
+
+@asynccontextmanager
+async def unread() -> AsyncIterator[LinkAddress]:
+    """A replica that proves itself and reads nothing more."""
+    secret, ended = b"secret", asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonce = await reader.readexactly(32)
+        writer.write(bytes(32) + hmac.digest(secret, b"replica" + nonce, "sha256"))
+        await ended.wait()
+        writer.transport.abort()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    try:
+        yield LinkAddress("127.0.0.1", server.sockets[0].getsockname()[1], secret)
+    finally:
+        ended.set()
+        server.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+async def test_a_replica_that_reads_nothing_gets_no_more_and_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limits = link_module.LIVENESS
+    monkeypatch.setitem(limits, "TCP_USER_TIMEOUT", limits["TCP_USER_TIMEOUT"] // 200)
+    links = Links(1000)
+    async with unread() as address:
+        await links.update([address])
+        first, waiting = links.choose(), []
+        assert first is not None
+        while (link := links.choose()) is not None:
+            waiting.append(asyncio.ensure_future(anext(link.run(bytes(1 << 20), None))))
+            await asyncio.sleep(0)
+            assert len(waiting) < 100, "what waits to be sent has a limit"
+        assert first.stuck
+        for one in waiting:
+            with pytest.raises(LinkLost):
+                await asyncio.wait_for(one, LIMIT_S)
+        assert links.count == 0
+
+
+async def test_a_replica_that_reads_again_gets_requests_again() -> None:
+    links = Links(1000)
+    async with replica(two) as there:
+        await links.update([there.address])
+        link = links.choose()
+        assert link is not None
+        sent = asyncio.ensure_future(anext(link.run(bytes(32 << 20), None)))
+        for _ in range(2):  # it begins, and is sent
+            await asyncio.sleep(0)
+        assert links.choose() is None
+        await until(lambda: links.choose() is link)
+        await sent
+        link.abort()
+
+
 async def test_a_replica_that_leaves_finishes_its_requests() -> None:
     more = asyncio.Event()
 
@@ -295,6 +394,9 @@ async def test_replicas_that_come_and_go() -> None:
         assert link in known, "the connection stays"
         await links.update([])
         assert links.count == 0, "Ray Serve has taken the replica out"
+        assert links.choose() is None
+        await links.update([first.address])
+        assert links.choose() is link, "the replica had only not answered in time"
         links.close(EngineUnavailable("closed"))
 
 
@@ -306,6 +408,36 @@ async def test_a_replica_out_of_reach_is_left_to_ray(caplog: pytest.LogCaptureFi
     assert links.choose() is None
     assert "cannot be reached directly" in caplog.text
     assert there.address.secret.hex() not in caplog.text
+
+
+async def test_replicas_out_of_reach_are_tried_together_and_seldom(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A firewall that drops packets lets an attempt last: ten of them in turn would outlast the time
+    after which a server that does not report counts as ended."""
+    addresses = [LinkAddress("127.0.0.1", port, b"secret") for port in (1, 2, 3)]
+    tried: list[LinkAddress] = []
+    all_tried = asyncio.Event()
+
+    async def connect(address: LinkAddress) -> Link:
+        tried.append(address)
+        if len(tried) == len(addresses):
+            all_tried.set()
+        await all_tried.wait()
+        raise TimeoutError
+
+    monkeypatch.setattr(Link, "connect", connect)
+    links = Links(8)
+    await asyncio.wait_for(links.update(addresses), LIMIT_S)
+    assert (links.count, links.settled) == (0, 3)
+    await links.update(addresses[:2])
+    assert tried == addresses
+    assert links.settled == 2, "the third one is gone"
+    links._unreached[addresses[0]] = 0.0
+    assert links.settled == 1
+    await links.update(addresses[:2])
+    assert tried == [*addresses, addresses[0]]
+    assert caplog.text.count("cannot be reached directly") == 3, "once for each"
 
 
 class Bomb:
