@@ -295,24 +295,35 @@ class RayEngine:
 
     async def _attend_for_ever(self) -> None:
         while True:
-            unlinked = self._links is not None and self._links.count != self._plan.scale.replicas
+            unlinked = self._links is not None and self._links.settled != self._plan.scale.replicas
             await asyncio.sleep(UNLINKED_S if unlinked else ATTEND_S)
             try:
                 await self._attend()
                 await self._link()
             except EngineUnavailable as error:
                 log.warning("%s", error)
+            except Exception:  # a server that reports no more counts as ended
+                log.exception("a report to the registrar failed")
 
     async def _link(self) -> None:
         """Connect to replicas that are new."""
-        if self._links is None or self._links.count == self._report.running:
+        if self._links is None or self._links.settled == self._report.running:
             return
         with _errors_of_ray():
-            found = await self._handle.broadcast("link").results_async(
-                timeout_s=LINK_LIMIT_S, return_exceptions=True
-            )
+            try:
+                found = await self._handle.broadcast("link").results_async(
+                    timeout_s=LINK_LIMIT_S, return_exceptions=True
+                )
+            except TimeoutError:
+                log.info("a replica does not say where it listens; it is asked again")
+                return
         # A replica that ends right now answers with an exception.
-        await self._links.update([one for one in found if isinstance(one, LinkAddress)])
+        addresses = [one for one in found if isinstance(one, LinkAddress)]
+        if not addresses and None in found:
+            log.info("replicas take no connections: Ray Serve carries all requests")
+            self._links = None
+            return
+        await self._links.update(addresses)
 
     async def _asked(self, method: str, *args: Any) -> Any:
         """The answer of a replica to a call without a stream."""

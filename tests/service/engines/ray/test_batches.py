@@ -18,6 +18,7 @@ from service.engines.fake import FakeEngine
 from service.engines.ray import engine as ray_engine
 from service.engines.ray import replica
 from service.engines.ray.messages import Batch, ReplicaError, as_value
+from service.engines.ray.registrar import Report
 from service.engines.ray.replica import batches
 from service.errors import (
     ContextTooLong,
@@ -316,3 +317,67 @@ async def test_only_an_unavailable_replica_is_a_lost_one(
     if reason is not None:
         assert isinstance(raised.value, ServiceError)
         assert raised.value.reason == reason
+
+
+class Unlinked:
+    """The handle of a deployment whose replicas take no connections. Counts how often they are asked.
+
+    error: raised in place of the answer.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked, self.error = 0, error
+
+    def broadcast(self, method: str) -> Unlinked:
+        return self
+
+    async def results_async(self, **options: object) -> list[None]:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return [None, None]
+
+
+@pytest.mark.slow  # imports all of Ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at its import
+async def test_replicas_that_take_no_connections_are_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of a cluster with TLS."""
+    engine, handle = on_ray(FakeEngine, replicas=2), Unlinked()
+    monkeypatch.setattr(engine, "_handle", handle)
+    monkeypatch.setattr(engine, "_report", Report(running=2))
+    await engine._link()
+    assert engine._links is None, "Ray Serve carries all requests, and the next report is not early"
+    await engine._link()
+    assert handle.asked == 1
+
+
+@pytest.mark.slow  # imports all of Ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at its import
+@pytest.mark.parametrize("error", [TimeoutError("of one replica"), RuntimeError("a defect")])
+async def test_a_server_goes_on_to_report(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Whatever happens: replicas end when no server reports."""
+    engine, handle, reports = on_ray(FakeEngine, replicas=2), Unlinked(error), 0
+    enough = asyncio.Event()
+
+    async def attend() -> None:
+        nonlocal reports
+        reports += 1
+        if reports == 3:
+            enough.set()
+
+    monkeypatch.setattr(ray_engine, "UNLINKED_S", 0.001)
+    monkeypatch.setattr(engine, "_handle", handle)
+    monkeypatch.setattr(engine, "_attend", attend)
+    monkeypatch.setattr(engine, "_report", Report(running=2))
+    attending = asyncio.create_task(engine._attend_for_ever())
+    waiting = asyncio.create_task(enough.wait())
+    await asyncio.wait([attending, waiting], timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    attending.cancel()
+    waiting.cancel()
+    await asyncio.wait([attending, waiting])
+    assert reports >= 3
+    assert engine._links is not None
