@@ -218,7 +218,7 @@ class ServerSettings(BaseSettings):
     property_order: Literal["declared", "any"] = Field(
         "declared",
         description="Order of the properties of objects where neither the request nor the task "
-        "sets one: declared (as in the JSON Schema), or any (for objects of up to 8 properties).",
+        "sets one: declared (as in the JSON Schema), or any; few objects keep the declared one.",
     )
     close_objects: bool = Field(
         False,

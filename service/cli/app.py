@@ -137,9 +137,7 @@ Strict = Annotated[
 ]
 Order = Annotated[
     Literal["declared", "any"] | None,
-    typer.Option(
-        help="Order of properties: as declared, or any in objects of up to 8. Default: the server's."
-    ),
+    typer.Option(help="Order of properties: as declared, or any. Default: the server's."),
 ]
 Closed = Annotated[
     bool | None,

@@ -255,6 +255,7 @@ class ResponsesRequest(SchemaOptions):
         "stop": "use POST /v1/chat/completions for stop",
         "task": "use POST /v1/chat/completions for a registered task",
         "n": "send a request for each answer",
+        "strict": "use require_enforced",
         "guided_json": "use text.format with the type json_schema",
         "guided_regex": "use structured_outputs.regex",
         "guided_choice": "use structured_outputs.choice",

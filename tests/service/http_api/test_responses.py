@@ -133,6 +133,7 @@ def test_the_page_lists_every_field() -> None:
 
 WRONG = [
     ("unknown field", {"temprature": 1}, "temprature", "did you mean temperature"),
+    ("option of gRPC", {"strict": True}, "strict", "use require_enforced"),
     ("field of chat", {"messages": []}, "messages", "use input"),
     ("stop", {"stop": "a"}, "stop", "/v1/chat/completions"),
     ("no input", {"input": None}, "input", "required"),
