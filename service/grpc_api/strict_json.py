@@ -24,8 +24,16 @@ from service.schema_compiler import jsontext
 MAX_DEPTH = 64
 """How deep the messages of a request may nest."""
 URL_SAFE = re.compile("[-_]")
-NUMBER = re.compile("-?[0-9]{1,10}")
-"""The number of an enum's value, which protobuf takes as text, too."""
+WHOLE = re.compile("-?[0-9]{1,20}")
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?|NaN|-?Infinity")
+"""Numbers as text, which protobuf takes, too."""
+WHOLES = {
+    FieldDescriptor.CPPTYPE_INT32,
+    FieldDescriptor.CPPTYPE_INT64,
+    FieldDescriptor.CPPTYPE_UINT32,
+    FieldDescriptor.CPPTYPE_UINT64,
+}
+NUMBERS = {FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE}
 Place = tuple[str | int, ...]
 
 
@@ -52,6 +60,7 @@ def _taken(value: dict[str, Any], descriptor: Any, place: Place) -> Iterator[tup
     """Take the bytes out of an object, which gets empty texts in their place. Yields where they were
     and what they are."""
     known = _fields(descriptor)
+    chosen: dict[str, str] = {}
     if len(place) > 2 * MAX_DEPTH:
         raise ParseError(f"the messages are nested deeper than {MAX_DEPTH}")
     for key, given in value.items():
@@ -62,6 +71,9 @@ def _taken(value: dict[str, Any], descriptor: Any, place: Place) -> Iterator[tup
             raise ParseError(f"{where} has no field named {jsontext.short(key)}; it takes: {names}")
         if field is None or given is None:
             continue
+        oneof = field.containing_oneof
+        if oneof is not None and (other := chosen.setdefault(oneof.name, key)) != key:
+            raise ParseError(f"{_spelt(place) or 'the body'} takes only one of {other} and {key}")
         here = (*place, field.name)
         if field.is_repeated:
             if not isinstance(given, list):
@@ -89,16 +101,32 @@ def _converted(
 
 
 def _check(given: Any, field: FieldDescriptor, place: Place) -> None:
-    """Refuse a wrong text, switch or name of an enum. Protobuf checks numbers."""
+    """Refuse a wrong text, switch, number or name of an enum. Protobuf checks ranges."""
     if field.type == FieldDescriptor.TYPE_STRING and not isinstance(given, str):
         as_text = ", with the JSON inside the text" if isinstance(given, dict | list) else ""
         raise ParseError(f"{_spelt(place)} must be text{as_text}")
     if field.type == FieldDescriptor.TYPE_BOOL and not isinstance(given, bool):
         raise ParseError(f"{_spelt(place)} must be true or false")
-    if field.enum_type is not None and isinstance(given, str):
+    if field.enum_type is not None:
         names = [one.name for one in field.enum_type.values]
-        if given not in names and not NUMBER.fullmatch(given):
+        if given not in names and not _is_whole(given):
             raise ParseError(f"{_spelt(place)} must be one of: {', '.join(names)}")
+    if field.cpp_type in WHOLES and not _is_whole(given):
+        raise ParseError(f"{_spelt(place)} must be a whole number")
+    if field.cpp_type in NUMBERS and not _is_number(given):
+        raise ParseError(f"{_spelt(place)} must be a number")
+
+
+def _is_whole(given: Any) -> bool:
+    if isinstance(given, str):
+        return WHOLE.fullmatch(given) is not None
+    return _is_number(given) and given == int(given)
+
+
+def _is_number(given: Any) -> bool:
+    if isinstance(given, str):
+        return NUMBER.fullmatch(given) is not None
+    return isinstance(given, int | float) and not isinstance(given, bool)
 
 
 def _decoded(given: Any, place: Place) -> bytes:

@@ -248,6 +248,10 @@ async def test_a_body_that_is_no_request(body: bytes, part: str) -> None:
     assert "qwen3vl.v1" not in reply.json["message"]
 
 
+def order(value: str) -> str:
+    return f'{{"task": {{"inline": {{"grammar": {{"propertyOrder": {value}}}}}}}}}'
+
+
 LENIENT = [
     ('{"images": [{"data": "AA*A"}]}', "images[0].data is not base64"),
     ('{"images": [{"data": "AAAA===="}]}', "images[0].data is not base64"),
@@ -257,6 +261,16 @@ LENIENT = [
     ('{"images": [{"data": 5}]}', "images[0].data must be text in base64"),
     ('{"images": [[]]}', "images[0] must be an object"),
     ('{"images": {}}', "images must be a list"),
+    (order("1.5"), "grammar.property_order must be one of: PROPERTY_ORDER_UNSPECIFIED"),
+    (order("true"), "grammar.property_order must be one of"),
+    (order("[]"), "grammar.property_order must be one of"),
+    ('{"sampling": {"seed": "x"}}', "sampling.seed must be a whole number"),
+    ('{"sampling": {"seed": "1_0"}}', "sampling.seed must be a whole number"),
+    ('{"sampling": {"maxTokens": 1.5}}', "sampling.max_tokens must be a whole number"),
+    ('{"sampling": {"maxTokens": true}}', "sampling.max_tokens must be a whole number"),
+    ('{"sampling": {"temperature": []}}', "sampling.temperature must be a number"),
+    ('{"sampling": {"temperature": "1_0"}}', "sampling.temperature must be a number"),
+    ('{"task": {"name": "a", "inline": {}}}', "task takes only one of name and inline"),
     ('{"task": []}', "task must be an object"),
     ('{"task": {"inline": []}}', "task.inline must be an object"),
     ('{"task": ""}', "task must be an object"),
