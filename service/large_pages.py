@@ -14,7 +14,7 @@ import mmap
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MIB = 1 << 20
@@ -42,7 +42,8 @@ def join() -> int:
     of other sizes, or where its operator has turned large pages off.
     """
     try:
-        found = [one for one in _wanted() if _collapse(one)]
+        collapse = _collapser()
+        found = [one for one in _wanted() if collapse(one)]
     except OSError as error:
         log.debug("no large pages: %s", error)
         return 0
@@ -77,7 +78,8 @@ def _mappings() -> list[tuple[int, int]]:
     return [(first, last) for first, last in found if last - first <= MAX_MAPPING]
 
 
-def _collapse(address: int) -> bool:
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
+def _collapser() -> Callable[[int], bool]:
+    """A function that makes a large page of the memory at an address, if the system has one to give."""
+    madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return bool(madvise(address, LARGE, _MADV_COLLAPSE) == 0)
+    return lambda address: madvise(address, LARGE, _MADV_COLLAPSE) == 0
