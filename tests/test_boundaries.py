@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
         "fairness",
     },
     "tasks": {*VALUES, "schema_compiler", "structured_output"},
-    "engines": {*VALUES, "engine", "metrics", "compile_errors", "client"},
+    "engines": {*VALUES, "engine", "metrics", "compile_errors", "client", "deadlines"},
     "image_hosts": set(),
     "settings": {"engines", "image_hosts", "quotas"},
     "fairness": set(),

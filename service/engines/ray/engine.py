@@ -17,12 +17,11 @@ from service import metrics
 from service.engines.common.closing import closed_error, or_closed
 from service.engines.ray.cluster import CONNECTION, ClusterOptions, keep_signals
 from service.engines.ray.link import LinkAddress, LinkLost, Links, NoRoom
-from service.engines.ray.messages import Batch, ReplicaError, lost
+from service.engines.ray.messages import Batch, ReplicaError, late, lost
 from service.engines.ray.plan import Plan
 from service.engines.ray.registrar import ATTEND_S, Report, registrar
 from service.errors import (
     EngineUnavailable,
-    InferenceTimeout,
     Overloaded,
     TooManyImages,
     VisionDisabled,
@@ -493,7 +492,7 @@ def _meaning(error: AioRpcError) -> Exception:
     if code is StatusCode.UNAVAILABLE:
         return _Lost()
     if code is StatusCode.DEADLINE_EXCEEDED:
-        return InferenceTimeout("Inference took longer than the deadline.")
+        return late()
     if code is StatusCode.CANCELLED:  # by a replica that ends and has waited for its requests
         return EngineUnavailable("The replica cancelled the request. Try again.")
     # RESOURCE_EXHAUSTED: a message above the limit. The next replica would do no better.

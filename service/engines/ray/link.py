@@ -19,12 +19,12 @@ import secrets
 import socket
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from service.engines.ray.messages import Batch, as_value
-from service.errors import InferenceTimeout
+from service.deadlines import Deadline
+from service.engines.ray.messages import Batch, as_value, late
 from service.types import Chunk, GenerateRequest
 
 NONCE_BYTES, PROOF_BYTES, LENGTH_BYTES = 32, 32, 8
@@ -413,20 +413,20 @@ class _ReplicaEnd(_End):
         if self._listener.leaving or room.locked():
             self.send([(number, None)])
             return
-        begun = self._loop.time()
-        deadline = None if left_s is None else begun + left_s
         async with room:  # at once
-            part = _Part(begun)
+            part = _Part(self._loop.time())
             try:
-                async with _cancelled_at(deadline) as late:
-                    request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
-                    del packed
+                request: GenerateRequest = pickle.loads(packed)
+                del packed
+                if left_s is None:
                     await self._run(request, number, part)
+                else:
+                    limit = Deadline(left_s)
+                    request = replace(request, deadline=limit.at)
+                    await limit.wait(self._run(request, number, part), late)
             except asyncio.CancelledError:
-                if not late:
-                    self._parts.pop(number, None)
-                    raise
-                part.error = InferenceTimeout("Inference took longer than the deadline.")
+                self._parts.pop(number, None)
+                raise
             except Exception as error:
                 part.error = as_value(error)
         if part.chunks or part.error is not None:
@@ -463,27 +463,6 @@ class _ReplicaEnd(_End):
         parts, self._parts = self._parts, {}
         now = self._loop.time()
         self.send([(number, part.taken(now)) for number, part in parts.items()])
-
-
-@asynccontextmanager
-async def _cancelled_at(deadline: float | None) -> AsyncIterator[list[bool]]:
-    """Cancel this task at a time of the event loop's clock. Yields a list that is empty until then."""
-    late: list[bool] = []
-    if deadline is None:
-        yield late
-        return
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    assert task is not None
-
-    def cancel() -> None:
-        late.append(True)
-        task.cancel()
-
-    timer = loop.call_at(deadline, cancel)
-    try:
-        yield late
-    finally:
-        timer.cancel()
 
 
 class _Part:

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
-from service.errors import EngineUnavailable, ServiceError, forget_frames
+from service.errors import EngineUnavailable, InferenceTimeout, ServiceError, forget_frames
 from service.types import Chunk, FinishReason, Timings, Usage
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,11 @@ def as_value(error: Exception) -> Exception:
         return error
     log.exception("the engine of a replica failed", exc_info=error)
     return ReplicaError("".join(traceback.format_exception(error)))
+
+
+def late() -> InferenceTimeout:
+    """The error of a request whose deadline has passed in a replica, or on the way to it."""
+    return InferenceTimeout("Inference took longer than the deadline.")
 
 
 def lost(error: Exception) -> bool:

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from service.engine import Engine
 from service.engines.ray.link import LinkAddress, Listener
-from service.engines.ray.messages import Batch, as_value
-from service.errors import InferenceTimeout, ServiceError
+from service.engines.ray.messages import Batch, as_value, late
+from service.errors import ServiceError
 from service.types import Capabilities, Chunk, GenerateRequest, Grammar
 
 MOST_CHUNKS = 4096
@@ -137,7 +137,7 @@ async def batches(
             left_s = None if deadline is None else deadline - now()
             awaited = collector.ended if delay_s is None else collector.some
             if not await _set_within(awaited, left_s):
-                yield collector.take(), InferenceTimeout("Inference took longer than the deadline.")
+                yield collector.take(), late()
                 return
             if pause_s:
                 await _set_within(collector.ended, pause_s)
