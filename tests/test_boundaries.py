@@ -39,7 +39,6 @@ ALLOWED: dict[str, set[str]] = {
     "deadlines": set(),
     "logs": set(),
     "heap": set(),
-    "large_pages": set(),
     "access_log": {"logs", "observation"},
     "traces": {"observation"},
     "web": {"reload"},

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from service import heap, large_pages, logs, metrics
+from service import heap, logs, metrics
 from service.cli.arguments import read_settings, with_flag
 from service.cli.front_ends import build_front_ends, places
 from service.errors import ServiceError
@@ -112,7 +112,6 @@ def progress(message: str) -> None:
 
 def _announce(front_ends: Sequence[GrpcFrontEnd | HttpFrontEnd]) -> None:
     logs.trace_crashes()  # after the engine has imported its libraries
-    threading.Thread(target=large_pages.join, name="large-pages", daemon=True).start()
     logs.console.info("SERVING on %s. Stop with Ctrl-C.", places(front_ends))
 
 
