@@ -43,6 +43,8 @@ def started(*words: str) -> Iterator[tuple[list[int], subprocess.Popen[str]]]:
         finally:
             process.terminate()
             process.wait(20)
+            if process.stdout is not None:
+                process.stdout.close()
 
 
 def rounds_of(description: str, servers: Servers, *, quick_rounds: int) -> tuple[float, int] | None:

@@ -60,8 +60,8 @@ def version(package: str) -> str:
     return subprocess.check_output([python(), "-c", code], text=True).strip()
 
 
-def gguf_files(folder: Path) -> Path:
-    """The bundled model as GGUF files, in a folder. Raises ``Missing``."""
+def gguf_files(folder: Path, checkpoint: Path = BUNDLED_MODEL) -> Path:
+    """A checkpoint as GGUF files, in a folder. Raises ``Missing``."""
     require("gguf")
     path = _site_packages("gguf")
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path}"}
@@ -69,7 +69,7 @@ def gguf_files(folder: Path) -> Path:
         sys.executable,
         "-m",
         "tests.model_servers.gguf_files",
-        str(BUNDLED_MODEL),
+        str(checkpoint),
         str(folder),
     ]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
