@@ -75,6 +75,17 @@ class TellsLoad(Protocol):
         ...
 
 
+@runtime_checkable
+class CollectsText(Protocol):
+    """An engine that can keep text back, so that what comes within a short time costs less processor
+    time. Optional."""
+
+    def collect_text(self, delay_s: float) -> None:
+        """Keep text back for up to ``delay_s`` seconds from now on, but not the first one of an answer,
+        its end and its error; where nobody reads piecewise, up to the end. Called before the start."""
+        ...
+
+
 async def load_of(engine: Engine) -> EngineLoad | None:
     """The load of an engine; None where the engine does not tell, or not soon.
 

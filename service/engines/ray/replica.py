@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from service.engine import Engine
+from service.engine import CollectsText, Engine
 from service.engines.ray.link import LinkAddress, Listener
 from service.engines.ray.messages import Batch, as_value, late
 from service.errors import ServiceError
@@ -39,10 +39,13 @@ class Replica:
         self._active = 0
         self._none_active = asyncio.Event()
         self._none_active.set()
-        self._listener = Listener(self._run, self._room, text_delay_s)
         self._address: LinkAddress | None = None
         try:
             self._engine = build()
+            if isinstance(self._engine, CollectsText):
+                self._engine.collect_text(text_delay_s)
+                self._text_delay_s = 0.0  # it has passed when the text comes
+            self._listener = Listener(self._run, self._room, self._text_delay_s)
             await self._engine.start()
         except (ServiceError, ValueError) as error:
             on_failed_start(str(error))

@@ -87,9 +87,12 @@ class ReferenceEngine:
         self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
         self._sight = ThreadPoolExecutor(1, thread_name_prefix="vision")
         self._closed = asyncio.Event()
-        self._live: dict[object, asyncio.Queue[Event]] = {}
-        self._outbox: deque[tuple[object, Event]] = deque()
-        self._waking = False
+        self._live: dict[object, _Answer] = {}
+        self._outbox: deque[tuple[object, Event, bool]] = deque()
+        """Requests, their events, and whether these may not be kept back."""
+        self._text_delay_s = 0.0
+        self._releasing: asyncio.TimerHandle | None = None
+        self._urgent = self._waking = False
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -109,6 +112,10 @@ class ReferenceEngine:
         if self._capabilities is None:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
         return self._capabilities
+
+    def collect_text(self, delay_s: float) -> None:
+        """See `service.engine.CollectsText`."""
+        self._text_delay_s = delay_s
 
     async def start(self) -> None:
         """Load the model. A second call returns at once."""
@@ -134,8 +141,9 @@ class ReferenceEngine:
         model, worker = self._ready()
         self._check(request)
         key = object()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-        self._live[key] = events
+        self._live[key] = answer = _Answer(request.piecewise)
+        if self._text_delay_s and self._releasing is None:
+            self._releasing = self._loop.call_later(self._text_delay_s, self._release)
         sequence: Sequence | None = None
         try:
             compiled = None if request.grammar is None else await self._compiled(request.grammar)
@@ -148,13 +156,13 @@ class ReferenceEngine:
                 sampling,
                 compiled,
                 max_tokens=answer_limit(len(prompt.token_ids), sampling, model.context_length),
-                emit=lambda event: self._outbox.append((key, event)),
+                emit=self._emitter(key, request.piecewise),
                 received=received,
                 guard=self._options.loop_guard,
             )
             worker.submit(sequence)
             while True:
-                event = await events.get()
+                event = await answer.events.get()
                 if isinstance(event, Exception):
                     try:
                         raise event
@@ -192,8 +200,10 @@ class ReferenceEngine:
             self._worker.stop()
             await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
         self._deliver()
-        for events in self._live.values():
-            events.put_nowait(closed_error())
+        if self._releasing is not None:
+            self._releasing.cancel()
+        for answer in self._live.values():
+            answer.add(closed_error(), urgent=True)
         self._live.clear()
         self._model = self._worker = None
         self._front.shutdown(wait=False)
@@ -269,9 +279,24 @@ class ReferenceEngine:
         features = await or_closed(encode, self._closed)
         return replace(prompt, images=()), features
 
+    def _emitter(self, key: object, piecewise: bool) -> Callable[[Event], None]:
+        """What the worker calls with the events of a request."""
+        collects = self._text_delay_s > 0
+        first = piecewise
+
+        def emit(event: Event) -> None:
+            nonlocal first
+            text = isinstance(event, Chunk) and event.finish_reason is None
+            urgent = first or not text or not collects
+            first = False
+            self._outbox.append((key, event, urgent))
+            self._urgent = self._urgent or urgent
+
+        return emit
+
     def _flush(self) -> None:
         """Called by the worker after every turn: let the event loop deliver the emitted events."""
-        if not self._outbox or self._waking:
+        if not self._urgent or self._waking:
             return
         self._waking = True
         try:
@@ -280,13 +305,45 @@ class ReferenceEngine:
             logger.debug("the event loop is closed; an answer is dropped")
 
     def _deliver(self) -> None:
-        self._waking = False
+        self._waking = self._urgent = False
         while self._outbox:
-            key, event = self._outbox.popleft()
+            key, event, urgent = self._outbox.popleft()
             if event is None:
                 self._live.pop(key, None)
             elif key in self._live:
-                self._live[key].put_nowait(event)
+                self._live[key].add(event, urgent)
+
+    def _release(self) -> None:
+        """Deliver the text that was kept back, again and again while there are requests."""
+        self._releasing = None
+        self._deliver()
+        for answer in self._live.values():
+            if answer.piecewise:
+                answer.release()
+        if self._live:
+            self._releasing = self._loop.call_later(self._text_delay_s, self._release)
+
+
+class _Answer:
+    """Events of a request that are not read, and behind them those that are kept back.
+
+    Every event that is put into the queue wakes a task; text that comes together wakes it once.
+    """
+
+    def __init__(self, piecewise: bool) -> None:
+        self.piecewise = piecewise
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self._kept: list[Event] = []
+
+    def add(self, event: Event, urgent: bool) -> None:
+        self._kept.append(event)
+        if urgent:
+            self.release()
+
+    def release(self) -> None:
+        for event in self._kept:
+            self.events.put_nowait(event)
+        self._kept.clear()
 
 
 def build(

@@ -19,7 +19,7 @@ from service.engines.ray import engine as ray_engine
 from service.engines.ray import replica
 from service.engines.ray.messages import Batch, ReplicaError, as_value
 from service.engines.ray.registrar import Report
-from service.engines.ray.replica import batches
+from service.engines.ray.replica import Replica, batches
 from service.errors import (
     ContextTooLong,
     EngineUnavailable,
@@ -381,3 +381,25 @@ async def test_a_server_goes_on_to_report(
     await asyncio.wait([attending, waiting])
     assert reports >= 3
     assert engine._links is not None
+
+
+class Made(Replica):
+    """Not made by Ray Serve, which would await the end."""
+
+    def __del__(self) -> None:  # type: ignore[override]
+        pass
+
+
+@pytest.mark.parametrize("collects", [True, False])
+async def test_text_is_kept_back_once(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the engine of a replica where it can, and else by the replica."""
+    monkeypatch.setenv("RAY_USE_TLS", "1")  # no links: these ask Ray for the address of the machine
+    told: list[float] = []
+    engine = FakeEngine()
+    if collects:
+        engine.collect_text = told.append  # type: ignore[attr-defined]
+    there = Made.__new__(Made)
+    await there.__init__(lambda: engine, 0.5, 4, pytest.fail)  # type: ignore[misc]
+    assert told == [0.5] * collects
+    assert there._text_delay_s == there._listener.delay_s == (0.0 if collects else 0.5)
+    await engine.close()

@@ -1,0 +1,149 @@
+"""Text that is kept back for a short time, as replicas on Ray ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.engine import CollectsText
+from service.engines.reference import ReferenceEngine
+from service.errors import EngineUnavailable
+from service.types import Chunk, FinishReason
+from tests.checkpoints import Shape
+from tests.service.engines.conformance import LONG, request, until
+
+NEVER = 3600.0
+LIMIT_S = 60.0
+WANTED = request("word", constraint=LONG, max_tokens=40)
+Write = Callable[[Shape], Path]
+
+
+@asynccontextmanager
+async def running(folder: Path, delay_s: float) -> AsyncIterator[ReferenceEngine]:
+    engine = ReferenceEngine(folder, threads=1)
+    assert isinstance(engine, CollectsText)
+    engine.collect_text(delay_s)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@dataclass
+class Stopped:
+    """Whether the decoder waits, and may go on."""
+
+    stopped: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def stopped_after(engine: ReferenceEngine, steps: int) -> Iterator[Stopped]:
+    """The decoder waits after so many steps."""
+    assert engine._model is not None
+    runner, decoder, done = engine._model.runner, Stopped(), 0
+    decode = runner.decode
+
+    def counted(sequences: Any) -> Any:
+        nonlocal done
+        if done == steps:
+            decoder.stopped.set()
+            decoder.go_on.wait(LIMIT_S)
+        done += 1
+        return decode(sequences)
+
+    runner.decode = counted  # type: ignore[method-assign]
+    try:
+        yield decoder
+    finally:
+        decoder.go_on.set()
+
+
+@asynccontextmanager
+async def turns() -> AsyncIterator[list[int]]:
+    """The number of turns of the event loop so far."""
+    count = [0]
+
+    async def tick() -> None:
+        while True:
+            await asyncio.sleep(0)
+            count[0] += 1
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield count
+    finally:
+        ticking.cancel()
+
+
+@pytest.mark.parametrize("piecewise", [True, False])
+async def test_text_comes_with_the_end(checkpoint: Write, piecewise: bool) -> None:
+    wanted = replace(WANTED, piecewise=piecewise)
+    found: dict[float, list[tuple[int, Chunk]]] = {}
+    for delay_s in (0.0, NEVER):
+        async with running(checkpoint(Shape()), delay_s) as engine, turns() as turn:
+            found[delay_s] = [(turn[0], chunk) async for chunk in engine.generate(wanted)]
+    plain, collected = ([chunk for _, chunk in one] for one in found.values())
+    assert len(plain) > 10
+    assert [(c.text, c.usage, c.finish_reason) for c in collected] == [
+        (c.text, c.usage, c.finish_reason) for c in plain
+    ]
+    seen = [turn for turn, _ in found[NEVER]]
+    assert len(set(seen)) == 1 + piecewise, "only the first text comes before the end"
+    assert seen[1] == seen[-1]
+
+
+async def test_text_is_kept_for_the_delay_alone(checkpoint: Write) -> None:
+    async with running(checkpoint(Shape()), 0.01) as engine:
+        with stopped_after(engine, 3):
+            async with aclosing(engine.generate(WANTED)) as chunks:  # type: ignore[type-var]
+                for _ in range(3):
+                    chunk = await asyncio.wait_for(anext(chunks), LIMIT_S)
+                    assert chunk.finish_reason is None
+
+
+async def test_an_answer_that_nobody_reads_piecewise_waits_for_its_end(checkpoint: Write) -> None:
+    async with running(checkpoint(Shape()), 0.001) as engine:
+        with stopped_after(engine, 3) as decoder:
+            async with aclosing(  # type: ignore[type-var]
+                engine.generate(replace(WANTED, piecewise=False))
+            ) as chunks:
+                first = asyncio.ensure_future(anext(chunks))
+                await until(decoder.stopped.is_set)
+                await asyncio.sleep(0.01)
+                assert not first.done()
+                decoder.go_on.set()
+                found = [await asyncio.wait_for(first, LIMIT_S)]
+                found += [chunk async for chunk in chunks]
+    assert found[-1].finish_reason is FinishReason.LENGTH
+    assert found[-1].usage.output_tokens == 40
+
+
+async def test_text_before_an_error_is_not_lost(checkpoint: Write) -> None:
+    async with running(checkpoint(Shape()), NEVER) as engine:
+        with stopped_after(engine, 3) as decoder:
+            chunks = engine.generate(WANTED)
+            await anext(chunks)
+            await until(decoder.stopped.is_set)
+            closing = asyncio.create_task(engine.close())
+            await asyncio.sleep(0)
+            decoder.go_on.set()
+            assert (await anext(chunks)).text
+            with pytest.raises(EngineUnavailable):
+                _ = [chunk async for chunk in chunks]
+            await closing
+
+
+async def test_nothing_goes_on_without_requests(checkpoint: Write) -> None:
+    async with running(checkpoint(Shape()), 0.001) as engine:
+        for _ in range(2):
+            assert [chunk async for chunk in engine.generate(WANTED)]
+            await until(lambda: engine._releasing is None)
