@@ -55,17 +55,23 @@ async def test_the_report_in_python_is_what_the_page_shows(
 
 def test_the_formats_are_those_of_the_page() -> None:
     paragraph = PAGE[PAGE.index("`format` asserts") :].partition("\n\n")[0]
-    listed, others, kept, partly = re.split(r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split()))
+    listed, others, enforced, partly, excluded = re.split(
+        r"(?<=[^.]\.) (?=[A-Z])", " ".join(paragraph.split())
+    )
     names = re.compile(r"`([a-z0-9-]+)`")
     assert set(names.findall(listed)) - {"format"} == FORMATS.keys()
     assert "has no effect" in others
-    assert set(names.findall(kept)) == FORMATS.keys() - FORMAT_PATTERNS.keys()
-    narrower = {name for name, pattern in FORMAT_PATTERNS.items() if not pattern.exact}
+    assert "enforces all of them" in enforced
+    narrower = {name for name, pattern in FORMAT_PATTERNS.items() if pattern.wide}
     assert set(names.findall(partly)) == narrower
-    for name in ("no-such-format", *FORMATS):
-        schema = json.dumps({"type": "string", "format": name})
-        found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS)
-        assert bool(found.report.checked) == (name in names.findall(kept)), name
+    checked = set(names.findall(excluded.partition("; ")[2])) - {"not"}
+    schemas = [({"type": "string", "format": name}, False) for name in ("no-such-format", *FORMATS)]
+    schemas += [
+        ({"type": "string", "not": {"format": name}}, name in checked) for name in FORMATS
+    ]
+    for schema, kept in schemas:
+        found = analyse(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), DEFAULT_LIMITS)
+        assert bool(found.report.checked) == kept, schema
 
 
 def test_the_flag_of_another_attempt_is_one_of_the_server() -> None:

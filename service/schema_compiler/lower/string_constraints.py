@@ -47,7 +47,10 @@ class StringConstraints:
             self.dropped.append((one, "is not part of a grammar"))
 
     def _format(self, one: Literal) -> None:
-        known = FORMAT_PATTERNS[one.value]
+        known = FORMAT_PATTERNS.get(one.value)
+        if known is None:
+            self.dropped.append((one, "is a format that no grammar can express"))
+            return
         pattern = known.excluded if one.negated else known.pattern
         if pattern is None:
             self.dropped.append((one, "is a format that a grammar cannot exclude"))
