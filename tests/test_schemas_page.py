@@ -66,9 +66,7 @@ def test_the_formats_are_those_of_the_page() -> None:
     assert set(names.findall(partly)) == narrower
     checked = set(names.findall(excluded.partition("; ")[2])) - {"not"}
     schemas = [({"type": "string", "format": name}, False) for name in ("no-such-format", *FORMATS)]
-    schemas += [
-        ({"type": "string", "not": {"format": name}}, name in checked) for name in FORMATS
-    ]
+    schemas += [({"type": "string", "not": {"format": name}}, name in checked) for name in FORMATS]
     for schema, kept in schemas:
         found = analyse(Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema)), DEFAULT_LIMITS)
         assert bool(found.report.checked) == kept, schema
