@@ -1,9 +1,10 @@
 """Regular expressions, as what an answer contains: strings with ``format: regex``.
 
-The rules write a part of ECMA-262 that other languages read, too: groups, look-ahead, classes, repeats with
-their bounds in order, and common escapes. What they leave out: groups in more than three others, look-ahead
-inside of groups, names of groups, look-behind, back-references, properties of Unicode, and ``{`` or ``[`` that
-stand for themselves without a backslash.
+The rules write a part of ECMA-262 that other languages read, too: groups, classes, repeats with
+their bounds in order, and common escapes. What they leave out: groups within two others, names of groups,
+look-ahead and look-behind, back-references, properties of Unicode, and ``{`` or ``[`` that stand for themselves
+without a backslash. Each further place in groups would take a tenth of a second to compile for a published
+tokenizer.
 
 There are rules for each place in groups, so that none of them comes back to the one that it was begun from: a
 matcher would look at that one for each token that goes on behind the end of a group, which takes a thousand
@@ -64,28 +65,22 @@ class _Writer:
     def start(self) -> str:
         """The rule for an expression that is not empty."""
         top = self._place([JsonEscapes.end])
-        first, second, third = (self._place([]) for _ in range(3))
-        ahead, in_ahead = self._place([]), self._place([])
-        for place, behind in ((first, top), (second, first), (third, second), (in_ahead, ahead)):
+        group, inner = self._place([]), self._place([])
+        for place, behind in ((group, top), (inner, group)):
             place.over.append(f"{literal(')')} {behind.atom}")
-        ahead.over.append(f"{literal(')')} {top.part}")
-        self._write(first, [second])
-        self._write(second, [third])
-        self._write(third, [])
-        self._write(ahead, [in_ahead])
-        self._write(in_ahead, [])
-        return self._write(top, [first], ahead)
+        self._write(group, [inner])
+        self._write(inner, [])
+        return self._write(top, [group])
 
     def _place(self, over: list[str]) -> _Place:
         return _Place(self._rules.reserve("regex"), self._rules.reserve("regex_atom"), over)
 
-    def _write(self, place: _Place, groups: list[_Place], ahead: _Place | None = None) -> str:
-        """Fill the rules of a place. groups: what a group that is opened here leads to. ahead: the same of a
-        look-ahead. Returns the rule for what begins here."""
+    def _write(self, place: _Place, groups: list[_Place]) -> str:
+        """Fill the rules of a place. groups: what a group that is opened here leads to. Returns the rule for
+        what begins here."""
         define = self._rules.define
         part, atom = place.part, place.atom
         opened = [way for one in groups for way in (one.part, f'"?:" {one.part}')]
-        opened += [f'"?" [=!] {ahead.part}'] if ahead else []
         escaped = define("regex_escape", f"[bB] {part} | {self._escaped(atom)}")
         begun = define("regex_some", " | ".join([
             *(f"{one} {atom}" for one in self._one(_PLAIN)),

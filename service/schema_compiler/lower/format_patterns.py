@@ -136,7 +136,7 @@ _TIMES = (
     r"(?:(?:[*+?]|\{(?:[0-9]{1,2},?|0,[0-9]|1,[1-9]|2,[2-9]|3,[3-9]|[0-9],[1-9][0-9]{1,2})\})\??)?"
 )
 _PART = rf"{_ATOM}{_TIMES}|[$^|]|\\[bB]"
-_REGEX = rf"(?:{_PART}|\((?:\?:)?(?:{_PART})*\){_TIMES}|\(\?[!=](?:{_PART})*\))*"
+_REGEX = rf"(?:{_PART}|\((?:\?:)?(?:{_PART})*\){_TIMES})*"
 
 FORMAT_PATTERNS: dict[str, FormatPattern] = {
     "date": FormatPattern(f"^{_DATE}$"),
