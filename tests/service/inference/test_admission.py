@@ -51,14 +51,13 @@ async def test_first_come_first_served() -> None:
 async def test_the_time_to_return_follows_how_long_calls_take() -> None:
     admission = Admission(max_concurrent=1, max_queue=1)
     assert 0.75 <= admission.retry_after_s <= 1.25  # a guess, before any call has ended
-    for _ in range(
-        10_000
-    ):  # a pause of the machine is one long call, which more short ones outweigh
+    for _ in range(10_000):  # many: a pause of the machine counts as a long call
         async with admission.slot(Deadline(60)):
             pass
-        if admission.retry_after_s < 0.5:
+        if admission.retry_after_s < 0.29:
             break
-    assert RETRY_MIN_S <= admission.retry_after_s < 0.5
+    # Each reading has a random factor of 0.75 to 1.25.
+    assert RETRY_MIN_S <= admission.retry_after_s < 0.29 / 0.75 * 1.25
 
 
 @pytest.mark.parametrize(("mean_s", "extreme_s"), [(0.0, RETRY_MIN_S), (1e6, RETRY_MAX_S)])

@@ -4,6 +4,7 @@ refused with a reason that helps."""
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import itertools
 import struct
@@ -122,6 +123,7 @@ def wrong_checksum(chunk: bytes) -> bytes:
     return chunk[:-1] + bytes([chunk[-1] ^ 1])
 
 
+@functools.cache  # it holds the time at which it was made
 def swapped_profile() -> bytes:
     """sRGB, but with the primaries of red and blue exchanged."""
     data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
