@@ -91,7 +91,7 @@ CASES = (
     Case("format", EVERY, {"type": "string", "format": "ipv6"}, ("::1", "1::1.2.3.4"), ("1", "1::2::3", "::g")),
     Case("format", EVERY, {"format": "uuid", "maxLength": 36}, ("0" * 8 + "-0000" * 3 + "-" + "f" * 12,), ("0",)),
     Case("format", EVERY, {"type": "string", "format": "regex"},
-         ("", "^a+$", "(^|/)pack(?:age)?\\.json$", "[^\"\\w.-]{2,30}?|b", "^(?=.*[A-Z])(?!.*\\d)((é|a)+b)*"),
+         ("", "^a+$", "(^|/)pack(?:age)?\\.json$", "[^\"\\w.-]{2,30}?|b", "^(?:[A-Z]|(é|a)+b)*"),
          ("(", "a**", "a{3,2}", "[z-a]", "\\")),
     Case("format", EVERY, {"type": "string", "format": "regex", "minLength": 1}, ("a",), ("", "+")),
     Case("format", EVERY, {"type": "string", "format": "regex", "pattern": "^/.+/$"},
