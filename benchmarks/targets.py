@@ -70,6 +70,11 @@ def _pipeline(row: Row) -> bool:
     return row["engine"] == "ours" and row["schemas"] == 1089
 
 
+def _pipeline_with_lengths(row: Row) -> bool:
+    """The same, of a run that followed the lengths beside the grammar: older runs counted without them."""
+    return _pipeline(row) and "enforced by the grammar alone" in row
+
+
 def _percent(key: str) -> Callable[[Row], float]:
     """A number of schemas as a share of all."""
     return lambda row: 100 * float(row[key]) / float(row["schemas"])
@@ -267,7 +272,7 @@ TARGETS = (
     Target(
         "maskbench",
         "schemas that are ENFORCED, lengths beside the grammar included",
-        lambda row: _pipeline(row) and "enforced by the grammar alone" in row,
+        _pipeline_with_lengths,
         _percent("enforced"),
         97,
         unit="%",
@@ -275,7 +280,7 @@ TARGETS = (
     Target(
         "maskbench",
         "the same by the grammar alone",
-        lambda row: _pipeline(row) and "enforced by the grammar alone" in row,
+        _pipeline_with_lengths,
         _percent("enforced by the grammar alone"),
         None,
         unit="%",
