@@ -376,7 +376,14 @@ def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> An
 
 def _tolerant(specification: Any) -> Any:
     """A specification for schemas with the forms of other drafts: a list as ``items`` of a draft that
-    has ``prefixItems``, booleans in draft-04. The library fails on them when it looks for anchors."""
+    has ``prefixItems``, booleans in draft-04. The library fails on them when it looks for anchors, and
+    on a property that has the name ``id``, when a reference leads through its siblings."""
+    keyword = "id" if specification is specifications.DRAFT4 else "$id"
+
+    def identifier(contents: Any) -> Any:
+        # Of a map of schemas, this is one of them.
+        is_map = isinstance(contents, Mapping) and not isinstance(contents.get(keyword, ""), str)
+        return None if is_map else specification.id_of(contents)
 
     def subresources(contents: Any) -> Iterator[Any]:
         for one in specification.subresources_of(contents):
@@ -385,7 +392,7 @@ def _tolerant(specification: Any) -> Any:
     make: Any = Specification  # mypy does not see its arguments
     return make(
         name=specification.name,
-        id_of=specification.id_of,
+        id_of=identifier,
         subresources_of=subresources,
         anchors_in=lambda _, contents: specification.anchors_in(contents),
         maybe_in_subresource=specification.maybe_in_subresource,
