@@ -174,16 +174,20 @@ class RayEngine:
         self._ready()
         self._check(request)
         attempts = _Attempts(request.deadline)
+        linked = True
         self._active += 1
         try:
             while True:
                 begun = False
-                async with aclosing(self._chunks(request)) as chunks:
+                async with aclosing(self._chunks(request, linked=linked)) as chunks:
                     try:
                         async for chunk in chunks:
                             begun = True
                             yield chunk
                         return
+                    except NoRoom:
+                        linked = False  # Ray Serve has it wait
+                        continue
                     except _Lost as failed:
                         pause_s = attempts.failed(failed, begun=begun)
                 await or_closed(asyncio.sleep(pause_s), self._closed)
@@ -335,48 +339,49 @@ class RayEngine:
                 pause_s = attempts.failed(failed, begun=False)
             await asyncio.sleep(pause_s)
 
-    async def _chunks(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """One attempt of a request. Raises ``_Lost`` when its replica is lost."""
+    async def _chunks(
+        self, request: GenerateRequest, *, linked: bool = True
+    ) -> AsyncGenerator[Chunk, None]:
+        """One attempt of a request. Raises ``_Lost`` when its replica is lost, and ``NoRoom`` when a
+        linked replica has not begun it.
+
+        linked: whether it may go over a link.
+        """
         now = asyncio.get_running_loop().time
         begun, waited_s = now(), None
-        left_s = None if request.deadline is None else max(0.0, request.deadline - begun)
-        # No name for it here: it is free when it is sent, images and all.
-        sending = self._batches(await _packed(replace(request, deadline=None)), left_s)
-        async with aclosing(sending) as batches:
-            async for batch in batches:
-                if waited_s is None:
-                    waited_s = max(0.0, now() - begun - batch.age_s)
-                for chunk in batch.chunks:
-                    if chunk.finish_reason is not None:
-                        # The first message may have taken long on its way back, which is no wait.
-                        longest_s = max(0.0, now() - begun - chunk.timings.total_s)
-                        chunk = _later(chunk, min(waited_s, longest_s))
-                    yield chunk
-                if batch.error is not None and lost(batch.error):
-                    assert isinstance(batch.error, EngineUnavailable)
-                    raise _Lost(batch.error)
-                if batch.error is not None:
-                    raise batch.error
+        left_s = None
+        if request.deadline is not None:
+            left_s = max(0.0, request.deadline - begun)
+            request = replace(request, deadline=None)
+        # No name for the pickle here: it is free when it is sent, images and all.
+        sending = self._batches(await _packed(request), left_s, linked=linked)
+        try:
+            async with aclosing(sending) as batches:
+                async for batch in batches:
+                    if waited_s is None:
+                        waited_s = max(0.0, now() - begun - batch.age_s)
+                    for chunk in batch.chunks:
+                        if chunk.finish_reason is not None:
+                            # The first message may have taken long on its way back, which is no wait.
+                            longest_s = max(0.0, now() - begun - chunk.timings.total_s)
+                            chunk = _later(chunk, min(waited_s, longest_s))
+                        yield chunk
+                    if batch.error is not None and lost(batch.error):
+                        assert isinstance(batch.error, EngineUnavailable)
+                        raise _Lost(batch.error)
+                    if batch.error is not None:
+                        raise batch.error
+        except LinkLost:
+            raise _Lost from None
 
-    async def _batches(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
+    def _batches(
+        self, packed: bytes, left_s: float | None, *, linked: bool
+    ) -> AsyncGenerator[Batch, None]:
         """The answer over a link, or else through Ray Serve."""
-        small = len(packed) <= MOST_BY_VALUE
-        link = self._links.choose() if self._links is not None and small else None
-        if link is not None:
-            try:
-                async with aclosing(link.run(packed, left_s)) as linked:
-                    async for batch in linked:
-                        packed = b""  # it has arrived
-                        yield batch
-                return
-            except LinkLost:
-                raise _Lost from None
-            except NoRoom:
-                pass  # Ray Serve has it wait
-        async with aclosing(self._served(packed, left_s)) as served:
-            del packed
-            async for batch in served:
-                yield batch
+        link = None
+        if linked and self._links is not None and len(packed) <= MOST_BY_VALUE:
+            link = self._links.choose()
+        return self._served(packed, left_s) if link is None else link.run(packed, left_s)
 
     async def _served(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
         with _errors_of_ray():

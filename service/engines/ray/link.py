@@ -18,14 +18,12 @@ import pickle
 import secrets
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
-from service.deadlines import Deadline
-from service.engines.ray.messages import Batch, as_value, late
-from service.types import Chunk, GenerateRequest
+from service.engines.ray.collecting import Generate, Outbox, Room
+from service.engines.ray.messages import Batch
 
 NONCE_BYTES, PROOF_BYTES, LENGTH_BYTES = 32, 32, 8
 HELLO_LIMIT_S = 10.0
@@ -342,8 +340,8 @@ class Listener:
 
     def __init__(
         self,
-        generate: Callable[[GenerateRequest], AsyncIterator[Chunk]],
-        room: asyncio.Semaphore,
+        generate: Generate,
+        room: Room,
         delay_s: float,
     ) -> None:
         self.generate = generate
@@ -382,10 +380,7 @@ class _ReplicaEnd(_End):
         self._listener = listener
         self._ends = ends
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._parts: dict[int, _Part] = {}
-        """Parts of answers that are collected, by the number of the request."""
-        self._soon: asyncio.Handle | None = None
-        self._later: asyncio.TimerHandle | None = None
+        self._outbox = Outbox(listener.delay_s, self.send)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -408,71 +403,9 @@ class _ReplicaEnd(_End):
             task.add_done_callback(lambda _: self._tasks.pop(number))
 
     async def _answer(self, number: int, packed: bytes, left_s: float | None) -> None:
-        """Run one request. Everything is sent with messages that carry other requests, too."""
-        room = self._listener.room
-        if self._listener.leaving or room.locked():
+        listener = self._listener
+        if listener.leaving or listener.room.full:
             self.send([(number, None)])
             return
-        async with room:  # at once
-            part = _Part(self._loop.time())
-            try:
-                request: GenerateRequest = pickle.loads(packed)
-                del packed
-                if left_s is None:
-                    await self._run(request, number, part)
-                else:
-                    limit = Deadline(left_s)
-                    request = replace(request, deadline=limit.at)
-                    await limit.wait(self._run(request, number, part), late)
-            except asyncio.CancelledError:
-                self._parts.pop(number, None)
-                raise
-            except Exception as error:
-                part.error = as_value(error)
-        if part.chunks or part.error is not None:
-            self._collected(number, part, at_once=True)
-
-    async def _run(self, request: GenerateRequest, number: int, part: _Part) -> None:
-        """Collect the chunks of a request: the first and the last one are sent at once, and others
-        within the delay; nothing before the end where nobody reads piecewise."""
-        piecewise, first, last = request.piecewise, True, False
-        async with aclosing(self._listener.generate(request)) as chunks:  # type: ignore[type-var]
-            async for chunk in chunks:
-                part.chunks.append(chunk)
-                last = chunk.finish_reason is not None
-                if piecewise:
-                    self._collected(number, part, at_once=first or last)
-                    first = False
-        if not last:
-            raise RuntimeError("the engine ended an answer without a reason")
-
-    def _collected(self, number: int, part: _Part, *, at_once: bool) -> None:
-        """Send a part with the next message: in this turn of the event loop, or within the delay."""
-        self._parts[number] = part
-        if at_once:
-            if self._soon is None:
-                self._soon = self._loop.call_soon(self._flush)
-        elif self._later is None:
-            self._later = self._loop.call_later(self._listener.delay_s, self._flush)
-
-    def _flush(self) -> None:
-        for waiting in (self._soon, self._later):
-            if waiting is not None:
-                waiting.cancel()
-        self._soon = self._later = None
-        parts, self._parts = self._parts, {}
-        now = self._loop.time()
-        self.send([(number, part.taken(now)) for number, part in parts.items()])
-
-
-class _Part:
-    """What of an answer is collected."""
-
-    def __init__(self, begun: float) -> None:
-        self._begun = begun
-        self.chunks: list[Chunk] = []
-        self.error: Exception | None = None
-
-    def taken(self, now: float) -> Batch:
-        chunks, self.chunks = self.chunks, []
-        return Batch(chunks, self.error, now - self._begun)
+        async with listener.room:  # at once
+            await self._outbox.answer(number, listener.generate, packed, left_s)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import pickle
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import replace
 
+from service.deadlines import Deadline
 from service.engine import CollectsText, Engine
+from service.engines.ray.collecting import Room, batches
 from service.engines.ray.link import LinkAddress, Listener
-from service.engines.ray.messages import Batch, as_value, late
+from service.engines.ray.messages import Batch, as_value
 from service.errors import ServiceError
-from service.types import Capabilities, Chunk, GenerateRequest, Grammar
-
-MOST_CHUNKS = 4096
-"""Maximum number of chunks that cross together: a message of Ray Serve has 4 MiB."""
+from service.types import Capabilities, Grammar
 
 
 class Replica:
@@ -35,17 +31,14 @@ class Replica:
         on_failed_start: Callable[[str], None],
     ) -> None:
         self._text_delay_s = text_delay_s
-        self._room = asyncio.Semaphore(ongoing)
-        self._active = 0
-        self._none_active = asyncio.Event()
-        self._none_active.set()
+        self._room = Room(ongoing)
         self._address: LinkAddress | None = None
         try:
             self._engine = build()
             if isinstance(self._engine, CollectsText):
                 self._engine.collect_text(text_delay_s)
                 self._text_delay_s = 0.0  # it has passed when the text comes
-            self._listener = Listener(self._run, self._room, self._text_delay_s)
+            self._listener = Listener(self._engine.generate, self._room, self._text_delay_s)
             await self._engine.start()
         except (ServiceError, ValueError) as error:
             on_failed_start(str(error))
@@ -63,7 +56,7 @@ class Replica:
 
     async def active(self) -> int:
         """Number of requests that have begun and not ended."""
-        return self._active
+        return self._room.active
 
     async def process(self) -> int:
         """The id of the process on its machine."""
@@ -84,34 +77,19 @@ class Replica:
     async def generate(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
         """Run one request, as the pickled `GenerateRequest`. left_s: seconds until nobody waits for
         the answer; None: no limit."""
-        now = asyncio.get_running_loop().time
-        deadline = None if left_s is None else now() + left_s
-        request: GenerateRequest = replace(pickle.loads(packed), deadline=deadline)
-        delay_s = self._text_delay_s if request.piecewise else None
+        limit = None if left_s is None else Deadline(left_s)
         async with self._room:
-            begun = now()
-            async with aclosing(batches(self._run(request), delay_s, deadline)) as found:
-                async for chunks, error in found:
-                    yield Batch(chunks, error, now() - begun)
-
-    async def _run(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """Run one request on the engine."""
-        self._active += 1
-        self._none_active.clear()
-        try:
-            async with aclosing(self._engine.generate(request)) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            self._active -= 1
-            if not self._active:
-                self._none_active.set()
+            left_s = None if limit is None else limit.left_s
+            found = batches(self._engine.generate, packed, left_s, self._text_delay_s)
+            async with aclosing(found):
+                async for batch in found:
+                    yield batch
 
     async def __del__(self) -> None:
         """Ray Serve calls it when the replica ends in order and the requests that Ray Serve knows
         have ended. Ray Serve ends the process when this takes too long."""
         self._listener.leave()
-        await self._none_active.wait()
+        await self._room.empty()
         await self._engine.close()
 
 
@@ -120,84 +98,3 @@ def _host() -> str:
     import ray.util
 
     return str(ray.util.get_node_ip_address())
-
-
-async def batches(
-    chunks: AsyncIterator[Chunk], delay_s: float | None, deadline: float | None = None
-) -> AsyncGenerator[tuple[list[Chunk], Exception | None], None]:
-    """Collect chunks: the first ones at once, then every ``delay_s`` seconds, and the rest with the
-    error, if there is one, as soon as the chunks end. Without ``delay_s``, all of them at the end.
-
-    deadline: time of the event loop's clock after which there is only an ``InferenceTimeout``.
-    Closing the iterator closes that of the chunks.
-    """
-    now = asyncio.get_running_loop().time
-    collector = _Collector(chunks)
-    task = asyncio.create_task(collector.run(), name="collect-chunks")
-    try:
-        pause_s = 0.0
-        while not collector.ended.is_set():
-            left_s = None if deadline is None else deadline - now()
-            awaited = collector.ended if delay_s is None else collector.some
-            if not await _set_within(awaited, left_s):
-                yield collector.take(), late()
-                return
-            if pause_s:
-                await _set_within(collector.ended, pause_s)
-            if collector.ended.is_set():
-                break
-            yield collector.take(), None
-            pause_s = delay_s or 0.0
-        while collector.count > MOST_CHUNKS:
-            yield collector.take(), None
-        yield collector.take(), collector.error
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-class _Collector:
-    """Takes chunks as they come."""
-
-    def __init__(self, chunks: AsyncIterator[Chunk]) -> None:
-        self._chunks = chunks
-        self._found: list[Chunk] = []
-        self.error: Exception | None = None
-        self.some = asyncio.Event()
-        self.ended = asyncio.Event()
-
-    @property
-    def count(self) -> int:
-        """Number of chunks since the last time."""
-        return len(self._found)
-
-    async def run(self) -> None:
-        try:
-            async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
-                async for chunk in chunks:
-                    self._found.append(chunk)
-                    self.some.set()
-        except Exception as error:
-            self.error = as_value(error)
-        finally:
-            self.some.set()
-            self.ended.set()
-
-    def take(self) -> list[Chunk]:
-        """The first of the chunks since the last time, at most ``MOST_CHUNKS``."""
-        found, self._found = self._found[:MOST_CHUNKS], self._found[MOST_CHUNKS:]
-        if not self._found and not self.ended.is_set():
-            self.some.clear()
-        return found
-
-
-async def _set_within(event: asyncio.Event, limit_s: float | None) -> bool:
-    """Wait for an event. Returns whether it came in time."""
-    if event.is_set():
-        return True
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        done, _ = await asyncio.wait([waiting], timeout=limit_s)
-    finally:
-        waiting.cancel()
-    return bool(done)

@@ -31,6 +31,7 @@ from service.types import (
     Grammar,
     GrammarKind,
     Modality,
+    Usage,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from lmdeploy_ext.packing import PackedRequest
     from service.engines.common.grammar import CompiledGrammar, GrammarCache
     from service.engines.reference.model import Model
-    from service.engines.reference.sequence import Event, Sequence
+    from service.engines.reference.sequence import Event, Piece, Sequence
     from service.engines.reference.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -87,12 +88,12 @@ class ReferenceEngine:
         self._front = ThreadPoolExecutor(2, thread_name_prefix="front")
         self._sight = ThreadPoolExecutor(1, thread_name_prefix="vision")
         self._closed = asyncio.Event()
-        self._live: dict[object, _Answer] = {}
-        self._outbox: deque[tuple[object, Event, bool]] = deque()
-        """Requests, their events, and whether these may not be kept back."""
+        self._live: set[_Answer] = set()
+        self._urgent: deque[_Answer] = deque()
+        """Answers with an event that may not be kept back."""
         self._text_delay_s = 0.0
         self._releasing: asyncio.TimerHandle | None = None
-        self._urgent = self._waking = False
+        self._waking = False
         self._loop: asyncio.AbstractEventLoop
 
     @property
@@ -140,8 +141,8 @@ class ReferenceEngine:
         received = time.monotonic()
         model, worker = self._ready()
         self._check(request)
-        key = object()
-        self._live[key] = answer = _Answer(request.piecewise)
+        answer = _Answer(piecewise=request.piecewise, joined=self._text_delay_s > 0)
+        self._live.add(answer)
         if self._text_delay_s and self._releasing is None:
             self._releasing = self._loop.call_later(self._text_delay_s, self._release)
         sequence: Sequence | None = None
@@ -156,7 +157,7 @@ class ReferenceEngine:
                 sampling,
                 compiled,
                 max_tokens=answer_limit(len(prompt.token_ids), sampling, model.context_length),
-                emit=self._emitter(key, request.piecewise),
+                emit=self._emitter(answer),
                 received=received,
                 guard=self._options.loop_guard,
             )
@@ -168,13 +169,12 @@ class ReferenceEngine:
                         raise event
                     finally:
                         del event  # its traceback references this frame
-                if event is not None:
-                    yield event
-                    if event.finish_reason is not None:
-                        return
+                yield event
+                if event.finish_reason is not None:
+                    return
         finally:
             if sequence is None:
-                self._live.pop(key, None)
+                self._live.discard(answer)
             elif not sequence.finished:
                 worker.cancel(sequence)
 
@@ -202,8 +202,8 @@ class ReferenceEngine:
         self._deliver()
         if self._releasing is not None:
             self._releasing.cancel()
-        for answer in self._live.values():
-            answer.add(closed_error(), urgent=True)
+        for answer in self._live:
+            answer.end(closed_error())
         self._live.clear()
         self._model = self._worker = None
         self._front.shutdown(wait=False)
@@ -279,18 +279,18 @@ class ReferenceEngine:
         features = await or_closed(encode, self._closed)
         return replace(prompt, images=()), features
 
-    def _emitter(self, key: object, piecewise: bool) -> Callable[[Event], None]:
+    def _emitter(self, answer: _Answer) -> Callable[[Event], None]:
         """What the worker calls with the events of a request."""
+        arrived, outbox = answer.arrived, self._urgent
         collects = self._text_delay_s > 0
-        first = piecewise
+        first = answer.piecewise
 
         def emit(event: Event) -> None:
             nonlocal first
-            text = isinstance(event, Chunk) and event.finish_reason is None
-            urgent = first or not text or not collects
-            first = False
-            self._outbox.append((key, event, urgent))
-            self._urgent = self._urgent or urgent
+            arrived.append(event)
+            if first or not collects or not isinstance(event, tuple):
+                first = False
+                outbox.append(answer)
 
         return emit
 
@@ -305,45 +305,69 @@ class ReferenceEngine:
             logger.debug("the event loop is closed; an answer is dropped")
 
     def _deliver(self) -> None:
-        self._waking = self._urgent = False
-        while self._outbox:
-            key, event, urgent = self._outbox.popleft()
-            if event is None:
-                self._live.pop(key, None)
-            elif key in self._live:
-                self._live[key].add(event, urgent)
+        self._waking = False
+        while self._urgent:
+            answer = self._urgent.popleft()
+            if answer in self._live and answer.release():
+                self._live.discard(answer)
 
     def _release(self) -> None:
         """Deliver the text that was kept back, again and again while there are requests."""
         self._releasing = None
         self._deliver()
-        for answer in self._live.values():
-            if answer.piecewise:
-                answer.release()
+        freed = [one for one in self._live if one.piecewise and one.release()]
+        self._live.difference_update(freed)
         if self._live:
             self._releasing = self._loop.call_later(self._text_delay_s, self._release)
 
 
 class _Answer:
-    """Events of a request that are not read, and behind them those that are kept back.
+    """Events of a request that are not read, and behind them those that have arrived from the worker
+    and are not delivered.
 
-    Every event that is put into the queue wakes a task; text that comes together wakes it once.
+    piecewise: text is delivered before the end. joined: text that is delivered together is one chunk,
+    because every chunk costs each layer above time.
     """
 
-    def __init__(self, piecewise: bool) -> None:
+    def __init__(self, *, piecewise: bool, joined: bool) -> None:
         self.piecewise = piecewise
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
-        self._kept: list[Event] = []
+        self.arrived: deque[Event] = deque()
+        self.events: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        self._joined = joined
 
-    def add(self, event: Event, urgent: bool) -> None:
-        self._kept.append(event)
-        if urgent:
-            self.release()
+    def release(self) -> bool:
+        """Deliver what has arrived. Returns whether the memory of the request is free."""
+        texts: list[str] = []
+        last: Piece
+        freed = False
+        while self.arrived:  # the worker may append at any time
+            event = self.arrived.popleft()
+            if isinstance(event, tuple):
+                texts.append(event[0])
+                last = event
+                if self._joined:
+                    continue
+            if texts and isinstance(event, Chunk):
+                event = replace(event, text="".join((*texts, event.text)))
+            elif texts:
+                self.events.put_nowait(_chunk(texts, last))
+            texts.clear()
+            if event is None:
+                freed = True
+            elif not isinstance(event, tuple):
+                self.events.put_nowait(event)
+        if texts:
+            self.events.put_nowait(_chunk(texts, last))
+        return freed
 
-    def release(self) -> None:
-        for event in self._kept:
-            self.events.put_nowait(event)
-        self._kept.clear()
+    def end(self, error: Exception) -> None:
+        """Deliver what has arrived, and behind it the error."""
+        self.release()
+        self.events.put_nowait(error)
+
+
+def _chunk(texts: list[str], last: Piece) -> Chunk:
+    return Chunk("".join(texts), usage=Usage(*last[1:]))
 
 
 def build(

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from service.engines.reference.cache import Run
     from service.engines.reference.sampler import Sampler
 
-Event = Chunk | Exception | None
-"""A chunk of the answer, the error that ended it, or None when its memory is free again."""
+Piece = tuple[str, int, int, int]
+"""Text of an answer, and the usage with it in the order of `Usage`. The chunk is made where it is
+delivered: several pieces may become one."""
+Event = Piece | Chunk | Exception | None
+"""Text of the answer, its last chunk, the error that ended it, or None when its memory is free again."""
 
 
 class Sequence:
@@ -97,7 +100,7 @@ class Sequence:
             if expected != token:
                 break
         if text:
-            self._emit(Chunk(text, usage=self._usage()))
+            self._emit((text, *self._usage()))
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error."""
@@ -131,8 +134,8 @@ class Sequence:
             return FinishReason.LENGTH
         return FinishReason.LOOP if self._guard.trips(self.answer) else None
 
-    def _usage(self) -> Usage:
-        return Usage(self.prompt_length, self.image_tokens, len(self.answer))
+    def _usage(self) -> tuple[int, int, int]:
+        return self.prompt_length, self.image_tokens, len(self.answer)
 
     def _finish(self, text: str, reason: FinishReason) -> None:
         self.finished = True
@@ -141,7 +144,7 @@ class Sequence:
             Chunk(
                 text + self._detokenizer.finish(),
                 reason,
-                self._usage(),
+                Usage(*self._usage()),
                 Timings(
                     self._admitted - self._received,
                     self._first - self._received,

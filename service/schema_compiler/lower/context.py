@@ -393,15 +393,12 @@ def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternat
     simple = True
     for one in alternatives:
         values = _list_of(one)
-        if values is not None:
-            simple = simple and (len(one) <= 1 or _only_integers(one, values))
-        elif t == BOOLEAN:
-            # What excludes one of the two lists nothing.
+        if values is None and t == BOOLEAN:
             values = [True, False]
-            simple = simple and not one
-        else:
+        if values is None:
             rest.append(one)
             continue
+        simple = simple and (len(one) <= 1 or _only_integers(one, values))
         for value in values:
             found.setdefault((type(value), frozen(value)), value)
             if isinstance(value, Decimal) and is_whole(value) and _is_exact(value):

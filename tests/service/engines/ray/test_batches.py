@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, nullcontext
 from dataclasses import replace
 
@@ -15,11 +15,11 @@ from grpc.aio import AioRpcError, Metadata
 
 from service import metrics
 from service.engines.fake import FakeEngine
+from service.engines.ray import collecting
 from service.engines.ray import engine as ray_engine
-from service.engines.ray import replica
 from service.engines.ray.messages import Batch, ReplicaError, as_value
 from service.engines.ray.registrar import Report
-from service.engines.ray.replica import Replica, batches
+from service.engines.ray.replica import Replica
 from service.errors import (
     ContextTooLong,
     EngineUnavailable,
@@ -60,6 +60,18 @@ class Told:
     def say(self, *texts: str) -> None:
         for text in texts:
             self.queue.put_nowait(Chunk(text))
+
+
+async def batches(
+    chunks: AsyncIterator[Chunk], delay_s: float | None, deadline: float | None = None
+) -> AsyncGenerator[tuple[list[Chunk], Exception | None], None]:
+    """The batches of an answer; without ``delay_s`` nobody reads it piecewise."""
+    packed = pickle.dumps(GenerateRequest("test", "?", piecewise=delay_s is not None))
+    left_s = None if deadline is None else deadline - asyncio.get_running_loop().time()
+    found = collecting.batches(lambda request: chunks, packed, left_s, delay_s or 0.0)
+    async with aclosing(found):
+        async for batch in found:
+            yield batch.chunks, batch.error
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -184,7 +196,7 @@ async def test_a_whole_answer_ends_at_its_deadline() -> None:
 async def test_a_message_has_a_bounded_number_of_chunks(
     monkeypatch: pytest.MonkeyPatch, delay_s: float | None
 ) -> None:
-    monkeypatch.setattr(replica, "MOST_CHUNKS", 3)
+    monkeypatch.setattr(collecting, "MOST_CHUNKS", 3)
     wrong = ContextTooLong("task", "is too long")
     found = [one async for one in batches(at_once(*"abcdefg", error=wrong), delay_s)]
     assert [(texts(chunks), error) for chunks, error in found] == [
@@ -200,7 +212,7 @@ async def test_a_slow_way_back_does_not_make_the_total_longer_than_the_call(
     engine = on_ray(FakeEngine)
     now = asyncio.get_running_loop().time
 
-    async def slow(packed: bytes, left_s: float | None) -> AsyncIterator[Batch]:
+    async def slow(packed: bytes, left_s: float | None, *, linked: bool) -> AsyncIterator[Batch]:
         """The replica is at work while the first message is on its way."""
         begun = now()
         await asyncio.sleep(0.1)
@@ -403,3 +415,32 @@ async def test_text_is_kept_back_once(collects: bool, monkeypatch: pytest.Monkey
     assert told == [0.5] * collects
     assert there._text_delay_s == there._listener.delay_s == (0.0 if collects else 0.5)
     await engine.close()
+
+
+async def test_requests_wait_for_a_place_and_the_end_waits_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    engine, told = FakeEngine(), Told()
+    engine.generate = lambda request: told.chunks()  # type: ignore[method-assign]
+    there = Made.__new__(Made)
+    await there.__init__(lambda: engine, 0.0, 1, pytest.fail)  # type: ignore[misc]
+    packed = pickle.dumps(GenerateRequest("test", "?"))
+    first, second = there.generate(packed, None), there.generate(packed, None)
+    told.say("a")
+    assert texts((await anext(first)).chunks) == ["a"]
+    waiting = asyncio.ensure_future(anext(second))
+    await asyncio.sleep(0)
+    assert await there.active() == 1
+    told.queue.put_nowait(LAST)
+    assert [batch.last async for batch in first] == [True]
+    told.say("b")
+    assert texts((await asyncio.wait_for(waiting, 60)).chunks) == ["b"]
+    ending = asyncio.ensure_future(Replica.__del__(there))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not ending.done()
+    told.queue.put_nowait(LAST)
+    assert [batch.last async for batch in second] == [True]
+    await asyncio.wait_for(ending, 60)
+    assert await there.active() == 0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from service.engines.ray import link as link_module
+from service.engines.ray.collecting import Room
 from service.engines.ray.link import Link, LinkAddress, LinkLost, Links, Listener, NoRoom
 from service.engines.ray.messages import Batch, ReplicaError
 from service.errors import ContextTooLong, EngineUnavailable, InferenceTimeout
@@ -39,7 +40,7 @@ class Replica:
 
     listener: Listener
     address: LinkAddress
-    room: asyncio.Semaphore
+    room: Room
     running: set[str]
 
 
@@ -56,11 +57,11 @@ async def replica(answer: Answer, *, delay_s: float = 0.0, room: int = 8) -> Asy
         finally:
             running.discard(request.request_id)
 
-    semaphore = asyncio.Semaphore(room)
-    listener = Listener(generate, semaphore, delay_s)
+    places = Room(room)
+    listener = Listener(generate, places, delay_s)
     address = await listener.start("127.0.0.1")
     try:
-        yield Replica(listener, address, semaphore, running)
+        yield Replica(listener, address, places, running)
     finally:
         listener.leave()
         for end in list(listener._ends):
@@ -193,7 +194,7 @@ async def test_closing_cancels_the_request_in_the_replica() -> None:
         assert there.running == {"one"}
         await batches.aclose()
         assert link.active == 0
-        await until(lambda: not there.running and there.room._value == 8)
+        await until(lambda: not there.running and not there.room.active)
         link.abort()
 
 
@@ -263,7 +264,7 @@ async def test_a_request_that_cannot_be_read_ends_with_an_error() -> None:
         link = await Link.connect(there.address)
         assert isinstance((await last(link, b"of another version")).error, ReplicaError)
         assert await text(link, "the next one") == "the next one"
-        assert there.room._value == 8
+        assert not there.room.active
         link.abort()
 
 

@@ -15,7 +15,7 @@ import pytest
 from service.engine import CollectsText
 from service.engines.reference import ReferenceEngine
 from service.errors import EngineUnavailable
-from service.types import Chunk, FinishReason
+from service.types import Chunk, FinishReason, Usage
 from tests.checkpoints import Shape
 from tests.service.engines.conformance import LONG, request, until
 
@@ -67,47 +67,45 @@ def stopped_after(engine: ReferenceEngine, steps: int) -> Iterator[Stopped]:
         decoder.go_on.set()
 
 
-@asynccontextmanager
-async def turns() -> AsyncIterator[list[int]]:
-    """The number of turns of the event loop so far."""
-    count = [0]
-
-    async def tick() -> None:
-        while True:
-            await asyncio.sleep(0)
-            count[0] += 1
-
-    ticking = asyncio.create_task(tick())
-    try:
-        yield count
-    finally:
-        ticking.cancel()
+def text_and_usage(chunks: list[Chunk]) -> list[tuple[str, Usage]]:
+    """The text up to and including each chunk, and the usage with it."""
+    return [
+        ("".join(one.text for one in chunks[: place + 1]), chunk.usage)
+        for place, chunk in enumerate(chunks)
+    ]
 
 
 @pytest.mark.parametrize("piecewise", [True, False])
 async def test_text_comes_with_the_end(checkpoint: Write, piecewise: bool) -> None:
     wanted = replace(WANTED, piecewise=piecewise)
-    found: dict[float, list[tuple[int, Chunk]]] = {}
-    for delay_s in (0.0, NEVER):
-        async with running(checkpoint(Shape()), delay_s) as engine, turns() as turn:
-            found[delay_s] = [(turn[0], chunk) async for chunk in engine.generate(wanted)]
-    plain, collected = ([chunk for _, chunk in one] for one in found.values())
+    async with running(checkpoint(Shape()), 0.0) as engine:
+        plain = [chunk async for chunk in engine.generate(wanted)]
+    async with running(checkpoint(Shape()), NEVER) as engine:
+        with stopped_after(engine, 3) as decoder:
+            chunks, collected = engine.generate(wanted), []
+            if piecewise:
+                collected.append(await asyncio.wait_for(anext(chunks), LIMIT_S))
+            decoder.go_on.set()
+            collected += [chunk async for chunk in chunks]
     assert len(plain) > 10
-    assert [(c.text, c.usage, c.finish_reason) for c in collected] == [
-        (c.text, c.usage, c.finish_reason) for c in plain
-    ]
-    seen = [turn for turn, _ in found[NEVER]]
-    assert len(set(seen)) == 1 + piecewise, "only the first text comes before the end"
-    assert seen[1] == seen[-1]
+    assert len(collected) == 1 + piecewise, "only the first text comes before the end"
+    assert "".join(c.text for c in collected) == "".join(c.text for c in plain)
+    assert (collected[-1].usage, collected[-1].finish_reason) == (
+        plain[-1].usage,
+        plain[-1].finish_reason,
+    )
+    if piecewise:
+        assert (collected[0].text, collected[0].usage) in text_and_usage(plain)
 
 
 async def test_text_is_kept_for_the_delay_alone(checkpoint: Write) -> None:
     async with running(checkpoint(Shape()), 0.01) as engine:
         with stopped_after(engine, 3):
             async with aclosing(engine.generate(WANTED)) as chunks:  # type: ignore[type-var]
-                for _ in range(3):
-                    chunk = await asyncio.wait_for(anext(chunks), LIMIT_S)
-                    assert chunk.finish_reason is None
+                found: list[Chunk] = []
+                while not found or found[-1].usage.output_tokens < 3:
+                    found.append(await asyncio.wait_for(anext(chunks), LIMIT_S))
+                    assert found[-1].finish_reason is None
 
 
 async def test_an_answer_that_nobody_reads_piecewise_waits_for_its_end(checkpoint: Write) -> None:
