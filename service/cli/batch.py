@@ -119,7 +119,8 @@ def _settings(chosen: Sequence[str]) -> Settings:
 def _end(done: Any, place: str) -> str:
     from service.batch.counts import reasons, tokens
 
-    lines = [f"{done.rows:,} rows are in {place}, in {done.shards:,} files."]
+    files = "1 file" if done.shards == 1 else f"{done.shards:,} files"
+    lines = [f"{done.rows:,} rows are in {place}, in {files}."]
     if done.counts.rows:
         errors = f", {done.counts.failed:,} of them errors" if done.counts.failed else ""
         lines.append(f"This run: {done.counts.rows:,} rows{errors}, {tokens(done.counts)}.")

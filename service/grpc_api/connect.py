@@ -317,7 +317,9 @@ class _Body:
         except (ParseError, DecodeError, UnicodeDecodeError, RecursionError) as error:
             text = str(error).replace("qwen3vl.v1.", "").split("\n")[0].rstrip(".")
             text = text if isinstance(error, ParseError) else "not a message of this method"
-            raise InvalidRequest(BODY, text[:300], reason="MALFORMED_REQUEST") from None
+            unknown = isinstance(error, strict_json.UnknownField)
+            reason = "UNKNOWN_FIELD" if unknown else "MALFORMED_REQUEST"
+            raise InvalidRequest(BODY, text[:300], reason=reason) from None
         return message
 
 

@@ -37,10 +37,15 @@ NUMBERS = {FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE}
 Place = tuple[str | int, ...]
 
 
+class UnknownField(ParseError):
+    """A message has no field of a name that is given."""
+
+
 def parse(data: bytes, message: Message) -> None:
     """Read a JSON object into a message, which is empty.
 
-    Raises ``ParseError``, or ``UnicodeDecodeError`` for bytes that are not UTF-8.
+    Raises ``ParseError``, ``UnknownField`` among them, or ``UnicodeDecodeError`` for bytes that are
+    not UTF-8.
     """
     if not data:
         raise ParseError("the body is empty; send a JSON object")
@@ -68,7 +73,9 @@ def _taken(value: dict[str, Any], descriptor: Any, place: Place) -> Iterator[tup
         if field is None and not _has(descriptor, key):
             names = ", ".join(one.json_name for one in descriptor.fields)
             where = _spelt(place) or "the body"
-            raise ParseError(f"{where} has no field named {jsontext.short(key)}; it takes: {names}")
+            raise UnknownField(
+                f"{where} has no field named {jsontext.short(key)}; it takes: {names}"
+            )
         if field is None or given is None:
             continue
         oneof = field.containing_oneof

@@ -198,11 +198,15 @@ def _check_arguments(text: str, path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """A constraint on the answer: where it stands, and the path of its source."""
+    """A constraint on the answer: where it stands, and the path of its source.
+
+    names_members: whether it is one that can speak of the members of objects.
+    """
 
     name: str
     grammar: Grammar
     path: str
+    names_members: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +228,7 @@ class Named:
 
 def any_object(name: str) -> Constraint:
     """The answer is any JSON object."""
-    return Constraint(name, Grammar(GrammarKind.JSON_SCHEMA, ANY_OBJECT), name)
+    return Constraint(name, Grammar(GrammarKind.JSON_SCHEMA, ANY_OBJECT), name, names_members=False)
 
 
 def of_schema(schema: Mapping[str, Any], name: str, path: str) -> Constraint:
@@ -253,6 +257,12 @@ def grammar_of(
     if not found:
         return _with_options(None, request)
     (only,) = found
+    for option in ("close_objects", "property_order"):
+        if getattr(request, option) is not None and not only.names_members:
+            raise InvalidRequest(
+                option,
+                "is for properties that a JSON Schema names, and json_object names none; leave it out",
+            )
     fields[f"task.inline.grammar.{only.grammar.kind.value}"] = only.path
     fields[f"task.inline.grammar.{only.grammar.kind.value}.options"] = only.path
     return _with_options(only.grammar, request)

@@ -40,7 +40,7 @@ class Model(BaseModel):
     @classmethod
     def _without_most_unknown(cls, value: Any) -> Any:
         """pydantic's error about a field takes 700 bytes: 100,000 unknown fields would take 70 MB."""
-        fields = cls.model_fields
+        fields = cls.__pydantic_fields__
         if not isinstance(value, dict) or len(value) <= len(fields) + MAX_UNKNOWN:
             return value
         known = {field.alias or name for name, field in fields.items()}

@@ -135,16 +135,19 @@ class Inference:
             task = await self._inline(call.task, deadline, call.caller)
         else:
             task = self._registry.get(call.task)
+            if task.schema_in_prompt is None:
+                task = replace(task, schema_in_prompt=self.capabilities.schema_in_prompt)
         record = current()
-        record.model = self.capabilities.model
+        record.model = self._engine.capabilities.model
         record.task = "inline" if isinstance(call.task, InlineTask) else task.name
-        if task.schema_in_prompt is None:
-            task = replace(task, schema_in_prompt=self.capabilities.schema_in_prompt)
         if call.strict:
             check_enforced(on_engine(task, self.capabilities))
         return task
 
     async def _inline(self, inline: InlineTask, deadline: Deadline, caller: Caller) -> Task:
+        shown = inline.schema_in_prompt
+        if shown is None:
+            shown = self.capabilities.schema_in_prompt
         async with self.analyses.slot(deadline, caller):
             work = inline_task(
                 InlinePrompt(
@@ -152,7 +155,7 @@ class Inference:
                     inline.user,
                     inline.messages,
                     inline.tools,
-                    inline.schema_in_prompt,
+                    shown,
                 ),
                 inline.grammar and self._with_defaults(inline.grammar),
                 partial(self._analyser, caller=caller.name),

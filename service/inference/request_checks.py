@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 
 from service.errors import (
     FieldViolation,
@@ -30,6 +31,7 @@ from service.types import (
 )
 
 DEFAULT_SAMPLING = Sampling()
+DEFAULT_OPTIONS = {one.name: one.default for one in fields(Sampling)}
 SCHEMA_NOTE = "Answer with one JSON value that is valid under this JSON Schema:\n"
 """Stands before the schema in a prompt."""
 MAX_NOT_ENFORCED = 16
@@ -44,10 +46,15 @@ def check_request(
     sampling: Sampling,
     request_id: str,
     stop: Sequence[str] = (),
+    *,
+    enforced: bool = False,
+    deadline: float | None = None,
+    piecewise: bool = True,
 ) -> GenerateRequest:
     """Build the request for the engine. Raises if the engine cannot run it, before any computation.
 
     stop: texts that end the answer. The service looks for them; the engine does not get them.
+    enforced, deadline, piecewise: see ``GenerateRequest``.
     """
     check_sampling(sampling, capabilities)
     _check_thinking(task, sampling)
@@ -55,14 +62,21 @@ def check_request(
     _check_images(task, len(images) - len(task.example_images), len(images), capabilities)
     if task.grammar is not None:
         check_kind(task.grammar, capabilities, task.grammar_field)
-    request = GenerateRequest(
-        request_id=request_id, tools=task.tools, grammar=task.grammar, sampling=sampling
+    made = partial(
+        GenerateRequest,
+        request_id=request_id,
+        tools=task.tools,
+        grammar=task.grammar,
+        sampling=sampling,
+        enforced=enforced,
+        deadline=deadline,
+        piecewise=piecewise,
     )
     note = schema_note(task, capabilities)
     if task.messages or task.examples:
-        return replace(request, messages=_with_note(task.conversation(images), note))
+        return made(messages=_with_note(task.conversation(images), note))
     system = "\n\n".join(filter(None, (task.system, note)))
-    return replace(request, user=task.user, system=system, images=tuple(images))
+    return made(user=task.user, system=system, images=tuple(images))
 
 
 def schema_note(task: Task, capabilities: Capabilities) -> str:
@@ -145,8 +159,11 @@ def check_sampling(sampling: Sampling, capabilities: Capabilities) -> None:
     error."""
     if sampling == DEFAULT_SAMPLING:
         return
-    options = [(one.name, getattr(sampling, one.name), one.default) for one in fields(Sampling)]
-    given = {name: value for name, value, default in options if value != default}
+    given = {
+        name: value
+        for name, default in DEFAULT_OPTIONS.items()
+        if (value := getattr(sampling, name)) != default
+    }
     found = list(violations(given))
     honoured = capabilities.sampling_options
     known = ", ".join(sorted(honoured)) or "none"

@@ -102,9 +102,17 @@ async def run(
     capabilities = engine.capabilities
     task = on_engine(task, capabilities)
     deadline = Deadline(timeout_s)
-    request = check_request(capabilities, task, images, sampling, request_id, stop)
-    enforced = strict or capabilities.enforcer is Enforcer.MASK
-    request = replace(request, deadline=deadline.at, enforced=enforced, piecewise=bool(stop))
+    request = check_request(
+        capabilities,
+        task,
+        images,
+        sampling,
+        request_id,
+        stop,
+        enforced=strict or capabilities.enforcer is Enforcer.MASK,
+        deadline=deadline.at,
+        piecewise=bool(stop),
+    )
     attempts = 1 + (retries if _another_may_fit(task, sampling, capabilities) else 0)
 
     async def answered() -> Answer:
@@ -154,9 +162,16 @@ async def stream(
     capabilities = engine.capabilities
     task = on_engine(task, capabilities)
     deadline, late = Deadline(timeout_s), partial(_too_slow, timeout_s)
-    request = check_request(capabilities, task, images, sampling, request_id, stop)
-    enforced = strict or capabilities.enforcer is Enforcer.MASK
-    request = replace(request, deadline=deadline.at, enforced=enforced)
+    request = check_request(
+        capabilities,
+        task,
+        images,
+        sampling,
+        request_id,
+        stop,
+        enforced=strict or capabilities.enforcer is Enforcer.MASK,
+        deadline=deadline.at,
+    )
     collected = _Chunks(await deadline.wait(_check(task, capabilities, limits), late))
     if task.grammar is not None:
         field = task.grammar_field

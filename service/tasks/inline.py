@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 from service.errors import GrammarError, InvalidRequest
 from service.schema_compiler.limits import DEFAULT_LIMITS, SchemaLimits
@@ -47,7 +48,8 @@ async def inline_task(
     """Build the task of a caller. Raises ``InvalidRequest`` or ``GrammarError`` on fields below
     ``field``."""
     _check_texts(prompt, max_text_bytes, field)
-    task = Task(
+    made = partial(
+        Task,
         name="inline",
         description="A task of the request.",
         system=prompt.system,
@@ -58,13 +60,12 @@ async def inline_task(
         prompt_field=f"{field}.messages" if prompt.messages else "task",
     )
     if grammar is None:
-        return task
+        return made()
     try:
         analysed = await analyser(grammar, limits)
     except GrammarError as error:
         raise _below(field, error) from error
-    return replace(
-        task,
+    return made(
         grammar=analysed.grammar,
         report=analysed.report,
         grammar_field=f"{field}.grammar.{grammar.kind.value}",

@@ -6,8 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import operator
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -38,6 +37,7 @@ from service.types import (
 
 START_PAUSE_S = 1.0
 """Time between two attempts to reach a server at the start, in seconds."""
+DESCRIPTION = operator.attrgetter("description")
 FIRST_PAUSE_S = 0.1
 """Pause before the second attempt of a request, in seconds; each further one is twice as long."""
 
@@ -105,7 +105,7 @@ class RemoteEngine:
         returned."""
         if not self._started:
             raise EngineUnavailable("the engine is not ready yet", reason="ENGINE_LOADING")
-        known = tuple(one.description for one in self._members)
+        known = tuple(map(DESCRIPTION, self._members))
         if self._told is None or any(map(operator.is_not, known, self._told[0])):
             self._told = (known, self._described())
         return self._told[1]
@@ -143,7 +143,7 @@ class RemoteEngine:
                 self._turn += 1
                 member = self._choose(attempts.tried)
                 try:
-                    async with aclosing(_counted(member, request, images)) as chunks:
+                    async with aclosing(member.generate(request, images)) as chunks:
                         async for chunk in chunks:
                             yield chunk
                     return
@@ -319,31 +319,6 @@ class _Attempts:
     def _too_late(self, pause_s: float) -> bool:
         now = asyncio.get_running_loop().time()
         return self.deadline is not None and now + pause_s >= self.deadline
-
-
-async def _counted(
-    member: Member, request: GenerateRequest, images: Outgoing
-) -> AsyncGenerator[Chunk, None]:
-    """The answer of a server, counted in the metrics by its outcome."""
-    begun = time.monotonic()
-    outcome = "cancelled"
-    running = metrics.backend_in_flight.labels(member.name)
-    running.inc()
-    try:
-        async with aclosing(member.generate(request, images)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-        outcome = "ok"
-    except NotBegun as failed:
-        outcome = failed.error.reason
-        raise
-    except ServiceError as error:
-        outcome = error.reason
-        raise
-    finally:
-        running.dec()
-        metrics.backend_up.labels(member.name).set(member.healthy)
-        metrics.count_backend_request(member.name, outcome, time.monotonic() - begun)
 
 
 def _context_length(found: Sequence[BackEnd]) -> int:

@@ -122,9 +122,14 @@ async def files(
 
     Raises ``ImageError`` for a damaged file, ``Overloaded`` without memory to decode it.
     """
+    if not images:
+        return []
     sizes = [sizing.of(index, image) for index, image in enumerate(images)]
     came = zip(images, sizes, await _received(images), strict=True)
     found = [_as_it_came(*one) for one in came]
+    kept = [one for one in found if one is not None]
+    if len(kept) == len(found):
+        return kept
     others = [index for index, one in enumerate(found) if one is None]
 
     def encode(number: int, image: ImageSource, rows: ImageRows) -> tuple[str, bytes]:

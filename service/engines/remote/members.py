@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from service import metrics
 from service.engines.remote.backend import BackEnd
 from service.engines.remote.images import Outgoing
 from service.errors import EngineUnavailable, ServiceError
@@ -123,8 +124,12 @@ class Member(ABC):
     async def generate(
         self, request: GenerateRequest, images: Outgoing
     ) -> AsyncGenerator[Chunk, None]:
-        """See `service.engine.Engine.generate`. Raises ``NotBegun`` before the first chunk."""
+        """See `service.engine.Engine.generate`. Counted in the metrics by its outcome. Raises
+        ``NotBegun`` before the first chunk."""
         begun = time.monotonic()
+        outcome = "cancelled"
+        running = metrics.backend_in_flight.labels(self.name)
+        running.inc()
         self.in_flight += 1
         try:
             async with self._places:
@@ -142,8 +147,18 @@ class Member(ABC):
                             queue_s = min(waited_s + chunk.timings.queue_s, first_s)
                             chunk = replace(chunk, timings=Timings(queue_s, first_s, now_s))
                         yield chunk
+            outcome = "ok"
+        except NotBegun as failed:
+            outcome = failed.error.reason
+            raise
+        except ServiceError as error:
+            outcome = error.reason
+            raise
         finally:
             self.in_flight -= 1
+            running.dec()
+            metrics.backend_up.labels(self.name).set(self.healthy)
+            metrics.count_backend_request(self.name, outcome, time.monotonic() - begun)
 
     @abstractmethod
     async def close(self) -> None:

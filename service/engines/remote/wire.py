@@ -96,12 +96,7 @@ class Incoming:
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body as it arrives. Raises ``TooLarge``."""
-        if "content-encoding" in self.headers and self.headers["content-encoding"] != "identity":
-            raise WireError("the answer is compressed, which was not asked for")
-        while piece := await self._read():
-            self._size += len(piece)
-            if self._size > MAX_BODY_BYTES:
-                raise TooLarge(f"the answer is larger than {MAX_BODY_BYTES} bytes")
+        while piece := await self._piece():
             yield piece
 
     async def drained(self) -> None:
@@ -110,6 +105,16 @@ class Incoming:
         with contextlib.suppress(asyncio.TimeoutError, WireError):
             if not self._response.content.at_eof():
                 await asyncio.wait_for(self._read(), DRAIN_S)
+
+    async def _piece(self) -> bytes:
+        """The next bytes of the body; empty at its end. Raises ``TooLarge``."""
+        if self.headers.get("content-encoding", "identity") != "identity":
+            raise WireError("the answer is compressed, which was not asked for")
+        piece = await self._read()
+        self._size += len(piece)
+        if self._size > MAX_BODY_BYTES:
+            raise TooLarge(f"the answer is larger than {MAX_BODY_BYTES} bytes")
+        return piece
 
     async def _read(self) -> bytes:
         import aiohttp
@@ -123,7 +128,10 @@ class Incoming:
         """The whole body. Raises ``TooLarge``, before reading where the server tells the size."""
         if int(self.headers.get("content-length", 0)) > MAX_BODY_BYTES:
             raise TooLarge(f"the answer is larger than {MAX_BODY_BYTES} bytes")
-        return b"".join([piece async for piece in self.pieces()])
+        pieces = []
+        while piece := await self._piece():
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
 class Wire:

@@ -235,12 +235,14 @@ _LEAF = frozenset(
     )
 )
 """Keywords that say nothing of subschemas, so that they ask a validator for types alone."""
+_LIST = _LEAF | {"items"}
 
 
 def _placed(descend: Keyword) -> Keyword:
     """``descend`` of the library, which leaves out the path where the subschema is ``false``, and which
-    makes a validator for each subschema. Most subschemas have leaf keywords alone, for which that of the
-    schema outside does: to make one takes longer than all their checks, and answers wait for it."""
+    makes a validator for each subschema. Most subschemas have leaf keywords alone, or are lists of such
+    items. For those the validator of the schema outside does: to make one takes longer than all their
+    checks, and answers wait for it."""
 
     def placed(
         validator: Any,
@@ -250,11 +252,7 @@ def _placed(descend: Keyword) -> Keyword:
         schema_path: Any = None,
         resolver: Any = None,
     ) -> Iterator[ValidationError]:
-        if (
-            isinstance(schema, dict)
-            and schema.keys() <= _LEAF
-            and _is_valid(validator, instance, schema)
-        ):
+        if _is_simple(schema) and _is_valid(validator, instance, schema):
             return
         for error in descend(validator, instance, schema, path, schema_path, resolver):
             if schema is False and path is not None:
@@ -264,8 +262,19 @@ def _placed(descend: Keyword) -> Keyword:
     return placed
 
 
+def _is_simple(schema: Any) -> bool:
+    """Whether a schema has leaf keywords alone, or is one of a list whose items have. Not of lists in
+    lists: each level would check a violation twice."""
+    if not isinstance(schema, dict):
+        return False
+    if schema.keys() <= _LEAF:
+        return True
+    items = schema.get("items")
+    return schema.keys() <= _LIST and isinstance(items, dict) and items.keys() <= _LEAF
+
+
 def _is_valid(validator: Any, instance: Any, schema: dict[str, Any]) -> bool:
-    """Whether no leaf keyword is violated."""
+    """Whether no keyword of a simple schema is violated."""
     keywords = validator.VALIDATORS
     for name, value in schema.items():
         keyword = keywords.get(name)
@@ -367,7 +376,14 @@ def _extended(base: Any, keywords: dict[str, Keyword], specification: Any) -> An
 
 def _tolerant(specification: Any) -> Any:
     """A specification for schemas with the forms of other drafts: a list as ``items`` of a draft that
-    has ``prefixItems``, booleans in draft-04. The library fails on them when it looks for anchors."""
+    has ``prefixItems``, booleans in draft-04. The library fails on them when it looks for anchors, and
+    on a property that has the name ``id``, when a reference leads through its siblings."""
+    keyword = "id" if specification is specifications.DRAFT4 else "$id"
+
+    def identifier(contents: Any) -> Any:
+        # Of a map of schemas, this is one of them.
+        is_map = isinstance(contents, Mapping) and not isinstance(contents.get(keyword, ""), str)
+        return None if is_map else specification.id_of(contents)
 
     def subresources(contents: Any) -> Iterator[Any]:
         for one in specification.subresources_of(contents):
@@ -376,7 +392,7 @@ def _tolerant(specification: Any) -> Any:
     make: Any = Specification  # mypy does not see its arguments
     return make(
         name=specification.name,
-        id_of=specification.id_of,
+        id_of=identifier,
         subresources_of=subresources,
         anchors_in=lambda _, contents: specification.anchors_in(contents),
         maybe_in_subresource=specification.maybe_in_subresource,

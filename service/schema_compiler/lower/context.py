@@ -393,12 +393,15 @@ def _candidates(t: int, alternatives: Alternatives) -> tuple[list[Any], Alternat
     simple = True
     for one in alternatives:
         values = _list_of(one)
-        if values is None and t == BOOLEAN:
+        if values is not None:
+            simple = simple and (len(one) <= 1 or _only_integers(one, values))
+        elif t == BOOLEAN:
+            # What excludes one of the two lists nothing.
             values = [True, False]
-        if values is None:
+            simple = simple and not one
+        else:
             rest.append(one)
             continue
-        simple = simple and (len(one) <= 1 or _only_integers(one, values))
         for value in values:
             found.setdefault((type(value), frozen(value)), value)
             if isinstance(value, Decimal) and is_whole(value) and _is_exact(value):

@@ -81,7 +81,7 @@ class _Lowering:
     def object(self) -> Object | None:
         self._bounds()
         names = self._declared()
-        if not self.context.affords(len(names)):
+        if not self.context.affords(len(names) + len(self._patterns())):
             return self._any_object()
         needed = {name for constraint in self.required for name in constraint.names}
         properties: list[Property] = []

@@ -221,6 +221,18 @@ FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
         "tool_choice",
         "INVALID_FIELD",
     ),
+    (
+        "nothing to close",
+        {"response_format": {"type": "json_object"}, "close_objects": True},
+        "close_objects",
+        "INVALID_FIELD",
+    ),
+    (
+        "nothing to order",
+        {"response_format": {"type": "json_object"}, "property_order": "any"},
+        "property_order",
+        "INVALID_FIELD",
+    ),
     ("empty constraint", {"structured_outputs": {}}, "structured_outputs", "INVALID_FIELD"),
     (
         "two kinds",

@@ -238,6 +238,8 @@ CASES = (
     Case("not", EVERY, {"not": {"type": ["integer", "string"]}}, (None, 1.5, []), (1, "a")),
     Case("not", EVERY, {"type": "object", "not": {"required": ["a"]}}, ({}, {"b": 1}), ({"a": 1},)),
     Case("not", EVERY, {"type": "string", "not": {"enum": ["a", "b"]}}, ("", "ab"), ("a", "b")),
+    Case("not", EVERY, {"type": "boolean", "not": {"enum": [False]}}, (True,), (False, None)),
+    Case("not", EVERY, {"not": {"enum": [True, "a"]}}, (False, "b"), (True, "a")),
     Case("not", EVERY,
          {"type": "object", "allOf": [{"not": {"patternProperties": {one: {"type": "null"}}}} for one in "abc"]},
          ({"abc": 1}, {"a": 1, "b": 1, "c": 1}, {"x": None, "ab": 1, "c": 1}), ({"a": 1, "b": 1}, {"abc": None})),

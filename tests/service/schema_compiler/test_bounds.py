@@ -71,6 +71,16 @@ def test_an_object_of_too_many_members_is_any_object() -> None:
 
 
 @pytest.mark.usefixtures("narrow")
+def test_an_object_of_too_many_patterns_is_any_object() -> None:
+    names = {f"^a{i}": {"maximum": i} for i in range(40)}
+    found = analysed(closed(1, {"patternProperties": names, "type": "object"}))
+    assert accepts(found, {"n0": {"a39": "any"}})
+    assert not accepts(found, {"n0": 1})
+    (why,) = (one.why for one in found.report.checked if one.keyword == "patternProperties")
+    assert why.startswith(bounds.BEYOND)
+
+
+@pytest.mark.usefixtures("narrow")
 def test_what_is_near_the_root_is_kept() -> None:
     inner = {"type": "object", "properties": {f"p{j}": {"const": j} for j in range(9)}}
     found = analysed(closed(9, inner | {"additionalProperties": False}))

@@ -402,6 +402,24 @@ def test_subschemas_that_do_not_agree_on_a_known_draft_are_refused(other: str) -
     assert "another draft" in refused(json.dumps(schema | used)).message
 
 
+@pytest.mark.parametrize(
+    ("draft", "name"), [("draft-04", "id"), ("draft-06", "$id"), ("draft-07", "$id")]
+)
+def test_a_reference_leads_past_a_property_of_this_name(draft: str, name: str) -> None:
+    """The library takes the properties for a schema with a base of its own."""
+    schema = {
+        "$schema": f"http://json-schema.org/{draft}/schema#",
+        "properties": {
+            "a": {"items": {"properties": {name: {"type": "string"}, "b": {"type": "null"}}}},
+            "c": {"$ref": "#/properties/a/items/properties/b"},
+        },
+    }
+    validator = AnswerValidator(json.dumps(schema))
+    validator.check('{"c": null}')
+    with pytest.raises(OutputInvalid):
+        validator.check('{"c": 1}')
+
+
 @pytest.mark.parametrize("place", ["const", "properties", "title-of-mine"])
 def test_names_that_are_no_keywords_there_are_left_alone(place: str) -> None:
     schema = {"$schema": DRAFT7, place: {"prefixItems": {"type": "array"}}}
