@@ -59,9 +59,8 @@ class Completion:
                 }
             ],
             "usage": encode_usage(answer.usage),
-            **extras(answer),
         }
-        return dumps(found)
+        return joined(dumps(found), extras(answer))
 
     async def events(
         self, events: AsyncGenerator[str | Answer, None], *, whole: bool = False
@@ -81,7 +80,7 @@ class Completion:
                 if isinstance(event, str) is not whole:
                     yield begin + json.dumps(text, ensure_ascii=False).encode() + end
                 if isinstance(event, Answer):
-                    yield self._chunk({}, self._finish_reason(event), **extras(event))
+                    yield self._chunk({}, self._finish_reason(event), extras(event))
                     if self.asked.include_usage:
                         yield self._usage_chunk(event.usage)
 
@@ -129,11 +128,13 @@ class Completion:
         begin, _, end = self._chunk(delta).partition(dumps(mark))
         return begin, end
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None, **more: Any) -> bytes:
+    def _chunk(
+        self, delta: dict[str, Any], finish_reason: str | None = None, more: bytes = b""
+    ) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         usage = {"usage": None} if self.asked.include_usage else {}
         head = self._head("chat.completion.chunk")
-        return _framed(dumps({**head, "choices": [choice], **usage, **more}))
+        return _framed(joined(dumps({**head, "choices": [choice], **usage}), more))
 
     def _finish_reason(self, answer: Answer) -> str:
         return "tool_calls" if self.asked.tool else FINISH_REASONS[answer.finish_reason]
@@ -158,12 +159,19 @@ def encode_usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def extras(answer: Answer) -> dict[str, Any]:
-    """What OpenAI's objects have no field for: what is enforced of the schema, and the timings."""
-    found: dict[str, Any] = {"timings": encode_timings(answer.timings)}
-    if answer.report is not None:
-        found["structured_output"] = encode_report(answer.report, answer.attempts)
-    return found
+def joined(found: bytes, members: bytes) -> bytes:
+    """An object of JSON with further members, which may be empty."""
+    return b"%s,%s}" % (found[:-1], members) if members else found
+
+
+def extras(answer: Answer) -> bytes:
+    """What OpenAI's objects have no field for, as members of an object of JSON: the timings, and what is
+    enforced of the schema."""
+    timings = dumps({"timings": encode_timings(answer.timings)})[1:-1]
+    if answer.report is None:
+        return timings
+    report = joined(encode_report(answer.report), b'"attempts":%d' % answer.attempts)
+    return b'%s,"structured_output":%s' % (timings, report)
 
 
 def encode_timings(timings: Timings) -> dict[str, float]:
@@ -175,21 +183,19 @@ def encode_timings(timings: Timings) -> dict[str, float]:
     }
 
 
-def encode_report(report: GrammarReport, attempts: int) -> dict[str, Any]:
-    """What a grammar enforces, the keywords that are only checked, and warnings on the schema."""
-    return {**_encoded(report), "attempts": attempts}
-
-
 @lru_cache(maxsize=32)
-def _encoded(report: GrammarReport) -> dict[str, Any]:
-    """Every answer under a schema has the same report."""
+def encode_report(report: GrammarReport) -> bytes:
+    """What a grammar enforces, the keywords that are only checked, and warnings on the schema, as JSON:
+    the same in every answer under a schema, and often longer than the answer."""
     checked = fitting(map(encode_keyword, report.checked))
-    return {
-        "enforcement": report.enforcement.value,
-        "checked": checked,
-        "checked_omitted": len(report.checked) - len(checked),
-        "warnings": fitting(map(encode_warning, report.warnings)),
-    }
+    return dumps(
+        {
+            "enforcement": report.enforcement.value,
+            "checked": checked,
+            "checked_omitted": len(report.checked) - len(checked),
+            "warnings": fitting(map(encode_warning, report.warnings)),
+        }
+    )
 
 
 def encode_keyword(keyword: KeywordReport) -> dict[str, str]:

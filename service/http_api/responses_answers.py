@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.http_api.answers import dumps, extras, text_of
+from service.http_api.answers import dumps, extras, joined, text_of
 from service.http_api.codec import Asked
 from service.inference.calls import Answer
 from service.types import FinishReason, Usage
@@ -37,14 +37,14 @@ class Response:
         """Answer -> response."""
         cut = answer.finish_reason in CUT
         status = "incomplete" if cut else "completed"
-        return self._response(
+        response = self._response(
             status,
             [self._item(text_of(answer), status)],
             completed_at=None if cut else int(time.time()),
             incomplete_details={"reason": "max_output_tokens"} if cut else None,
             usage=encode_usage(answer.usage),
-            **extras(answer),
         )
+        return joined(response, extras(answer))
 
     async def events(
         self, events: AsyncGenerator[str | Answer, None], *, whole: bool = False

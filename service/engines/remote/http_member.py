@@ -207,7 +207,8 @@ class HttpMember(Member):
         known = self._forms.get(grammar) or 0
         for number, source in enumerate(forms(grammar.source, back_end.server.keywords)):
             if number >= known:
-                yield number, replace(grammar, source=source)
+                same = source == grammar.source
+                yield number, grammar if same else replace(grammar, source=source)
 
     def _remember(self, grammar: Grammar | None, number: int) -> None:
         """Do not ask again in a form that was refused."""

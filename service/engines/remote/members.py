@@ -157,8 +157,13 @@ class Member(ABC):
         finally:
             self.in_flight -= 1
             running.dec()
-            metrics.backend_up.labels(self.name).set(self.healthy)
-            metrics.count_backend_request(self.name, outcome, time.monotonic() - begun)
+            # Once this task waits: an answer that is complete goes out first.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._count, outcome, time.monotonic() - begun)
+
+    def _count(self, outcome: str, seconds: float) -> None:
+        metrics.backend_up.labels(self.name).set(self.healthy)
+        metrics.count_backend_request(self.name, outcome, seconds)
 
     @abstractmethod
     async def close(self) -> None:
