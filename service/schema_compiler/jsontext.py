@@ -87,13 +87,7 @@ def decode(
     if text.count("{") + text.count("[") > max_depth and depth(text) > max_depth:
         raise JsonTooDeep(f"nested more than {max_depth} levels deep")
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_last if names_may_repeat else _unique,
-            parse_constant=_refuse_constant,
-            parse_float=_exact if exact else _finite,
-            parse_int=_integer,
-        )
+        value = _DECODERS[exact, names_may_repeat].decode(text)
     except json.JSONDecodeError as error:
         raise JsonTextError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     if "\\u" in text and _has_surrogate(value):
@@ -196,6 +190,19 @@ def _integer(digits: str) -> int:
         return int(digits)
     except ValueError:  # the interpreter bounds the digits that it converts
         raise JsonTextError("an integer has too many digits") from None
+
+
+def _decoder(exact: bool, names_may_repeat: bool) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_last if names_may_repeat else _unique,
+        parse_constant=_refuse_constant,
+        parse_float=_exact if exact else _finite,
+        parse_int=_integer,
+    )
+
+
+_DECODERS = {(e, r): _decoder(e, r) for e in (False, True) for r in (False, True)}
+"""By the options ``exact`` and ``names_may_repeat`` of `decode`; ``json.loads`` would make one each time."""
 
 
 def _has_surrogate(value: Any) -> bool:
