@@ -350,15 +350,16 @@ def _limited(
 
         def _counted_event(self) -> Any:
             """The next event of h11. A body in very many tiny chunks is not HTTP that anybody needs:
-            each chunk costs as much as a large one, and all that came at once are read in one go."""
+            each chunk costs as much as a large one, and all that came at once are read in one go.
+
+            ``isinstance`` would ask the metaclass of the events, which takes longer."""
             event = self._next_event()
-            kind = type(event)  # isinstance asks the metaclass of h11's events, which takes longer
-            if kind is h11.Data:
+            if type(event) is h11.Data:
                 self._pieces += 1
                 self._piece_bytes += len(event.data)
                 if self._pieces > MAX_TINY and self._piece_bytes < TINY_BYTES * self._pieces:
                     raise h11.RemoteProtocolError("the chunks of the body are too small")
-            elif kind is h11.Request:
+            elif type(event) is h11.Request:
                 self._pieces = self._piece_bytes = 0
             return event
 
