@@ -305,16 +305,21 @@ class ReferenceEngine:
             logger.debug("the event loop is closed; an answer is dropped")
 
     def _deliver(self) -> None:
+        """Deliver the answers with an event that may not be kept back; with them, to wake nobody twice,
+        also text of which the delay has half passed."""
         self._waking = False
         while self._urgent:
             answer = self._urgent.popleft()
             if answer in self._live and answer.release():
                 self._live.discard(answer)
+        due = self._releasing
+        if due is not None and due.when() - self._loop.time() < self._text_delay_s / 2:
+            due.cancel()
+            self._release()
 
     def _release(self) -> None:
         """Deliver the text that was kept back, again and again while there are requests."""
         self._releasing = None
-        self._deliver()
         freed = [one for one in self._live if one.piecewise and one.release()]
         self._live.difference_update(freed)
         if self._live:

@@ -108,6 +108,26 @@ async def test_text_is_kept_for_the_delay_alone(checkpoint: Write) -> None:
                     assert found[-1].finish_reason is None
 
 
+async def test_text_comes_with_that_of_others_when_half_of_the_delay_has_passed(
+    checkpoint: Write,
+) -> None:
+    async with running(checkpoint(Shape()), NEVER) as engine:
+        with stopped_after(engine, 3) as decoder:
+            chunks, others = engine.generate(WANTED), engine.generate(WANTED)
+            await asyncio.wait_for(anext(chunks), LIMIT_S)
+            await until(decoder.stopped.is_set)
+            assert engine._releasing is not None
+            engine._releasing.cancel()
+            engine._releasing = engine._loop.call_later(NEVER / 4, engine._release)
+            first = asyncio.ensure_future(anext(others))
+            worker = engine._worker
+            assert worker is not None
+            await until(lambda: not worker._commands.empty())
+            decoder.go_on.set()
+            assert (await asyncio.wait_for(anext(chunks), LIMIT_S)).finish_reason is None
+            await first
+
+
 async def test_an_answer_that_nobody_reads_piecewise_waits_for_its_end(checkpoint: Write) -> None:
     async with running(checkpoint(Shape()), 0.001) as engine:
         with stopped_after(engine, 3) as decoder:
