@@ -158,7 +158,7 @@ def _uncounted(
     """The values of a schema whose lengths of strings the decoder counts, and the table for it. The
     grammar counts those that the table cannot tell apart."""
     counted: frozenset[str] = frozenset()
-    for _ in range(2):
+    for _ in range(3):
         lowered = lower_schema(checked, text, bounds, order_rules, counted)
         plan = length_plan(lowered.document)
         if plan is None:

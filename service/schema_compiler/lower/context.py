@@ -47,7 +47,7 @@ from service.schema_compiler.report import Rewrite
 FILTER_SECONDS = 1.0
 """For trying the values of all ``enum`` of a schema on what stands beside them."""
 _PATTERNS = ("pattern", "format")
-_MEASURED = ("minLength", "maxLength", "pattern")
+_MEASURED = ("minLength", "maxLength", "pattern", "format")
 _EXACT_INTEGER = 10**15
 MAX_ORDER_RULES = 4_096
 """Of all objects whose members may come in any order: one for each set of members that are told apart."""
@@ -254,9 +254,10 @@ class Context:
             return NOTHING_LEFT
         if not has_pattern:
             return left
-        counted = self._without(literals, frozenset(), name=name)
-        if not any(why in NOT_COUNTED for _, why in counted.dropped):
-            return NOTHING_LEFT
+        if "format" not in left.keywords:
+            counted = self._without(literals, frozenset(), name=name)
+            if not any(why in NOT_COUNTED for _, why in counted.dropped):
+                return NOTHING_LEFT
         lowered = self._without(literals, left.keywords, name=name)
         own = {id(literals[i]) for i in (*left.minimum_by, *left.maximum_by)}
         if any(id(one) in own for one, _ in lowered.dropped):

@@ -13,10 +13,14 @@ from dataclasses import dataclass
 @dataclass(frozen=True, slots=True)
 class FormatPattern:
     """pattern: anchored, of the dialect of ``service.schema_compiler.regex.matching``. wide: a pattern that is found
-    in each text of the format, and in others; empty where ``pattern`` leaves nothing out; None: there is none."""
+    in each text of the format, and in others; empty where ``pattern`` leaves nothing out; None: there is none.
+    uncounted: a pattern whose texts of at most ``longest`` characters have the format, for a decoder that counts
+    them: it compiles in a tenth of the time. Empty where ``pattern`` counts little."""
 
     pattern: str
     wide: str | None = ""
+    uncounted: str = ""
+    longest: int = 0
 
     @property
     def excluded(self) -> str | None:
@@ -43,7 +47,8 @@ _HOURS = f"T(?:[0-9]+H(?:{_MINUTES})?|{_MINUTES}|[0-9]+S)"
 # As long as a label may be, all labels together.
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _HOST = rf"(?:{_LABEL}\.)*{_LABEL}"
-_HOST_LENGTH = "{1,63}"
+_LONGEST_HOST = 63
+_HOST_LENGTH = f"{{1,{_LONGEST_HOST}}}"
 _PUNYCODE = "[Xx][Nn]--"
 
 # Labels of host names in any order of their letters: none of these composes with another, and so many
@@ -116,6 +121,9 @@ def _email(host: str, more: str) -> str:
     return rf"(?:{atom}(?:\.{atom})*|{quoted})@{host}$"
 
 
+_EMAIL = f"(?!.*[@.]{_PUNYCODE}){_email(_HOST, '')}"
+_HOSTNAME = rf"(?!(?:.*\.)?{_PUNYCODE}){_HOST}$"
+
 # RFC 6570: what stands for itself, and expressions of variables.
 _PLANES = "".join(
     rf"\u{{{plane:X}{'1000' if plane == 14 else '0000'}}}-\u{{{plane:X}FFFD}}"
@@ -144,11 +152,11 @@ FORMAT_PATTERNS: dict[str, FormatPattern] = {
     "date-time": FormatPattern(f"^{_DATE}[Tt]{_TIME}$", "^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt]"),
     "duration": FormatPattern(f"^P(?:[0-9]+W|{_DAYS}(?:{_HOURS})?|{_HOURS})$"),
     "email": FormatPattern(
-        f"^(?=[^@]*@[^@]{_HOST_LENGTH}$)(?!.*[@.]{_PUNYCODE}){_email(_HOST, '')}", "@"
+        f"^(?=[^@]*@[^@]{_HOST_LENGTH}$){_EMAIL}", "@", f"^{_EMAIL}", len("a@") + _LONGEST_HOST
     ),
     "idn-email": FormatPattern(f"^{_email(_IDN_HOST, _BEYOND)}", "@"),
     "hostname": FormatPattern(
-        rf"^(?=.{_HOST_LENGTH}$)(?!(?:.*\.)?{_PUNYCODE}){_HOST}$", "^[A-Za-z0-9.-]+$"
+        f"^(?=.{_HOST_LENGTH}$){_HOSTNAME}", "^[A-Za-z0-9.-]+$", f"^{_HOSTNAME}", _LONGEST_HOST
     ),
     "idn-hostname": FormatPattern(f"^{_IDN_HOST}$", r"^[A-Za-z0-9.\u0080-\u{10FFFF}-]+$"),
     "ipv4": FormatPattern(f"^{_IPV4}$"),

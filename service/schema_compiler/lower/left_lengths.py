@@ -1,7 +1,8 @@
 """The bounds on lengths of strings that a grammar leaves to the decoder.
 
 Beside a pattern, the decoder counts what the grammar cannot: bounds above ``MAX_COUNTED``, and the repeat
-of a pattern such as ``^[a-z]{1,255}$``, whose texts are those of ``^[a-z]+$`` with 1 to 255 characters.
+of a pattern such as ``^[a-z]{1,255}$``, whose texts are those of ``^[a-z]+$`` with 1 to 255 characters. It
+counts the characters of formats with long counts, too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from service.schema_compiler.ir.values import AcceptedText, MatchedText, TextSet
+from service.schema_compiler.lower.format_patterns import FORMAT_PATTERNS
 from service.schema_compiler.lower.string_constraints import MAX_COUNTED
 from service.schema_compiler.lower.string_patterns import implied_lengths
 from service.schema_compiler.normalize.constraints import Literal
@@ -26,8 +28,8 @@ MAX_ALL_STEPS = 3 * MAX_STEPS
 
 @dataclass(frozen=True, slots=True)
 class LeftLengths:
-    """keywords: the kinds of keywords, of ``minLength``, ``maxLength`` and ``pattern``, whose lengths the
-    grammar leaves out. minimum, maximum: the bounds that the decoder keeps. minimum_by, maximum_by: indices
+    """keywords: the kinds of keywords, of ``minLength``, ``maxLength``, ``pattern`` and ``format``, whose
+    lengths the grammar leaves out. minimum, maximum: the bounds that the decoder keeps. minimum_by, maximum_by: indices
     of the literals behind them. automaton: of the texts that the grammar allows, where they cannot end
     everywhere, so that the decoder has to know what is needed to end them."""
 
@@ -51,12 +53,13 @@ def plain_lengths(literals: Sequence[Literal]) -> LeftLengths:
 
 
 def long_lengths(literals: Sequence[Literal]) -> LeftLengths:
-    """The bounds to which a grammar does not count, and those that patterns imply. A grammar counts to the
-    tightest of several ``maxLength``; where it can, the others say nothing."""
+    """The bounds to which a grammar does not count, and those that patterns and formats imply. A grammar
+    counts to the tightest of several ``maxLength``; where it can, the others say nothing."""
     lows: list[tuple[int, int]] = []
     highs: list[tuple[int, int]] = []
     own = [_bound(one) for one in literals if one.keyword in _LENGTHS and not _is_least(one)]
-    is_counted = min(own, default=0) <= MAX_COUNTED
+    formats = {i: longest for i, one in enumerate(literals) if (longest := _longest(one))}
+    is_counted = not formats and min(own, default=0) <= MAX_COUNTED
     for i, one in enumerate(literals):
         low: int | None = None
         high: int | None = None
@@ -69,8 +72,9 @@ def long_lengths(literals: Sequence[Literal]) -> LeftLengths:
             low, high = implied_lengths(one.value) or (None, None)
         if low is not None and low > MAX_COUNTED:
             lows.append((low, i))
-        if high is not None and high > MAX_COUNTED:
+        if high is not None and (high > MAX_COUNTED or formats):
             highs.append((high, i))
+    highs += ((longest, i) for i, longest in formats.items())
     return _left(lows, highs, literals)
 
 
@@ -111,6 +115,12 @@ def _recognised(node: Node) -> tuple[Dfa | None, int]:
 _LENGTHS = ("minLength", "maxLength")
 
 
+def _longest(one: Literal) -> int:
+    """The characters of a format that the decoder counts; 0 where it counts none."""
+    known = FORMAT_PATTERNS.get(one.value) if one.keyword == "format" else None
+    return 0 if known is None or one.negated else known.longest
+
+
 def _is_least(one: Literal) -> bool:
     return (one.keyword == "minLength") != one.negated
 
@@ -124,7 +134,7 @@ def _left(
     lows: Iterable[tuple[int, int]], highs: Iterable[tuple[int, int]], literals: Sequence[Literal]
 ) -> LeftLengths:
     lows, highs = list(lows), list(highs)
-    keywords = {"pattern" for _, i in (*lows, *highs) if literals[i].keyword == "pattern"}
+    keywords = {literals[i].keyword for _, i in (*lows, *highs)}.difference(_LENGTHS)
     keywords |= {"minLength" for _, i in lows if literals[i].keyword in _LENGTHS}
     keywords |= {"maxLength" for _, i in highs if literals[i].keyword in _LENGTHS}
     return LeftLengths(

@@ -51,7 +51,8 @@ class StringConstraints:
         if known is None:
             self.dropped.append((one, "is a format that no grammar can express"))
             return
-        pattern = known.excluded if one.negated else known.pattern
+        is_left = "format" in self.uncounted and known.uncounted
+        pattern = known.excluded if one.negated else known.uncounted if is_left else known.pattern
         if pattern is None:
             self.dropped.append((one, "is a format that a grammar cannot exclude"))
         else:

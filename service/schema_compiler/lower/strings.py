@@ -29,8 +29,8 @@ def lower_string(
 ) -> tuple[Lowered[TextSet], int]:
     """The strings that satisfy all the literals, and the steps that their automata took.
 
-    uncounted: the keywords, of ``minLength``, ``maxLength`` and ``pattern``, whose lengths are left to
-    the decoder.
+    uncounted: the keywords, of ``minLength``, ``maxLength``, ``pattern`` and ``format``, whose lengths are
+    left to the decoder.
     """
     constraints = StringConstraints(uncounted=uncounted)
     for one in literals:

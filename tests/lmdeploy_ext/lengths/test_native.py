@@ -89,7 +89,7 @@ BEGINNINGS = {
     "addresses": [
         b'["' + b"a" * 60,
         b'["' + b"a" * 50,  # the widest token fits
-        b'["' + b"a" * 64 + b"@",
+        b'["' + b"a" * 59 + b"@",
         b'["\\"' + b"a" * 61,
         b'["a@b.ch", "' + b"a" * 20 + b"@" + b"b" * 40,
     ],

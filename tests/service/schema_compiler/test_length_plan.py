@@ -228,6 +228,38 @@ def test_lengths_beside_a_pattern(schema: Any, bounds: tuple[int, int | None]) -
 
 
 @pytest.mark.parametrize(
+    ("keywords", "bounds"),
+    [
+        ({"format": "email"}, (3, 65)),
+        ({"format": "email", "maxLength": 255}, (3, 65)),
+        ({"format": "email", "maxLength": 20}, (3, 20)),
+        ({"format": "hostname"}, (1, 63)),
+        ({"format": "hostname", "pattern": "^a"}, (1, 63)),
+    ],
+)
+def test_formats_that_count_are_left_to_the_decoder(keywords: Any, bounds: tuple[int, int]) -> None:
+    found = compiled({"type": "string", **keywords})
+    assert found.report.enforcement is Enforcement.ENFORCED, why(found)
+    assert lengths_at(found, "") == bounds
+    counted = compiled({"type": "string", **keywords}, lengths_beside=False)
+    assert len(found.grammar) < len(counted.grammar) / 5
+
+
+def test_several_formats_that_count_are_enforced() -> None:
+    formats = {name: {"type": "string", "format": name} for name in ("email", "hostname")}
+    assert compiled(closed(**formats)).report.enforcement is Enforcement.ENFORCED
+    assert compiled(closed(**formats), lengths_beside=False).report.checked
+
+
+def test_a_format_beside_another_string_is_counted_by_the_grammar() -> None:
+    """Behind the second ``maxLength``, the first two are found not to be kept one after the other."""
+    address = {"type": "string", "format": "email"}
+    found = compiled(closed(a={"anyOf": [address, text(0, 100)]}, b=text(0, 200)))
+    assert why(found) == {"/properties/a/anyOf/1/maxLength": TOO_LONG}
+    assert lengths_at(found, '{"a": "", "b": ') == (0, 200)
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         pattern("^(?:[a-z][a-z])+$", minLength=71),  # a text of 70 cannot grow by one character

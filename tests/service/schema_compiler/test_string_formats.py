@@ -303,6 +303,32 @@ def test_exact_patterns_leave_nothing_out(name: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("name", [n for n in _NAMES if FORMAT_PATTERNS[n].uncounted])
+def test_texts_that_the_decoder_counts_have_the_format(name: str) -> None:
+    """They are those of the whole pattern that are not longer."""
+    known = FORMAT_PATTERNS[name]
+    whole, uncounted = (
+        compile_pattern(p, max_length=1_500) for p in (known.pattern, known.uncounted)
+    )
+    longest = ("a@" if name == "email" else "") + "b" * 63
+    assert len(longest) == known.longest
+    assert whole.found(longest)
+    assert uncounted.found(longest + "b")
+    assert not whole.found(longest + "b")
+
+    @settings(max_examples=60, deadline=None)
+    @given(_texts(name) | st.sampled_from(_GOOD[name] + _BAD[name]), st.data())
+    def check(text: str, data: st.DataObject) -> None:
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(st.text("ax-.@1n", max_size=40)) + text[at:]
+        text = text[: data.draw(st.integers(0, known.longest))]
+        assert uncounted.found(text) == whole.found(text), text
+        if uncounted.found(text):
+            assert FORMATS[name](text), text
+
+    check()
+
+
 def test_dates_are_exact() -> None:
     for year in (1, 4, 99, 100, 400, 1900, 1999, 2000, 2023, 2024, 9996, 9999):
         for month in range(14):
