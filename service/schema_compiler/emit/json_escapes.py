@@ -93,7 +93,7 @@ class JsonEscapes:
         # long again for each step, where there are 150,000 tokens. The rule is the same for values and
         # for the ends of names, because a compiler goes through all tokens for it.
         name = self._rules.reserve("json_string")
-        escaped = f'{self._short(name)} | "/" {name} | "u" {self._code()} {name}'
+        escaped = f'{self._short(name)} | "/" {name} | "u" {self._code(name)}'
         escape = f"{BACKSLASH} {self._rules.define('json_escaped', escaped)}"
         self._rules.fill(name, f"{self.end} | {character_class(PLAIN)} {name} | {escape}")
         return name
@@ -118,16 +118,16 @@ class JsonEscapes:
         short = f'{BACKSLASH} ["\\U0000005c/bfnrt]'
         return [
             character_class(PLAIN),
-            self._rules.define("json_any_escape", f'{short} | {BACKSLASH} "u" {self._code()}'),
+            self._rules.define("json_any_escape", f'{short} | {BACKSLASH} "u" {self._code("")}'),
         ]
 
     def _escaped(self, rest: str) -> str:
-        """Any canonical escape and the rest. The backslash is in no rule: a matcher would go through that
-        rule at each character, and take a hundred times as long for the mask behind a backslash."""
-        _, _, *codes = _json_alternatives(ALL)
-        ways = [self._short(rest)]
-        ways += [f"{one.removeprefix(BACKSLASH).lstrip()} {rest}" for one in codes]
-        return f"{BACKSLASH} {self._rules.define('json_escaped', ' | '.join(ways))}"
+        r"""Any escape of a character that needs one, and the rest. The backslash is in no rule: a matcher would
+        go through that rule at each character, and take a hundred times as long for the mask behind a
+        backslash. Of the digits behind ``\u00``, the last is in the rule that all escapes before this rest have: a
+        compiler follows all words that begin with a letter from there."""
+        ways = f'{self._short(rest)} | "u00" [01] {self._digits(1, rest)}'
+        return f"{BACKSLASH} {self._rules.define('json_escaped', ways)}"
 
     def _short(self, rest: str) -> str:
         """The rule for what follows the backslash of a canonical escape of one character, and the rest."""
@@ -135,14 +135,20 @@ class JsonEscapes:
             "json_short", f"{_class_of([*map(ord, SHORT_ESCAPES.values())])} {rest}"
         )
 
-    def _code(self) -> str:
-        r"""The rule for what follows ``\u``."""
-        second = f'{BACKSLASH} "u" [dD] [c-fC-F] {_HEX} {_HEX}'
+    def _code(self, rest: str) -> str:
+        r"""The rule for what follows ``\u``, and the rest, which may be empty. The digits and the rest are a chain: a
+        rule for the digits alone would take a compiler longer, which follows all tokens beyond its end."""
+        two, three = self._digits(2, rest), self._digits(3, rest)
+        second = f'{BACKSLASH} "u" [dD] [c-fC-F] {two}'
         return self._rules.define(
             "json_code",
-            f"[0-9a-cA-CefEF] {_HEX} {_HEX} {_HEX} | [dD] [0-7] {_HEX} {_HEX}"
-            f" | [dD] [89abAB] {_HEX} {_HEX} {second}",
+            f"[0-9a-cA-CefEF] {three} | [dD] [0-7] {two} | [dD] [89abAB] {_HEX} {_HEX} {second}",
         )
+
+    def _digits(self, count: int, rest: str) -> str:
+        """The rule for so many hexadecimal digits and the rest."""
+        below = self._digits(count - 1, rest) if count > 1 else rest
+        return self._rules.define("json_digits", f"{_HEX} {below}".rstrip())
 
     def _any_escape(self) -> str:
         _, *escapes = _json_alternatives(ALL)
