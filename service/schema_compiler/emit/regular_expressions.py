@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from service.schema_compiler.emit.json_escapes import BACKSLASH, JsonEscapes
 from service.schema_compiler.emit.patterns import body_of
-from service.schema_compiler.emit.rules import Rules, literal
+from service.schema_compiler.emit.rules import OWN, Rules, literal
 from service.schema_compiler.regex.character_sets import resolve
 from service.schema_compiler.regex.syntax import Chars, parse
 
@@ -82,8 +82,8 @@ class _Writer:
         part, atom = place.part, place.atom
         opened = [way for one in groups for way in (one.part, f'"?:" {one.part}')]
         escaped = define("regex_escape", f"[bB] {part} | {self._escaped(atom)}")
-        begun = define("regex_some", " | ".join([
-            *(f"{one} {atom}" for one in self._one(_PLAIN)),
+        begun = self._rules.define_recursive("regex_some", " | ".join([
+            *self._going_on(_PLAIN, atom),
             f'"." {atom}',
             f'"|" {part}',
             f"[$^] {part}",
@@ -100,8 +100,8 @@ class _Writer:
         """What is behind the bracket of a class."""
         define, rest = self._rules.define, self._rules.reserve("regex_members")
         end = f"{literal(']')} {atom}"
-        member = define("regex_member", " | ".join([
-            *(f"{one} {rest}" for one in self._one(_MEMBER)),
+        member = self._rules.define_recursive("regex_member", " | ".join([
+            *self._going_on(_MEMBER, rest),
             f"{self._range} {rest}",
             f"{BACKSLASH} {BACKSLASH} {define('regex_escape', self._escaped(rest))}",
         ]))  # fmt: skip
@@ -113,6 +113,13 @@ class _Writer:
         """What is behind a backslash, and the rest."""
         ways = [f"{one} {rest}" for one in self._one(_ESCAPE)]
         return " | ".join([*ways, f"{self._code} {rest}"])
+
+    def _going_on(self, pattern: str, rest: str) -> list[str]:
+        """The alternatives of a rule for one of these characters and the rest, which may be the rule again. That
+        is also written without the rest between: a compiler has a short cut for rules that go on with
+        themselves."""
+        ways = self._one(pattern)
+        return [*(f"{one} {rest}" for one in ways), f"{ways[0]} {OWN}"]
 
     def _one(self, pattern: str) -> list[str]:
         node = parse(pattern).node
