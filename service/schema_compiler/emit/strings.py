@@ -91,7 +91,10 @@ def canonical(
     escapes = JsonEscapes(rules)
     rest = escapes.anything()
     if (low, high) == (1, None):
-        ways = [f"{one} {rest}" for one in escapes.among(sorted(told_apart))]
+        told = sorted(told_apart)
+        middle = len(told) // 2
+        halves = filter(None, (told[:middle], told[middle:]))
+        ways = [_block(tuple(one), rest, rules) for one in halves]
         ways.append(escapes.others(_ranges_of(told_apart), rest))
         return rules.define("json_some", " | ".join(ways))
     return counted(escapes.alternatives(ALL), low, high, JsonEscapes.end, rest, rules)
@@ -221,18 +224,11 @@ class _TreeWriter:
             block = pending.pop()
             inside = [one for one in block if one not in but]
             if inside == block and block:
-                found.append(self._block(tuple(block), rest))
+                found.append(_block(tuple(block), rest, self._rules))
             elif inside:
                 middle = len(block) // 2
                 pending += [block[:middle], block[middle:]]
         return found
-
-    def _block(self, block: tuple[str, ...], rest: str) -> str:
-        def make() -> str:
-            ways = self._escapes.among(block)
-            return self._rules.define("json_block", " | ".join(f"{one} {rest}" for one in ways))
-
-        return self._rules.once(("block", block, rest), make)
 
     def _rest(self, depth: int) -> str | None:
         """Any characters from a depth on."""
@@ -243,6 +239,16 @@ class _TreeWriter:
         if high is not None and high < 0:
             return None
         return canonical(low, high, self._rules, self._told_apart)
+
+
+def _block(block: tuple[str, ...], rest: str, rules: Rules) -> str:
+    """The rule for one of the characters and the rest."""
+
+    def make() -> str:
+        ways = JsonEscapes(rules).among(block)
+        return rules.define("json_block", " | ".join(f"{one} {rest}" for one in ways))
+
+    return rules.once(("block", block, rest), make)
 
 
 @lru_cache(maxsize=1024)

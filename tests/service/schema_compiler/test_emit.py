@@ -8,6 +8,7 @@ from itertools import permutations
 
 import pytest
 
+from service.schema_compiler.api import analyse
 from service.schema_compiler.budget import Budget, bounded
 from service.schema_compiler.emit.grammar import choice_grammar, grammar_of
 from service.schema_compiler.emit.string_lengths import Bounds, string_lengths
@@ -32,6 +33,8 @@ from service.schema_compiler.ir.values import (
     PropertyValue,
     String,
 )
+from service.schema_compiler.limits import DEFAULT_LIMITS
+from service.types import Grammar, GrammarKind
 from tests.service.schema_compiler.schemas import accepts, compiled
 
 ONE, TWO = (Constant("1"),), (Constant("2"),)
@@ -135,6 +138,53 @@ def test_characters_of_excluded_names_are_in_few_rules() -> None:
     free = ["nam", "names", "n", "", "cit", "cities", "é", "mail", "zip", "bin\n"]
     written = [json.dumps({name: 1}, ensure_ascii=False) for name in (*free, *names)]
     assert accepted(values, written) == written[: len(free)]
+
+
+def test_ends_of_names_share_the_blocks_of_excluded_names() -> None:
+    """A class of all letters of excluded names would be one more state for a compiler."""
+    names = ["name", "street"]
+    texts = OtherText(0, None, frozenset(names), frozenset())
+    kinds = (AdditionalProperties(NameSet(texts), (PropertyValue(1),)),)
+    longer = AdditionalProperties(
+        NameSet(None, {"name": PrefixedText("name", AnyText(1, None))}), (PropertyValue(1),)
+    )
+    one = Object((prop("name", 1, required=False),), (*kinds, longer))
+    with bounded(Budget()):
+        rules = grammar_of(document((one,), ONE)).splitlines()
+    (some,) = (rule for rule in rules if rule.startswith("json_some "))
+    assert "[" not in some
+    assert some.count("json_block") == 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "wide", "good", "bad"),
+    [
+        ("[0-9]{3}", 0, ["123", "a12é345b"], ["12a34", "", "é\n"]),
+        ("[0-9][.][0-9]", 1, ["a1.2", "1é11.11."], ["1..2", "1.", "12"]),
+    ],
+)
+def test_states_of_a_pattern_share_how_they_are_entered(
+    pattern: str, wide: int, good: list[str], bad: list[str]
+) -> None:
+    """A compiler goes through all tokens for each rule that begins with nearly any character."""
+    schema = json.dumps({"type": "string", "pattern": pattern})
+    found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS).grammar.ebnf
+    rules = [rule for rule in found.splitlines() if rule.startswith("json_text")]
+    assert len(rules) > 2
+    assert sum(r"-\U0010ffff" in rule for rule in rules) == wide
+    grammar = compiled(found)
+    for text in (*good, *bad):
+        assert accepts(grammar, json.dumps(text, ensure_ascii=False)) == (text in good)
+
+
+def test_rules_of_regular_expressions_go_on_with_themselves() -> None:
+    """A compiler has a short cut for rules that do."""
+    schema = '{"type": "string", "format": "regex"}'
+    found = analyse(Grammar(GrammarKind.JSON_SCHEMA, schema), DEFAULT_LIMITS).grammar.ebnf
+    bodies = dict(rule.split(" ::= ", 1) for rule in found.splitlines())
+    wide = [name for name, body in bodies.items() if r"-\U0010ffff" in body]
+    assert len(wide) == 6
+    assert all(f"] {name} |" in bodies[name] for name in wide)
 
 
 def test_only_the_empty_name_is_excluded() -> None:
