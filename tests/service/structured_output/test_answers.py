@@ -164,6 +164,15 @@ def test_exponential_validation_is_stopped() -> None:
         assert "bounded time" in error.message
 
 
+def test_a_violation_in_lists_of_lists_is_found_in_few_steps() -> None:
+    """What checks a simple subschema before it looks for errors must not do so at each level: 2^30."""
+    schema: Any = {"type": "string"}
+    for _ in range(30):
+        schema = {"type": "array", "items": schema}
+    error = refused(schema, "[" * 30 + "1" + "]" * 30, steps=200)
+    assert error.metadata == {"pointer": "/0" * 30, "keyword": "type"}
+
+
 def test_a_reference_to_the_root_stays_bounded() -> None:
     """Meeting ``$schema`` again must not lead back to the library's own validator."""
     schema = {
