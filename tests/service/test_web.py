@@ -183,6 +183,18 @@ async def test_a_body_of_many_tiny_chunks_is_refused(count: int, size: int, stat
     assert answer.startswith(b"HTTP/1.1 %d " % status)
 
 
+async def test_the_offer_of_another_protocol_costs_neither_body_nor_connection() -> None:
+    """The JDK's client offers h2c with its first request, also of a POST. httptools, uvicorn's other
+    parser, loses the body of such a request."""
+    offer = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: AAE\r\n"
+    request = b"POST /echo HTTP/1.1\r\nhost: a\r\n%bcontent-length: %d\r\n\r\n%b"
+    first, last = request % (offer, 5, b"x" * 5), request % (b"connection: close\r\n", 7, b"x" * 7)
+    async with serving(Route("/echo", echo, methods=["POST"])) as server:
+        answers = await read_to_end(server.port, first + last)
+    bodies = [part.split(b"\r\n\r\n")[1] for part in answers.split(b"HTTP/1.1 200 OK")[1:]]
+    assert bodies == [b"5", b"7"]
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /hello HTTP/1.1\r\nhost: a\r\n"], ids=["none", "some"])
 async def test_headers_that_do_not_come_end_the_connection(sent: bytes) -> None:
     async with serving(limits=WebLimits(header_s=0.1)) as server:
