@@ -105,28 +105,29 @@ class _Automaton:
                 characters = difference(characters, common)
                 if not characters:
                     continue
-            text, at = "", target
             single = _single(characters)
             heads = [""] if single else self._escapes.alternatives(characters)
-            text += single
-            tail: list[str] = []
-            while self._inline[at]:
-                if self._accepting[at]:
-                    break
-                ((following, more),) = self._arrows[at].items()
-                if single := _single(more):
-                    text += single
-                else:
-                    if text:
-                        tail.append(self._escapes.text(text))
-                        text = ""
-                    tail.append(self._one(more))
-                at = following
-            if text:
-                tail.append(self._escapes.text(text))
-            tail.append(self._escapes.end if self._inline[at] else self._name(at))
-            found += [" ".join(filter(None, (head, *tail))) for head in heads]
+            rest = self._rest(single, target)
+            found += [f"{head} {rest}" if head else rest for head in heads]
         return found
+
+    def _rest(self, text: str, state: int) -> str:
+        """The expression for a text and what may follow in a state. States that get no rule, as they have one
+        arrow or one end, are written in place."""
+        parts: list[str] = []
+        while self._inline[state] and not self._accepting[state]:
+            ((following, characters),) = self._arrows[state].items()
+            single = _single(characters)
+            if single:
+                text += single
+            else:
+                parts += [self._escapes.text(text)] if text else []
+                parts.append(one_character(characters, self._rules, self._escapes))
+                text = ""
+            state = following
+        parts += [self._escapes.text(text)] if text else []
+        end = self._escapes.end if self._inline[state] else self._name(state)
+        return " ".join((*parts, end))
 
     def _shares(self, state: int, target: int) -> bool:
         """Whether a state has the common rule for what leads to another state. Rules that go on with
@@ -143,9 +144,6 @@ class _Automaton:
         if self._goes_on(target, characters):
             ways.append(f"{heads[0]} {OWN}")
         return self._rules.define_recursive(f"{self._escapes.name}_entering", " | ".join(ways))
-
-    def _one(self, characters: Ranges) -> str:
-        return one_character(characters, self._rules, self._escapes)
 
 
 def _arrows(blocks: tuple[Ranges, ...], row: Items[int]) -> dict[int, Ranges]:
