@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -35,6 +36,8 @@ TOKEN = "RAY_AUTH_TOKEN"
 LONGEST_FOLDER = 40
 """Maximum length of the folder of Ray: the paths of its sockets are longer, and the system takes 107
 bytes."""
+REACH_S = 10.0
+"""Maximum time to reach a cluster, in seconds."""
 MISSING = "engine=ray needs Ray Serve, which is not installed: pip install 'qwen3vl-grpc[ray]'. Missing: {}"
 
 log = logging.getLogger(__name__)
@@ -99,6 +102,7 @@ class Connection:
                 self._folder = _private_folder()
                 arguments = _local(options, os.path.join(self._folder, "ray"))
             else:
+                _reach(options.address)
                 arguments = {"address": options.address}
             with _silent():
                 ray.init(logging_level=logging.WARNING, log_to_driver=False,
@@ -125,6 +129,13 @@ class Connection:
 
 
 CONNECTION = Connection()
+
+
+def _reach(address: str) -> None:
+    """Raises ``OSError`` where nothing listens at HOST:PORT. Ray would try for minutes without a word."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
 
 
 def _local(options: ClusterOptions, folder: str) -> dict[str, Any]:

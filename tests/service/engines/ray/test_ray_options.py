@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,14 @@ def test_without_ray_the_start_says_what_to_install(monkeypatch: pytest.MonkeyPa
     with pytest.raises(EngineUnavailable) as raised:
         Connection().open(ClusterOptions())
     assert raised.value.message.startswith(MISSING.partition(" Missing")[0])
+
+
+@pytest.mark.slow  # imports all of Ray
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at its import
+def test_an_address_where_nothing_listens_is_an_error() -> None:
+    """Ray alone tries for minutes, without a word."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(EngineUnavailable, match=rf"Ray at {address} cannot be used: .*refused"):
+            Connection()._connect(ClusterOptions(address))
