@@ -3,7 +3,7 @@
 The rules write a part of ECMA-262 that other languages read, too: groups, classes, repeats with
 their bounds in order, and common escapes. What they leave out: groups within two others, names of groups,
 look-ahead and look-behind, back-references, properties of Unicode, and ``{`` or ``[`` that stand for themselves
-without a backslash. Each further place in groups would take a tenth of a second to compile for a published
+without a backslash. Each further place in groups would take a twentieth of a second to compile for a published
 tokenizer.
 
 There are rules for each place in groups, so that none of them comes back to the one that it was begun from: a
