@@ -1,10 +1,11 @@
 """What our server costs in front of another model server: the time that it adds to a call.
 
 ``python -m benchmarks.remote_overhead``. The same call is made directly, through a proxy that checks nothing, and
-through ``qwen3vl serve --engine remote``, in turns, by one caller. Four servers: llama.cpp with the bundled
-model, llama.cpp with a larger one of random weights, a server that answers at once (so that nothing hides what
-ours takes), and our own server over gRPC on the fake engine, without the proxy. llama.cpp comes from an
-environment of its own, see `tests.model_servers.processes`; where it is missing, it is left out, and named.
+through ``qwen3vl serve --engine remote`` over HTTP and over gRPC, in turns, by one caller. Four servers: llama.cpp
+with the bundled model, llama.cpp with a larger one of random weights, a server that answers at once (so that
+nothing hides what ours takes), and our own server over gRPC on the fake engine, without the proxy. llama.cpp
+comes from an environment of its own, see `tests.model_servers.processes`; where it is missing, it is left out,
+and named.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from aiohttp import web
 
 from benchmarks.common import environment, markdown, write_results
 from benchmarks.overhead import started
-from benchmarks.schema_answers import server
+from benchmarks.schema_answers import addressed_server, server
 from benchmarks.server_overhead import jpeg
 from benchmarks.server_overhead import server as bare_server
 from examples.drawings.samples import FOLDER as DRAWINGS
@@ -47,7 +48,7 @@ LIMIT_S = 120.0
 LLAMA_CPP, LARGER, INSTANT, OWN = "llama.cpp", "llama.cpp, larger model", "instant", "own gRPC"
 LARGER_ROUNDS = 30
 BODY_LIMIT = 1 << 24
-DIRECT, PROXY, OURS = "direct", "bare proxy", "through ours"
+DIRECT, PROXY, OURS, GRPC = "direct", "bare proxy", "through ours", "through ours, gRPC"
 TARGET_MS, TARGET_SHARE = 3.0, 0.05
 SCHEMA = {
     "type": "object",
@@ -232,12 +233,17 @@ async def over_http(session: aiohttp.ClientSession, url: str, asked: Question) -
     return ask
 
 
-async def over_grpc(stack: AsyncExitStack, address: str, asked: Question) -> Ask:
+async def over_grpc(stack: AsyncExitStack, address: str, asked: Question, *, guided: bool) -> Ask:
+    """guided: with the schema and the limit of tokens, which the fake engine does not follow."""
     channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
     await stack.enter_async_context(channel)
     images = [] if asked.image is None else [pb.Image(data=asked.image)]
-    inline = pb.InlineTask(user=asked.text)
-    request = pb.RunTaskRequest(task=pb.Task(inline=inline), images=images)
+    inline = pb.InlineTask(system=asked.system, user=asked.text)
+    sampling = None
+    if guided:
+        inline.grammar.json_schema = asked.schema
+        sampling = pb.SamplingOptions(max_tokens=asked.max_tokens)
+    request = pb.RunTaskRequest(task=pb.Task(inline=inline), images=images, sampling=sampling)
     stub: Any = VisionServiceStub(channel)
 
     async def ask() -> int:
@@ -261,9 +267,12 @@ async def measured(calls: Mapping[str, Ask], rounds: int, warmup: int = 10) -> d
                 times[name].append(1e3 * (time.perf_counter() - begun))
                 tokens[name].add(count)
     medians = {name: statistics.median(one) for name, one in times.items()}
-    direct, ours = medians[DIRECT], medians[OURS]
+    direct = medians[DIRECT]
     row = {f"p50 {name}, ms": one for name, one in medians.items()}
-    row |= {"added, ms": ours - direct, "added, %": 100 * (ours - direct) / direct}
+    for name, over in ((OURS, ""), (GRPC, " over gRPC")):
+        if name in medians:
+            added = medians[name] - direct
+            row |= {f"added{over}, ms": added, f"added{over}, %": 100 * added / direct}
     if PROXY in medians:
         row["added by a bare proxy, ms"] = medians[PROXY] - direct
     counts = sorted(set().union(*tokens.values()))
@@ -271,32 +280,41 @@ async def measured(calls: Mapping[str, Ask], rounds: int, warmup: int = 10) -> d
 
 
 async def http_row(
-    urls: Mapping[str, str], asked: Question, rounds: int, warmup: int
+    urls: Mapping[str, str], address: str, asked: Question, rounds: int, warmup: int
 ) -> dict[str, Any]:
+    """urls: where the call goes over HTTP. address: of our server over gRPC."""
     limit = aiohttp.ClientTimeout(LIMIT_S)
-    async with aiohttp.ClientSession(timeout=limit, trust_env=False) as session:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(timeout=limit, trust_env=False)
+        )
         calls = {name: await over_http(session, url, asked) for name, url in urls.items()}
+        calls[GRPC] = await over_grpc(stack, address, asked, guided=True)
         return await measured(calls, rounds, warmup)
 
 
 async def grpc_row(addresses: Mapping[str, str], asked: Question, rounds: int) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
-        calls = {name: await over_grpc(stack, one, asked) for name, one in addresses.items()}
+        calls = {
+            name: await over_grpc(stack, one, asked, guided=False)
+            for name, one in addresses.items()
+        }
         return await measured(calls, rounds)
 
 
 NOTES = """One caller; the same call directly, through a bare proxy, and through `qwen3vl serve --engine remote`, in \
 turns; medians. bare proxy: what one would put in front otherwise, in aiohttp; it sends the body on, returns the \
 answer, and checks nothing. llama.cpp: the bundled model, one thread, an answer under a JSON schema; over HTTP with \
-OpenAI's API. llama.cpp, larger model: the same with random weights of Qwen3-VL's shape, 40 million parameters, which \
-write as much white space as the schema lets them; tokens: of the answers, the same for all. Both keep their prompt \
-between calls, so only the answer is computed. instant: a server that answers without computing. own gRPC: our server \
-on the fake engine, and ours in front of it. text, image: a short answer, with a JPEG file of 100 KB; analysis: the \
-task of AnalyzeImage on a drawing; with the larger model its fields take one of three values, so that it ends. \
-Targets: at most {ms:g} ms in front of llama.cpp with the bundled model, and {share:.0%} of a call to the larger one. \
-The bundled model is so small that a text takes it 7 ms: {share:.0%} of that is 0.35 ms, less than a server in Python \
-takes to read a request and to validate its answer. Its rows show the milliseconds; those of the larger model show \
-their share, and hardly the milliseconds, because its own time varies by more."""
+OpenAI's API, and through ours also over gRPC (RunTask). llama.cpp, larger model: the same with random weights of \
+Qwen3-VL's shape, 40 million parameters, which write as much white space as the schema lets them; tokens: of the \
+answers, the same for all. Both keep their prompt between calls, so only the answer is computed. instant: a server \
+that answers without computing. own gRPC: our server on the fake engine, and ours in front of it. text, image: a \
+short answer, with a JPEG file of 100 KB; analysis: the task of AnalyzeImage on a drawing; with the larger model \
+its fields take one of three values, so that it ends. Targets: at most {ms:g} ms in front of llama.cpp with the \
+bundled model, and {share:.0%} of a call to the larger one. The bundled model is so small that a text takes it 7 \
+ms: {share:.0%} of that is 0.35 ms, less than a server in Python takes to read a request and to validate its \
+answer. Its rows show the milliseconds; those of the larger model show their share, and hardly the milliseconds, \
+because its own time varies by more."""
 
 
 def main() -> None:
@@ -321,7 +339,7 @@ def main() -> None:
     for name in (one for one in wanted if one != OWN):
         with ExitStack() as stack:
             try:
-                urls = _in_front_of(stack, name)
+                urls, address = _in_front_of(stack, name)
             except Missing as missing:
                 print(f"without {name}: {missing}")
                 continue
@@ -330,7 +348,7 @@ def main() -> None:
                 del asked["analysis"]  # its answer is not one
             rounds = (options.larger_rounds, 2) if name == LARGER else (options.rounds, 10)
             for call, one in asked.items():
-                add(name, call, asyncio.run(http_row(urls, one, *rounds)))
+                add(name, call, asyncio.run(http_row(urls, address, one, *rounds)))
     if OWN in wanted:
         with ExitStack() as stack:
             worker = stack.enter_context(bare_server("ours")).address
@@ -343,15 +361,17 @@ def main() -> None:
     print(markdown(rows))
 
 
-def _in_front_of(stack: ExitStack, name: str) -> dict[str, str]:
-    """The URLs of a server, of a bare proxy in front of it, and of ours. Raises ``Missing``."""
+def _in_front_of(stack: ExitStack, name: str) -> tuple[dict[str, str], str]:
+    """The URLs of a server, of a bare proxy in front of it, and of ours, and the address of ours over gRPC.
+    Raises ``Missing``."""
     if name == INSTANT:
         url = running(stack, "instant")
     else:
         url = (larger_llama_cpp if name == LARGER else bundled_llama_cpp)(stack)
     words = ("--engine", "remote", "--remote-url", url, "--http-port", "0")
-    _, through = stack.enter_context(server(*words))
-    return {DIRECT: url, PROXY: running(stack, "proxy", url), OURS: through}
+    _, address, through = stack.enter_context(addressed_server(*words))
+    assert through is not None
+    return {DIRECT: url, PROXY: running(stack, "proxy", url), OURS: through}, address
 
 
 if __name__ == "__main__":

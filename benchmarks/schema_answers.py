@@ -86,6 +86,13 @@ def server(*words: str) -> Iterator[tuple[psutil.Popen, str]]:
 
     words: more settings.
     """
+    with addressed_server(*words) as (process, address, url):
+        yield process, url or address
+
+
+@contextmanager
+def addressed_server(*words: str) -> Iterator[tuple[psutil.Popen, str, str | None]]:
+    """The same with its address over gRPC, and the URL of HTTP or None."""
     with tempfile.NamedTemporaryFile("r") as log:
         command = [sys.executable, "-m", "service", "serve", "--port", "0",
                    "--max-schema-bytes", str(LARGE_LIMITS.max_bytes),
@@ -93,20 +100,20 @@ def server(*words: str) -> Iterator[tuple[psutil.Popen, str]]:
         with open(log.name, "w") as stderr:
             process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
-            yield process, _address(process, Path(log.name))
+            yield process, *_addresses(process, Path(log.name))
         finally:
             process.terminate()
             process.wait(60)
 
 
-def _address(process: psutil.Popen, log: Path) -> str:
-    """The address, once the server serves."""
+def _addresses(process: psutil.Popen, log: Path) -> tuple[str, str | None]:
+    """The address over gRPC and the URL of HTTP, once the server serves."""
     deadline = time.monotonic() + START_LIMIT_S
     while (found := SERVING.search(log.read_text())) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"The server did not start:\n{log.read_text()}")
         time.sleep(0.1)
-    return found[2] or f"localhost:{found[1]}"
+    return f"localhost:{found[1]}", found[2]
 
 
 def memory_mib(process: psutil.Popen) -> float:
