@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SAMPLING = frozenset({"max_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"})
+SHORTEST_DELAY_S = 0.001
+"""Text is not kept back for less, in seconds: a timer would do nothing but wake the event loop, and uvloop,
+which Ray Serve runs, makes none of it."""
 
 
 class ReferenceEngine:
@@ -116,7 +119,7 @@ class ReferenceEngine:
 
     def collect_text(self, delay_s: float) -> None:
         """See `service.engine.CollectsText`."""
-        self._text_delay_s = delay_s
+        self._text_delay_s = delay_s if delay_s >= SHORTEST_DELAY_S else 0.0
 
     async def start(self) -> None:
         """Load the model. A second call returns at once."""

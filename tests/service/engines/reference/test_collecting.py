@@ -129,6 +129,27 @@ async def test_text_comes_with_that_of_others_when_half_of_the_delay_has_passed(
             await first
 
 
+def test_text_is_not_kept_for_less_than_a_millisecond(checkpoint: Write) -> None:
+    """Ray Serve runs uvloop, whose timers count milliseconds: of less it makes no timer."""
+    uvloop = pytest.importorskip("uvloop")
+    failed: list[dict[str, Any]] = []
+
+    async def answer() -> list[Chunk]:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        async with running(checkpoint(Shape()), 0.0004) as engine:
+            chunks = [chunk async for chunk in engine.generate(WANTED)]
+            assert engine._releasing is None, "the event loop turns without a pause"
+        return chunks
+
+    loop = uvloop.new_event_loop()
+    try:
+        found = loop.run_until_complete(answer())
+    finally:
+        loop.close()
+    assert not failed
+    assert found[-1].usage.output_tokens == 40
+
+
 async def test_an_answer_that_nobody_reads_piecewise_waits_for_its_end(checkpoint: Write) -> None:
     async with running(checkpoint(Shape()), 0.001) as engine:
         with stopped_after(engine, 3) as decoder:
