@@ -40,8 +40,9 @@ class Room:
         return self._places.locked()
 
     async def empty(self) -> None:
-        """Wait until no request has a place."""
-        await self._empty.wait()
+        """Wait until no request has a place, nor waited for the last one."""
+        while self._active:  # one that waits takes a place before this goes on
+            await self._empty.wait()
 
     async def __aenter__(self) -> None:
         await self._places.acquire()

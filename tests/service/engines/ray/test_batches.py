@@ -17,6 +17,7 @@ from service import metrics
 from service.engines.fake import FakeEngine
 from service.engines.ray import collecting
 from service.engines.ray import engine as ray_engine
+from service.engines.ray.collecting import Room
 from service.engines.ray.messages import Batch, ReplicaError, as_value
 from service.engines.ray.registrar import Report
 from service.engines.ray.replica import Replica
@@ -444,3 +445,27 @@ async def test_requests_wait_for_a_place_and_the_end_waits_for_them(
     assert [batch.last async for batch in second] == [True]
     await asyncio.wait_for(ending, 60)
     assert await there.active() == 0
+
+
+async def test_the_end_waits_for_a_request_that_gets_the_place_of_another_one() -> None:
+    room, left, leave = Room(1), list[int](), [asyncio.Event(), asyncio.Event()]
+
+    async def stay(number: int) -> None:
+        async with room:
+            await leave[number].wait()
+            left.append(number)
+
+    staying = [asyncio.create_task(stay(number)) for number in range(2)]
+    await asyncio.sleep(0)
+    emptied = asyncio.create_task(room.empty())
+    await asyncio.sleep(0)
+    leave[0].set()
+    await staying[0]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert room.active == 1
+    assert not emptied.done()
+    leave[1].set()
+    await asyncio.wait_for(emptied, 60)
+    await staying[1]
+    assert left == [0, 1]
