@@ -384,6 +384,8 @@ class RayEngine:
         return self._served(packed, left_s) if link is None else link.run(packed, left_s)
 
     async def _served(self, packed: bytes, left_s: float | None) -> AsyncGenerator[Batch, None]:
+        if self._closed.is_set():  # while the request was packed, or on a link
+            raise closed_error()
         with _errors_of_ray():
             stream = self._streams[len(packed) > MOST_BY_VALUE]
             responses = stream.generate.remote(packed, left_s)

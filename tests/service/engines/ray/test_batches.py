@@ -469,3 +469,24 @@ async def test_the_end_waits_for_a_request_that_gets_the_place_of_another_one() 
     await asyncio.wait_for(emptied, 60)
     await staying[1]
     assert left == [0, 1]
+
+
+async def test_a_request_does_not_reach_a_replica_after_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its images are copied in another thread, and the engine may end meanwhile: nothing would end the
+    request then."""
+    engine = on_ray(FakeEngine)
+
+    async def pack(request: GenerateRequest) -> bytes:
+        await engine.close()
+        return b""
+
+    monkeypatch.setattr(ray_engine, "_packed", pack)
+    monkeypatch.setattr(ray_engine, "_errors_of_ray", nullcontext)  # which imports all of Ray
+    monkeypatch.setattr(engine, "_streams", [])
+    monkeypatch.setattr(engine, "_ready", lambda: None)
+    monkeypatch.setattr(engine, "_check", lambda request: None)
+    with pytest.raises(EngineUnavailable) as raised:
+        await anext(engine.generate(GenerateRequest("test", "?")))
+    assert raised.value.reason == "ENGINE_CLOSED"
