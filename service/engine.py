@@ -83,7 +83,7 @@ class CollectsText(Protocol):
     def collect_text(self, delay_s: float) -> None:
         """Keep text back for up to ``delay_s`` seconds from now on, but not the first one of an answer,
         its end and its error; where nobody reads piecewise, up to the end. Text that was kept back
-        comes as one chunk. Called before the start."""
+        comes as one chunk where the request is joinable. Called before the start."""
         ...
 
 

@@ -294,7 +294,9 @@ class GenerateRequest:
     the model may call, rendered as the chat template does. enforced: the caller was told that the
     engine enforces the grammar, so nothing that only checks answers may answer. deadline: time of the
     event loop's clock after which nobody waits for the answer; None where there is none. piecewise:
-    the text is read while it is generated; otherwise the engine may give it in one piece.
+    the text is read while it is generated; otherwise the engine may give it in one piece. joinable:
+    text that is ready at the same time may be one chunk; not where the answer may end within it,
+    because its tokens are counted up to there.
     """
 
     request_id: str
@@ -308,6 +310,7 @@ class GenerateRequest:
     enforced: bool = False
     deadline: float | None = None
     piecewise: bool = True
+    joinable: bool = True
 
     def __post_init__(self) -> None:
         if self.messages and (self.user or self.system or self.images):

@@ -71,6 +71,7 @@ def check_request(
         enforced=enforced,
         deadline=deadline,
         piecewise=piecewise,
+        joinable=not stop,
     )
     note = schema_note(task, capabilities)
     if task.messages or task.examples:

@@ -144,7 +144,8 @@ class ReferenceEngine:
         received = time.monotonic()
         model, worker = self._ready()
         self._check(request)
-        answer = _Answer(piecewise=request.piecewise, joined=self._text_delay_s > 0)
+        joined = self._text_delay_s > 0 and request.joinable
+        answer = _Answer(piecewise=request.piecewise, joined=joined)
         self._live.add(answer)
         if self._text_delay_s and self._releasing is None:
             self._releasing = self._loop.call_later(self._text_delay_s, self._release)

@@ -15,7 +15,10 @@ import pytest
 from service.engine import CollectsText
 from service.engines.reference import ReferenceEngine
 from service.errors import EngineUnavailable
-from service.types import Chunk, FinishReason, Usage
+from service.inference.calls import Answer
+from service.inference.runner import run, stream
+from service.tasks.contract import Task
+from service.types import Chunk, FinishReason, Sampling, Usage
 from tests.checkpoints import Shape
 from tests.service.engines.conformance import LONG, request, until
 
@@ -98,6 +101,28 @@ async def test_text_comes_with_the_end(checkpoint: Write, piecewise: bool) -> No
         assert (collected[0].text, collected[0].usage) in text_and_usage(plain)
 
 
+@pytest.mark.slow
+async def test_tokens_are_counted_up_to_a_stop_text(checkpoint: Write) -> None:
+    """However much text comes together: the same request has the same usage."""
+    task, sampling = Task("t", "", "word"), Sampling(max_tokens=40)
+    found: list[tuple[str, Usage]] = []
+    stop = ""
+    for delay_s in (0.0, NEVER):
+        async with running(checkpoint(Shape()), delay_s) as engine:
+            options: Any = {"timeout_s": LIMIT_S, "request_id": "r", "accept_cut": True}
+            if not stop:
+                whole = await run(engine, task, [], sampling, **options)
+                stop = whole.text[30:34]
+            answer = await run(engine, task, [], sampling, **options, stop=[stop])
+            found.append((answer.text, answer.usage))
+            streamed = stream(engine, task, [], sampling, **options, stop=[stop])
+            last = [event async for event in streamed][-1]
+            assert isinstance(last, Answer)
+            found.append((last.text, last.usage))
+    assert found == [found[0]] * 4
+    assert 0 < found[0][1].output_tokens < whole.usage.output_tokens - 10
+
+
 async def test_text_is_kept_for_the_delay_alone(checkpoint: Write) -> None:
     async with running(checkpoint(Shape()), 0.01) as engine:
         with stopped_after(engine, 3):
@@ -129,6 +154,7 @@ async def test_text_comes_with_that_of_others_when_half_of_the_delay_has_passed(
             await first
 
 
+@pytest.mark.slow
 def test_text_is_not_kept_for_less_than_a_millisecond(checkpoint: Write) -> None:
     """Ray Serve runs uvloop, whose timers count milliseconds: of less it makes no timer."""
     uvloop = pytest.importorskip("uvloop")
