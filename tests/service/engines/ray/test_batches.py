@@ -18,6 +18,7 @@ from service.engines.fake import FakeEngine
 from service.engines.ray import collecting
 from service.engines.ray import engine as ray_engine
 from service.engines.ray.collecting import Room
+from service.engines.ray.link import LinkLost, NoRoom
 from service.engines.ray.messages import Batch, ReplicaError, as_value
 from service.engines.ray.registrar import Report
 from service.engines.ray.replica import Replica
@@ -490,3 +491,27 @@ async def test_a_request_does_not_reach_a_replica_after_the_end(
     with pytest.raises(EngineUnavailable) as raised:
         await anext(engine.generate(GenerateRequest("test", "?")))
     assert raised.value.reason == "ENGINE_CLOSED"
+
+
+async def test_a_request_that_a_full_replica_sends_back_waits_at_ray_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not on a link again, also where its replica is lost meanwhile."""
+    engine, ways = on_ray(FakeEngine), list[bool]()
+    failures = iter([NoRoom, LinkLost])
+
+    async def answers(packed: bytes, left_s: float | None, *, linked: bool) -> AsyncIterator[Batch]:
+        ways.append(linked)
+        assert len(ways) < 4
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        yield Batch([Chunk("a"), LAST], None, 0.0)
+
+    monkeypatch.setattr(ray_engine, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(engine, "_batches", answers)
+    monkeypatch.setattr(engine, "_ready", lambda: None)
+    monkeypatch.setattr(engine, "_check", lambda request: None)
+    found = [chunk async for chunk in engine.generate(GenerateRequest("test", "?"))]
+    assert texts(found) == ["a", ""]
+    assert ways == [True, False, False]
+    assert engine.active_requests == 0
