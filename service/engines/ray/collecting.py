@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -90,8 +91,10 @@ class Outbox:
                 chunks = generate(replace(request, deadline=limit.at))
                 await limit.wait(self._collect(chunks, number, part, request.piecewise), late)
         except asyncio.CancelledError:
-            self._parts.pop(number, None)
-            raise
+            if _is_cancelled():
+                self._parts.pop(number, None)
+                raise
+            part.error = as_value(RuntimeError("the engine cancelled an answer"))
         except Exception as error:
             part.error = as_value(error)
         if part.chunks or part.error is not None:
@@ -131,6 +134,14 @@ class Outbox:
         if parts:
             now = self._loop.time()
             self._send([(number, part.taken(now)) for number, part in parts.items()])
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is cancelled, and not only what it waits for. Python 3.10 does not tell."""
+    task = asyncio.current_task()
+    if sys.version_info < (3, 11) or task is None:
+        return True
+    return task.cancelling() > 0
 
 
 class _Part:

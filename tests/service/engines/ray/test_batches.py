@@ -448,6 +448,24 @@ async def test_requests_wait_for_a_place_and_the_end_waits_for_them(
     assert await there.active() == 0
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python does not tell who cancelled")
+async def test_an_engine_that_cancels_its_own_answer_is_a_defect() -> None:
+    """It held its place in the replica until the caller left: nothing was sent."""
+
+    async def cancelled() -> AsyncIterator[Chunk]:
+        yield Chunk("a")
+        ended: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
+        ended.cancel()
+        yield await ended
+
+    async def read() -> list[tuple[list[Chunk], Exception | None]]:
+        return [one async for one in batches(cancelled(), NEVER)]
+
+    found = await asyncio.wait_for(read(), 60)
+    assert [text for chunks, _ in found for text in texts(chunks)] == ["a"]
+    assert isinstance(found[-1][1], ReplicaError)
+
+
 async def test_the_end_waits_for_a_request_that_gets_the_place_of_another_one() -> None:
     room, left, leave = Room(1), list[int](), [asyncio.Event(), asyncio.Event()]
 
