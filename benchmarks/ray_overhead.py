@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import itertools
 import os
 import signal
@@ -26,6 +27,8 @@ from typing import Any
 
 import aiohttp
 import grpc
+import numpy as np
+import PIL.Image
 import psutil
 
 from benchmarks.batch import image
@@ -41,24 +44,30 @@ from service.errors import EngineUnavailable
 from service.grpc_api.server import VisionServer
 from service.pb.qwen3vl.v1 import vision_pb2 as pb
 from service.pb.qwen3vl.v1.vision_pb2_grpc import VisionServiceStub
+from service.schema_compiler.api import analyse
+from service.schema_compiler.limits import DEFAULT_LIMITS
 from service.settings import Settings
-from service.types import GenerateRequest, Sampling
+from service.tasks.image_analysis import IMAGE_ANALYSIS
+from service.types import GenerateRequest, Image, Sampling
 from service.wiring import BUNDLED_MODEL, build_registry
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ClusterOptions(None, store_bytes=100 * 1024 * 1024, cpus=8)
 CALLERS = 16
 IMAGES = [image(number) for number in range(1, 20)]
+DRAWINGS = [np.asarray(PIL.Image.open(io.BytesIO(one)).convert("RGB")) for one in IMAGES]
+assert IMAGE_ANALYSIS.grammar is not None
+ANALYSIS_GRAMMAR = analyse(IMAGE_ANALYSIS.grammar, DEFAULT_LIMITS).grammar
 NOTES = (
-    "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same "
-    "engine in a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: "
-    "reference engine, bundled model, 16 callers, answers of 31 tokens, as streams, in turns, medians. The callers of "
-    "the bare processes are inside of them, eight in each, so that nothing travels; two replicas need a third process "
-    "for the callers, which takes its share of the cores. Processor time is that of all processes named, for each "
-    "request. Servers: two "
+    "Ray on the same machine, loopback. direct: the engine in the process of the caller; ray: the same engine in "
+    "a replica, reached through the engine protocol; one caller, in turns, medians. Throughput: reference engine,"
+    " bundled model, 16 callers, in turns, medians; text: answers of 31 tokens, as streams, which take the engine"
+    " 7 ms; image-analysis: that of a drawing, under its schema. The callers of the bare processes are inside of "
+    "them, eight in each, so that nothing travels; two replicas need a third process for the callers, which takes"
+    " its share of the cores. Processor time is that of all processes named, for each request. Servers: two "
     "`qwen3vl serve` with 8 callers each beside one with two replicas and 16 callers; RunTask of image-analysis "
-    "over gRPC with a drawing, in turns, medians. Kill: SIGKILL to one of two replicas under 16 callers. proxy: one "
-    "call of the fake engine through Ray Serve's own HTTP proxy, and through this server over gRPC."
+    "over gRPC with a drawing, in turns, medians. Kill: SIGKILL to one of two replicas under 16 callers. proxy: "
+    "one call of the fake engine through Ray Serve's own HTTP proxy, and through this server over gRPC."
 )
 
 
@@ -79,10 +88,30 @@ def request(tokens: int = 64) -> GenerateRequest:
     return GenerateRequest("bench", "List every object.", sampling=Sampling(max_tokens=tokens))
 
 
-async def timed(engine: Engine, tokens: int) -> tuple[float, float, int]:
+def analysis(number: int) -> GenerateRequest:
+    """AnalyzeImage on a drawing, as the service asks an engine for it."""
+    return GenerateRequest(
+        "bench",
+        IMAGE_ANALYSIS.user,
+        IMAGE_ANALYSIS.system,
+        images=(Image(DRAWINGS[number % len(DRAWINGS)]),),
+        grammar=ANALYSIS_GRAMMAR,
+        sampling=Sampling(max_tokens=512),
+        piecewise=False,
+    )
+
+
+WORK: dict[str, Callable[[int], GenerateRequest]] = {
+    "text": lambda _: request(31),
+    "image-analysis": analysis,
+}
+"""What the callers ask, by name; gets the number of the request."""
+
+
+async def timed(engine: Engine, asked: GenerateRequest) -> tuple[float, float, int]:
     """Seconds to the first text and to the end, and the number of chunks."""
     begun, first, count = time.perf_counter(), 0.0, 0
-    async for _ in engine.generate(request(tokens)):
+    async for _ in engine.generate(asked):
         first = first or time.perf_counter() - begun
         count += 1
     return first, time.perf_counter() - begun, count
@@ -97,7 +126,7 @@ async def added(name: str, build: Callable[[], Engine], tokens: int, rounds: int
     for turn in range(-10, rounds):
         pairs = [("direct", direct), ("ray", ray)]
         for one, engine in pairs if turn % 2 else reversed(pairs):
-            sample = await timed(engine, tokens)
+            sample = await timed(engine, request(tokens))
             if turn >= 0:
                 found[one].append(sample)
     await direct.close()
@@ -118,14 +147,14 @@ async def added(name: str, build: Callable[[], Engine], tokens: int, rounds: int
     }
 
 
-async def many(engine: Engine, callers: int, seconds: float) -> float:
+async def many(engine: Engine, work: str, callers: int, seconds: float) -> float:
     """Requests per second of so many callers."""
-    end, done = time.perf_counter() + seconds, 0
+    end, done, numbers = time.perf_counter() + seconds, 0, itertools.count()
 
     async def caller() -> None:
         nonlocal done
         while time.perf_counter() < end:
-            await timed(engine, 31)
+            await timed(engine, WORK[work](next(numbers)))
             done += 1
 
     begun = time.perf_counter()
@@ -133,16 +162,16 @@ async def many(engine: Engine, callers: int, seconds: float) -> float:
     return done / (time.perf_counter() - begun)
 
 
-async def bare(seconds: float) -> None:
+async def bare(work: str, seconds: float) -> None:
     """In a process of its own: half of the callers, once for each line that comes in. Prints the rate, and the
     processor time of each request in ms."""
     engine = reference()
     await engine.start()
-    await many(engine, CALLERS // 2, 1.0)
+    await many(engine, work, CALLERS // 2, 1.0)
     print("ready", flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         used_s = time.process_time()
-        rate = await many(engine, CALLERS // 2, seconds)
+        rate = await many(engine, work, CALLERS // 2, seconds)
         print(rate, 1e3 * (time.process_time() - used_s) / (rate * seconds), flush=True)
     await engine.close()
 
@@ -151,8 +180,9 @@ class BareProcesses:
     """Two processes with an engine and half of the callers each. Blocks until both are ready. Use as a context
     manager."""
 
-    def __init__(self, seconds: float) -> None:
-        command = [sys.executable, "-m", "benchmarks.ray_overhead", "--bare", str(seconds)]
+    def __init__(self, work: str, seconds: float) -> None:
+        words = ["--bare", work, str(seconds)]
+        command = [sys.executable, "-m", "benchmarks.ray_overhead", *words]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._processes = [
             subprocess.Popen(command, cwd=ROOT, text=True, **pipes) for _ in range(2)
@@ -188,12 +218,12 @@ async def with_replicas(engine: RayEngine, count: int) -> None:
         await engine.check_health()
 
 
-async def throughput(seconds: float, rounds: int) -> dict[str, Any]:
+async def throughput(work: str, seconds: float, rounds: int) -> dict[str, Any]:
     """Both sides run all the time; that whose turn it is not has no requests."""
-    engine = on_ray("bench-throughput", reference, replicas=2)
+    engine = on_ray(f"bench-{work}", reference, replicas=2)
     await engine.start()
     await with_replicas(engine, 2)
-    await many(engine, CALLERS, 1.0)
+    await many(engine, work, CALLERS, 1.0)
     replicas = [psutil.Process(one) for one in await broadcast(engine, "process")]
 
     def used_s() -> list[float]:
@@ -201,11 +231,11 @@ async def throughput(seconds: float, rounds: int) -> dict[str, Any]:
 
     rates: list[tuple[float, float]] = []
     times: list[tuple[float, ...]] = []
-    with await asyncio.to_thread(BareProcesses, seconds) as processes:
+    with await asyncio.to_thread(BareProcesses, work, seconds) as processes:
         for turn in range(rounds):
             theirs = await asyncio.to_thread(processes.measured) if turn % 2 else None
             before = used_s()
-            ours = await many(engine, CALLERS, seconds)
+            ours = await many(engine, work, CALLERS, seconds)
             spent = [
                 1e3 * (now - then) / (ours * seconds)
                 for now, then in zip(used_s(), before, strict=True)
@@ -215,7 +245,7 @@ async def throughput(seconds: float, rounds: int) -> dict[str, Any]:
             times.append((*spent, theirs[1]))
     await engine.close()
     return {
-        "row": f"throughput, {CALLERS} callers",
+        "row": f"throughput, {work}, {CALLERS} callers",
         "two bare processes, requests/s": statistics.median(theirs for _, theirs in rates),
         "two replicas, requests/s": statistics.median(ours for ours, _ in rates),
         "share": statistics.median(ours / theirs for ours, theirs in rates),
@@ -434,7 +464,8 @@ def parts(*, quick: bool) -> dict[str, Callable[[], Coroutine[Any, Any, dict[str
     return {
         "fake": lambda: added("fake", fake, 64, rounds),
         "reference": lambda: added("reference", reference, 35, max(10, rounds // 5)),
-        "throughput": lambda: throughput(seconds, turns),
+        "throughput": lambda: throughput("text", seconds, turns),
+        "throughput of analyses": lambda: throughput("image-analysis", seconds, turns),
         "servers": lambda: servers(seconds, turns),
         "kill": lambda: kill(12.0),
         "proxy": lambda: proxy(rounds),
@@ -464,10 +495,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="see that it runs; stores nothing")
     parser.add_argument("--only", choices=list(parts(quick=True)), help="one part; stores nothing")
-    parser.add_argument("--bare", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--bare", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare is not None:
-        asyncio.run(bare(arguments.bare))
+        work, seconds = arguments.bare
+        asyncio.run(bare(work, float(seconds)))
         return
     print(environment(), flush=True)
     all_parts = parts(quick=arguments.quick)
