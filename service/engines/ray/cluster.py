@@ -28,10 +28,12 @@ LOCAL = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_worker_niceness": "0",
     "RAY_prestart_worker_first_driver": "0",
+    "RAY_gcs_server_port_wait_time_s": "120",
 }
 """Environment of a Ray of our own. The first makes it listen on loopback, as it does by default on these
 systems, on every system. The second gives replicas the priority of other processes: Ray's default is low.
-The third starts no idle process for each core, for which a connection would wait without a limit."""
+The third starts no idle process for each core, for which a connection would wait without a limit. The fourth
+lets a busy machine take longer than Ray's 30 seconds to start its first process."""
 TOKEN = "RAY_AUTH_TOKEN"
 LONGEST_FOLDER = 40
 """Maximum length of the folder of Ray: the paths of its sockets are longer, and the system takes 107

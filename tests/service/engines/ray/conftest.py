@@ -25,7 +25,7 @@ def cluster() -> Iterator[None]:
         warnings.simplefilter("ignore")  # Ray's own, at its import and start
         try:
             CONNECTION.open(CLUSTER)
-        except EngineUnavailable:  # Ray gives itself 30 s to start, whatever else the machine does
+        except EngineUnavailable:  # Ray gives its second process 30 s, even on a busy machine
             CONNECTION.open(CLUSTER)
         _leave_silently()
     yield
