@@ -9,18 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from functools import reduce
 
 from service.schema_compiler.emit.json_escapes import JsonEscapes, RawText
-from service.schema_compiler.emit.rules import OWN, Rules, any_or_end, one_of, sequence
+from service.schema_compiler.emit.rules import Rules, any_or_end, one_of, sequence
 from service.schema_compiler.regex.character_sets import resolve
-from service.schema_compiler.regex.codepoints import (
-    ALL,
-    Ranges,
-    difference,
-    intersection,
-    ranges,
-)
+from service.schema_compiler.regex.codepoints import ALL, Ranges, ranges
 from service.schema_compiler.regex.dfa import DEAD, Dfa
 from service.schema_compiler.regex.expressions import is_anything
 from service.schema_compiler.regex.syntax import Chars, Choice, Node, Repeat, Sequence
@@ -28,8 +21,6 @@ from service.schema_compiler.regex.syntax import Chars, Choice, Node, Repeat, Se
 Escapes = RawText | JsonEscapes
 MANY_RANGES = 32
 """Of a class that gets a rule of its own where it is repeated: compilers write repeats out."""
-_MANY_CHARACTERS = 16
-"""Of a class that a compiler takes long for: it follows all tokens that begin with one of them."""
 
 
 def automaton(dfa: Dfa, rules: Rules, escapes: Escapes) -> str:
@@ -51,29 +42,7 @@ class _Automaton:
             count == 1 and len(arrows) + accepting == 1
             for count, arrows, accepting in zip(arriving, self._arrows, dfa.accepting, strict=True)
         ]
-        self._common = self._common_classes()
         self._names: dict[int, str] = {}
-
-    def _common_classes(self) -> dict[int, Ranges]:
-        """By state, the characters with which several states lead to it, if these are many. They get a rule
-        that all these states share, so that a compiler follows the tokens that begin with them once."""
-        found: dict[int, list[Ranges]] = {}
-        for state, arrows in enumerate(self._arrows):
-            for target, characters in arrows.items():
-                if target != state and not self._inline[state] and _are_many(characters):
-                    found.setdefault(target, []).append(characters)
-        common = {target: reduce(intersection, several) for target, several in found.items()}
-        return {
-            target: characters
-            for target, characters in common.items()
-            if _are_many(characters)
-            and (len(found[target]) > 1 or self._goes_on(target, characters))
-        }
-
-    def _goes_on(self, state: int, characters: Ranges) -> bool:
-        """Whether a state, which gets a rule, goes on with itself after just these characters."""
-        own = self._arrows[state].get(state)
-        return own == characters and not self._is_anything(state)
 
     def expression(self) -> str:
         order = self._reach()
@@ -99,51 +68,31 @@ class _Automaton:
     def _alternatives(self, state: int) -> list[str]:
         found = [self._escapes.end] if self._accepting[state] else []
         for target, characters in self._arrows[state].items():
-            common = self._common.get(target)
-            if common is not None and self._shares(state, target):
-                found.append(self._entering(target, common))
-                characters = difference(characters, common)
-                if not characters:
-                    continue
+            text, at = "", target
             single = _single(characters)
             heads = [""] if single else self._escapes.alternatives(characters)
-            rest = self._rest(single, target)
-            found += [f"{head} {rest}" if head else rest for head in heads]
+            text += single
+            tail: list[str] = []
+            while self._inline[at]:
+                if self._accepting[at]:
+                    break
+                ((following, more),) = self._arrows[at].items()
+                if single := _single(more):
+                    text += single
+                else:
+                    if text:
+                        tail.append(self._escapes.text(text))
+                        text = ""
+                    tail.append(self._one(more))
+                at = following
+            if text:
+                tail.append(self._escapes.text(text))
+            tail.append(self._escapes.end if self._inline[at] else self._name(at))
+            found += [" ".join(filter(None, (head, *tail))) for head in heads]
         return found
 
-    def _rest(self, text: str, state: int) -> str:
-        """The expression for a text and what may follow in a state. States that get no rule, as they have one
-        arrow or one end, are written in place."""
-        parts: list[str] = []
-        while self._inline[state] and not self._accepting[state]:
-            ((following, characters),) = self._arrows[state].items()
-            single = _single(characters)
-            if single:
-                text += single
-            else:
-                parts += [self._escapes.text(text)] if text else []
-                parts.append(one_character(characters, self._rules, self._escapes))
-                text = ""
-            state = following
-        parts += [self._escapes.text(text)] if text else []
-        end = self._escapes.end if self._inline[state] else self._name(state)
-        return " ".join((*parts, end))
-
-    def _shares(self, state: int, target: int) -> bool:
-        """Whether a state has the common rule for what leads to another state. Rules that go on with
-        themselves are quick as they are, and keep all their characters together."""
-        common, own = self._common[target], self._arrows[state][target]
-        return own == common if state == target else not difference(common, own)
-
-    def _entering(self, target: int, characters: Ranges) -> str:
-        """The rule for one of the characters and what may follow in a state. Where the state goes on with
-        itself, it may go on with this rule, and that is also written without the state between: a compiler
-        has a short cut for rules that go on with themselves."""
-        heads = self._escapes.alternatives(characters)
-        ways = [f"{one} {self._name(target)}" for one in heads]
-        if self._goes_on(target, characters):
-            ways.append(f"{heads[0]} {OWN}")
-        return self._rules.define_recursive(f"{self._escapes.name}_entering", " | ".join(ways))
+    def _one(self, characters: Ranges) -> str:
+        return one_character(characters, self._rules, self._escapes)
 
 
 def _arrows(blocks: tuple[Ranges, ...], row: Items[int]) -> dict[int, Ranges]:
@@ -153,10 +102,6 @@ def _arrows(blocks: tuple[Ranges, ...], row: Items[int]) -> dict[int, Ranges]:
         if target != DEAD:
             found.setdefault(target, []).extend(block)
     return {target: ranges(pairs) for target, pairs in found.items()}
-
-
-def _are_many(characters: Ranges) -> bool:
-    return sum(last - first + 1 for first, last in characters) > _MANY_CHARACTERS
 
 
 def _single(characters: Ranges) -> str:

@@ -82,8 +82,12 @@ class _Writer:
         part, atom = place.part, place.atom
         opened = [way for one in groups for way in (one.part, f'"?:" {one.part}')]
         escaped = define("regex_escape", f"[bB] {part} | {self._escaped(atom)}")
+        lazy = define("regex_lazy", f'"?" {part} | {part}')
+        beyond = define(
+            "regex_beyond", " | ".join([f"[*+?] {lazy}", f'"{{" {self._times} {lazy}', *place.over])
+        )
         begun = self._rules.define_recursive("regex_some", " | ".join([
-            *self._going_on(_PLAIN, atom),
+            *self._going_on(_PLAIN, atom, beyond),
             f'"." {atom}',
             f'"|" {part}',
             f"[$^] {part}",
@@ -92,20 +96,20 @@ class _Writer:
             f"{BACKSLASH} {BACKSLASH} {escaped}",
         ]))  # fmt: skip
         self._rules.fill(part, " | ".join([*place.over, begun]))
-        lazy = define("regex_lazy", f'"?" {part} | {part}')
-        self._rules.fill(atom, f'[*+?] {lazy} | "{{" {self._times} {lazy} | {part}')
+        self._rules.fill(atom, f"{beyond} | {begun}")
         return begun
 
     def _class(self, atom: str) -> str:
         """What is behind the bracket of a class."""
         define, rest = self._rules.define, self._rules.reserve("regex_members")
         end = f"{literal(']')} {atom}"
+        beyond = define("regex_behind", f'{end} | "-" {end}')
         member = self._rules.define_recursive("regex_member", " | ".join([
-            *self._going_on(_MEMBER, rest),
+            *self._going_on(_MEMBER, rest, beyond),
             f"{self._range} {rest}",
             f"{BACKSLASH} {BACKSLASH} {define('regex_escape', self._escaped(rest))}",
         ]))  # fmt: skip
-        self._rules.fill(rest, f'{end} | "-" {end} | {member}')
+        self._rules.fill(rest, f"{beyond} | {member}")
         inside = define("regex_class", f'"-" {end} | "-" {member} | {member}')
         return define("regex_class", f'"^" {inside} | {inside}')
 
@@ -114,12 +118,13 @@ class _Writer:
         ways = [f"{one} {rest}" for one in self._one(_ESCAPE)]
         return " | ".join([*ways, f"{self._code} {rest}"])
 
-    def _going_on(self, pattern: str, rest: str) -> list[str]:
-        """The alternatives of a rule for one of these characters and the rest, which may be the rule again. That
-        is also written without the rest between: a compiler has a short cut for rules that go on with
-        themselves."""
-        ways = self._one(pattern)
-        return [*(f"{one} {rest}" for one in ways), f"{ways[0]} {OWN}"]
+    def _going_on(self, pattern: str, rest: str, beyond: str) -> list[str]:
+        """The alternatives of a rule for one of these characters and the rest, which is what is beyond, or the
+        rule again. Most characters go on with the rule without the rest between: a compiler has a short cut for
+        rules that go on with themselves. No text has two readings: a matcher would take time for each character
+        that came before."""
+        most, *others = self._one(pattern)
+        return [f"{most} {OWN}", f"{most} {beyond}", *(f"{one} {rest}" for one in others)]
 
     def _one(self, pattern: str) -> list[str]:
         node = parse(pattern).node
