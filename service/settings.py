@@ -241,6 +241,12 @@ class ServerSettings(BaseSettings):
         description="Number of processes that analyse grammars of callers, 75 MB each. With two "
         "processes, a grammar that hangs until its time limit does not stop other callers.",
     )
+    event_loop: Literal["asyncio", "uvloop"] = Field(
+        "asyncio",
+        description="What runs the server: asyncio of Python, or uvloop, which takes less processor "
+        "time for each call and needs its package: pip install 'qwen3vl-grpc[uvloop]'. Not for an "
+        "HTTP API with TLS.",
+    )
     output_retries: int = Field(
         1,
         ge=0,
@@ -505,6 +511,13 @@ class ServerSettings(BaseSettings):
         parse_hosts(hosts)
         return hosts
 
+    @field_validator("event_loop")
+    @classmethod
+    def _check_event_loop(cls, name: str) -> str:
+        if name == "uvloop" and importlib.util.find_spec("uvloop") is None:
+            raise ValueError("uvloop is not installed: pip install 'qwen3vl-grpc[uvloop]'")
+        return name
+
     @field_validator("image_formats")
     @classmethod
     def _known_formats(cls, formats: str) -> str:
@@ -580,6 +593,11 @@ class ServerSettings(BaseSettings):
                 f"host: {self.host} can be reached from other machines, which needs TLS "
                 "(tls_cert, tls_key) and callers that prove who they are (api_keys_file or "
                 "tls_client_ca). Set insecure=true to do without, behind a gateway that does both"
+            )
+        if self.http_port is not None and self.tls and self.event_loop != "asyncio":
+            raise ValueError(
+                f"event_loop: {self.event_loop} cannot encrypt the HTTP API (http_port with tls_cert); "
+                "take asyncio, or end TLS in front of this server"
             )
         if self.http_port is not None and not self.insecure:
             self._check_http_access()

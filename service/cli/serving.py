@@ -7,9 +7,9 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,7 +20,7 @@ from service.errors import ServiceError
 from service.grpc_api.connections import raise_descriptor_limit
 from service.grpc_api.server import GrpcFrontEnd, VisionServer
 from service.runtime import FrontEnd, Runtime, end_soon, serve
-from service.settings import UNSERVED, SettingsError, load_settings
+from service.settings import UNSERVED, Settings, SettingsError, load_settings
 from service.wiring import build_engines, build_pool, build_registry
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def serve_command(arguments: Sequence[str]) -> int:
         runtime = Runtime(settings, engines, registry, pool=pool)
         front_ends = build_front_ends(runtime)
         ready = partial(_announce, front_ends)
-        asyncio.run(_serve_and_end(runtime, front_ends, ready))
+        _run(settings)(_serve_and_end(runtime, front_ends, ready))
     except (SettingsError, ServiceError, ValueError) as error:
         # Not printed: where nobody reads stderr, that would keep the process from ending.
         logs.console.error("qwen3vl serve: %s", _text(error))
@@ -56,6 +56,15 @@ def serve_command(arguments: Sequence[str]) -> int:
         log.exception("the server ends because of a defect")
         return FAILED
     return 0
+
+
+def _run(settings: Settings) -> Callable[[Coroutine[Any, Any, None]], None]:
+    """What runs the server in an event loop of the kind that the settings name."""
+    if settings.event_loop == "asyncio":
+        return asyncio.run
+    import uvloop
+
+    return uvloop.run
 
 
 async def _serve_and_end(

@@ -244,6 +244,7 @@ OUTSIDE = [
     ("read_ahead_bytes", 100),
     ("max_connection_idle_s", -1),
     ("max_connection_age_s", 86_401),
+    ("event_loop", "other"),
     ("log_level", "loud"),
     ("log_format", "xml"),
     ("log_every", 0),
@@ -278,6 +279,13 @@ def test_wrong_settings_of_images(name: str, value: object, words: str) -> None:
     text = refused(**{name: value})
     assert text.startswith(f"{name}: ")
     assert words in text
+
+
+def test_uvloop_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert refused(event_loop="uvloop") == (
+        "event_loop: uvloop is not installed: pip install 'qwen3vl-grpc[uvloop]'"
+    )
 
 
 def test_heic_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,6 +521,17 @@ def test_http_beyond_loopback_needs_tls_and_keys(tmp_path: Path, missing: str) -
     for name in ("tls_cert", "tls_key") if missing == "tls" else ("api_keys_file",):
         del given[name]
     assert refused(**everywhere, **given).startswith("http_host: 0.0.0.0 can be reached")
+
+
+def test_uvloop_serves_http_without_tls_alone(tmp_path: Path) -> None:
+    given = {name: tmp_path / name for name in ("tls_cert", "tls_key")}
+    for path in given.values():
+        path.touch()
+    assert load_settings(event_loop="uvloop", http_port=8000).http_port == 8000
+    assert load_settings(event_loop="uvloop", **given).tls
+    assert refused(event_loop="uvloop", http_port=8000, **given).startswith(
+        "event_loop: uvloop cannot encrypt the HTTP API"
+    )
 
 
 def test_http_needs_keys_where_grpc_needs_client_certificates(tmp_path: Path) -> None:

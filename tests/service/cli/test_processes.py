@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,24 @@ def test_serve_announces_itself_answers_and_ends_with_ctrl_c() -> None:
         assert out == ""
         assert "Traceback" not in err
         assert "Aborted" not in err
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_serve_runs_on_the_event_loop_of_the_setting(loop: str) -> None:
+    words = ("--port", 0, "--http-port", 0, "--event-loop", loop)
+    with process("serve", "--engine", "fake", *words) as server:
+        assert server.stderr is not None
+        line = wait_for(server.stderr, "SERVING on port ")[-1]
+        port, url = re.findall(r"port (\d+), (http://[\d.:]+\d)", line)[0]
+        # Its library is in the memory of the process, or not.
+        assert ("/uvloop/" in Path(f"/proc/{server.pid}/maps").read_text()) == (loop == "uvloop")
+        words = ("run", "--server", f"127.0.0.1:{port}", "--prompt", "x", "--choice", "day")
+        assert run(*words, "--json").returncode == 0
+        with urllib.request.urlopen(f"{url}/v1/models", timeout=LIMIT_S) as models:
+            assert json.load(models)["data"]
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=LIMIT_S)
+        assert (server.returncode, "Traceback" in err) == (0, False)
 
 
 @pytest.mark.parametrize(
