@@ -15,6 +15,7 @@ import asyncio
 import base64
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -49,6 +50,7 @@ LLAMA_CPP, LARGER, INSTANT, OWN = "llama.cpp", "llama.cpp, larger model", "insta
 LARGER_ROUNDS = 30
 BODY_LIMIT = 1 << 24
 DIRECT, PROXY, OURS, GRPC = "direct", "bare proxy", "through ours", "through ours, gRPC"
+LOOP = ("--event-loop", "uvloop")
 TARGET_MS, TARGET_SHARE = 3.0, 0.05
 SCHEMA = {
     "type": "object",
@@ -302,19 +304,20 @@ async def grpc_row(addresses: Mapping[str, str], asked: Question, rounds: int) -
         return await measured(calls, rounds)
 
 
-NOTES = """One caller; the same call directly, through a bare proxy, and through `qwen3vl serve --engine remote`, in \
-turns; medians. bare proxy: what one would put in front otherwise, in aiohttp; it sends the body on, returns the \
-answer, and checks nothing. llama.cpp: the bundled model, one thread, an answer under a JSON schema; over HTTP with \
-OpenAI's API, and through ours also over gRPC (RunTask). llama.cpp, larger model: the same with random weights of \
-Qwen3-VL's shape, 40 million parameters, which write as much white space as the schema lets them; tokens: of the \
-answers, the same for all. Both keep their prompt between calls, so only the answer is computed. instant: a server \
-that answers without computing. own gRPC: our server on the fake engine, and ours in front of it. text, image: a \
-short answer, with a JPEG file of 100 KB; analysis: the task of AnalyzeImage on a drawing; with the larger model \
-its fields take one of three values, so that it ends. Targets: at most {ms:g} ms in front of llama.cpp with the \
-bundled model, and {share:.0%} of a call to the larger one. The bundled model is so small that a text takes it 7 \
-ms: {share:.0%} of that is 0.35 ms, less than a server in Python takes to read a request and to validate its \
-answer. Its rows show the milliseconds; those of the larger model show their share, and hardly the milliseconds, \
-because its own time varies by more."""
+NOTES = """One caller; the same call directly, through a bare proxy, and through `qwen3vl serve --engine remote \
+--event-loop uvloop`, in turns; medians. Python {python}. bare proxy: what one would put in front otherwise, \
+in aiohttp; it sends the body on, returns the answer, and checks nothing. llama.cpp: the bundled model, one \
+thread, an answer under a JSON schema; over HTTP with OpenAI's API, and through ours also over gRPC \
+(RunTask). llama.cpp, larger model: the same with random weights of Qwen3-VL's shape, 40 million parameters, \
+which write as much white space as the schema lets them; tokens: of the answers, the same for all. Both keep \
+their prompt between calls, so only the answer is computed. instant: a server that answers without \
+computing. own gRPC: our server on the fake engine, and ours in front of it. text, image: a short answer, \
+with a JPEG file of 100 KB; analysis: the task of AnalyzeImage on a drawing; with the larger model its \
+fields take one of three values, so that it ends. Targets: at most {ms:g} ms in front of llama.cpp with the \
+bundled model, and {share:.0%} of a call to the larger one. The bundled model is so small that a text takes \
+it 7 ms: {share:.0%} of that is 0.35 ms, less than a server in Python takes to read a request and to \
+validate its answer. Its rows show the milliseconds; those of the larger model show their share, and hardly \
+the milliseconds, because its own time varies by more."""
 
 
 def main() -> None:
@@ -352,12 +355,16 @@ def main() -> None:
     if OWN in wanted:
         with ExitStack() as stack:
             worker = stack.enter_context(bare_server("ours")).address
-            words = ("--engine", "remote", "--remote-url", f"grpc://{worker}")
+            words = ("--engine", "remote", "--remote-url", f"grpc://{worker}", *LOOP)
             _, through = stack.enter_context(server(*words))
             for call in ("text", "image"):
                 addresses = {DIRECT: worker, OURS: through}
                 add(OWN, call, asyncio.run(grpc_row(addresses, questions()[call], options.rounds)))
-    write_results("remote_overhead", rows, NOTES.format(ms=TARGET_MS, share=TARGET_SHARE))
+    write_results(
+        "remote_overhead",
+        rows,
+        NOTES.format(ms=TARGET_MS, share=TARGET_SHARE, python=sys.version.split("\n")[0]),
+    )
     print(markdown(rows))
 
 
@@ -368,7 +375,7 @@ def _in_front_of(stack: ExitStack, name: str) -> tuple[dict[str, str], str]:
         url = running(stack, "instant")
     else:
         url = (larger_llama_cpp if name == LARGER else bundled_llama_cpp)(stack)
-    words = ("--engine", "remote", "--remote-url", url, "--http-port", "0")
+    words = ("--engine", "remote", "--remote-url", url, "--http-port", "0", *LOOP)
     _, address, through = stack.enter_context(addressed_server(*words))
     assert through is not None
     return {DIRECT: url, PROXY: running(stack, "proxy", url), OURS: through}, address
