@@ -20,6 +20,7 @@ from service.schema_compiler.report import Enforcement, KeywordReport, SchemaWar
 from service.tasks.contract import Task
 from service.types import (
     Capabilities,
+    Enforcer,
     GenerateRequest,
     Grammar,
     ImageSource,
@@ -47,14 +48,14 @@ def check_request(
     request_id: str,
     stop: Sequence[str] = (),
     *,
-    enforced: bool = False,
+    strict: bool = False,
     deadline: float | None = None,
     piecewise: bool = True,
 ) -> GenerateRequest:
     """Build the request for the engine. Raises if the engine cannot run it, before any computation.
 
     stop: texts that end the answer. The service looks for them; the engine does not get them.
-    enforced, deadline, piecewise: see ``GenerateRequest``.
+    strict: see ``Call``. deadline, piecewise: see ``GenerateRequest``.
     """
     check_sampling(sampling, capabilities)
     _check_thinking(task, sampling)
@@ -68,7 +69,7 @@ def check_request(
         tools=task.tools,
         grammar=task.grammar,
         sampling=sampling,
-        enforced=enforced,
+        enforced=strict or capabilities.enforcer is Enforcer.MASK,
         deadline=deadline,
         piecewise=piecewise,
         joinable=not stop,

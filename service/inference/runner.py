@@ -49,7 +49,6 @@ from service.types import (
     DEFAULT_MAX_TOKENS,
     Capabilities,
     Chunk,
-    Enforcer,
     FinishReason,
     GenerateRequest,
     GrammarKind,
@@ -109,7 +108,7 @@ async def run(
         sampling,
         request_id,
         stop,
-        enforced=strict or capabilities.enforcer is Enforcer.MASK,
+        strict=strict,
         deadline=deadline.at,
         piecewise=bool(stop),
     )
@@ -169,7 +168,7 @@ async def stream(
         sampling,
         request_id,
         stop,
-        enforced=strict or capabilities.enforcer is Enforcer.MASK,
+        strict=strict,
         deadline=deadline.at,
     )
     collected = _Chunks(await deadline.wait(_check(task, capabilities, limits), late))
